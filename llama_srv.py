@@ -3,8 +3,8 @@
 
     python llama_srv.py -m model.gguf
 
-This file is only the door: everything behind it is in `server/` (start reading at server/launch.py and server/app.py)
-and `ctypes_api/`.
+This file only starts the program. The code is in `server/` (start reading at server/launch.py and server/app.py) and
+in `ctypes_api/`.
 """
 
 import os
@@ -15,14 +15,14 @@ if sys.version_info < (3, 10):
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 if HERE not in sys.path and not getattr(sys, "frozen", False):
-    sys.path.insert(0, HERE)  # python -I, -P and PYTHONSAFEPATH leave it out
+    sys.path.insert(0, HERE)  # Python doesn't add it with -I, -P or PYTHONSAFEPATH
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--engine-process"]:  # the server's own child: needs a tenth of the imports
+    if sys.argv[1:2] == ["--engine-process"]:  # a child of the server
         from server.engine.entry.process import main as serve_engine
 
         serve_engine(sys.argv[2:])
-    if sys.argv[1:2] == ["--janitor"]:  # likewise, where the server has UNIX sockets
+    if sys.argv[1:2] == ["--janitor"]:  # another child, where the server listens on UNIX sockets
         from server.service.janitor import main as clean_up
 
         clean_up(sys.argv[2:])

@@ -1,5 +1,5 @@
-"""Everything between the command line and the C library, in the order a request travels.
+"""Everything between the command line and the C library.
 
-`web` (bytes and HTTP) -> `api` (JSON) -> `chat` (text) -> `engine` (tokens); `app` wires them together.
-docs/architecture.md follows one request through all of them.
+A request passes through `web` (bytes and HTTP), `api` (JSON), `chat` (text) and `engine` (tokens). `app` connects
+these parts. docs/architecture.md follows one request through all of them.
 """

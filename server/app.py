@@ -1,9 +1,9 @@
-"""The composition root: from the options to a running server, and back down. Its half of the engine.
+"""The composition root, first part: from the options to an engine that loads its model.
 
-Runs on the main thread, called by `launch` only. Builds each part and passes it on. Order of starting: the model's
-files are looked at, the engine is told what to load, and while it does, `serving` imports the other half (HTTP, JSON,
-templates), listens, and waits until the engine is ready. Hence the imports inside functions: here is what every start
-needs before the engine can begin, there what can wait or is rarely needed at all.
+Runs on the main thread; only `launch` calls it. It builds each part and passes it to the next. Order at start: check
+the model's files and tell the engine what to load; while it loads, import `serving` (HTTP, JSON, templates), which
+listens and waits until the engine is ready. This module imports at its top only what every start needs before the
+engine can begin to load. All other imports are inside functions.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
+"""Seconds that a Python thread may keep the interpreter's lock while another one waits for it."""
 STOPPING = ("SIGINT", "SIGTERM", "SIGBREAK")
-"""Signals that ask for an end; the last one is Ctrl-Break, on Windows only."""
-TUNE_CTX = 1024  # tokens of each slot while steps are measured
+"""Signals that stop the server. The last one is Ctrl-Break, which only Windows has."""
+TUNE_CTX = 1024  # tokens of context for each slot during --tune
 
 log = get_logger("app")
 
 
 def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
-    """What the options ask for; the exit code. `own` is the bundle that this program is, `process` an engine's that
-    has been started for it."""
+    """Do what the options ask for, and return the exit code. `own` is the bundle that this program is part of.
+    `process` is an engine's process that has been started in advance."""
     try:
         errands = options.errands
         if errands.version:
@@ -82,10 +83,10 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
 
 
 def measure(options: Options, names: str, argv: Sequence[str]) -> int:
-    """`--bench names`: this program as a server of its own, measured; the exit code."""
+    """Run `--bench names`, which starts this program as a server of its own and measures it. Return the exit code."""
     if options.http.ssl_key_file:
-        raise OptionError("--bench speaks plain HTTP to itself: leave out --ssl-key-file and --ssl-cert-file")
-    from server.bench import command  # here, because a server that serves starts faster without it
+        raise OptionError("--bench uses plain HTTP: leave out --ssl-key-file and --ssl-cert-file")
+    from server.bench import command  # here, because the server starts faster without it
 
     model = options.model
     try:
@@ -102,7 +103,7 @@ def measure(options: Options, names: str, argv: Sequence[str]) -> int:
 
 
 def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, config: EngineConfig) -> int:
-    """`--tune`: one CPU variant measured in this process if one is named, else all of them by children of it."""
+    """Run `--tune`. If a CPU variant is named, measure it in this process, else measure each one in a child process."""
     from ctypes_api.folder import read_folder
     from server.errands import tune
 
@@ -117,8 +118,8 @@ def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, co
     plugins = read_folder(Path(config.libs)).cpu_variants
     command = program.own_command(*tune.without_tune(argv))
     print(
-        f"{Path(path).name}: milliseconds of steps of one row, of some and of a prompt, near the beginning and "
-        "further on",
+        f"{Path(path).name}: milliseconds for a step of one token, of a few tokens and of a prompt, each with a short "
+        "and with a long context",
         flush=True,
     )
     try:
@@ -131,12 +132,12 @@ def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, co
     except ValueError as error:
         raise OptionError(str(error)) from None
     except OSError as error:
-        raise OptionError(f"what --tune found can't be kept: {error}") from None
+        raise OptionError(f"the result of --tune can't be saved: {error}") from None
     return 0
 
 
 def version(options: EngineOptions) -> str:
-    """`--version`: ours, llama.cpp's, and which libraries would be used."""
+    """The text of `--version`: this program's version, llama.cpp's, and which libraries the server would use."""
     from server.engine.llama import backend
 
     try:
@@ -146,7 +147,7 @@ def version(options: EngineOptions) -> str:
 
 
 def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
-    """Load, listen, serve until a signal comes; the exit code. For the parameters see `run`."""
+    """Load the model, listen, and serve until a signal comes. Return the exit code. For the parameters see `run`."""
     set_up_logging(options.logging, options.warnings)
     unpacked = program.UnpackedFolder(program.unpacked_folder())
     is_tuning, model = options.errands.tune, options.model
@@ -166,22 +167,22 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         return 0
     require_workers(config)
     warn_of_threads(config)
-    if not options.api.is_2024:  # which knew no such thing
+    if not options.api.is_2024:  # servers of 2024 ignored what a model's file advises
         model = with_advice(model, advice)
     stop, leave = take_signals()
     transport = make_transport(options.engines, model.engine_timeout, config, process)
     engine = EngineClient(transport, lambda: open_vocab(config), options.http.max_text << 20, model.context_shift)
-    if place.name and not model.aliases:  # a bundle says what its model is called
+    if place.name and not model.aliases:  # a bundle names its model
         model = model.replace(aliases=(place.name,))
     starter = None
     try:
         engine.start()
         memory.return_large_blocks()
-        preload_vocab(options.engines, config.libs)  # `open_vocab` is what the start ends with
+        preload_vocab(options.engines, config.libs)  # the start ends with `open_vocab`
         from server import serving  # here, while the engine loads the model
 
         if model.sleep_idle_seconds >= 0:
-            asked = options.model.replace(aliases=model.aliases)  # the file's advice is read anew each time
+            asked = options.model.replace(aliases=model.aliases)  # without the file's advice: each load reads it again
             starter = make_starter(options.replace(model=asked), own, argv, config.libs, None)
         return serving.serve(
             options.replace(model=model), engine, place.name or place.path, unpacked, stop, leave, starter
@@ -193,7 +194,7 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
 
 
 def require_workers(config: EngineConfig) -> None:
-    """PassingError if a worker of --rpc doesn't answer: it may be on its way."""
+    """PassingError if a worker of --rpc doesn't answer: it may still be starting."""
     from server.engine.seam.workers import reachable
 
     _, faults = reachable(config.rpc)
@@ -208,7 +209,7 @@ def serve_many(
     process: subprocess.Popen | None,
     unpacked: program.UnpackedFolder,
 ) -> int:
-    """The same for several models, none of which is loaded before it is asked for."""
+    """Serve several models. Each one is loaded when a request asks for it. See `serve`."""
     from server import serving
 
     libs = libs_folder(options.engines)
@@ -242,8 +243,8 @@ def make_turns() -> str:
 def make_starter(
     options: Options, own: Bundle | None, argv: Sequence[str], libs: str, process: subprocess.Popen | None
 ) -> Starter:
-    """What starts models again and again; `process` is an engine's that waits for the first of them."""
-    from server.loading import starter  # here, because a server whose model stays has no use for it
+    """The object that starts models. `process` is an engine's process that the first model will use."""
+    from server.loading import starter  # here, because a server whose model stays loaded doesn't need it
 
     variant = chosen(options.model, options.model.sources.model or "", Path(libs)).cpu_variant
     spare = starter.Spare([libs, variant] if variant else [libs], process)
@@ -251,7 +252,8 @@ def make_starter(
 
 
 def take_signals() -> tuple[threading.Event, list[Callable[[], None]]]:
-    """What signals set, and what is put in order before a second one ends everything."""
+    """Handle signals. Return the event that the first signal sets, and the list of functions that are called when a
+    second signal ends the program."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
@@ -262,7 +264,7 @@ def take_signals() -> tuple[threading.Event, list[Callable[[], None]]]:
 
 
 def preload_vocab(options: EngineOptions, libs: str) -> None:
-    """Load what opens vocabularies, unless this process has it anyway."""
+    """Load the library that opens vocabularies, unless the engine runs in this process and has loaded it."""
     if options.engine == "process":
         from server.engine.client import vocab
 
@@ -270,7 +272,7 @@ def preload_vocab(options: EngineOptions, libs: str) -> None:
 
 
 def set_up_logging(options: LoggingOptions, warnings: Sequence[str]) -> None:
-    """Where log lines go, then the warnings that the options have collected."""
+    """Set up the log, then log the warnings that the options have collected."""
     level = (
         logging_setup.VERBOSE
         if options.verbose
@@ -285,7 +287,7 @@ def set_up_logging(options: LoggingOptions, warnings: Sequence[str]) -> None:
 
 
 def _on_signal(stop: threading.Event, leave: Sequence[Callable[[], None]]) -> None:
-    """The first signal asks for a clean end, the second ends at once, after what must be left in order."""
+    """The first signal asks for a clean stop. The second one calls the functions in `leave` and ends the process."""
     if stop.is_set():
         for step in leave:
             step()

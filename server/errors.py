@@ -1,7 +1,7 @@
-"""The exceptions with a line for the user: one becomes an HTTP answer, the others end a start.
+"""Exceptions whose message is one line for the user. `ApiError` becomes an HTTP answer, the others stop a start.
 
-A leaf: any module of `server` may raise them. Validation never answers by itself: the HTTP edge
-(`server.web.connection`) catches an `ApiError` and gives it the shape that the route's clients expect.
+A leaf: any module of `server` may raise them. The HTTP edge (`server.web.connection`) catches an `ApiError` and writes
+it in the format that the route's clients expect.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ SAID_BY_TYPE = {
     "timeout_error": "time_limit",
     "exceed_context_size_error": "context",
 }
-"""The reason that a client takes from the type: an answer names only another one."""
+"""The reason that each error type implies. An answer names its reason only if it is a different one."""
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def one_line(message: str) -> str:
-    """`message` with what would break the line escaped: it may quote what a client or a file says."""
+    """`message` with control characters escaped. It may quote text from a client or a file."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
 
 
 class ApiError(Exception):
-    """An answer other than success: HTTP `status`, one-line `message`, error `type`, `extra` fields for its JSON.
+    """An error answer: HTTP `status`, one-line `message`, error `type`, and `extra` fields for its JSON.
 
-    `reason` is what `/metrics` counts it under (`server.metrics.REASONS`), "" where nothing was refused: the client has
-    left, or the server is at fault. Type or status say it unless it is given.
+    `reason` is the label under which `/metrics` counts the refusal (see `server.metrics.REASONS`). By default it
+    follows from type or status. It is "" where no request was refused: the client has left, or the server failed.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class ApiError(Exception):
 
 
 class StartError(Exception):
-    """Why the server can't be started, or the model not be loaded: one line for the user."""
+    """Why the server can't start or a model can't be loaded: one line for the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 class PassingError(StartError):
-    """Why it can't be started now; the same start may succeed later, as when a port is free again."""
+    """Why the server can't start now. The same start may succeed later, for example once a port is free."""
 
 
 FAILED, MISCONFIGURED = 1, 2
-"""Exit codes: something went wrong that may be otherwise next time; somebody has to change something first."""
+"""Exit codes. FAILED: the same start may succeed later. MISCONFIGURED: options or files have to be changed first."""

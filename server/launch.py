@@ -1,11 +1,10 @@
-"""The first steps of the program: read the options, start the engine's process if there is to be one, go on to `app`.
+"""The first steps of the program: read the options, start the engine's process if one is needed, go on to `app`.
 
-Main thread. Everything here is about the time until the server is ready: an interpreter takes a tenth of a second to
-import either half of the program, so the engine's half is started before the web's half is imported, and both do it at
-once. Hence this module imports next to nothing, and cyclic garbage isn't looked for until the server serves (there is
-none at a start, and looking for it among a hundred thousand new objects costs a tenth of the time).
+Main thread. This module keeps the start short. An interpreter takes a tenth of a second to import either half of the
+program, so the engine's process is started before this one imports the web's half, and both import at the same time.
+For the same reason this module imports little, and the garbage collector is off until the server serves.
 
-Not taken: starting the engine before the options are read. It would be for nothing with every --help.
+Not taken: starting the engine before the options are read. Every --help would start one for nothing.
 """
 
 from __future__ import annotations
@@ -35,12 +34,13 @@ if TYPE_CHECKING:
     from server.errands.bundle import Bundle
 
 MIN_ADDRESS_SPACE = 1 << 30
-"""Mapped, not used: threads reserve most of it. With less, some can't be started, and native code aborts."""
+"""Bytes of address space that the program needs. Most of it is reserved for threads' stacks and never used. With less,
+some threads can't start, and native code aborts."""
 NO_MEMORY = "there is not enough memory, or a limit such as ulimit -v allows too little"
 
 
 def main(argv: Sequence[str]) -> int:
-    """The whole program; the exit code, see `shells.EXIT_STATUS`."""
+    """Run the program. Return the exit code, see `shells.EXIT_STATUS`."""
     program.open_standard_streams()
     if os.environ.pop(program.OWNED, ""):
         threading.Thread(target=_end_with_input, name="owner", daemon=True).start()
@@ -57,7 +57,7 @@ def _main(argv: Sequence[str], is_click: bool) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `--help | head`: the reader has had enough
+    except BrokenPipeError:  # as with `--help | head`
         _drop_output()
         return 0
     except KeyboardInterrupt:
@@ -69,7 +69,7 @@ def _main(argv: Sequence[str], is_click: bool) -> int:
 
 
 def _drop_output() -> None:
-    """What stdout still holds can't be written, and the interpreter must not try."""
+    """Discard what stdout still buffers: it can't be written, and the interpreter would try at its end."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -82,8 +82,9 @@ def _fail(why: str, code: int = FAILED) -> int:
 
 
 def _end_with_input() -> None:
-    """As Ctrl-C does, once whoever has started this server has gone. (A thread within `sys.stdin` would end the
-    interpreter's end.)"""
+    """Stop the server as Ctrl-C does once its standard input ends, because the process that started it has ended.
+
+    It reads the descriptor: a thread that waits inside `sys.stdin` would block the interpreter's exit."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
@@ -92,7 +93,7 @@ def _end_with_input() -> None:
 
 def _run(argv: Sequence[str], is_click: bool) -> int:
     if is_command(argv):
-        from server.commands import main as commands  # here, because no server needs it
+        from server.commands import main as commands  # here, because a server doesn't need it
 
         return commands.main(argv)
     try:
@@ -112,13 +113,13 @@ def _run(argv: Sequence[str], is_click: bool) -> int:
     room = address_space()
     if room is not None and room < MIN_ADDRESS_SPACE:
         return _fail(
-            f"ulimit -v allows {room >> 20} MiB of address space; {MIN_ADDRESS_SPACE >> 20} MiB and the model's "
-            "size are needed"
+            f"ulimit -v allows {room >> 20} MiB of address space; the server needs {MIN_ADDRESS_SPACE >> 20} MiB and "
+            "the model's size"
         )
     process = start_engine(options, own)
     try:
         if process is not None:
-            gc.disable()  # until it serves
+            gc.disable()  # `serving` enables it again
         from server import app  # here, while the engine's process gets ready
 
         return app.run(options, own, argv, process)
@@ -129,7 +130,7 @@ def _run(argv: Sequence[str], is_click: bool) -> int:
 
 
 def address_space() -> int | None:
-    """Bytes that each of our processes may map; None for no limit."""
+    """Bytes that each process of the program may map; None for no limit."""
     try:
         import resource
     except ImportError:
@@ -139,10 +140,10 @@ def address_space() -> int | None:
 
 
 def own_bundle() -> Bundle | None:
-    """The bundle that this very program is, or has beside it. OptionError if it is damaged."""
+    """The bundle in this executable, or in a file beside it; None without one. OptionError if it is damaged."""
     if not program.is_frozen():
         return None
-    from server.errands.bundle import BundleError, find  # here, because Python source holds no bundle
+    from server.errands.bundle import BundleError, find  # here, because only executables have one
 
     try:
         return find(program.own_file())
@@ -151,7 +152,7 @@ def own_bundle() -> Bundle | None:
 
 
 def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
-    """The engine's process, which waits for its configuration; None where it isn't clear that one will be needed."""
+    """Start the engine's process, which then waits for its configuration. None if no engine may be needed."""
     sources = options.model.sources
     is_at_hand = (own or sources.model) and not sources.must_fetch
     if not is_at_hand or options.engines.engine == "thread" or options.errands:
@@ -159,11 +160,12 @@ def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | Non
     try:
         return spawn.start_process(spawn.engine_command(*library_hints(options)))
     except OSError:
-        return None  # the supervisor tries again, and knows whom to tell
+        return None  # the supervisor tries again and reports the error
 
 
 def library_hints(options: Options) -> list[str]:
-    """The folder of the libraries, and the CPU variant if one is asked for; nothing if `app` will have to say why."""
+    """The folder of the libraries, and the CPU variant if one is chosen. Empty without libraries: `app` reports
+    that."""
     try:
         folder = find_folder(program.ROOT, options.engines.libs)
     except LibsError:

@@ -1,11 +1,11 @@
-"""Log lines of the server: the stdlib's `logging` below one root name, text for people or JSON for programs.
+"""The server's log: the standard library's `logging` below one root name, as text for people or JSON for programs.
 
-A leaf, used by every thread. Each record is one line (a traceback adds indented ones in text, a field in JSON), and
-whole lines are written, so that several processes can append to one file. llama.cpp's own lines come through the
-logger "llama", the access log through "access". What clients sent can't forge lines or drive a terminal:
-control characters are escaped. Secrets are masked in every line, whoever logs it. A full disk, a closed
-stderr or a reader that sleeps costs lines, never time or an exception (`log_output`).
-Nothing happens at import: `setup` is called by `app`, tests may leave it out.
+A leaf, used by every thread. Each record is one line. A traceback is a field in JSON; in text it adds indented lines.
+Lines are written whole, so several processes can append to one file. llama.cpp's own lines come through the logger
+"llama", the access log through "access". Control characters are escaped, so that text from clients can't forge lines
+or control a terminal. Secrets are masked in every line. A full disk, a closed stderr or a reader that doesn't read
+costs lines, but never time or an exception (see `log_output`). Importing this module has no effect; `app` calls
+`setup`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.log_output import FLUSH_S, FileSink, LogFileError, Output, Sink, Str
 
 ROOT = "llama_srv"
 VERBOSE = 5
-"""Below DEBUG: whole requests and answers, which hold what users wrote."""
+"""The level below DEBUG: whole requests and answers, with the text of users."""
 LEVELS = {
     "ERROR": logging.ERROR,
     "WARNING": logging.WARNING,
@@ -40,7 +40,7 @@ LEVEL_BY_VERBOSITY = {
     4: logging.DEBUG,
     5: VERBOSE,
 }
-"""For `--log-verbosity N`, whose numbers are llama.cpp's; larger ones mean 5."""
+"""The level for `--log-verbosity N`. The numbers are llama.cpp's; larger ones mean 5."""
 LEVEL_NAMES = {
     logging.CRITICAL: "ERR",
     logging.ERROR: "ERR",
@@ -57,16 +57,16 @@ PROFILES = {
     "modern": {"stdout": False, "format": "text", "file": None},
 }
 
-MIN_SECRET = 5  # masking shorter ones would eat ordinary words
-MAX_PATH = 256
-MAX_DEPTH = 20
-SAY_S = 0.2
-REOPEN_S = 2.0
+MIN_SECRET = 5  # characters; masking shorter secrets would mask ordinary words
+MAX_PATH = 256  # characters of a path in the access log
+MAX_DEPTH = 20  # levels of nested values in a field
+SAY_S = 0.2  # seconds that `say` waits for earlier log lines
+REOPEN_S = 2.0  # seconds that `reopen` waits for each file
 QUIET_ENDINGS = ("/health", "/health/live", "/health/ready", "/metrics")
-"""Probes ask for these every few seconds: in the access log only from DEBUG on, unless they fail."""
+"""Routes that monitoring asks for every few seconds. The access log has them only from DEBUG on, unless they fail."""
 STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
-"""Files of the web page, some thirty for one visit: likewise."""
-# patterns that are compiled when a line is written: the engine's process imports this module and writes none
+"""Files of the web page, some thirty for one visit, which the access log treats in the same way."""
+# These patterns are compiled when a line is written: the engine's process imports this module and writes no lines.
 UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 TOKENS = (
     (r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}", r"\1***"),
@@ -111,10 +111,9 @@ def setup(
 ) -> None:
     """Send all lines of at least `level` (a key of LEVELS, or a number) to `stream` (stderr) and `file`.
 
-    `quiet` leaves out the stream; `colors` is on, off or auto (on a terminal, unless NO_COLOR is set).
-    `secrets` are masked wherever they turn up (from 5 characters on). LogFileError if the file can't be
-    opened; with `file_optional` that is only a warning. May be called again: the new settings replace the
-    old ones.
+    `quiet` leaves out the stream. `colors` is on, off or auto (on a terminal, unless NO_COLOR is set). `secrets` of 5
+    characters or more are masked in every line. LogFileError if the file can't be opened; with `file_optional` the log
+    has a warning instead. Another call replaces the settings.
     """
     if format not in FORMATS:
         raise ValueError(f"log format {format!r} is none of {', '.join(FORMATS)}")
@@ -130,7 +129,7 @@ def setup(
                 raise
             trouble = error
     stream = stream if stream is not None else sys.stderr
-    if not quiet and stream is not None:  # there is no stderr in a program without a console
+    if not quiet and stream is not None:  # a program without a console has no stderr
         in_color = colors == "on" or colors == "auto" and _wants_color(stream)
         sink = StreamSink(stream, utf8=format == "json")
         handlers.append(Handler(sink, _formatter(format, mask, color=in_color)))
@@ -142,10 +141,12 @@ def setup(
 def profile_settings(
     profile: str, *, disable: bool = False, format: str | None = None, file: str | None = None
 ) -> dict[str, Any]:
-    """`--compat`, `--log-disable`, `--log-format`, `--log-file` as arguments for `setup`; None: not given.
+    """The arguments of `setup` that follow from `--compat`, `--log-disable`, `--log-format` and `--log-file`. None
+    means that an option wasn't given.
 
-    2024: JSON to stdout and to `llama.log`, of which `--log-disable` drops the file. Modern: text to stderr,
-    and `--log-disable` means no log, as in today's llama-server.
+    With `--compat 2024` the log is JSON on stdout and in `llama.log`, and `--log-disable` leaves out the file.
+    Otherwise
+    it is text on stderr, and `--log-disable` leaves out the whole log, as in today's llama-server.
     """
     row = PROFILES[profile]
     return {
@@ -158,27 +159,29 @@ def profile_settings(
 
 
 def reopen() -> None:
-    """Open log files anew under their names, after somebody has moved them (SIGHUP, from the main loop)."""
+    """Open the log files again by their names, after they have been moved. The main loop calls it at SIGHUP."""
     for handler in _handlers():
         if not isinstance(handler.sink, FileSink):
             continue
         try:
             if handler.output.call(handler.sink.reopen, REOPEN_S):
-                get_logger("log").info("log file %s opened anew", handler.sink.path)
+                get_logger("log").info("log file %s reopened", handler.sink.path)
             else:
-                get_logger("log").error("log file %s takes no lines; it is opened anew when it does", handler.sink.path)
+                get_logger("log").error(
+                    "log file %s is blocked; it will be reopened once a write returns", handler.sink.path
+                )
         except LogFileError as error:
-            get_logger("log").error("the old log file stays open: %s", error)
+            get_logger("log").error("the old log file stays in use: %s", error)
 
 
 def hide(*secrets: str) -> None:
-    """Mask these from now on too, e.g. API keys from a file that was read again."""
+    """Mask further secrets, for example API keys from a file that was read again."""
     for handler in _handlers():
         handler.formatter.mask.add(secrets)
 
 
 def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
-    """`print` for a server that runs: after the log lines so far, and without waiting for who reads `stream`."""
+    """Like `print`, but after the log lines so far, and without waiting for the reader of `stream`."""
     if stream is None:
         return
     flush(SAY_S)
@@ -195,23 +198,23 @@ def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
 
 
 def flush(patience_s: float = FLUSH_S) -> None:
-    """Wait until the lines so far are written, but not for ever."""
+    """Wait until the lines so far are written, at most `patience_s` seconds for each output."""
     for handler in [*_handlers(), *_speakers]:
         handler.output.flush(patience_s)
 
 
 def n_lost() -> int:
-    """Lines that could not be written, here and in other processes of ours, so far."""
+    """How many lines could not be written so far, in this process and in the engine's."""
     return sum(handler.output.n_lost for handler in _handlers()) + sum(_lost_elsewhere)
 
 
 def note_lost(n: int) -> None:
-    """Another process of ours has lost so many lines."""
+    """Add to `n_lost` lines that the engine's process has lost."""
     _lost_elsewhere[0] += n
 
 
-_speakers: list[Handler] = []  # for streams that no log lines go to
-_lost_elsewhere = [0]  # by the thread that reads from the engine
+_speakers: list[Handler] = []  # handlers of `say` for streams without log lines
+_lost_elsewhere = [0]  # lines that the engine's process has lost; changed by the thread that reads from the engine
 
 
 def _handlers() -> list[Handler]:
@@ -221,7 +224,7 @@ def _handlers() -> list[Handler]:
 def _install(handlers: list[Handler], level: int) -> None:
     root = logging.getLogger(ROOT)
     old = list(root.handlers)
-    # without any, logging would fall back to stderr
+    # without a handler, logging would write to stderr
     root.handlers[:] = handlers or [logging.NullHandler()]  # type: ignore[list-item]
     root.setLevel(level)
     root.propagate = False
@@ -237,25 +240,25 @@ def _wants_color(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     if os.name == "nt" and not (os.environ.get("WT_SESSION") or os.environ.get("TERM")):
-        return False  # the old console shows the codes
+        return False  # the old console doesn't know color codes
     try:
         return stream.isatty()
     except (AttributeError, ValueError):
         return False
 
 
-# -- which model it is about, where there are several
+# -- the model's name in lines of a server with several models
 
 _subject = threading.local()
 
 
 def about(model: str) -> None:
-    """From now on this thread's lines have the name of a model; "" ends that."""
+    """Put the name of a model into all further lines of this thread; "" ends that."""
     _subject.model = model
 
 
 def inherit(target: Callable[..., None]) -> Callable[..., None]:
-    """`target` for another thread, whose lines are about the same model as those of this one."""
+    """Wrap the target function of a new thread, so that its lines have the same model's name as this thread's."""
     model = getattr(_subject, "model", "")
 
     def run(*args: object) -> None:
@@ -269,9 +272,9 @@ def inherit(target: Callable[..., None]) -> Callable[..., None]:
 
 
 def access_line(record: AccessRecord) -> None:
-    """One line for one answered request, for the HTTP server's `access_log`.
+    """Log one answered request; the HTTP server calls this as its `access_log`.
 
-    Server errors are warnings. The path comes without its query, which may hold secrets.
+    Server errors are warnings. The path has no query, which may hold secrets.
     """
     is_quiet = record.status < 400 and (
         record.path.rstrip("/").endswith(QUIET_ENDINGS) or record.path.endswith(STATIC_ENDINGS)
@@ -303,7 +306,7 @@ def access_line(record: AccessRecord) -> None:
 def handle_foreign(
     name: str, level: int, text: str, function: str, line: int, thread: str, created: float, trace: str
 ) -> None:
-    """A record that another process of ours has made. `trace` is a formatted traceback, or ""."""
+    """Log a record that the engine's process has made. `trace` is a formatted traceback, or ""."""
     logger = get_logger(name)
     if not logger.isEnabledFor(level):
         return
@@ -313,12 +316,12 @@ def handle_foreign(
 
 
 def is_verbose() -> bool:
-    """Whether `verbose` has any effect: ask before computing what is only logged there."""
+    """Whether `verbose` logs anything. Ask this before computing its arguments."""
     return logging.getLogger(ROOT).isEnabledFor(VERBOSE)
 
 
 def verbose(message: str, **fields: object) -> None:
-    """A line with whole requests, prompts or answers; only with `--verbose`. `fields`: what JSON can hold.
+    """With `--verbose`, log a whole request, prompt or answer. `fields` are values that JSON can hold.
 
     For a completion: `verbose("request", request_id=..., request=parsed_body)`, then `verbose("prompt",
     request_id=..., tokens=[[id, piece], ...])`, and `verbose("response", request_id=..., response=...)` when
@@ -331,7 +334,7 @@ def verbose(message: str, **fields: object) -> None:
 
 
 class Mask:
-    """Replaces secrets by `***`: the given ones, and what looks like a token or a password in a URL."""
+    """Replaces secrets by `***`: the given ones, and texts that look like a token or a password in a URL."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._known: re.Pattern[str] | None = None
@@ -339,10 +342,10 @@ class Mask:
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
-        """More secrets; short ones are left out."""
+        """Mask these secrets, too, except short ones."""
         for secret in secrets:
             if len(secret) >= MIN_SECRET:
-                # as it stands, as %r shows it, and as it looks inside a JSON string, once or twice wrapped
+                # the secret itself, its form in %r, and its form in JSON and in JSON within JSON
                 wrapped = json.dumps(secret, ensure_ascii=False)[1:-1]
                 self._secrets |= {secret, repr(secret)[1:-1], wrapped, json.dumps(wrapped, ensure_ascii=False)[1:-1]}
         if self._secrets:
@@ -358,7 +361,7 @@ class Mask:
 
 
 class TextFormatter(logging.Formatter):
-    """`12:34:56.789 I engine: message | key=value`; a traceback follows, indented."""
+    """Formats a record as `12:34:56.789 I engine: message | key=value`, and its traceback as indented lines."""
 
     def __init__(self, mask: Mask, *, color: bool = False, dated: bool = False) -> None:
         super().__init__()
@@ -382,7 +385,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object: tid, timestamp (seconds), level, function, line, msg; then logger, thread, own fields."""
+    """Formats a record as a JSON object: tid, timestamp (seconds), level, function, line, msg, logger, thread, and the
+    record's own fields."""
 
     def __init__(self, mask: Mask) -> None:
         super().__init__()
@@ -393,7 +397,7 @@ class JsonFormatter(logging.Formatter):
         message = _message(record)
         function, line = record.funcName, record.lineno
         if record.name == f"{ROOT}.llama":
-            # not our callback: the C function, whose name llama.cpp's lines begin with
+            # the C function, with whose name llama.cpp's lines begin, instead of our callback
             found = re.match(NATIVE_FUNCTION, message)
             function, line = found[1] if found else "", 0
         entry = {
@@ -416,7 +420,7 @@ class JsonFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # a mistake in the call must not hide what it was about
+    except Exception as error:  # a wrong call must not hide the message
         return f"{record.msg!s} (arguments don't fit: {error})"
 
 
@@ -443,7 +447,7 @@ def _text_value(value: object) -> str:
 
 
 def _to_json(value: object, depth: int = 0) -> str:
-    """Whatever it is: what JSON can't hold (NaN, odd keys, loops) becomes strings."""
+    """JSON of any value. What JSON can't hold (NaN, keys that aren't texts, loops) becomes a text."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except (ValueError, TypeError, RecursionError):
@@ -459,7 +463,7 @@ def _to_json(value: object, depth: int = 0) -> str:
 
 
 def _plain(value: object) -> object:
-    import dataclasses  # here, because it takes longer to import than all else
+    import dataclasses  # here, because it is slow to import
 
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
@@ -472,11 +476,12 @@ def _plain(value: object) -> object:
 
 # -- from lines to outputs
 
-LOST = "%d log lines were lost: %s"
+LOST = "%d log lines were lost: %s"  # and why
 
 
 class Handler(logging.Handler):
-    """Formats, on the thread that logs, and leaves the line to its output. `logging` locks it around `emit`."""
+    """Formats a record on the thread that logs it, and passes the line to its output. `logging` locks it around
+    `emit`."""
 
     formatter: TextFormatter | JsonFormatter
 
@@ -490,15 +495,15 @@ class Handler(logging.Handler):
         """Never raises and never waits."""
         try:
             self.output.put(self.format(record) + "\n")
-        except Exception as error:  # anything in a __str__
+        except Exception as error:  # a __str__ may raise anything
             self.output.lose(str(error))
 
     def flush(self) -> None:
-        """Called at the end of the program, too."""
+        """Wait until the lines so far are written. `logging` calls it at the end of the program, too."""
         self.output.flush()
 
     def close(self) -> None:
-        """Write what is left and let go of the file."""
+        """Write the waiting lines and close the file."""
         self.output.close()
         super().close()
 

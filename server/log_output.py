@@ -1,15 +1,15 @@
-"""Where log lines go: a stream or a file, with a queue and a thread of its own. The second half of `log`, a leaf.
+"""The outputs of the log: a stream or a file, each with a queue and a thread of its own. A leaf, used by `log`.
 
-Who logs only puts a line into the queue, so nobody waits for a reader of stderr or for a disk. The thread `log` writes
-what is there, in order and many lines at once. The queue is bounded: what finds no room is lost and counted, as is what
-a full disk or a closed stream doesn't take, and the log says so once lines get through again. At the end of the program
-whoever closes an output waits for it, but not for ever.
+A thread that logs only puts the line into the queue, so it never waits for a reader of stderr or for a disk. The
+output's thread, `log`, writes the lines in order, many at once. The queue is bounded. A line that finds the queue full,
+or that a full disk or a closed stream refuses, is lost and counted, and the log reports the count with the next line
+that can be written. At the end of the program, closing an output waits for its lines, up to `FLUSH_S`.
 
-What a dying process says doesn't come through here: Python's fault handler, an uncaught exception and ggml's abort
-write to stderr by themselves.
+A dying process writes to stderr directly, not through this module: Python's fault handler, an uncaught exception,
+ggml's abort.
 
-Not taken: writing at once where there is room. A pipe can be asked, a disk can't. One thread for all outputs: a reader
-of stderr that sleeps would keep lines from the file.
+Not taken: writing on the thread that logs if the output is ready. A pipe can tell whether it is ready, a disk can't.
+Also not taken: one thread for all outputs. A reader of stderr that doesn't read would keep lines from the file.
 """
 
 from __future__ import annotations
@@ -26,41 +26,43 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TextIO
 
-FILE_MODE = 0o640  # verbose lines hold prompts
+FILE_MODE = 0o640  # not for other users: verbose lines hold prompts
 APPEND = 0x4 | 0x80 | 0x100000  # FILE_APPEND_DATA, FILE_READ_ATTRIBUTES, SYNCHRONIZE
 SHARE_ALL, OPEN_ALWAYS, NORMAL = 7, 4, 0x80
 MAX_WAITING = 8 << 20
-"""Characters that may wait; a longer line is taken where none waits."""
+"""Characters that may wait in a queue. A line longer than that is accepted if the queue is empty."""
 MAX_WRITE = 1 << 16
-"""Characters written at once, in whole lines: at least one."""
-FLUSH_S = 1.0
-WOULD_BLOCK_WAIT_S = 0.02
+"""Characters after which a write takes no further line."""
+FLUSH_S = 1.0  # seconds that `flush` and `close` wait at most
+WOULD_BLOCK_WAIT_S = 0.02  # seconds between two tries to write to a stream that is full
 TOO_FAST = "they come faster than they are read or written"
 
 
 class LogFileError(OSError):
-    """The log file that the user asked for can't be written; one line that says what to do."""
+    """Why the log file can't be written, and what to do: one line."""
 
 
 Line = tuple[int, str]
-"""With how many had found no room before it."""
+"""A line, and before it the number of lines that the full queue had refused before this one was put."""
 
 
 class Output:
-    """The queue and the thread of one sink. `put` and `lose` are called by one thread at a time (logging's lock sees to
-    that), the rest by any. `loss_line` makes the line that says how many were lost, and why."""
+    """The queue and the thread of one sink. `put` and `lose` are called by one thread at a time, under logging's lock;
+    all else may be called by any thread. `loss_line` makes the line that reports how many lines were lost, and why."""
 
     def __init__(self, sink: Sink, loss_line: Callable[[int, str], str]) -> None:
         self.sink = sink
         self._loss_line = loss_line
         self._waiting: deque[Line | Callable[[], object]] = deque()
-        self._wakes: SimpleQueue[None] = SimpleQueue()  # one for each
+        self._wakes: SimpleQueue[None] = SimpleQueue()  # one for each waiting item
         self._why = ""
-        self._n_refused = 0  # these two belong to who puts
+        # changed by the thread that puts
+        self._n_refused = 0  # lines
         self._n_put = 0  # characters
-        self._n_done = 0  # these belong to the thread
-        self._n_failed = 0
-        self._n_told = 0
+        # changed by the output's thread
+        self._n_done = 0  # characters
+        self._n_failed = 0  # lines
+        self._n_told = 0  # lost lines that have been reported
         self._is_failing = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -68,11 +70,11 @@ class Output:
 
     @property
     def n_lost(self) -> int:
-        """Lines that were not written, so far."""
+        """How many lines were lost so far."""
         return self._n_refused + self._n_failed
 
     def put(self, text: str) -> None:
-        """Have this written, or lost if too much is waiting. Never waits."""
+        """Queue a line. It is lost if the queue is full. Never waits."""
         n_waiting = self._n_put - self._n_done
         if n_waiting and n_waiting + len(text) > MAX_WAITING:
             self.lose(TOO_FAST)
@@ -86,8 +88,8 @@ class Output:
         self._why = why
 
     def call(self, action: Callable[[], object], patience_s: float) -> bool:
-        """Have the thread do something after the lines so far; False if it doesn't come to it in time. What it raises
-        is raised here."""
+        """Have the output's thread call `action` after the lines so far. False if it hasn't after `patience_s` seconds.
+        An exception of `action` is raised here."""
         done, errors = threading.Event(), []
 
         def act() -> None:
@@ -104,11 +106,11 @@ class Output:
         return is_done
 
     def flush(self, patience_s: float = FLUSH_S) -> None:
-        """Wait until what was put so far is written, but not for ever. Also from a signal handler."""
+        """Wait until the lines so far are written, at most `patience_s` seconds. A signal handler may call it, too."""
         self.call(lambda: None, patience_s)
 
     def close(self) -> None:
-        """Write what is left, but not for ever, and let go of the sink. Idempotent."""
+        """Write the waiting lines and close the sink, in `FLUSH_S` at most. Idempotent."""
         self._append(self._end)
         self._thread.join(FLUSH_S)
 
@@ -151,32 +153,32 @@ class Output:
             self._write([], self._n_refused)
 
     def _write(self, lines: list[str], n_refused: int) -> None:
-        """Write these, after a line about what was lost before them."""
+        """Write these lines, and before them a line about lost ones."""
         n_lost = n_refused + self._n_failed
         told = [self._loss_line(n_lost - self._n_told, self._why)] if n_lost > self._n_told else []
         try:
             self.sink.write("".join([*told, *lines]))
             self._n_told, self._is_failing = n_lost, False
-        except Exception as error:  # OSError, ValueError for a closed file; what encoders raise
+        except Exception as error:  # OSError, ValueError for a closed file, errors of encoders
             self._n_failed += len(lines)
             self._why, self._is_failing = str(error), True
 
 
 class Sink(ABC):
-    """Somewhere that bytes go. Remembers whether a failed write left the beginning of a line behind."""
+    """A destination of log lines. It remembers whether a failed write has left the beginning of a line behind."""
 
     def __init__(self) -> None:
         self._is_torn = False
 
     @abstractmethod
     def write(self, text: str) -> None:
-        """Whole lines: all of it, or OSError or ValueError."""
+        """Write whole lines. OSError or ValueError if some can't be written."""
 
     def close(self) -> None:
-        """Let go of what is ours. Idempotent."""
+        """Close what this sink has opened. Idempotent."""
 
     def _write_all(self, raw: io.RawIOBase, data: bytes) -> None:
-        """A write may take a part (pipes), or nothing for now (a terminal made non-blocking)."""
+        """Write until all is written: a pipe may take a part, a non-blocking terminal nothing for now."""
         left = memoryview(b"\n" + data if self._is_torn else data)
         while left:
             n = raw.write(left)
@@ -188,9 +190,9 @@ class Sink(ABC):
 
 
 class StreamSink(Sink):
-    """stdout or stderr, not ours to close. Writes past Python's buffers where it can: what a failed write leaves in
-    them would be complained about at the end of the program, and change its exit code. What was printed before comes
-    before."""
+    """stdout or stderr, which it doesn't close. It writes past Python's buffers where it can: the interpreter would try
+    to write at its end what a failed write has left in them, and change the exit code. Text that was printed earlier
+    is flushed first."""
 
     def __init__(self, stream: TextIO, *, utf8: bool) -> None:
         super().__init__()
@@ -204,7 +206,7 @@ class StreamSink(Sink):
             stream.flush()
 
     def write(self, text: str) -> None:
-        """In the stream's encoding."""
+        """Write whole lines in the stream's encoding."""
         data = text.encode(self._encoding, "backslashreplace")
         if self._raw is None:
             self.stream.write(data.decode(self._encoding))
@@ -214,8 +216,8 @@ class StreamSink(Sink):
 
 
 class FileSink(Sink):
-    """A file that is appended to, without a buffer. LogFileError if it can't be opened. Where there is no SIGHUP to say
-    so (`is_followed`), it finds out by itself that the file was moved, and makes a new one."""
+    """A file that is appended to, without a buffer. LogFileError if it can't be opened. With `is_followed` each write
+    checks whether the file was moved, and then makes a new one: on Windows, which has no SIGHUP."""
 
     def __init__(self, path: str | os.PathLike[str], is_followed: bool = os.name == "nt") -> None:
         super().__init__()
@@ -224,21 +226,21 @@ class FileSink(Sink):
         self._raw = self._open()
 
     def write(self, text: str) -> None:
-        """One write per call, so that lines of several processes don't mix."""
+        """Write whole lines with one call, so that lines of several processes don't mix."""
         if self._is_followed and not self._has_name():
             with contextlib.suppress(LogFileError):
                 self.reopen()
         self._write_all(self._raw, text.encode("utf-8", "backslashreplace"))
 
     def reopen(self) -> None:
-        """The file that has the name now, created if there is none; if that fails the old one stays."""
+        """Open the file that has the name now, or create it. If that fails, the old one stays in use."""
         new = self._open()
         self._raw.close()
         self._raw = new
         self._is_torn = False
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the file. Idempotent."""
         self._raw.close()
 
     def _has_name(self) -> bool:
@@ -259,12 +261,13 @@ class FileSink(Sink):
 
 
 def open_private(path: str, flags: int) -> int:
-    """A descriptor of the file, which is for its owner and their group."""
+    """Open a file that other users can't read. Return its descriptor."""
     return os.open(path, flags, FILE_MODE)
 
 
 def open_shared(path: str, flags: int) -> int:
-    """A descriptor for appending that lets others move and remove the open file, as Python's own on Windows doesn't."""
+    """Open a file for appending so that other programs may move and remove it, which Python's `open` prevents on
+    Windows. Return its descriptor."""
     import _winapi  # only on Windows
     import msvcrt
 

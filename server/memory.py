@@ -1,10 +1,10 @@
-"""What requests hold in memory, counted into one bound for all of them. A leaf.
+"""One bound on the memory that all requests together hold. A leaf.
 
-Connection threads: the edge says for whose request a thread works (`use`), and whoever makes something large of that
-request says how large it is (`hold`, `held`), before it is made where that can be known. All of it is given back when
-the answer has been written.
+Connection threads use it. The HTTP edge tells for which request a thread works (`use`). Code that makes a large object
+for that request counts its size (`hold`, `held`), before the object is made if the size is known by then. The request
+gives all of it back when its answer has been written.
 
-Not taken: passing the request to all who allocate. JSON's reader and the tokenizer know no requests, and need not.
+Not taken: passing the request to all code that allocates. The JSON reader and the tokenizer don't know requests.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from server.errors import ApiError
 
 M_MMAP_THRESHOLD = -3
-LARGE_BLOCK = 1 << 20
+LARGE_BLOCK = 1 << 20  # bytes
 
 _here = threading.local()
 
 
 class Budget:
-    """Memory for all requests together."""
+    """The bound for all requests together: `n_used` of `n_max` bytes are in use."""
 
     def __init__(self, n_max: int) -> None:
         self._lock = threading.Lock()  # protects n_used
@@ -32,7 +32,7 @@ class Budget:
         self.n_max = n_max
 
     def take(self, n_bytes: int) -> None:
-        """ApiError 503 when it is spent."""
+        """Count these bytes. ApiError 503 if they are more than is left."""
         with self._lock:
             if n_bytes > 0 and self.n_used + n_bytes > self.n_max:
                 raise ApiError(
@@ -41,60 +41,61 @@ class Budget:
             self.n_used += n_bytes
 
     def give(self, n_bytes: int) -> None:
-        """Give back what was taken."""
+        """Give back bytes that were taken."""
         with self._lock:
             self.n_used -= n_bytes
 
 
 class Share:
-    """What one request holds. Several threads may work for it."""
+    """The bytes that one request holds. Several threads may work for it."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._lock = threading.Lock()  # protects the rest; held while the budget's is taken
+        self._lock = threading.Lock()  # protects the fields below; the budget's lock is taken inside it
         self._n_held = 0
         self._is_closed = False
 
     def another(self) -> Share:
-        """An empty one of the same budget: for work that goes on when the request is over."""
+        """An empty share of the same budget, for work that goes on after the request."""
         return Share(self._budget)
 
     def take(self, n_bytes: int) -> None:
-        """So many more. ApiError 503 when they aren't there."""
+        """Hold so many more bytes. ApiError 503 if they are more than is left."""
         with self._lock:
             if not self._is_closed:
                 self._budget.take(n_bytes)
                 self._n_held += n_bytes
 
     def give(self, n_bytes: int) -> None:
-        """So many less."""
+        """Hold so many bytes less."""
         self.take(-n_bytes)
 
     def keep(self, n_bytes: int) -> None:
-        """From now on just so many, whether they are there or not: they have been made."""
+        """Hold exactly so many bytes, without a check: the objects exist."""
         with self._lock:
             self._budget.give(self._n_held - n_bytes)
             self._n_held = n_bytes
 
     def close(self) -> None:
-        """Nothing any more; what is taken later isn't counted."""
+        """Give all bytes back. Later calls of `take` count nothing."""
         self.keep(0)
         self._is_closed = True
 
 
 def return_large_blocks() -> None:
-    """Have the C library give large blocks back to the system at once. glibc's own bound grows up to 32 MiB with the
-    blocks that it has seen; what is smaller then stays with each thread that had it, half a gigabyte with some bodies.
-    Others do so anyway."""
+    """Have the C library return freed blocks from 1 MiB on to the system at once.
+
+    glibc raises its own threshold up to 32 MiB as a program frees larger blocks. Then each thread keeps the smaller
+    blocks that it has freed, which can add up to half a gigabyte. Other C libraries need no such setting."""
     if sys.platform == "linux":
-        import ctypes  # here, because the engine is told what to load before this is needed
+        import ctypes  # here, because the engine starts to load before this is needed
 
         with contextlib.suppress(OSError, AttributeError):  # another library than glibc
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def use(share: Share | None) -> None:
-    """From now on this thread works for the request with this share."""
+    """Tell that this thread works for the request with this share, or for none."""
     _here.share = share
 
 
@@ -104,7 +105,8 @@ def current() -> Share | None:
 
 
 def hold(n_bytes: int) -> None:
-    """The request holds so many bytes more, until its answer has been written. ApiError 503 when they aren't there."""
+    """Count bytes that this thread's request holds until its answer has been written. ApiError 503 if they are more
+    than is left."""
     share = current()
     if share is not None:
         share.take(n_bytes)
@@ -112,7 +114,7 @@ def hold(n_bytes: int) -> None:
 
 @contextmanager
 def held(n_bytes: int) -> Iterator[None]:
-    """The request holds so many bytes more inside this block."""
+    """Count bytes that this thread's request holds inside this block. ApiError 503 as for `hold`."""
     share = current()
     hold(n_bytes)
     try:

@@ -1,7 +1,8 @@
-"""What the web process counts for `/metrics`, beside the engine's own numbers. A leaf; counted on any thread.
+"""Counters of the web process for `/metrics`, beside the engine's own. A leaf, used by any thread.
 
-A reason is one of `REASONS`, never a word of a client's, so the metric has always the same lines; `ApiError` knows its
-own. Not taken: a label with the route or the key; it would grow with clients.
+The label of a refused request is one of `REASONS`, never a text of a client, so the metric always has the same lines.
+Each `ApiError` has its reason. Not taken: a label with the route or the API key. The number of lines would grow with
+the number of clients.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class Refusals:
         self._numbers = dict.fromkeys(REASONS, 0)
 
     def count(self, reason: str) -> None:
-        """One more; "" is no refusal."""
+        """Count one refusal; "" counts none."""
         if reason:
             with self._lock:
                 self._numbers[reason] += 1
 
     def numbers(self) -> dict[str, int]:
-        """All of them by now."""
+        """The counts so far, by reason."""
         with self._lock:
             return dict(self._numbers)

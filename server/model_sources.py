@@ -1,7 +1,7 @@
 """From a model's options to its files and to the configuration of its engine (`read_model`).
 
-Main thread, at start; a part of the composition. The downloader brings an HTTP client along, which nearly no start
-needs, so it is imported inside functions.
+Part of the composition root. Runs on the main thread at start, or on the thread that loads a model. The downloader is
+imported inside functions, because it imports an HTTP client, which few starts need.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def read_model(
     own: Bundle | None,
     must_recall: bool = True,
 ) -> tuple[ModelPlace, EngineConfig, dict[str, Any]]:
-    """Where a model is, what its engine has to know, and what its file advises for requests; OptionError, StartError or
-    LibsError if it can't be served. The headers of its files are megabytes, and gone on return. For `must_recall` see
-    `engine_config`."""
+    """The model's place, the configuration of its engine, and the sampling settings that its file recommends.
+    OptionError, StartError or LibsError if the model can't be served. For `must_recall` see `engine_config`.
+
+    The headers of its files take megabytes, so they aren't kept."""
     place, headers = find_model(options, downloads, own)
     draft_model = find_draft_model(options, downloads)
     libs = libs_folder(engines)
@@ -60,7 +61,7 @@ def read_model(
 
 
 def libs_folder(options: EngineOptions) -> str:
-    """The folder whose libraries will be used; LibsError says where it looked."""
+    """The folder of the libraries to use. LibsError names the folders that were searched."""
     return str(find_folder(program.ROOT, options.libs))
 
 
@@ -68,8 +69,8 @@ def libs_folder(options: EngineOptions) -> str:
 
 
 def find_model(options: ModelOptions, downloads: DownloadOptions, own: Bundle | None) -> tuple[ModelPlace, list[Gguf]]:
-    """Where the model is, fetched first where the options name a URL or a repository (`own` has one if they don't);
-    and the headers of its files, checked."""
+    """The model's place, and the checked headers of its files. The model is downloaded first if the options name a URL
+    or a repository. If they name no model, it is the one in the bundle `own`."""
     sources = options.sources
     if sources.model_url or sources.hf_repo:
         place = ModelPlace(
@@ -93,7 +94,7 @@ def find_model(options: ModelOptions, downloads: DownloadOptions, own: Bundle | 
 
 
 def find_draft_model(options: ModelOptions, downloads: DownloadOptions) -> str:
-    """The path of the small model for speculative decoding, fetched first if it is a repository; "" for none."""
+    """The path of the draft model for speculative decoding, downloaded first if it is a repository; "" for none."""
     sources, types = options.sources, options.spec.spec_type
     path = sources.spec_draft_model or ""
     if DRAFT not in types:
@@ -103,13 +104,13 @@ def find_draft_model(options: ModelOptions, downloads: DownloadOptions) -> str:
     if path:
         check_model_file(path, "--model-draft")
     elif NGRAM not in types:
-        raise OptionError("--spec-type draft needs a small model: --spec-draft-model FILE")
+        raise OptionError("--spec-type draft needs a draft model: add --spec-draft-model FILE")
     return path
 
 
 def find_projector(options: SourceOptions, downloads: DownloadOptions, libs: str, model: ModelPlace) -> str:
-    """The path of the projector's file, "" for none; fetched first where an option names a URL, or a repository that
-    has one. A bundle may hold one."""
+    """The path of the projector's file, "" for none. It is downloaded first if an option names its URL, or if the
+    model's repository has one. A bundle may contain one."""
     if not options.mmproj_auto:
         return ""
     if not (options.mmproj or options.mmproj_url):
@@ -124,13 +125,13 @@ def find_projector(options: SourceOptions, downloads: DownloadOptions, libs: str
 
 
 def repository_projector(repo: str, downloads: DownloadOptions, model: str, libs: str) -> str:
-    """The projector that the model's repository has beside it, as llama-server fetches it; "" for none.
+    """The projector in the model's repository, downloaded as llama-server does; "" for none.
 
-    It is a gift: where it can't be had, or isn't one that works here, the model is served without.
+    If it can't be downloaded or doesn't work here, the model is served without it.
     """
     if not any("mtmd" in path.name for path in Path(libs).iterdir()):
         log.info(
-            "whether %s has a projector isn't looked at: there is no libmtmd here%s",
+            "not looking for a projector in %s: there is no libmtmd here%s",
             repo,
             program.advice(" (build_scripts/fetch_libs.py --with-mtmd)", ""),
         )
@@ -143,9 +144,11 @@ def repository_projector(repo: str, downloads: DownloadOptions, model: str, libs
             return ""
         check_model_file(str(path), "--mmproj")
     except (DownloadError, StartError) as error:
-        log.warning("%s; going on without images and sound (--mmproj names a projector, --no-mmproj says none)", error)
+        log.warning(
+            "%s; continuing without images and sound (--mmproj names a projector, --no-mmproj turns it off)", error
+        )
         return ""
-    log.info("projector: %s (--no-mmproj leaves it out)", path)
+    log.info("projector: %s (--no-mmproj turns it off)", path)
     return str(path)
 
 
@@ -157,7 +160,8 @@ def fetch(
     path: str | None = None,
     sha256: str | None = None,
 ) -> str:
-    """The path of what `download.fetch_model` fetches or has; PassingError if that can't be had."""
+    """The path of a file from `download.fetch_model`, which downloads it unless it is in the cache. PassingError if it
+    can't."""
     from server.download import DownloadError, fetch_model
 
     try:
@@ -170,15 +174,15 @@ def fetch(
 
 
 def tunable(options: SourceOptions, model: ModelPlace) -> str:
-    """The file that `--tune` knows the model by; "" for the model in this very program."""
+    """The file under whose path `--tune` keeps its result; "" for a model in this executable."""
     return options.model or ("" if model.bundle else model.path)
 
 
 def advice_in(header: Gguf) -> dict[str, Any]:
-    """What a model's file advises for sampling, by field name; what is wrong with it is logged."""
+    """The sampling settings that a model's file recommends, by field name. Wrong ones are logged and left out."""
     advice, faults = read_advice(header.metadata)
     if faults:
-        log.warning("%s advises what can't be taken: %s", header.path, printable("; ".join(faults)))
+        log.warning("%s recommends settings that can't be used: %s", header.path, printable("; ".join(faults)))
     return advice
 
 
@@ -194,11 +198,11 @@ def engine_config(
     mmproj: str = "",
     must_recall: bool = True,
 ) -> EngineConfig:
-    """What the engine has to know. `headers` are those of the model's files: without them the engine reads them once
-    more. With `must_recall` what --tune has found counts where the options leave it open."""
+    """The configuration of the engine. `headers` are those of the model's files; without them the engine reads the
+    files' headers itself. With `must_recall` the result of --tune sets what the options leave open."""
     tuned = chosen(options, tunable(options.sources, place) if must_recall else "", Path(libs))
     if tuned != chosen(options, "", Path(libs)):
-        log.info("with %s, since --tune has found that to be quicker", tuned)
+        log.info("using %s, which --tune has found to be faster", tuned)
     return EngineConfig(
         model=place.path,
         model_offset=place.offset,
@@ -247,7 +251,7 @@ def engine_config(
 
 
 def shape_in(headers: Sequence[Gguf], model_params: Mapping[str, Any]) -> Shape | None:
-    """What the planner of memory has to know of the model; None where the engine will say why that can't be seen."""
+    """The model's sizes for the memory plan; None if the headers don't tell them. The engine then reports why."""
     try:
         return shape_of(headers, pinned_patterns(model_params)) if headers else None
     except GgufError:
@@ -255,7 +259,7 @@ def shape_in(headers: Sequence[Gguf], model_params: Mapping[str, Any]) -> Shape 
 
 
 def spec_config(options: SpecOptions, draft_model: str, n_threads: int) -> SpecConfig:
-    """Speculative decoding as the options have it; `n_threads` are the large model's."""
+    """The engine's configuration of speculative decoding. `n_threads` is the number of threads of the large model."""
     n_threads = options.spec_draft_threads if options.spec_draft_threads > 0 else n_threads
     return SpecConfig(
         lookup=NGRAM in options.spec_type,

@@ -1,11 +1,12 @@
-"""This program itself: where it is, what it is called, how it starts itself once more, where it keeps its cache.
+"""The program itself: where it is, what it is called, how it starts itself again, where it keeps its cache.
 
-A leaf, used at start on the main thread; it imports little, because every start needs it. From a checkout most of it is
-trivial. The one-file program (build_scripts/one_file.sh) has unpacked itself into `<folder>/<id>` and names its own
-file in LLAMA_SRV_FILE; folders of other versions that nobody has used for two weeks are removed here. A running program
-holds a shared lock on its folder, so that no other program removes it.
+A leaf, used at start on the main thread. It imports little, because every start needs it. The one-file program
+(build_scripts/one_file.sh) unpacks itself into `<folder>/<id>` and passes its own path in LLAMA_SRV_FILE. A running
+program holds a shared lock on its folder. This module removes folders of other versions that haven't been used for two
+weeks and aren't locked.
 
-Not taken: removing the folder at the end. The next start would unpack again, and a killed program can't.
+Not taken: removing the folder at the end of the program. The next start would have to unpack again, and a program that
+is killed can't remove it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
     import subprocess
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The folder with `libs/` and `public/`: of the checkout, or where a frozen program was unpacked."""
+"""The folder that contains `libs/` and `public/`: the checkout, or the folder of an unpacked executable."""
 OWN_FILE = "LLAMA_SRV_FILE"
 OWNED = "LLAMA_SRV_OWNED"
-"""Of a server that a command has started: it ends when its input does, so when that command does."""
+"""The environment variable that a command sets for a server that it starts. Such a server ends when its standard input
+ends, and so when the command ends."""
 LOCK = ".in-use"
-NEW = ".new-"  # what one_file.sh calls folders that it is unpacking into
-UNUSED_S = 14 * 24 * 3600
-HALF_DONE_S = 24 * 3600
+NEW = ".new-"  # the prefix of folders into which one_file.sh is unpacking
+UNUSED_S = 14 * 24 * 3600  # seconds without use after which a folder is removed
+HALF_DONE_S = 24 * 3600  # the same for a folder that was not unpacked completely
 
 
 def is_frozen() -> bool:
@@ -38,7 +40,7 @@ def is_frozen() -> bool:
 
 
 def advice(source: str, frozen: str) -> str:
-    """What to do: `source` may name the scripts of a checkout, which an executable doesn't bring along."""
+    """One of two advices. `source` may name scripts of a checkout, `frozen` is for an executable, which has none."""
     return frozen if is_frozen() else source
 
 
@@ -48,15 +50,15 @@ def program() -> str:
 
 
 def own_command(*words: str, is_bare: bool = False) -> list[str]:
-    """The command line that starts this program once more with `words`. `is_bare`: without the interpreter's `site`,
-    so that nothing is imported that an environment could have installed."""
+    """The command line that starts this program again with `words`. `is_bare`: without the interpreter's `site` module,
+    so that Python imports no installed packages."""
     if is_frozen():
         return [sys.executable, *words]
     return [sys.executable, *(["-S"] if is_bare else []), str(ROOT / "llama_srv.py"), *words]
 
 
 def cache_folder(environ: Mapping[str, str] | None = None, system: str = sys.platform) -> Path:
-    """Where what can be fetched again is kept: per user, outside the program. OSError for a user without a home."""
+    """The user's folder for downloads and other files that can be made again. OSError for a user without a home."""
     environ = os.environ if environ is None else environ
     if environ.get("LLAMA_SRV_CACHE"):
         return Path(os.path.expanduser(environ["LLAMA_SRV_CACHE"]))
@@ -75,8 +77,8 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 
 def open_standard_streams() -> None:
-    """Give each standard stream that is closed to nobody. What is opened next would get its number, and with it what
-    native code or a dying interpreter prints."""
+    """Open the null device for each standard stream that is closed. Otherwise the next file that is opened would get
+    the stream's number, and native code would print into it."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -85,13 +87,13 @@ def open_standard_streams() -> None:
 
 
 def shows_progress() -> bool:
-    """Whether somebody looks at stderr, which a program without a console doesn't even have."""
+    """Whether stderr is a terminal. A program without a console has no stderr."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def stop_child(child: subprocess.Popen, patience: float) -> None:
-    """Ask a child (of a group of its own) to end, with all that it started; by force after `patience` seconds."""
-    import signal  # here, because hardly any start stops a child
+    """End a child that leads a process group, with all processes in it. Kill them after `patience` seconds."""
+    import signal  # here, because few starts stop a child
     from subprocess import TimeoutExpired
 
     def send(number: int) -> None:
@@ -121,25 +123,27 @@ def own_file() -> Path:
 
 def is_one_file() -> bool:
     """Whether the file that the user started is the whole program."""
-    if sys.platform == "win32":  # there PyInstaller unpacks elsewhere; the folder's program has it beside it
+    if sys.platform == "win32":  # a program that isn't one file has the folder `_internal` beside it
         return is_frozen() and not (Path(sys.executable).parent / "_internal").is_dir()
     return is_frozen() and bool(os.environ.get(OWN_FILE))
 
 
 def unpacked_folder() -> Path | None:
-    """The folder that the one-file program runs in; None if this isn't one."""
+    """The folder into which the one-file program was unpacked; None if this isn't one."""
     return Path(sys.executable).parent if is_frozen() and os.environ.get(OWN_FILE) else None
 
 
 class UnpackedFolder:
-    """A hold on the folder of the one-file program: nobody removes it while this lives. Without one it does nothing."""
+    """A lock on the folder of the one-file program, so that no other program removes it. Without a folder all methods
+    do nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._lock = _try_lock(folder, shared=True) if folder else None
 
     def remove_unused(self, now: float | None = None) -> None:
-        """Note that this version was used; remove those beside it that weren't for two weeks, and unfinished ones."""
+        """Note that this version is in use. Remove other versions that haven't been used for two weeks, and folders
+        that weren't unpacked completely."""
         if self._folder is None or self._lock is None:
             return
         now = time.time() if now is None else now
@@ -150,14 +154,14 @@ class UnpackedFolder:
                     _remove_if_unused(other, now)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the lock. Idempotent."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
 def _remove_if_unused(folder: Path, now: float) -> None:
-    import shutil  # here, because it brings archives along, and only the one-file program has what to remove
+    import shutil  # here, because it imports much, and only the one-file program has folders to remove
 
     age = now - folder.stat().st_mtime
     if folder.name.startswith(NEW):
@@ -173,7 +177,7 @@ def _remove_if_unused(folder: Path, now: float) -> None:
 
 
 def _try_lock(folder: Path, *, shared: bool) -> int | None:
-    """A descriptor that holds the lock of `folder`; None where there are no such locks or somebody else has it."""
+    """A descriptor that holds the lock of `folder`; None if another process has it, or the system has no such locks."""
     try:
         import fcntl
 

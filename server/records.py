@@ -1,13 +1,13 @@
-"""`record`: a dataclass of our own, quicker to make. A leaf; imports the standard library.
+"""`record`: a replacement for `dataclasses.dataclass` that is faster to import. A leaf; imports the standard library.
 
-Two processes define a hundred and fifty of them before a server is ready. `dataclasses.dataclass` writes and compiles
-the source of six methods for each class, which takes half a millisecond, and to import `dataclasses` takes four,
-because it imports `inspect`. Here `__init__` is compiled at the first call, the other methods are functions that all
-records share, and `dataclasses` is only imported by those who ask it about a record: its `fields`, `replace`, `asdict`
-and `is_dataclass` work, and so do patterns, copying and pickling. Records always have slots.
+The two processes define a hundred and fifty such classes before a server is ready. `dataclasses.dataclass` writes and
+compiles six methods for each class, which takes half a millisecond. Importing `dataclasses` takes four milliseconds
+more, because it imports `inspect`. A record's `__init__` is compiled at its first call, all records share their other
+methods, and `dataclasses` is imported only when its functions are used on a record. `fields`, `replace`, `asdict`,
+`is_dataclass`, pattern matching, copying and pickling work. Records always have slots.
 
-Not taken: named tuples, which compare equal to any tuple and can't be changed; fewer, larger classes; a lazy `inspect`,
-which isn't safe when two threads are the first to use it.
+Not taken: named tuples, which equal any tuple with the same items and can't be changed; fewer, larger classes; a lazy
+import of `inspect`, which isn't safe when two threads use it first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_: object) -> Callable[[T], T]:
-        """Nothing at run time."""
+        """Has no effect at run time."""
         return lambda function: function
 
     def field(**said: object) -> Field:
@@ -40,7 +40,7 @@ else:
         return hasattr(value, "__record_fields__")
 
     def replace(record: T, /, **changes: object) -> T:
-        """A record with other values in some fields."""
+        """A copy of a record with other values in some fields."""
         for field in record.__record_fields__.values():
             if field.init and field.name not in changes:
                 changes[field.name] = getattr(record, field.name)
@@ -86,7 +86,7 @@ def record(cls: T | None = None, /, *, frozen: bool = False, eq: bool = True) ->
 
 
 def _made(cls: Any, frozen: bool, eq: bool) -> Any:
-    """A class with slots can't be made of one without: it is a second class of the same content."""
+    """A new class with slots and the same content: slots can't be added to an existing class."""
     body = dict(cls.__dict__)
     all_fields: dict[str, Field] = {}
     for base in cls.__mro__[:0:-1]:
@@ -128,7 +128,7 @@ def _init_at_first_call(cls: Any, frozen: bool) -> Callable[..., None]:
 
 
 def _compiled_init(cls: Any, frozen: bool) -> Callable[..., None]:
-    """`def __init__(self, a, b=..., *, c=...)`, each field assigned in order."""
+    """Compile `def __init__(self, a, b=..., *, c=...)`, which assigns each field in order."""
     scope: dict[str, Any] = {"_absent": _ABSENT, "_set": object.__setattr__}
     places: dict[Any, list[str]] = {False: [], True: []}
     body = []
@@ -151,14 +151,14 @@ def _compiled_init(cls: Any, frozen: bool) -> Callable[..., None]:
         body.append("self.__post_init__()")
     parameters = ["self", *places[False], *(["*", *places[True]] if places[True] else [])]
     source = f"def __init__({', '.join(parameters)}):\n  " + "\n  ".join(body or ["pass"])
-    exec(source, scope)  # nothing but the names of fields, as in the standard library
+    exec(source, scope)  # the source is made of names of fields alone, as in the standard library
     init = scope["__init__"]
     init.__qualname__ = f"{cls.__qualname__}.__init__"
     return init
 
 
 def _comparisons(all_fields: dict[str, Field]) -> tuple[Callable[..., bool], Callable[..., int]]:
-    """`__eq__` and `__hash__` over the fields that count."""
+    """`__eq__` and `__hash__` over the fields with `compare`."""
     names = [name for name, field in all_fields.items() if field.compare]
     values = attrgetter(*names) if names else type
 
@@ -193,7 +193,7 @@ def _set_state(self: Any, state: list[object]) -> None:
 
 
 class _Asked:
-    """`__dataclass_fields__` of a record, made when `dataclasses` asks for it."""
+    """The attribute `__dataclass_fields__` of a record, computed when `dataclasses` reads it."""
 
     def __get__(self, record: object, cls: Any) -> dict[str, Any]:
         import dataclasses

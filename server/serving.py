@@ -1,8 +1,8 @@
-"""The composition root's second part: HTTP, JSON and templates around an engine that is loading, until the end.
+"""The composition root, second part: HTTP, JSON and templates around an engine that loads its model.
 
-Runs on the main thread, called by `app` while the engine's process loads the model; then it only waits for signals.
-Order of starting: listen, wait for the engine, serve; of stopping: stop listening, let requests finish, end the engine
-(what still runs gets the end of its answer then), cut who doesn't take it.
+Runs on the main thread. `app` calls it while the engine's process loads the model. Order at start: listen, wait for the
+engine, serve until a signal comes. Order at stop: stop listening, let running requests finish, end the engine (requests
+that still run get the end of their answers), close the connections that are left.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from server.library.library import Library
 
 LINES_AT_ONCE, MOST_LINES_AT_ONCE = 16, 64
-"""Lines of batches that are asked at the same time: twice as many as there are slots, so that none waits for a line."""
+"""Lines of batches that run at the same time: twice the number of slots, so that no slot waits for a line, but at least
+the first number and at most the second."""
 PUBLIC = program.ROOT / "public"
 
 log = get_logger("app")
@@ -61,9 +62,9 @@ def serve(
     leave: list[Callable[[], None]],
     starter: Starter | None = None,
 ) -> int:
-    """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is the name of its model, `leave` takes
-    what has to be put in order before a second signal ends everything, `starter` starts the model again where it may
-    sleep. OptionError or PassingError if it can't be."""
+    """Listen, wait for `engine`, serve until `stop` is set. Return the exit code. `model` is the name of its model.
+    Functions in `leave` are called when a second signal ends the process. `starter` loads a model again that was put
+    to sleep. OptionError or PassingError if the server can't start."""
     prompt_file = options.model.system_prompt_file
     try:
         system_prompt = read_prompt_file(prompt_file)
@@ -84,7 +85,7 @@ def serve_many(
     stop: threading.Event,
     leave: list[Callable[[], None]],
 ) -> int:
-    """Listen, and serve several models, each of which is loaded when it is asked for; see `serve`."""
+    """Listen, and serve several models. Each one is loaded when a request asks for it. See `serve`."""
     catalogue, keys = options.catalogue, edge.KeyFiles(options.http)
     models = Models(
         entries, starter, n_most=catalogue.models_max, autoload=catalogue.models_autoload, may_use=keys.ring.may_use
@@ -92,7 +93,7 @@ def serve_many(
     context = context_of(options, models, stop, lambda: models.renew(starter.entries()))
 
     def begin(context: Context, house: Housekeeping) -> None:
-        log.info("%d models; each is loaded when it is asked for", len(entries))
+        log.info("%d models; each is loaded when a request asks for it", len(entries))
         for entry in entries:
             if entry.is_eager:
                 models.begin(entry)
@@ -109,11 +110,11 @@ def _serve(
     leave: list[Callable[[], None]],
     begin: Callable[[Context, Housekeeping], None],
 ) -> int:
-    """Listen, `begin`, serve until `stop`."""
+    """Listen, call `begin`, serve until `stop` is set. Return the exit code."""
     http, models = options.http, context.models
     path = options.model.sources.model or ""
     try:
-        constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now
+        constraints.read_constraint({}, options.model.requests.values)  # reports a wrong --grammar at start
         context.recorder = make_recorder(options.logging, context)
         server = make_server(http, context, keys)
         house = Housekeeping(options.service, http, path, server, keys, models, stop.set)
@@ -123,7 +124,7 @@ def _serve(
             house.start()
             server.start()
             janitor = watch_sockets(server)
-            gc.freeze()  # what has been imported stays: no need to look through it for garbage
+            gc.freeze()  # imported objects stay, so the collector needn't look at them
             gc.enable()
             loading = f", loading {models.lone.name}" if models.lone is not None else ""
             log.info("listening on %s%s", " and ".join(server.urls), loading)
@@ -136,7 +137,7 @@ def _serve(
                 house.report("ready")
                 say(f"llama_srv is ready: {server.url}{http.api_prefix}  (Ctrl-C stops it)", sys.stdout)
                 if options.service.open and not one_shot.open_page(server.url + http.api_prefix):
-                    log.warning("--open: there is no browser here; the page is at the address above")
+                    log.warning("--open: no browser found; open the address above yourself")
             return _wait(options.service, models, house, stop)
         finally:
             house.report("stopping")
@@ -167,8 +168,8 @@ def make_context(
     keys: edge.KeyFiles,
     starter: Starter | None = None,
 ) -> Context:
-    """What all handlers share where there is one model. `name` is the model's where it has no alias, `stop` is set once
-    the server shall end."""
+    """The context that all handlers share, of a server with one model. `name` is the model's name if it has no alias.
+    `stop` is set when the server is to stop."""
     model = Model(engine, options.model, options.media, name)
     return context_of(options, Models.of_one(model, starter, keys.ring.may_use), stop)
 
@@ -176,7 +177,7 @@ def make_context(
 def context_of(
     options: Options, models: Models, stop: threading.Event, renew: Callable[[], None] = lambda: None
 ) -> Context:
-    """The same for any models. `renew` looks for them anew."""
+    """The context that all handlers share, for any number of models. `renew` searches the folders of models again."""
     stored = Store(options.api.store_size << 20, options.api.store_dir)
     context = Context(models, options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
     if options.api.store_dir and options.api.store_size:
@@ -187,9 +188,9 @@ def context_of(
 
 
 def open_library(options: Options, models: Models, renew: Callable[[], None]) -> Library:
-    """What requests of an admin fetch and remove models with."""
+    """The library with which requests of an admin download and remove models."""
     from server.api.admin.library import download_event
-    from server.library.library import Library  # here, because it brings an HTTP client along
+    from server.library.library import Library  # here, because it imports an HTTP client
 
     folder = options.catalogue.models_dir
     return Library(
@@ -203,9 +204,9 @@ def open_library(options: Options, models: Models, renew: Callable[[], None]) ->
 
 
 def open_batches(options: Options, models: Models) -> Batches:
-    """Files and batches, in the folder of what is stored."""
+    """Files and batches, in the folder of --store-dir."""
     from server.batches.files import Files
-    from server.batches.runner import Batches  # here, because most servers have no such folder
+    from server.batches.runner import Batches  # here, because most servers have no batches
 
     folder, lone = Path(options.api.store_dir or ""), models.lone
     return Batches(
@@ -217,7 +218,7 @@ def open_batches(options: Options, models: Models) -> Batches:
 
 
 def make_recorder(options: LoggingOptions, context: Context) -> Recorder | None:
-    """What writes --record; None without. RecordError if the file can't be written."""
+    """The recorder for --record; None without that option. RecordError if the file can't be written."""
     if not options.record:
         return None
     from server.evidence.recorder import Recorder  # here, because most servers record nothing
@@ -227,7 +228,7 @@ def make_recorder(options: LoggingOptions, context: Context) -> Recorder | None:
 
 
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:
-    """The HTTP edge with all routes, bound and not started."""
+    """The HTTP server with all routes. It is bound to its addresses, but not started."""
     context.is_admin = keys.ring.is_admin
     table = routes(context)
     router = Router(table, options.api_prefix, hints(table))
@@ -235,7 +236,7 @@ def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> 
 
 
 def watch_sockets(server: HttpServer) -> Janitor | None:
-    """See to it that UNIX sockets go even if the server is killed."""
+    """Have the UNIX sockets removed even if the server is killed; None if that can't be arranged."""
     try:
         return Janitor(server.socket_paths)
     except OSError as error:
@@ -251,8 +252,9 @@ def _wait_for_engine(
     context: Context,
     house: Housekeeping,
 ) -> None:
-    """Until the one model is ready, or can't be. The waits are short: a signal can't end a long one on Windows."""
-    from server.chat import choose  # noqa: F401  (here, while the engine loads: its template is compiled right after)
+    """Wait until the lone model is ready or has failed. It waits in short intervals, because on Windows a signal can't
+    interrupt a long wait."""
+    from server.chat import choose  # noqa: F401  (here, while the engine loads: the template is compiled right after)
 
     models = context.models
     model = models.default
@@ -277,13 +279,13 @@ def _wait_for_engine(
     )
     n_asked = options.model.ctx_size if options.model.is_ctx_given else None
     if n_asked and n_asked < info.n_ctx:
-        log.warning("the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx, n_asked)
+        log.warning("the context has %d tokens instead of the requested %d: llama.cpp rounds up", info.n_ctx, n_asked)
 
 
 def _wait(options: ServiceOptions, models: Models, house: Housekeeping, stop: threading.Event) -> int:
-    """Until a signal (0) or the end of the one engine (1 or 2)."""
+    """Wait for a signal, or for the end of the lone engine. Return the exit code: 0 after a signal, else 1 or 2."""
     if models.is_alive and not stop.is_set() and (models.lone is None or models.default.info.is_generative):
-        constraints.prepare()  # after all else: hardly anybody's first request needs it at once
+        constraints.prepare()  # last, because few first requests have a constraint
     while not stop.is_set() and models.is_alive:
         stop.wait(house.interval_s)
         house.tick()
@@ -297,7 +299,7 @@ def _wait(options: ServiceOptions, models: Models, house: Housekeeping, stop: th
 
 
 def _stand_by(seconds: float, server: HttpServer, house: Housekeeping, models: Models) -> None:
-    """Serve so much longer, while load balancers find out that this server goes."""
+    """Serve for so many more seconds, until load balancers have noticed that this server is stopping."""
     if seconds:
         server.wind_down()
     end = time.monotonic() + seconds

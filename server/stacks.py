@@ -1,7 +1,7 @@
-"""What every Python thread of this process is doing, as text: for the question why nothing moves.
+"""The call stacks of all Python threads of this process as text, to find out why a process hangs.
 
-Any thread; imports nothing of the product, so that both processes can. It needs the interpreter: an engine that is
-stuck in C with the interpreter's lock held is asked by `faulthandler` before it is killed.
+Any thread of either process; a leaf. It needs the interpreter's lock. An engine that hangs in C code and holds that
+lock writes its stacks through `faulthandler` before it is killed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import traceback
 
 
 def stacks(title: str) -> str:
-    """One paragraph for each thread, its innermost call last; a line with `title` before them."""
+    """A line with `title`, then one paragraph for each thread, with its innermost call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = [f"{title}, process {os.getpid()}\n"]
     for ident, frame in sorted(sys._current_frames().items()):

@@ -175,7 +175,7 @@ def test_keys_never_get_into_the_log(serve, tiny_spm_model):
 def test_a_context_of_another_size_than_asked_for_is_told(serve, tiny_spm_model, asked, is_said):
     server = serve("-m", tiny_spm_model, "-t", 1, "-c", asked)
     server.wait_for_line("is ready")
-    assert (f"instead of the {asked} asked for" in server.log) is is_said
+    assert (f"instead of the requested {asked}" in server.log) is is_said
 
 
 def test_a_second_signal_leaves_no_file_either(serve, tiny_spm_model, tmp_path):

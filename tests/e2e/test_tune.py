@@ -80,5 +80,5 @@ def test_the_next_start_takes_what_was_found(
     server = serve("-m", tiny_spm_model, "-t", 1, *options, environment=environment)
     maps = Path(f"/proc/{engine_pid(server)}/maps").read_text("utf-8")
     assert set(re.findall(r"libggml-cpu-(\w+)\.so", maps)) == {library}
-    assert ("since --tune has found" in server.log) is (not options)
+    assert ("which --tune has found" in server.log) is (not options)
     assert server.complete("once", 4)["tokens_predicted"] == 4

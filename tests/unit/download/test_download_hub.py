@@ -594,5 +594,5 @@ def test_a_model_of_a_repository_gets_its_projector(hub, tmp_path, monkeypatch, 
     Path(found).write_bytes(b"GGUF but no projector")
     assert (
         repository_projector(REPO, options.downloads, place.path, str(libs)) == ""
-        and "going on without images" in caplog.text
+        and "continuing without images" in caplog.text
     )
