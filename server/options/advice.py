@@ -1,7 +1,7 @@
-"""What a model's file advises for sampling (`general.sampling.*`), checked as if it were said by options.
+"""The sampling settings that a model's file recommends (`general.sampling.*`), checked like values of options.
 
-A leaf, used at start by the main thread. Nobody has looked at a downloaded file's values, so one that no option would
-take is left out, and nothing else happens.
+A leaf, used when a model is loaded. A downloaded file may have wrong values. A value that its option would refuse is
+left out and reported; the model is served all the same.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NAMES = {
     "mirostat_tau": "mirostat_tau",
     "mirostat_eta": "mirostat_eta",
 }
-"""llama.cpp's keys, behind the prefix, and the fields of requests."""
-MAX_TEXT = 512  # llama.cpp reads no more
-DIGITS = 7  # of a 32-bit float; what comes behind them isn't what its author wrote
+"""llama.cpp's keys, without the prefix, and the request fields that they set."""
+MAX_TEXT = 512  # characters of a text; llama.cpp reads no more
+DIGITS = 7  # significant digits of a 32-bit float; the digits behind them are noise
 
 
 def read_advice(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The advised values by the names of request fields, and what is wrong with others, a line each."""
+    """The recommended values by the names of request fields, and a line for each wrong value."""
     rows = {option.name: option for option in OPTIONS}
     advice: dict[str, Any] = {}
     faults = []
@@ -54,5 +54,5 @@ def _value(option: Option, key: str, value: object) -> object:
     else:
         text = f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
     if not text:
-        raise OptionError(f"{key}: {str(value)[:40]!r} is no value for it")
+        raise OptionError(f"{key}: {str(value)[:40]!r} is not a valid value")
     return convert(option, key, text)

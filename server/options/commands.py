@@ -1,7 +1,7 @@
-"""The commands of the command line as data: their words, options and help. What they do is in `server.commands`.
+"""The table of commands: their names, options and help. `server.commands` runs them.
 
-A leaf, read by `launch` at every start (is the first word one of these?), by the help, the shells' completion and the
-manual page.
+A leaf. `launch` reads it at every start, because the first word of a command line may be a command. Also read by the
+help, the shells' completion and the manual page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from server.records import record
 PEER = (
     Option("url", ("--url",), "ask the server at this address, e.g. http://127.0.0.1:8080", "", to.url, metavar="URL"),
     Option("port", ("--port",), "ask the server at this port of this machine", "", int, 8080, "N", low=1, high=65535),
-    Option("api_key", ("--api-key",), "a key that the server asks for", "", to.keys, (), "KEY", "LLAMA_API_KEY"),
+    Option("api_key", ("--api-key",), "the API key for that server", "", to.keys, (), "KEY", "LLAMA_API_KEY"),
 )
 """Options of commands that ask a running server."""
 WORKER = (
@@ -25,7 +25,7 @@ WORKER = (
     Option(
         "cache",
         ("--cache",),
-        "keep large tensors in the cache folder, so that a model's next load needn't send them again",
+        "keep large tensors in the cache folder, so that the next load of a model needn't send them again",
         "",
         None,
         False,
@@ -37,11 +37,12 @@ FOLDERS = ("models_dir", "models_preset")
 
 @record(frozen=True)
 class Command:
-    """One command. `words` are shown behind its name, and `n_words` are needed; `takes_text`: more may follow.
+    """One command. `words` are its arguments as the help shows them, `n_words` is how many are required. With
+    `takes_text` more words may follow.
 
-    `options` are names of rows of the table. `about` is for `--help`; lines that begin with blanks are examples, in
-    which {program} is how the program is called. `own` are rows that the table doesn't have. `has_url`: it
-    asks a running server."""
+    `options` are names of options in the table, `own` are options that only this command has. `about` is the text of
+    `COMMAND --help`. Lines in it that begin with blanks are examples; {program} stands for the program's name. A
+    command with `has_url` can ask a running server."""
 
     name: str
     words: str
@@ -62,9 +63,9 @@ COMMANDS = {
             "models",
             "",
             0,
-            "list what is here, and whether it fits",
-            "Lists the models of the download cache, of --models-dir and of --models-preset: size, quantisation, the "
-            "context that they were trained for, and whether they fit into this machine's free memory.",
+            "list the models on this machine",
+            "Lists the models in the download cache, in --models-dir and in --models-preset: size, quantisation, the "
+            "context that they were trained with, and whether they fit into this machine's free memory.",
             (*FOLDERS, "libs"),
         ),
         Command(
@@ -72,9 +73,9 @@ COMMANDS = {
             "MODEL",
             1,
             "download a model",
-            "Downloads a model into the cache, from where it is served and run by its name. What was stopped before "
-            "goes on where it was; checksums are compared. MODEL is a repository of Hugging Face, with or without a "
-            "quantisation, or the address of a GGUF file:\n"
+            "Downloads a model into the cache. Then it can be served and run by its name. A download that was stopped "
+            "continues where it was; checksums are compared. MODEL is a Hugging Face repository, with or without a "
+            "quantisation, or the URL of a GGUF file:\n"
             "  {program} pull ggml-org/gemma-3-4b-it-GGUF\n"
             "  {program} pull ggml-org/gemma-3-4b-it-GGUF:Q8_0",
             ("hf_file", "hf_token", "model_sha256"),
@@ -83,25 +84,25 @@ COMMANDS = {
             "rm",
             "MODEL",
             1,
-            "remove its files",
-            "Removes the files of a model that lie in the download cache or in --models-dir. Folders of other programs "
-            "are left alone.",
+            "remove a model's files",
+            "Removes the files of a model in the download cache or in --models-dir. It removes nothing from folders of "
+            "other programs.",
             FOLDERS,
         ),
         Command(
             "show",
             "MODEL",
             1,
-            "all about one",
-            "Shows where a model is, what its file says, and what it would take of this machine's memory. MODEL is a "
-            "name that the command models lists, or a file.",
+            "show details of a model",
+            "Shows a model's path, the metadata in its file, and how much of this machine's memory it would take. "
+            "MODEL is a name that the command models lists, or a file.",
             (*FOLDERS, "libs"),
         ),
         Command(
             "ps",
             "",
             0,
-            "what a server has",
+            "list the models of a running server",
             "Asks the server at --url, or at --port of this machine, which models it has and which of them are loaded.",
             (),
             has_url=True,
@@ -111,10 +112,10 @@ COMMANDS = {
             "MODEL [TEXT]",
             1,
             "chat in the terminal",
-            "Loads the model and lets you chat with it in the terminal; /help there shows what else can be typed. With "
-            "TEXT, or with an input that isn't typed, there is one answer, and nothing else is written to the output. "
-            "MODEL is a name that the command models lists, a file, or a repository, which is downloaded first. With "
-            "--url or --port a running server is asked instead.\n"
+            "Loads the model and lets you chat with it in the terminal; type /help there for its commands. With TEXT, "
+            "or if the input isn't a terminal, it prints one answer and nothing else. MODEL is a name that the command "
+            "models lists, a file, or a repository, which is downloaded first. With --url or --port it asks a running "
+            "server instead of loading a model.\n"
             "  {program} run model.gguf\n"
             "  {program} run ggml-org/gemma-3-4b-it-GGUF -c 8192 --temp 0.2\n"
             "  git diff | {program} run model.gguf 'What does this change?'",
@@ -128,10 +129,10 @@ COMMANDS = {
             "IN.jsonl OUT.jsonl",
             2,
             "answer a file of requests",
-            "Loads the model and answers the requests that are the lines of IN.jsonl, in the form of OpenAI's batches, "
-            "without a server. Answers go to OUT.jsonl as they come, lines that are refused to OUT.errors.jsonl. "
-            "Stopped or killed at any time, the same command goes on where it was, and answers each line once "
-            "(docs/batches.md). There are 16 slots unless -np says how many.\n"
+            "Loads the model and answers the requests in IN.jsonl, one in each line, in the format of OpenAI's "
+            "batches, without a server. Answers go to OUT.jsonl, errors to OUT.errors.jsonl. If it is stopped or "
+            "killed, the same command continues where it was and answers each line once (docs/batches.md). It uses 16 "
+            "slots unless -np sets another number.\n"
             "  {program} batch in.jsonl out.jsonl -m model.gguf\n"
             "  {program} batch in.jsonl out.jsonl -m model.gguf -np 32 -c 65536",
             ("files", "libs", "hf_token", "offline", "log_verbosity", "verbose", "engine", "media_path", "media_urls"),
@@ -142,8 +143,8 @@ COMMANDS = {
             "FILE",
             1,
             "check a record",
-            "Reads all of a record that a server has written with --record. Each line has the hash of the one before, "
-            "so a byte that was changed is found anywhere (docs/evidence.md).",
+            "Checks a whole record that a server has written with --record. Each line has the hash of the line before "
+            "it, so any changed byte is found (docs/evidence.md).",
         ),
         Command(
             "replay",
@@ -151,7 +152,7 @@ COMMANDS = {
             1,
             "run a record again",
             "Loads the model of a record that a server has written with --record, runs all requests again, one by one "
-            "as with --exact, and compares the tokens. It says where an answer first differs (docs/evidence.md).",
+            "as with --exact, and compares the tokens. It shows where an answer first differs (docs/evidence.md).",
             ("files", "libs", "cpu_variant", "threads"),
         ),
         Command(
@@ -159,10 +160,10 @@ COMMANDS = {
             "",
             0,
             "lend this machine's devices to a server",
-            "Lends the devices of this machine (its GPUs, or else its CPU) to a server on another one, which is "
-            "started with --rpc HOST:PORT and puts a part of its model here. It serves one server at a time. Who "
-            "reaches the port can use it without any key and may crash it, so it listens to this machine alone unless "
-            "--host says otherwise: see docs/rpc.md for a tunnel.\n"
+            "Lends the devices of this machine (its GPUs, or else its CPU) to a server on another machine, which is "
+            "started with --rpc HOST:PORT and puts a part of its model here. It works for one server at a time. Anyone "
+            "who can reach the port can use it without a key and may crash it, so by default it listens on 127.0.0.1 "
+            "only: see docs/rpc.md for a tunnel.\n"
             "  {program} rpc-worker --host 192.168.1.7\n"
             "  {program} -m model.gguf --rpc 192.168.1.7:50052",
             ("libs", "cpu_variant", "devices", "threads"),
@@ -173,5 +174,5 @@ COMMANDS = {
 
 
 def is_command(argv: Sequence[str]) -> bool:
-    """Whether the command line is a command. A file that is called like one is a model, as ever."""
+    """Whether the command line begins with a command. If a file of that name exists, the word is a model's file."""
     return bool(argv) and argv[0] in COMMANDS and not os.path.isfile(argv[0])

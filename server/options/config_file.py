@@ -1,10 +1,12 @@
-"""Reading a config file, INI or JSON, into (key, texts, place) triples. What the keys mean is `parser`' business.
+"""Reads a config file, INI or JSON, into (key, texts, place) triples. `parser` interprets the keys.
 
-Runs once at start on the main thread. A leaf. Sections are for the reader's eye only, and so is what follows `#` or `;`
-in an INI file, at the beginning of a line or behind a blank, unless it stands in double quotes. JSON values come out as
-the texts that the command line would have. Mistakes are an `OptionError` that names the file and the line or the place.
+Runs at start on the main thread. A leaf. Names of sections have no effect. In an INI file a comment begins with `#` or
+`;` at the beginning of a line or behind a blank, but not inside double quotes. JSON values become the texts that the
+command line would have. Errors are an `OptionError` that names the file and the line or the place.
 
-Not taken: `configparser`. It doesn't tell lines, takes `%` and `:` in values for syntax, and lower-cases keys (`-C`).
+Not taken: `configparser`. It reports no line numbers, treats `%` and `:` in values as syntax, and converts keys to
+lower
+case (`-C`).
 """
 
 from __future__ import annotations
@@ -17,19 +19,20 @@ from pathlib import Path
 from server.options.row import OptionError
 
 Setting = tuple[str, tuple[str, ...], str]
-"""A key as written, its value as texts (several only for a JSON list), and where it stands."""
+"""A key as written, its value as texts (several for a JSON list, else one), and its place in the file."""
 Section = tuple[str, str, list[Setting]]
-"""A section's name, where it begins, and its settings."""
+"""A section's name, the place where it begins, and its settings."""
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20  # of a config file
 CONTENT = re.compile(r'(?:"(?:[^"\\]|\\.)*"|"[^"]*"|(?!(?:^|\s)[#;]).)*')
-"""Of a line, without its comment. Quotes may hold escaped ones, as in JSON, or end with a backslash, as in a path."""
+"""A line without its comment. A text in quotes may contain escaped quotes, as in JSON, or end with a backslash, as a
+path does."""
 
 
 def read(path: str, names: Collection[str]) -> list[Setting]:
-    """All settings of the file in their order.
+    """All settings of the file, in order.
 
-    `names` are keys, without dashes in front, whose values may be JSON objects; other objects are sections.
+    `names` are the keys, without leading dashes, whose values may be JSON objects. All other objects are sections.
     """
     text = _read_text(path)
     place = Path(path).name
@@ -39,7 +42,7 @@ def read(path: str, names: Collection[str]) -> list[Setting]:
 
 
 def read_sections(path: str) -> list[Section]:
-    """The sections of an INI file in their order. What stands before the first has the name ""."""
+    """The sections of an INI file, in order. Settings before the first section are in a section with the name ""."""
     return _sections(_read_text(path), Path(path).name)
 
 

@@ -1,11 +1,11 @@
-"""The options as typed, immutable groups: each part of the server gets the groups that it needs, never all options.
+"""The options as typed, immutable groups. Each part of the server gets only the groups that it needs.
 
-Made once at start, on the main thread, from what the parser has found (`group`). A leaf. Which options are the
-server's, which a model's and which ask for an errand is data here, too (`SCOPES`): a server with several models has the
-former once and a `ModelOptions` for each. What several options say together, such as the parameters of llama.cpp's
-structs, is computed here once. A test holds the groups against the table: names, types, and that none is left out.
+`group` makes them from the parser's result, on the main thread at start or on a thread that loads a model. A leaf.
+`SCOPES` says which options belong to the server, which to a model, and which to an errand (something to do instead of
+serving). A server with several models has one `ModelOptions` for each. Values that depend on several options, such as
+the parameters of llama.cpp's structs, are computed here. A test compares the groups with the table of options.
 
-Not taken: `record`. Its `__init__` for this many fields takes two milliseconds to compile, before every start.
+Not taken: `record`. Compiling its `__init__` for so many fields would take two milliseconds at every start.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCOPES = {
     table.EMBEDDINGS: MODEL,
     table.REQUESTS: MODEL,
 }
-"""Whose options the groups of the table are: the server's, each model's, or what to do instead of serving."""
+"""The scope of the options in each group of the table."""
 
 EXCEPTIONS = {
     SERVER: (
@@ -55,7 +55,7 @@ EXCEPTIONS = {
     MODEL: ("slot_save_path", "stream_interval_ms", "sleep_idle_seconds"),
     ERRAND: ("cache_list", "dry_run", "list_devices"),
 }
-"""Single options with another scope than their group."""
+"""Options whose scope differs from that of their group."""
 
 SHARED_WITH_DRAFT = (
     "devices",
@@ -67,28 +67,28 @@ SHARED_WITH_DRAFT = (
     "offload_kqv",
     "op_offload",
 )
-"""What the small model of speculative decoding takes over from the large one's parameters."""
+"""Parameters that the draft model of speculative decoding takes from those of the large model."""
 
 TARGETS = ("model", "context", "pool", "mmproj", "draft_model", "draft_context", "request")
 EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
-Params = dict[str, Any]  # of a struct of llama.cpp, by field name; what is absent keeps its default
+Params = dict[str, Any]  # parameters of a struct of llama.cpp by field name; absent ones keep their defaults
 
 
 def scope_of(option: Option) -> str | None:
-    """Whose option it is; None if it does nothing here."""
+    """The scope of an option; None for one that has no effect in this server."""
     special = next((scope for scope, names in EXCEPTIONS.items() if option.name in names), None)
     return special or SCOPES.get(option.group)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Group:
-    """Some options. Their names and types are the annotations of the class; nothing changes them."""
+    """Some options. The class's annotations are their names and types. Their values can't be changed."""
 
     def __init__(self, **values: object) -> None:
         self.__dict__.update(values)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"options don't change, and {name} is one")
+        raise AttributeError(f"the option {name} can't be changed")
 
     def replace(self: G, **changes: object) -> G:
         """A copy with other values."""
@@ -99,9 +99,9 @@ G = TypeVar("G", bound=Group)
 
 
 class Settings(Group):
-    """What the parser has found: the values of all options by name, without regard to who needs them.
+    """The parser's result: the values of all options by name.
 
-    `given` are the names that the user has set, `warnings` lines to log once there is a log.
+    `given` are the names of options that the user has set, `warnings` are lines to log once the log is set up.
     """
 
     given: frozenset[str]
@@ -112,14 +112,14 @@ class Settings(Group):
         def __getattr__(self, name: str) -> Any: ...
 
     def is_set(self, name: str) -> bool:
-        """Whether the value came from the user rather than from the table."""
+        """Whether the user has set the option."""
         return name in self.given
 
 
 # ---- instead of serving ----------------------------------------------------------------------------------------------
 
 
-HOW = ("output", "base", "side_file", "defaults")  # what is to be done, the others say
+HOW = ("output", "base", "side_file", "defaults")  # details of an errand; the other options choose it
 
 
 class ErrandOptions(Group):
@@ -146,7 +146,7 @@ class ErrandOptions(Group):
     unbundle: str | None
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do but serve."""
+        """Whether there is something to do instead of serving."""
         return any(value for name, value in vars(self).items() if name not in HOW)
 
 
@@ -154,19 +154,19 @@ class ErrandOptions(Group):
 
 
 class HttpOptions(Group):
-    """Where to listen, who may come in, and how much they may send."""
+    """Where to listen, which clients may connect, and how much they may send."""
 
     host: tuple[str, ...]
     port: int
     api_prefix: str
     path: str | None
     ui: bool
-    timeout: float | None  # None: the edge's own limits
+    timeout: float | None  # seconds; None for the default limits
     max_connections: int
-    max_body: int
-    max_text: int
+    max_body: int  # MiB
+    max_text: int  # MiB
     half_close: bool
-    rate_limit: tuple[int, float] | None
+    rate_limit: tuple[int, float] | None  # requests in so many seconds
     api_key: tuple[str, ...]
     api_key_file: str | None
     admin_key: tuple[str, ...]
@@ -177,7 +177,7 @@ class HttpOptions(Group):
 
 
 class ApiOptions(Group):
-    """What the routes show and allow, and which shapes their answers have."""
+    """What routes show and allow, and the format of their answers."""
 
     compat: str
     slots: bool
@@ -185,80 +185,80 @@ class ApiOptions(Group):
     props: bool
     manage_models: bool
     debug_stacks: bool
-    sse_ping_interval: int
-    native_ping_interval: int  # of streams that aren't OpenAI's
+    sse_ping_interval: int  # seconds
+    native_ping_interval: int  # seconds, for streams of /completion
     log_prompts_dir: str | None
-    health_route: str  # Vertex AI's; "" for none, as of the next
-    predict_route: str
+    health_route: str  # for Vertex AI; "" for none
+    predict_route: str  # for Vertex AI; "" for none
     store_dir: str | None
-    store_size: int
+    store_size: int  # MiB
     is_verbose: bool
 
     @property
     def is_2024(self) -> bool:
-        """Whether the profile is that of the 2024 documents."""
+        """Whether the server behaves as the 2024 documents say (`--compat 2024`)."""
         return self.compat == "2024"
 
 
 class MediaOptions(Group):
-    """Which images and sounds requests may bring, or have fetched."""
+    """Which images and sounds requests may contain or name."""
 
-    image_max_pixels: int
+    image_max_pixels: int  # millions
     media_path: str | None
     media_urls: bool
     max_mib: int
 
 
 class ServiceOptions(Group):
-    """How the server shows itself to the system, and how it ends."""
+    """How the server tells the system its state, and how it stops."""
 
     pid_file: str | None
     state_file: str | None
-    drain: float
-    drain_delay: float
+    drain: float  # seconds
+    drain_delay: float  # seconds
     open: bool
 
 
 class LoggingOptions(Group):
-    """What is logged, how and where to. `secrets` are masked."""
+    """What is logged, in which format, and where. `secrets` are masked."""
 
     verbose: bool
     log_verbosity: int
     log_format: str
-    log_file: str | None  # None: as `profile` has it
+    log_file: str | None  # None for the default of `profile`
     log_disable: bool
     log_colors: str
     record: str | None
-    record_size: int
-    profile: str
+    record_size: int  # MiB
+    profile: str  # the value of --compat
     secrets: tuple[str, ...]
 
 
 class EngineOptions(Group):
-    """How engines are run, whatever their model."""
+    """How all engines are run."""
 
     libs: str | None
     engine: str
 
 
 class DownloadOptions(Group):
-    """How what isn't here is fetched."""
+    """How files are downloaded."""
 
     hf_token: str | None
     offline: bool
 
 
 class CatalogueOptions(Group):
-    """Which models there are, and how many are loaded. `files` are those of -m."""
+    """Which models the server has, and how many may be loaded. `files` are those of -m."""
 
     models_dir: str | None
     models_preset: str | None
-    models_max: int  # 0: as many as fit
+    models_max: int  # 0 for as many as fit into memory
     models_autoload: bool
     files: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        """Whether the server has more than the one model that `SourceOptions` name."""
+        """Whether the server has several models, not only the one of `SourceOptions`."""
         return bool(self.models_dir or self.models_preset or len(self.files) > 1)
 
 
@@ -266,7 +266,7 @@ class CatalogueOptions(Group):
 
 
 class SourceOptions(Group):
-    """Where a model's files are, or come from."""
+    """The paths of a model's files, and the places to download them from."""
 
     model: str | None
     model_url: str | None
@@ -282,19 +282,19 @@ class SourceOptions(Group):
 
     @property
     def must_fetch(self) -> bool:
-        """Whether a file may have to be fetched before the model can be loaded."""
+        """Whether a file may have to be downloaded before the model can be loaded."""
         return bool(self.model_url or self.hf_repo or self.mmproj_url or self.spec_draft_hf)
 
 
 class SpecOptions(Group):
-    """Speculative decoding."""
+    """Speculative decoding. The parameters are those of the draft model."""
 
     spec_type: tuple[str, ...]
-    spec_ngram_size: int
+    spec_ngram_size: int  # tokens, as the next three
     spec_ngram_max: int
     spec_draft_n_max: int
     spec_draft_n_min: int
-    spec_draft_p_min: float
+    spec_draft_p_min: float  # probability
     spec_draft_threads: int
     spec_draft_threads_batch: int
     model_params: Params
@@ -312,22 +312,22 @@ class TemplateOptions(Group):
 
 
 class RequestOptions(Group):
-    """What requests get that don't say otherwise (`values`, by field name), and the most they may ask for.
+    """The defaults of requests (`values`, by field name), and the limit on their tokens.
 
-    `advised` are those of the values that come from the model's file."""
+    `advised` are the names of values that come from the model's file."""
 
-    n_predict: int
-    max_predict: int
+    n_predict: int  # tokens; -1 for no limit
+    max_predict: int  # tokens; -1 for no limit
     values: dict[str, Any]
     advised: frozenset[str]
 
     def with_advice(self, advice: Params) -> RequestOptions:
-        """The same with what the model's file advises, where options don't say otherwise."""
+        """A copy with the values that the model's file recommends, where no option sets another one."""
         return self.replace(values={**advice, **self.values}, advised=frozenset(advice.keys() - self.values.keys()))
 
 
 class ModelOptions(Group):
-    """One model: its files, its names, how it is computed, what its requests get."""
+    """One model: its files, its names, how it is computed, the defaults of its requests."""
 
     sources: SourceOptions
     spec: SpecOptions
@@ -341,26 +341,26 @@ class ModelOptions(Group):
     embeddings: bool
     reranking: bool
     pooling: int | None
-    ctx_size: int | None
-    is_ctx_given: bool  # by the user, in just that number
+    ctx_size: int | None  # tokens of all slots together
+    is_ctx_given: bool  # whether the user has set --ctx-size
     parallel: int
     cont_batching: bool
     context_shift: bool
     kv_unified: bool | None
-    kv_unified_per_slot: int | None
+    kv_unified_per_slot: int | None  # tokens
     exact: bool
     warmup: bool
     max_queue: int
     max_stall_ms: float
     stream_interval_ms: int
-    engine_timeout: float
-    cache_ram: int | None
+    engine_timeout: float  # seconds
+    cache_ram: int | None  # MiB
     cache_disk: str | None
-    cache_disk_size: int
+    cache_disk_size: int  # MiB
     slot_save_path: str | None
     sleep_idle_seconds: int
     ctx_checkpoints: int
-    checkpoint_min_step: int
+    checkpoint_min_step: int  # tokens
     cpu_variant: str | None
     threads: int
     threads_batch: int
@@ -368,8 +368,8 @@ class ModelOptions(Group):
     ubatch_size: int
     numa: int | None
     fit: bool
-    fit_target: tuple[int, ...]
-    fit_ctx: int
+    fit_target: tuple[int, ...]  # MiB to leave free on each device
+    fit_ctx: int  # tokens of each slot
     rpc: tuple[str, ...]
     grp_attn_n: int
     grp_attn_w: int
@@ -381,7 +381,7 @@ class ModelOptions(Group):
 
 
 class Options(Group):
-    """All groups."""
+    """All options, in groups."""
 
     errands: ErrandOptions
     http: HttpOptions
@@ -397,7 +397,7 @@ class Options(Group):
 
 
 def group(settings: Settings) -> Options:
-    """The groups of what the parser has found."""
+    """The groups of the parser's result."""
     s, targets = settings, _targets(settings)
     return Options(
         errands=_of(ErrandOptions, s),
@@ -446,19 +446,19 @@ def group(settings: Settings) -> Options:
 
 
 def _of(kind: type[G], settings: Settings, **derived: object) -> G:
-    """The group of this kind: what has the name of an option from the settings, the rest from `derived`."""
+    """A group of this class. Its values come from `derived`, or else from the option of the same name."""
     values = vars(settings)
     return kind(**{name: derived[name] if name in derived else values[name] for name in kind.__annotations__})
 
 
-# ---- what several options say together -------------------------------------------------------------------------------
+# ---- values that depend on several options ---------------------------------------------------------------------------
 
 
 def _targets(s: Settings) -> dict[str, Params]:
-    """What the user or the profile has set of the structs of llama.cpp and of requests, see `Option.target`.
+    """The values of all options with a `target` that the user or the profile has set, by struct and field.
 
-    Plain values: enums as numbers, lists as tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of a model
-    are names and texts that the backend has to turn into C structs; `cpumask` is a tuple of CPU numbers.
+    Enums are numbers, lists are tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of a model are names and
+    texts, from which the backend makes C structs. `cpumask` is a tuple of CPU numbers.
     """
     found: dict[str, Params] = {kind: {} for kind in TARGETS}
     for option in OPTIONS:
@@ -489,7 +489,7 @@ def _context_params(s: Settings, targets: dict[str, Params]) -> Params:
 
 
 def _draft_model_params(s: Settings, targets: dict[str, Params]) -> Params:
-    """Of the small model of speculative decoding: what is about the machine it has from the large one."""
+    """The draft model's parameters. Those about the machine are taken from the large model's."""
     large = _model_params(s, targets)
     params = {name: large[name] for name in SHARED_WITH_DRAFT if name in large} | targets["draft_model"]
     buffers = (*s.spec_draft_override_tensor, *_on_cpu(s.spec_draft_cpu_moe, s.spec_draft_n_cpu_moe))
@@ -504,7 +504,7 @@ def _draft_context_params(targets: dict[str, Params]) -> Params:
 
 
 def _projector_params(s: Settings, targets: dict[str, Params]) -> Params:
-    """Of mtmd_context_params; `device` is a name. A device `none` is no GPU."""
+    """The fields of mtmd_context_params. `device` is a name; `none` means the CPU."""
     params = {"warmup": s.warmup, **targets["mmproj"]}
     if params.get("device") == "none":
         del params["device"]
@@ -517,12 +517,12 @@ def _request_values(s: Settings, targets: dict[str, Params]) -> dict[str, Any]:
 
 
 def _max_predict(s: Settings) -> int:
-    """The documents of 2024 say of `--n-predict` that it is a limit."""
+    """The limit on the tokens of a request. With `--compat 2024`, `--n-predict` is that limit, too."""
     return s.n_predict if s.compat == "2024" and not s.is_set("max_predict") else s.max_predict
 
 
 def _secrets(s: Settings) -> tuple[str, ...]:
-    """Values that must not appear in logs (those in the key file aren't read here)."""
+    """Values that must not appear in the log. Keys in the key file are read elsewhere."""
     found: list[str] = []
     for option in OPTIONS:
         if option.secret:
@@ -532,7 +532,7 @@ def _secrets(s: Settings) -> tuple[str, ...]:
 
 
 def _load_mode(s: Settings) -> int | None:
-    """The mode that the three older switches stand for; None if none of them was given."""
+    """The load mode that --direct-io, --mlock and --mmap choose; None if none of them was given."""
     if s.direct_io:
         return LOAD_MODES["dio"]
     if s.mlock:
@@ -543,7 +543,8 @@ def _load_mode(s: Settings) -> int | None:
 
 
 def _on_cpu(all_experts: bool, n_experts: int, n_dense: int = 0) -> Iterator[tuple[str, str]]:
-    """Patterns for the tensors that --cpu-moe and its like keep on the CPU, as llama.cpp's `common` has them."""
+    """Patterns of the tensors that --cpu-moe, --n-cpu-moe and --n-cpu-ffn keep on the CPU, as in llama.cpp's
+    `common`."""
     if all_experts:
         yield EXPERTS, "CPU"
     for count, pattern in ((n_experts, EXPERTS), (n_dense, DENSE)):

@@ -1,8 +1,8 @@
-"""Options that are known from llama-server or from 2024, but do nothing here: yet, or for ever.
+"""Options of llama-server or of the 2024 documents that this server doesn't have.
 
-Data only, a leaf. A launch script that names one should either start all the same, with a line in the log that says
-what the option does not do, or end with the line that says why: what is right depends on whether somebody would miss
-the effect. `IGNORED` rows are about speed, memory or looks; `PLANNED` and `REFUSED` ones change what is answered.
+Data only, a leaf. If a user sets one, the server either starts with a warning that the option has no effect (`IGNORED`,
+for options about speed, memory or looks), or refuses to start and says why (`PLANNED` and `REFUSED`, for options that
+change answers).
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Ready-made models", "Web pa
 TUNING, OTHER = "Tuning", "Other"
 OTHER_GROUPS = (OLD, CHAT, MEDIA, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
 
-SYSTEM_PLACES = "the system places its threads"
-CACHE = "this server's prompt cache works without such a limit"
-DRAFTS = "drafts are found and bounded in another way here; see --spec-type"
+SYSTEM_PLACES = "the operating system places the draft model's threads"
+CACHE = "this server's prompt cache has no such setting"
+DRAFTS = "this server finds and limits drafts in another way; see --spec-type"
 READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
-PAGES = "the web page has no settings of this kind yet"
+PAGES = "the web page has no such settings"
 TOOLS = "this server runs no tools"
 
-# status, group, note; then per line: flags separated by commas, off flags behind a bar, metavar if there is a value,
-# variable if there is one as $NAME
+# Status, group, note, and a line for each option: flags separated by commas, flags that turn it off behind a bar, the
+# metavar if it takes a value, and its environment variable as $NAME if it has one.
 ROWS: tuple[tuple[str, str, str, str], ...] = (
     (IGNORED, OLD, "llama.cpp applies adapters to the model as it is", """
         --lora-base FILE"""),
-    (IGNORED, OLD, "llama.cpp keeps its cache in order by itself", """
+    (IGNORED, OLD, "llama.cpp's cache needs no defragmentation", """
         -dt,--defrag-thold N $LLAMA_ARG_DEFRAG_THOLD"""),
-    (IGNORED, OLD, "one earlier place is enough for a draft, and bad ones are recognised", """
+    (IGNORED, OLD, "one match is enough for a draft, and sources of bad drafts are turned off", """
         --spec-ngram-min-hits N"""),
 
-    (IGNORED, CHAT, "a template shows earlier reasoning as it likes; see --chat-template-kwargs", """
+    (IGNORED, CHAT, "the chat template decides whether it shows earlier reasoning; see --chat-template-kwargs", """
         --reasoning-preserve|--no-reasoning-preserve $LLAMA_ARG_REASONING_PRESERVE"""),
 
     (IGNORED, MEDIA, "images are encoded one by one", """
         --mtmd-batch-max-tokens N $LLAMA_ARG_MTMD_BATCH_MAX_TOKENS"""),
-    (IGNORED, MEDIA, "this server takes images and sound, no videos", """
+    (IGNORED, MEDIA, "this server takes images and sound, but no videos", """
         --video-fps N $LLAMA_ARG_VIDEO_FPS
         --video-timestamp-interval N $LLAMA_ARG_VIDEO_TIMESTAMP_INTERVAL
         --video-ffmpeg-dir DIR $LLAMA_ARG_VIDEO_FFMPEG_DIR"""),
@@ -53,7 +53,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --spec-draft-cpu-strict-batch,--cpu-strict-batch-draft 0/1
         --spec-draft-prio-batch,--prio-batch-draft N
         --spec-draft-poll-batch,--poll-batch-draft N"""),
-    (REFUSED, SPECULATIVE, "only measures; --bench does that here", """
+    (REFUSED, SPECULATIVE, "it is for measuring; use --bench", """
         --spec-synth-len L $LLAMA_ARG_SPEC_SYNTH_LEN
         --spec-synth-rates P0,P1 $LLAMA_ARG_SPEC_SYNTH_RATES"""),
     (IGNORED, SPECULATIVE, DRAFTS, """
@@ -89,7 +89,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     (IGNORED, PAGE, PAGES, """
         --ui-config,--webui-config JSON $LLAMA_ARG_UI_CONFIG
         --ui-config-file,--webui-config-file FILE $LLAMA_ARG_UI_CONFIG_FILE"""),
-    (IGNORED, PAGE, "the answers say what each route and each page may do", """
+    (IGNORED, PAGE, "the server sets these headers by itself for each route", """
         --cors-methods METHODS $LLAMA_ARG_CORS_METHODS
         --cors-headers HEADERS $LLAMA_ARG_CORS_HEADERS
         --cors-credentials|--no-cors-credentials $LLAMA_ARG_CORS_CREDENTIALS"""),
@@ -101,33 +101,33 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --mcp-servers-json JSON $LLAMA_ARG_MCP_SERVERS_JSON
         -ag,--agent|-no-ag,--no-agent $LLAMA_ARG_AGENT"""),
 
-    (IGNORED, TUNING, "prompts are read by the threads that generate", """
+    (IGNORED, TUNING, "the same threads compute prefill and decoding", """
         -Cb,--cpu-mask-batch M
         -Crb,--cpu-range-batch LO-HI
         --cpu-strict-batch 0/1
         --prio-batch N
         --poll-batch N"""),
-    (IGNORED, TUNING, "each connection has a thread of its own, see --max-connections", """
+    (IGNORED, TUNING, "each connection has its own thread; see --max-connections", """
         --threads-http N $LLAMA_ARG_THREADS_HTTP"""),
     (IGNORED, TUNING, CACHE, """
         --cache-idle-slots|--no-cache-idle-slots $LLAMA_ARG_CACHE_IDLE_SLOTS
         --cache-reuse N $LLAMA_ARG_CACHE_REUSE
         -sps,--slot-prompt-similarity N"""),
-    (IGNORED, TUNING, "tokens are always chosen on the CPU", """
+    (IGNORED, TUNING, "sampling always runs on the CPU", """
         -bs,--backend-sampling $LLAMA_ARG_BACKEND_SAMPLING"""),
-    (IGNORED, TUNING, "llama.cpp's own timings are off; answers and /metrics have this server's", """
+    (IGNORED, TUNING, "llama.cpp's own timings are off; answers and /metrics have timings of this server", """
         --perf|--no-perf $LLAMA_ARG_PERF"""),
 
-    (IGNORED, OTHER, "log lines always have a time and the name of a part of the server", """
+    (IGNORED, OTHER, "log lines always have a time and the name of the part of the server", """
         --log-prefix|--no-log-prefix $LLAMA_ARG_LOG_PREFIX
         --log-timestamps|--no-log-timestamps $LLAMA_ARG_LOG_TIMESTAMPS"""),
-    (PLANNED, OTHER, "control vectors are not supported yet by this version", """
+    (PLANNED, OTHER, "this version doesn't support control vectors", """
         --control-vector FILE
         --control-vector-scaled FILE:SCALE
         --control-vector-layer-range START"""),
     (REFUSED, OTHER, "several servers can't share a port here", """
         --reuse-port $LLAMA_ARG_REUSE_PORT"""),
-    (REFUSED, OTHER, "a server takes its prompts from requests", """
+    (REFUSED, OTHER, "prompts come from requests", """
         -f,--file FILE
         -bf,--binary-file FILE"""),
 )

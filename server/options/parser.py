@@ -1,12 +1,12 @@
-"""The command line, the environment and the config file: what the user wants, option by option.
+"""Reads the options from the command line, the environment and the config file, and writes `--help`.
 
-A leaf, used once at start by `launch`. The tables of options are data (`table`, `known`); parsing, `--help`, the config
-file and the documents read the same rows. Values come from, first wins: command line, environment (`LLAMA_ARG_*`),
-config file, the defaults of the profile that `--compat` chooses. Mistakes end in `OptionError`, one line that names the
-option, the value and what is allowed. `groups` makes typed groups of what comes out, for those who use it.
+A leaf, used by `launch` at start and where a model's options are read. The tables of options (`table`, `known`) are
+data. The value of an option comes from the first of these places that sets it: command line, environment
+(`LLAMA_ARG_*`), config file, bundle, the default of the profile that `--compat` chooses. Errors are an `OptionError`:
+one line that names the option, the value and what is allowed. `groups` makes typed groups of the result.
 
-Not taken: argparse. It can't do `-np`/`-ngl` next to `-n` with values in every spelling, nor tell what the user has set
-from what is a default, nor options that are known but refused; with the table at hand the parser is forty lines.
+Not taken: argparse. It can't parse `-np` and `-ngl` beside `-n` in every spelling of their values, and it can tell
+neither set values from defaults nor refuse known options. With the table the parser takes forty lines.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
-MAX_TOLD = 300  # characters of what is wrong with a request
+MAX_TOLD = 300  # characters of an error message about a request
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 OF_ONE_MODEL = ("files", "alias", "model_url", "hf_repo", "hf_file", "model_sha256", "mmproj", "mmproj_url")
-"""Options that say which model it is: those of the command line are about the one that it names."""
-YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes it itself unless --yarn-ext-factor is 0"
+"""Options that choose the model. Of several models, each has its own; the command line's don't apply to them."""
+YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes this factor itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
 
 
@@ -61,12 +61,12 @@ def parse(
     asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Settings:
     """Read the command line (without the program's name), the environment, and the config file that one of them
-    names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
-    mistake, in one line whatever it quotes.
+    names. `bundled` are the defaults of a bundle as (name, text) pairs; they have the lowest precedence. OptionError,
+    in one line, for the first error.
 
-    `own` is for one of several models: what is said of it alone, see `read_model_settings`. That counts more than all
-    but the command line; what else says which model to serve doesn't count (`OF_ONE_MODEL`). `asked` is what a request
-    says of it, see `read_asked`, and counts most."""
+    For one of several models, `own` are the settings of that model (see `read_model_settings`). They override all but
+    the command line, and only they can set the options `OF_ONE_MODEL`. `asked` are options that a request has set for
+    the model (see `read_asked`); they override everything."""
     try:
         return _parse(argv, environ, table, bundled, own, asked)
     except OptionError as error:
@@ -109,16 +109,16 @@ def _parse(
 
 
 def read_model_settings(settings: Iterable[config_file.Setting]) -> tuple[dict[str, Any], list[str]]:
-    """What is said of one of several models: values by `Option.key`, and lines about options that have no effect.
-    OptionError for what is wrong, or about the server."""
+    """The settings of one of several models: values by `Option.key`, and warnings about options without effect.
+    OptionError for a wrong setting, or for an option of the server."""
     source = _Source(ALL_OPTIONS)
     _read_settings(source, settings, MODEL)
     return source.values, source.warnings
 
 
 def read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
-    """What a request says of one of several models: values by `Option.key`. OptionError with the path of what is wrong,
-    or not a request's to say."""
+    """The options that a request sets for one of several models: values by `Option.key`. OptionError names the field
+    that is wrong, or that requests may not set."""
     try:
         return _read_asked(wanted)
     except OptionError as error:
@@ -134,11 +134,11 @@ def _read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
         if option is None:
             raise OptionError(f"{place}: there is no such option{_did_you_mean(key, by_name)}")
         if scope_of(option) != MODEL or option.key in OF_ONE_MODEL or option.status != WORKS:
-            raise OptionError(f"{place}: this is not about how a model is loaded")
+            raise OptionError(f"{place}: this is not an option of a model")
         if not option.is_plain:
-            raise OptionError(f"{place}: what leads to files, libraries or addresses is not taken from requests")
+            raise OptionError(f"{place}: requests may not set options that name files, libraries or addresses")
         if option.key in source.values:
-            raise OptionError(f"{place} is given twice, by another of its names")
+            raise OptionError(f"{place} is set twice, by two of its names")
         for text in _texts(option, place, value):
             found = convert(option, place, text)
             source.set(option, place, found if is_on else not found)
@@ -146,7 +146,7 @@ def _read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _texts(option: Option, place: str, value: object) -> list[str]:
-    """A value in JSON as the texts that the command line would have."""
+    """The texts that the command line would have for a JSON value."""
     if option.metavar in ("JSON", "SCHEMA") and not isinstance(value, str):
         return [json.dumps(value)]
     values = value if isinstance(value, list) else [value]
@@ -157,7 +157,7 @@ def _texts(option: Option, place: str, value: object) -> list[str]:
 
 
 class _Source:
-    """What one source says: `values` by attribute, and warnings about options without effect."""
+    """The options of one source: `values` by attribute, and warnings about options without effect."""
 
     def __init__(self, table: Sequence[Option]) -> None:
         self.table = table
@@ -167,7 +167,7 @@ class _Source:
         self.warnings: list[str] = []
 
     def set(self, option: Option, source: str, value: Any) -> None:
-        """Take `value`, or say why it has no effect."""
+        """Set the option, or warn if it has no effect."""
         if option.status == IGNORED:
             self.warnings.append(f"{source} has no effect: {option.note}")
         elif option.repeat:
@@ -189,8 +189,8 @@ def _refuse(option: Option, source: str) -> None:
 def read_command(
     argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option]
 ) -> tuple[Settings, list[str], list[tuple[str, str]]]:
-    """The options of a command, the words that are none, and the options as they were given: (name, word) pairs.
-    OptionError. Behind `--` all are words."""
+    """The options of a command, the words that aren't options, and the options as (name, word) pairs in their order.
+    Behind `--` all words aren't options. OptionError."""
     end = argv.index("--") if "--" in argv else len(argv)
     line, variables = _Source(table), _Source(table)
     words: list[str] = []
@@ -202,8 +202,8 @@ def read_command(
 
 
 def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = None) -> list[tuple[str, str]]:
-    """Take the options; `words` takes what is none, which is a model's file otherwise. The options as they were given,
-    see `read_command`."""
+    """Read the options into `source`. A word that isn't an option is added to `words`, or without these it is the
+    model's file. Return the options as (name, word) pairs in their order."""
     rest = list(reversed(argv))
     given: list[tuple[str, str]] = []
     while rest:
@@ -233,7 +233,7 @@ def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = N
 
 
 def _read_model(source: _Source, word: str) -> None:
-    """A word that is no option: the model's file, as it comes when a file is dropped on the program."""
+    """Take a word that isn't an option as the model's file, for example of a file that was dropped on the program."""
     option, _ = source.by_flag.get("--model", (None, True))
     if option is None or word.startswith("-") or not (word.lower().endswith(".gguf") or os.path.isfile(word)):
         raise OptionError(_unknown(word, source.by_flag))
@@ -249,13 +249,13 @@ def _next_word(option: Option, flag: str, rest: list[str]) -> str:
 
 
 def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
-    import difflib  # here, because it is for mistakes only
+    import difflib  # here, because only errors need it
 
     if not word.startswith("-"):
         close = difflib.get_close_matches(word.lower(), COMMANDS, 1) if word.isalpha() else []
         advice = f", did you mean the command {close[0]}?" if close else "; --help lists the options"
-        return f"'{word}' is neither an option nor a file (the model, for example){advice}"
-    word = word.partition("=")[0]  # what follows may be a secret
+        return f"'{word}' is neither an option nor a model's file{advice}"
+    word = word.partition("=")[0]  # the value may be a secret
     return f"unknown option {word}{_did_you_mean(word, by_flag)}"
 
 
@@ -264,7 +264,7 @@ def _did_you_mean(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str:
 
     names = [name for name, (option, _) in by_name.items() if option.status == WORKS]
     close = difflib.get_close_matches(word, names, 3)
-    close.sort(key=lambda name: sorted(name) != sorted(word))  # letters that changed places are the likeliest slip
+    close.sort(key=lambda name: sorted(name) != sorted(word))  # swapped letters are the most likely typing error
     return f", did you mean {close[0]}?" if close else "; --help lists them"
 
 
@@ -272,7 +272,7 @@ def _did_you_mean(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str:
 
 
 def _read_environment(source: _Source, environ: Mapping[str, str]) -> None:
-    """Empty variables count as not set: compose files leave such behind."""
+    """Read the environment variables. Empty ones count as not set, since compose files often have them."""
     for option in source.table:
         off = option.env.replace("LLAMA_ARG_", "LLAMA_ARG_NO_") if option.off_flags else ""
         if off != option.env and environ.get(off) and switch(off, environ[off]):
@@ -294,7 +294,7 @@ def _by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
 
 
 def _read_settings(source: _Source, settings: Iterable[config_file.Setting], scope: str = "") -> None:
-    """Take over the settings of a file; those of other scopes than `scope` are refused if that is given."""
+    """Read the settings of a file. With a `scope`, options of other scopes are refused."""
     by_name = _by_name(source)
     seen: dict[str, str] = {}
     for key, texts, where in settings:
@@ -303,9 +303,9 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting], sco
         if option is None:
             raise OptionError(f"{where}: there is no option {key}{_did_you_mean(key, by_name)}")
         if scope_of(option) == ERRAND or option.name == "config":
-            raise OptionError(f"{where}: {key} belongs on the command line")
+            raise OptionError(f"{where}: {key} can be set on the command line only")
         if scope and scope_of(option) not in (scope, None) and option.key not in OF_ONE_MODEL:
-            raise OptionError(f"{where}: {key} is about the server, not about a model of it")
+            raise OptionError(f"{where}: {key} is an option of the server, not of a model")
         place = f"{where}: {key}"
         _refuse(option, place)
         if not option.repeat:
@@ -318,11 +318,11 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting], sco
             source.set(option, place, value if is_on else not value)
 
 
-# ---- what belongs together -------------------------------------------------------------------------------------------
+# ---- options that depend on each other -------------------------------------------------------------------------------
 
 
 def _finished(s: Settings) -> Settings:
-    """The same with what follows from other options; OptionError for what contradicts itself."""
+    """The settings with the values that follow from other options. OptionError if options contradict each other."""
     changes: dict[str, Any] = {}
     if not s.is_set("ubatch_size"):
         changes["ubatch_size"] = min(s.ubatch_size, s.batch_size)
@@ -356,9 +356,9 @@ def _unescape(text: str) -> str:
 
 def _contradictions(o: Settings) -> Iterator[str]:
     if o.ubatch_size > o.batch_size:
-        yield f"--ubatch-size {o.ubatch_size} is more than --batch-size {o.batch_size}: raise the batch size too"
+        yield f"--ubatch-size {o.ubatch_size} is more than --batch-size {o.batch_size}: raise the batch size, too"
     if o.memory_f32 and (o.is_set("cache_type_k") or o.is_set("cache_type_v")):
-        yield "--memory-f32 sets the types of the cache: leave it out, or --cache-type-k and --cache-type-v"
+        yield "--memory-f32 already sets --cache-type-k and --cache-type-v: leave out either it or these two"
     if o.cache_type_v in QUANTISED and not o.flash_attn:
         word = next(word for word, number in KV_TYPES.items() if number == o.cache_type_v)
         yield f"--cache-type-v {word} needs flash attention: add --flash-attn on"
@@ -371,17 +371,17 @@ def _contradictions(o: Settings) -> Iterator[str]:
     if bool(o.ssl_key_file) != bool(o.ssl_cert_file):
         yield "HTTPS needs both --ssl-key-file and --ssl-cert-file"
     if o.is_set("load_mode") and any(map(o.is_set, ("mlock", "mmap", "direct_io"))):
-        yield "--load-mode says it all: leave out --mlock, --mmap and --direct-io"
+        yield "--load-mode replaces --mlock, --mmap and --direct-io: leave these out"
     if o.direct_io and (o.mlock or o.is_set("mmap") and o.mmap):
-        yield "--direct-io excludes --mlock and --mmap"
+        yield "--direct-io can't be combined with --mlock or --mmap"
     if o.hf_file and not o.hf_repo:
         yield "--hf-file needs the repository: add --hf-repo USER/MODEL"
     if o.model_url and o.hf_repo:
-        yield "--model-url and --hf-repo name two models: give one of them"
+        yield "--model-url and --hf-repo name two models: give only one of them"
     if o.grammar and o.json_schema is not None:
-        yield "a text can follow one of --grammar and --json-schema, not both"
+        yield "--grammar and --json-schema can't be combined: give only one of them"
     if o.manage_models and not o.admin_key:
-        yield "--manage-models needs a key that may: add --admin-key KEY"
+        yield "--manage-models needs an admin key: add --admin-key KEY"
     if o.log_disable and o.is_set("log_file"):
         yield "--log-disable and --log-file contradict each other: leave one out"
     if (
@@ -390,21 +390,21 @@ def _contradictions(o: Settings) -> Iterator[str]:
         or o.rope_freq_base is not None
         and not o.rope_freq_base > 0
     ):
-        yield "--rope-freq-base and --rope-freq-scale have to be more than 0; leave them out to take the model's"
+        yield "--rope-freq-base and --rope-freq-scale must be more than 0; leave them out to use the model's"
 
 
-# ---- for people ------------------------------------------------------------------------------------------------------
+# ---- help ------------------------------------------------------------------------------------------------------------
 
 SHAPES_2024 = (
     ("", "`next_token` in `/slots`", "a list of one object", "an object"),
-    ("", "`prompt` as a list of strings", "a prompt each", "one sequence"),
-    ("", "order of sampling", "penalties where `samplers` names them", "penalties first"),
+    ("", "`prompt` as a list of strings", "one prompt for each string", "one sequence"),
+    ("", "order of the samplers", "penalties where `samplers` has them", "penalties first"),
 )
-"""Differences between the profiles that no option sets: option, what, modern, 2024."""
+"""Differences between the profiles that no option sets. Columns: option, subject, modern, 2024."""
 
 
 def compat_rows() -> list[tuple[str, str, str, str]]:
-    """The table of what `--compat` changes: option, what it is about, modern, 2024."""
+    """The table of differences that `--compat` makes. Columns: option, subject, modern, 2024."""
     rows = []
     for option in OPTIONS:
         if option.default_2024 is not SAME:
@@ -421,19 +421,19 @@ def compat_rows() -> list[tuple[str, str, str, str]]:
 
 
 def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_short: bool = False) -> str:
-    """The text of `--help all`, or of `--help`, in groups, as wide as the terminal."""
+    """The text of `--help all` in groups, or with `is_short` that of `--help`; as wide as the terminal."""
     import shutil  # here, because only --help needs it
     import textwrap
 
     width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
-    about = "Serves a language model over HTTP, on this machine and without a network."
+    about = "Serves a language model over HTTP. The model runs on this machine; no data leaves it."
     lines = [f"usage: {program} MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
     commands = ", ".join(f"{command.name} ({command.help})" for command in COMMANDS.values())
     lines += [*textwrap.wrap(f"Commands: {commands}. COMMAND --help says more.", width, break_on_hyphens=False), ""]
     if is_short:
         shown = [option for option in table if option.name in SHORT_HELP]
         lines += [line for option in shown for line in help_lines(option, width, is_short)]
-        return "\n".join([*lines, "", f"--help all shows all {len(table)} options, and where else they can be set."])
+        return "\n".join([*lines, "", f"--help all shows all {len(table)} options and their environment variables."])
     for group in dict.fromkeys(option.group for option in table):
         lines.append(f"{group}:")
         for option in table:
@@ -441,16 +441,16 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_s
                 lines += help_lines(option, width)
         lines.append("")
     lines += textwrap.wrap(
-        "Environment variables in brackets. Every flag also takes --flag=value. The command line wins over the "
-        "environment, that over the file of --config. docs/options.md has a list of llama-server's options that are "
-        "known but have no effect here.",
+        "Environment variables are in brackets. Every flag can also be written as --flag=value. The command line "
+        "overrides the environment, and the environment overrides the file of --config. docs/options.md also lists "
+        "llama-server's options that have no effect here.",
         width,
     )
     return "\n".join(lines)
 
 
 def help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
-    """What the help says of an option. `is_short`: without variables and older defaults."""
+    """The lines of the help about an option. `is_short` leaves out its variable and its default of 2024."""
     flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
     text = option.help
     if "default" not in text and option.type is not None and option.default not in (None, ()):

@@ -1,10 +1,10 @@
-"""One row of the option table, and how texts become its values.
+"""A row of the option table, and the functions that convert texts to its values.
 
-Pure functions on strings, used at start by the main thread; some read a file that the user named. A leaf: imports
-nothing of the product. Converters raise `BadValue`, whose message goes on behind the name of the option:
+A leaf, used where options are read. Converters are pure functions of a text, except that some read the file that the
+text names. They raise `BadValue`, whose message follows the option's name:
 `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
 
-Not taken: one class per kind of option. A row is data, and what differs between kinds is a function from text to value.
+Not taken: a class for each kind of option. A row is data, and kinds differ only in their converter.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 from server.records import record
 
 SAME = object()
-"""Of `Option.default_2024`: no difference between the profiles."""
+"""The value of `Option.default_2024` if both profiles have the same default."""
 
 WORKS, IGNORED, PLANNED, REFUSED = "works", "ignored", "planned", "refused"
-"""Of `Option.status`: does what it says; taken with a warning, since doing without harms nobody; refused until this
-server can do it; refused for good."""
+"""Values of `Option.status`. WORKS: the option has its effect. IGNORED: accepted with a warning, has no effect.
+PLANNED:
+refused until the server supports it. REFUSED: refused for good."""
 
 WORKER_PORT = 50052  # llama.cpp's own
 MAX_WORKERS = 16  # GGML_RPC_MAX_SERVERS
@@ -46,7 +47,7 @@ PLAIN_VALUES = frozenset(
         "TYPES",
     )
 )
-"""The `metavar` of texts that lead to no file, library or address."""
+"""The `metavar` of options whose text names no file, library or address."""
 
 SWITCH_WORDS = {
     "1": True,
@@ -63,22 +64,24 @@ SWITCH_WORDS = {
 
 
 class OptionError(Exception):
-    """What is wrong with the command line, in one line for the user."""
+    """What is wrong with an option, in one line for the user."""
 
 
 class BadValue(ValueError):
-    """Why a text is no value of an option; goes on behind the option's name."""
+    """Why a text is not a value of an option. The message follows the option's name."""
 
 
 @record(frozen=True)
 class Option:
-    """One option. `type` turns text into the value (None: a switch without value); `low`/`high` bound numbers.
+    """One option. `type` converts a text to the value; None is a switch without a value. `low` and `high` limit
+    numbers.
 
     `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with
-    `--compat 2024`. `dest` is the attribute that is set, if not `name`. `choices` maps the allowed words to values.
-    `bare` is the text that counts when no value follows. With `repeat` the type gives tuples, which add up. `target`
-    says where `groups` puts the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or `pool:FIELD` of llama.cpp's
-    structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't. `secret` values are never shown.
+    `--compat 2024`. `dest` is the attribute that the option sets, if it isn't `name`. `choices` maps the allowed words
+    to values. `bare` is the text that is used if no value follows. With `repeat` the type returns tuples, which are
+    concatenated. `target` is where `groups` puts the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or
+    `pool:FIELD` of llama.cpp's structs, or `request:FIELD`. `note` says why an option has no effect. The value of a
+    `secret` option is never shown.
     """
 
     name: str
@@ -109,14 +112,14 @@ class Option:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its value is a number, a switch, a word of a list or a text that leads to no file, library or
-        address: only such options may be taken from a request."""
+        """Whether the value is a number, a switch, a word of a list, or a text that names no file, library or address.
+        Requests may set only such options."""
         return not self.secret and (
             self.type in (None, int, float) or self.choices is not None or self.metavar in PLAIN_VALUES
         )
 
     def default_for(self, profile: str) -> object:
-        """The value without any setting."""
+        """The value of an option that isn't set."""
         return self.default if profile != "2024" or self.default_2024 is SAME else self.default_2024
 
     def shown(self, value: object) -> str:
@@ -134,7 +137,7 @@ class Option:
 
 
 def convert(option: Option, source: str, text: str) -> object:
-    """The value of `text`, which came from `source` (a flag, a variable, a place in a file). OptionError."""
+    """The value of `text`. OptionError, which names the `source` of the text: a flag, a variable, a place in a file."""
     if option.type is None:
         return switch(source, text)
     try:
@@ -152,14 +155,14 @@ def convert(option: Option, source: str, text: str) -> object:
 
 
 def switch(source: str, text: str) -> bool:
-    """On or off, in the words of the environment and of files. OptionError."""
+    """The value of a switch in the environment or in a file. OptionError."""
     if text.lower() not in SWITCH_WORDS:
         raise OptionError(f"{source}: '{text}' is neither on nor off")
     return SWITCH_WORDS[text.lower()]
 
 
 def one_of(choices: Mapping[str, Any], text: str) -> object:
-    """The value of a word; where on and off are among the words, so are their synonyms."""
+    """The value of a word. If on and off are among the choices, their synonyms are allowed, too."""
     word = text.lower()
     if word not in choices and word in SWITCH_WORDS:
         word = "on" if SWITCH_WORDS[word] else "off"
@@ -172,17 +175,17 @@ def one_of(choices: Mapping[str, Any], text: str) -> object:
 
 
 def items(text: str) -> tuple[str, ...]:
-    """Comma-separated items without blanks around; `"a,b"` in double quotes is one item, `""` in there a quote."""
+    """Comma-separated items without surrounding blanks. `"a,b"` in double quotes is one item; `""` in it is a quote."""
     found = re.findall(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|$)', text)
     stripped = (quoted.replace('""', '"') or plain.strip() for quoted, plain in found)
     return tuple(item for item in stripped if item)
 
 
 def keys(text: str) -> tuple[str, ...]:
-    """Items, one at least: who gives an empty key has meant to give one."""
+    """`items`, at least one: an empty list of keys would serve everybody by mistake."""
     found = items(text)
     if not found:
-        raise BadValue("it holds no key; leave it out to serve everybody")
+        raise BadValue("it contains no key; leave the option out to serve everybody")
     return found
 
 
@@ -205,7 +208,7 @@ def existing_folder(text: str) -> str:
 
 
 def file_text(text: str) -> str:
-    """What is in the file `text`."""
+    """The content of the file `text`."""
     try:
         with open(existing_file(text), encoding="utf-8-sig") as stream:
             return stream.read()
@@ -240,7 +243,7 @@ def json_schema_file(text: str) -> object:
 
 
 def key_value(text: str) -> tuple[tuple[str, str], ...]:
-    """`NAME=VALUE`, or `NAME` alone for a switch, as one (name, text) pair; dashes in front are taken off."""
+    """`NAME=VALUE`, or `NAME` alone for a switch, as one (name, text) pair without leading dashes."""
     name, equals, value = text.partition("=")
     if not name.strip("-"):
         raise BadValue(f"'{text}' is not NAME=VALUE")
@@ -253,7 +256,7 @@ def adapters(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def scaled_adapters(text: str) -> tuple[tuple[str, float], ...]:
-    """`FILE:SCALE[,FILE:SCALE...]` as (path, scale) pairs; a colon in the path is fine."""
+    """`FILE:SCALE[,FILE:SCALE...]` as (path, scale) pairs. A path may contain colons."""
     pairs = []
     for item in some(text):
         path, colon, scale = item.rpartition(":")
@@ -267,7 +270,7 @@ def some(text: str) -> tuple[str, ...]:
     """`items`, at least one."""
     found = items(text)
     if not found:
-        raise BadValue(f"'{text}' names nothing")
+        raise BadValue(f"'{text}' is an empty list")
     return found
 
 
@@ -285,7 +288,7 @@ def one_text(text: str) -> tuple[str, ...]:
 
 
 def proportions(text: str) -> tuple[float, ...]:
-    """`3,1` or `3/1`: numbers from 0 on, not all of them 0."""
+    """`3,1` or `3/1`: numbers of at least 0, of which one is more than 0."""
     parts = [part for part in re.split(r"[,/]", text) if part.strip()]
     if not all(map(is_number, parts)) or not any(float(part) > 0 for part in parts) or min(map(float, parts)) < 0:
         raise BadValue(f"'{text}' is not a list of proportions such as 3,1")
@@ -293,7 +296,7 @@ def proportions(text: str) -> tuple[float, ...]:
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """`1024` or `1024,512`: whole numbers from 0 on."""
+    """`1024` or `1024,512`: whole numbers of at least 0."""
     try:
         numbers = tuple(map(int, text.split(",")))
     except ValueError:
@@ -315,7 +318,7 @@ def cpu_mask(text: str) -> tuple[int, ...]:
 
 
 def cpu_range(text: str) -> tuple[int, ...]:
-    """`0-3`: the numbers from 0 to 3; either end may be left out, as llama-server has it."""
+    """`0-3`: the numbers from 0 to 3. Either end may be left out, as in llama-server."""
     match = re.fullmatch(r"(\d*)-(\d*)", text)
     low, high = (int(match[1] or 0), int(match[2] or MAX_CPUS - 1)) if match else (1, 0)
     if not 0 <= low <= high < MAX_CPUS:
@@ -324,22 +327,22 @@ def cpu_range(text: str) -> tuple[int, ...]:
 
 
 def gpu_layers(text: str) -> int:
-    """A number of layers; `all`, `auto` and negative numbers are -1: all of them."""
+    """A number of layers. `all`, `auto` and negative numbers become -1, which means all."""
     if text.lower() in ("all", "auto"):
         return -1
     return max(int(text), -1)
 
 
 def slot_count(text: str) -> int:
-    """A number of slots; `auto` and -1 are llama-server's 4."""
+    """A number of slots. `auto` and -1 are 4, as in llama-server."""
     return 4 if text.lower() in ("auto", "-1") else int(text)
 
 
 def inverse(text: str) -> float:
-    """1/N, for the option that gives a frequency scale the other way round."""
+    """1/N, for --rope-scale, which is the inverse of --rope-freq-scale."""
     value = float(text)
     if not value > 0:
-        raise BadValue(f"{text} is out of range, it has to be more than 0")
+        raise BadValue(f"{text} is out of range, it must be more than 0")
     return 1.0 / value
 
 
@@ -370,7 +373,7 @@ def _metadata_override(item: str) -> tuple[str, str, object]:
     try:
         return key, kind, readers[kind](value)
     except (ValueError, KeyError):
-        raise BadValue(f"'{item}': '{value}' is no {kind}") from None
+        raise BadValue(f"'{item}': '{value}' is not a valid {kind}") from None
 
 
 def buffer_overrides(text: str) -> tuple[tuple[str, str], ...]:
@@ -388,7 +391,7 @@ def hosts(text: str) -> tuple[str, ...]:
     """Addresses, names, or paths of UNIX sockets."""
     found = items(text)
     if not found:
-        raise BadValue(f"'{text}' is not an address; 0.0.0.0 listens on all of this machine's")
+        raise BadValue(f"'{text}' is not an address; 0.0.0.0 listens on all addresses of this machine")
     return found
 
 
@@ -400,7 +403,7 @@ def one_host(text: str) -> str:
 
 
 def workers(text: str) -> tuple[str, ...]:
-    """`host:port` of each worker, separated by commas; without a port it is `WORKER_PORT`."""
+    """`host:port` of each worker, separated by commas. The default port is `WORKER_PORT`."""
     found = []
     for item in items(text):
         host, colon, port = item.rpartition(":") if not item.endswith("]") else (item, "", "")
@@ -409,7 +412,7 @@ def workers(text: str) -> tuple[str, ...]:
             raise BadValue(f"'{item}' is not the address of a worker such as 192.168.1.7:{WORKER_PORT}")
         found.append(f"{host}:{port}")
     if len(set(found)) < len(found) or len(found) > MAX_WORKERS:
-        raise BadValue(f"{len(found)} workers: each may be named once, and {MAX_WORKERS} in all")
+        raise BadValue(f"{len(found)} workers: name each worker once, and at most {MAX_WORKERS}")
     return tuple(found)
 
 
@@ -421,7 +424,7 @@ def url(text: str) -> str:
 
 
 def rate(text: str) -> tuple[int, float] | None:
-    """`60/min`, `5/s`, `1000/h`; without a unit it is a minute. (number, seconds); 0 is None, no limit."""
+    """`60/min`, `5/s` or `1000/h` as (number, seconds). The default unit is a minute. None, no limit, for 0."""
     found = re.fullmatch(r"(\d{1,9})(?:/(s|min|h))?", text.strip().lower())
     if not found:
         raise BadValue(f"'{text}' is not a rate such as 60/min, 5/s or 1000/h")
@@ -443,7 +446,7 @@ def sha256(text: str) -> str:
 
 
 def path_prefix(text: str) -> str:
-    """`/some/prefix` without a slash at the end; "/" is none."""
+    """`/some/prefix` without a slash at the end; "" for "/"."""
     text = text.rstrip("/")
     if text and not re.fullmatch(r"(?:/[\w.~-]+)+", text) or "/.." in text:
         raise BadValue(f"'{text}' is not a path such as /api")
@@ -451,7 +454,7 @@ def path_prefix(text: str) -> str:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """`*` or SCHEME://HOST[:PORT] each. Pages of this machine always count, so `localhost` adds nothing."""
+    """Items that are `*` or SCHEME://HOST[:PORT]. `localhost` is left out: pages of this machine are always allowed."""
     found = []
     for item in items(text):
         item = item.lower().rstrip("/")
@@ -468,8 +471,8 @@ def lower_items(text: str) -> tuple[str, ...]:
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
-# the names of server.engine.seam.task and the letters of server.api.request.sampling, which can't be imported here; a
-# test compares them
+# The names are those of server.engine.seam.task, the letters those of server.api.request.sampling. They can't be
+# imported here; a test compares them.
 SAMPLER_LETTERS = {
     "e": "penalties",
     "d": "dry",
@@ -502,16 +505,16 @@ SAMPLER_ALIASES = {
 
 
 def unless_default(text: str) -> str | None:
-    """A word; `default` is none."""
+    """A word; None for `default`."""
     return None if text == "default" else text
 
 
 def sampler_names(text: str) -> tuple[str, ...]:
-    """`top_k;top_p;temperature`: samplers in the order of their use."""
+    """`top_k;top_p;temperature`: samplers in the order in which they are applied."""
     names = [SAMPLER_ALIASES.get(name, name) for part in re.split("[;,]", text) if (name := part.strip().lower())]
     for name in names:
         if name not in SAMPLER_LETTERS.values():
-            raise BadValue(f"'{name[:40]}' is no sampler; known are {', '.join(SAMPLER_LETTERS.values())}")
+            raise BadValue(f"'{name[:40]}' is not a sampler; choose from {', '.join(SAMPLER_LETTERS.values())}")
     return tuple(names)
 
 
@@ -520,5 +523,5 @@ def sampler_sequence(text: str) -> tuple[str, ...]:
     for letter in text:
         if letter not in SAMPLER_LETTERS:
             known = ", ".join(f"{letter} {name}" for letter, name in SAMPLER_LETTERS.items())
-            raise BadValue(f"'{letter}' stands for no sampler; known are {known}")
+            raise BadValue(f"'{letter}' stands for no sampler; choose from {known}")
     return tuple(SAMPLER_LETTERS[letter] for letter in text)

@@ -1,10 +1,10 @@
-"""What the option table says to shells and to `man`: completion scripts and the manual page.
+"""Completion scripts for shells and the manual page, made from the option table.
 
-Pure functions from the table to text, run once for `--completion` and `--man`. A leaf
-that imports the table.
+Pure functions from the table to text, for `--completion` and `--man`. A leaf.
 
-Not taken: a script that calls the program at each Tab. Its start takes a quarter of a second, and the flags don't
-change."""
+Not taken: a script that calls the program at each Tab. The program takes a quarter of a second to start, and the flags
+don't change.
+"""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from server.options.row import Option
 from server.options.table import GROUPS, OPTIONS
 
 PROGRAMS = ("llama-srv", "llama-server", "server", "llama_srv.py")
-"""Names that the program goes by; the two in the middle are those of llama.cpp, of today and of 2024."""
-PEER_FLAG = PEER[0].flags[0]  # of commands only
+"""Names of the program. `llama-server` and `server` are llama.cpp's names, today's and that of 2024."""
+PEER_FLAG = PEER[0].flags[0]  # --url, which only commands have
 FILES, FOLDERS = ("FILE", "MODEL"), ("DIR",)
 
 DESCRIPTION = """\
-Serves a language model in a GGUF file over HTTP: completions, chats and what belongs to them, in the shapes of
-llama.cpp's own server and of OpenAI's interface, and a web page to try it in. Everything happens on this machine; no
-connection to the outside is opened unless an option asks for a download.
+Serves a language model in a GGUF file over HTTP: completions, chats, embeddings and more, in the formats of llama.cpp's
+own server and of OpenAI's API, with a web page to chat in. The model runs on this machine. The server opens no
+connection to the outside unless an option or a request with an admin key asks for a download.
 """
 EXIT_STATUS = (
-    ("0", "after a clean stop (Ctrl-C, SIGTERM), or after showing what was asked for"),
+    ("0", "after a clean stop (Ctrl-C, SIGTERM), or after an option such as --version"),
     (
         "1",
-        "when something went wrong that may be otherwise next time: a port in use, a download, too little memory, an "
-        "engine that can't be kept alive; one line on standard error says what",
+        "after an error that may not occur next time: a port in use, a failed download, too little memory, an engine "
+        "that keeps crashing; one line on standard error names the error",
     ),
     (
         "2",
-        "when an option, the model or another file has to be changed first, and trying again is no use; one line on "
-        "standard error says what to do",
+        "if an option, the model or another file has to be changed first, so that another try can't succeed; one line "
+        "on standard error says what to do",
     ),
-    ("130", "when a second signal ended it at once"),
+    ("130", "after a second signal, which ends the server at once"),
 )
 
 
 def completion(shell: str, own_name: str = "") -> str:
-    """The script for bash, zsh, fish or powershell. `own_name`: what the user's copy of the program is called."""
+    """The script for bash, zsh, fish or powershell. `own_name` is the name of the user's copy of the program."""
     is_new = own_name not in PROGRAMS and re.fullmatch(r"\w[\w.+-]*", own_name)
     return WRITERS[shell]((*PROGRAMS, own_name) if is_new else PROGRAMS)
 
 
 def values_of(option: Option) -> tuple[str, ...]:
-    """Words that an option takes, if it takes only certain ones."""
+    """The words that an option accepts; empty if it accepts others, too."""
     return tuple(option.choices or ())
 
 
 def flags_of(option: Option) -> tuple[str, ...]:
-    """All spellings, those that switch off at the end."""
+    """All spellings of an option; those that turn it off come last."""
     return option.flags + option.off_flags
 
 
 def summary(option: Option, limit: int = 90) -> str:
-    """The help text, cut where a list of candidates would break the line."""
+    """The beginning of the help text, short enough for one line in a list of candidates."""
     text = option.help.split(";")[0].split(" (default")[0]
     return text if len(text) <= limit else text[: limit - 3].rsplit(" ", 1)[0] + "..."
 
@@ -67,9 +67,10 @@ def summary(option: Option, limit: int = 90) -> str:
 
 
 def bash(commands: Sequence[str]) -> str:
-    """Words after options that take words, folders and files by bash's own means, which quote them, else the flags.
+    """Completes words of options that accept words, and flags. Bash itself completes folders and files, and quotes
+    them.
 
-    Bash takes `--option=value` for three words; `-o default` completes files where nothing is offered."""
+    Bash splits `--option=value` into three words. `-o default` completes files where the script offers nothing."""
     lines = [
         "_llama_srv() {",
         "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}",
@@ -101,7 +102,8 @@ def _bash_values(option: Option) -> str:
 
 
 def zsh(commands: Sequence[str]) -> str:
-    """One specification for `_arguments` per flag; spellings of one option exclude each other unless it may repeat."""
+    """A specification for `_arguments` for each flag. Spellings of an option exclude each other unless it may be
+    repeated."""
     lines = [f"#compdef {' '.join(commands)}", "_arguments \\"]
     for option in OPTIONS:
         others = "*" if option.repeat else f"({' '.join(flags_of(option))})"
@@ -137,7 +139,7 @@ def _zsh(text: str) -> str:
 
 
 def fish(commands: Sequence[str]) -> str:
-    """One `complete` line per option and command."""
+    """A `complete` line for each option and command."""
     lines = []
     for option in OPTIONS:
         kinds = " ".join(
@@ -167,7 +169,7 @@ def fish(commands: Sequence[str]) -> str:
 
 
 def powershell(commands: Sequence[str]) -> str:
-    """A native completer over a table of flags; what it doesn't know is left to PowerShell, which completes paths."""
+    """A native completer with a table of flags. PowerShell itself completes paths."""
     rows, words = [f"    '{PEER_FLAG}' = 'ask a running server'"], []
     for option in OPTIONS:
         text = summary(option).replace("'", "''")
@@ -179,7 +181,7 @@ def powershell(commands: Sequence[str]) -> str:
     first = ", ".join(f"'{word}'" for word in COMMANDS)
     return "\n".join(
         (
-            # a hash table of PowerShell knows no capitals, and -c and -C are two flags
+            # PowerShell's own hash tables ignore case, but -c and -C are two flags
             "$flags = [System.Collections.Hashtable]::new([StringComparer]::Ordinal)",
             "$words = [System.Collections.Hashtable]::new([StringComparer]::Ordinal)",
             *(f"$flags[{row.strip().replace(' = ', '] = ', 1)}" for row in rows),
@@ -211,7 +213,7 @@ WRITERS: dict[str, Callable[[Sequence[str]], str]] = {"bash": bash, "zsh": zsh, 
 
 
 def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
-    """The page for section 1, in the macros that every `man` knows."""
+    """The page for section 1, in macros that every `man` understands."""
     lines = [
         f'.TH LLAMA-SRV 1 "" "llama_srv {version}" "User Commands"',
         ".SH NAME",
@@ -234,8 +236,8 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
         *(line for row in COMMANDS.values() for line in _man_command(row)),
         ".SH OPTIONS",
         *_text(
-            "Every flag also takes --flag=value. The command line wins over the environment (the variable in "
-            "brackets), that over the file of --config, that over the defaults."
+            "Every flag can also be written as --flag=value. The command line overrides the environment (the variable "
+            "in brackets), the environment overrides the file of --config, and the file overrides the defaults."
         ),
     ]
     for group in dict.fromkeys((*GROUPS, *(option.group for option in table))):
@@ -253,7 +255,7 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
         "Serve a model at http://127.0.0.1:8080.",
         ".TP",
         ".B llama\\-srv \\-m model.gguf \\-np 4 \\-\\-host 0.0.0.0 \\-\\-api\\-key SECRET",
-        "Four requests at a time, for the network, only for those who know the key.",
+        "Serve four requests at a time to the network, only to clients with the key.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -280,6 +282,6 @@ def _text(text: str) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Backslashes and minus signs as such; nothing at the beginning of a line that would be a request."""
+    """Escape backslashes and minus signs, and a first character that would begin a troff request."""
     text = text.replace("\\", "\\(rs").replace("-", "\\-")
     return "\\&" + text if text.startswith((".", "'")) else text

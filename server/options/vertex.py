@@ -1,7 +1,8 @@
-"""Vertex AI's variables: where that service asks a container. A leaf, used once at start by `parser`.
+"""The environment variables in which Vertex AI tells a container its port and paths. A leaf, used by `parser` at start.
 
-With `AIP_MODE=PREDICTION` the port is `AIP_HTTP_PORT`, also where an option names another one: nobody could reach that.
-`AIP_HEALTH_ROUTE` is one more path of /health, `AIP_PREDICT_ROUTE` that of predictions.
+With `AIP_MODE=PREDICTION` the server listens on the port `AIP_HTTP_PORT`, even if an option sets another one, because
+the service reaches no other port. `AIP_HEALTH_ROUTE` is another path of /health, `AIP_PREDICT_ROUTE` the path of
+predictions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ PATH = re.compile(r"/[\w.~:@/-]{0,500}", re.ASCII)
 
 
 def read_vertex(environ: Mapping[str, str], port: Option) -> dict[str, Any]:
-    """`health_route` and `predict_route`, "" for none, and the port. OptionError for what can't be used."""
+    """`health_route` and `predict_route` ("" for none), and in Vertex AI the port. OptionError for a wrong value."""
     if environ.get("AIP_MODE") != "PREDICTION":
         return {"health_route": "", "predict_route": ""}
     return {
@@ -27,11 +28,11 @@ def read_vertex(environ: Mapping[str, str], port: Option) -> dict[str, Any]:
 
 
 def _path(environ: Mapping[str, str], name: str, default: str) -> str:
-    """A variable's path, which may come without its first slash."""
+    """The path in a variable. The first slash may be missing."""
     text = environ.get(name, "")
     if not text:
         return default
     path = text if text.startswith("/") else "/" + text
     if not PATH.fullmatch(path):
-        raise OptionError(f"{name}: {text[:80]!r} is no path of letters, digits and the signs / . ~ : @ - _")
+        raise OptionError(f"{name}: {text[:80]!r} is not a path of letters, digits and the characters / . ~ : @ - _")
     return path

@@ -92,7 +92,9 @@ def test_all_faults_make_one_line_without_control_characters(caplog):
     header = Gguf("m.gguf", 1, metadata=metadata(temp="\x1b[2J\nhot", top_k=-7, sequence="\x07" * 400))
     assert model_sources.advice_in(header) == {}
     (line,) = caplog.messages
-    assert line.isprintable() and len(line) < 1000 and line.startswith("m.gguf recommends settings that can't be used: ")
+    assert (
+        line.isprintable() and len(line) < 1000 and line.startswith("m.gguf recommends settings that can't be used: ")
+    )
     assert PREFIX + "temp" in line and PREFIX + "top_k" in line
 
 
