@@ -426,7 +426,7 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_s
     import textwrap
 
     width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
-    about = "Serves a language model over HTTP. The model runs on this machine; no data leaves it."
+    about = "Serves a language model over HTTP. The model runs on this machine."
     lines = [f"usage: {program} MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
     commands = ", ".join(f"{command.name} ({command.help})" for command in COMMANDS.values())
     lines += [*textwrap.wrap(f"Commands: {commands}. COMMAND --help says more.", width, break_on_hyphens=False), ""]

@@ -23,7 +23,7 @@ FILES, FOLDERS = ("FILE", "MODEL"), ("DIR",)
 DESCRIPTION = """\
 Serves a language model in a GGUF file over HTTP: completions, chats, embeddings and more, in the formats of llama.cpp's
 own server and of OpenAI's API, with a web page to chat in. The model runs on this machine. The server opens no
-connection to the outside unless an option or a request with an admin key asks for a download.
+connection to the outside unless an option asks for or allows it.
 """
 EXIT_STATUS = (
     ("0", "after a clean stop (Ctrl-C, SIGTERM), or after an option such as --version"),

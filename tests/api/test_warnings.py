@@ -55,6 +55,12 @@ def test_a_misspelt_field_is_named_once(api, path):
     assert "warnings" not in api.post(path, FORMS[path]).json()
 
 
+def test_a_misspelt_field_is_in_the_log(api, caplog):
+    caplog.set_level("INFO", logger="llama_srv")
+    assert api.post(CHAT_URL, {"messages": HI, "max_token": 2, "max_tokens": 2}).status == 200
+    assert f"{CHAT_URL}: unknown and ignored: 'max_token'" in caplog.messages
+
+
 @pytest.mark.parametrize("path", STREAMS)
 def test_a_streams_last_object_names_it(api, path):
     for fields, warnings in (({"temprature": 0}, [NAMED]), ({}, None)):

@@ -1,1 +1,1 @@
-"""What the body of a request says: its fields, prompt, messages, files and constraints. See docs/architecture.md."""
+"""Reads the bodies of requests: fields, prompts, messages, files and constraints. See docs/architecture.md."""

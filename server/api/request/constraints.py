@@ -1,9 +1,11 @@
-"""Fields that bind the answer's form, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
-`choice`, and vLLM's names for them.
+"""Fields that constrain the answer, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
+`choice`,
+and vLLM's names for them.
 
-Connection thread; pure. Every grammar, also one made here, is parsed in Python before llama.cpp sees it: its own
-parser overflows its stack on deep nesting. Results are cached, so that the same form costs one look-up. What makes and
-reads grammars is imported when it is first needed: it is a tenth of all that a server imports before it is ready.
+Connection thread; pure. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it, because
+llama.cpp's parser overflows its stack on deep nesting. Results are cached, so the same constraint costs one look-up
+the next time. The modules that make and parse grammars are imported when they are first needed, because importing them
+would make the start longer by a tenth.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ GRAMMAR, SCHEMA, REGEX, CHOICE = "grammar", "schema", "regex", "choice"
 KINDS = {"grammar": GRAMMAR, "json_schema": SCHEMA, "regex": REGEX, "choice": CHOICE}
 GUIDED = {"guided_json": SCHEMA, "guided_regex": REGEX, "guided_choice": CHOICE, "guided_grammar": GRAMMAR}
 STRUCTURED = {"json": SCHEMA, "regex": REGEX, "choice": CHOICE, "grammar": GRAMMAR}
-"""Of vLLM's `structured_outputs`."""
+"""The fields of vLLM's `structured_outputs`."""
 
 
 @record(frozen=True)
 class Constraint:
-    """A grammar ("" for none), and what of the request it doesn't enforce. Where it `is_lazy` it holds from one of the
-    `triggers` on."""
+    """A grammar ("" for none), and as `warnings` the parts of the request that it doesn't enforce. If it `is_lazy`, it
+    applies only from one of the `triggers` on."""
 
     grammar: str = ""
     warnings: tuple[str, ...] = ()
@@ -43,9 +45,9 @@ FREE = Constraint()
 
 @record(frozen=True)
 class AnswerForm:
-    """What binds an answer, how the model writes what it thinks before, which control tokens are part of the text, and
-    what makes the parser that tells calls and reasoning from the text (None where it is text alone). Stop words are
-    about visible text; `has_text` is False where there is none."""
+    """The form of an answer: its constraint, its reasoning, the control tokens that are part of the text, and the
+    function that makes the parser of calls and reasoning (None if the answer is only text). If `has_text` is False, the
+    answer has no visible text, and so no stop words."""
 
     constraint: Constraint = FREE
     thinking: Thinking | None = None
@@ -56,8 +58,8 @@ class AnswerForm:
 
 @record(frozen=True)
 class Wanted:
-    """The field that says what the answer must look like, and what it says. A schema `is_strict` where what can't be
-    enforced is refused. `warnings` are about what else is said there."""
+    """The field that constrains the answer, its value, and the `kind` of constraint. If a schema `is_strict`, a part
+    that can't be enforced is refused. `warnings` are about other parts of the field."""
 
     field: str
     value: Any
@@ -67,13 +69,13 @@ class Wanted:
 
     @property
     def is_schema(self) -> bool:
-        """Whether it is a JSON schema."""
+        """Whether the value is a JSON schema."""
         return self.kind == SCHEMA
 
 
 def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Wanted | None:
-    """What a request wants of its answer, else what the command line does (`defaults`). ApiError 400 for two things at
-    once."""
+    """The constraint that a request asks for, or else the one in `defaults`, from the command line; None for none.
+    ApiError 400 for two constraints at once."""
     given = [Wanted(name, body[name], kind=kind) for name, kind in KINDS.items() if body.get(name) not in (None, "")]
     given += _guided(body, "", GUIDED)
     given += read_structured(body.get("structured_outputs"))
@@ -81,18 +83,18 @@ def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingPr
     if wanted is not None:
         given.append(Wanted("response_format", *wanted))
     if len(given) > 1:
-        raise ApiError(400, f"{given[0].field} and {given[1].field} exclude each other; give one of them")
+        raise ApiError(400, f"{given[0].field} and {given[1].field} exclude each other; give only one of them")
     ours = {name: defaults[name] for name in KINDS if name in defaults}
     return given[0] if given else read_wanted(ours) if ours else None
 
 
 def read_constraint(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Constraint:
-    """The constraint of what a request wants. ApiError 400 for one that can't be used."""
+    """The constraint that a request asks for, as a grammar. ApiError 400 if it can't be used."""
     return constraint_of(read_wanted(body, defaults))
 
 
 def constraint_of(wanted: Wanted | None) -> Constraint:
-    """See `read_constraint`."""
+    """The grammar of what `read_wanted` has found. ApiError 400 if it can't be used."""
     if wanted is None:
         return Constraint()
     if wanted.is_schema:
@@ -106,14 +108,14 @@ def constraint_of(wanted: Wanted | None) -> Constraint:
 
 
 def read_structured(value: Any) -> list[Wanted]:
-    """What vLLM's `structured_outputs` asks for. ApiError 400 for what is no such object, and for tags of structure,
-    which can't be enforced here."""
+    """The constraints in vLLM's `structured_outputs`. ApiError 400 for a wrong object, and for structural tags, which
+    this server doesn't support."""
     if value is None:
         return []
     if not isinstance(value, dict):
-        raise ApiError(400, f"structured_outputs is no object with {', '.join(STRUCTURED)} or json_object")
+        raise ApiError(400, f"structured_outputs is not an object with {', '.join(STRUCTURED)} or json_object")
     if value.get("structural_tag") is not None:
-        raise ApiError(400, "structured_outputs.structural_tag: this server has no such tags; give a grammar or tools")
+        raise ApiError(400, "structured_outputs.structural_tag is not supported; give a grammar or tools")
     found = _guided(value, "structured_outputs.", STRUCTURED)
     if value.get("json_object"):
         found.append(Wanted("structured_outputs.json_object", any_object()))
@@ -127,7 +129,7 @@ def read_structured(value: Any) -> list[Wanted]:
 
 
 def _guided(body: Mapping[str, Any], where: str, kinds: Mapping[str, str]) -> list[Wanted]:
-    """What vLLM's names among these fields ask for. A schema may be a text there."""
+    """The constraints in the fields with vLLM's names. A schema may be a text in them."""
     found = []
     for name, kind in kinds.items():
         value = body.get(name)
@@ -146,7 +148,7 @@ def _schema_of_text(name: str, text: str) -> Any:
 
 
 def response_format_schema(value: Any) -> tuple[Any, bool] | None:
-    """The schema that a `response_format` asks for and whether strictly; None for free text."""
+    """The schema that a `response_format` asks for, and whether it is strict; None for free text."""
     if value is None:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
@@ -198,7 +200,7 @@ def _made(wanted: Wanted) -> str:
 
 
 def check_grammar(grammar: str) -> str:
-    """The grammar as llama.cpp is to have it, perhaps rewritten. ApiError 400 with line and column if it can't be."""
+    """The grammar for llama.cpp, rewritten if it would be slow. ApiError 400 with line and column if it is wrong."""
     affordable, fault = _checked(grammar)
     if fault:
         raise ApiError(400, f"Failed to parse grammar: {fault}", param="grammar")
@@ -216,6 +218,6 @@ def _checked(grammar: str) -> tuple[str, str]:
 
 
 def prepare() -> None:
-    """Import what the first request with a constraint would wait for."""
+    """Import the modules for which the first request with a constraint would have to wait."""
     from server.grammar import gbnf_rewrite  # noqa: F401
     from server.grammar.json_schema import convert as json_schema  # noqa: F401

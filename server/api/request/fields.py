@@ -1,11 +1,10 @@
-"""Which fields the body of each kind of request may have: one table, from which requests are read, fields that do
-nothing are named, and documents are made.
+"""The tables of all request fields. Bodies are read by them, unknown fields are reported, and docs/api.md is made.
 
-Connection thread. A field that is unknown here is ignored, for clients send many; but the answer names it in its
-`warnings`, or, where it is a list, in the header X-Warnings. Tables of the fields that all requests for text have are
-in `schema`, the others are here.
+Connection thread. An unknown field is ignored, because clients send many, but the answer names it: in its `warnings`,
+or in the header X-Warnings if the answer's JSON has no place for them. The log names it, too. The fields that all
+requests for text have are in `schema`, all others here.
 
-The way not taken: refusing unknown fields. It would turn away every client that is newer than this table.
+Not taken: refusing unknown fields. The server would refuse every client that is newer than these tables.
 """
 
 from __future__ import annotations
@@ -15,49 +14,55 @@ from types import MappingProxyType
 from typing import Any
 
 from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field, read
+from server.log import get_logger
 from server.records import replace
 from server.web.message import Response, json_response
 
-MAX_NAMES = 10  # unknown fields that are named
-MAX_NAME = 40  # characters of a name
-MAX_HEADER = 2000  # characters of all warnings in a head
+log = get_logger("api")
+
+MAX_NAMES = 10  # unknown fields that a warning names
+MAX_NAME = 40  # characters of such a name
+MAX_HEADER = 2000  # characters of all warnings in the header
 
 MAX_TOP_LOGPROBS = 100
 
 
 def small_seed(seed: object) -> object:
-    """OpenAI's seeds have 64 bits, ours 32; what isn't a seed at all is left to the ordinary check."""
+    """A seed of 32 bits for one of OpenAI's, which have 64. Other values are returned unchanged, to be checked
+    later."""
     if type(seed) is int and abs(seed) < 2**63 and not -1 <= seed < 2**32:
         return seed % 2**32
     return seed
 
 
 def limit_or_none(value: object) -> object:
-    """Ollama's clients write 0, -1 or -2 for no limit."""
+    """-1 for 0, -1 and -2, with which Ollama's clients ask for no limit. Other values are returned unchanged."""
     return -1 if type(value) is int and -2 <= value <= 0 else value
 
 
 def unless_false(value: object) -> object:
-    """Some clients write false where a number is meant that they don't give."""
+    """None for false, which some clients send instead of leaving out a number. Other values are returned unchanged."""
     return None if value is False else value
 
 
 ROWS = {field.name: field for field in (*COMPLETION_FIELDS, *SAMPLING_FIELDS)}
 PROMPT_FIELDS = (
     Field("prompt", object, None, "the text to continue, in one of the forms above"),
-    Field("image_data", list, None, "images for `[img-ID]` in the prompt: objects with `data` in base64 and `id`"),
-    Field("system_prompt", object, None, "from now on the text that all prompts begin with"),
+    Field(
+        "image_data", list, None, "images for `[img-ID]` in the prompt: a list of objects with `data` (base64) and `id`"
+    ),
+    Field("system_prompt", object, None, "a text with which all prompts begin from now on"),
 )
 CONSTRAINT_FIELDS = (
-    Field("json_schema", object, None, "JSON schema that the text must fit"),
-    Field("response_format", dict, None, "the same in OpenAI's form"),
+    Field("json_schema", object, None, "JSON schema that the text must match"),
+    Field("response_format", dict, None, "the same in OpenAI's format"),
     Field("regex", str, None, "regular expression that the whole text must match"),
-    Field("choice", list, None, "texts, one of which it must be"),
+    Field("choice", list, None, "a list of texts; the answer is one of them"),
     Field(
         "structured_outputs",
         dict,
         None,
-        "vLLM's form of these: an object with `json`, `regex`, `choice`, `grammar` or `json_object`",
+        "the same in vLLM's format: an object with `json`, `regex`, `choice`, `grammar` or `json_object`",
     ),
     *(
         Field(f"guided_{name}", kind, None, f"older name of `structured_outputs.{name}`")
@@ -69,204 +74,248 @@ LAZY_FIELDS = (
         "grammar_lazy",
         bool,
         False,
-        "the text is free until a trigger is complete; from its first character on the grammar holds",
+        "the grammar applies only from the first character of a trigger on; the text before it is free",
     ),
     Field(
         "grammar_triggers",
         list,
         (),
-        'texts, or `{"type", "value", "token"}` with the type 0 for a token, 1 for a word, 2 for a pattern, 3 for a '
-        "pattern that matches from the beginning of the text on",
+        'a list of texts, or of objects `{"type", "value", "token"}`; type 0 is '
+        "a token, 1 a word, 2 a pattern, 3 a pattern that must match from the beginning of the text",
     ),
-    Field("preserved_tokens", list, (), "control tokens, as ids or names, that are part of the text"),
+    Field("preserved_tokens", list, (), "control tokens, as ids or names, that are shown in the text"),
 )
 EVIDENCE_FIELDS = (
     Field(
         "certificate",
         bool,
         False,
-        "the answer has hashes over the model with all that computes it, settings, prompt and tokens",
+        "add hashes of the model and all files and settings that computed the answer, the prompt and the tokens",
     ),
     Field(
         "attribute",
         object,
         None,
-        "say on which parts of the prompt the answer rests: true, a list of texts, or an object with `spans`, `method` "
-        "and `part`",
+        "report which parts of the prompt the answer depends on: true, a list of texts "
+        "of the prompt, or an object with `spans`, `method` and `part`",
     ),
 )
 ATTRIBUTE_FIELDS = (
     Field("answer", str, "", "the text of the answer"),
-    Field("prompt", str, None, "the prompt that it was given to"),
-    Field("messages", list, None, "the same as a chat"),
-    Field("spans", list, None, "texts of the prompt (default: its sentences)"),
+    Field("prompt", str, None, "the prompt of that answer"),
+    Field("messages", list, None, "the prompt as a chat"),
+    Field("spans", list, None, "parts of the prompt to judge, as texts (default: its sentences)"),
     Field(
         "method",
         str,
         None,
-        "fast (default where the memory can) takes them out of what is computed, exact reads the prompt without them",
+        "fast (default, if the model's memory allows it) removes the parts from the computed "
+        "context, exact reads the prompt again without them",
     ),
-    Field("part", str, None, "only this part of the answer"),
+    Field("part", str, None, "judge only this part of the answer"),
 )
-MODEL_FIELDS = (Field("model", str, None, "which model, where there are several (GET /v1/models lists them)"),)
+MODEL_FIELDS = (Field("model", str, None, "the model's name, if the server has several (GET /v1/models lists them)"),)
 OPENAI_FIELDS = (
-    Field("seed", int, -1, "of up to 64 bits, of which 32 count; -1 draws one", -1, 2**32 - 1, convert=small_seed),
-    Field("stream_options", dict, {}, "an object of stream options"),
+    Field(
+        "seed",
+        int,
+        -1,
+        "up to 64 bits, of which the server uses 32; -1 for a random seed",
+        -1,
+        2**32 - 1,
+        convert=small_seed,
+    ),
+    Field("stream_options", dict, {}, "an object of options for the stream"),
 )
-STREAM_OPTION_FIELDS = (Field("include_usage", bool, False, "a last chunk with the usage of the whole answer"),)
+STREAM_OPTION_FIELDS = (Field("include_usage", bool, False, "send a last chunk with the usage of the whole answer"),)
 CHAT_FIELDS = (
     Field("messages", list, None, "the conversation"),
-    Field("logprobs", bool, False, "report how likely the model found each token"),
+    Field("logprobs", bool, False, "report the probability of each token"),
     Field(
         "top_logprobs",
         int,
         0,
-        "with `logprobs`: report the N likeliest tokens too",
+        "with `logprobs`: also report the N most likely tokens",
         0,
         MAX_TOP_LOGPROBS,
         convert=unless_false,
     ),
     Field("tools", list, None, "functions that the model may call"),
-    Field("tool_choice", object, None, "auto, none, required, or an object that names a function or `allowed_tools`"),
-    Field("parallel_tool_calls", bool, True, "whether an answer may have several calls"),
-    Field("parse_tool_calls", bool, True, "whether calls are told from the text"),
-    Field("functions", list, None, "an older form of `tools`, with an older form of answers"),
-    Field("function_call", object, None, "an older form of `tool_choice`"),
+    Field(
+        "tool_choice", object, None, "auto, none, required, or an object that names a function or has `allowed_tools`"
+    ),
+    Field("parallel_tool_calls", bool, True, "whether an answer may contain several calls"),
+    Field("parse_tool_calls", bool, True, "whether the server separates calls from the text"),
+    Field("functions", list, None, "older form of `tools`; the answer has the older form, too"),
+    Field("function_call", object, None, "older form of `tool_choice`"),
     Field(
         "reasoning_format",
         str,
         "auto",
-        "where reasoning goes: auto or deepseek to `reasoning_content`, none leaves it "
-        "in the text, deepseek-legacy does both",
+        "where reasoning goes: auto and deepseek put it into `reasoning_content`, "
+        "none leaves it in the text, deepseek-legacy does both",
     ),
-    Field(
-        "reasoning_effort",
-        str,
-        None,
-        "how much the model is to think, if its template has a place for that; none is not at all",
-    ),
-    Field("enable_thinking", bool, None, "whether the model thinks (default: if its template can)"),
+    Field("reasoning_effort", str, None, "how much the model thinks, if its template supports that; none turns it off"),
+    Field("enable_thinking", bool, None, "whether the model thinks (default: the template's default)"),
     Field(
         "reasoning_budget_tokens",
         int,
         -1,
-        "most tokens of reasoning; 0 is none, -1 no limit",
+        "most tokens of reasoning; 0 for none, -1 for no limit",
         -1,
         INT_MAX,
         ("thinking_budget_tokens",),
     ),
-    Field("reasoning_budget_message", str, "", "text that ends the reasoning when its budget is used up"),
-    Field("chat_template_kwargs", dict, None, "variables for the template"),
+    Field(
+        "reasoning_budget_message", str, "", "text that is put at the end of the reasoning when the budget is used up"
+    ),
+    Field("chat_template_kwargs", dict, None, "variables for the chat template"),
     Field("add_generation_prompt", bool, True, "end the prompt with the beginning of an answer"),
-    Field("continue_final_message", bool, True, "go on with the assistant's message at the end, if there is one"),
+    Field(
+        "continue_final_message", bool, True, "if the chat ends with a message of the assistant, continue that message"
+    ),
 )
 OLLAMA_FIELDS = (
-    Field("stream", bool, True, "send the answer as it is generated, a line of JSON for each part"),
-    Field("format", object, None, "`json`, or a JSON schema that the answer must fit"),
+    Field("stream", bool, True, "send the answer as it is generated: a line of JSON for each piece"),
+    Field("format", object, None, "`json`, or a JSON schema that the answer must match"),
     Field("options", dict, {}, "an object of options, see Ollama: options"),
-    Field("think", object, None, "true, false, or how much: low, medium, high, max (default: as the template has it)"),
-    Field("keep_alive", object, None, "seconds, or a text such as `5m`; the model stays loaded in any case"),
-    Field("logprobs", bool, False, "report how likely the model found each token"),
-    Field("top_logprobs", int, 0, "with `logprobs`: report the N likeliest tokens too", 0, MAX_TOP_LOGPROBS),
+    Field("think", object, None, "true, false, or how much: low, medium, high, max (default: the template's default)"),
+    Field("keep_alive", object, None, "how long the model stays loaded: seconds, or a text such as `5m`"),
+    Field("logprobs", bool, False, "report the probability of each token"),
+    Field("top_logprobs", int, 0, "with `logprobs`: also report the N most likely tokens", 0, MAX_TOP_LOGPROBS),
 )
 OLLAMA_CHAT_FIELDS = (
     Field(
-        "messages", list, None, "the conversation: `role`, `content`, `images`, `thinking`, `tool_calls`, `tool_name`"
+        "messages",
+        list,
+        None,
+        "the conversation: objects with `role`, `content`, `images`, `thinking`, `tool_calls`, `tool_name`",
     ),
     Field("tools", list, None, "functions that the model may call"),
-    Field("tool_choice", object, None, "as in OpenAI's chats: Ollama has none, but the AI SDK sends it"),
+    Field("tool_choice", object, None, "as in OpenAI's chats; Ollama has no such field, but the AI SDK sends it"),
 )
 OLLAMA_GENERATE_FIELDS = (
-    Field("prompt", str, "", "what the user says; nothing is an answer without text"),
-    Field("suffix", str, "", "the text behind the gap that the answer is to fill"),
-    Field("images", list, None, "images for the prompt, in base64"),
-    Field("system", str, "", "what the system says"),
-    Field("template", str, "", "a text with `{{ .System }}`, `{{ .Prompt }}` and `{{ if }}`, in place of the model's"),
-    Field("context", list, None, "the `context` of an earlier answer, which this one goes on from"),
-    Field("raw", bool, False, "the prompt is the whole text, as it is"),
+    Field("prompt", str, "", "the user's message; without one the answer is empty"),
+    Field("suffix", str, "", "the text behind the gap that the answer fills"),
+    Field("images", list, None, "images for the prompt, as base64"),
+    Field("system", str, "", "the system message"),
+    Field(
+        "template",
+        str,
+        "",
+        "a template with `{{ .System }}`, `{{ .Prompt }}` and `{{ if }}`, used instead of the model's",
+    ),
+    Field("context", list, None, "the `context` of an earlier answer, which this answer continues"),
+    Field("raw", bool, False, "use the prompt as it is, without a template"),
 )
 OLLAMA_OPTION_FIELDS = (
     replace(
         ROWS["n_predict"],
-        help="most tokens to generate; less than 1 is no limit",
+        help="most tokens to generate; less than 1 for no limit",
         aliases=("num_predict",),
         convert=limit_or_none,
     ),
     replace(ROWS["n_keep"], aliases=("num_keep",)),
     replace(ROWS["penalize_nl"], aliases=("penalize_newline",)),
-    Field("num_ctx", int, None, "tokens of the context; more than the server has is said", 1, INT_MAX),
+    Field(
+        "num_ctx",
+        int,
+        None,
+        "tokens of context; the answer has a warning if they are more than the server has",
+        1,
+        INT_MAX,
+    ),
     OPENAI_FIELDS[0],
 )
 OLLAMA_EMBED_FIELDS = (
     Field("input", object, None, "a text, or a list of texts"),
-    Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
-    Field("options", dict, {}, "taken; vectors have none"),
+    Field("dimensions", int, None, "return only the first N numbers of each vector, normalised again", 1, INT_MAX),
+    Field("options", dict, {}, "accepted; embeddings have no options"),
     *(field for field in OLLAMA_FIELDS if field.name == "keep_alive"),
 )
-OLLAMA_PROMPT_FIELDS = (Field("prompt", str, "", "a text whose vector is wanted, as long as the model makes it"),)
+OLLAMA_PROMPT_FIELDS = (Field("prompt", str, "", "a text; the answer is its vector"),)
 OLLAMA_SHOW_FIELDS = (
     Field("model", str, None, "a name of this model", aliases=("name",)),
-    Field("verbose", bool, False, "also what the file says about its tokenizer"),
+    Field("verbose", bool, False, "also return the tokenizer's metadata"),
 )
-OLLAMA_DELETE_FIELDS = (Field("model", str, None, "the model to remove", aliases=("name",)),)
+OLLAMA_DELETE_FIELDS = (Field("model", str, None, "the name of the model to remove", aliases=("name",)),)
 OLLAMA_PULL_FIELDS = (
-    Field("model", str, None, "a repository: `hf.co/USER/MODEL:QUANT`", aliases=("name",)),
-    Field("stream", bool, True, "lines of progress; false for one object at the end"),
-    Field("insecure", bool, False, "does nothing: the hub is the server's own"),
+    Field("model", str, None, "the repository: `hf.co/USER/MODEL:QUANT`", aliases=("name",)),
+    Field("stream", bool, True, "send lines of progress; false for one object at the end"),
+    Field("insecure", bool, False, "has no effect: the server's own settings choose the hub"),
 )
 MESSAGES_FIELDS = (
     Field("messages", list, None, "the conversation; content is a text or a list of blocks"),
-    Field("max_tokens", int, None, "most tokens of the answer, which must be given", 0, INT_MAX),
-    Field("system", object, None, "what the system says: a text or a list of blocks"),
-    Field("stop_sequences", list, (), "texts that end the answer; not part of it"),
-    Field("tools", list, None, "tools that the model may call: `name`, `description`, `input_schema`"),
+    Field("max_tokens", int, None, "most tokens of the answer; required", 0, INT_MAX),
+    Field("system", object, None, "the system message: a text or a list of blocks"),
+    Field("stop_sequences", list, (), "texts that end the answer; they aren't part of it"),
+    Field("tools", list, None, "tools that the model may call: objects with `name`, `description`, `input_schema`"),
     Field(
         "tool_choice",
         dict,
         None,
-        "`type` auto, any, none, or tool with a `name`; with `disable_parallel_tool_use` one call at most",
+        "an object whose `type` is auto, any, none, or tool with a `name`; with "
+        "`disable_parallel_tool_use` the answer has at most one call",
     ),
     Field(
         "thinking",
         dict,
         None,
-        "`type` enabled with `budget_tokens`, adaptive, or disabled (default: as the model's template has it); with "
-        "the `display` omitted the answer doesn't show it",
+        "an object whose `type` is enabled with `budget_tokens`, adaptive, or disabled "
+        "(default: the template's default); with `display` omitted the answer doesn't show the thinking",
     ),
-    Field("thread", object, None, "refused: no conversation is kept"),
-    Field("output_config", dict, None, "`effort` of the thinking; as `format` a JSON schema that the text must fit"),
+    Field("thread", object, None, "refused: the server keeps no conversations for this route"),
+    Field(
+        "output_config",
+        dict,
+        None,
+        "`effort` sets how much the model thinks; `format` is a JSON schema that the text must match",
+    ),
 )
 RESPONSES_FIELDS = (
-    Field("input", object, None, "what the model is to answer: a text, or a list of items"),
-    Field("instructions", str, None, "what the system says; those of earlier responses don't count"),
-    Field("previous_response_id", str, None, "the stored response that this one goes on from"),
-    Field("conversation", object, None, "the id of the conversation that it goes on from and is added to"),
-    Field("store", bool, True, "whether the response can be asked for later, and others can go on from it"),
-    Field("background", bool, False, "answer at once; the response is made meanwhile, and can be asked for"),
-    Field("max_output_tokens", int, None, "most tokens of the answer, with those of reasoning", 1, INT_MAX),
+    Field("input", object, None, "what the model answers: a text, or a list of items"),
+    Field("instructions", str, None, "the system message; instructions of earlier responses don't apply"),
+    Field("previous_response_id", str, None, "the stored response that this one continues"),
+    Field(
+        "conversation",
+        object,
+        None,
+        "the id of the conversation that this response continues; the response is added to it",
+    ),
+    Field("store", bool, True, "whether the response is stored, so that it can be fetched later and continued"),
+    Field("background", bool, False, "answer at once and generate the response in the background; fetch it later"),
+    Field("max_output_tokens", int, None, "most tokens of the answer, including reasoning", 1, INT_MAX),
     Field(
         "reasoning",
         dict,
         None,
-        "`effort` of the thinking; with a `summary` that isn't none, thoughts are sent as a summary, else as they are",
+        "`effort` sets how much the model thinks; with a `summary` other than none the "
+        "reasoning is sent as a summary, otherwise as text",
     ),
-    Field("text", dict, None, "as `format` what the answer is: text, json_object, or json_schema with a `schema`"),
-    Field("tools", list, None, "tools that the model may call, of the types function and custom"),
+    Field(
+        "text", dict, None, "`format` is the format of the answer: text, json_object, or json_schema with a `schema`"
+    ),
+    Field("tools", list, None, "tools that the model may call, of type function or custom"),
     Field("tool_choice", object, None, "auto, none, required, or an object that names a tool or has `allowed_tools`"),
-    Field("parallel_tool_calls", bool, True, "whether an answer may have several calls"),
-    Field("truncation", str, "disabled", "auto leaves out the oldest items where all don't fit into the context"),
+    Field("parallel_tool_calls", bool, True, "whether an answer may contain several calls"),
+    Field("truncation", str, "disabled", "auto leaves out the oldest items if the context is too small for all"),
     Field(
         "include",
         list,
         (),
-        "`message.output_text.logprobs`; `reasoning.encrypted_content`, for clients that keep nothing else of the "
-        "reasoning (it isn't encrypted)",
+        "`message.output_text.logprobs`; `reasoning.encrypted_content`, for clients that keep "
+        "the reasoning in this form only (it isn't encrypted)",
     ),
-    Field("top_logprobs", int, 0, "report how likely the model found each token, and the N likeliest", 0, 100),
-    Field("metadata", dict, None, "up to 16 short texts by name, which are kept with the response"),
-    Field("prompt_cache_key", str, None, "the answer repeats it; common beginnings are found by themselves"),
-    Field("stream_options", dict, {}, "taken; events have no `obfuscation`"),
-    Field("prompt", object, None, "refused: no prompts are kept"),
+    Field("top_logprobs", int, 0, "report the probability of each token, and the N most likely tokens", 0, 100),
+    Field("metadata", dict, None, "up to 16 short texts by name, stored with the response"),
+    Field(
+        "prompt_cache_key",
+        str,
+        None,
+        "the answer repeats it; it has no effect, because the server finds shared prefixes by itself",
+    ),
+    Field("stream_options", dict, {}, "accepted; events have no `obfuscation`"),
+    Field("prompt", object, None, "refused: the server stores no prompts"),
     *(
         field
         for field in CHAT_FIELDS
@@ -274,95 +323,98 @@ RESPONSES_FIELDS = (
     ),
 )
 CONVERSATION_FIELDS = (
-    Field("items", list, None, "its first items, or those to add"),
+    Field("items", list, None, "the conversation's first items, or the items to add"),
     Field("metadata", dict, None, "up to 16 short texts by name"),
 )
 BATCH_FIELDS = (
-    Field("input_file_id", str, None, "the file with the requests, one in each line"),
-    Field("endpoint", str, None, "what all of them are for: a path such as `/v1/chat/completions`"),
-    Field("completion_window", str, "24h", "the only one is `24h`"),
+    Field("input_file_id", str, None, "id of the file with the requests, one in each line"),
+    Field("endpoint", str, None, "path of all requests, such as `/v1/chat/completions`"),
+    Field("completion_window", str, "24h", "must be `24h`"),
     Field("metadata", dict, None, "up to 16 short texts by name"),
-    Field("output_expires_after", dict, None, '`{"anchor": "created_at", "seconds"}`: when the answers go'),
+    Field("output_expires_after", dict, None, '`{"anchor": "created_at", "seconds"}`: when the answers are deleted'),
 )
 TEXT_FIELDS = (
     Field(
         "logprobs",
         int,
         None,
-        "report how likely the model found each token, and the N likeliest in its place",
+        "report the probability of each token, and the N most likely tokens",
         0,
         MAX_TOP_LOGPROBS,
         convert=unless_false,
     ),
-    Field("echo", bool, False, "the answer begins with the prompt"),
-    Field("suffix", str, None, "the text behind the gap that the answer is to fill"),
+    Field("echo", bool, False, "begin the answer with the prompt"),
+    Field("suffix", str, None, "the text behind the gap that the answer fills"),
 )
 INFILL_FIELDS = (
     Field("input_prefix", str, "", "the text before the gap"),
     Field("input_suffix", str, "", "the text after the gap"),
-    Field("input_extra", list, (), '[{"filename", "text"}, ...]: other files to look at'),
-    Field("prompt", str, "", "text after the prefix that the answer must begin with"),
+    Field("input_extra", list, (), 'other files as context: `[{"filename", "text"}, ...]`'),
+    Field("prompt", str, "", "text behind the prefix; the answer continues it"),
 )
 EMBEDDING_FIELDS = (
     Field(
         "input",
         list,
         None,
-        "a text, token ids, an object with `prompt_string` and `multimodal_data`, or a list of "
-        "texts, objects and lists of ids",
+        "a text, a list of token ids, an object with `prompt_string` and `multimodal_data`, or "
+        "a list of texts, objects and lists of ids",
         aliases=("content",),
     ),
-    Field("image_data", list, None, "images for a text with `[img-ID]` in it: objects with `data` in base64 and `id`"),
+    Field("image_data", list, None, "images for `[img-ID]` in a text: a list of objects with `data` (base64) and `id`"),
     Field(
         "embd_normalize",
         int,
         2,
-        "-1 leaves the numbers as they are, 0 makes the largest 32760, 1 is taxicab, 2 Euclidean, more a p-norm",
+        "norm of the vectors: -1 none, 0 scales the largest value to 32760, 1 taxicab, 2 Euclidean, more a p-norm",
         -1,
         1000,
     ),
-    Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
-    Field("encoding_format", str, "float", "float or base64 (of little-endian 32-bit numbers)"),
+    Field("dimensions", int, None, "return only the first N numbers of each vector, normalised again", 1, INT_MAX),
+    Field("encoding_format", str, "float", "float, or base64 (of little-endian 32-bit numbers)"),
 )
 TRANSCRIPTION_FIELDS = (
-    Field("file", object, None, "the sound: WAV, MP3 or FLAC"),
-    Field("language", str, "", "what is spoken, as the model is to be told"),
-    Field("prompt", str, "", "what the model is to do with the sound, if not just write down what is said"),
-    Field("response_format", str, "json", "json, text or verbose_json; nothing with times"),
-    Field("timestamp_granularities[]", list, (), "refused: models don't say when they have heard what"),
+    Field("file", object, None, "the sound file: WAV, MP3 or FLAC"),
+    Field("language", str, "", "the spoken language, as a name or code for the model"),
+    Field("prompt", str, "", "instruction for the model (default: write down what is said)"),
+    Field("response_format", str, "json", "json, text or verbose_json; formats with times are refused"),
+    Field("timestamp_granularities[]", list, (), "refused: models report no times"),
     replace(ROWS["temperature"], default=0.0),
 )
 RERANK_FIELDS = (
-    Field("query", str, None, "what the documents are compared with"),
-    Field("documents", list, None, "texts, or objects with a `text`", aliases=("texts",)),
-    Field("top_n", int, None, "answer with the best N only", 1, INT_MAX),
-    Field("return_documents", bool, False, "give each document's text too", aliases=("return_text",)),
+    Field("query", str, None, "the text with which the documents are compared"),
+    Field("documents", list, None, "a list of texts, or of objects with a `text`", aliases=("texts",)),
+    Field("top_n", int, None, "return only the N best documents", 1, INT_MAX),
+    Field("return_documents", bool, False, "also return each document's text", aliases=("return_text",)),
 )
 TOKENIZE_FIELDS = (
     Field("content", str, "", "the text"),
-    Field("add_special", bool, False, "add BOS and the like where the model wants them"),
-    Field("parse_special", bool, True, "recognise special tokens that are written out"),
-    Field("with_pieces", bool, False, "give each token's text too"),
+    Field("add_special", bool, False, "add BOS and other tokens that the model expects around a text"),
+    Field("parse_special", bool, True, "recognise special tokens that are written in the text"),
+    Field("with_pieces", bool, False, "also return each token's text"),
 )
 TOKENIZE_PROMPT_FIELDS = (
-    Field("prompt", str, None, "the text, as vLLM's clients give it"),
-    Field("add_special_tokens", bool, True, "for `prompt`: add BOS and the like where the model wants them"),
-    Field("return_token_strs", bool, False, "for `prompt` and `messages`: give each token's text too"),
+    Field("prompt", str, None, "the text, in the form of vLLM's clients"),
+    Field(
+        "add_special_tokens", bool, True, "for `prompt`: add BOS and other tokens that the model expects around a text"
+    ),
+    Field("return_token_strs", bool, False, "for `prompt` and `messages`: also return each token's text"),
 )
 DETOKENIZE_FIELDS = (Field("tokens", list, (), "token ids"),)
 LORA_FIELDS = (
-    Field("id", int, None, "number of an adapter, as GET shows it"),
-    Field("scale", float, 0.0, "how strongly it works"),
+    Field("id", int, None, "index of an adapter, as in GET /lora-adapters"),
+    Field("scale", float, 0.0, "strength of the adapter"),
 )
-NAMED_FIELDS = (Field("model", str, None, "its name"),)
-LOAD_FIELDS = (
-    Field("options", dict, None, "options of the command line by their names, which count for this model from now on"),
-)
-PROPS_FIELDS = (Field("system_prompt", object, None, "the text that all prompts begin with"),)
+NAMED_FIELDS = (Field("model", str, None, "the model's name"),)
+LOAD_FIELDS = (Field("options", dict, None, "command-line options by name, for this model from now on"),)
+PROPS_FIELDS = (Field("system_prompt", object, None, "a text with which all prompts begin from now on"),)
 SLOT_FIELDS = (Field("filename", str, None, "name of a file in the folder of `--slot-save-path`"),)
 ABORT_FIELDS = (Field("id", str, None, "the X-Request-Id of a request, or the id of its answer"),)
-LOOKUP_FIELDS = (Field("conversation_ids", list, None, "what `X-Conversation-Id` was in the requests"),)
-CONTROL_FIELDS = (*ABORT_FIELDS, Field("action", str, None, "`reasoning_end` has the model come to its answer"))
+LOOKUP_FIELDS = (Field("conversation_ids", list, None, "values of the header `X-Conversation-Id` in earlier requests"),)
+CONTROL_FIELDS = (
+    *ABORT_FIELDS,
+    Field("action", str, None, "`reasoning_end` ends the model's reasoning, so that it answers"),
+)
 
 
 OLLAMA_LOAD_OPTIONS = (
@@ -370,40 +422,40 @@ OLLAMA_LOAD_OPTIONS = (
     *("logits_all", "vocab_only", "embedding_only"),
 )
 
-# Fields that others' servers know. Here they do nothing, which answers say unless the value is the default.
+# Fields of other servers that have no effect here. Answers say so, unless the value is the default.
 IDLE_FIELDS = (
-    Field("user", str, "", "requests are told apart by API key and address"),
-    Field("safety_identifier", str, "", "requests are told apart by API key and address"),
-    Field("api_key", str, "", "keys are read from headers"),
-    Field("stream_options", dict, None, "native answers always have their numbers"),
+    Field("user", str, "", "the server identifies clients by API key and address"),
+    Field("safety_identifier", str, "", "the server identifies clients by API key and address"),
+    Field("api_key", str, "", "API keys are read from headers"),
+    Field("stream_options", dict, None, "native answers always contain their counts and timings"),
     Field("store", bool, False, "nothing is stored"),
     Field("metadata", dict, None, "nothing is stored"),
-    Field("cache_control", dict, None, "common beginnings are found by themselves"),
-    Field("context_management", dict, None, "a conversation is read as it comes"),
-    Field("client_metadata", dict, None, "requests are told apart by API key and address"),
-    Field("max_tool_calls", int, None, "this server runs no tools of its own"),
-    Field("prompt_cache_options", dict, None, "what the cache keeps is the server's options' business"),
+    Field("cache_control", dict, None, "the server finds shared prefixes by itself"),
+    Field("context_management", dict, None, "the server doesn't change conversations"),
+    Field("client_metadata", dict, None, "the server identifies clients by API key and address"),
+    Field("max_tool_calls", int, None, "this server runs no tools itself"),
+    Field("prompt_cache_options", dict, None, "options of the server set what the cache keeps"),
     Field("container", object, None, "this server runs no code"),
-    Field("mcp_servers", list, [], "this server calls no others"),
-    Field("service_tier", str, "auto", "there is one tier"),
-    Field("prompt_cache_key", str, "", "common beginnings are found by themselves"),
-    Field("prompt_cache_retention", str, "", "what the cache keeps is the server's options' business"),
-    Field("n_cache_reuse", int, 0, "only common beginnings are reused"),
-    Field("best_of", int, 1, "answers are not compared; `n` gives all of them"),
-    Field("response_fields", list, None, "OpenAI's answers always have all their fields"),
+    Field("mcp_servers", list, [], "this server connects to no MCP servers"),
+    Field("service_tier", str, "auto", "there is only one tier"),
+    Field("prompt_cache_key", str, "", "the server finds shared prefixes by itself"),
+    Field("prompt_cache_retention", str, "", "options of the server set what the cache keeps"),
+    Field("n_cache_reuse", int, 0, "only shared prefixes are reused"),
+    Field("best_of", int, 1, "answers are not compared; `n` returns all of them"),
+    Field("response_fields", list, None, "OpenAI's answers always contain all their fields"),
     Field("verbosity", str, "medium", "models have no such setting"),
-    Field("prediction", dict, None, "guesses are the server's own"),
-    Field("speculative.type", str, "", "the kind of guesses is an option of the server"),
+    Field("prediction", dict, None, "the server makes its own drafts"),
+    Field("speculative.type", str, "", "an option of the server sets the kind of drafts"),
     Field("modalities", list, ["text"], "answers are text"),
     Field("audio", dict, None, "answers are text"),
-    Field("web_search_options", dict, None, "this server searches nothing"),
-    Field("guided_decoding_backend", str, None, "texts are bound in one way only"),
-    Field("chunking_strategy", object, "auto", "long sounds are cut as the model needs it"),
-    Field("backend_sampling", bool, False, "tokens are drawn in one way only"),
-    Field("system", str, "", "what the system says is a message"),
-    Field("template", str, "", "templates of chats are an option of the server"),
-    Field("truncate", bool, False, "what doesn't fit into the context is refused"),
-    Field("shift", bool, False, "whether answers may outgrow the context is an option of the server"),
+    Field("web_search_options", dict, None, "this server doesn't search the web"),
+    Field("guided_decoding_backend", str, None, "there is only one implementation of constraints"),
+    Field("chunking_strategy", object, "auto", "the server splits long sounds as the model needs it"),
+    Field("backend_sampling", bool, False, "sampling always runs on the CPU"),
+    Field("system", str, "", "send a system message instead"),
+    Field("template", str, "", "an option of the server sets the chat template"),
+    Field("truncate", bool, False, "input that is too long for the context is refused"),
+    Field("shift", bool, False, "an option of the server sets what happens when the context is full"),
     *(Field(name, object, None, "that is an option of the server") for name in OLLAMA_LOAD_OPTIONS),
 )
 
@@ -413,8 +465,8 @@ def _without(field: Field, taken: set[str]) -> Field:
 
 
 class Body:
-    """What the bodies of some routes may hold: the fields of some tables, but none of `without`. A name is what the
-    first table that has it says."""
+    """The body of some routes: the fields of some tables, except those in `without`. If several tables have a name, the
+    first one defines it."""
 
     def __init__(
         self, routes: tuple[str, ...], tables: tuple[tuple[Field, ...], ...], without: tuple[str, ...] = ()
@@ -438,8 +490,8 @@ class Body:
         return read(body, self.rows, defaults, where)
 
     def unread(self, body: object) -> tuple[str, ...]:
-        """Warnings about what of a request (an object, or a list of them) does nothing: a line for all unknown fields,
-        one for each idle one."""
+        """Warnings about fields of a request (an object, or a list of them) that have no effect: a line for all unknown
+        fields, which is also logged, and a line for each idle field."""
         objects = [part for part in (body if isinstance(body, list) else [body]) if isinstance(part, dict)]
         values = {
             name: value
@@ -448,6 +500,8 @@ class Body:
             if value is not None and name not in self.names
         }
         unknown = [name for name in values if name not in IDLE]
+        if unknown:
+            log.info("%s: unknown and ignored: %s", self.routes[0], listed(unknown))
         return (
             *([f"unknown and ignored: {listed(unknown)}"] if unknown else []),
             *(
@@ -458,7 +512,7 @@ class Body:
         )
 
     def reply(self, answer: object, body: object, warnings: tuple[str, ...] = ()) -> Response:
-        """An answer as JSON, with all warnings in it or, where it is a list, in its head."""
+        """An answer as JSON. All warnings are in it, or in a header if the answer is a list."""
         warnings = (*warnings, *self.unread(body))
         if not warnings:
             return json_response(answer)
@@ -468,7 +522,7 @@ class Body:
 
 
 def warning_header(warnings: Sequence[str]) -> dict[str, str]:
-    """Warnings for answers whose JSON has no place for them."""
+    """The header with warnings, for answers whose JSON has no place for them."""
     return {"X-Warnings": "; ".join(warnings)[:MAX_HEADER]} if warnings else {}
 
 
@@ -486,7 +540,7 @@ PLAIN = (
     *("n_cmpl", "n", "n_probs", "logprobs", "post_sampling_probs", "grammar", "response_fields", "return_tokens"),
     *("return_progress", "timings_per_token", "verbose"),
 )
-"""What has no place in answers of some shapes."""
+"""Fields that some formats of answers don't support."""
 OLLAMA_OPTIONS = Body(
     ("/api/chat", "/api/generate"),
     (OLLAMA_OPTION_FIELDS, SAMPLING_FIELDS, COMPLETION_FIELDS),
@@ -579,6 +633,6 @@ BODIES = (
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names that a client has chosen, for one line of text: few, short, and in ASCII."""
+    """Names from a client as a text for one line: at most `MAX_NAMES` of them, shortened, in ASCII."""
     shown = ", ".join(ascii(name if len(name) <= MAX_NAME else name[:MAX_NAME] + "...") for name in names[:MAX_NAMES])
     return shown + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

@@ -1,8 +1,9 @@
-"""Images and sound in requests: from base64, a data: URL, a file of `--media-path` or the network to `Media`.
+"""Images and sound in requests: makes a `Media` of base64, a data: URL, a file of `--media-path` or a network URL.
 
-Connection thread. Whatever is wrong with a file is told here if it can be seen without decoding it, with its place in
-the request: `messages[1].content[0]`. Decoding is the engine's. In texts a marker that nobody can guess stands for
-each file until the text is tokenised, so that a marker that somebody types is text.
+Connection thread. A wrong file is refused here if that can be seen without decoding it. The error names its place in
+the
+request, such as `messages[1].content[0]`. The engine decodes files. Until a text is tokenised, a marker stands for each
+file in it. Markers can't be guessed, so a marker that a user types stays text.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from server.models.model import Model
 from server.records import field, record
 from server.web.message import Request
 
-MAX_FILES = 256
-SAMPLE_BYTES = 4 * 16_000  # of a second of sound, decoded
+MAX_FILES = 256  # in a request
+SAMPLE_BYTES = 4 * 16_000  # of a second of decoded sound
 MIB = 1 << 20
-STEP = 1 << 20  # characters of base64 at a time
+STEP = 1 << 20  # characters of base64 that are decoded at once
 PARTS = {"image_url": IMAGE, "input_image": IMAGE, "input_audio": AUDIO}
-DEFAULT_MARKER = "<__media__>"  # what clients write into `prompt_string`, and what answers show
+DEFAULT_MARKER = "<__media__>"  # the marker that clients write into `prompt_string`, and that answers show
 NOUNS = {IMAGE: "an image", AUDIO: "a sound"}
 VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds"}
 
@@ -41,19 +42,20 @@ VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds
 class Files:
     """The files of one request, in the order in which they were found, and the markers that stand for them.
 
-    All of them count into the bound on all requests (`server.memory`). What comes twice is taken once; what URLs bring
-    is `--max-body` bytes together at most. Between two files it is seen whether the client is still there.
+    Their bytes count into the bound on the memory of all requests (`server.memory`). A file that occurs twice is read
+    once. Files from URLs may have `--max-body` bytes together. Between two files a request whose client has left is
+    ended.
     """
 
     model: Model
-    request: Request = field(default_factory=lambda: Request("POST", "/"))  # none: nothing is counted
+    request: Request = field(default_factory=lambda: Request("POST", "/"))  # default: a request without a client
     media: list[Media] = field(default_factory=list)
     _by_source: dict[str, Media] = field(default_factory=dict)
     _n_brought: int = 0
     _key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def add_part(self, part: Mapping[str, Any], where: str) -> str:
-        """Take a part of a chat message (`image_url`, `input_image`, `input_audio`); its marker."""
+        """Add the file of a part of a chat message (`image_url`, `input_image`, `input_audio`). Return its marker."""
         kind = PARTS[part["type"]]
         self._require(kind, where)
         value = part.get("input_audio" if kind is AUDIO else "image_url")
@@ -66,21 +68,21 @@ class Files:
         return self.add_image(url, where)
 
     def add_image(self, url: str, where: str) -> str:
-        """Take the image at a URL; its marker."""
+        """Add the image at a URL. Return its marker."""
         self._require(IMAGE, where)
         return self._add(IMAGE, where, url, lambda: self._load(url, where))
 
     def add_base64(self, text: Any, where: str, kind: str | None = None) -> str:
-        """Take a file in base64, of whatever kind unless that is given; its marker."""
+        """Add a file in base64, which must be of this kind if one is given. Return its marker."""
         self._require(kind, where)
         return self._add(kind, where, text, lambda: self._decode(text, where, "it"))
 
     def add_bytes(self, data: bytes, where: str, kind: str) -> str:
-        """Take a file as it is; its marker."""
+        """Add a file's bytes. Return its marker."""
         return self._add(kind, where, None, lambda: data)
 
     def _add(self, kind: str | None, where: str, source: Any, load: Callable[[], bytes]) -> str:
-        """Take a file, which `load` brings unless the same source has been there."""
+        """Add a file, which `load` reads unless the request has had the same source before. Return its marker."""
         if len(self.media) == MAX_FILES:
             raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
         self.request.require_client()
@@ -90,19 +92,19 @@ class Files:
             if isinstance(source, str):
                 self._by_source[source] = media
         if kind not in (None, media.kind):
-            raise ApiError(400, f"{where} is {NOUNS[media.kind]} where {NOUNS[kind]} should be")
+            raise ApiError(400, f"{where} is {NOUNS[media.kind]}, but {NOUNS[kind]} is expected")
         self.media.append(media)
         return f"<__media_{self._key}_{len(self.media) - 1}__>"
 
     def _read(self, kind: str | None, data: bytes, where: str) -> Media:
-        """A file by its header."""
+        """Check a file by its header."""
         import hashlib  # here, because most models take no media
 
         name = hashlib.sha256(data).hexdigest()
         try:
             found = kind_of(data)
             if kind not in (None, found):
-                raise BadFile(f"is {NOUNS[found]} where {NOUNS[kind]} should be")
+                raise BadFile(f"is {NOUNS[found]}, but {NOUNS[kind]} is expected")
             self._require(found, where)
             if found is IMAGE:
                 size = check_image(data, self.model.media.image_max_pixels * 10**6)
@@ -121,23 +123,22 @@ class Files:
         info = self.model.info
         can = {IMAGE: info.vision, AUDIO: info.audio, None: info.vision or info.audio}
         if not can[kind]:
-            advice = "" if can[None] else "; a model that can is started with its projector (--mmproj)"
+            advice = "" if can[None] else "; a model that can needs its projector (--mmproj)"
             raise ApiError(400, f"{where}: this model can't {VERBS[kind]}{advice}")
 
     def _load(self, url: str, where: str) -> bytes:
-        """What a URL stands for: itself, a file of ours, or something far away."""
+        """The bytes at a URL: of a data: URL, of a file in --media-path, or from the network."""
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
             head, comma, text = url.partition(",")
             if not comma or not head.endswith(";base64"):
-                raise ApiError(400, f"{where}: a data: URL has to be base64, data:image/png;base64,...")
+                raise ApiError(400, f"{where}: a data: URL must have base64, such as data:image/png;base64,...")
             return self._decode(text, where, "the data: URL")
         if scheme not in ("file", "http", "https"):
-            raise ApiError(400, f"{where}: image_url.url is neither a data:, file:, http: nor https: URL")
+            raise ApiError(400, f"{where}: image_url.url is not a data:, file:, http: or https: URL")
         if scheme != "file" and not self.model.media.media_urls:
             raise ApiError(
-                400,
-                f"{where}: this server fetches nothing from the network (--media-urls); send the file as a data: URL",
+                400, f"{where}: this server downloads no files (--media-urls is off); send the file as a data: URL"
             )
         if scheme == "file":
             return read_file(self.model.media.media_path, url, self._bring, where)
@@ -147,17 +148,18 @@ class Files:
             raise ApiError(400, f"{where}: {error}") from None
 
     def _bring(self, n_bytes: int) -> None:
-        """So many bytes more come from files or the network. ApiError if they are too many."""
+        """Count bytes that come from files or the network. ApiError if they are too many."""
         limit = self.model.media.max_mib
         self._n_brought += n_bytes
         if self._n_brought > limit * MIB:
-            raise ApiError(400, f"the files that this request names are larger than {limit} MiB together (--max-body)")
+            raise ApiError(400, f"the files that this request names have more than {limit} MiB together (--max-body)")
         memory.hold(n_bytes)
 
     # ---- texts with markers -----------------------------------------------------------------------------------
 
     def split(self, segments: Segments) -> list[Segments | int]:
-        """Cut segments at the markers: stretches of segments, and numbers of files. Each has to be there once."""
+        """Split segments at the markers into runs of segments and indexes of files. ApiError unless each marker is
+        there exactly once."""
         pattern = re.compile(f"<__media_{self._key}_([0-9]+)__>")
         found: list[Segments | int] = [[]]
         for text, is_user in segments:
@@ -169,16 +171,16 @@ class Files:
         numbers = [part for part in found if isinstance(part, int)]
         for i, media in enumerate(self.media):
             if numbers.count(i) != 1:
-                raise ApiError(400, f"{media.where}: this chat template leaves it out or repeats it")
+                raise ApiError(400, f"{media.where}: the chat template omits or repeats this file")
         return found
 
     def shown(self, text: str) -> str:
-        """A text with markers as answers show it."""
+        """A text as answers show it: each marker becomes `DEFAULT_MARKER`."""
         return re.sub(f"<__media_{self._key}_[0-9]+__>", DEFAULT_MARKER, text) if self.media else text
 
 
 def decode(text: Any, where: str, what: str) -> bytes:
-    """The bytes of base64 text, with or without the data: URL's head."""
+    """The bytes of a base64 text. It may begin with the head of a data: URL."""
     if not isinstance(text, str):
         raise ApiError(400, f"{where}: {what} is not a string in base64")
     if text[:5] == "data:":
@@ -193,23 +195,23 @@ def decode(text: Any, where: str, what: str) -> bytes:
 
 
 def _decoded(text: str) -> Iterator[bytes]:
-    """Base64 in pieces, between which other threads run; white space is skipped."""
+    """Decode base64 in pieces, so that other threads can run in between. White space is skipped."""
     rest = ""
     for at in range(0, len(text), STEP):
         piece = rest + "".join(text[at : at + STEP].split())
-        n = max(len(piece) - 4, 0) // 4 * 4  # what follows may be the end
+        n = max(len(piece) - 4, 0) // 4 * 4  # the last four characters may be the end
         if "=" in piece[:n][-2:]:
-            raise binascii.Error("something comes behind the end")
+            raise binascii.Error("there is text behind the end")
         yield base64.b64decode(piece[:n], validate=True)
         rest = piece[n:]
     yield base64.b64decode(rest, validate=True)
 
 
 def read_file(folder: str | None, url: str, bring: Callable[[int], None], where: str) -> bytes:
-    """A file in the folder of `--media-path`, links that lead out of it not followed. `bring` is told its size
-    before it is read, and may refuse it."""
+    """The bytes of a file in the folder of `--media-path`. Links that lead out of the folder aren't followed. `bring`
+    gets the size before the file is read, and may refuse it."""
     if not folder:
-        raise ApiError(400, f"{where}: this server reads no files for requests (--media-path)")
+        raise ApiError(400, f"{where}: this server reads no files for requests (--media-path is not set)")
     name = url[len("file:") :].lstrip("/")
     root = Path(folder).resolve()
     try:

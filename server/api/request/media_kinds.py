@@ -1,11 +1,10 @@
-"""What bytes are: which kind of image or sound, and how large they get when decoded. Pure functions, any thread.
+"""Recognises the format of an image or sound, and reads from an image's header what decoding will cost.
 
-Only formats that libmtmd decodes by itself are known. Headers are read before anything is decoded, because a file of a
-few bytes can claim a picture of gigabytes, or one that takes its decoder minutes; stb_image believes what it reads, and
-once it has begun nobody can stop it. So a reader here takes only what stb_image reads the same way, and says three
-things: how many pixels there are, how much more work they are than those of a plain image, and how many bytes such a
-file has at least. Whether a PNG inflates to what it says is tried in the engine (`slots/png.py`). Sounds are in
-`media_sounds`.
+Pure functions, any thread. Only formats that libmtmd itself decodes are known. A file of a few bytes can claim to be an
+image of gigabytes, or one that takes minutes to decode. stb_image believes a header, and once it decodes it can't be
+stopped. So the functions here accept only headers that stb_image reads in the same way. They return the image's size,
+how much more work it is than a plain image of that size, and how many bytes the file must have at least. The engine
+checks whether a PNG inflates to the size in its header (`slots/png.py`). Sounds are checked in `media_sounds`.
 """
 
 from __future__ import annotations
@@ -21,24 +20,26 @@ GIFS = (b"GIF87a", b"GIF89a")
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 BMP_HEADERS = (12, 40, 56, 108, 124)
 BMP_BITS = (1, 4, 8, 16, 24, 32)
-BMP_PLAIN = (0, 3)  # the other kinds are compressed
-NO_SIZE = (0xC4, 0xC8, 0xCC)  # of the markers 0xC0 to 0xCF of a JPEG, those without a size
-SCANS = 12  # of a progressive JPEG, as many as encoders make
-GIF_DATA = 1 << 18  # bytes of one frame: each may cost the decoder a thousand steps
+BMP_PLAIN = (0, 3)  # compression methods without compression
+NO_SIZE = (0xC4, 0xC8, 0xCC)  # the markers from 0xC0 to 0xCF of a JPEG that have no size
+SCANS = 12  # scans of a progressive JPEG; encoders make no more
+GIF_DATA = 1 << 18  # bytes of a frame; each may cost the decoder a thousand steps
 MAX_PARTS = 10_000  # of a header
 
-# Pixels (or bytes of them) that a byte of a file can stand for at most.
+# The most pixels (PNG: bytes) that one byte of a file can become.
 DEFLATE_RATIO, JPEG_RATIO, GIF_RATIO = 1040, 1024, 4096
 
 
 class BadFile(ValueError):
-    """Why a file is no good; goes on behind its place in the request."""
+    """Why a file is refused. The message follows the file's place in the request."""
 
 
 @record(frozen=True)
 class Size:
-    """What an image's header says. `work` is how many times the decoder's work is that of a plain image of this size,
-    `n_least` how many bytes the file must have, `n_unpacked` what its data may become where that isn't its pixels."""
+    """An image's size from its header. `work` is the decoder's work, as a multiple of that for a plain image of the
+    same
+    size. The file must have `n_least` bytes. `n_unpacked` is the number of bytes to which its data is unpacked, 0 if
+    these are its pixels."""
 
     width: int
     height: int
@@ -48,12 +49,12 @@ class Size:
 
     @property
     def n_bytes(self) -> int:
-        """What decoding it takes, in bytes of plain pixels."""
+        """The cost of decoding it, as a number of bytes of plain pixels."""
         return self.n_unpacked or int(3 * self.width * self.height * self.work)
 
 
 def kind_of(data: bytes) -> str:
-    """IMAGE or AUDIO. BadFile if it is neither, or of a format that can't be read."""
+    """IMAGE or AUDIO. BadFile if it is neither, or in a format that can't be decoded."""
     head = data[:16]
     if head.startswith((PNG, JPEG, *GIFS)) or head[:2] == b"BM":
         return IMAGE
@@ -67,8 +68,8 @@ def kind_of(data: bytes) -> str:
 
 
 def check_image(data: bytes, max_pixels: int) -> Size:
-    """Its size. BadFile unless the header is sane, claims at most `max_pixels` pixels, no more work than they
-    take, and no more than the file can hold."""
+    """The image's size. BadFile if the header is wrong, if the image has more than `max_pixels` pixels or takes more
+    work than so many plain pixels, or if the file is too short for it."""
     try:
         size = _size(data)
     except (struct.error, IndexError):
@@ -83,8 +84,8 @@ def check_image(data: bytes, max_pixels: int) -> Size:
         )
     if size.width * size.height * size.work > max_pixels:
         raise BadFile(
-            f"is an image of {text} pixels, as much work as {size.work:.1f} plain ones of this size; this "
-            f"server takes at most {max_pixels // 10**6} million pixels (--image-max-pixels)"
+            f"is an image of {text} pixels that takes as much work as {size.work:.1f} plain images of this size; "
+            f"this server takes at most {max_pixels // 10**6} million pixels (--image-max-pixels)"
         )
     if len(data) < size.n_least:
         raise BadFile(f"is a broken or truncated image: {len(data)} bytes can't hold {text} pixels")
@@ -92,7 +93,7 @@ def check_image(data: bytes, max_pixels: int) -> Size:
 
 
 def parts() -> Iterator[int]:
-    """Rounds of a loop over the parts of a header: a hostile file has millions of them."""
+    """Count the parts of a header. BadFile after `MAX_PARTS`: a hostile file may have millions."""
     yield from range(MAX_PARTS)
     raise BadFile("is broken: its header has too many parts")
 
@@ -106,22 +107,22 @@ def _size(data: bytes) -> Size:
 
 
 def _size_of_png(data: bytes) -> Size:
-    """In the first chunk, which has to be IHDR: a decoder would believe the one behind another."""
+    """Read the size from the first chunk, which must be IHDR: a decoder would also accept a later one."""
     if data[8:16] != b"\0\0\0\rIHDR":
         raise BadFile("is a broken image: its header is not complete")
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     bits = PNG_CHANNELS.get(colours, 4) * depth
-    n_unpacked = ((width * bits + 7) // 8 + 9) * (height + 16)  # with what interlacing may add
+    n_unpacked = ((width * bits + 7) // 8 + 9) * (height + 16)  # including what interlacing may add
     return Size(width, height, width * height * bits / 8 / DEFLATE_RATIO, max(bits / 32, 1.0), n_unpacked)
 
 
 def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
-    """In the frame header, behind segments that each say how long they are. A progressive one may have any number of
-    scans behind it, in each of which the decoder goes over the whole image."""
+    """Read the size from the frame header, which follows segments that begin with their length. A progressive JPEG may
+    have any number of scans, and the decoder processes the whole image in each of them."""
     at = 2
     for _ in parts():
         if data[at] != 0xFF:
-            raise BadFile("is a broken image: it is no JPEG behind its first bytes")
+            raise BadFile("is a broken image: only its first bytes are a JPEG's")
         marker = data[at + 1]
         if marker == 0xFF:
             at += 1
@@ -133,7 +134,7 @@ def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
 
 
 def _size_of_gif(data: bytes) -> Size:
-    """Of the screen, which is what is allocated; the data is that of the first frame."""
+    """Read the size of the screen, which the decoder allocates, and measure the data of the first frame."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _palette(flags)
     for _ in parts():  # extensions
@@ -143,7 +144,7 @@ def _size_of_gif(data: bytes) -> Size:
             raise BadFile("is a broken image: it has a bad block")
         at = _behind_blocks(data, at + 2)
     if data[at] != 0x2C:
-        raise BadFile("is a broken image: there is none in it")
+        raise BadFile("is a broken image: the GIF contains no frame")
     start = at + 11 + _palette(data[at + 9])
     n_data = _behind_blocks(data, start) - start
     if n_data > GIF_DATA:
@@ -158,7 +159,7 @@ def _palette(flags: int) -> int:
 
 
 def _behind_blocks(data: bytes, at: int) -> int:  # type: ignore[return]
-    """Where a GIF goes on behind blocks that begin with their length; the last one has none."""
+    """The position behind the blocks of a GIF. Each block begins with its length; the last one has length 0."""
     for _ in parts():
         if not data[at]:
             return at + 1
@@ -166,7 +167,7 @@ def _behind_blocks(data: bytes, at: int) -> int:  # type: ignore[return]
 
 
 def _size_of_bmp(data: bytes) -> Size:
-    """Its rows are there as they are, from a given place on."""
+    """Read the size from the header. The rows are uncompressed and begin at a given position."""
     start, n_header = struct.unpack_from("<II", data, 10)
     if n_header == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)

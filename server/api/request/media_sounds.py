@@ -1,11 +1,12 @@
-"""Sounds: how long they are, and their bytes in a form that can mean nothing else. Pure functions, any thread.
+"""Measures sounds, and rewrites their files so that every decoder reads them in the same way.
 
-miniaudio, which decodes for libmtmd, makes room for as many samples as a file claims; and what it can't read as WAV or
-FLAC it takes for MP3, wherever in the bytes that begins. So a file isn't only measured: what goes to the decoder is
-written anew, without the parts that only some readers see. A WAV gets a plain header before its samples, a FLAC
-nothing but its stream's description, an MP3 its frames alone and a true count of them.
+Pure functions, any thread. miniaudio, which decodes for libmtmd, allocates as many samples as a file claims to have. It
+reads a file that is neither WAV nor FLAC as MP3, wherever in the bytes a frame begins. So the decoder gets a rewritten
+file without the parts that decoders read differently: a WAV gets a plain header before its samples, a FLAC keeps only
+the description of its stream and its frames, an MP3 keeps only its frames, with a true count of them.
 
-Not taken: checking files and passing them on as they are. Each difference between two readers would be a hole.
+Not taken: checking files and passing them on unchanged. Each difference between the check and the decoder would be a
+vulnerability.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 
 from server.api.request.media_kinds import BadFile, parts
 
-MAX_SECONDS = 3600
+MAX_SECONDS = 3600  # of a sound
 WAV_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # PCM, float, A-law, mu-law
 WAV_EXTENSIBLE = 0xFFFE
 MAX_RATE, MAX_CHANNELS = 384_000, 32
@@ -25,13 +26,13 @@ MP3_KBPS = {
     False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 MP3_RATES = (44_100, 48_000, 32_000)
-MP3_VERSIONS = {0xFA: (1152, 0), 0xF2: (576, 1), 0xE2: (576, 2)}  # samples of a frame, and how often rates are halved
-MP3_STRAY = 1 << 16  # bytes between frames that belong to none
+MP3_VERSIONS = {0xFA: (1152, 0), 0xF2: (576, 1), 0xE2: (576, 2)}  # samples of a frame, and how often the rate is halved
+MP3_STRAY = 1 << 16  # bytes that may lie between frames
 TAGS = (b"Xing", b"Info")
 
 
 def plain_sound(data: bytes, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
-    """A sound's bytes for the decoder, and how many seconds they are. BadFile."""
+    """A sound's file for the decoder, and its length in seconds. BadFile."""
     start = _behind_id3(data)
     try:
         if data.startswith(b"RIFF"):
@@ -78,7 +79,7 @@ def _plain_wav(data: bytes, max_seconds: float) -> tuple[bytes, float]:
 
 
 def _wav_parts(data: bytes) -> tuple[int, int, int]:  # type: ignore[return]
-    """Where the format is described, where samples begin, and how many bytes of them there are."""
+    """The positions of the format and of the samples, and the number of bytes of samples."""
     at, fmt = 12, 0
     for _ in parts():
         name, n = struct.unpack_from("<4sI", data, at)
@@ -96,13 +97,13 @@ def _wav_parts(data: bytes) -> tuple[int, int, int]:  # type: ignore[return]
 
 
 def _plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
-    block, _, _, _, _, packed = struct.unpack_from(">IHHHIQ", data, start + 4)  # two sizes of frames are in between
+    block, _, _, _, _, packed = struct.unpack_from(">IHHHIQ", data, start + 4)  # the sizes of frames aren't used
     info = data[start + 8 : start + 42]
     rate, bits, n = packed >> 44, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
     if block & 0x7FFFFFFF != 34 or len(info) < 34 or not 1 <= rate <= MAX_RATE or bits < 4:
-        raise BadFile("is a broken sound: it is no FLAC behind its first bytes")
+        raise BadFile("is a broken sound: only its first bytes are a FLAC's")
     if not n:
-        raise BadFile("is a FLAC that doesn't say how long it is")
+        raise BadFile("is a FLAC without its length in the header")
     seconds = _check_length(n / rate, max_seconds)
     at, is_last = start + 42, block >> 31
     for _ in parts():
@@ -119,7 +120,7 @@ def _plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes, flo
 
 
 def _frame_sizes() -> dict[int, int]:
-    """Bytes of a frame of layer III by the two bytes of its header that say it."""
+    """The size of a layer III frame in bytes, by the two bytes of its header that determine it."""
     sizes: dict[int, int] = {}
     for version, (n_samples, halvings) in MP3_VERSIONS.items():
         for i, rate in enumerate(MP3_RATES):
@@ -135,7 +136,7 @@ MAX_FRAME = max(FRAME_SIZES.values())
 
 
 def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
-    """All frames of the kind of the first one, and what the first one claims of their number made true."""
+    """All frames of the same kind as the first one. If the first one contains their number, it is corrected."""
     end = _before_tags(data, start)
     pieces: list[tuple[int, int]] = []
     kind, n_frames, seconds, n_stray, at = None, 0, 0.0, 0, start
@@ -143,7 +144,7 @@ def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, floa
         first = data.find(b"\xff", at, end)
         n_stray += (end if first < 0 else first) - at
         if n_stray > MP3_STRAY:
-            raise BadFile("is a broken sound: it is no MP3, or has too much else in it")
+            raise BadFile("is a broken sound: it is not an MP3, or has too much other data in it")
         if first < 0:
             break
         if not _is_first(data, first, end, kind):
@@ -154,24 +155,24 @@ def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, floa
         frame_s = n_samples / (MP3_RATES[kind[1] >> 2] >> halvings)
         while size := _frame_size(data, at, end, kind):
             if n_frames and _tag(data, at) is not None:
-                raise BadFile("is a broken sound: a frame in its middle says how many there are")
+                raise BadFile("is a broken sound: a frame in its middle contains the number of frames")
             n_frames, at = n_frames + 1, at + size
             seconds = _check_length(n_frames * frame_s, max_seconds)
         pieces.append((first, at))
     if not pieces:
-        raise BadFile("is a broken sound: it is no MP3 behind its first bytes")
+        raise BadFile("is a broken sound: only its first bytes are an MP3's")
     return _joined(data, pieces, n_frames), seconds
 
 
 def _is_first(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | None) -> bool:
-    """Whether a row of frames begins here: one whole frame, and behind it the beginning of another or the end."""
+    """Whether a sequence of frames begins here: a whole frame, followed by the beginning of another or by the end."""
     size = _frame_size(data, at, end, kind)
     behind = at + size
     return size > 0 and (behind == end or _frame_size(data, behind, end + MAX_FRAME, _kind(data, at)) > 0)
 
 
 def _frame_size(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | None) -> int:
-    """Bytes of the frame at this place; 0 if there is no whole one, or one of another kind."""
+    """The size in bytes of the frame at this position; 0 if there is no whole frame of this kind."""
     if data[at : at + 1] != b"\xff" or at + 4 > len(data):
         return 0
     size = FRAME_SIZES.get((data[at + 1] & 0xFE) << 8 | data[at + 2] & 0xFE, 0)
@@ -179,12 +180,12 @@ def _frame_size(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | No
 
 
 def _kind(data: bytes, at: int) -> tuple[int, int, bool]:
-    """Version, rate, and whether there is one channel: what all frames of a file have in common."""
+    """The properties that all frames of a file share: version, rate, and whether there is only one channel."""
     return data[at + 1] & 0xFE, data[at + 2] & 0x0C, data[at + 3] >> 6 == 3
 
 
 def _tag(data: bytes, at: int) -> int | None:
-    """Where in a frame the number of all frames is told, if it is one that does."""
+    """The position of the tag with the number of all frames in this frame; None if it has no such tag."""
     version, _, is_mono = _kind(data, at)
     n_side = (17 if is_mono else 32) if version == 0xFA else 9 if is_mono else 17
     place = at + 4 + (0 if data[at + 1] & 1 else 2) + n_side
@@ -203,7 +204,7 @@ def _joined(data: bytes, pieces: list[tuple[int, int]], n_frames: int) -> bytes:
 
 
 def _behind_id3(data: bytes) -> int:  # type: ignore[return]
-    """Where a file goes on behind a tag at its beginning."""
+    """The position behind the ID3 tags at the beginning of a file."""
     at = 0
     for _ in parts():
         if not data.startswith(b"ID3", at) or len(data) < at + 10:
@@ -213,7 +214,7 @@ def _behind_id3(data: bytes) -> int:  # type: ignore[return]
 
 
 def _before_tags(data: bytes, start: int) -> int:
-    """Where frames end, before tags at the end of a file."""
+    """The position where frames end, before the tags at the end of a file."""
     end = len(data)
     if data[-128:-125] == b"TAG":
         end -= 128

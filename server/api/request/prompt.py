@@ -1,7 +1,7 @@
-"""Prompts as token ids. Connection thread.
+"""Makes token ids of prompts. Connection thread.
 
-First the `prompt` of a request in all its forms, then what these and rendered conversations become: tokens of texts,
-special tokens that users can't forge, and files in between.
+The first half reads the `prompt` of a request in all its forms. The second half tokenises prompts and rendered
+conversations, with files between texts, so that users' text can't become special tokens of the chat template.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
 
 @record(frozen=True)
 class Place:
-    """A `field` of a request, by its path; if it is one of a message, that one's number and its role."""
+    """A `field` of a request, by its path; in a message, also the message's index and role."""
 
     field: str
     message: int | None = None
@@ -34,18 +34,19 @@ class Place:
 
 
 class Source(Protocol):
-    """What a prompt was made of, for those who want to know."""
+    """Maps positions in a prompt to fields of the request."""
 
     def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
-        """Whose text stands `n_same` bytes behind these first pieces of the prompt (None: a file); None if that isn't
-        to be found out."""
+        """The field whose text is `n_same` bytes behind the first tokens of the prompt, given as the tokens' bytes
+        (None
+        for a file). None if the field can't be found."""
 
 
 @record(frozen=True)
 class Prompt:
     """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on.
-    `may_respell`: it has what the model wrote earlier, which comes back as text; see `Task`. Without a `source` it is
-    the request's `prompt`."""
+    `may_respell`: it contains earlier answers of the model as text; see `Task`. Without a `source` all of it comes from
+    the request's field `prompt`."""
 
     tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()
@@ -53,7 +54,8 @@ class Prompt:
     source: Source | None = None
 
     def place(self, vocab: Vocab, at: int, n_same: int) -> Place | None:
-        """Whose text the token `at` is, `n_same` bytes behind its beginning; None if that isn't to be found out."""
+        """The field that contains the text `n_same` bytes behind the beginning of token `at`; None if it can't be
+        found."""
         if self.tokens[at] < 0:
             where = self.media[-1 - self.tokens[at]].where
             found = MESSAGE.match(where)
@@ -72,12 +74,12 @@ def read_prompts(
     require_room: Callable[[int], None],
     image_data: object = None,
 ) -> tuple[list[Prompt], bool]:
-    """Every prompt, and whether they came as a list (then the answer is a list too). Before anything is made of them
-    `require_room` is told how many there are.
+    """All prompts, and whether they came as a list, so that the answer is a list, too. `require_room` gets their number
+    before they are tokenised, and may refuse it.
 
-    A list of strings and ids is one sequence; a list with lists or objects in it is a list of prompts. A list of
-    strings alone is one sequence in the 2024 documents (`strings_are_one`) and a list of prompts today. Images come
-    with an object's `multimodal_data`, or with the body's `image_data` for a prompt that is one string.
+    A list of strings and ids is one prompt. A list that contains lists or objects is a list of prompts. A list of
+    strings alone is one prompt in the 2024 documents (`strings_are_one`) and a list of prompts today. Images come in
+    an object's `multimodal_data`, or in the body's `image_data` if the prompt is one string.
     """
     if image_data:
         if not isinstance(prompt, str):
@@ -104,7 +106,7 @@ def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: s
 
 
 def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
-    """The prompt of texts and numbers of files."""
+    """The prompt made of texts and indexes of files."""
 
     def tokenize(segments: list[tuple[str, bool]]) -> list[int]:
         return vocab.tokenize("".join(text for text, _ in segments), False, True)
@@ -113,7 +115,7 @@ def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) ->
 
 
 def shown(prompt: object) -> object:
-    """A prompt as answers repeat it: without the files in it."""
+    """A prompt as answers show it: without its files."""
     if isinstance(prompt, list):
         return [shown(part) for part in prompt] if any(isinstance(part, dict) for part in prompt) else prompt
     if isinstance(prompt, Mapping) and "multimodal_data" in prompt:
@@ -122,10 +124,10 @@ def shown(prompt: object) -> object:
 
 
 def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tuple[int, ...]:
-    """One prompt: a string, or a list of strings and token ids that make one sequence.
+    """The tokens of one prompt: a string, or a list of strings and token ids.
 
-    BOS (and what else the model wants) is added where the first element is a string and the model's metadata asks for
-    it. Special tokens written out in the text are recognised.
+    BOS and other tokens that the model's metadata asks for are added if the first element is a string. Names of special
+    tokens in the text become these tokens.
     """
     if isinstance(prompt, dict):
         prompt = prompt.get("prompt_string")
@@ -143,7 +145,7 @@ def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tup
 
 
 def token_id(name: str, value: object, vocab: Vocab) -> int:
-    """`value` as a token id of this vocabulary, else ApiError 400 naming `name`."""
+    """`value` as a token id of this vocabulary; otherwise ApiError 400 for the field `name`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ApiError(400, f"{name}: {shorten(value)} is not a token id")
     if not 0 <= value < vocab.n_tokens:
@@ -154,8 +156,8 @@ def token_id(name: str, value: object, vocab: Vocab) -> int:
 
 
 def with_images(prompt: str, image_data: object, files: Files, name: str = "prompt") -> list[Segments | int]:
-    """A prompt of 2024, which came in the field `name`: `[img-12]` stands for the image of `image_data` whose `id` is
-    12."""
+    """A prompt with images in the format of 2024: in the text of the field `name`, `[img-12]` stands for the image in
+    `image_data` whose `id` is 12."""
     ids: dict[int, int] = {}
     if not isinstance(image_data, list):
         raise ApiError(400, "image_data: give a list of objects with data and id")
@@ -184,7 +186,9 @@ def with_images(prompt: str, image_data: object, files: Files, name: str = "prom
 
 
 def with_files(prompt: Mapping[str, Any], where: str, files: Files) -> list[Segments | int]:
-    """A prompt of today: the markers of `prompt_string` stand for the files of `multimodal_data`, in order."""
+    """A prompt with files in today's format: the markers in `prompt_string` stand for the files in `multimodal_data`,
+    in
+    order."""
     text, data = prompt.get("prompt_string"), prompt.get("multimodal_data")
     if not isinstance(text, str):
         raise ApiError(400, f"{where}.prompt_string is not a string")
@@ -194,7 +198,8 @@ def with_files(prompt: Mapping[str, Any], where: str, files: Files) -> list[Segm
     if len(texts) - 1 != len(data):
         raise ApiError(
             400,
-            f"{where}: prompt_string has {len(texts) - 1} markers {DEFAULT_MARKER}, multimodal_data {len(data)} files",
+            f"{where}: prompt_string has {len(texts) - 1} markers {DEFAULT_MARKER}, but multimodal_data has "
+            f"{len(data)} files",
         )
     first = len(files.media)
     for i, item in enumerate(data):
@@ -207,7 +212,7 @@ def with_files(prompt: Mapping[str, Any], where: str, files: Files) -> list[Segm
 
 
 def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool, files: Files) -> Prompt:
-    """`tokenize_segments`, stretch by stretch where files are in between."""
+    """Tokenise segments, with `tokenize_segments` for each run between files."""
     if not files.media:
         return Prompt(tuple(tokenize_segments(vocab, segments, bos_token, wants_bos)))
     add_special = wants_bos and not begins_with_bos(segments, bos_token)
@@ -220,16 +225,16 @@ def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bo
 
 
 def begins_with_bos(segments: Segments, bos_token: str) -> bool:
-    """Whether the template itself has written the token that texts begin with."""
+    """Whether the template itself has written the BOS token."""
     return bool(bos_token and segments and not segments[0][1] and segments[0][0].startswith(bos_token))
 
 
 def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool = True) -> list[int]:
-    """Token ids of a rendered prompt in which no user text has become a special token.
+    """Token ids of a rendered prompt in which no text of a user has become a special token.
 
-    Usually the whole text is tokenised at once, as the model has seen it in training. Only where that gives special
-    tokens that the template itself didn't write, they are put in by hand between plain text. `wants_bos`: whether the
-    model's BOS comes first where its metadata asks for it and the template (`bos_token`) hasn't written it.
+    Normally the whole text is tokenised at once, as in the model's training. If that yields special tokens that the
+    template didn't write, the text is tokenised as plain text, and the template's special tokens are put between its
+    parts. `wants_bos`: BOS comes first if the model's metadata asks for it and the template hasn't written `bos_token`.
     """
     text = "".join(part for part, _ in segments)
     add_special = wants_bos and not begins_with_bos(segments, bos_token)
@@ -250,10 +255,11 @@ def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bo
 
 
 def tokenize_between(vocab: Vocab, segments: Segments, special: Sequence[int]) -> list[int]:
-    """Tokens of the segments with those of `special` where the template has written their names, and nowhere else.
+    """Tokens of the segments, with the tokens of `special` only where the template has written their names.
 
-    What lies between two of them is tokenised as one piece, which is what the tokenizer does itself; so this is the
-    same as tokenising the whole, but for names in users' text. (White space that some special tokens swallow stays.)
+    The text between two special tokens is tokenised as a whole, as the tokenizer itself does. So the result is that of
+    tokenising the whole text, except for names of special tokens in users' text. (White space around special tokens
+    that the tokenizer would drop stays.)
     """
     ids = {vocab.piece(token).decode("utf-8", "replace"): token for token in special}
     names = re.compile("|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True))) if ids else None
@@ -271,7 +277,7 @@ def tokenize_between(vocab: Vocab, segments: Segments, special: Sequence[int]) -
 
 
 def special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]:
-    """The tokens that the model's metadata wants before and behind a text."""
+    """The tokens that the model's metadata asks for before and behind a text."""
     ends = vocab.tokenize("", add_special, True)
     n_before = 1 if ends[:1] == [vocab.bos] else 0
     return ends[:n_before], ends[n_before:]
@@ -283,9 +289,11 @@ def join(
     media: Sequence[Media],
     ends: tuple[Sequence[int], Sequence[int]],
 ) -> Prompt:
-    """The prompt of stretches and files between two ends; texts are tokenised one by one, as libmtmd does it."""
+    """The prompt made of runs of segments and files, between two lists of tokens. Each run is tokenised by itself, as
+    in
+    libmtmd."""
     tokens: list[int] = list(ends[0])
-    files: dict[str, Media] = {}  # in order; one that stands in several places comes along once
+    files: dict[str, Media] = {}  # by hash, in order; a file that occurs several times is sent once
     for part in parts:
         if isinstance(part, int):
             file = media[part]

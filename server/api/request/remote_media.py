@@ -1,10 +1,11 @@
-"""Fetching what a request names by URL, without becoming the requester's arm into this network.
+"""Downloads files that a request names by URL, but only from the public internet, never from the server's own network.
 
-Connection thread, only with `--media-urls`. A name is resolved once, all its addresses have to be public, and the
-connection goes to the address that was checked, so that no second answer of a name server can send it elsewhere. The
-same for every redirect. Size and time are bounded over all of it.
+Connection thread, only with `--media-urls`. A host name is resolved once. All its addresses must be public, and the
+connection goes to the address that was checked, so that a second answer of the name server can't redirect it. The same
+holds for each redirect. Size and time are limited for all of it together.
 
-Not taken: `urllib.request` (resolves by itself, follows redirects unseen, reads proxies from the environment).
+Not taken: `urllib.request`, which resolves names itself, follows redirects by itself, and uses proxies from the
+environment.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import time
 from collections.abc import Callable
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # for a whole download
 MAX_REDIRECTS = 3
-MAX_URL = 4096
-BLOCK = 1 << 16
+MAX_URL = 4096  # characters
+BLOCK = 1 << 16  # bytes that are read at once
 PRIVATE_IPV4 = tuple(
     map(
         ipaddress.IPv4Network,
@@ -29,7 +30,7 @@ PRIVATE_IPV4 = tuple(
             "10.0.0.0/8",
             "100.64.0.0/10",  # a provider's own
             "127.0.0.0/8",
-            "169.254.0.0/16",  # link-local, where clouds keep their secrets
+            "169.254.0.0/16",  # link-local, with the metadata services of clouds
             "172.16.0.0/12",
             "192.0.0.0/24",  # protocols
             "192.0.2.0/24",  # documentation
@@ -43,7 +44,8 @@ PRIVATE_IPV4 = tuple(
     )
 )
 GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
-"""All that IANA has given out so far. Loopback, link-local, unique local, site-local and multicast lie outside."""
+"""All addresses that IANA has assigned so far. Loopback, link-local, unique local, site-local and multicast addresses
+aren't among them."""
 PRIVATE_IPV6 = tuple(
     map(
         ipaddress.IPv6Network,
@@ -56,12 +58,12 @@ PRIVATE_IPV6 = tuple(
     )
 )
 WRAPPED_IPV4 = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))
-"""IPv4 addresses in an IPv6 socket, and behind NAT64, where networks without IPv4 find all of them."""
+"""IPv6 networks that contain IPv4 addresses: those of IPv4 in IPv6 sockets, and NAT64."""
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class FetchError(Exception):
-    """Why a URL could not be fetched, in one line."""
+    """Why a URL could not be downloaded, in one line."""
 
 
 def fetch(
@@ -71,13 +73,13 @@ def fetch(
     is_allowed: Callable[[str], bool] | None = None,
     bring: Callable[[int], None] = lambda n_bytes: None,
 ) -> bytes:
-    """The body behind `url`, at most `limit` bytes. FetchError. `bring` is told the size of each block that has come;
-    what it raises ends the fetching. `is_allowed(address)` is for tests."""
+    """The content of `url`, at most `limit` bytes. FetchError. `bring` gets the size of each block that has arrived; an
+    exception that it raises ends the download. `is_allowed(address)` is for tests."""
     deadline = time.monotonic() + timeout_s
     for _ in range(MAX_REDIRECTS + 1):
         parts = check_url(url)
         connection = _connect(parts, deadline, is_allowed or is_public)
-        # a server that sends a byte now and then would never run into a socket's timeout
+        # a socket's timeout never expires if the server sends a byte now and then
         timer = threading.Timer(_left(deadline), _cut, (connection.sock,))
         timer.daemon = True
         timer.start()
@@ -100,7 +102,7 @@ def fetch(
             if response.status != 200:
                 raise FetchError(f"{parts.hostname} answered {response.status}")
             data = _read(response, limit, bring)
-            _left(deadline)  # what ends because it was cut ends like any other
+            _left(deadline)  # FetchError if the timer has closed the connection
             return data
         except (OSError, http.client.HTTPException, ValueError) as error:
             _left(deadline)
@@ -129,13 +131,13 @@ def check_url(url: str) -> SplitResult:
     except ValueError:
         is_plain = False
     if not is_plain:
-        raise FetchError("the URL is not a plain http: or https: one")
+        raise FetchError("the URL is not a plain http: or https: URL")
     return parts
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the internet at large, also where it is wrapped into an IPv6 address. By our own
-    table: `ipaddress.is_global` says other things in each version of Python."""
+    """Whether an address is public, also an IPv4 address inside an IPv6 address. It uses its own tables, because
+    `ipaddress.is_global` differs between versions of Python."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -148,7 +150,7 @@ def is_public(address: str) -> bool:
 
 
 def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[str], bool]) -> http.client.HTTPConnection:
-    """A connection to an address that was checked, for the host that was named."""
+    """A connection to a checked address of the URL's host."""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
@@ -168,7 +170,7 @@ def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[str], bo
 
 
 def _with_tls(sock: socket.socket, host: str) -> socket.socket:
-    import ssl  # half a megabyte of code that only this needs
+    import ssl  # here, because few servers need it
 
     try:
         return ssl.create_default_context().wrap_socket(sock, server_hostname=host)
@@ -192,15 +194,15 @@ def _read(response: http.client.HTTPResponse, limit: int, bring: Callable[[int],
 
 
 def _cut(sock: socket.socket) -> None:
-    """End whatever waits for this socket."""
+    """End all waiting for this socket."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # it has ended by itself
+        pass  # the connection has ended
 
 
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise FetchError("the file did not come in time")
+        raise FetchError("the download took too long")
     return left

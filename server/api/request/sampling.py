@@ -1,6 +1,6 @@
-"""The fields of a request that choose the next token, as the `SamplingParams` of the engine.
+"""Makes the engine's `SamplingParams` of a request's fields.
 
-Connection thread; pure. The table of the fields and the check of single numbers are in `schema`; here are the fields
+Connection thread; pure. `schema` has the table of the fields and checks single numbers. This module reads the fields
 that come in several forms or need the vocabulary.
 """
 
@@ -19,17 +19,21 @@ from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingPara
 from server.errors import ApiError
 from server.models.model import Vocab
 
-# How many strings a list may have where each costs time in the engine, for which everybody waits: a breaker is looked
-# for in every token of the vocabulary, a sampler goes over it for every token.
+# How many strings a list may have. Each costs time in the engine, for which all requests wait: a breaker is searched
+# for
+# in each token of the vocabulary, and a sampler processes the vocabulary for each generated token.
 MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
 
-# llama.cpp's DRY sampler looks at the first bytes of a breaker. It takes so long for each token of the vocabulary, and
-# if the breaker may begin at that token's end, so long for the rest and for each of its bytes. All breakers together
-# may take `BREAKERS_S`; how many tokens end so is seen from a sample of the vocabulary.
+# llama.cpp's DRY sampler uses the first BREAKER_BYTES of a breaker. For each breaker it needs BREAKER_TOKEN_S seconds
+# for
+# each token of the vocabulary. If the breaker may begin at the end of that token, it needs BREAKER_TAIL_S more, and
+# BREAKER_BYTE_S for each byte. All breakers together may need BREAKERS_S. The number of tokens at whose end a breaker
+# may
+# begin is estimated from VOCAB_SAMPLE tokens.
 BREAKER_BYTES, BREAKER_TOKEN_S, BREAKER_TAIL_S, BREAKER_BYTE_S = 40, 50e-9, 15e-6, 0.3e-6
 BREAKERS_S, VOCAB_SAMPLE = 0.3, 1024
 
-# One letter per sampler, as `--sampling-seq` and a string in `samplers` write them.
+# The letters of samplers in `--sampling-seq`, and in `samplers` if that is a string.
 SAMPLER_LETTERS = {
     "e": "penalties",
     "d": "dry",
@@ -52,8 +56,8 @@ def sampling_params(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     constraint: Constraint = FREE,
 ) -> tuple[SamplingParams, ...]:
-    """The `SamplingParams` of each of the answers to a prompt, which differ in their seeds. `values` are the checked
-    fields of a request for text."""
+    """The `SamplingParams` of each answer to a prompt. They differ in their seeds. `values` are the checked fields of a
+    request for text."""
     samplers = sampler_names(values["samplers"])
     if defaults.get("penalties_first") and "penalties" not in samplers:
         samplers = ("penalties", *samplers)
@@ -74,9 +78,12 @@ def sampling_params(
 
 
 def dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
-    """The breakers as llama.cpp sees them, once each. ApiError if looking for them in the vocabulary takes too long.
+    """The breakers, cut as in llama.cpp, without duplicates. ApiError if searching for them in the vocabulary would
+    take
+    too long.
 
-    It looks at each token for each of them, and cuts what is left of a text where a token may begin it into tokens.
+    llama.cpp searches each token for each breaker. Where a breaker may begin in a token, it tokenises the breaker's
+    rest.
     """
     cut = tuple(dict.fromkeys(text.encode()[:BREAKER_BYTES].decode(errors="ignore") for text in texts))
     sample = [vocab.piece(token)[-1:] for token in range(0, vocab.n_tokens, vocab.n_tokens // VOCAB_SAMPLE + 1)]
@@ -87,14 +94,14 @@ def dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
     if seconds > BREAKERS_S:
         raise ApiError(
             400,
-            f"dry_sequence_breakers: to look for these {len(cut)} in {vocab.n_tokens} tokens takes "
-            f"some {seconds:.1f} s, for which others would wait; fewer and shorter ones, please",
+            f"dry_sequence_breakers: searching {vocab.n_tokens} tokens for these {len(cut)} would take about "
+            f"{seconds:.1f} s and delay other requests; give fewer or shorter ones",
         )
     return cut
 
 
 def penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
-    """`penalty_prompt`: a text or token ids that penalties look at instead of the prompt."""
+    """The tokens of `penalty_prompt`, which is a text or token ids. Penalties count them instead of the prompt."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -105,7 +112,7 @@ def penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
 
 
 def sampler_names(names: object) -> tuple[str, ...]:
-    """The `samplers` list (or string of letters) with aliases resolved; ApiError names an unknown one."""
+    """The names in `samplers`, a list or a string of letters, with aliases resolved. ApiError for an unknown one."""
     if isinstance(names, str) and names not in SAMPLER_NAMES and names not in SAMPLER_ALIASES:
         names = [SAMPLER_LETTERS.get(letter, letter) for letter in names]
     known = []
@@ -118,7 +125,7 @@ def sampler_names(names: object) -> tuple[str, ...]:
 
 
 def strings(name: str, value: object) -> tuple[str, ...]:
-    """A list of strings; one string alone counts as a list of one."""
+    """A list of strings. A string is a list of one. ApiError for other values."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
         raise ApiError(400, f"{name}: {shorten(value)} is not a list of strings")
@@ -128,7 +135,8 @@ def strings(name: str, value: object) -> tuple[str, ...]:
 
 
 def logit_bias(value: object, vocab: Vocab) -> tuple[tuple[int, float], ...]:
-    """All forms of `logit_bias`: pairs of (token or text, number or false), or an object of them."""
+    """`logit_bias` as (token, bias) pairs. It is a list of pairs of a token or text and a number or false, or an object
+    of these. ApiError 400."""
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, (list, tuple)):
         raise ApiError(400, f"logit_bias: {shorten(value)} is neither a list of pairs nor an object")
@@ -152,7 +160,7 @@ def _bias_amount(value: object) -> float:
 
 
 def _bias_tokens(key: object, vocab: Vocab, is_object: bool) -> list[int]:
-    """A text's tokens, or the one of an id; JSON objects can only have ids as strings."""
+    """The tokens of a text, or the token of an id. In a JSON object, ids are strings."""
     if isinstance(key, str) and not (is_object and key.isascii() and key.isdecimal() and len(key) < 10):
         return vocab.tokenize(key, False, False)
     return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]

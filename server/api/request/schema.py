@@ -1,8 +1,10 @@
-"""The fields of a completion: one table, read by validation, by `/props` and `/slots`, and by the documents.
+"""The table of the fields of a completion, and the check of single fields. /props, /slots and docs/api.md use the
+table,
+too.
 
-Pure functions on the connection's thread. A field that is absent or null takes its default; a wrong type or a value
-out of range is an `ApiError` 400 that names the field, the value and what is allowed. Tables of the other fields, and
-what becomes of unknown ones, are in `fields`.
+Pure functions on the connection's thread. A field that is absent or null gets its default. A value of a wrong type or
+out of range is an `ApiError` 400 that names the field, the value and what is allowed. The tables of all other fields,
+and the warnings about unknown ones, are in `fields`.
 """
 
 from __future__ import annotations
@@ -22,11 +24,10 @@ INF = math.inf
 
 @record(frozen=True)
 class Field:
-    """One request field: `kind` is int, float, bool, str, dict, list or object; `aliases` are read when `name` is
-    absent.
+    """One request field. `kind` is int, float, bool, str, dict, list or object. `aliases` are read if `name` is absent.
 
-    Lists and objects of any kind come in several forms, and are looked at by whoever reads them. `convert` turns what
-    clients are known to send into what is checked.
+    Values of the kinds list and object come in several forms; the code that uses them checks them. `convert` replaces a
+    value that some clients send before it is checked.
     """
 
     name: str
@@ -47,75 +48,81 @@ def _sampling(name: str, kind: type, help: str, low: float = -INF, high: float =
     return Field(name, kind, getattr(_DEFAULTS, name), help, low, high, aliases)
 
 
-# Fields that go into SamplingParams under the same name.
+# Fields that become the fields of SamplingParams with the same names.
 SAMPLING_FIELDS: tuple[Field, ...] = (
     _sampling("temperature", float, "randomness; 0 or less always takes the most likely token", -100, 100),
-    _sampling("dynatemp_range", float, "temperature varies by this much with the entropy; 0 is off", 0, 100),
-    _sampling("dynatemp_exponent", float, "how entropy maps to temperature", 0, 100),
-    _sampling("top_k", int, "only the K most likely tokens; 0 is off", -1, INT_MAX),
-    _sampling("top_p", float, "only the likeliest tokens that sum up to P; 1 is off", 0, 1),
-    _sampling("min_p", float, "only tokens at least P times as likely as the best one; 0 is off", 0, 1),
+    _sampling("dynatemp_range", float, "range of the dynamic temperature, which follows the entropy; 0 is off", 0, 100),
+    _sampling("dynatemp_exponent", float, "exponent of the dynamic temperature", 0, 100),
+    _sampling("top_k", int, "keep the K most likely tokens; 0 is off", -1, INT_MAX),
+    _sampling("top_p", float, "keep the most likely tokens whose probabilities add up to P; 1 is off", 0, 1),
+    _sampling("min_p", float, "keep tokens at least P times as likely as the most likely one; 0 is off", 0, 1),
     _sampling("tfs_z", float, "tail-free sampling; 1 is off", 0, 100),
     _sampling("typical_p", float, "locally typical sampling; 1 is off", 0, 100, ("typ_p",)),
-    _sampling("top_n_sigma", float, "only logits within N standard deviations of the best; negative is off", -INF, 1e6),
-    _sampling("xtc_probability", float, "chance of removing the top choices; 0 is off", 0, 1),
-    _sampling("xtc_threshold", float, "how likely a token must be for XTC to remove it", 0, 1),
-    _sampling("repeat_penalty", float, "penalty for tokens that occurred; 1 is off", 1e-6, 1e6),
-    _sampling("repeat_last_n", int, "how many tokens back penalties look; -1 is the context, 0 off", -1, INT_MAX),
+    _sampling("top_n_sigma", float, "keep tokens whose logits are within N standard deviations of the highest; "
+              "negative is off", -INF, 1e6),
+    _sampling("xtc_probability", float, "probability that XTC removes the most likely tokens; 0 is off", 0, 1),
+    _sampling("xtc_threshold", float, "XTC removes only tokens with at least this probability", 0, 1),
+    _sampling("repeat_penalty", float, "penalty for tokens that have occurred; 1 is off", 1e-6, 1e6),
+    _sampling("repeat_last_n", int, "how many of the last tokens penalties count; -1 for the whole context, 0 is off",
+              -1, INT_MAX),
     _sampling("penalize_nl", bool, "whether the repeat penalty applies to line breaks too"),
-    _sampling("presence_penalty", float, "penalty for having occurred; 0 is off", -1e6, 1e6),
-    _sampling("frequency_penalty", float, "penalty for each occurrence; 0 is off", -1e6, 1e6),
+    _sampling("presence_penalty", float, "penalty for tokens that have occurred; 0 is off", -1e6, 1e6),
+    _sampling("frequency_penalty", float, "penalty for each occurrence of a token; 0 is off", -1e6, 1e6),
     _sampling("dry_multiplier", float, "strength of the DRY repetition penalty; 0 is off", 0, 1e6),
     _sampling("dry_base", float, "base of the DRY penalty", 0, 1e6),
-    _sampling("dry_allowed_length", int, "longest repetition that DRY leaves alone", 0, INT_MAX),
-    _sampling("dry_penalty_last_n", int, "how many tokens back DRY looks; -1 is the context, 0 off", -1, INT_MAX),
+    _sampling("dry_allowed_length", int, "longest repetition, in tokens, without a DRY penalty", 0, INT_MAX),
+    _sampling("dry_penalty_last_n", int, "how many of the last tokens DRY searches; -1 for the whole context, 0 is off",
+              -1, INT_MAX),
     _sampling("mirostat", int, "0 off, 1 Mirostat, 2 Mirostat 2.0", 0, 2),
     _sampling("mirostat_tau", float, "target entropy of Mirostat", 0, 1e6),
     _sampling("mirostat_eta", float, "learning rate of Mirostat", 0, 1e6),
-    _sampling("adaptive_target", float, "probability that adaptive_p aims at; negative is off", -INF, 1),
-    _sampling("adaptive_decay", float, "how slowly adaptive_p forgets", 0, 0.99),
-    _sampling("min_keep", int, "tokens that every truncation leaves at least", 0, INT_MAX),
-    _sampling("n_probs", int, "report the N likeliest tokens with each token", 0, 10_000, ("logprobs",)),
-    _sampling("ignore_eos", bool, "never end the text by an end-of-text token"),
-    _sampling("grammar", str, "GBNF grammar that the text must follow"),
+    _sampling("adaptive_target", float, "target probability of adaptive_p; negative is off", -INF, 1),
+    _sampling("adaptive_decay", float, "decay of adaptive_p's running average", 0, 0.99),
+    _sampling("min_keep", int, "tokens that each truncating sampler keeps at least", 0, INT_MAX),
+    _sampling("n_probs", int, "report the N most likely tokens with each token", 0, 10_000, ("logprobs",)),
+    _sampling("ignore_eos", bool, "never generate an end-of-text token"),
+    _sampling("grammar", str, "GBNF grammar that the text must match"),
 )
 
-# Fields that go into Task or shape the answer.
+# Fields that become fields of Task, or that determine the format of the answer.
 COMPLETION_FIELDS: tuple[Field, ...] = (
-    Field("n_predict", int, -1, "most tokens to generate; -1 no limit, 0 only reads the prompt into the cache; the "
-          "first given of these names counts", -1, INT_MAX, ("max_completion_tokens", "max_tokens")),
-    Field("n_keep", int, 0, "prompt tokens to keep when the context overflows; -1 all", -1, INT_MAX),
-    Field("n_discard", int, 0, "tokens to drop when the context overflows; 0 half of the rest", 0, INT_MAX),
-    Field("seed", int, -1, "seed of the random numbers; -1 draws one", -1, 2**32 - 1),
+    Field("n_predict", int, -1, "most tokens to generate; -1 for no limit, 0 only computes the prompt into the cache; "
+          "if several of these names are given, the first one counts", -1, INT_MAX,
+          ("max_completion_tokens", "max_tokens")),
+    Field("n_keep", int, 0, "first tokens of the prompt to keep when the context is full; -1 for all", -1, INT_MAX),
+    Field("n_discard", int, 0, "tokens to drop when the context is full; 0 for half of those that aren't kept", 0,
+          INT_MAX),
+    Field("seed", int, -1, "seed of the random numbers; -1 for a random one", -1, 2**32 - 1),
     Field("stream", bool, False, "send the text as it is generated"),
-    Field("cache_prompt", bool, True, "reuse what the prompt shares with an earlier one"),
-    Field("id_slot", int, -1, "slot to run on; -1 any", -1, INT_MAX, ("slot_id",)),
-    Field("priority", int, 0, "of the requests that wait for a slot, those of higher priority go first", -100, 100),
-    Field("stop", list, (), "texts that end the answer; not part of it"),
-    Field("samplers", list, _DEFAULTS.samplers, "which truncations to apply, in order"),
-    Field("logit_bias", list, (), "[[token or text, bias or false], ...] or {token: bias}"),
-    Field("dry_sequence_breakers", list, _DEFAULTS.dry_sequence_breakers, "texts over which DRY does not look"),
-    Field("penalty_prompt", list, None, "text or token ids that penalties look at instead of the prompt"),
-    Field("lora", list, None, "[{\"id\", \"scale\"}, ...]: adapters for this request; others are off"),
-    Field("n_cmpl", int, 1, "how many answers to each prompt", 1, 128, ("n",)),
+    Field("cache_prompt", bool, True, "reuse the cached prefix of earlier prompts"),
+    Field("id_slot", int, -1, "slot to run on; -1 for any", -1, INT_MAX, ("slot_id",)),
+    Field("priority", int, 0, "of the waiting requests, those with a higher priority start first", -100, 100),
+    Field("stop", list, (), "texts that end the answer; they aren't part of it"),
+    Field("samplers", list, _DEFAULTS.samplers, "samplers to apply, in order"),
+    Field("logit_bias", list, (), "`[[token or text, bias or false], ...]` or `{token: bias}`"),
+    Field("dry_sequence_breakers", list, _DEFAULTS.dry_sequence_breakers, "texts that end a repetition for DRY"),
+    Field("penalty_prompt", list, None, "text or token ids that penalties count instead of the prompt"),
+    Field("lora", list, None, "`[{\"id\", \"scale\"}, ...]`: adapters for this request; all others are off"),
+    Field("n_cmpl", int, 1, "number of answers to each prompt", 1, 128, ("n",)),
     Field("n_indent", int, 0, "end before a line that is indented by fewer blanks", 0, INT_MAX),
-    Field("t_max_prompt_ms", int, 0, "end when reading the prompt takes longer; 0 no limit", -1, INT_MAX),
-    Field("t_max_predict_ms", int, 0, "end after this time, once there is a line break; 0 no limit", -1, INT_MAX),
-    Field("t_max_ms", int, 0, "end this many ms after the request came to the engine, in whatever phase; 0 no limit",
-          -1, INT_MAX),
-    Field("speculative.n_max", int, -1, "most tokens of a draft (speculative decoding); 0 no drafts, -1 the server's",
-          -1, 1024),
-    Field("speculative.n_min", int, -1, "shorter drafts are not used; -1 the server's", -1, 1024),
-    Field("speculative.p_min", float, -1.0, "a draft ends where the draft model is less sure; -1 the server's", -1, 1),
-    Field("response_fields", list, None, "fields to answer with; a slash reaches into objects"),
+    Field("t_max_prompt_ms", int, 0, "end if prefill takes longer, in ms; 0 for no limit", -1, INT_MAX),
+    Field("t_max_predict_ms", int, 0, "end at the first line break after this time, in ms; 0 for no limit", -1,
+          INT_MAX),
+    Field("t_max_ms", int, 0, "end this many ms after the engine received the request; 0 for no limit", -1, INT_MAX),
+    Field("speculative.n_max", int, -1, "most tokens of a draft; 0 for no drafts, -1 for the server's setting", -1,
+          1024),
+    Field("speculative.n_min", int, -1, "don't use shorter drafts; -1 for the server's setting", -1, 1024),
+    Field("speculative.p_min", float, -1.0, "end a draft at a token that the draft model finds less likely than this; "
+          "-1 for the server's setting", -1, 1),
+    Field("response_fields", list, None, "fields to answer with; a slash selects a field inside an object"),
     Field("post_sampling_probs", bool, False, "report probabilities after sampling instead of logprobs"),
-    Field("return_tokens", bool, False, "give the ids of the generated tokens in `tokens`"),
-    Field("return_progress", bool, False, "report the reading of the prompt in a stream"),
-    Field("timings_per_token", bool, False, "put `timings` into every chunk of a stream"),
-    Field("verbose", bool, False, "show the prompt as the model gets it, and in OpenAI's answers what POST /completion "
-          "would say"),
-    Field("sse_ping_interval", int, None, "seconds of silence after which a stream carries a comment; -1 never "
-          "(default: the server's)", -1, 86400),
+    Field("return_tokens", bool, False, "return the ids of the generated tokens in `tokens`"),
+    Field("return_progress", bool, False, "report the progress of prefill in a stream"),
+    Field("timings_per_token", bool, False, "include `timings` in each chunk of a stream"),
+    Field("verbose", bool, False, "show the rendered prompt, and in OpenAI's answers also the answer of POST "
+          "/completion"),
+    Field("sse_ping_interval", int, None, "seconds of silence after which the server sends a comment in the stream; "
+          "-1 for never (default: the server's setting)", -1, 86400),
 )
 
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list",
@@ -124,9 +131,9 @@ _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
 
 def read(body: Mapping[str, Any], fields: Iterable[Field], defaults: Mapping[str, Any] = MappingProxyType({}),
          where: str = "") -> dict[str, Any]:
-    """The values of `fields` in a JSON object, checked; `where` is what its fields' names begin with in errors.
+    """The checked values of `fields` in a JSON object. Errors put `where` before the names of fields.
 
-    What is absent or null is taken from `defaults`, else from the field.
+    A value that is absent or null is taken from `defaults`, or else from the field.
     """
     return {field.name: _value(body, field, defaults, where) for field in fields}
 
@@ -138,7 +145,7 @@ def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], w
         value = field.convert(value)
     if value is None:
         return defaults.get(field.name, field.default)
-    if field.kind in (list, object):  # in several forms
+    if field.kind in (list, object):  # checked where it is used
         return value
     if field.kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -166,6 +173,6 @@ def _limits(field: Field) -> str:
 
 
 def shorten(value: object) -> str:
-    """A value as an error shows it."""
+    """A value as an error shows it, in 60 characters at most."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

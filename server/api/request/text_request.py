@@ -1,7 +1,7 @@
-"""A checked request for text, whatever dialect it came in: what is asked of the engine, and what the reply must know.
+"""A checked request for text in any dialect: its tasks for the engine, and what the reply needs.
 
-Connection thread. A dialect reads its own form of prompt and its own fields; `text_request` does the rest, which is the
-same for all, and everything is made once.
+Connection thread. A dialect reads its own form of prompt and its own fields. `text_request` does the rest, which is the
+same for all dialects.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from server.errors import ApiError
 from server.models.model import Model
 from server.records import field, record, replace
 
-PAIR_BYTES, TOKEN_BYTES = 24, 8  # of a token and its bias in an answer, of a token
-MAX_REPEATED = 64 << 20
-MAX_SCALE = 1000.0  # of an adapter: far beyond use, and far from overflowing the model's numbers
+PAIR_BYTES, TOKEN_BYTES = 24, 8  # bytes that an answer needs for a token with its bias, and for a token
+MAX_REPEATED = 64 << 20  # bytes of fields that answers repeat, in all answers of a request
+MAX_SCALE = 1000.0  # of an adapter; larger scales are useless and could overflow the model's numbers
 
 
 @record(frozen=True)
 class Arrival:
-    """What is settled when a request comes: the end of its answer's id, the second, and its `place` among the loads of
-    models if its own model has to be loaded first (1 is the next one), else 0."""
+    """Values that are set when a request arrives: `token` is the last part of its answer's id, `created` the time in
+    seconds. If its model has to be loaded first, `place` is the place in the queue of loads (1 is the next one), else
+    0."""
 
     token: str = field(default_factory=lambda: secrets.token_urlsafe(18))
     created: int = field(default_factory=lambda: int(time.time()))
@@ -41,8 +42,8 @@ class Arrival:
 
 @record
 class Incoming:
-    """A request as a dialect gets it to read: its JSON, the model that it names, where its images and sounds go, whose
-    it is, and the hash of its body as it came where that is recorded."""
+    """A request for a dialect to read: its JSON, the model that it names, the collection of its images and sounds, and
+    its owner. `body_sha256` is the hash of the body's bytes, "" without --record."""
 
     context: Context
     model: Model
@@ -55,12 +56,15 @@ class Incoming:
 
 @record(frozen=True)
 class TextRequest:
-    """A request that has been read. `values` are the checked fields of its dialect, `shown` is the prompt as answers
-    repeat it. There is a task for each of the `n` answers to each prompt, in the order of the prompts; with `is_list`
-    the client wants a list of answers. `warnings` is what of the request isn't kept. `new_parser` makes what tells
-    calls and reasoning from the text of an answer, None where it is text alone. `own` is what else its dialect has to
-    know of it. `body` is what it was made of. `extras` get what an answer says besides, by its number: evidence that
-    was asked for, made when the answer has ended; `cache` what the cache did, by the number of the task."""
+    """A request that has been read.
+
+    `values` are the checked fields of its dialect, `shown` is the prompt as answers show it. There is a task for each
+    of
+    the `n` answers to each prompt, in the order of the prompts. With `is_list` the client gets a list of answers.
+    `warnings` name parts of the request that have no effect. `new_parser` makes the parser of calls and reasoning; None
+    if answers are only text. `own` is further data of the dialect. `body` is the request's JSON. `extras` are further
+    fields of an answer by its index: evidence, which is made when the answer has ended. `cache` is what the cache did,
+    by the task's id."""
 
     model: Model
     values: Mapping[str, Any]
@@ -80,41 +84,41 @@ class TextRequest:
     cache: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def in_background(self) -> TextRequest:
-        """The same behind everybody else's."""
+        """The same request with a priority below all others."""
         return replace(self, tasks=tuple(replace(task, priority=BACKGROUND) for task in self.tasks))
 
     @property
     def is_parsed(self) -> bool:
-        """Whether calls and reasoning are told from the text."""
+        """Whether calls and reasoning are separated from the text."""
         return self.new_parser is not None
 
     def prompt_of(self, id_task: int) -> Prompt:
-        """What a task's prompt was made of."""
+        """The prompt of a task."""
         index = next(i for i, task in enumerate(self.tasks) if task.id == id_task)
         return self.prompts[index // self.n]
 
     def shown_for(self, index: int) -> Any:
-        """The prompt as that answer repeats it: of several its own."""
+        """The prompt as the answer with this index shows it: of several prompts its own."""
         return self.shown[index // self.n] if len(self.tasks) > self.n else self.shown
 
     @property
     def ping_s(self) -> float | None:
-        """How long a stream may be silent, in seconds; None for ever."""
+        """Seconds of silence after which a stream gets a comment; None for never."""
         asked = self.values["sse_ping_interval"]
         seconds = self.default_ping_s if asked is None else asked
         return seconds if seconds > 0 else None
 
 
 def require_small(n_answers: int, sampling: SamplingParams, stop: Sequence[str]) -> None:
-    """ApiError 400 if the fields that each answer repeats are too large in all of them."""
+    """ApiError 400 if the fields that each answer repeats are too large in all answers together."""
     n_bytes = PAIR_BYTES * len(sampling.logit_bias) + TOKEN_BYTES * len(sampling.penalty_prompt or ())
     n_bytes += sum(map(len, (sampling.grammar, *stop, *sampling.dry_sequence_breakers)))
     n_bytes += sum(len(trigger.text) for trigger in sampling.grammar_triggers)
     if n_answers > 1 and n_answers * n_bytes > MAX_REPEATED:
         raise ApiError(
             400,
-            f"grammar, stop, logit_bias and the like have {n_bytes:,} bytes, which is too much for {n_answers} "
-            f"answers: at most {MAX_REPEATED:,} in all of them",
+            f"grammar, stop, logit_bias and similar fields have {n_bytes:,} bytes, which is too much for {n_answers} "
+            f"answers: at most {MAX_REPEATED:,} bytes in all answers together are allowed",
             reason="too_many",
         )
 
@@ -131,9 +135,9 @@ def text_request(
     warnings: tuple[str, ...] = (),
     form: AnswerForm | None = None,
 ) -> TextRequest:
-    """The request of a dialect that has read its fields (`values`, of a table with those of a completion) and its
-    prompts, with `warnings` about these. Without a `form` the answer is text, in the form that the fields say. For
-    `prompt_probs` see `Task`."""
+    """The request of a dialect that has read its prompts and fields, with `warnings` about these. `values` include all
+    fields of a completion. Without a `form`, the fields in the body constrain the answer. For `prompt_probs` see
+    `Task`."""
     model = incoming.model
     form = form or read_form(values, incoming.body, model)
     model.require_room(values["n_cmpl"], len(prompts))
@@ -202,21 +206,21 @@ def text_request(
 
 
 def read_lora(value: object, model: Model) -> tuple[tuple[int, float], ...] | None:
-    """A request's `lora` list as (adapter, scale) pairs, None when it is absent."""
+    """A request's `lora` list as (adapter, scale) pairs; None if it is absent. ApiError 400."""
     if value is None:
         return None
     return tuple(sorted((i, scale) for i, scale in lora_scales(value, model).items() if scale))
 
 
 def lora_scales(value: object, model: Model) -> dict[int, float]:
-    """`[{"id", "scale"}, ...]` checked against the loaded adapters."""
+    """The scales by adapter in a list `[{"id", "scale"}, ...]`. ApiError 400, also for an unknown adapter."""
     if not isinstance(value, list):
         raise ApiError(400, "lora: give a list of objects with id and scale")
     scales: dict[int, float] = {}
     n = len(model.info.adapters)
     for item in value:
         if not isinstance(item, dict) or type(item.get("id")) is not int or not 0 <= item["id"] < n:
-            raise ApiError(400, f"lora: {str(item)[:60]} names no adapter; this server has {n}, ids start at 0")
+            raise ApiError(400, f"lora: {str(item)[:60]} names no adapter; this model has {n}, ids start at 0")
         scale = item.get("scale", 0.0)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise ApiError(400, f"lora: the scale of adapter {item['id']} is not a number")

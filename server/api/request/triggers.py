@@ -1,7 +1,8 @@
-"""What binds only a part of a text: `grammar_lazy`, `grammar_triggers` and `preserved_tokens`, in llama.cpp's form.
+"""Reads the fields of grammars that apply to a part of the text only: `grammar_lazy`, `grammar_triggers` and
+`preserved_tokens`, in llama.cpp's format.
 
-Connection thread; pure. Each trigger and all of them together are bounded, because the engine looks for them with each
-token, while others wait for it.
+Connection thread; pure. The size of each trigger and of all together is limited, because the engine searches for them
+after each token, and all requests wait for that.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from server.models.model import Model, Vocab
 from server.records import replace
 
 KINDS = (TOKEN, WORD, PATTERN, FULL)
-"""By their numbers."""
+"""The kinds of triggers; a kind's index is its number in requests."""
 MAX_TRIGGERS, MAX_BYTES, MAX_PATTERNS, MAX_MOVES, MAX_PRESERVED = 100, 1000, 8, 1000, 1000
 
 
 def read_form(values: Mapping[str, Any], body: Mapping[str, Any], model: Model) -> AnswerForm:
-    """The form of an answer that is text. ApiError 400 for what can't be used."""
+    """The form of an answer that is only text. ApiError 400 for a constraint or trigger that can't be used."""
     constraint, vocab = read_constraint(body, model.defaults), model.vocab
     triggers = _triggers(values["grammar_triggers"], vocab)
     preserved = _preserved(values["preserved_tokens"], vocab)
     if values["grammar_lazy"] and constraint.grammar and not triggers:
-        raise ApiError(400, "grammar_lazy: without grammar_triggers the grammar would never begin")
+        raise ApiError(400, "grammar_lazy needs grammar_triggers: without them the grammar would never apply")
     is_lazy = values["grammar_lazy"] and bool(constraint.grammar)
     return AnswerForm(replace(constraint, is_lazy=is_lazy, triggers=triggers), preserved_tokens=preserved)
 
@@ -39,12 +40,14 @@ def _triggers(value: object, vocab: Vocab) -> tuple[Trigger, ...]:
     triggers = tuple(_trigger(f"grammar_triggers[{i}]", row, vocab) for i, row in enumerate(rows))
     n_moves = sum(len(states) // 3 for trigger in triggers for states in trigger.states)
     if n_moves > MAX_MOVES:
-        raise ApiError(400, f"grammar_triggers: the patterns are too large, with {n_moves} steps of {MAX_MOVES}")
+        raise ApiError(
+            400, f"grammar_triggers: the patterns have {n_moves} transitions, at most {MAX_MOVES} are allowed"
+        )
     return triggers
 
 
 def _trigger(name: str, row: object, vocab: Vocab) -> Trigger:
-    """A text, or {"type": 0 to 3, "value": text, "token": id}."""
+    """The trigger of a text, or of {"type": 0 to 3, "value": text, "token": id}."""
     if isinstance(row, str):
         row = {"type": KINDS.index(WORD), "value": row}
     if not isinstance(row, dict):
@@ -52,7 +55,7 @@ def _trigger(name: str, row: object, vocab: Vocab) -> Trigger:
     number = row.get("type")
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(KINDS):
         raise ApiError(
-            400, f"{name}.type: give 0 (a token), 1 (a word), 2 (a pattern) or 3 (a pattern of all the text)"
+            400, f"{name}.type: give 0 (a token), 1 (a word), 2 (a pattern) or 3 (a pattern from the beginning)"
         )
     if KINDS[number] == TOKEN:
         return Trigger(TOKEN, token=token_id(f"{name}.token", row.get("token"), vocab))
@@ -67,7 +70,7 @@ def _trigger(name: str, row: object, vocab: Vocab) -> Trigger:
 
 
 def _word(text: str, vocab: Vocab) -> Trigger:
-    """What is a control token's name is that token: it never is in the text."""
+    """The trigger of a word. A control token's name becomes that token, because the name is never in the text."""
     tokens = vocab.tokenize(text, False, True)
     if len(tokens) == 1 and vocab.is_control(tokens[0]):
         return Trigger(TOKEN, token=tokens[0])
@@ -75,7 +78,7 @@ def _word(text: str, vocab: Vocab) -> Trigger:
 
 
 def _pattern(name: str, kind: str, text: str) -> Trigger:
-    from server.grammar.automaton import TooLarge  # here: hardly anybody asks
+    from server.grammar.automaton import TooLarge  # here, because few requests have patterns
     from server.grammar.regex_gbnf import Unsupported, search_states
 
     try:
@@ -86,7 +89,7 @@ def _pattern(name: str, kind: str, text: str) -> Trigger:
 
 
 def _preserved(value: object, vocab: Vocab) -> tuple[int, ...]:
-    """Ids, and texts that are one token; of other texts nothing is hidden."""
+    """The ids in the list, and the tokens of texts that are one token. Other texts are ordinary text anyway."""
     tokens = []
     for item in _list("preserved_tokens", value, MAX_PRESERVED):
         if not isinstance(item, str):

@@ -1,1 +1,1 @@
-"""What the body of a chat says beyond that of any text: messages, tools, reasoning. Connection threads."""
+"""Reads the parts of a body that only chats have: messages, tools, reasoning. Connection threads."""

@@ -1,8 +1,7 @@
-"""What a chat's answer may be, and how it is read: the calls that are wanted, what the model thinks before, the form of
-the rest. Connection thread; pure.
+"""The form of a chat's answer: tool calls, reasoning, and the constraint of the text. Connection thread; pure.
 
-The format in which the model's template has calls and reasoning (`CallFormat`) gives both: a grammar that leaves no
-other way, and the parser that tells calls and reasoning from the text.
+The model's template determines the format of calls and reasoning (`CallFormat`). From the format come both the grammar
+that enforces it and the parser that separates calls and reasoning from the text.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ LETTERS = string.ascii_letters + string.digits
 
 
 def answer_form(model: Model, chat: ChatPrompt, wanted: Wanted | None, parses_calls: bool = True) -> AnswerForm:
-    """The form of the answers to this chat, of which the request wants something else than text or not (`wanted`).
-    ApiError 400 for one that can't be enforced."""
+    """The form of the answers to this chat. `wanted` is the constraint that the request asks for, None for free text.
+    ApiError 400 if the form can't be enforced."""
     form = replace(model.chat_template.call_format, reasoning=chat.tags)
     constraint = _constraint(form, chat.tools, wanted)
     tools = chat.tools.callable if parses_calls else ()
@@ -51,14 +50,16 @@ def answer_form(model: Model, chat: ChatPrompt, wanted: Wanted | None, parses_ca
 
 
 def _constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> Constraint:
-    """Calls, as far as they are wanted, and else what the request wants of any text."""
+    """The grammar of the calls that the request allows, and of the constraint that it asks for."""
     constraint = constraint_of(wanted)
     if not tools.callable:
         return constraint
     from server.chat.output.call_grammar import ToolSchemaError, call_constraint  # here: most chats have no tools
 
     if wanted is not None and not wanted.is_schema:
-        raise ApiError(400, f"{wanted.field} and tools exclude each other; only a JSON schema goes with calls")
+        raise ApiError(
+            400, f"{wanted.field} and tools exclude each other; tools can be combined only with a JSON schema"
+        )
     final = None if wanted is None or tools.choice == REQUIRED else wanted.value
     try:
         made = call_constraint(
@@ -72,7 +73,8 @@ def _constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> Constr
 
 
 def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish, has_tools: bool = False) -> Thinking | None:
-    """What the engine has to know about the reasoning of an answer, whose mark the prompt may have begun."""
+    """The engine's settings for the reasoning of an answer; None without a reasoning format. The prompt may already
+    contain the opening tag."""
     tags = form.reasoning
     if tags is None:
         return None
@@ -89,11 +91,12 @@ def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish, has_tools: boo
 
 
 _marks: WeakKeyDictionary[Vocab, dict[CallFormat, tuple[int, ...]]] = WeakKeyDictionary()
-"""A vocabulary that no model has any more isn't kept for this."""
+"""The results of `control_marks`. Weak keys: an entry goes with its vocabulary."""
 
 
 def control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
-    """The control tokens among the marks of a format: they have to be seen, though such tokens aren't shown."""
+    """The control tokens in the tags and marks of a format. The parser needs their text, though control tokens normally
+    have none."""
     known = _marks.setdefault(vocab, {})
     if form not in known:
         known[form] = _control_marks(vocab, form)
@@ -106,7 +109,7 @@ def _control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All texts of a record, and of the records and tuples in it."""
+    """All texts in a record, including those in nested records and tuples."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, tuple):
@@ -118,5 +121,5 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def make_id(form: IdForm) -> str:
-    """A new id of a call."""
+    """A new id for a call."""
     return form.prefix + "".join(secrets.choice(LETTERS) for _ in range(form.n_letters))

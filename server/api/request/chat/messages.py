@@ -1,4 +1,5 @@
-"""From `messages` to prompt tokens: checks, the chat template, and tokens that users can't forge. Connection thread."""
+"""Makes a prompt of `messages`: checks them, renders the chat template, tokenises the result so that users' text can't
+become special tokens. Connection thread."""
 
 from __future__ import annotations
 
@@ -30,13 +31,13 @@ FIELD_TYPES = {
     "tool_calls": (list, "a list of objects"),
     "function_call": (dict, "an object"),
 }
-MAX_ARGUMENTS = 2 << 20  # characters of all tool calls: they may be read as JSON once more
+MAX_ARGUMENTS = 2 << 20  # characters of arguments in all tool calls; templates may need them parsed as JSON
 
 
 @record(frozen=True)
 class Conversation:
-    """A chat whose next message is wanted, whatever dialect it came in. `messages` have OpenAI's form and are checked;
-    the answer begins with `prefill`; `variables` are what the template may read besides the messages."""
+    """A chat in any dialect. `messages` are checked and have OpenAI's format. The answer begins with `prefill`.
+    `variables` are further variables of the template."""
 
     messages: list[dict[str, Any]]
     tools: Tools
@@ -49,9 +50,8 @@ class Conversation:
 
 @record(frozen=True)
 class ChatPrompt:
-    """A rendered conversation: its text, the prompt that it makes, the text that the answer goes on with (assistant
-    prefill), what the answer may be and which tags are around reasoning in it, and as warnings what of the request the
-    model doesn't get to see."""
+    """A rendered conversation: its text, its prompt, the beginning of the answer (assistant prefill), the tools, the
+    settings and tags of reasoning. `warnings` name parts of the request that the template ignores."""
 
     text: str
     prompt: Prompt
@@ -63,7 +63,7 @@ class ChatPrompt:
 
 
 def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Conversation:
-    """The conversation of a request in OpenAI's form. ApiError 400 says which message is wrong."""
+    """The conversation of a request in OpenAI's format. ApiError 400 names a message that is wrong."""
     values = read(body, CHAT_FIELDS, model.defaults)
     tools = read_tools(values)
     messages = with_tool_calls(check_messages(values["messages"], files))
@@ -76,10 +76,10 @@ def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Co
         raise ApiError(400, "continue_final_message and add_generation_prompt exclude each other")
     is_open = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
     if must_continue and not is_open:
-        raise ApiError(400, "continue_final_message: the last message is not one of the assistant")
+        raise ApiError(400, "continue_final_message: the last message is not the assistant's")
     if is_open and values["continue_final_message"] and (add_generation_prompt or must_continue):
         if len(messages) > 1 and messages[-2]["role"] == "assistant":
-            raise ApiError(400, "messages: two of the assistant at the end; the answer can go on with one only")
+            raise ApiError(400, "messages: the last two are the assistant's; the answer can continue only one message")
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
     warnings = unread(model, body)
@@ -87,7 +87,7 @@ def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Co
 
 
 def chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
-    """Render and tokenise a conversation with the model's template. ApiError 400 for what that refuses."""
+    """Render a conversation with the model's template and tokenise it. ApiError 400 if the template refuses it."""
     segments = render(model, chat.messages, chat.add_generation_prompt, chat.variables)
     end = "".join(part for part, is_user in segments[-3:] if not is_user)
     tags = model.chat_template.reasoning_for(end, chat.prefill)
@@ -104,9 +104,9 @@ def chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
 
 
 def check_messages(messages: object, files: Files | None = None) -> list[dict[str, Any]]:
-    """`messages` as a list of objects with a role and readable content; ApiError names the first bad one.
+    """`messages`, checked: a list of objects with a role and content. ApiError 400 names the first wrong one.
 
-    Images and sounds go into `files`, and a text with a marker takes their place.
+    Images and sounds are added to `files`, and replaced by a text with their marker.
     """
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: give a non-empty list of messages")
@@ -117,13 +117,13 @@ def check_messages(messages: object, files: Files | None = None) -> list[dict[st
 
 
 def require_few(n: int, field: str = "messages") -> None:
-    """ApiError 400 for a conversation of too many messages, which came in `field`."""
+    """ApiError 400 if the conversation in `field` has too many messages."""
     if n > MAX_MESSAGES:
         raise ApiError(400, f"{field}: {n} are too many, at most {MAX_MESSAGES} are allowed")
 
 
 def require_short_arguments(messages: Sequence[Mapping[str, Any]], field: str) -> None:
-    """ApiError 400 if the calls in all messages, which came in `field`, have too much text."""
+    """ApiError 400 if the arguments of all calls in the messages of `field` are too long."""
     n = sum(len(text) for message in messages for text in map(_arguments, message.get("tool_calls") or ()))
     if n > MAX_ARGUMENTS:
         raise ApiError(
@@ -162,7 +162,7 @@ def _check_message(i: int, message: object, files: Files | None) -> dict[str, An
 
 
 def _check_call(function: object, where: str) -> None:
-    """What is called, and with which arguments: JSON text, or an object already."""
+    """Check a function call: its name, and its arguments, which are a JSON text or an object."""
     if not isinstance(function, dict):
         raise ApiError(400, f"{where} is not an object")
     if not isinstance(function.get("name"), str):
@@ -172,8 +172,8 @@ def _check_call(function: object, where: str) -> None:
 
 
 def with_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with `tool_calls` and the role `tool` in the place of their older forms `function_call` and
-    `function`. These know no ids; the ones made here have the form that all templates take."""
+    """The messages with `tool_calls` and the role `tool` instead of the older `function_call` and the role `function`.
+    The older forms have no ids; new ones are made in a form that all templates accept."""
     call_id, result = "", []
     for i, message in enumerate(messages):
         call = message.get("function_call")
@@ -188,14 +188,14 @@ def with_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _arguments(call: Mapping[str, Any]) -> str:
-    """A tool call's arguments where they are a text."""
+    """The arguments of a tool call if they are a text, else ""."""
     function = call.get("function")
     arguments = function.get("arguments") if isinstance(function, dict) else None
     return arguments if isinstance(arguments, str) else ""
 
 
 def _marked_part(part: object, where: str, files: Files | None) -> object:
-    """A text with a marker in place of an image or a sound."""
+    """The part of a message. An image or a sound becomes a text with its marker."""
     if files is not None and isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in PARTS:
         return {"type": "text", "text": files.add_part(part, where), "is_media": True}
     return part
@@ -204,8 +204,8 @@ def _marked_part(part: object, where: str, files: Files | None) -> object:
 def template_variables(
     model: Model, values: Mapping[str, Any], body: Mapping[str, Any], tools: Tools
 ) -> dict[str, Any]:
-    """What a template may read besides the messages: tools, what server and request say about reasoning, and their
-    `chat_template_kwargs`."""
+    """The template's variables besides the messages: tools, the settings of reasoning and the `chat_template_kwargs` of
+    the server and of the request."""
     given = values["chat_template_kwargs"]
     ours = {**model.template_kwargs, **reasoning_variables(read({}, CHAT_FIELDS, model.defaults))}
     variables = {**ours, **(given or {}), **reasoning_variables(read(body, CHAT_FIELDS))}
@@ -215,8 +215,8 @@ def template_variables(
 
 
 def unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the template has no use for, as warnings. Reasoning can be switched off without its help: it ends where it
-    begins."""
+    """Warnings about fields and variables that the template doesn't read. There is none for turning reasoning off: the
+    engine can end the reasoning where it begins, without the template's help."""
     template, given = model.chat_template, body.get("chat_template_kwargs") or {}
     is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"
     asked = [name for name in ("reasoning_effort", "enable_thinking") if body.get(name)]
@@ -232,9 +232,9 @@ def unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
 def render(
     model: Model, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
 ) -> Segments:
-    """The template's segments; its errors become 400."""
+    """The segments that the template renders. ApiError 400 for an error of the template."""
     template = model.chat_template
-    from server.chat.jinja import TemplateError  # here, because the line before has imported it
+    from server.chat.jinja import TemplateError  # here, because `chat_template` has imported it
 
     try:
         return template.render(messages, add_generation_prompt, variables)
@@ -248,5 +248,5 @@ def _render_again(model: Model, add_generation_prompt: bool, messages: Any, vari
 
 
 def all_objects(values: list[object]) -> bool:
-    """Whether all are JSON objects."""
+    """Whether all values are JSON objects."""
     return all(isinstance(value, dict) for value in values)

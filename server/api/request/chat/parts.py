@@ -1,5 +1,5 @@
-"""Fields of blocks and items, as dialects other than OpenAI's chat have them in the place of messages: read with the
-place that an error names, and made parts of a message. Connection thread; pure."""
+"""Reads fields of the blocks and items that some dialects have instead of messages, and makes parts of messages.
+Connection thread; pure. An error names the place of the field in the request."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Part = dict[str, Any]
 
 
 def required(block: Mapping[str, Any], name: str, where: str) -> str:
-    """A text that a block must have."""
+    """A required text of a block. ApiError 400."""
     if not isinstance(block.get(name), str):
         raise ApiError(400, f"{where}.{name} is not a string")
     return block[name]
 
 
 def is_true(block: Mapping[str, Any], name: str, where: str) -> bool:
-    """Whether a field says yes; absent, it says no."""
+    """The value of an optional boolean field; False if it is absent. ApiError 400."""
     value = block.get(name)
     if value is not None and not isinstance(value, bool):
         raise ApiError(400, f"{where}.{name} is neither true nor false")
@@ -27,19 +27,19 @@ def is_true(block: Mapping[str, Any], name: str, where: str) -> bool:
 
 
 def one_of(known: Collection[str], value: object, where: str) -> str:
-    """A word that has to be a known one."""
+    """A word that must be one of `known`. ApiError 400."""
     if not isinstance(value, str) or value not in known:
         raise ApiError(400, f"{where}: {str(value)[:40]!r} is unknown; known are {', '.join(known)}")
     return value
 
 
 def text_part(text: str) -> Part:
-    """A part of a message."""
+    """A text as a part of a message."""
     return {"type": "text", "text": text}
 
 
 def joined(parts: list[Part]) -> str | list[Part]:
-    """Content of a message: of one text that text, which all templates read."""
+    """The content of a message with these parts. A single text becomes a string, which all templates accept."""
     if len(parts) == 1 and not parts[0].get("is_media"):
         return parts[0]["text"]
     return parts or ""

@@ -1,11 +1,13 @@
-"""Where in a request a place of its rendered prompt comes from: which message, and which of its fields.
+"""Finds the field of a request, such as a message's content, from which a position in its rendered prompt comes.
 
-Connection thread, only when a difference to the cache is told. The conversation is rendered once more with letters that
-stand nowhere else, others in each text of the request: which of them comes out at the place says whose text it is,
-whatever the template has done with it on the way. Characters that aren't letters or digits stay, and so do names in
-tags, roles and ids, by which templates decide what they write; such a place belongs to the text around it.
+Connection thread, only to report where a prompt differs from the cached one. The conversation is rendered a second
+time.
+In each text of the request all letters are replaced by one letter that occurs nowhere else. The letter at the position
+in the rendered text then identifies the field, whatever the template has done with its text. Some characters stay,
+because templates depend on them: all but letters and digits, names in tags, roles and ids. A position at such a
+character belongs to the text around it.
 
-Not taken: searching the prompt for the texts of the request, which are often in it several times, cut, joined or
+Not taken: searching the prompt for the texts of the request. They often occur several times, or are cut, joined or
 written as JSON.
 """
 
@@ -26,18 +28,19 @@ VARIABLES = ("tools", "documents")
 TAG = re.compile(r"(<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\])")
 STRING = re.compile(
     r'("(?:[^"\\]+|\\.?)*(?:"|\Z))', re.DOTALL
-)  # also one that isn't closed, so that no text fails late
+)  # also a string that isn't closed, so that matching takes linear time
 ESCAPE = re.compile(r"(\\u[0-9a-fA-F]{4}|\\.)", re.DOTALL)
 WORD = re.compile(r"\w")
 MARKER = b"<__media_"
-MAX_STRANGE = 8  # tokens that aren't in the text: what a model's metadata puts around it
-SLACK = 16  # bytes of white space that special tokens may have swallowed
-MAX_KEY, MAX_FIELD = 60, 200
+MAX_STRANGE = 8  # tokens that may be missing in the text, such as those that a model's metadata adds around it
+SLACK = 16  # bytes of white space that the tokenizer may have dropped around special tokens
+MAX_KEY, MAX_FIELD = 60, 200  # characters of a key, and of a whole field's path
 
 
 @record(frozen=True)
 class Leaf:
-    """A text of the request: its place, and what it begins and ends with that isn't in its own letter."""
+    """A text of the request: the path of its field, and its unchanged characters before the first and behind the last
+    replaced one."""
 
     path: Path
     head: str
@@ -45,7 +48,7 @@ class Leaf:
 
 
 class Rewriter:
-    """Writes texts in letters of their own, which aren't in `text`, and remembers which those are."""
+    """Replaces the letters of each text by one letter that isn't in `text`, and remembers which text has which one."""
 
     def __init__(self, text: str) -> None:
         self.leaves: dict[str, Leaf] = {}
@@ -53,7 +56,7 @@ class Rewriter:
         self._letters = (letter for letter in map(chr, range(FIRST, LAST + 1)) if letter not in taken)
 
     def rewrite(self, value: Any, path: Path) -> Any:
-        """A copy of JSON-like data in these letters. Each text has as many characters as before."""
+        """A copy of JSON data with replaced letters. Each text keeps its number of characters."""
         if isinstance(value, str):
             return self._rewrite_text(value, path)
         if isinstance(value, (list, tuple)):
@@ -65,7 +68,7 @@ class Rewriter:
     def _rewrite_text(self, text: str, path: Path) -> str:
         letter = next(self._letters, "")
         if not letter:
-            return text  # there are more texts than letters
+            return text  # all letters are in use
         if path[-1] == "arguments":  # JSON text
             written = _within(STRING, text, lambda part: _between(ESCAPE, part, letter))
         else:
@@ -76,7 +79,8 @@ class Rewriter:
 
 
 def _between(pattern: re.Pattern[str], text: str, letter: str) -> str:
-    """The text with this letter for all others but in what the pattern, which is one group, matches."""
+    """The text with all letters and digits replaced by `letter`, except in matches of the pattern, which is one
+    group."""
     return "".join(part if i % 2 else WORD.sub(letter, part) for i, part in enumerate(pattern.split(text)))
 
 
@@ -86,8 +90,8 @@ def _within(pattern: re.Pattern[str], text: str, rewrite: Callable[[str], str]) 
 
 @record(frozen=True)
 class Origin:
-    """A rendered conversation: its `text`, with markers in the place of files, and `render`, which makes that of
-    messages and variables again. What it goes on with is the text of another message."""
+    """A rendered conversation: its `text`, with markers instead of files, and `render`, which makes such a text of
+    messages and variables. A position behind its end belongs to the next message, the answer."""
 
     messages: Sequence[Mapping[str, Any]]
     variables: Mapping[str, Any]
@@ -95,8 +99,7 @@ class Origin:
     render: Callable[[Any, Any], str]
 
     def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
-        """Whose text stands `n_same` bytes behind these first pieces of the prompt (None: a file); None if that isn't
-        to be found out."""
+        """See `prompt.Source`."""
         offset = offset_in(self.text, pieces, n_same)
         if offset is None:
             return None
@@ -117,7 +120,7 @@ class Origin:
     def _owner(self, written: str, at: int, leaves: Mapping[str, Leaf]) -> Place | None:
         text = self.text
         if any(a != b and b not in leaves for a, b in zip(text[: at + 1], written)):
-            return None  # the template has written something else, and so the places aren't the same
+            return None  # the template has rendered something different, so positions don't correspond
         end = min(len(text), len(written))
         behind = next((i for i in range(at, end) if written[i] in leaves), end)
         before = next((i for i in range(min(at, end) - 1, -1, -1) if written[i] in leaves), -1)
@@ -129,7 +132,7 @@ class Origin:
         return self._between(last.path if last else (), following.path if following else (), at)
 
     def _between(self, last: Path, following: Path, at: int) -> Place:
-        """What the template has written between two texts: a role, what both are part of, or something of its own."""
+        """The field of a position between two texts: a role, an object that contains both, or the template itself."""
         n = next((i for i, (a, b) in enumerate(zip(last, following)) if a != b), min(len(last), len(following)))
         if n > 1:
             return self._named(last[:n])
@@ -154,8 +157,8 @@ def _word_at(text: str, at: int) -> str:
 
 
 def offset_in(text: str, pieces: Iterable[bytes | None], n_more: int = 0) -> int | None:
-    """How many characters of a text these first tokens have read, and `n_more` bytes. A None is a file, for which the
-    text has a marker. None if the tokens are those of another text."""
+    """The number of characters of a text that these first tokens cover, plus `n_more` bytes. A token is given as its
+    bytes; None is a file, for which the text has a marker. None if the tokens don't match the text."""
     data, at, n_strange = text.encode("utf-8", "surrogatepass"), 0, 0
     for piece in pieces:
         if piece is None:
@@ -163,7 +166,7 @@ def offset_in(text: str, pieces: Iterable[bytes | None], n_more: int = 0) -> int
             at = data.find(b">", start) + 1 if start >= 0 else at
         elif data.startswith(piece, at):
             at += len(piece)
-        elif not at and data.startswith(piece.lstrip()):  # many tokenizers begin with a space of their own
+        elif not at and data.startswith(piece.lstrip()):  # many tokenizers add a space at the beginning
             at = len(piece.lstrip())
         else:
             start = data.find(piece, at, at + SLACK + len(piece))

@@ -1,4 +1,4 @@
-"""How much a chat's model is to think before it answers, and where what it thinks goes. Connection thread; pure."""
+"""Reads how much a chat's model thinks before it answers, and where its reasoning goes. Connection thread; pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from server.errors import ApiError
 from server.records import record
 
 FORMS = {"none": "none", "auto": "split", "deepseek": "split", "deepseek-legacy": "legacy"}
-MAX_MESSAGE = 10_000  # characters, each of which is forced upon the model
+MAX_MESSAGE = 10_000  # characters of `reasoning_budget_message`
 
 
 @record(frozen=True)
 class ReasoningWish:
-    """`form` is the parser's: "none" leaves reasoning in the text, "split" takes it out, "legacy" does both. `budget`
-    is the most tokens, -1 for any number; where they are used up, `message` ends the reasoning."""
+    """How a request wants reasoning. `form` is the parser's: "none" leaves it in the text, "split" takes it out,
+    "legacy" does both. `budget` is the most tokens of reasoning, -1 for no limit. When they are used up, `message` ends
+    the reasoning."""
 
     form: str
     budget: int
@@ -23,7 +24,7 @@ class ReasoningWish:
 
 
 def read_reasoning(values: Mapping[str, Any], variables: Mapping[str, Any]) -> ReasoningWish:
-    """What a chat with these fields wants, whose template gets these variables. ApiError 400."""
+    """The wish of a chat with these fields and template variables. ApiError 400."""
     form, message = values["reasoning_format"], values["reasoning_budget_message"]
     if form not in FORMS:
         raise ApiError(400, f"reasoning_format: {form[:40]!r} is unknown; known are {', '.join(FORMS)}")
@@ -34,7 +35,7 @@ def read_reasoning(values: Mapping[str, Any], variables: Mapping[str, Any]) -> R
 
 
 def reasoning_variables(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What these fields say to a template; `server.chat.variables` knows its names for it."""
+    """The template variables of these fields. `server.chat.variables` maps them to the names that a template uses."""
     effort, is_enabled = values["reasoning_effort"], values["enable_thinking"]
     if is_enabled is None and (effort == "none" or values["reasoning_budget_tokens"] == 0):
         is_enabled = False

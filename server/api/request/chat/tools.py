@@ -1,8 +1,7 @@
-"""Which functions a chat's model may call, and whether it has to: `tools` and `tool_choice`, or their older forms
-`functions` and `function_call`. Connection thread; pure.
+"""Reads which functions a chat's model may or must call: `tools` and `tool_choice`, or the older `functions` and
+`function_call`. Connection thread; pure.
 
-All that is wrong is an ApiError 400 with its place in the body. What a schema says is looked at where a grammar is made
-of it.
+An error is an ApiError 400 that names its place in the body. Schemas are checked when a grammar is made of them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from server.records import record
 AUTO, NONE, REQUIRED = "auto", "none", "required"
 MAX_TOOLS = 1024
 MAX_CHARACTERS = 2 << 20  # of all names, descriptions and schemas, as JSON
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # call formats have names between texts of their own
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # call formats put other characters around names
 FIELD_TYPES = {"description": (str, "a string"), "parameters": (dict, "an object"), "strict": (bool, "true or false")}
 
 Tool = Mapping[str, Any]
@@ -27,9 +26,9 @@ Tool = Mapping[str, Any]
 
 @record(frozen=True)
 class Tools:
-    """`shown` are the tools that the template gets, `callable` those of them that the model may call. It must call one
-    where `choice` is REQUIRED, and may call several in one answer where it `is_parallel`. `is_old` for requests in the
-    older form; their answers are in that form, too."""
+    """The tools of a chat. The template gets those in `shown`; the model may call those in `callable`. If `choice` is
+    REQUIRED, it must call one. If `is_parallel`, one answer may contain several calls. `is_old`: the request uses
+    `functions`, so the answer has the older form, too."""
 
     shown: tuple[Tool, ...] = ()
     callable: tuple[Tool, ...] = ()
@@ -39,7 +38,7 @@ class Tools:
 
 
 def read_tools(values: Mapping[str, Any]) -> Tools:
-    """The tools of a chat with these fields, and which calls are wanted."""
+    """The tools of a chat with these fields, and the calls that are allowed. ApiError 400."""
     is_old = values["functions"] not in (None, [])
     if is_old and values["tools"]:
         raise ApiError(400, "tools and functions exclude each other; give tools")
@@ -67,7 +66,7 @@ def read_tools(values: Mapping[str, Any]) -> Tools:
 
 
 def list_items(value: object, field: str) -> list[tuple[Any, str]]:
-    """The items of a list, each with its place; null is an empty one."""
+    """The items of a list, each with its place in the request. null is an empty list. ApiError 400."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -78,7 +77,7 @@ def list_items(value: object, field: str) -> list[tuple[Any, str]]:
 
 
 def check_tool(tool: object, where: str, function_where: str) -> Tool:
-    """One tool, checked."""
+    """A tool, checked. ApiError 400."""
     if not isinstance(tool, dict):
         raise ApiError(400, f"{where} is not an object")
     if tool.get("type", "function") != "function":
@@ -99,13 +98,13 @@ def check_tool(tool: object, where: str, function_where: str) -> Tool:
 def _name(value: object, where: str) -> str:
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ApiError(
-            400, f"{where}: {str(value)[:40]!r} is no name of a function: 1 to 128 letters, digits, and _ . - in ASCII"
+            400, f"{where}: {str(value)[:40]!r} is not a function name of 1 to 128 ASCII letters, digits, and _ . -"
         )
     return value
 
 
 def tools_by_name(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
-    """The tools, which must have different names and a moderate size."""
+    """The tools by name. ApiError 400 if two have the same name, or all together are too large."""
     by_name: dict[str, Tool] = {}
     for i, tool in enumerate(tools):
         if by_name.setdefault(tool["function"]["name"], tool) is not tool:
@@ -117,7 +116,7 @@ def tools_by_name(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
 
 
 def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """`tool_choice` or `function_call`: which choice, and which functions it leaves."""
+    """The choice in `tool_choice` or `function_call`, and the functions that it allows. ApiError 400."""
     known = (AUTO, NONE) if field == "function_call" else (AUTO, NONE, REQUIRED)
     if value is None:
         return AUTO, names
@@ -156,7 +155,7 @@ def _allowed_tools(value: object, where: str, names: tuple[str, ...]) -> tuple[s
 
 
 def known_name(function: object, where: str, names: tuple[str, ...]) -> str:
-    """The `name` of an object, which must be that of a tool."""
+    """The `name` in an object, which must be a tool's name. ApiError 400."""
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(400, f"{where}.name is not a string")
     if function["name"] not in names:
@@ -165,5 +164,5 @@ def known_name(function: object, where: str, names: tuple[str, ...]) -> str:
 
 
 def _is_named(choice: object) -> bool:
-    """Whether one certain function is to be called."""
+    """Whether the choice names one function."""
     return isinstance(choice, dict) and choice.get("type") != "allowed_tools"
