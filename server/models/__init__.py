@@ -1,1 +1,1 @@
-"""A model as handlers see it, and all of them by name."""
+"""A model as handlers use it, and all models by name."""

@@ -1,10 +1,10 @@
-"""Which models there are: what folders, a file of presets, the download cache and the command line have.
+"""Lists the models in folders, in a file of presets, in the download cache and on the command line.
 
-Pure reading of names and a few bytes of each file, on the main thread at start and on a connection's thread when the
-list is asked for anew. A server with one model doesn't import this. It may import `server.options` and `folders`; what
-is in a model's header is read when it is loaded (`server.model_files`).
+It reads names and the first bytes of each file, on the main thread at start, and on a connection's thread when the list
+is made again. A server with one model doesn't import it. It may import `server.options` and `folders`. Headers of
+models are read when a model is loaded (`server.model_files`).
 
-Not taken: an index of our own beside the files. It would have to be kept in step with folders that others change.
+Not taken: an index file. It would have to be updated whenever other programs change the folders.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ MAGIC = b"GGUF"
 FOR_ALL = "*"
 EAGER = "load-on-startup"
 PRESET_ONLY = ("version", "stop-timeout")
-"""Keys of llama-server's presets that are no options and say nothing here: no model is stopped while it works."""
-MAX_TOLD = 20
+"""Keys of llama-server's presets that have no effect here: this server stops no model that is working."""
+MAX_TOLD = 20  # lines about faults
 
 
 @record(frozen=True)
 class ModelEntry:
-    """One model that can be served, and how it is called.
+    """One model that can be served, and its names.
 
-    `path` is its file, of several `parts` the first; "" for one that is still to be fetched (`changes` say from where).
-    `mmproj` is the projector beside it, "" for none. `size` are the bytes of all parts. `source` is "dir", "preset",
-    "cache" or "option". `changes` are the values of options of its own, by `Option.key`; `asked` are such values that a
-    request has given, which count more. `is_eager`: to be loaded at start. `keeper` is the program whose folder the
-    files are in, "" if they are the user's own. `fault` is why it can't be served, in one line; "" if nothing is known
-    against it.
+    `path` is its file, or the first of several `parts`; "" for a model that has to be downloaded first (`changes` say
+    from where). `mmproj` is its projector, "" for none. `size` is the number of bytes of all parts. `source` is "dir",
+    "preset", "cache" or "option". `changes` are values of the model's own options by `Option.key`. `asked` are such
+    values from a request; they override `changes`. `is_eager`: the model is loaded at start. `keeper` is the program in
+    whose folder the files are, "" for the user. `fault` is why the model can't be served, in one line, "" if no fault
+    is known.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ModelEntry:
 
 @record(frozen=True)
 class _Preset:
-    """One section: its name, where it begins, and what it says."""
+    """One section of a file of presets: its name, the place where it begins, and its options."""
 
     name: str
     place: str
@@ -67,10 +67,10 @@ class _Preset:
 
 
 def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], None]) -> list[ModelEntry]:
-    """All models: those of -m first, then those of presets, of --models-dir, and of `cache`, the folder of downloads.
+    """All models: first those of -m, then those of presets, of --models-dir, and of `cache`, the folder of downloads.
 
-    Each name and alias is there once. `tell` gets a line about each thing that looks like a model and isn't one, and
-    about each option that does nothing. OptionError for a file of presets that is wrong.
+    Each name and alias is unique. `tell` gets a line about each file that looks like a model but isn't one, and about
+    each option without effect. OptionError for a wrong file of presets.
     """
     tell = _bounded(tell)
     presets = read_presets(options.models_preset, tell) if options.models_preset else []
@@ -86,8 +86,8 @@ def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], No
 def model_options(
     entry: ModelEntry, argv: Sequence[str], environ: Mapping[str, str], bundled: Sequence[tuple[str, str]] = ()
 ) -> ModelOptions:
-    """The options of one model: its own, and what the command line, the environment and the config file say of all.
-    OptionError. For the parameters see `parser.parse`."""
+    """The options of one model: its own, and those that the command line, the environment and the config file set for
+    all models. OptionError. For the parameters see `parser.parse`."""
     model = group(parse(argv, environ, bundled=bundled, own=entry.changes, asked=entry.asked)).model
     sources = model.sources
     if entry.path:
@@ -96,7 +96,7 @@ def model_options(
 
 
 def _bounded(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """The same for so many lines."""
+    """A function that passes at most `MAX_TOLD` lines to `tell`."""
     told: list[str] = []
 
     def tell_some(line: str) -> None:
@@ -104,7 +104,7 @@ def _bounded(tell: Callable[[str], None]) -> Callable[[str], None]:
         if len(told) <= MAX_TOLD:
             tell(line)
         elif len(told) == MAX_TOLD + 1:
-            tell("there is more that can't be read; it isn't told")
+            tell("further faults aren't listed")
 
     return tell_some
 
@@ -113,7 +113,7 @@ def _bounded(tell: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def find_downloads(cache: Path, tell: Callable[[str], None]) -> list[Found]:
-    """The models that this program has downloaded."""
+    """The models in the download cache."""
     found = find_in(cache / "models" / "hf", tell) if (cache / "models" / "hf").is_dir() else []
     urls = cache / "models" / "url"
     if urls.is_dir():
@@ -139,13 +139,13 @@ def _entry(model: Found, source: str) -> ModelEntry:
 
 def _fault(path: Path, last: Path, source: str) -> str:
     if not last.is_file():
-        return f"{path.name} isn't there" if last == path else f"its part {last.name} isn't there"
+        return f"{path.name} is missing" if last == path else f"its part {last.name} is missing"
     try:
         with open(path, "rb") as stream:
             magic = stream.read(len(MAGIC))
     except OSError as error:
         return f"{path.name} can't be read: {error.strerror or error}"
-    is_other = magic != MAGIC and source != "option"  # which may be a bundle
+    is_other = magic != MAGIC and source != "option"  # a file of -m may be a bundle
     return f"{path.name} is not a GGUF file" if is_other else ""
 
 
@@ -153,19 +153,19 @@ def _fault(path: Path, last: Path, source: str) -> str:
 
 
 def read_presets(path: str, tell: Callable[[str], None]) -> list[_Preset]:
-    """The sections of an INI file, checked, each with what [*] says. OptionError with file, line and section."""
+    """The checked sections of an INI file, each with the options of [*]. OptionError names file, line and section."""
     presets: list[_Preset] = []
     places: dict[str, str] = {}
     for_all: Mapping[str, Any] = {}
     sections = [section for section in read_sections(path) if section[0] or section[2]]
     for name, place, settings in sorted(sections, key=lambda section: section[0] != FOR_ALL):
         if name in places:
-            raise OptionError(f"{place}: there is a section [{name}] already, at {places[name]}")
+            raise OptionError(f"{place}: the section [{name}] already exists, at {places[name]}")
         places[name] = place
         if not name and any(key != "version" for key, _, _ in settings):
-            raise OptionError(f"{settings[0][2]}: this stands before the first section; [*] is for all models")
+            raise OptionError(f"{settings[0][2]}: this is before the first section; use [*] for all models")
         if clean_name(name) != name:
-            raise OptionError(f"{place}: a model can't be called so")
+            raise OptionError(f"{place}: this can't be a model's name")
         marked = [(key, texts, f"{where} [{name}]") for key, texts, where in settings if key not in PRESET_ONLY]
         values, warnings = read_model_settings([setting for setting in marked if setting[0] != EAGER])
         for line in warnings:
@@ -175,7 +175,7 @@ def read_presets(path: str, tell: Callable[[str], None]) -> list[_Preset]:
         values = {**for_all, **values}
         try:
             parse((), {}, own=values)
-        except OptionError as error:  # what contradicts itself
+        except OptionError as error:  # options that contradict each other
             raise OptionError(f"{place} [{name}]: {error}") from None
         presets.append(_Preset(name, place, values, _is_eager(marked)))
     return [preset for preset in presets if preset.name]
@@ -187,7 +187,7 @@ def _is_eager(settings: Iterable[Setting]) -> bool:
 
 
 def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list[ModelEntry]:
-    """The entries with what the presets say of them, and those that only presets name, behind those of -m."""
+    """The entries with the options of the presets. Models with a preset of their own come right behind those of -m."""
     for_all = next((preset for preset in presets if preset.name == FOR_ALL), None)
     if for_all:
         entries = [
@@ -204,8 +204,8 @@ def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list
 
 
 def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[ModelEntry]) -> ModelEntry:
-    """The model of a section: of the file that it names, or of one that has been found (`named`, or what the section's
-    repository has in the cache), or one that is still to be fetched."""
+    """The model of a section: the file that the section names, or a model that was found (`named`, or one from the
+    section's repository in the cache), or one that has to be downloaded."""
     values = dict(preset.values)
     base = named or ModelEntry(preset.name)
     files, repo = values.get("files", ()), values.get("hf_repo")
@@ -226,15 +226,15 @@ def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[M
         source="preset",
         changes={**base.changes, **values},
         is_eager=preset.is_eager,
-        fault=base.fault if is_known else f"{preset.place}: it names no file, and no model of this name is there",
+        fault=base.fault if is_known else f"{preset.place}: it names no file, and there is no model of this name",
     )
 
 
-# ---- one model by many names -----------------------------------------------------------------------------------------
+# ---- models with several names ---------------------------------------------------------------------------------------
 
 
 def _unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
-    """The entries of one folder; where two would be called the same, the second gets the name behind it."""
+    """The entries of one folder. If two have the same name, the second gets its spare name."""
     found: dict[str, ModelEntry] = {}
     for entry, spare in entries:
         name = entry.name if entry.name not in found else clean_name(spare)
@@ -244,8 +244,8 @@ def _unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
 
 
 def _merged(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
-    """Without files that are there before: their names become aliases. A preset is a model of its own, whatever its
-    file."""
+    """The entries without duplicates: if a file occurs again, its names become aliases of the first entry. A preset
+    always stays an entry of its own."""
     found: list[ModelEntry] = []
     known: dict[object, int] = {}
     for entry in entries:
@@ -265,11 +265,14 @@ def _merged(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
 
 
 def _settled(entries: Sequence[ModelEntry], tell: Callable[[str], None]) -> list[ModelEntry]:
-    """Each name once: the first has it. An alias goes to nobody where it is another's name, and to the first else."""
+    """The entries with unique names. The first entry with a name keeps it. An alias that is another entry's name is
+    removed; otherwise the first entry with the alias keeps it."""
     named: dict[str, ModelEntry] = {}
     for entry in entries:
         if entry.name in named:
-            tell(f"{entry.path}: another model is called {entry.name}, {named[entry.name].path}; this one is left out")
+            tell(
+                f"{entry.path} is left out: there is another model with the name {entry.name}, {named[entry.name].path}"
+            )
         elif entry.name:
             named[entry.name] = entry
     taken = set(named)

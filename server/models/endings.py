@@ -1,8 +1,8 @@
-"""How models leave: by order, for others, for lack of work, or because their engine has died.
+"""Ends the engines of models: on request, to make room for other models, when idle, or after the engine has died.
 
-The lock of the register is held in every call; each end of an engine has a thread of its own (`model-end`), which takes
-it when all is over. Until then the engine's memory is in the books, and its model is not loaded again: it may have
-something to leave on disk.
+All methods are called with the register's lock held. Each engine is ended by a thread of its own (`model-end`), which
+takes the lock when the engine is gone. Until then the engine's memory counts as used, and the model isn't loaded again,
+because the engine may still write files.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ log = get_logger("models")
 
 
 class Endings:
-    """See above. `n_ended` counts the engines that are gone."""
+    """Ends engines. `n_ended` counts those that are gone."""
 
     def __init__(self, register: Register) -> None:
         self._register = register
-        self._going: dict[int, tuple[Entry, Room]] = {}  # by the model's id: whose engine it is, and what that has
+        self._going: dict[int, tuple[Entry, Room]] = {}  # by the model's id(): its entry, and the engine's memory
         self.n_ended = 0
 
     def rooms(self) -> list[Room]:
-        """What the engines have that are on their way out."""
+        """The memory of each engine that is ending."""
         return [takes for _, takes in self._going.values()]
 
     def is_of(self, entry: Entry) -> bool:
-        """Whether an engine of this model is on its way out."""
+        """Whether an engine of this model is ending."""
         return any(other is entry for other, _ in self._going.values())
 
     def see_off(self) -> None:
-        """End those that are to leave and have no work left."""
+        """End the engines of all models that are to leave and have no work."""
         for entry in self._register.entries:
             if entry.leaves_for is not None and entry.state == LOADED and entry.is_idle:
                 model, is_asleep = entry.model, entry.leaves_for == SLEEPING
@@ -50,7 +50,7 @@ class Endings:
                     self._register.set(entry, LOADING)
 
     def bury(self, entry: Entry) -> None:
-        """An engine that has died for good is no model any more, unless it is the only one."""
+        """Mark a model as failed if its engine has died for good. A lone model stays as it is."""
         model = entry.model
         if self._register.lone is None and entry.state == LOADED and model is not None and model.engine.state == DEAD:
             entry.leaves_for = None
@@ -58,7 +58,7 @@ class Endings:
             self._register.fail(entry, model.engine.trouble)
 
     def end(self, entry: Entry, model: Model) -> None:
-        """Have an engine end."""
+        """Begin to end a model's engine."""
         self._going[id(model)] = entry, entry.takes
         threading.Thread(target=self._end, args=(entry, model), name="model-end", daemon=True).start()
 

@@ -1,9 +1,10 @@
-"""One of the models that are served, through all of its life, and those who wait for it. Plain books.
+"""The state of one of the models that a server has, and of the requests that wait for it. Data only.
 
-An entry is made once for each model, at start or when a folder is read anew, and lives as long as the server; what it
-holds is guarded by the lock of the `Register`. Its `model` is another one each time it is loaded. A request has a
-`Ticket` from the moment it names a model until its answer has been written: so a model with work is never taken for an
-idle one, whatever the handler is doing. Not taken: counting the engine's tasks, which begin once a prompt is tokenized.
+An entry is made for each model, at start or when a folder is read again, and lives as long as the server. The lock of
+the `Register` guards it. Each load makes a new `model`. A request has a `Ticket` from the moment when it names a model
+until its answer has been written, so a model with a request never counts as idle.
+
+Not taken: counting the engine's tasks. A request has none until its prompt is tokenised.
 """
 
 from __future__ import annotations
@@ -22,65 +23,70 @@ UNLOADED, LOADING, LOADED, SLEEPING, FAILED = "unloaded", "loading", "loaded", "
 
 
 class Asking(Protocol):
-    """The part of a request that is needed here; `web.message.Request` has it."""
+    """The part of `web.message.Request` that is used here."""
 
     key_id: str
 
     def at_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once the answer has been written, or given up."""
+        """Call `callback` when the answer has been written or given up."""
 
     def on_disconnect(self, callback: Callable[[], None]) -> AbstractContextManager[object]:
-        """Inside the context `callback` is called when the client leaves."""
+        """A context in which `callback` is called if the client leaves."""
 
 
 class Prepared(Protocol):
-    """A model whose files have been read and checked, and that isn't loaded yet."""
+    """A model whose files have been read and checked, but that isn't loaded yet."""
 
     def fits(self, room: Room, is_alone: bool) -> Room | None:
         """See `room.Fits`."""
 
     def refusal(self, room: Room) -> str:
-        """Why it doesn't fit, with the numbers: one line."""
+        """Why the model doesn't fit into `room`, with numbers, in one line."""
 
     def start(self, is_awaited: bool) -> Model:
-        """A model whose engine has begun to load, and takes what `fits` has said last. If it `is_awaited`, the request
-        that waits for it is to warm it up."""
+        """A model whose engine has begun to load. It takes as much memory as the last call of `fits` returned. If it
+        `is_awaited`, the load omits the warm-up, because the waiting request has the same effect."""
 
     def complete(self, model: Model) -> None:
-        """See to what requests depend on besides the engine. ApiError."""
+        """Prepare the system prompt, the adapters and the chat template. ApiError."""
 
 
 class Starter(Protocol):
-    """Makes loaded models of entries; the composition's, since it takes files, libraries and processes."""
+    """Loads the models of entries. The composition root implements it, because it needs files, libraries and
+    processes."""
 
     def entries(self) -> Sequence[Entry]:
-        """All models that there are now."""
+        """All models that can be found now."""
 
     def idle_s(self, source: Any, asked: Mapping[str, Any]) -> float:
-        """`Entry.idle_s` with the options that a request has given. OptionError if these can't be."""
+        """The value of `Entry.idle_s` with options from a request. OptionError if these are wrong."""
 
     def read(self, source: Any, before: Model | None, asked: Mapping[str, Any]) -> Prepared:
-        """Read a model's files, which is to have these options besides its own; of `before`, the same model when it was
-        last loaded, what still holds may be kept.
-        StartError or OptionError if they can't be served."""
+        """Read and check a model's files. `asked` are options from a request, which override the model's own. `before`
+        is the same model when it was loaded last; what has been set since its start is kept. StartError or OptionError
+        if the model can't be served."""
 
     def room(self) -> Room:
-        """What may be allocated on this machine now."""
+        """The memory that is free on this machine now."""
 
     def tick(self, is_busy: bool) -> None:
-        """Do what has been put off, at best while no engine `is_busy`. The main thread, about twice a second."""
+        """Do postponed work, preferably while no engine `is_busy`. The main thread calls it about twice a second."""
 
 
 @record(eq=False)
 class Entry:
-    """One model. `source` is what `Starter.read` takes; `idle_s` the seconds without work until it sleeps, below 0
-    never; `size` the bytes of its files, and `origin` where they were found; one that `is_eager` is
-    loaded at the start. `asked` are options that a request has given, until another one gives others.
+    """One model.
 
-    `model` is the loaded one; of a sleeping one, what can be told without its engine. `load` is what brings the next
-    one. `n_leases` counts the requests that have it, `t_used` is when the last one ended. Once `leaves_for` is set it
-    takes no new ones. `last_info` and `capabilities` are of the last time that it was loaded. After a failure requests
-    are told its `reason` until `t_retry`."""
+    `source` is the argument of `Starter.read`. `idle_s` is the number of seconds without work after which the model
+    sleeps; below 0 it never does. `size` is the number of bytes of its files, `origin` says where they were found. A
+    model that `is_eager` is loaded at start. `asked` are options from a request.
+
+    `model` is the loaded model. A sleeping one keeps it for what it can tell without its engine. `load` is the load
+    that
+    is running. `n_leases` is the number of requests that use the model, `t_used` is the time when the last one ended.
+    Once `leaves_for` is set, the model takes no new requests. `last_info` and `capabilities` are those of the last
+    load.
+    After a failure, requests get its `reason` until `t_retry`."""
 
     name: str
     source: Any = None
@@ -107,11 +113,11 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that it is called."""
+        """Its name and aliases."""
         return tuple(self.model.names) if self.model is not None else (self.name, *self.aliases)
 
     def name_for(self, model: object) -> str:
-        """How answers name it; see `Model.name_for`."""
+        """The name that answers use; see `Model.name_for`."""
         loaded = self.model
         if loaded is not None:
             return loaded.name_for(model if isinstance(model, str) else None)
@@ -119,24 +125,25 @@ class Entry:
 
     @property
     def info(self) -> ModelInfo | None:
-        """What is known of it, if it has ever been loaded."""
+        """The engine's description of the model; None if it has never been loaded."""
         return self.last_info if self.model is None else self.model.info
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes requests now."""
+        """Whether it takes new requests now."""
         return self.state == LOADED and self.leaves_for is None
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody has it, and its engine has no work."""
+        """Whether no request uses it, and its engine has no work."""
         return not self.n_leases and not (self.model is not None and self.model.engine.is_busy)
 
 
 @record(eq=False)
 class Load:
-    """One load of a model, which all that want it wait for. `is_asked`: not by a request for work alone. `prepared`
-    once its files have been read, `t_turn` since it has been the next one."""
+    """One load of a model, for which all requests for the model wait. `is_asked`: it was ordered, so it goes on without
+    waiting requests. `prepared` is set when the model's files have been read. `t_turn` is the time since when it has
+    been the first in the queue."""
 
     entry: Entry
     is_asked: bool = False
@@ -148,13 +155,13 @@ class Load:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody still waits for it."""
+        """Whether it was ordered or a request still waits for it."""
         return not self.is_cancelled and (self.is_asked or bool(self.tickets))
 
 
 @record(eq=False)
 class Ticket:
-    """What a request has of a model: a place among those that wait, then the model, then nothing."""
+    """A request's claim on a model: first a place among the waiting requests, then the model, finally nothing."""
 
     entry: Entry
     model: Model | None = None
@@ -162,7 +169,7 @@ class Ticket:
     has_left: bool = False
 
     def grant(self) -> None:
-        """Its model is there: it has that from now on. ApiError if its engine can't serve."""
+        """Give the loaded model to the request. ApiError if its engine can't serve."""
         model = self.entry.model
         assert model is not None
         model.engine.require_ready()
@@ -170,7 +177,7 @@ class Ticket:
         self.model = model
 
     def drop(self) -> None:
-        """It waits no longer."""
+        """Stop waiting for the model."""
         load = self.entry.load
         if load is not None and self in load.tickets:
             load.tickets.remove(self)

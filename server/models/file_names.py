@@ -1,8 +1,8 @@
-"""What the names of a model's files say: parts, projectors, quantisation, and which of several is meant.
+"""Reads from names of model files their parts, projectors and quantisation, and chooses one of several files.
 
-Pure functions on names, for whoever reads folders or the listing of a repository. A leaf; imports the standard library.
-The rules are llama.cpp's. Not taken: asking the files themselves. A listing has none yet, and in a folder of a hundred
-models their headers would be a gigabyte to read.
+Pure functions on names, for folders and for the file list of a repository. A leaf; imports the standard library. The
+rules are llama.cpp's. Not taken: reading the files. Files in a repository's list aren't on the disk yet, and the
+headers of a hundred models have a gigabyte.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable
 
 QUANT_ORDER = ("Q4_K_M", "Q8_0")
-"""What a repository without a quantisation means, as in llama.cpp; after these the first model file."""
+"""The quantisations to try, in order, if a repository is named without one, as in llama.cpp; then the first model file
+is taken."""
 PROJECTOR = "mmproj"
 NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 SUFFIX = ".gguf"
-MAX_REPO = 256
+MAX_REPO = 256  # characters of a repository's name
 REPO = re.compile(r"\w+(?:[.-]+\w+)*/\w+(?:[.-]+\w+)*", re.ASCII)
 TAG = re.compile(r"[-.]([A-Z0-9_]+)\.gguf", re.IGNORECASE | re.ASCII)
 QUANT = re.compile(
@@ -26,19 +27,19 @@ SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.ASCII)
 
 
 def stem_of(name: str) -> str:
-    """A file's name without .gguf and without the number of its part."""
+    """A file's name without .gguf and the number of the part."""
     found = SPLIT.fullmatch(name)
     return found[1] if found else name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name
 
 
 def quant_of(name: str) -> str:
-    """The quantisation in a file's name, in capitals: Q4_K_M; "" if there is none."""
+    """The quantisation in a file's name, in capitals, such as Q4_K_M; "" if there is none."""
     found = QUANT.findall(stem_of(name))
     return found[-1].upper() if found else ""
 
 
 def repository(name: str) -> str | None:
-    """USER/MODEL[:QUANT] of a name that can be fetched from a hub, as people and Ollama write it; None for others."""
+    """USER/MODEL[:QUANT] if the name is a hub's repository, also in Ollama's form or as a URL; None for other names."""
     found = HUBS.fullmatch(name[:MAX_REPO])
     name = found[1] if found else name
     repo, colon, quant = name.partition(":")
@@ -47,12 +48,13 @@ def repository(name: str) -> str | None:
 
 
 def base_of(name: str) -> str:
-    """What is left of a name without quantisation and `mmproj`: the same for a model's variants and its projector."""
+    """A name without quantisation and `mmproj`. It is the same for all variants of a model and for its projector."""
     return re.sub(rf"[-._]*{PROJECTOR}[-._]*", "", QUANT.sub("", "." + stem_of(name))).strip("-._").lower()
 
 
 def split_names(name: str) -> list[str]:
-    """All files of a model of which `name` is one (`x-00001-of-00003.gguf`), in order; else just `name`."""
+    """The names of all parts of a model if `name` is one of them (`x-00001-of-00003.gguf`), in order; else `name`
+    alone."""
     found = SPLIT.fullmatch(name)
     if not found:
         return [name]
@@ -61,7 +63,7 @@ def split_names(name: str) -> list[str]:
 
 
 def is_model_file(path: str) -> bool:
-    """A GGUF file that is a model by itself, or the first file of one."""
+    """Whether a file is a model or the first part of one, by its name."""
     name = path.rpartition("/")[2]
     found = SPLIT.fullmatch(name)
     return (
@@ -72,7 +74,7 @@ def is_model_file(path: str) -> bool:
 
 
 def choose_file(paths: Iterable[str], quant: str) -> str:
-    """The file that llama.cpp would take for user/repo:quant; "" if there is none."""
+    """The file that llama.cpp would choose for user/repo:quant; "" if there is none."""
     models = [path for path in paths if is_model_file(path)]
     for name in (quant,) if quant else QUANT_ORDER:
         pattern = re.compile(rf"(?<![a-z0-9]){re.escape(name)}[./-]", re.IGNORECASE)
@@ -83,15 +85,15 @@ def choose_file(paths: Iterable[str], quant: str) -> str:
 
 
 def n_bits(path: str) -> int:
-    """What a file's name says of its numbers: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if nothing."""
+    """The bits per weight in a file's name: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if it has none."""
     tag = TAG.search(path)
     digits = re.search(r"[0-9]+", tag[1]) if tag else None
     return int(digits[0][:4]) if digits else 0
 
 
 def choose_projector(paths: Iterable[str], model: str) -> str:
-    """The projector that llama.cpp would take for a model of the same repository, "" if there is none: in the model's
-    folder or the nearest above it, with numbers of about as many bits."""
+    """The projector that llama.cpp would choose for a model of the same repository; "" if there is none. It is in the
+    model's folder or the nearest one above it, and its bits per weight are closest to the model's."""
     folder = model.split("/")[:-1]
 
     def fits(path: str) -> bool:

@@ -1,8 +1,8 @@
-"""Folders of models as people and other programs keep them: plain, `USER/MODEL/...`, Hugging Face's cache, Ollama's.
+"""Finds models in folders of four layouts: plain folders, `USER/MODEL/...`, Hugging Face's cache, Ollama's folder.
 
-Runs where the catalogue is made. Reads names and small notes, never a model; everything it finds is doubted: folders
-that lead back into themselves, that have a million files or can't be read, manifests that name paths. A leaf but for
-`file_names`. Not taken: a way for each program to be asked for its models. Their folders answer without it.
+Runs where the catalogue is made. It reads names and small files, never a model. It handles folders that contain
+themselves, that have a million files or can't be read, and manifests that name other paths. Imports only `file_names`
+and leaves. Not taken: asking the other programs for their models. Their folders can be read when they aren't running.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from server.models.file_names import (
 from server.records import field, record
 
 MAX_LOOKED = 100_000
-"""Names that are looked at below one folder."""
-MAX_DEPTH = 8
-MAX_MODELS = 1000
-MAX_NAME = 256
-MAX_NOTE = 1 << 20
+"""Names that are read below one folder."""
+MAX_DEPTH = 8  # levels of subfolders
+MAX_MODELS = 1000  # in one folder
+MAX_NAME = 256  # characters of a model's name
+MAX_NOTE = 1 << 20  # bytes of a manifest
 HUB_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 BLOB = re.compile(r"(?:sha256-)?([0-9a-f]{64})")
@@ -43,8 +43,8 @@ Tell = Callable[[str], None]
 
 @record(frozen=True)
 class Found:
-    """A model's files. `name` is how it is called where nobody else is called so, `spare` how otherwise. `keeper` is
-    the program whose folder it is, "" for ours and the user's. `lora` is an adapter that belongs to it."""
+    """A model's files. `spare` is its name if another model has the same `name`. `keeper` is the program to which the
+    folder belongs, "" for this program and the user. `lora` is an adapter that belongs to the model."""
 
     path: Path
     name: str
@@ -57,35 +57,37 @@ class Found:
 
 @record
 class _Walk:
-    """What has been seen below one folder."""
+    """The search below one folder."""
 
     root: Path
     tell: Tell
     n_looked: int = 0
     seen: set[tuple[int, int]] = field(default_factory=set)
     repos: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)
-    """Repository -> the GGUF files in it, by their path there. "" has the files of the folder itself."""
+    """The GGUF files of each repository, as (path in the repository, path) pairs. "" has the files of the folder
+    itself."""
     hub: set[str] = field(default_factory=set)
     """Repositories in Hugging Face's cache."""
     others: list[Found] = field(default_factory=list)
 
 
 def find_in(root: Path, tell: Tell) -> list[Found]:
-    """All models below `root`. `tell` gets a line about what can't be read, or is too much."""
+    """All models below `root`. `tell` gets a line about each folder that can't be read and each limit that is
+    exceeded."""
     walk = _Walk(root, tell)
     _look(walk, root, (), "")
     if walk.n_looked > MAX_LOOKED:
-        tell(f"{root}: only {MAX_LOOKED} of its files have been looked at; name a folder that holds models")
+        tell(f"{root}: searched only {MAX_LOOKED} of its files; name a folder that contains only models")
     found = [model for repo, files in sorted(walk.repos.items()) for model in _models(repo, files, repo in walk.hub)]
     found += walk.others
     if len(found) > MAX_MODELS:
-        tell(f"{root}: {len(found)} models; those after the first {MAX_MODELS} are left out")
+        tell(f"{root}: {len(found)} models; all after the first {MAX_MODELS} are left out")
     return found[:MAX_MODELS]
 
 
 def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
-    """A folder and those in it. `above` are the names that lead there from the root; `repo` is given where it isn't
-    they that name the repository."""
+    """Search a folder and its subfolders. `above` are the names of the folders between it and the root. They name the
+    repository, unless `repo` does."""
     entries = list(_entries(walk, folder))
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     if {"manifests", "blobs"} <= folders.keys():
@@ -108,7 +110,7 @@ def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
 
 
 def _entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder, in order; nothing for one that has been seen, or can't be read."""
+    """The entries of a folder, sorted; nothing if the folder was searched before or can't be read."""
     try:
         status = os.stat(folder)
         key = status.st_dev, status.st_ino
@@ -132,7 +134,7 @@ def _entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterator[Found]:
-    """The models of one repository: a folder, a user's model, or (`repo` "") files that lie in none."""
+    """The models of one repository. With an empty `repo` the files belong to no repository."""
     paths = [path for path, _ in files]
     models = [path for path in paths if is_model_file(path)]
     places = dict(files)
@@ -160,8 +162,8 @@ def _models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterat
 
 
 def _projector(model: str, models: list[str], paths: list[str], is_repo: bool) -> str:
-    """The projector that lies beside a model; "" for none. Where models of several kinds share a folder, its name has
-    to say whose it is."""
+    """The projector beside a model; "" for none. If different models share a folder, the projector's name must match
+    the model's."""
     projectors = [path for path in paths if PROJECTOR in path.rpartition("/")[2]]
     if not projectors:
         return ""
@@ -173,7 +175,7 @@ def _projector(model: str, models: list[str], paths: list[str], is_repo: bool) -
 
 
 def clean_name(name: str) -> str:
-    """A name that can be shown and sent, whatever bytes a file's name has; "" for one that is too long."""
+    """A printable name for any bytes in a file's name; "" if it is too long."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(char if char.isprintable() else "?" for char in name) if len(name) <= MAX_NAME else ""
 
@@ -182,7 +184,7 @@ def clean_name(name: str) -> str:
 
 
 def _snapshot(repo: Path) -> Path | None:
-    """The folder of the version that counts: that of `main`, else the newest; None if there is none."""
+    """The folder of the version to use: that of `main`, or else the newest; None if there is none."""
     try:
         names = [entry.name for entry in os.scandir(repo / "snapshots") if entry.is_dir()]
     except OSError:
@@ -202,7 +204,7 @@ def _snapshot(repo: Path) -> Path | None:
 
 
 def _ollama(walk: _Walk, store: Path) -> Iterator[Found]:
-    """The models that Ollama has pulled: a manifest for each name and tag leads to files named by their checksums."""
+    """The models in Ollama's folder. A manifest for each name and tag names files by their checksums."""
     for path in _files_below(walk, store / "manifests", 0):
         parts = path.relative_to(store / "manifests").parts
         if len(parts) != 4:
@@ -212,7 +214,7 @@ def _ollama(walk: _Walk, store: Path) -> Iterator[Found]:
         name = name if host == OLLAMA_HOST else f"{host}/{user}/{model}:{tag}"
         layers = _layers(path)
         if "model" not in layers:
-            walk.tell(f"{path}: no manifest of a model in a GGUF file, so {name} is left out")
+            walk.tell(f"{path}: {name} is left out, because the manifest names no GGUF model")
             continue
         blobs = {kind: str(store / "blobs" / f"sha256-{digest}") for kind, digest in layers.items()}
         yield Found(
@@ -234,7 +236,7 @@ def _files_below(walk: _Walk, folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _layers(manifest: Path) -> dict[str, str]:
-    """Kind -> checksum of what a manifest names: the first of each kind."""
+    """The checksums in a manifest by kind of layer: the first one of each kind."""
     found: dict[str, str] = {}
     try:
         with open(manifest, "rb") as stream:
@@ -248,11 +250,11 @@ def _layers(manifest: Path) -> dict[str, str]:
     return found
 
 
-# ---- which file is which ---------------------------------------------------------------------------------------------
+# ---- parts and identity of files -------------------------------------------------------------------------------------
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of the model whose first one is `path`, up to the first that isn't there (the last one then)."""
+    """The parts of the model whose first part is `path`, up to and including the first that is missing."""
     found = []
     for name in split_names(path.name):
         found.append(path.with_name(name))
@@ -262,8 +264,8 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def identities(path: Path) -> list[object]:
-    """What a file is known by: the same file by another name has one of them in common, and so has the same content
-    where its checksum is known (a name in somebody's cache, a note that a download has left)."""
+    """The identities of a file: two names of one file have an identity in common. So have two files with the same
+    content if their checksums are known, from a name in another program's cache or from the note of a download."""
     try:
         status = os.stat(path)
         target = os.path.realpath(path)

@@ -1,9 +1,11 @@
-"""How models come: each load is a thread of its own (`model-load`), and those that need room stand in one queue.
+"""Loads models: each load has a thread of its own (`model-load`), and loads that need memory wait in one queue.
 
-A load reads its model's files, waits for its turn and for room, starts the engine and waits until that has loaded. All
-that want the model wait for the same load, and have the model in the moment in which it is there. Loads that need room
-come in their order. Models at work go on while a load waits for their room, but not for ever: after `TURN_S` they take
-no new requests. Not taken: a thread that manages everything. A hanging disk under one model would keep it from all.
+A load reads its model's files, waits for its turn and for room in memory, starts the engine, and waits until the engine
+has loaded the model. All requests for the model wait for the same load, and get the model at the moment when it is
+loaded. Loads get room in the order of the queue. While a load waits, busy models continue to work; after `TURN_S`
+those that have to leave take no new requests.
+
+Not taken: one thread that manages all loads. A disk that hangs under one model would block it for all.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from server.models.room import Resident, Room, judge, lesser, minus, plus, witho
 from server.options.row import OptionError
 
 TURN_S = 10.0
-"""How long a load waits for models at work before those take no new requests."""
-POLL_S = 0.1
+"""Seconds that a load waits for busy models before they take no new requests."""
+POLL_S = 0.1  # seconds between two looks at an engine, or at the memory
 
 STOPPING = "the server is shutting down"
 
@@ -33,7 +35,8 @@ log = get_logger("models")
 
 
 class Loads:
-    """See above. `n_most` models have an engine at a time, 0 is any number; without `autoload` requests load none."""
+    """Loads models. At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload`,
+    requests for text load no model."""
 
     def __init__(
         self, register: Register, endings: Endings, starter: Starter | None, n_most: int, autoload: bool
@@ -41,14 +44,14 @@ class Loads:
         self._register, self._endings, self._starter = register, endings, starter
         self._changed = register.changed
         self._n_most, self._autoload = n_most, autoload
-        self._queue: deque[Load] = deque()  # those that have no room yet, in order
-        self._budget: Room | None = None  # what there is without any model
+        self._queue: deque[Load] = deque()  # loads that have no room yet, in order
+        self._budget: Room | None = None  # the memory that is free without any model
 
-    # ---- the lock is held --------------------------------------------------------------------------------------------
+    # ---- called with the lock held -----------------------------------------------------------------------------------
 
     def of(self, entry: Entry, is_asked: bool = False) -> Load:
-        """The load that brings this model, begun if there is none. ApiError if it can't be, or not by a request
-        (`is_asked`: it is by order)."""
+        """The running load of this model, or a new one. `is_asked`: it was ordered, not only needed by a request.
+        ApiError if it can't be begun."""
         if entry.load is not None:
             return entry.load
         if not is_asked:
@@ -57,15 +60,15 @@ class Loads:
             if not (self._autoload or self._register.lone):
                 raise ApiError(
                     400,
-                    f"the model {entry.name!r} is not loaded, and this server loads none by itself "
-                    "(POST /models/load does)",
+                    f"the model {entry.name!r} is not loaded, and requests don't load models on this server: "
+                    "use POST /models/load",
                 )
         load = Load(entry, is_asked)
         thread = threading.Thread(target=self._run, args=(load,), name="model-load", daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            raise ApiError(503, "the system gives no more threads; try again", reason="memory") from None
+            raise ApiError(503, "the system can start no more threads; try again", reason="memory") from None
         entry.load = load
         entry.progress = 0.0
         self._queue.append(load)
@@ -75,11 +78,11 @@ class Loads:
 
     @property
     def are_waiting(self) -> bool:
-        """Whether one has no room yet."""
+        """Whether a load waits for room."""
         return bool(self._queue)
 
     def place(self, entry: Entry) -> int:
-        """A model's place among those that wait for room to be loaded: 1 is the next one; 0 if it doesn't wait."""
+        """A model's place in the queue of loads: 1 is the next one, 0 means that it doesn't wait."""
         load = entry.load
         return self._queue.index(load) + 1 if load is not None and load in self._queue else 0
 
@@ -92,7 +95,7 @@ class Loads:
         try:
             prepared, takes = self._prepare(load)
             if takes is None:
-                return  # the model has stayed
+                return  # the model is still loaded
             started = time.monotonic()
             log.info("loading %s", entry.name)
             model = self._start(load, prepared)
@@ -104,12 +107,12 @@ class Loads:
             self._succeed(load, model)
 
     def _prepare(self, load: Load) -> tuple[Prepared, Room | None]:
-        """Read its files and wait until there is room; what it may take, None if it is there already. ApiError,
-        StartError."""
+        """Read the model's files and wait until there is room. Return what it may take, or None if it is loaded
+        already. ApiError, StartError."""
         assert self._starter is not None
         entry = load.entry
         try:
-            with self._changed:  # by now it is in the queue
+            with self._changed:  # `of` has put the load into the queue by now
                 before = entry.model if entry.state == LOADING else None
             load.prepared = self._starter.read(entry.source, before, entry.asked)
             while True:
@@ -123,7 +126,7 @@ class Loads:
                 measured = self._starter.room()
                 with self._changed:
                     if n_ended != self._endings.n_ended:
-                        continue  # what was measured is no more
+                        continue  # an engine has ended since the measurement
                     takes = self._step(load, measured)
                     if takes is not None:
                         entry.takes = takes
@@ -135,12 +138,12 @@ class Loads:
                 self._queue.remove(load)
                 for other in self._register.entries:
                     if other.leaves_for is load:
-                        other.leaves_for = None  # it may stay after all
+                        other.leaves_for = None  # it needn't leave any more
                 self._changed.notify_all()
 
     def _start(self, load: Load, prepared: Prepared) -> Model:
-        """The model once its engine has loaded it. One that is killed meanwhile is started once more: it may have been
-        chance."""
+        """Start the engine, and return the model when it is loaded. If the engine's process dies during the load, it is
+        started a second time."""
         is_second = False
         while True:
             model = prepared.start(bool(load.tickets))
@@ -150,12 +153,12 @@ class Loads:
             if model.engine.state != DEAD or model.engine.is_refused or is_second:
                 model.engine.require_ready()
                 return model
-            log.warning("%s: %s; it is tried once more", load.entry.name, model.engine.error)
+            log.warning("%s: %s; trying once more", load.entry.name, model.engine.error)
             model.engine.close()
             is_second = True
 
     def _watch(self, load: Load, model: Model) -> None:
-        """Until its engine has loaded the model, or has failed to."""
+        """Wait until the engine has loaded the model or has failed."""
         while not model.engine.wait_until_loaded(POLL_S):
             load.entry.progress = model.engine.progress
             with self._changed:
@@ -164,18 +167,18 @@ class Loads:
         if self._register.is_closed:
             raise ApiError(503, STOPPING)
 
-    # ---- room (the lock is held) -------------------------------------------------------------------------------------
+    # ---- room, with the lock held ------------------------------------------------------------------------------------
 
     def _may_step(self, load: Load) -> bool:
         return load.entry.is_open or self._register.is_closed or not load.is_wanted or self._turn() is load
 
     def _turn(self) -> Load | None:
-        """The first in the queue whose needs are known, and whose last engine is gone."""
+        """The first load in the queue whose files have been read and whose model's last engine is gone."""
         return next((load for load in self._queue if load.prepared and not self._endings.is_of(load.entry)), None)
 
     def _step(self, load: Load, measured: Room) -> Room | None:
-        """What the first in the queue may take now; else those are seen off who are in its way. ApiError 503 if that is
-        of no use."""
+        """What this load may take now. None if it has to wait: for its turn, or for models that are made to leave.
+        ApiError 503 if the model can't fit."""
         if self._turn() is not load:
             return None
         now = self._register.clock()
@@ -192,15 +195,15 @@ class Loads:
         if prepared.fits(budget, True) is None:
             raise ApiError(503, prepared.refusal(budget))
         if own:
-            return None  # it has to leave before it comes again
+            return None  # the model's old engine has to leave first
         starting = [entry.takes for entry in others if entry.state == LOADING]
-        # as if those had gone that are going: nobody else is to leave because they take their time
+        # counted as if the ending engines were gone, so that no other model has to leave while they end
         free = lesser(minus(budget, *(entry.takes for entry in others)), plus(minus(measured, *starting), *ending))
         residents = [Resident(entry.name, entry.takes, entry.t_used, _may_leave(entry)) for entry in others]
         verdict = judge(prepared.fits, free, residents, self._n_most)
         if verdict.takes is not None:
             at_once = prepared.fits(minus(free, *ending), not others) if ending else verdict.takes
-            return at_once if at_once == verdict.takes else None  # it isn't to get less because it didn't wait
+            return at_once if at_once == verdict.takes else None  # it waits if it would get less now than later
         if not verdict.leaving and not ending and not starting:
             raise ApiError(503, prepared.refusal(without(free, residents)))
         if not verdict.busy or now - load.t_turn >= TURN_S:
@@ -209,23 +212,23 @@ class Loads:
                     entry.leaves_for = load
             self._endings.see_off()
             if len(self._endings.rooms()) > len(ending):
-                return self._step(load, measured)  # what those have may not be needed
+                return self._step(load, measured)  # plan again: the ending engines may leave enough room
         return None
 
     def _is_resident(self, entry: Entry) -> bool:
-        """Whether it has an engine, or has been given room for one."""
+        """Whether the model has an engine, or room for one."""
         return entry.state == LOADED or entry.state == LOADING and entry.load not in self._queue
 
     # ---- the end of a load -------------------------------------------------------------------------------------------
 
     def _satisfy(self, load: Load) -> None:
-        """The model is there: those who wait have it from now on. The lock is held."""
+        """Give the loaded model to all waiting requests. The lock is held."""
         load.entry.load = None
         load.entry.t_used = self._register.clock()
         for ticket in load.tickets:
             try:
                 ticket.grant()
-            except ApiError as error:  # the engine has died meanwhile
+            except ApiError as error:  # the engine has died
                 ticket.error = error
         self._changed.notify_all()
 
@@ -239,13 +242,14 @@ class Loads:
             self._satisfy(load)
 
     def keep(self, entry: Entry, seconds: float) -> bool:
-        """From now on a model sleeps after so long without work; 0 unloads it at once then, below 0 it stays."""
+        """Set the seconds without work after which a model sleeps. With 0 it is unloaded as soon as it is idle, below 0
+        it stays loaded. Returns True, since the server can load it again."""
         with self._changed:
             entry.idle_s = seconds
         return True
 
     def _fail(self, load: Load, error: Exception) -> None:
-        """Tell those who wait why; what was begun is ended."""
+        """Give the error to all waiting requests, and end the engine if it was started."""
         entry = load.entry
         reason = reason_of(error)
         if not isinstance(error, (ApiError, StartError, OptionError, Unwanted)):
@@ -263,8 +267,8 @@ class Loads:
             self._changed.notify_all()
 
     def _require_wanted(self, load: Load) -> None:
-        """ApiError if it shall not go on, Unwanted if nobody waits for it; who comes from now on begins another. The
-        lock is held."""
+        """ApiError if the load was cancelled or the server stops, Unwanted if no request waits for it. Later requests
+        begin another load. The lock is held."""
         if self._register.is_closed:
             raise ApiError(503, STOPPING)
         if load.is_cancelled:
@@ -274,7 +278,7 @@ class Loads:
             raise Unwanted
 
     def _forget(self, load: Load) -> None:
-        """It is over. The lock is held."""
+        """Detach the load from its entry. The lock is held."""
         entry = load.entry
         if entry.load is load:
             entry.load = None
@@ -283,11 +287,11 @@ class Loads:
 
 
 class Unwanted(Exception):
-    """Nobody waits for this load any more."""
+    """No request waits for this load any more."""
 
 
 def reason_of(error: Exception) -> str:
-    """Why a model could not be loaded, for those who asked for it."""
+    """Why a model could not be loaded, for the requests that wait for it."""
     if isinstance(error, ApiError):
         return error.message
     return f"the model could not be loaded: {error}"

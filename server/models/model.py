@@ -1,8 +1,8 @@
-"""A model as handlers see it: its engine, vocabulary, template, defaults and system prompt.
+"""A model as handlers use it: its engine, vocabulary, template, defaults and system prompt.
 
-Made anew for each load, used by all connection threads. A handler asks `Models.get` for the model that a request names
-and passes it on; nothing in here knows a request. Not taken: handlers that reach for the engine, the options and the
-template one by one; with several models each would have to choose three times.
+Each load makes a new one; all connection threads use it. A handler gets the model that a request names from
+`Models.get` and passes it on. This module knows no requests. Not taken: handlers that get the engine, the options and
+the template from three places. With several models they would have to choose three times.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ log = get_logger("app")
 
 
 class Vocab(Protocol):
-    """Text to tokens and back; safe to use from all threads. `fim` holds the fill-in-the-middle tokens it has.
+    """Converts text to tokens and back. All threads may use it. `fim` has its fill-in-the-middle tokens.
 
-    `bos`, `eos` and `sep` are -1 where there is none; `add_*` says whether the model wants them around a text. With
-    `is_none` there are no texts at all, and ApiError 501 instead.
+    `bos`, `eos` and `sep` are -1 if the vocabulary has no such token; `add_*` says whether the model expects them
+    around
+    a text. If `is_none`, the model's file has no vocabulary, and methods for texts raise ApiError 501.
     """
 
     n_tokens: int
@@ -43,31 +44,32 @@ class Vocab(Protocol):
     fim: Mapping[str, int]
     builtin_templates: tuple[str, ...]
     max_bytes: int
-    """What a text may have."""
+    """The most bytes of a text."""
 
     def __hash__(self) -> int:
-        """Each is equal to itself alone."""
+        """Each vocabulary equals only itself."""
 
     def tokenize(
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:
-        """Token ids of `text`. ApiError 400 for one that has too many bytes, or (`must_fit`) more than the context can
-        hold. `may_cut`: it is a prompt, so where the server drops the middle of those, all of it need not be read."""
+        """Token ids of `text`. ApiError 400 if it has too many bytes, or with `must_fit` more tokens than the context.
+        `may_cut`: the text is a prompt; if the server drops the middle of long prompts, that part needn't be
+        tokenised."""
 
     def measure(self, text: str) -> int:
-        """The bytes of a text. ApiError 400 for one that `tokenize` wouldn't take."""
+        """The number of bytes of a text. ApiError 400 if it is too long for `tokenize`."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, special tokens included."""
 
     def is_control(self, token: int) -> bool:
-        """Whether a token is a special one, which text must not become by accident."""
+        """Whether a token is a control token, which users' text must not become."""
 
     def apply_template(self, template: str, messages: list[tuple[str, str]], add_generation_prompt: bool) -> str:
-        """Have libllama render (role, content) pairs with a template of its own list."""
+        """Render (role, content) pairs with one of libllama's built-in templates."""
 
     def detokenize(self, tokens: list[int], most: int | None = None) -> bytes:
-        """The bytes of all of them. ApiError 400 if those are more than `most`."""
+        """The bytes of all tokens. ApiError 400 if they are more than `most`."""
 
 
 class Engine(Protocol):
@@ -84,18 +86,18 @@ class Engine(Protocol):
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be served, once `state` is FAILED: one line."""
+        """Why the engine can't serve, in one line, if `state` is FAILED."""
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it has work and has said nothing for longer than a step can take."""
+        """Whether it has work but has sent nothing for longer than a step can take."""
 
     @property
     def is_busy(self) -> bool:
         """Whether it has work."""
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
-        """Whether it has loaded its model, or failed to, after `timeout_s` at most."""
+        """Wait, at most `timeout_s` seconds, until it has loaded its model or failed. Return whether it has."""
 
     def close(self, grace_s: float = 0.0) -> None:
         """End it; running tasks get `grace_s` seconds."""
@@ -104,25 +106,25 @@ class Engine(Protocol):
         """The next task id."""
 
     def submit(self, *tasks: Task | Embed, stream: bool) -> Any:
-        """Queue tasks; their `Results`."""
+        """Queue tasks. Return their `Results`."""
 
     def task(self, id_task: int) -> Task | None:
-        """What was asked in a recent task."""
+        """A recent task by its id; None if it isn't known any more."""
 
     def latest_text(self, id_task: int) -> str:
-        """The end of what was generated for it."""
+        """The end of the text that was generated for a task."""
 
     def waiting_owners(self) -> list[str]:
-        """Whose the open tasks are that no slot works on."""
+        """The owners of the tasks that wait for a slot."""
 
     def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
-        """Have the engine do something else."""
+        """Have the engine run a command. Return its result."""
 
     def require_ready(self) -> None:
         """ApiError unless requests can be served."""
 
     def stacks(self) -> str:
-        """What the threads of the engine's own process are doing."""
+        """The call stacks of the engine's process."""
 
 
 PREPARING = "Loading model: its system prompt and its chat template are being prepared"
@@ -130,7 +132,7 @@ PREPARING = "Loading model: its system prompt and its chat template are being pr
 
 @record(frozen=True)
 class SystemPrompt:
-    """The prompt all slots start from, and what clients need to build theirs (`/props` shows these two)."""
+    """The prompt with which all prompts begin, and two texts with which clients build theirs (`/props` shows them)."""
 
     prompt: str = ""
     anti_prompt: str = ""
@@ -143,9 +145,10 @@ def _stays(seconds: float) -> bool:
 
 @record
 class Model:
-    """One model. `media` is what its requests may bring, `own_name` how it is called where it has no alias; `lora` are
-    the scales of adapters that have been set since it was started. `keep` has it stay for so many seconds without work,
-    and says whether it can."""
+    """One model. `media` limits the images and sounds in its requests. `own_name` is its name if it has no alias.
+    `lora`
+    are the scales of adapters if they have been set since the start. `keep` sets how many seconds it stays loaded
+    without work, and returns False if that can't be set."""
 
     engine: Engine
     options: ModelOptions
@@ -159,42 +162,42 @@ class Model:
 
     @property
     def vocab(self) -> Vocab:
-        """Its vocabulary; there once the engine is ready."""
+        """Its vocabulary, once the engine is ready."""
         return self.engine.vocab
 
     @property
     def info(self) -> ModelInfo | None:
-        """What the engine knows about it; None before that is ready."""
+        """The engine's description of the model; None before the engine is ready."""
         return self.engine.info
 
     @property
     def names(self) -> list[str]:
-        """Its aliases, else its own name: that in its bundle, or its file's path."""
+        """Its aliases, or else its own name: the name in its bundle, or its file's path."""
         return list(self.options.aliases) or [self.own_name]
 
     @property
     def name(self) -> str:
-        """How answers name it: the first of its names."""
+        """The name that answers show: the first of its names."""
         return self.names[0]
 
     def name_for(self, model: str | None) -> str:
-        """How an answer in OpenAI's dialect names it: as the request does (`model`) where that is an alias, or where it
-        has none."""
+        """The name that an answer in OpenAI's dialect shows: the request's (`model`) if that is one of its names or it
+        has no alias, else its first name."""
         return model if model and (model in self.names or not self.options.aliases) else self.name
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """What requests get that don't say otherwise."""
+        """The defaults of request fields."""
         return self.options.requests.values
 
     @property
     def template_kwargs(self) -> Mapping[str, Any]:
-        """What every chat's template may read."""
+        """The variables that options set for the chat template."""
         return self.options.template.chat_template_kwargs or {}
 
     @property
     def chat_template(self) -> Any:
-        """The template of chats, compiled when first needed (`chat.template`). ApiError when it can't be."""
+        """The chat template, compiled when it is first needed (see `chat.template`). ApiError if it is wrong."""
         if self._template is None:
             from server.chat.choose import choose_template  # here, because a server is ready sooner without it
 
@@ -205,12 +208,12 @@ class Model:
 
     @property
     def queue_position(self) -> int:
-        """The place in the queue that a task would get now: 0 is a slot at once, 1 the next one."""
+        """The place in the queue that a task would get now: 0 means a slot at once, 1 the first place."""
         snapshot = self.engine.snapshot
         return 0 if snapshot.n_idle > snapshot.n_deferred else snapshot.n_deferred + 1
 
     def require_room(self, n_answers: int, n_prompts: int = 1) -> None:
-        """ApiError 400 for a request of more tasks than can ever run and wait at one time."""
+        """ApiError 400 for a request with more tasks than slots and the queue have places."""
         n_tasks, n_places = n_prompts * n_answers, self.options.max_queue + self.info.n_slots
         if n_tasks > n_places:
             raise ApiError(
@@ -221,27 +224,26 @@ class Model:
             )
 
     def require_generative(self) -> None:
-        """ApiError 501 unless the model writes text; the engine must be ready."""
+        """ApiError 501 unless the model generates text. The engine must be ready."""
         if self.vocab.is_none:
             raise ApiError(
-                501,
-                "this model's file has no vocabulary, so it writes no text: /v1/embeddings takes lists of token ids",
+                501, "this model has no vocabulary, so it generates no text: send lists of token ids to /v1/embeddings"
             )
         if not self.info.is_generative:
             raise ApiError(
                 501,
-                "this model writes no text, it only computes embeddings: use /v1/embeddings"
+                "this model generates no text, it only computes embeddings: use /v1/embeddings"
                 + (" or /v1/rerank" if self.info.pooling == "rank" else ""),
             )
 
     def set_lora(self, scales: Sequence[tuple[int, float]]) -> Any:
-        """The scales of adapters for requests that name none; all adapters as they are then."""
+        """Set the scales of adapters for requests that name none. Return all adapters with their scales."""
         adapters = self.engine.command("set_lora", scales=tuple(scales))["adapters"]
         self.lora = tuple(scales)
         return adapters
 
     def set_system_prompt(self, value: object) -> None:
-        """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""
+        """Set the system prompt. The engine computes it once, after the running tasks, unless it is unchanged."""
         new = value if isinstance(value, SystemPrompt) else read_system_prompt(value)
         self.require_generative()
         with self._lock:
@@ -252,7 +254,8 @@ class Model:
 
 
 def read_system_prompt(value: object) -> SystemPrompt:
-    """A checked `system_prompt`: an object with `prompt`, `anti_prompt`, `assistant_name`; a text alone is a prompt."""
+    """A checked `system_prompt`: an object with `prompt`, `anti_prompt` and `assistant_name`, or a text, which is the
+    prompt. ApiError 400."""
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
@@ -265,7 +268,7 @@ def read_system_prompt(value: object) -> SystemPrompt:
 
 
 def read_prompt_file(path: str | None) -> object:
-    """The object in `--system-prompt-file`, checked; None without one."""
+    """The checked object in `--system-prompt-file`; None without a file. OptionError."""
     if not path:
         return None
     try:
@@ -278,10 +281,11 @@ def read_prompt_file(path: str | None) -> object:
 
 
 def check_chat_template(options: TemplateOptions, model: Model) -> None:
-    """Compile the chat template now. A fault in the user's ends the server (ApiError), one in the model's is logged."""
+    """Compile the chat template. An error in a template from an option is raised (ApiError), one in the model's own is
+    logged."""
     try:
         model.chat_template  # noqa: B018  (a property that compiles)
     except ApiError as error:
         if options.chat_template or options.chat_template_file:
             raise
-        log.warning("%s; chats will be refused (--chat-template names another)", error)
+        log.warning("%s; chats will be refused (set another template with --chat-template)", error)

@@ -1,10 +1,10 @@
-"""All models behind one door: which one a request means, have it loaded when it is wanted, have it end when it is idle.
+"""All models of a server: finds the model that a request names, loads it on demand, and ends it when it is idle.
 
-Connection threads ask (`get`), and the main thread looks about twice a second (`tick`). How models come is in `loads`,
-how they go in `endings`, and what is known of them in `register`, whose lock guards the books of all three.
+Connection threads call `get`, the main thread calls `tick` about twice a second. `loads` loads models, `endings` ends
+their engines, and `register` has all models by name, with the lock that guards the state of all three.
 
-A request takes its model under that lock and gives it back when its answer has been written, and engines are only ended
-under the same lock: so there is no moment in which a model with work can be taken for an idle one.
+A request takes its model under that lock and gives it back when its answer has been written. Engines are ended only
+under the same lock. So a model that a request uses never counts as idle.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from server.models.model import PREPARING, Model
 from server.models.register import MayUse, Register, anybody
 from server.options.parser import OptionError, read_asked
 
-RETIRE_S = 30.0  # that the end of an engine is waited for before its model's files are removed
-CLOSE_S = 5.0  # for loads and ends that are under way when the server ends
+RETIRE_S = 30.0  # seconds to wait for the end of an engine before its model's files are removed
+CLOSE_S = 5.0  # seconds to wait for running loads and ending engines when the server stops
 
 log = get_logger("models")
 
 
 class Models:
-    """See above. `lone`: there is one model, which the start of the server loads and which answers to every name.
+    """All models of a server. `lone`: the server has one model, which it loads at start and uses for every name.
 
-    `n_most` models have an engine at a time, 0 is any number; without `autoload` only `load` loads; `may_use` says
-    whether a key may use a model. `is_prepared` is False while `serving` sees to what requests of a lone model depend
-    on besides the engine: the system prompt and the chat template."""
+    At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload` only `load` loads
+    models. `may_use` says whether a key may use a model. `is_prepared` is False while `serving` still prepares the
+    system prompt and the chat template of a lone model."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Models:
 
     @classmethod
     def of_one(cls, model: Model, starter: Starter | None = None, may_use: MayUse = anybody) -> Models:
-        """The one model of a server, whose engine has begun to load it; `starter` starts it again."""
+        """The models of a server with one model, whose engine has begun to load it. `starter` can load it again."""
         options = model.options
         entry = Entry(
             model.name,
@@ -80,26 +80,26 @@ class Models:
             model.keep = partial(models._loads.keep, entry)
         return models
 
-    # ---- what there is -----------------------------------------------------------------------------------------------
+    # ---- models and their states -------------------------------------------------------------------------------------
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """All of them."""
+        """All models."""
         return self.register.entries
 
     @property
     def lone(self) -> Entry | None:
-        """The model of a server that has one, None where there are several."""
+        """The model of a server with one model; None if there are several."""
         return self.register.lone
 
     @property
     def default(self) -> Model:
-        """The same, loaded."""
+        """The lone model, which must be loaded."""
         assert self.lone is not None and self.lone.model is not None
         return self.lone.model
 
     def seen_by(self, key_id: str) -> list[Entry]:
-        """Those that a key may use."""
+        """The models that a key may use."""
         return self.register.seen_by(key_id)
 
     def find(self, name: object, key_id: str) -> Entry:
@@ -107,7 +107,7 @@ class Models:
         return self.register.find(name, key_id)
 
     def status(self, entry: Entry) -> str:
-        """One of the states of entries; that of a lone model is its engine's at first."""
+        """The state of a model. While a lone model starts, it follows from its engine's state."""
         if entry.state == LOADED and entry.model is not None:
             state = entry.model.engine.state
             if state == STARTING or not self.is_prepared:
@@ -117,7 +117,7 @@ class Models:
 
     @property
     def are_wanted(self) -> bool:
-        """Whether a model waits for the room of others: what can wait shall not use those."""
+        """Whether a load waits for room. Batches then pause, so that idle models can leave."""
         return self._loads.are_waiting
 
     def place(self, entry: Entry) -> int:
@@ -126,19 +126,19 @@ class Models:
             return self._loads.place(entry)
 
     def left_s(self, entry: Entry) -> float | None:
-        """How many seconds a loaded model stays if nobody wants it; None is for ever."""
+        """The seconds that a loaded model stays without further requests; None for ever."""
         return None if entry.idle_s < 0 else max(entry.t_used + entry.idle_s - self._clock(), 0.0)
 
     # ---- for requests ------------------------------------------------------------------------------------------------
 
     def get(self, name: object, request: Asking) -> Model:
-        """The model for a request whose `model` is `name`, ready to serve until the request has ended; loaded first if
-        it isn't, which is waited for. ApiError 404 for an unknown name, 503 while a lone model is loading at the start
-        or where there is no room, 500 if it could not be loaded, 499 when the client leaves meanwhile."""
+        """The model for a request whose field `model` is `name`. The request can use it until its end. If the model
+        isn't loaded, this loads it and waits. ApiError 404 for an unknown name, 503 while a lone model loads at start
+        or if there is no room, 500 if the model can't be loaded, 499 if the client leaves."""
         return self.take(self.ask(name, request), request)
 
     def ask(self, name: object, request: Asking) -> Ticket:
-        """Begin to `get`: what stands for the request until it has ended, with its model if that is there at once."""
+        """The first half of `get`, which doesn't wait. The ticket has the model already if it is loaded."""
         entry = self.find(name, request.key_id)
         ticket = Ticket(entry)
         with self._changed:
@@ -152,7 +152,7 @@ class Models:
         return ticket
 
     def take(self, ticket: Ticket, request: Asking) -> Model:
-        """What has been asked for, waited for if it isn't there."""
+        """The second half of `get`: wait for the model of a ticket."""
         if ticket.model is None:
             with request.on_disconnect(partial(self.leave, ticket)):
                 while not self.wait(ticket):
@@ -161,7 +161,8 @@ class Models:
         return ticket.model
 
     def wait(self, ticket: Ticket, timeout_s: float | None = None) -> bool:
-        """Whether the model is there, after `timeout_s` at most. ApiError if it can't be had."""
+        """Wait, at most `timeout_s` seconds, for the model of a ticket. Return whether it is loaded. ApiError as for
+        `get`."""
         with self._changed:
             self._changed.wait_for(lambda: ticket.model or ticket.error or ticket.has_left, timeout_s)
             if ticket.error is not None:
@@ -171,21 +172,21 @@ class Models:
             return ticket.model is not None
 
     def leave(self, ticket: Ticket) -> None:
-        """Nobody waits any more for what has been asked for."""
+        """Stop waiting for the model of a ticket."""
         with self._changed:
             ticket.has_left = True
             ticket.drop()
             self._changed.notify_all()
 
     def share(self, model: Model, request: Asking) -> None:
-        """While one request has a model: have another one have it, too."""
+        """Give a model that a request uses to another request, too."""
         with self._changed:
             ticket = Ticket(next(entry for entry in self.entries if entry.model is model))
             ticket.grant()
         request.at_end(partial(self._release, ticket))
 
     def _release(self, ticket: Ticket) -> None:
-        """The request has ended."""
+        """Give the model back at the end of the request."""
         with self._changed:
             entry = ticket.entry
             if ticket.model is None:
@@ -199,7 +200,7 @@ class Models:
             self._changed.notify_all()
 
     def known(self, name: object, key_id: str) -> Model:
-        """A model for what can be told without its engine: one that is loaded, or asleep. ApiError 503 for others."""
+        """A loaded or sleeping model, for questions that don't need its engine. ApiError 503 for others."""
         entry = self.find(name, key_id)
         with self._changed:
             model, is_loaded = entry.model, entry.state == LOADED
@@ -210,31 +211,31 @@ class Models:
         raise ApiError(503, f"the model {entry.name!r} is not loaded", headers={"Retry-After": "1"})
 
     def spell(self, name: object, request: Asking) -> Model:
-        """A model whose vocabulary is wanted and not its engine: one that is asleep isn't woken for that."""
+        """A model for requests that need only its vocabulary. A sleeping model isn't loaded for that."""
         entry = self.find(name, request.key_id)
         with self._changed:
             model = entry.model if entry.state != LOADED else None
         return model or self.get(name, request)
 
     def _require_open(self, entry: Entry) -> None:
-        """ApiError where nothing is loaded any more. The lock is held."""
+        """ApiError if the server is stopping. The lock is held."""
         self._endings.bury(entry)
         if self.register.is_closed:
             raise ApiError(503, STOPPING)
 
     def _require_ready(self, model: Model | None) -> None:
-        """ApiError while a model can't serve, or the start isn't over."""
+        """ApiError if a model can't serve, or the server is still starting."""
         assert model is not None
         model.engine.require_ready()
         if not self.is_prepared:
             raise ApiError(503, PREPARING, headers={"Retry-After": "1"})
 
-    # ---- by order ----------------------------------------------------------------------------------------------------
+    # ---- for the routes that manage models ---------------------------------------------------------------------------
 
     def load(self, name: object, key_id: str, options: Mapping[str, object] | None = None) -> Entry:
-        """Begin to load a model, which is not waited for; also one that has failed. Nothing if it is there. `options`
-        are its own from now on, None those that it had last. ApiError 400 for wrong ones, 409 if it is there without
-        them."""
+        """Begin to load a model, also one that has failed, without waiting. It has no effect if the model is loaded.
+        `options` are the model's own from now on; None leaves them unchanged. ApiError 400 for wrong options, 409 if
+        the model is loaded with others."""
         entry = self.find(name, key_id)
         if options is not None:
             self._give_options(entry, options)
@@ -243,7 +244,7 @@ class Models:
 
     def _give_options(self, entry: Entry, options: Mapping[str, object]) -> None:
         if self._starter is None or self.lone is not None:
-            raise ApiError(501, "this server was started with one model, whose options are the command line's")
+            raise ApiError(501, "this server has one model, whose options are set on the command line")
         try:
             asked = read_asked(options)
             idle_s = self._starter.idle_s(entry.source, asked)
@@ -254,24 +255,24 @@ class Models:
                 return
             if entry.load is not None or entry.state == LOADED:
                 raise ApiError(409, f"{entry.name} is loaded with other options: unload it first")
-            if entry.state == SLEEPING:  # what is told of it was with other options
+            if entry.state == SLEEPING:  # it was loaded with other options
                 entry.model = None
                 self.register.set(entry, UNLOADED)
             entry.asked, entry.idle_s = asked, idle_s
-            log.info("%s has options of a request: %s", entry.name, ", ".join(asked) or "none")
+            log.info("a request has set options of %s: %s", entry.name, ", ".join(asked) or "none")
 
     def begin(self, entry: Entry) -> None:
-        """The same for whom nobody has asked."""
+        """Begin to load a model, without waiting. It has no effect if the model is loaded."""
         with self._changed:
             self._require_open(entry)
             if not entry.is_open:
                 self._loads.of(entry, is_asked=True).is_asked = True
 
     def unload(self, name: object, key_id: str) -> Entry:
-        """End a model's engine once its work is done; requests that come meanwhile wait, and load it again."""
+        """End a model's engine when its work is done. Requests that arrive later load it again."""
         entry = self.find(name, key_id)
         if self._starter is None:
-            raise ApiError(501, "this server was started with one model, which it keeps")
+            raise ApiError(501, "this server has one model, which can't be unloaded")
         with self._changed:
             if entry.load is not None:
                 entry.load.is_cancelled = True
@@ -287,8 +288,8 @@ class Models:
         return entry
 
     def renew(self, entries: Iterable[Entry]) -> None:
-        """The models have been looked for anew: new ones come, those that are gone leave once nobody has them. What
-        still is what it was stays as it is."""
+        """Take over a new list of models. New models are added, and models that are gone leave when no request uses
+        them. The state of all others stays."""
         if self.lone is not None:
             return
         with self._changed:
@@ -304,11 +305,11 @@ class Models:
             self.register.put([*found, *left])
 
     def retire(self, entry: Entry) -> None:
-        """End a model's engine, if nobody has work for it, and take it off the list, because its files go. ApiError 409
-        if it is at work."""
+        """End a model's engine and remove the model from the list, before its files are removed. ApiError 409 if the
+        model is busy."""
         with self._changed:
             if entry.load is not None or not entry.is_idle:
-                raise ApiError(409, f"{entry.name} is at work: try again when it isn't")
+                raise ApiError(409, f"{entry.name} is busy: try again when it is idle")
             if entry.state == LOADED:
                 entry.leaves_for = UNLOADED
                 self._endings.see_off()
@@ -318,7 +319,7 @@ class Models:
     # ---- the main thread ---------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """What has come up: models that have been idle for long enough, engines that have died for good."""
+        """End models that have been idle for long enough, and mark those whose engine has died as failed."""
         if self._starter is not None:
             self._starter.tick(any(model.engine.is_busy for model in self.running()))
         with self._changed:
@@ -332,7 +333,7 @@ class Models:
             self._endings.see_off()
 
     def close(self, grace_s: float = 0.0) -> None:
-        """End all engines; running tasks get `grace_s` seconds. Nothing is loaded any more."""
+        """End all engines. Running tasks have `grace_s` seconds to finish. No model is loaded any more."""
         with self._changed:
             self.register.is_closed = True
             engines = [entry.model.engine for entry in self.entries if entry.model is not None]
@@ -356,7 +357,7 @@ class Models:
 
     @property
     def is_alive(self) -> bool:
-        """Whether there is anything to serve: not, where the one model can't be loaded at the start, or isn't yet."""
+        """Whether the server can serve: False while a lone model loads at start, or if it can't be loaded."""
         model = self.lone.model if self.lone is not None and self.lone.state == LOADED else None
         if model is None:
             return True
@@ -365,14 +366,14 @@ class Models:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether an engine has work and makes no progress."""
+        """Whether an engine has work but makes no progress."""
         return any(model.engine.is_stuck for model in self.running())
 
     def stacks(self) -> str:
-        """What the threads of all engines are doing."""
+        """The call stacks of all engines."""
         return "\n".join(model.engine.stacks() for model in self.running())
 
     def running(self) -> list[Model]:
-        """Those that have an engine."""
+        """The models that have an engine."""
         with self._changed:
             return [entry.model for entry in self.entries if entry.model is not None and entry.state == LOADED]

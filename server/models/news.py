@@ -1,6 +1,6 @@
-"""What happens to models, for those who listen: a queue for each reader, which whoever has news fills.
+"""Events about models, with a queue for each reader.
 
-A leaf; any thread. Who tells never waits for a reader: one that is too far behind finds the end of its queue instead.
+A leaf; any thread. `tell` never waits for a reader. The queue of a reader that is too slow is ended.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Empty, Full, Queue
 
-MOST = 1000  # that a reader may be behind
+MOST = 1000  # events in a queue
 
 
 class News:
-    """All readers."""
+    """The queues of all readers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the list
@@ -22,7 +22,7 @@ class News:
 
     @contextmanager
     def read(self) -> Iterator[Queue]:
-        """A queue of what is told while the block lasts; None when it is over."""
+        """A queue that gets all events during the block. None in it is the end."""
         queue: Queue = Queue(MOST)
         with self._lock:
             self._queues.append(queue)
@@ -34,13 +34,13 @@ class News:
                     self._queues.remove(queue)
 
     def tell(self, news: object) -> None:
-        """Give it to all readers; None says that it is over."""
+        """Put an event into all queues; None ends them."""
         with self._lock:
             self._queues = [queue for queue in self._queues if _told(queue, news)]
 
 
 def _told(queue: Queue, news: object) -> bool:
-    """Whether there was room for it; the reader of a full queue finds its end instead."""
+    """Put an event into a queue, and return True. If the queue is full, end it and return False."""
     try:
         queue.put_nowait(news)
         return True

@@ -1,7 +1,7 @@
-"""Removing a model's files: only such as lie below the folders of models, and belong to nobody else.
+"""Removes a model's files, but only files in the folders of models that belong to no other program.
 
-Runs where it is asked for: a connection's thread, or a command's main thread. A leaf but for the catalogue's entries.
-Not taken: a dustbin. Who removes a model wants its room on the disk.
+Runs on a connection's thread, or on the main thread of a command. Imports only the catalogue's entries. Not taken:
+moving the files to the trash. A user who removes a model wants to free space on the disk.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from pathlib import Path
 from server.models.catalogue import ModelEntry
 
 NOTES = (".sha256", ".part", ".part.json", ".lock")
-"""What downloads leave beside a file."""
+"""Suffixes of the files that downloads put beside a model."""
 MARKS = (".no-mmproj",)
-"""What they leave in a folder."""
+"""Files that downloads put into a repository's folder."""
 
 
 class RemovalError(Exception):
-    """Why a model's files stay: one line."""
+    """Why a model's files can't be removed: one line."""
 
 
 def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[Path]:
-    """Remove the files of a model, its projector if no other model has it, and folders that are empty then.
+    """Remove the files of a model, its projector unless another model uses it, and folders that become empty.
 
-    RemovalError before anything is removed if they aren't below `roots`, or are another program's. Links are removed,
-    never what they lead to."""
+    RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. If a file is
+    a
+    link, only the link is removed."""
     places = removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]
@@ -39,21 +40,21 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
 
 
 def removable_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """The files that `remove_files` would remove, each with the root that it is in. RemovalError."""
+    """The files that `remove_files` would remove, each with the root that contains it. RemovalError."""
     if entry.keeper:
-        raise RemovalError(f"{entry.name} is in a folder of {entry.keeper}: remove it there")
+        raise RemovalError(f"{entry.name} is in a folder of {entry.keeper}: remove it with that program")
     if not entry.path:
-        raise RemovalError(f"{entry.name} has no file here")
+        raise RemovalError(f"{entry.name} has no file on this machine")
     used = {path for other in others if other.name != entry.name for path in (other.mmproj, *other.parts)}
     files = [Path(path) for path in (*entry.parts, *([entry.mmproj] if entry.mmproj not in used else [])) if path]
     places = [(path, root) for path in files if (root := _root_of(path, roots))]
     if len(places) < len(files):
-        raise RemovalError(f"{entry.path} is not in the folder of models, so it stays: remove the file yourself")
+        raise RemovalError(f"{entry.path} is not in a folder of models: remove the file yourself")
     return places
 
 
 def _root_of(path: Path, roots: Iterable[Path]) -> Path | None:
-    """Which root a file is in, links of folders followed."""
+    """The root that contains a file, after links to folders are resolved; None if none does."""
     folder = Path(os.path.realpath(path.parent))
     return next((root for root in map(_real, roots) if folder == root or root in folder.parents), None)
 
@@ -63,7 +64,7 @@ def _real(path: Path) -> Path:
 
 
 def _remove(path: Path) -> bool:
-    """Whether it was there."""
+    """Remove a file and its notes. Return whether it existed."""
     for suffix in NOTES:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     try:

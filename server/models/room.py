@@ -1,8 +1,8 @@
-"""Who has to leave so that a model can be loaded: numbers in, a verdict out. Pure.
+"""Decides which models have to leave so that another one can be loaded. Pure.
 
-Rooms are bytes by the name of a place ("memory", a GPU). How many a model takes in a room is the memory plan's to say
-(`Fits`), so this knows neither files nor layers. Not taken: counting models alone, since a folder has a model of
-300 MB beside one of 30 GB.
+A room is a number of bytes for each place ("memory", a GPU). The memory plan (`Fits`) says how much a model takes, so
+this module knows neither files nor layers. Not taken: limiting only the number of models. A model may have 300 MB or
+30 GB.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from server.records import field, record
 
 Room = Mapping[str, int]
-"""Bytes by the name of their place."""
+"""Bytes by the name of the place."""
 Fits = Callable[[Room, bool], Room | None]
-"""What a model would take of this much room, None if it doesn't fit; the second argument says whether it would be
-alone, and so has to make do with what there is."""
+"""Returns what a model would take of a room, or None if it doesn't fit. The second argument says whether the model
+would
+be alone; then it may be loaded with less than it should have."""
 
 
 @record(frozen=True)
 class Resident:
-    """A model that has an engine. `t_used` is when it was last at work; `is_idle` that nothing runs or waits for it."""
+    """A model that has an engine. `t_used` is the time when it last had work. `is_idle`: no request uses it."""
 
     name: str
     takes: Room
@@ -30,8 +31,9 @@ class Resident:
 
 @record(frozen=True)
 class Verdict:
-    """`takes` is what the new model is to get, if it may be loaded now; else `leaving` are those who have to go first,
-    `busy` those of them who can't go yet. Neither: there isn't enough even without all others."""
+    """`takes` is the room for the new model, if it can be loaded now. Otherwise `leaving` are the models that have to
+    leave first, and `busy` are those among them that are still working. If both are empty, the new model doesn't fit
+    even without all others."""
 
     takes: Room | None = None
     leaving: tuple[str, ...] = ()
@@ -39,15 +41,16 @@ class Verdict:
 
 
 def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) -> Verdict:
-    """Whether a model fits beside `residents`, else who leaves: those unused for longest, idle ones before busy ones,
-    and no more than needed. At most `n_most` models have an engine at a time, 0 is any number."""
+    """Decide whether a model fits beside `residents`, or which of these have to leave: idle ones first, then those that
+    haven't been used for longest, and no more than necessary. At most `n_most` models may have an engine; 0 for any
+    number."""
     order = sorted(residents, key=lambda one: (not one.is_idle, one.t_used))
     n_too_many = max(len(order) + 1 - n_most, 0) if n_most else 0
     for n in range(n_too_many, len(order) + 1):
         if fits(without(free, order[:n]), n == len(order)) is None:
             continue
         leaving = order[:n]
-        for one in order[:n]:  # who was unused for longest may be of no help
+        for one in order[:n]:  # a model that leaves may not make a difference
             fewer = [other for other in leaving if other is not one]
             if len(fewer) >= n_too_many and fits(without(free, fewer), len(fewer) == len(order)) is not None:
                 leaving = fewer
@@ -60,20 +63,20 @@ def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) ->
 
 
 def without(free: Room, leaving: Sequence[Resident]) -> dict[str, int]:
-    """The room that there is once these are gone."""
+    """The room that is free when these models are gone."""
     return plus(free, *(one.takes for one in leaving))
 
 
 def plus(room: Room, *given: Room) -> dict[str, int]:
-    """A room with what others had."""
+    """The sum of rooms, for the places of the first one."""
     return {place: n + sum(one.get(place, 0) for one in given) for place, n in room.items()}
 
 
 def minus(room: Room, *taken: Room) -> dict[str, int]:
-    """What others leave of a room."""
+    """A room without what others take of it."""
     return {place: n - sum(one.get(place, 0) for one in taken) for place, n in room.items()}
 
 
 def lesser(room: Room, other: Room) -> dict[str, int]:
-    """Of each place in `room` the smaller figure."""
+    """The smaller number for each place in `room`."""
     return {place: min(n, other.get(place, n)) for place, n in room.items()}
