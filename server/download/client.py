@@ -1,7 +1,7 @@
-"""HTTP for downloads: urllib with its proxies and certificates, stricter redirects, and advice for errors.
+"""HTTP for downloads: urllib with its proxies and certificates, stricter redirects, and errors that say what to do.
 
-Runs where `fetch` runs. Imports the standard library and `local`. A token goes to the hub alone and a
-password in a URL to that URL's host alone, redirects or not; urllib by itself would send both on.
+Runs where `fetch` runs. Imports the standard library and `local`. A token is sent only to the hub, and a password in a
+URL only to that URL's host, even after redirects. urllib itself would send both to other hosts.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 from server.download.local import DownloadError, Progress, Trouble, one_line
 from server.records import field, record
 
-STALL_S = 60.0
+STALL_S = 60.0  # seconds without data after which a connection is given up
 MAX_TRIES = 4
-"""In a row that brought nothing."""
-MAX_WAIT_S = 60.0
-MAX_LISTING = 32 << 20
-MAX_SHOWN = 200
+"""Tries in a row without any new data."""
+MAX_WAIT_S = 60.0  # the longest Retry-After that is obeyed
+MAX_LISTING = 32 << 20  # bytes of a repository's file list
+MAX_SHOWN = 200  # characters of a URL in a message
 RETRY_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
 CHECKSUM_HEADERS = ("X-Linked-Etag", "X-Checksum-Sha256")
 SIZE_HEADER = "X-Linked-Size"
 TOLD_ON_THE_WAY = (*CHECKSUM_HEADERS, SIZE_HEADER)
-"""The hub says these beside the redirect to wherever the data are."""
+"""Headers that the hub sends with the redirect to the data."""
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 NEXT_PAGE = re.compile(r'<([^<>]+)>\s*;\s*rel="?next"?')
 URL_CHARS = "/%:@!$&'()*+,;=~?"
@@ -42,10 +42,10 @@ Origin = tuple[str, str, int]
 
 
 def check_url(url: str, option: str) -> SplitResult:
-    """Its parts; DownloadError unless it is one for us. `file:` and the like are not."""
+    """The parts of an http or https URL. DownloadError for others, such as `file:`."""
     parts = split_url(url)
     if parts is None:
-        raise DownloadError(f"{option} takes an address that begins with https:// or http://, not {shown(url)!r}")
+        raise DownloadError(f"{option} takes a URL that begins with https:// or http://, not {shown(url)!r}")
     return parts
 
 
@@ -61,13 +61,13 @@ def split_url(url: str) -> SplitResult | None:
 
 
 def origin(url: str) -> Origin:
-    """Scheme, host and port of a checked URL: who gets to see a token."""
+    """Scheme, host and port of a checked URL. Tokens are bound to them."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
 def shown(url: str) -> str:
-    """A URL for messages, without what may be secret in it: login and query."""
+    """A URL for messages, without login and query, which may be secret."""
     bare = one_line(url).partition("?")[0].partition("#")[0]
     scheme, mark, rest = bare.rpartition("://")
     host, slash, path = rest.partition("/")
@@ -75,7 +75,7 @@ def shown(url: str) -> str:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects; keeps what hubs tell on the way, and credentials where they belong."""
+    """Follows redirects. It keeps the hub's headers about the file, and sends credentials only to their own host."""
 
     def __init__(self, credentials: Mapping[Origin, str]) -> None:
         self._credentials = credentials
@@ -84,16 +84,16 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        """The next request; DownloadError where we don't follow."""
+        """The next request. DownloadError for a redirect that isn't followed."""
         to = split_url(newurl)
         if to is None:
             raise DownloadError(
-                f"{shown(req.full_url)} leads to {shown(newurl)!r}, which is no web address: use another one"
+                f"{shown(req.full_url)} redirects to {shown(newurl)!r}, which is not a web URL: use another one"
             )
         if req.type == "https" and to.scheme != "https":
             raise DownloadError(
-                f"{shown(req.full_url)} leads to {shown(newurl)}, which isn't encrypted: "
-                "use that address itself if you trust it"
+                f"{shown(req.full_url)} redirects to {shown(newurl)}, which isn't encrypted: use that URL directly if "
+                "you trust it"
             )
         new = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
         if new is not None:
@@ -105,7 +105,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def authorize(request: urllib.request.Request, credentials: Mapping[Origin, str]) -> None:
-    """Add the credentials for where this request goes, so that urllib won't take them elsewhere."""
+    """Add the credentials for the request's host. urllib doesn't send this header along with redirects."""
     value = credentials.get(origin(request.full_url))
     if value:
         request.add_unredirected_header("Authorization", value)
@@ -113,7 +113,7 @@ def authorize(request: urllib.request.Request, credentials: Mapping[Origin, str]
 
 @record(frozen=True)
 class Answer:
-    """A response to read from. `header` finds those of redirects on the way as well; "" if there is none."""
+    """A response to read from. `header` returns a header of the response or of a redirect before it; "" for none."""
 
     status: int
     body: Any
@@ -122,18 +122,19 @@ class Answer:
 
 @record(frozen=True)
 class Client:
-    """Opens URLs. `token` is for `endpoint`, the hub's URL, alone."""
+    """Opens URLs. `token` is sent only to `endpoint`, the hub's URL."""
 
     endpoint: str
     token: str
     sleep: Callable[[float], None]
     progress: Progress
     https: urllib.request.HTTPSHandler = field(default_factory=urllib.request.HTTPSHandler)
-    """One for all requests: making it reads all certificates."""
+    """One handler for all requests, because making one reads all certificates."""
 
     @contextlib.contextmanager
     def open(self, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
-        """The answer if it is a success, or 416 to a Range. Network errors during reading: Trouble."""
+        """The answer, if it is a success or a 416 to a Range. DownloadError or Trouble otherwise, also for network
+        errors while the answer is read."""
         host = urlsplit(url).hostname
         try:
             request, credentials = self._request(url, headers)
@@ -149,7 +150,7 @@ class Client:
             raise Trouble(f"the connection to {host} broke ({reason})") from None
 
     def read_json(self, url: str) -> tuple[object, str]:
-        """The value, and where its next page is ("" if it is the last)."""
+        """The JSON value at a URL, and the URL of its next page ("" if it is the last)."""
         with self.open(url, {"Accept": "application/json"}) as answer:
             data = answer.body.read(MAX_LISTING + 1)
             following = NEXT_PAGE.search(answer.header("Link"))
@@ -158,10 +159,11 @@ class Client:
                 return json.loads(data), following[1] if following else ""
         except (ValueError, RecursionError):
             pass
-        raise DownloadError(f"{shown(url)} doesn't list files: check MODEL_ENDPOINT")
+        raise DownloadError(f"{shown(url)} is not a list of files: check MODEL_ENDPOINT")
 
     def persist(self, step: Callable[[], T], measure: Callable[[], int], label: str) -> T:
-        """What `step` returns, called again after Trouble until MAX_TRIES have not raised `measure`."""
+        """Call `step` until it succeeds, and return its result. DownloadError after MAX_TRIES times Trouble in a row
+        without any progress, which `measure` returns."""
         best, n_failed = measure(), 0
         while True:
             try:
@@ -171,7 +173,7 @@ class Client:
                 n_failed = 1 if reached > best else n_failed + 1
                 best = max(best, reached)
                 if n_failed >= MAX_TRIES:
-                    cure = "what has arrived is kept: run this again to go on" if reached else "try it later"
+                    cure = "the part that has arrived is kept: run this again to continue" if reached else "try later"
                     raise DownloadError(f"{label}: {trouble}; {cure}") from None
                 wait = max(trouble.wait_s, 2.0 ** (n_failed - 1))
                 self.progress.say(f"{label}: {trouble}; next try in {wait:.0f} s")
@@ -209,7 +211,7 @@ class Client:
                 raise self._refusal(error) from None
         except ValueError as error:  # http.client.InvalidURL too
             where = shown(request.full_url)
-            raise DownloadError(f"{where} is no valid address, or leads to one ({error}): check it") from None
+            raise DownloadError(f"{where} is not a valid URL, or redirects to a wrong one ({error})") from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> DownloadError | Trouble:
         url = error.url
@@ -221,27 +223,27 @@ class Client:
                 min(float(wait), MAX_WAIT_S) if wait.isdecimal() else 0.0,
             )
         if error.code in (401, 403):
-            cure = "it takes an address with what lets you in"
+            cure = "use a URL that contains the login"
             if is_hub:
                 cure = (
-                    "check that the token may read it, and accept its terms on its page"
+                    "check that the token may read it, and accept the model's terms on its page"
                     if self.token
-                    else "check the name; if it is private or gated, give --hf-token or HF_TOKEN"
+                    else "check the name; for a private or gated model set --hf-token or HF_TOKEN"
                 )
-            return DownloadError(f"{where} may not be read ({error.code}): {cure}")
+            return DownloadError(f"access to {where} is denied ({error.code}): {cure}")
         if error.code in (404, 410):
             return DownloadError(f"{where} doesn't exist ({error.code}): check the name")
-        return DownloadError(f"{where} answers {error.code} {error.reason[:MAX_SHOWN]}: check the address")
+        return DownloadError(f"{where} answers {error.code} {error.reason[:MAX_SHOWN]}: check the URL")
 
     def _unreachable(self, host: str | None, reason: object) -> DownloadError | Trouble:
         if isinstance(reason, ssl.SSLCertVerificationError):
             return DownloadError(
-                f"the certificate of {host} isn't trusted ({reason.verify_message}): if "
-                "your network has an authority of its own, name its file in SSL_CERT_FILE"
+                f"the certificate of {host} isn't trusted ({reason.verify_message}): if your network has its own "
+                "certificate authority, set SSL_CERT_FILE to its file"
             )
         if isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME:
             return DownloadError(
-                f"{host} isn't known on the network: check the name and the connection "
-                "(a proxy is taken from HTTPS_PROXY)"
+                f"{host} can't be resolved: check the name and the network connection "
+                "(a proxy can be set in HTTPS_PROXY)"
             )
         return Trouble(f"{host} can't be reached ({reason})")

@@ -1,7 +1,7 @@
-"""From options to a model file: which files, are they there already, fetch those that are not.
+"""Provides a model's files: chooses them, checks which exist, and downloads the others.
 
-Runs on the caller's thread (the main one, before the server listens). Imports the standard library and its
-neighbours. A lock per file keeps two processes apart; the second one finds what the first has fetched.
+Runs on the caller's thread. Imports the standard library and its neighbours. Two processes that need the same file are
+kept apart by a lock for each file. The second one finds the file that the first has downloaded.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ def fetch_model(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """The model's path, downloaded unless it is there; of a model in several files the first. DownloadError.
+    """The path of the model, which is downloaded unless it exists; the path of its first file if it has several.
+    DownloadError.
 
-    Either `url`, or `hf_repo` ("user/repo" or "user/repo:quant") with or without `hf_file`. `path` (`-m`) is
-    where it goes instead of the cache. `token` (else HF_TOKEN) is sent to the hub only: MODEL_ENDPOINT,
-    HF_ENDPOINT or huggingface.co. `sha256` is compared also with a file that is there already.
+    Give either `url`, or `hf_repo` ("user/repo" or "user/repo:quant") with or without `hf_file`. `path` (`-m`) is the
+    destination instead of the cache. `token`, or else HF_TOKEN, is sent only to the hub: MODEL_ENDPOINT, HF_ENDPOINT or
+    huggingface.co. `sha256` is also compared with a file that exists.
     """
     environ = os.environ if environ is None else environ
     if bool(url) == bool(hf_repo) or hf_file and not hf_repo:
-        raise DownloadError(
-            "it isn't clear what to download: give --model-url alone, or --hf-repo with or without --hf-file"
-        )
+        raise DownloadError("unclear what to download: give --model-url alone, or --hf-repo with or without --hf-file")
     if sha256 and not SHA256.fullmatch(sha256):
         raise DownloadError(f"a sha256 has 64 hexadecimal digits, not {sha256[:80]!r}")
     client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
@@ -82,8 +81,8 @@ def fetch_projector(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path | None:
-    """The projector that the repository has for this model of it, downloaded unless it is there; None if it has none.
-    DownloadError; the rest as for `fetch_model`."""
+    """The path of the projector for a model of this repository, which is downloaded unless it exists; None if the
+    repository has none. DownloadError. For the other parameters see `fetch_model`."""
     environ = os.environ if environ is None else environ
     client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
     cache = (cache or cache_folder(environ)) / "models"
@@ -97,8 +96,8 @@ def fetch_projector(
 
 
 def cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """One line per downloaded model: its size, and what names it on the command line (a repository's file as
-    `-hf user/repo -hff file`, one from elsewhere by its path)."""
+    """A line for each downloaded model: its size, and the options that name it (`-hf user/repo -hff file` for a file of
+    a repository, else its path)."""
     folder = cache_folder(environ) / "models"
     lines = []
     for path in sorted(folder.rglob("*.gguf")):
@@ -118,7 +117,7 @@ def _endpoint(environ: Mapping[str, str]) -> str:
 def _token(given: str | None, environ: Mapping[str, str]) -> str:
     token = (given or environ.get("HF_TOKEN") or "").strip()
     if not re.fullmatch(r"[!-~]*", token):
-        raise DownloadError("the access token has characters that no token has: check --hf-token or HF_TOKEN")
+        raise DownloadError("the access token contains invalid characters: check --hf-token or HF_TOKEN")
     return token
 
 
@@ -126,7 +125,7 @@ def _files_of_url(url: str, cache: Path, target: Path | None) -> list[Wanted]:
     parts = check_url(url, "--model-url")
     base, _, last = parts.path.rpartition("/")
     names = split_names(last)
-    # files of one name at several addresses must not be taken for each other
+    # files with the same name at different URLs must not be confused
     first = urlunsplit(parts._replace(path=f"{base}/{names[0]}"))
     digest = hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     folder = cache / safe_name(parts.hostname or "") / digest
@@ -143,23 +142,23 @@ def _files_of_url(url: str, cache: Path, target: Path | None) -> list[Wanted]:
 
 def _with_sha256(files: list[Wanted], sha256: str) -> Wanted:
     if len(files) > 1:
-        raise DownloadError("this model comes in several files, so one checksum can't be right: leave it out")
+        raise DownloadError("this model has several files, so one checksum can't be right: leave it out")
     [wanted] = files
     if wanted.sha256 not in ("", sha256):
         raise DownloadError(
-            f"the hub says that {wanted.target.name} has the sha256 {wanted.sha256}: correct "
-            "the one that you gave, or leave it out"
+            f"the hub says that {wanted.target.name} has the sha256 {wanted.sha256}: correct your checksum, "
+            "or leave it out"
         )
     return Wanted(wanted.url, wanted.target, sha256, wanted.size, wanted.is_cached)
 
 
 def _provide(client: Client, wanted: Wanted, offline: bool, checks: bool) -> None:
-    """See that the file is there; `checks`: with this sha256."""
+    """Download the file unless it exists. `checks`: it must have the sha256 of `wanted`."""
     name = wanted.target.name
     if _is_there(client, wanted, checks):
         return
     if offline:
-        raise DownloadError(f"offline: {wanted.target} isn't there: run once without --offline, or copy the file there")
+        raise DownloadError(f"offline: {wanted.target} is missing: run once without --offline, or copy the file there")
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     lock = wanted.target.with_name(name + ".lock")
     with exclusive(
@@ -173,7 +172,7 @@ def _provide(client: Client, wanted: Wanted, offline: bool, checks: bool) -> Non
 def _is_there(client: Client, wanted: Wanted, checks: bool) -> bool:
     target = wanted.target
     if target.is_dir():
-        raise DownloadError(f"{target} is a folder: give -m the path of the file to be")
+        raise DownloadError(f"{target} is a folder: set -m to the path of a file")
     if not target.is_file():
         return False
     if checks and _noted_sha256(wanted) != wanted.sha256:
@@ -184,8 +183,8 @@ def _is_there(client: Client, wanted: Wanted, checks: bool) -> bool:
                 digest.update(block)
         if digest.hexdigest() != wanted.sha256:
             raise DownloadError(
-                f"{target} has the sha256 {digest.hexdigest()}, not the one given: delete "
-                "it to fetch it anew, or correct the checksum"
+                f"{target} has the sha256 {digest.hexdigest()}, not the given one: delete the file to download it "
+                "again, or correct the checksum"
             )
         _note_sha256(wanted, digest.hexdigest())
     return True
@@ -196,7 +195,7 @@ def _sha256_note(wanted: Wanted) -> Path:
 
 
 def _noted_sha256(wanted: Wanted) -> str:
-    """From an earlier check, if the file has not been written to since; "" if unknown."""
+    """The sha256 from an earlier check, if the file hasn't changed since; "" if unknown."""
     note = _sha256_note(wanted)
     with contextlib.suppress(OSError, ValueError):
         if wanted.is_cached and note.stat().st_mtime_ns >= wanted.target.stat().st_mtime_ns:
@@ -205,7 +204,7 @@ def _noted_sha256(wanted: Wanted) -> str:
 
 
 def _note_sha256(wanted: Wanted, digest: str) -> None:
-    """A convenience, also for `sha256sum -c`; only in our own cache."""
+    """Write the sha256 beside a file in the cache, in the format of `sha256sum -c`."""
     if wanted.is_cached:
         with contextlib.suppress(OSError):
             _sha256_note(wanted).write_text(f"{digest}  {wanted.target.name}\n", "utf-8")

@@ -1,7 +1,7 @@
-"""Repositories of a model hub (Hugging Face, or one that speaks like it): which file is meant.
+"""Chooses files in a repository of a model hub: Hugging Face, or one with the same API.
 
-Runs where `fetch` runs. Imports the standard library, `client`, `local` and `transfer`. What the hub says
-about names is not trusted: a file whose path would leave its folder does not exist for us.
+Runs where `fetch` runs. Imports the standard library, `client`, `local` and `transfer`. File names from the hub aren't
+trusted: a file whose path would leave its folder is ignored.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from server.records import record
 
 REVISION = "main"
 NO_PROJECTOR = ".no-mmproj"
-"""The file that notes, below a repository's folder, that it has no projector: so the hub isn't asked at each start."""
-MAX_PAGES = 100
-N_SHOWN = 8
+"""A file in a repository's folder which notes that the repository has no projector, so that not every start asks the
+hub."""
+MAX_PAGES = 100  # of a repository's file list
+N_SHOWN = 8  # names of files in an error
 
 Listing = Mapping[str, tuple[str, "int | None"]]
-"""path -> (sha256 or "", size or None)"""
+"""The files of a repository: path -> (sha256 or "", size in bytes or None)."""
 
 
 @record(frozen=True)
 class Hub:
-    """The repository `name` ("user/repo" or "user/repo:quant"), and what of it is below `cache`."""
+    """The repository `name` ("user/repo" or "user/repo:quant"), and its files below `cache`."""
 
     client: Client
     name: str
@@ -46,7 +47,7 @@ class Hub:
     offline: bool
 
     def files(self, file: str | None, target: Path | None) -> list[Wanted]:
-        """The files of the model, `file` or the best one; asks the hub only where the cache can't tell."""
+        """The files of the model: `file`, or else the best one. It asks the hub only if the cache doesn't suffice."""
         repo, _, quant = self.name.partition(":")
         if len(repo) > MAX_REPO or not REPO.fullmatch(repo):
             raise DownloadError(f"--hf-repo takes user/repo or user/repo:quant, not {self.name[:80]!r}")
@@ -68,8 +69,8 @@ class Hub:
         return files
 
     def projector(self, model: Path) -> Wanted | None:
-        """The projector that goes with a model of this repository; None if it has none. Asks the hub unless the cache
-        knows."""
+        """The projector for a model of this repository; None if there is none. It asks the hub unless the cache has the
+        answer."""
         repo = self.name.partition(":")[0]
         folder = self.cache.joinpath(*map(safe_name, repo.split("/")))
         name = model.relative_to(folder).as_posix() if model.is_relative_to(folder) else model.name
@@ -89,14 +90,13 @@ class Hub:
 
     def _choose(self, repo: str, quant: str, folder: Path) -> tuple[str, Listing]:
         cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
-        # whatever else the repository has, it would not be preferred to this
+        # a file that is preferred to all others that the repository may have
         certain = choose_file(cached, quant or QUANT_ORDER[0])
         fallback = certain or choose_file(cached, quant)
         if certain or self.offline:
             if not fallback:
                 raise DownloadError(
-                    f"offline: {folder} has no fitting file of {self.name}: run once without "
-                    "--offline, or copy the file there"
+                    f"offline: {folder} has no file of {self.name}: run once without --offline, or copy the file there"
                 )
             return fallback, {}
         try:
@@ -104,7 +104,7 @@ class Hub:
         except DownloadError as error:
             if not fallback:
                 raise
-            self.client.progress.say(f"{error}; going on with {fallback}, which is in the cache")
+            self.client.progress.say(f"{error}; using {fallback} from the cache")
             return fallback, {}
         chosen = choose_file(listing, quant)
         if not chosen:
@@ -117,7 +117,7 @@ class Hub:
         for _ in range(MAX_PAGES):
             page, following = self.client.persist(partial(self.client.read_json, url), lambda: 0, repo)
             if not isinstance(page, list):
-                raise DownloadError(f"{shown(url)} doesn't list files: check MODEL_ENDPOINT")
+                raise DownloadError(f"{shown(url)} is not a list of files: check MODEL_ENDPOINT")
             found.update(_entry(row) for row in page if _is_file(row))
             following = urljoin(url, following) if following else ""
             if not following or not split_url(following) or origin(following) != origin(url):
@@ -145,6 +145,6 @@ def _entry(row: Mapping[str, Any]) -> tuple[str, tuple[str, int | None]]:
 def _no_file(repo: str, quant: str, models: list[str]) -> str:
     what = f"{repo} has no {quant + ' ' if quant else ''}GGUF file"
     if not models:
-        return f"{what}: choose another repository, one with GGUF in its name"
+        return f"{what}: choose another repository, for example one with GGUF in its name"
     more = ", ..." if len(models) > N_SHOWN else ""
-    return f"{what}: name one with --hf-file, there are {', '.join(models[:N_SHOWN])}{more}"
+    return f"{what}: choose one with --hf-file: {', '.join(models[:N_SHOWN])}{more}"

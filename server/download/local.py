@@ -1,4 +1,4 @@
-"""What a download needs of this machine: names, folders, space, a lock, progress; and its errors.
+"""The parts of downloads that concern this machine: file names, disk space, a lock, progress; and their errors.
 
 Runs where `fetch` runs. Imports the standard library.
 """
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-LOCK_POLL_S = 0.2
-LINE_EVERY_S = 10.0
-BAR_EVERY_S = 0.1
-BAR_BLOCKS = 20
+LOCK_POLL_S = 0.2  # seconds between two tries to lock a file
+LINE_EVERY_S = 10.0  # seconds between two lines of progress
+BAR_EVERY_S = 0.1  # seconds between two updates of the bar on a terminal
+BAR_BLOCKS = 20  # characters of the bar
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 BAD_IN_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\\/\ud800-\udfff]')
 DEVICE_NAME = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
@@ -28,19 +28,19 @@ MAX_PATH_CHARS = 1000
 
 
 def one_line(text: str) -> str:
-    """Without line ends and control characters, whoever the words are from."""
+    """A text without line ends and control characters. It may come from a server."""
     return CONTROL.sub(" ", text)
 
 
 class DownloadError(Exception):
-    """Why there is no model, in one line for the user that says what to do."""
+    """Why a file can't be downloaded, and what to do: one line for the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 class Trouble(Exception):
-    """What may go better at the next try. `wait_s`: how long the server wants to be left alone."""
+    """An error that may not occur at the next try. `wait_s` is how many seconds the server asks to wait."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(one_line(message))
@@ -51,7 +51,7 @@ class Trouble(Exception):
 
 
 def safe_name(text: str) -> str:
-    """A name for a file in our cache, whatever a URL said: no folders, nothing special on any system."""
+    """A file name for the cache, made of any text. It has no folders, and is an ordinary name on all systems."""
     name = BAD_IN_NAMES.sub("_", text).strip(" ").rstrip(". ")
     name = "_" + name if not name or name[0] == "." or DEVICE_NAME.fullmatch(name) else name
     while len(name.encode("utf-8")) > MAX_NAME_BYTES:
@@ -61,34 +61,34 @@ def safe_name(text: str) -> str:
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a file may be stored under this path below a folder: `safe_name` finds nothing to change."""
+    """Whether a file may be stored under this path in a folder: `safe_name` would change no part of it."""
     return len(path) <= MAX_PATH_CHARS and all(safe_name(part) == part for part in path.split("/"))
 
 
 def check_space(folder: Path, n_bytes: int) -> None:
-    """DownloadError rather than a full disk later."""
+    """DownloadError if the disk has less free space than these bytes."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
-        return  # some file systems don't tell
+        return  # some file systems don't report it
     if free < n_bytes:
         raise DownloadError(
-            f"not enough room in {folder}: {megabytes(n_bytes)} needed, {megabytes(free)} "
-            "free; free some space, or choose another disk with LLAMA_SRV_CACHE or -m"
+            f"not enough space in {folder}: {megabytes(n_bytes)} needed, {megabytes(free)} free; free some space, or "
+            "choose another disk with LLAMA_SRV_CACHE or -m"
         )
 
 
 def disk_advice(error: OSError, path: Path) -> str:
-    """One line for an error of the file system."""
+    """The message for an error of the file system: what to do, in one line."""
     where = f"({error.filename or path})"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
         return (
-            f"the disk is full {where}: free some space, then run this again to go on, or choose another "
-            "disk with LLAMA_SRV_CACHE or -m"
+            f"the disk is full {where}: free some space, then run this again to continue, or choose another disk with "
+            "LLAMA_SRV_CACHE or -m"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"no permission to write {where}: choose another folder with LLAMA_SRV_CACHE or -m"
-    return f"{error.strerror or error} {where}: put that right, then run this again"
+    return f"{error.strerror or error} {where}: fix this, then run it again"
 
 
 # -- the lock
@@ -96,16 +96,16 @@ def disk_advice(error: OSError, path: Path) -> str:
 
 @contextlib.contextmanager
 def exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
-    """Hold the lock file `path`, after waiting for whoever has it. A crash releases it."""
+    """Hold the lock file `path` during the block. First wait while another process holds it; a crash releases it."""
     file = _locked(path, waiting, sleep)
     try:
         yield
     finally:
         if os.name == "posix":
-            path.unlink(missing_ok=True)  # while we have it: a successor's must not be removed
+            path.unlink(missing_ok=True)  # before it is released: another process's lock must not be removed
         file.close()
         if os.name != "posix":
-            with contextlib.suppress(OSError):  # here an open file stays: another one waits for it
+            with contextlib.suppress(OSError):  # Windows keeps a file that another process has open
                 path.unlink()
 
 
@@ -119,7 +119,7 @@ def _locked(path: Path, waiting: Callable[[], None], sleep: Callable[[float], No
                     waiting()
                     has_told = True
                 sleep(LOCK_POLL_S)
-            with contextlib.suppress(FileNotFoundError):  # its last holder may have removed it meanwhile
+            with contextlib.suppress(FileNotFoundError):  # the last holder may have removed it
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     return file
         except BaseException:
@@ -129,7 +129,7 @@ def _locked(path: Path, waiting: Callable[[], None], sleep: Callable[[float], No
 
 
 def _try_lock(file: Any) -> bool:
-    """False if somebody else has it. Where the file system has no locks there is none to wait for."""
+    """Try to lock a file. False if another process holds the lock. True also if the file system has no locks."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -149,15 +149,14 @@ def _try_lock(file: Any) -> bool:
 
 
 def megabytes(n: int) -> str:
-    """For people."""
+    """A number of bytes as a text in MB or GB."""
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 class Bar:
-    """What shows how far something is: a line that is written over on a terminal, elsewhere one every ten seconds.
-    Never raises.
+    """Shows progress: on a terminal as a line that is overwritten, elsewhere as a line every ten seconds. Never raises.
 
-    `stream` is stderr unless given; `say` takes the lines instead of it; `clock` counts seconds.
+    `stream` is stderr by default. `say` gets the lines instead of the stream. `clock` returns seconds.
     """
 
     def __init__(
@@ -172,11 +171,11 @@ class Bar:
         self._is_live = False
         with contextlib.suppress(OSError, ValueError):
             self._is_live = self._stream is not None and self._stream.isatty()
-        self._width = 0  # of what is on the terminal's line now
+        self._width = 0  # characters of the terminal's line that are in use
         self._begun = self._now = self._next = 0.0
 
     def begin(self) -> None:
-        """From now on time is counted."""
+        """Start to measure the time."""
         self._begun = self._now = self._clock()
         self._next = self._begun + (0.0 if self._is_live else LINE_EVERY_S)
 
@@ -187,11 +186,11 @@ class Bar:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken, when that was asked."""
+        """The seconds from `begin` to the last call of `is_due`."""
         return max(self._now - self._begun, 0.001)
 
     def draw(self, label: str, share: float | None, text: str) -> None:
-        """Show `share` of 1 (None where nobody knows) as a bar, with its label and what else there is to say."""
+        """Show a bar with a label and a text. `share` is from 0 to 1, None if it is unknown."""
         self._next = self._now + (BAR_EVERY_S if self._is_live else LINE_EVERY_S)
         if share is not None:
             blocks = int(share * BAR_BLOCKS)
@@ -205,13 +204,13 @@ class Bar:
         self._width = len(text)
 
     def clear(self) -> None:
-        """Take the bar off the terminal."""
+        """Remove the bar from the terminal."""
         if self._width:
             self._write("\r" + " " * self._width + "\r")
             self._width = 0
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         self.clear()
         if self._say:
             self._say(text)
@@ -226,20 +225,20 @@ class Bar:
 
 
 class Progress(Bar):
-    """How far the download of a file is."""
+    """Shows the progress of a download."""
 
     _label, _at_start = "", 0
     _size: int | None = None
 
     def start(self, label: str, done: int, size: int | None) -> None:
-        """A file begins, or goes on, at `done` of `size` bytes."""
+        """Begin or continue a file at `done` of `size` bytes."""
         self._label, self._size, self._at_start = label, size, done
         self.begin()
         size_text = f", {megabytes(size)}" if size is not None else ""
-        self.say(f"downloading {label}{size_text}" + (f", going on at {megabytes(done)}" if done else ""))
+        self.say(f"downloading {label}{size_text}" + (f", continuing at {megabytes(done)}" if done else ""))
 
     def show(self, done: int) -> None:
-        """So many bytes are there."""
+        """Show that `done` bytes have arrived."""
         if self.is_due():
             rate = (done - self._at_start) / self.seconds
             share = min(done / self._size, 1.0) if self._size else None

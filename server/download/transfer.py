@@ -1,10 +1,9 @@
-"""One file on its way from a server to its name.
+"""Downloads one file.
 
-Runs where `fetch` runs, under the file's lock. Imports the standard library, `client` and `local`. The file
-grows in `NAME.part`, with `NAME.part.json` saying which one it is, and gets its name when it is whole and
-checked. Everything a server says is held against everything else it says: length, range, entity tag,
-checksum. What a broken connection left is continued if the server shows that it still has the same file,
-otherwise it is fetched from the start.
+Runs where `fetch` runs, while the file's lock is held. Imports the standard library, `client` and `local`. The data is
+written to `NAME.part`; `NAME.part.json` says which version of the file it is. The file gets its name when it is
+complete and checked. The server's length, range, entity tag and checksum must be consistent. After a broken connection
+the download continues if the server still has the same version of the file, otherwise it starts again.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from server.download.local import DownloadError, Trouble, check_space, disk_advi
 from server.records import field, record
 
 MAGIC = b"GGUF"
-BLOCK = 1 << 18
+BLOCK = 1 << 18  # bytes that are read at once
 CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", re.ASCII)
 
 
 @record(frozen=True)
 class Wanted:
-    """One file: where it is, where it goes, and what is known about it beforehand ("" and None: nothing).
+    """One file to download: its URL, its destination, and its checksum and size if they are known in advance.
 
-    `is_cached`: `target` lies in our cache, not at a place of the user's.
+    `is_cached`: `target` is in the cache, not at a path that the user has chosen.
     """
 
     url: str
@@ -44,7 +43,7 @@ class Wanted:
 
 @record(frozen=True)
 class Facts:
-    """What a server says of a file: bytes, entity tag or date that names this version, checksum."""
+    """A server's information about a file: its size in bytes, its version (an entity tag or a date), its checksum."""
 
     size: int | None = None
     validator: str = ""
@@ -52,7 +51,7 @@ class Facts:
 
     @classmethod
     def of(cls, answer: Answer) -> Facts:
-        """From the headers. The size is that of the whole file, also in a partial answer."""
+        """Read the headers of an answer. The size is that of the whole file, also in a partial answer."""
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
         sizes = (
             answer.header(SIZE_HEADER),
@@ -62,7 +61,7 @@ class Facts:
         size = next((int(text) for text in sizes if text.isascii() and text.isdigit()), None)
         tag = answer.header("ETag").strip()
         sums = (answer.header(name).strip('" ') for name in CHECKSUM_HEADERS)
-        # a weak tag (W/"...") says that the meaning is the same, not the bytes
+        # a weak tag (W/"...") doesn't mean that the bytes are the same
         return cls(
             size,
             tag if tag.startswith('"') else answer.header("Last-Modified").strip(),
@@ -72,14 +71,15 @@ class Facts:
 
 @record
 class Transfer:
-    """Fetches one file. Somebody holds its lock, and it is not there yet."""
+    """Downloads one file that doesn't exist yet. The caller holds the file's lock."""
 
     client: Client
     wanted: Wanted
     part: Part = field(init=False)
 
     def run(self) -> str:
-        """Until the file has its name; its sha256. DownloadError: what came stays for the next time."""
+        """Download the file and give it its name. Return its sha256. DownloadError; the part that has arrived is kept
+        for the next time."""
         self.part = Part(self.wanted)
         try:
             self.client.persist(self._try, lambda: self.part.size, self.wanted.target.name)
@@ -97,15 +97,15 @@ class Transfer:
         expected = self.wanted.sha256 or self.part.facts.sha256
         digest = self.part.digest.hexdigest()
         if expected and digest != expected:
-            complaint = f"what has arrived has the sha256 {digest}, not {expected}"
-            if self.part.facts.size is None:  # perhaps only cut off: ask for the rest
+            complaint = f"the downloaded data has the sha256 {digest}, not {expected}"
+            if self.part.facts.size is None:  # the data may be incomplete: ask for the rest
                 raise Trouble(complaint)
             is_pieced = self.part.is_pieced
             self.part.restart()
-            if is_pieced:  # perhaps of two versions
+            if is_pieced:  # the pieces may be of two versions
                 raise Trouble(complaint)
             raise DownloadError(
-                f"{self.wanted.target.name}: {complaint}: correct the checksum if it is yours, else run this again"
+                f"{self.wanted.target.name}: {complaint}: correct the checksum if you gave one, or run this again"
             )
         if self.part.head != MAGIC:
             raise self._no_model("")
@@ -119,39 +119,38 @@ class Transfer:
             self._check(answer, facts)
             if answer.status in (206, 416) and not self._continues(answer, facts):
                 self.part.restart()
-                raise Trouble("the server has another file now, or sent the wrong part of it")
+                raise Trouble("the server has another version of the file, or sent a wrong part of it")
             if answer.status not in (206, 416):
                 self.part.restart()
             self.part.begin(facts)
-            if answer.status != 416:  # else nothing is missing, as the checksum will prove
+            if answer.status != 416:  # 416: the file is complete; its checksum is checked later
                 self._receive(answer)
 
     def _check(self, answer: Answer, facts: Facts) -> None:
-        """Refuse before gigabytes have come. DownloadError."""
+        """DownloadError if the headers show a wrong file, before it is downloaded."""
         name, wanted = self.wanted.target.name, self.wanted
         packed = answer.header("Content-Encoding")
         if packed not in ("", "identity"):
             raise DownloadError(
-                f"{name}: the server sends it packed ({packed[:20]}), though asked not to: use another address"
+                f"{name}: the server compresses the file ({packed[:20]}), although it was asked not to: use another URL"
             )
         is_other = wanted.sha256 and facts.sha256 not in ("", wanted.sha256)
         if is_other or wanted.size is not None and facts.size not in (None, wanted.size):
             raise DownloadError(
-                f"{name}: the server has another file ({facts.size} bytes, sha256 "
-                f"{facts.sha256 or 'unknown'}): correct the checksum if it is yours, else "
-                "run this again"
+                f"{name}: the server has another version of the file ({facts.size} bytes, sha256 "
+                f"{facts.sha256 or 'unknown'}): correct the checksum if you gave one, or run this again"
             )
         is_framed = answer.header("Transfer-Encoding").lower() == "chunked"
         if answer.status == 200 and facts.size is None and not (wanted.sha256 or facts.sha256 or is_framed):
             raise DownloadError(
-                f"{name}: the server doesn't say how long it is, so a cut-off file would go "
-                "unnoticed: give its checksum, or use another address"
+                f"{name}: the server doesn't report the file's length, so an incomplete download could not be "
+                "detected: give its checksum, or use another URL"
             )
         if facts.size is not None:
             check_space(wanted.target.parent, facts.size - (self.part.size if answer.status == 206 else 0))
 
     def _continues(self, answer: Answer, facts: Facts) -> bool:
-        """Whether a partial answer goes on where we are, in the file that we have a part of."""
+        """Whether a partial answer continues the part that has arrived, in the same version of the file."""
         part, before = self.part, self.part.facts
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
         if found is None or facts.sha256 and before.sha256 not in ("", facts.sha256):
@@ -182,19 +181,19 @@ class Transfer:
         self.part.restart()
         if content_type.startswith("text/html"):
             return DownloadError(
-                f"{shown(self.wanted.url)} is a web page, not a model: use the address of "
-                "the file itself (on the hub the one with /resolve/, not /blob/)"
+                f"{shown(self.wanted.url)} is a web page, not a model: use the URL of the file itself (on Hugging Face "
+                "the one with /resolve/, not /blob/)"
             )
         return DownloadError(
-            f"{shown(self.wanted.url)} is not a GGUF file: use the address of one, most names end in .gguf"
+            f"{shown(self.wanted.url)} is not a GGUF file: use the URL of a file whose name ends in .gguf"
         )
 
 
 class Part:
-    """What has arrived of a file: `NAME.part`, and a note that says of which version.
+    """The data of a file that has arrived: `NAME.part`, and a note that says which version it is.
 
-    Errors of the disk come out as DownloadError, so that nobody takes them for one of the network.
-    `is_pieced`: more than one connection has brought it.
+    Disk errors become DownloadError, so that they aren't taken for network errors. `is_pieced`: the data came through
+    more than one connection.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -218,11 +217,12 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """By the size that an earlier answer told."""
+        """Whether the data has the size that an earlier answer reported."""
         return self.size > 0 and self.size == self.facts.size
 
     def resume_headers(self) -> dict[str, str]:
-        """To ask for the rest; empty if nobody could tell whether it is the rest of the same file."""
+        """The headers that ask for the rest of the file; empty if the server couldn't show that the rest is of the same
+        version."""
         validator = self.facts.validator
         if not self.size or not (validator or self._wanted.sha256):
             return {}
@@ -230,7 +230,7 @@ class Part:
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
 
     def begin(self, facts: Facts) -> None:
-        """Data of this version follow: note it before the first of them is there."""
+        """Write the note about the version, before any of its data is written."""
         before = self.facts
         self.facts = Facts(facts.size, facts.validator or before.validator, facts.sha256 or before.sha256)
         note = {"url": self._url, **dataclasses.asdict(self.facts)}
@@ -238,7 +238,7 @@ class Part:
             self._note_path.write_text(json.dumps(note), "utf-8")
 
     def append(self, block: bytes) -> None:
-        """The next bytes."""
+        """Write the next bytes."""
         left = memoryview(block)
         while left:
             with self._disk():
@@ -247,19 +247,19 @@ class Part:
             left = left[n:]
 
     def restart(self) -> None:
-        """Drop everything. The note stays until `begin`, which comes before any data."""
+        """Drop all data. The note stays until `begin` replaces it."""
         with self._disk():
             self._file.seek(0)
             self._file.truncate()
         self._reset()
 
     def flush(self) -> None:
-        """The name must not reach the disk before the data."""
+        """Have the data written to the disk, before the file gets its name."""
         with self._disk():
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Files without content are removed."""
+        """Close the file. Remove it, and its note, if it is empty."""
         self._file.close()
         if not self.size:
             with contextlib.suppress(OSError):
@@ -267,7 +267,7 @@ class Part:
             self.forget()
 
     def forget(self) -> None:
-        """The note is of no use any more."""
+        """Remove the note."""
         with contextlib.suppress(OSError):
             self._note_path.unlink()
 
@@ -281,7 +281,7 @@ class Part:
         self.head += bytes(block[: len(MAGIC) - len(self.head)])
 
     def _read_note(self) -> Facts | None:
-        """What the part is of; None if it is of no use to us."""
+        """The noted version of the data; None if there is no valid note for this URL."""
         try:
             note = json.loads(self._note_path.read_text("utf-8"))
             url, size, validator, checksum = (note[key] for key in ("url", "size", "validator", "sha256"))

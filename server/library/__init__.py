@@ -1,1 +1,1 @@
-"""What requests of an admin do to the models on this machine: fetch and remove them. Only with --manage-models."""
+"""Downloads and removes models for requests with an admin key. Only with --manage-models."""

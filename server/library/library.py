@@ -1,11 +1,12 @@
-"""Downloads that requests have asked for, each on a thread of its own, with progress for all who wait for it.
+"""Downloads models for requests. Each download has a thread of its own and reports its progress to all that wait for
+it.
 
-Connection threads ask and watch; a download's thread (`download`) tells. Two who want a model share one download.
-It goes on as long as somebody waits for it, or to its end where the request didn't wait (`is_kept`). What has arrived
-when it stops is kept on the disk, and the next download of the model goes on there. Nothing is fetched but from the hub
-that the server's own options and environment name: a request gives a repository's name, never an address.
+Connection threads start and watch downloads; the thread `download` reports. Requests for the same model share one
+download. A download goes on as long as a request waits for it, or to its end if one of the requests didn't want to wait
+(`is_kept`). When it stops, the part that has arrived stays on the disk, and the next download continues it. Files come
+only from the hub that the server's options and environment name: a request names a repository, never a URL.
 
-Not taken: a queue. Who asks for more than a few at a time is told so, and asks again.
+Not taken: a queue. More than `MAX_RUNNING` downloads at a time are refused; the client can try again.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ from server.records import field, record
 if TYPE_CHECKING:
     from server.models.catalogue import ModelEntry
 
-MAX_RUNNING = 4
+MAX_RUNNING = 4  # downloads at a time
 RUNNING, FINISHED, FAILED, STOPPED = "downloading", "finished", "failed", "stopped"
 
 log = get_logger("models")
 
 
 class Stopped(Exception):
-    """Nobody waits for the download any more."""
+    """The download was stopped, or no request waits for it any more."""
 
 
 @record(eq=False)
 class Download:
-    """One model on its way. `file` is what is being fetched, `done` of `total` bytes are there (0: not known yet).
+    """One download. `file` is the file that is being downloaded; `done` of its `total` bytes have arrived (0: unknown).
 
-    `state` is one of the words above, `reason` says why it has failed. `n_changes` counts what there was to tell."""
+    `state` is one of the constants above, `reason` says why the download has failed or stopped. `n_changes` counts
+    changes of these fields."""
 
     name: str
     file: str = ""
@@ -55,18 +57,18 @@ class Download:
 
     @property
     def has_ended(self) -> bool:
-        """However it has."""
+        """Whether it has finished, failed or stopped."""
         return self.state != RUNNING
 
     def has_news(self, n_seen: int) -> bool:
-        """Whether there has been anything to tell since there were so many changes."""
+        """Whether it has changed since `n_changes` was `n_seen`."""
         return self.n_changes != n_seen
 
 
 class Library:
-    """See above. `changed` is called when a model has arrived, `tell` with each news of a download. `cache` is the
-    folder of downloads, `folders` are further ones in which models may be removed, `token` is what the hub is shown.
-    With `is_offline` nothing is fetched."""
+    """All downloads. `changed` is called when a model has arrived, `tell` at each change of a download. `cache` is the
+    folder of downloads, `folders` are further folders in which models may be removed. `token` is the access token for
+    the hub. If `is_offline`, downloads are refused."""
 
     def __init__(
         self,
@@ -88,13 +90,13 @@ class Library:
         self._running: dict[str, Download] = {}
 
     def download(self, name: str, is_kept: bool = False) -> Download:
-        """Begin to fetch the repository `name`, or join whoever has begun. ApiError 400 for what is none, 503 for too
-        many at a time."""
+        """Begin to download the repository `name`, or return its running download. ApiError 400 for a wrong name, 501
+        if the server is offline, 503 for too many downloads."""
         if self._is_offline:
-            raise ApiError(501, "this server fetches nothing (--offline)")
+            raise ApiError(501, "this server downloads nothing (--offline)")
         repo = repository(name)
         if repo is None:
-            raise ApiError(400, "model: give a repository's name, USER/MODEL or USER/MODEL:QUANT, not an address")
+            raise ApiError(400, "model: give a repository's name, USER/MODEL or USER/MODEL:QUANT, not a URL")
         with self._news:
             found = self._running.get(repo)
             if found is None or found.must_stop.is_set():
@@ -106,13 +108,13 @@ class Library:
             return found
 
     def running(self) -> list[Download]:
-        """Those that haven't ended."""
+        """The downloads that haven't ended."""
         with self._news:
             return list(self._running.values())
 
     def watch(self, download: Download, timeout_s: float) -> Generator[None]:
-        """Comes back at each change, and after `timeout_s` without any, until the download has ended. Leaving the
-        iterator stops what nobody waits for any more."""
+        """Yield at each change, and after `timeout_s` seconds without one, until the download has ended. Closing the
+        last iterator of a download stops it, unless it `is_kept`."""
         with self._news:
             download.n_watchers += 1
         n_seen = -1
@@ -132,7 +134,7 @@ class Library:
                     download.must_stop.set()
 
     def stop(self, name: str) -> bool:
-        """Stop the download of a model; whether there was one."""
+        """Stop the download of a model. Return whether there was one."""
         with self._news:
             found = self._running.get(repository(name) or "")
             if found is not None:
@@ -140,14 +142,14 @@ class Library:
             return found is not None
 
     def check_removable(self, entry: ModelEntry, others: Sequence[ModelEntry]) -> None:
-        """ApiError 400 with the reason if a model's files would stay."""
+        """ApiError 400, with the reason, if a model's files can't be removed."""
         try:
             removable_files(entry, others, self._roots)
         except RemovalError as error:
             raise ApiError(400, str(error)) from None
 
     def remove(self, entry: ModelEntry, others: Sequence[ModelEntry]) -> None:
-        """Remove a model's files, which nobody has open. ApiError 400 or 500 if they stay."""
+        """Remove a model's files, which no engine may have open. ApiError 400 or 500 if they can't be removed."""
         self.check_removable(entry, others)
         try:
             for path in remove_files(entry, others, self._roots):
@@ -156,7 +158,7 @@ class Library:
             raise ApiError(500, str(error)) from None
 
     def close(self) -> None:
-        """Stop all: the server ends."""
+        """Stop all downloads, because the server stops."""
         for download in self.running():
             download.must_stop.set()
 
@@ -193,7 +195,7 @@ class Library:
 
 
 class Report(Progress):
-    """Tells of a download instead of showing it, and ends it (`Stopped`) when it is to stop."""
+    """Updates a `Download` instead of showing progress, and raises `Stopped` when the download has to stop."""
 
     def __init__(self, download: Download, update: Callable[..., None]) -> None:
         super().__init__(say=lambda line: log.info("%s", line))
@@ -202,11 +204,11 @@ class Report(Progress):
         self._shown = 0.0
 
     def start(self, label: str, done: int, size: int | None) -> None:
-        """A file begins, or goes on."""
+        """Begin or continue a file."""
         self._update(self._download, file=label, done=done, total=size or 0)
 
     def show(self, done: int) -> None:
-        """So many bytes are there: told in steps of a thousandth, at least a megabyte."""
+        """Update the number of bytes, in steps of a thousandth of the file, but at least a megabyte."""
         if self._download.must_stop.is_set():
             raise Stopped
         step = max(self._download.total // 1000, 1 << 20)
@@ -214,6 +216,6 @@ class Report(Progress):
             self._update(self._download, done=done)
 
     def sleep(self, seconds: float) -> None:
-        """Between two tries."""
+        """Wait between two tries, or raise `Stopped`."""
         if self._download.must_stop.wait(seconds):
             raise Stopped

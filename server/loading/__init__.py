@@ -1,1 +1,1 @@
-"""Loaded models out of options and files: engines, and how one of several is started."""
+"""Makes engines and loaded models of options and files."""

@@ -1,6 +1,6 @@
-"""The parts of a loaded model that `app` makes for the one of most servers, and `starter` for each of several.
+"""Makes parts of a loaded model: for `app` the lone model of most servers, for `starter` each of several models.
 
-Main thread at start, else the thread of a load. A part of the composition.
+Part of the composition root. Runs on the main thread at start, or on the thread of a load.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ log = get_logger("app")
 
 
 def with_advice(model: ModelOptions, advice: dict[str, Any]) -> ModelOptions:
-    """The options with what the model's file advises for requests that don't say otherwise; a line tells of it."""
+    """The options with the defaults of requests that the model's file recommends. The log lists these."""
     requests = model.requests.with_advice(advice)
     if requests.advised:
         log.info(
-            "requests that don't say otherwise get what the model's file advises: %s",
+            "defaults of requests from the model's file: %s",
             ", ".join(f"{name} {shown(requests.values[name])}" for name in advice if name in requests.advised),
         )
     return model.replace(requests=requests)
 
 
 def shown(value: object) -> str:
-    """A default of requests in a line of the log."""
+    """A default of requests as the log shows it."""
     return ";".join(value) if isinstance(value, tuple) else str(value)
 
 
 def warn_of_threads(config: EngineConfig) -> None:
-    """Say so if more threads are to compute than have a core."""
+    """Warn if there are more compute threads than cores."""
     n_threads, n_cores = threads_and_cores(config)
     if n_threads > max(n_cores, 1):
         log.warning(
-            "%d threads and %.3g cores for them (-t, -tb): those without a core keep the others waiting, and a "
-            "step takes many times longer",
+            "%d compute threads for %.3g cores (-t, -tb): threads without a core delay all others, and a step "
+            "takes many times longer",
             n_threads,
             n_cores,
         )
@@ -49,7 +49,7 @@ def warn_of_threads(config: EngineConfig) -> None:
 def make_transport(
     options: EngineOptions, timeout_s: float, config: EngineConfig, process: subprocess.Popen | None
 ) -> Transport:
-    """The engine as `--engine` wants it; `timeout_s` is --engine-timeout."""
+    """The engine's transport for the value of `--engine`. `timeout_s` is the value of --engine-timeout."""
     step_s = timeout_s * patience(config)
     if options.engine == "thread":
         from server.engine.entry.thread import ThreadTransport
@@ -60,7 +60,7 @@ def make_transport(
 
 
 def open_vocab(config: EngineConfig) -> object:
-    """The vocabulary for the web process, once the engine has shown that the file can be opened."""
+    """Open the vocabulary in the web process. Called after the engine has opened the file without crashing."""
     from server.engine.client import vocab
 
     return vocab.open_vocab(config.libs, config.model, config.model_offset)

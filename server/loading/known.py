@@ -1,11 +1,11 @@
-"""What the files of models have said, for as long as they are as they were: a swap back reads no header again.
+"""Caches what has been read of models' files, so that loading a model again reads no header.
 
-The thread of a load. To read and check a header takes a tenth of a swap, and its vocabulary a fifth. Files count as the
-same while the system says the same of them (device, inode, size, times), and so does what --tune has found for them.
+Runs on the thread of a load. Reading and checking a header takes a tenth of the time of a load, and opening the
+vocabulary a fifth. A cached result is used while all files, including that of --tune's results, keep their device,
+inode, size and times. The vocabulary of a sleeping model is used again. A vocabulary that was opened before is opened
+while the engine loads, without waiting until the engine has opened it without crashing.
 
-Not taken: keeping the vocabularies of unloaded models, which take 20 to 50 MiB each. One that is still there, since its
-model sleeps, is used again. Of other known files it is opened beside the engine: no need to wait until that has shown
-that they can be.
+Not taken: keeping the vocabularies of unloaded models, which take 20 to 50 MiB each.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from server.options.groups import ModelOptions
 from server.records import record
 
 Found = tuple[ModelPlace, EngineConfig, dict[str, Any]]
-"""What `model_sources.read_model` answers."""
+"""The result of `model_sources.read_model`."""
 
 
 @record(eq=False)
 class Known:
-    """What has been read of a model. `vocab` refers to its vocabulary once that has been opened, and as long as
-    somebody has it."""
+    """What has been read of a model. `vocab` is a weak reference to its vocabulary; None if that was never opened."""
 
     entry: ModelEntry | None
     files: tuple[Source, ...]
@@ -38,11 +37,11 @@ class Known:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the vocabulary has been opened before, so that it does no harm in this process."""
+        """Whether the vocabulary has been opened before, so that opening it can't crash this process."""
         return self.vocab is not None
 
     def open_vocab(self, open_it: Callable[[EngineConfig], object]) -> object:
-        """That which is still there, or another one."""
+        """The vocabulary that is still in memory, or else a new one."""
         vocab = self.vocab() if self.vocab else None
         if vocab is None:
             vocab = open_it(self.found[1])
@@ -51,13 +50,13 @@ class Known:
 
 
 class Memory:
-    """What is known of each model, by its name. Several threads, but one for a model at a time."""
+    """The cached results by model name. Several threads use it, but only one at a time for each model."""
 
     def __init__(self) -> None:
         self._known: dict[str, Known] = {}
 
     def read(self, entry: ModelEntry | None, options: ModelOptions, read: Callable[[], Found]) -> Known:
-        """What `read` finds, or has found for the same files. `entry` None is the server's one model."""
+        """The cached result for the same files, or else the result of `read`. `entry` is None for a lone model."""
         files = files_of(options)
         name = entry.name if entry else ""
         known = self._known.get(name)
@@ -67,7 +66,8 @@ class Memory:
 
 
 def files_of(options: ModelOptions) -> tuple[Source, ...]:
-    """All files that decide what is read of a model; none where some may have to be fetched, or are in a bundle."""
+    """All files on which the result of reading a model depends. Empty if some may have to be downloaded, or are in a
+    bundle."""
     sources = options.sources
     if not sources.model or sources.must_fetch:
         return ()
@@ -75,4 +75,4 @@ def files_of(options: ModelOptions) -> tuple[Source, ...]:
     try:
         return (*model_sources(sources.model), *map(source, others), source(file_of(sources.model)))
     except OSError:
-        return ()  # the reader will say what is wrong
+        return ()  # the reader will report the error

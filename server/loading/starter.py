@@ -1,10 +1,10 @@
-"""Starts one of several models: from its entry in the catalogue to an engine that loads, while others serve.
+"""Loads one of several models while others serve: from its entry in the catalogue to an engine.
 
-What it does runs on the thread of a load (`server.models.models`); a part of the composition, which brings files,
-libraries and processes together. A server whose one model never leaves doesn't import this.
+Part of the composition root. Runs on the thread of a load (see `server.models.loads`). A server whose lone model never
+sleeps doesn't import this.
 
-A load is quick where all that doesn't depend on the model has been done before: so there is always a spare process of
-an engine, which has imported its half of the program and loaded the libraries, and waits to be told what to load.
+To make loads fast, there is always a spare engine process. It has imported its half of the program and loaded the
+libraries, and waits for its configuration.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from server.options.groups import ModelOptions, Options
 from server.records import field, record, replace
 
 MEMORY = "memory"
-"""The name of the host's place."""
-ASK_S = 60.0
-LATER_S = 0.5
-BUSY_S = 30.0  # that a spare process waits at most until nothing is computed
-UNKNOWN_ROOM = 1 << 62  # where the system doesn't tell
+"""The name of the host's memory in a `Room`."""
+ASK_S = 60.0  # timeout of the child that lists the devices
+LATER_S = 0.5  # seconds from the end of a load to the start of a new spare process
+BUSY_S = 30.0  # further seconds for which that start waits if engines are busy
+UNKNOWN_ROOM = 1 << 62  # bytes, if the system doesn't report its free memory
 
 log = get_logger("models")
 
 
 @record
 class Starter:
-    """See `models.entry.Starter`. `argv`, `environ` and the bundle `own` are what the options of each model are read
-    from. `gpus` are devices that layers may go to, with what was free of them without any model. `turns` is a file for
-    the turns that engines take (`seam.turns`), "" for none."""
+    """See `models.entry.Starter`. The options of each model are read from `argv`, `environ` and the bundle `own`.
+    `gpus` are the devices for layers, with the memory that was free on them before any model was loaded. `turns` is the
+    file for the turns of engines (`seam.turns`), "" for none."""
 
     options: Options
     argv: Sequence[str]
@@ -70,8 +70,8 @@ class Starter:
     memory: Memory = field(default_factory=Memory)
 
     def entries(self) -> list[Entry]:
-        """All models that the options name. OptionError for presets that are wrong; what is wrong with a model's files
-        is told when it is asked for."""
+        """All models that the options name. OptionError for wrong presets. A fault of a model's files is reported when
+        a request names the model."""
         found = find_models(self.options.catalogue, program.cache_folder(), lambda line: log.warning("%s", line))
         return [self._entry(one) for one in found]
 
@@ -96,7 +96,7 @@ class Starter:
     def read(
         self, source: ModelEntry | None, before: Model | None, asked: Mapping[str, Any] = MappingProxyType({})
     ) -> PreparedModel:
-        """`source` None is the server's one model. Of `before` is kept what has been set since its start."""
+        """See `models.entry.Starter`. `source` is None for a lone model."""
         options = self.options.model
         if source is not None:
             source = replace(source, asked=asked)
@@ -112,19 +112,19 @@ class Starter:
         return PreparedModel(self, options, known, before, worker_places(config.rpc))
 
     def tick(self, is_busy: bool) -> None:
-        """The main thread: have a spare process again, once that is due."""
+        """See `models.entry.Starter`: start a new spare process when it is due."""
         self.spare.tick(is_busy)
 
     def room(self) -> Room:
-        """What may be allocated now."""
+        """The memory that is free now."""
         n = host_memory.available()
         return {MEMORY: UNKNOWN_ROOM if n is None else n, **{gpu.name: gpu.free for gpu in self.gpus}}
 
 
 @record
 class PreparedModel:
-    """See `models.entry.Prepared`. `n_ctx` is the context that it fits with: the engine, which sees more memory as free
-    than is left to it (others' weights are files), takes it as given."""
+    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. The engine doesn't
+    choose it itself: it would count mapped weights of other models as free memory."""
 
     starter: Starter
     options: ModelOptions
@@ -135,11 +135,13 @@ class PreparedModel:
 
     @property
     def config(self) -> EngineConfig:
-        """What its engine has to know, but for the context."""
+        """The configuration of its engine, without the context that `fits` has chosen."""
         return self.known.found[1]
 
     def fits(self, room: Room, is_alone: bool) -> Room | None:
-        """With a context that is worth having and all layers on the GPU that there is; or alone with any."""
+        """See `room.Fits`. Beside other models, a model fits only with a useful context and, if there is a GPU, with
+        all
+        layers on it. Alone it may have less."""
         plan = self._plan(room)
         if plan is None:
             n_bytes = os.path.getsize(self.config.model)
@@ -157,12 +159,12 @@ class PreparedModel:
         return {row.place.name: row.used for row in plan.rows}
 
     def refusal(self, room: Room) -> str:
-        """The plan's own words."""
+        """See `models.entry.Prepared`: the error of the memory plan."""
         plan = self._plan(room)
         return plan.fault if plan is not None else "the model doesn't fit into memory"
 
     def start(self, is_awaited: bool) -> Model:
-        """Its engine takes the spare process, if there is one for these libraries."""
+        """See `models.entry.Prepared`. The engine uses the spare process if that has loaded the same libraries."""
         shared, turns = self.starter.options, self.starter.turns
         config = replace(self.config, n_ctx=self.n_ctx, warmup=self.config.warmup and not is_awaited, turns=turns)
         make_folders(self.options)
@@ -176,7 +178,8 @@ class PreparedModel:
         return Model(engine, self.options, shared.media, place.name or place.path)
 
     def complete(self, model: Model) -> None:
-        """Its system prompt and template, as they are or as they have been set."""
+        """See `models.entry.Prepared`. What had been set since the last start (system prompt, adapters) is set
+        again."""
         before = self.before
         prompt = read_prompt_file(self.options.system_prompt_file) if before is None else before.system_prompt
         if prompt not in (None, SystemPrompt()):
@@ -197,13 +200,13 @@ class PreparedModel:
 
     @property
     def wish(self) -> memory_plan.Wish:
-        """What is asked of the memory."""
+        """What the options want from the memory plan."""
         return wish_of(self.config, bool(self.config.shape and self.config.shape.window))
 
 
 def worker_places(addresses: Sequence[str]) -> tuple[Place, ...]:
-    """The devices of the workers that answer, as the engine will name them. What they lend is this model's alone: a
-    worker serves one client at a time."""
+    """The devices of the workers that answer, with the names that the engine gives them. No other model can use them,
+    because a worker serves one client at a time."""
     if not addresses:
         return ()
     devices = [device for worker in reachable(addresses)[0] for device in worker.devices]
@@ -214,7 +217,9 @@ DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
 
 
 def find_gpus(libs: str) -> tuple[Place, ...]:
-    """The GPUs, and what is free of them. A child asks: a process that has asked a driver keeps memory of the GPU."""
+    """The GPUs and their free memory. A child process asks the driver, because the driver keeps GPU memory for a
+    process
+    that has asked."""
     has_gpu_plugin = any(not name.startswith(("cpu-", "rpc")) for name in read_folder(Path(libs)).plugins)
     if sys.platform != "darwin" and not has_gpu_plugin:
         return ()
@@ -222,13 +227,13 @@ def find_gpus(libs: str) -> tuple[Place, ...]:
         command = program.own_command("--list-devices", "--libs", libs)
         text = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("what devices there are can't be told (%s): models are planned for the CPU", error)
+        log.warning("can't list the devices (%s): models are planned for the CPU only", error)
         return ()
     return gpus_in(text)
 
 
 def gpus_in(text: str) -> tuple[Place, ...]:
-    """Those in the lines of `--list-devices`. Apple's have the host's memory."""
+    """The GPUs in the output of `--list-devices`. Apple's share the host's memory."""
     found = filter(None, map(DEVICE.match, text.splitlines()))
     return tuple(
         Place(one["name"], int(one["free"]) << 20, one["name"].startswith(("MTL", "Metal")))
@@ -238,11 +243,11 @@ def gpus_in(text: str) -> tuple[Place, ...]:
 
 
 class Spare:
-    """An engine's process that waits for its configuration. `start` makes one of the command that the hints of
-    `spawn.engine_command` give; `first` runs already.
+    """The spare engine process, which waits for its configuration. `start` starts one with the command that
+    `spawn.engine_command` makes of the hints. `first` is one that runs already.
 
-    Any thread takes it, the main thread alone starts it: on Linux an engine ends with the thread that has started it,
-    and those that load models don't live long."""
+    Any thread may take it, but only the main thread starts it: on Linux an engine's process ends with the thread that
+    started it, and threads that load models end soon."""
 
     def __init__(
         self,
@@ -252,13 +257,14 @@ class Spare:
     ) -> None:
         self._hints = tuple(hints)
         self._start = start
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._process = first
         self._t_due = math.inf
         self._is_closed = False
 
     def take(self, config: EngineConfig) -> subprocess.Popen | None:
-        """The process, for an engine that has these libraries; None if there is none, which costs time alone."""
+        """Take the process for an engine with this configuration. None if there is no spare one with these
+        libraries."""
         if self._hints != hints_of(config):
             return None
         with self._lock:
@@ -270,25 +276,26 @@ class Spare:
         return process
 
     def refill(self) -> None:
-        """The main thread: have one again."""
+        """Start a spare process if there is none. Only the main thread calls it."""
         with self._lock:
             self._t_due = math.inf
             if self._process is None and not self._is_closed:
-                with contextlib.suppress(OSError):  # the next engine is started when it is needed, and will tell
+                with contextlib.suppress(OSError):  # the next load starts a process itself and reports the error
                     self._process = self._start(spawn.engine_command(*self._hints))
 
     def refill_later(self) -> None:
-        """Have one again in a moment: now the model that has been loaded needs the cores for its first answer."""
+        """Have `tick` start a spare process soon, when the loaded model has computed its first answer."""
         with self._lock:
             self._t_due = time.monotonic() + LATER_S
 
     def tick(self, is_busy: bool) -> None:
-        """The main thread, again and again. While engines are at work (`is_busy`), streams would falter for that."""
+        """Start a spare process when it is due. While engines work (`is_busy`), it is put off, because the start would
+        slow down streams. The main thread calls it about twice a second."""
         if time.monotonic() >= self._t_due + (BUSY_S if is_busy else 0):
             self.refill()
 
     def close(self) -> None:
-        """End it; there will be no other."""
+        """End the spare process, and start no other."""
         with self._lock:
             self._is_closed = True
             process, self._process = self._process, None
@@ -297,12 +304,12 @@ class Spare:
 
 
 def hints_of(config: EngineConfig) -> tuple[str, ...]:
-    """What an engine's process loads beforehand."""
+    """The libraries that a spare process for this configuration loads in advance."""
     return (config.libs, config.cpu_variant) if config.cpu_variant else (config.libs,)
 
 
 def with_own_folders(options: ModelOptions, name: str) -> ModelOptions:
-    """Folders that several models are given become folders of each, named after it."""
+    """The options with a subfolder for this model in --slot-save-path and --cache-disk, which all models share."""
     folder = folder_name(name)
     return options.replace(
         slot_save_path=options.slot_save_path and os.path.join(options.slot_save_path, folder),
@@ -311,20 +318,20 @@ def with_own_folders(options: ModelOptions, name: str) -> ModelOptions:
 
 
 def folder_name(name: str) -> str:
-    """A model's name as that of a folder: another name is another folder, also where case doesn't count."""
+    """A folder's name for a model. Different models get different names, even where file names ignore case."""
     plain = re.sub(r"[^a-z0-9_-]", "_", name.lower())[:80]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def make_folders(options: ModelOptions) -> None:
-    """Those of its own."""
+    """Create the model's subfolders."""
     for folder in (options.slot_save_path, options.cache_disk):
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def read_ahead(path: str) -> None:
-    """Have the system fetch a file while other things are waited for; nothing where it can't be asked."""
+    """Ask the operating system to read a file into its cache in the background, if it supports that."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY)
