@@ -278,7 +278,7 @@ def test_breakers_that_take_long_to_look_for_are_refused(texts, is_taken):
     if is_taken:
         assert sampling.dry_breakers(texts, LargeVocab()) == tuple(texts)
         return
-    with pytest.raises(ApiError, match="dry_sequence_breakers: .* in 200000 tokens takes some") as caught:
+    with pytest.raises(ApiError, match="dry_sequence_breakers: searching 200000 tokens for") as caught:
         sampling.dry_breakers(texts, LargeVocab())
     assert caught.value.status == 400
 

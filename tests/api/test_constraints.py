@@ -192,10 +192,7 @@ BAD = [
     ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice exclude each other"),
     ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex: '5' is not a string"),
     ({"structured_outputs": {"grammar": {}}}, "structured_outputs.grammar"),
-    (
-        {"structured_outputs": {"structural_tag": "{}"}},
-        "structured_outputs.structural_tag: this server has no such tags",
-    ),
+    ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag is not supported"),
     ({"guided_json": "{"}, "guided_json: Invalid JSON"),
     ({"guided_regex": "("}, "guided_regex"),
     ({"guided_choice": []}, "guided_choice"),

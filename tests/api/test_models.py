@@ -217,8 +217,8 @@ def test_an_admin_gives_a_model_options_of_its_own(make_many):
     ("options", "why"),
     [
         ({"ctx_size": "x"}, "options.ctx_size: 'x' is not a whole number"),
-        ({"model": "/etc/passwd"}, "options.model: this is not about how a model is loaded"),
-        ({"lora": "x.gguf"}, "options.lora: what leads to files, libraries or addresses is not taken from requests"),
+        ({"model": "/etc/passwd"}, "options.model: this is not an option of a model"),
+        ({"lora": "x.gguf"}, "options.lora: requests may not set options that name files, libraries or addresses"),
         ({"batch_size": 16, "ubatch_size": 32}, "options: --ubatch-size 32 is more than --batch-size 16"),
         (["ctx_size"], "options: "),
         ("ctx_size=1", "options: "),

@@ -317,8 +317,8 @@ def test_what_does_nothing_is_named(api):
         "tools: left out, because this server has none of these types: 'web_search', 'namespace'",
         "input: left out, because this server has no tools of these kinds: 'mcp_list_tools'",
         "unknown and ignored: 'colour'",
-        "client_metadata has no effect: requests are told apart by API key and address",
-        "safety_identifier has no effect: requests are told apart by API key and address",
+        "client_metadata has no effect: the server identifies clients by API key and address",
+        "safety_identifier has no effect: the server identifies clients by API key and address",
     ]
 
 

@@ -62,7 +62,7 @@ SEEN_HERE = {
     "--log-file",
     "`next_token` in `/slots`",
     "`prompt` as a list of strings",
-    "order of sampling",
+    "order of the samplers",
 }
 SEEN_ELSEWHERE = {"--flash-attn", "--timeout"}
 

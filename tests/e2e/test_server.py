@@ -211,7 +211,7 @@ def test_what_the_models_file_advises_counts_where_nobody_says_otherwise(serve, 
     assert shown["sources"] == {"temperature": "model", "top_p": "option"}
     assert server.complete("a", 1, temperature=None)["generation_settings"]["temperature"] == 0.25
     assert server.complete("a", 1, temperature=1.5)["generation_settings"]["temperature"] == 1.5
-    assert "what the model's file advises: temperature 0.25\n" in server.log
+    assert "defaults of requests from the model's file: temperature 0.25\n" in server.log
     assert server.log.count("recommends settings that can't be used: general.sampling.min_p") == 1
     old = serve("-m", model, "--compat", "2024").get("/props").json()["default_generation_settings"]
     assert old["temperature"] == 0.8 and old["sources"] == {"repeat_penalty": "option", "cache_prompt": "option"}

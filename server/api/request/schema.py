@@ -106,8 +106,8 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("n_cmpl", int, 1, "number of answers to each prompt", 1, 128, ("n",)),
     Field("n_indent", int, 0, "end before a line that is indented by fewer blanks", 0, INT_MAX),
     Field("t_max_prompt_ms", int, 0, "end if prefill takes longer, in ms; 0 for no limit", -1, INT_MAX),
-    Field("t_max_predict_ms", int, 0, "end at the first line break after this time, in ms; 0 for no limit", -1,
-          INT_MAX),
+    Field("t_max_predict_ms", int, 0, "end after this time, in ms, as soon as the text has a line break; 0 for no "
+          "limit", -1, INT_MAX),
     Field("t_max_ms", int, 0, "end this many ms after the engine received the request; 0 for no limit", -1, INT_MAX),
     Field("speculative.n_max", int, -1, "most tokens of a draft; 0 for no drafts, -1 for the server's setting", -1,
           1024),

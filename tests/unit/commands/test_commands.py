@@ -199,9 +199,9 @@ def test_nothing_outside_the_folders_is_removed(capsys, folder):
     except OSError:
         pytest.skip("no right to make links")
     code, _, err = call(capsys, "rm", "x.gguf", "--models-dir", "m")
-    assert code == MISCONFIGURED and "x.gguf is not in the folder of models, so it stays" in err
+    assert code == MISCONFIGURED and "x.gguf is not in a folder of models" in err
     code, _, err = call(capsys, "rm", "way", "--models-dir", "m")
-    assert code == MISCONFIGURED and "is not in the folder of models, so it stays" in err
+    assert code == MISCONFIGURED and "is not in a folder of models" in err
     assert call(capsys, "rm", "link", "--models-dir", "m")[0] == 0
     assert not (folder / "m" / "link.gguf").is_symlink()
     assert all((folder / path).is_file() for path in ("x.gguf", "elsewhere/real.gguf", "elsewhere/deep/other.gguf"))
@@ -216,7 +216,7 @@ def test_the_folders_of_other_programs_stay(capsys, folder):
     layer = f'{{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:{"a" * 64}"}}'
     manifest.write_text(f'{{"layers": [{layer}]}}')
     code, _, err = call(capsys, "rm", "m", "--models-dir", str(store))
-    assert code == MISCONFIGURED and err == "error: m:latest is in a folder of Ollama: remove it there\n"
+    assert code == MISCONFIGURED and err == "error: m:latest is in a folder of Ollama: remove it with that program\n"
 
 
 # ---- models and show -------------------------------------------------------------------------------------------------

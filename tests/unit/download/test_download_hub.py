@@ -424,7 +424,7 @@ def test_a_token_that_is_none_is_refused_and_not_shown(hub, world, token):
     assert "HF_TOKEN" in message and token not in message and hub.seen == []
 
 
-@pytest.mark.parametrize("token, words", [(None, "--hf-token"), (TOKEN, "accept its terms")])
+@pytest.mark.parametrize("token, words", [(None, "--hf-token"), (TOKEN, "accept the model's terms")])
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_private_or_gated_repository_says_what_it_needs(hub, world, token, words, status):
     hub.put(TREE, status=status)

@@ -195,7 +195,7 @@ def test_options_that_cant_be_followed_say_what_to_do(base, model):
     for argv, words in (
         (("--bundle", model), "--base FILE"),
         (("--bundle", model, "--base", base, "--defaults", "ctx-sise=1"), "no option ctx-sise"),
-        (("--bundle", model, "--base", base, "--defaults", "bundle=x"), "belongs on the command line"),
+        (("--bundle", model, "--base", base, "--defaults", "bundle=x"), "can be set on the command line only"),
         (("-m", model, "--bundle-info"), "is not a bundle"),
         (("--bundle-info",), "holds no model"),
     ):

@@ -182,11 +182,11 @@ def test_a_folder_of_too_many_files_is_left_with_a_line(models, tmp_path, monkey
     put(models, *(f"{i:02}.gguf" for i in range(30)))
     told: list[str] = []
     assert len(find(tmp_path, "--models-dir", str(models), told=told)) == 10
-    assert told == [f"{models}: only 10 of its files have been looked at; name a folder that holds models"]
+    assert told == [f"{models}: searched only 10 of its files; name a folder that contains only models"]
     monkeypatch.setattr(folders, "MAX_LOOKED", 100)
     monkeypatch.setattr(folders, "MAX_MODELS", 5)
     assert len(find(tmp_path, "--models-dir", str(models), told=told)) == 5
-    assert told[-1] == f"{models}: 30 models; those after the first 5 are left out"
+    assert told[-1] == f"{models}: 30 models; all after the first 5 are left out"
 
 
 def test_folders_are_looked_into_only_so_deep(models, tmp_path):
@@ -208,7 +208,7 @@ def test_what_may_not_be_read_is_told_in_one_line_each_and_not_for_ever(models, 
     told: list[str] = []
     assert find(tmp_path, "--models-dir", str(models), told=told) == {}
     assert told[0] == f"{models / 'm00'} can't be read: Permission denied"
-    assert len(told) == 21 and told[-1] == "there is more that can't be read; it isn't told"
+    assert len(told) == 21 and told[-1] == "further faults aren't listed"
 
 
 # ---- other programs' folders -----------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_a_manifest_that_is_none_is_told_of(models, tmp_path, manifest):
     put_ollama(models, "registry.ollama.ai/library/odd/1b", {}, manifest)
     told: list[str] = []
     assert find(tmp_path, "--models-dir", str(models), told=told) == {}
-    assert len(told) == 2 and told[0].endswith("no manifest of a model in a GGUF file, so odd:1b is left out")
+    assert len(told) == 2 and told[0].endswith("odd:1b is left out, because the manifest names no GGUF model")
 
 
 @pytest.mark.covers("D01")
@@ -330,7 +330,7 @@ def test_of_two_places_that_have_a_name_the_first_counts(models, tmp_path):
     told: list[str] = []
     found = find(tmp_path, "--models-dir", str(models), told=told)
     assert [entry.source for entry in found.values()] == ["dir"]
-    assert told[0].endswith(f"another model is called x, {models / 'x.gguf'}; this one is left out")
+    assert told[0].endswith(f"is left out: there is another model with the name x, {models / 'x.gguf'}")
 
 
 @pytest.mark.covers("D01")
@@ -413,7 +413,7 @@ def test_the_command_line_counts_more_than_a_preset_and_a_preset_more_than_the_e
 
 def test_a_section_without_a_file_is_a_model_that_says_so(tmp_path, presets):
     (entry,) = find(tmp_path, "--models-preset", presets("[gone]\nctx-size = 5\n[*]\ntemp = 1")).values()
-    assert entry.fault == "presets.ini line 1: it names no file, and no model of this name is there"
+    assert entry.fault == "presets.ini line 1: it names no file, and there is no model of this name"
 
 
 @pytest.mark.parametrize(
@@ -421,19 +421,19 @@ def test_a_section_without_a_file_is_a_model_that_says_so(tmp_path, presets):
     [
         ("[a]\nctx-size = many", "presets.ini line 2 [a]: ctx-size: 'many' is not a whole number"),
         ("[a]\nctx-sice = 5", "presets.ini line 2 [a]: there is no option ctx-sice, did you mean ctx-size?"),
-        ("\n[a]\nport = 80", "presets.ini line 3 [a]: port is about the server, not about a model of it"),
-        ("[a]\nmodels-dir = /", "presets.ini line 2 [a]: models-dir is about the server, not about a model of it"),
-        ("[a]\nhelp = on", "presets.ini line 2 [a]: help belongs on the command line"),
-        ("[a]\nconfig = x", "presets.ini line 2 [a]: config belongs on the command line"),
-        ("ctx-size = 5\n[a]", "presets.ini line 1: this stands before the first section; [*] is for all models"),
-        ("[a]\n[b]\n[a]", "presets.ini line 3: there is a section [a] already, at presets.ini line 1"),
+        ("\n[a]\nport = 80", "presets.ini line 3 [a]: port is an option of the server, not of a model"),
+        ("[a]\nmodels-dir = /", "presets.ini line 2 [a]: models-dir is an option of the server, not of a model"),
+        ("[a]\nhelp = on", "presets.ini line 2 [a]: help can be set on the command line only"),
+        ("[a]\nconfig = x", "presets.ini line 2 [a]: config can be set on the command line only"),
+        ("ctx-size = 5\n[a]", "presets.ini line 1: this is before the first section; use [*] for all models"),
+        ("[a]\n[b]\n[a]", "presets.ini line 3: the section [a] already exists, at presets.ini line 1"),
         ("[a\nx = 1", "presets.ini line 1: the section [a has no ] at its end"),
         ("[a]\nub = 64\nb = 32", "presets.ini line 1 [a]: --ubatch-size 64 is more than --batch-size 32: raise the"),
         ("[*]\nub = 64\n[a]\nb = 32", "presets.ini line 3 [a]: --ubatch-size 64 is more than"),
         ("[a]\ntemp = 1\ntemp = 2", "presets.ini line 3 [a]: temp is set a second time, after presets.ini line 2 [a]"),
         ("[a]\nload-on-startup = perhaps", "presets.ini line 2 [a]: load-on-startup: 'perhaps' is neither on nor off"),
-        ("[" + "a" * 300 + "]", "presets.ini line 1: a model can't be called so"),
-        ("[a\x1b]", "presets.ini line 1: a model can't be called so"),
+        ("[" + "a" * 300 + "]", "presets.ini line 1: this can't be a model's name"),
+        ("[a\x1b]", "presets.ini line 1: this can't be a model's name"),
     ],
 )
 def test_a_wrong_preset_is_told_with_its_place(tmp_path, presets, text, message):

@@ -182,5 +182,5 @@ def test_an_option_that_asks_for_an_errand_belongs_on_the_command_line(tmp_path)
     for option in OPTIONS:
         if scope_of(option) == ERRAND:
             file.write_text(f"{option.name} = on\n", encoding="utf-8")
-            with pytest.raises(OptionError, match="belongs on the command line"):
+            with pytest.raises(OptionError, match="can be set on the command line only"):
                 parse(["--config", str(file)], {})

@@ -232,7 +232,7 @@ def test_an_option_without_effect_warns_once_and_says_why(argv, environ, source)
         (["--shift=1"], {}, "--shift is a switch and takes no value"),
         (["--shfit"], {}, "unknown option --shfit, did you mean --shift?"),
         (["--nothing-like-it"], {}, "unknown option --nothing-like-it; --help lists them"),
-        (["model"], {}, "'model' is neither an option nor a file (the model, for example)"),
+        (["model"], {}, "'model' is neither an option nor a model's file"),
         ([], {"T_COUNT": "many"}, "T_COUNT: 'many' is not a whole number"),
         ([], {"T_COUNT": "1000"}, "T_COUNT: 1000 is out of range"),
         ([], {"T_SHIFT": "maybe"}, "T_SHIFT: 'maybe' is neither on nor off"),
@@ -278,7 +278,7 @@ def test_what_can_not_be_is_refused_in_one_line(argv, environ, message):
 def test_a_mistyped_command_is_told_the_near_one(argv, advice):
     with pytest.raises(OptionError) as caught:
         parse(argv, {})
-    assert str(caught.value) == f"'{argv[0]}' is neither an option nor a file (the model, for example){advice}"
+    assert str(caught.value) == f"'{argv[0]}' is neither an option nor a model's file{advice}"
 
 
 def test_the_value_behind_a_mistyped_flag_is_not_shown():
@@ -314,7 +314,7 @@ def test_help_leaves_out_what_has_no_effect_and_names_groups_in_order():
 def test_help_tells_defaults_as_the_user_would_write_them():
     text = " ".join(usage().split())
     assert "flash attention: on, off or auto; without a value on (default auto) (2024: off)" in text
-    assert "(default 127.0.0.1)" in text and "reuse what a prompt shares with an earlier one (default on)" in text
+    assert "(default 127.0.0.1)" in text and "reuse the cached prefix of earlier prompts (default on)" in text
 
 
 def test_short_help_fits_a_screen_or_two_and_says_how_to_go_on(monkeypatch):
