@@ -403,7 +403,7 @@ def test_without_a_length_a_cut_off_file_is_not_taken_for_whole(site, world):
 
 def test_a_packed_answer_is_refused(site, world):
     message = world.refusal(site.put("/x.gguf", MODEL, headers={"Content-Encoding": "gzip"}))
-    assert "packed (gzip)" in message and site.seen[0].headers["accept-encoding"] == "identity"
+    assert "compresses the file (gzip)" in message and site.seen[0].headers["accept-encoding"] == "identity"
 
 
 def test_a_web_page_is_refused_at_once(site, world):
@@ -491,14 +491,14 @@ def test_a_file_that_is_there_is_checked_once(site, world):
     assert len(world.said) == 1
     path.write_bytes(OTHER)
     os.utime(path, (2**31, 2**31))
-    assert "delete it" in world.refusal(url, sha256=SHA) and path.read_bytes() == OTHER
+    assert "delete the file" in world.refusal(url, sha256=SHA) and path.read_bytes() == OTHER
 
 
 def test_a_file_of_the_user_s_is_checked_where_it_is(world, tmp_path):
     place = tmp_path / "mine.gguf"
     place.write_bytes(MODEL)
     assert world.fetch("http://127.0.0.1:1/x.gguf", path=place, sha256=SHA) == place
-    assert "delete it" in world.refusal("http://127.0.0.1:1/x.gguf", path=place, sha256="1" * 64)
+    assert "delete the file" in world.refusal("http://127.0.0.1:1/x.gguf", path=place, sha256="1" * 64)
     assert os.listdir(tmp_path) == ["mine.gguf"]
 
 

@@ -477,7 +477,7 @@ def test_a_hub_that_is_no_web_address_is_refused(world, endpoint):
     ],
 )
 def test_it_has_to_be_clear_what_to_download(world, options):
-    assert "isn't clear" in world.refusal(**options)
+    assert "unclear" in world.refusal(**options)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_what_has_no_effect_warns_with_its_place(config):
         ("[a\n", ["line 1", "no ] at its end"]),
         ("mmproj = x\n", ["line 1: mmproj", "there is no file"]),
         ("config = x\n", ["line 1: config can be set on the command line only"]),
-        ("help\n", ["line 1: help belongs on"]),
+        ("help\n", ["line 1: help can be set on"]),
         (b"port = 1\nalias = \xff\n", ["not UTF-8 text, byte 17"]),
         ("x" * (1 << 20) + "=1", ["larger than 1 MiB"]),
         ({"a": {"prot": 1}}, ["my.conf at a.prot", "did you mean port?"]),

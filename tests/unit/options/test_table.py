@@ -409,7 +409,7 @@ def test_adapters_come_in_the_order_of_the_command_line_with_their_strengths(tmp
         (["--host", ","], ["not an address"]),
         (["--host", ""], ["not an address"]),
         (["--lora", "nothing.gguf"], ["there is no file 'nothing.gguf'"]),
-        (["--lora", ","], ["names nothing"]),
+        (["--lora", ","], ["is an empty list"]),
         (["--lora-scaled", "x.gguf"], ["is not FILE:SCALE"]),
         (["--lora-scaled", "x.gguf:nan"], ["is not FILE:SCALE"]),
         (["-ts", "1,x"], ["proportions"]),
