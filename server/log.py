@@ -145,8 +145,7 @@ def profile_settings(
     means that an option wasn't given.
 
     With `--compat 2024` the log is JSON on stdout and in `llama.log`, and `--log-disable` leaves out the file.
-    Otherwise
-    it is text on stderr, and `--log-disable` leaves out the whole log, as in today's llama-server.
+    Otherwise it is text on stderr, and `--log-disable` leaves out the whole log, as in today's llama-server.
     """
     row = PROFILES[profile]
     return {
@@ -323,9 +322,8 @@ def is_verbose() -> bool:
 def verbose(message: str, **fields: object) -> None:
     """With `--verbose`, log a whole request, prompt or answer. `fields` are values that JSON can hold.
 
-    For a completion: `verbose("request", request_id=..., request=parsed_body)`, then `verbose("prompt",
-    request_id=..., tokens=[[id, piece], ...])`, and `verbose("response", request_id=..., response=...)` when
-    all of it is there.
+    For a completion: `verbose("request", request_id=..., request=parsed_body)`, then `verbose("prompt", request_id=...,
+    tokens=[[id, piece], ...])`, and `verbose("response", request_id=..., response=...)` when all of it is there.
     """
     get_logger("verbose").log(VERBOSE, "%s", message, extra={"fields": fields}, stacklevel=2)
 

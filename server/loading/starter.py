@@ -57,6 +57,7 @@ log = get_logger("models")
 @record
 class Starter:
     """See `models.entry.Starter`. The options of each model are read from `argv`, `environ` and the bundle `own`.
+    """See `models.entry.Starter`. The options of each model are read from `argv`, `environ` and the bundle `own`.
     `gpus` are the devices for layers, with the memory that was free on them before any model was loaded. `turns` is the
     file for the turns of engines (`seam.turns`), "" for none."""
 
@@ -140,8 +141,7 @@ class PreparedModel:
 
     def fits(self, room: Room, is_alone: bool) -> Room | None:
         """See `room.Fits`. Beside other models, a model fits only with a useful context and, if there is a GPU, with
-        all
-        layers on it. Alone it may have less."""
+        all layers on it. Alone it may have less."""
         plan = self._plan(room)
         if plan is None:
             n_bytes = os.path.getsize(self.config.model)
@@ -218,8 +218,7 @@ DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
 
 def find_gpus(libs: str) -> tuple[Place, ...]:
     """The GPUs and their free memory. A child process asks the driver, because the driver keeps GPU memory for a
-    process
-    that has asked."""
+    process that has asked."""
     has_gpu_plugin = any(not name.startswith(("cpu-", "rpc")) for name in read_folder(Path(libs)).plugins)
     if sys.platform != "darwin" and not has_gpu_plugin:
         return ()

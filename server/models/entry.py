@@ -82,11 +82,9 @@ class Entry:
     model that `is_eager` is loaded at start. `asked` are options from a request.
 
     `model` is the loaded model. A sleeping one keeps it for what it can tell without its engine. `load` is the load
-    that
-    is running. `n_leases` is the number of requests that use the model, `t_used` is the time when the last one ended.
-    Once `leaves_for` is set, the model takes no new requests. `last_info` and `capabilities` are those of the last
-    load.
-    After a failure, requests get its `reason` until `t_retry`."""
+    that is running. `n_leases` is the number of requests that use the model, `t_used` is the time when the last one
+    ended. Once `leaves_for` is set, the model takes no new requests. `last_info` and `capabilities` are those of the
+    last load. After a failure, requests get its `reason` until `t_retry`."""
 
     name: str
     source: Any = None

@@ -29,8 +29,7 @@ class Vocab(Protocol):
     """Converts text to tokens and back. All threads may use it. `fim` has its fill-in-the-middle tokens.
 
     `bos`, `eos` and `sep` are -1 if the vocabulary has no such token; `add_*` says whether the model expects them
-    around
-    a text. If `is_none`, the model's file has no vocabulary, and methods for texts raise ApiError 501.
+    around a text. If `is_none`, the model's file has no vocabulary, and methods for texts raise ApiError 501.
     """
 
     n_tokens: int
@@ -146,9 +145,8 @@ def _stays(seconds: float) -> bool:
 @record
 class Model:
     """One model. `media` limits the images and sounds in its requests. `own_name` is its name if it has no alias.
-    `lora`
-    are the scales of adapters if they have been set since the start. `keep` sets how many seconds it stays loaded
-    without work, and returns False if that can't be set."""
+    `lora` are the scales of adapters if they have been set since the start. `keep` sets how many seconds it stays
+    loaded without work, and returns False if that can't be set."""
 
     engine: Engine
     options: ModelOptions

@@ -32,9 +32,8 @@ def anybody(key_id: str, names: Iterable[str]) -> bool:
 
 class Register:
     """All models by name. `lone`: there is one model, which is used for every name. `may_use` says whether a key may
-    use
-    a model. `news` gets (entry, new state, reason) tuples, and other events as dicts. Once it `is_closed`, no model is
-    loaded any more."""
+    use a model. `news` gets (entry, new state, reason) tuples, and other events as dicts. Once it `is_closed`, no model
+    is loaded any more."""
 
     def __init__(
         self,

@@ -27,8 +27,7 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
     """Remove the files of a model, its projector unless another model uses it, and folders that become empty.
 
     RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. If a file is
-    a
-    link, only the link is removed."""
+    a link, only the link is removed."""
     places = removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]

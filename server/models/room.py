@@ -15,8 +15,7 @@ Room = Mapping[str, int]
 """Bytes by the name of the place."""
 Fits = Callable[[Room, bool], Room | None]
 """Returns what a model would take of a room, or None if it doesn't fit. The second argument says whether the model
-would
-be alone; then it may be loaded with less than it should have."""
+would be alone; then it may be loaded with less than it should have."""
 
 
 @record(frozen=True)

@@ -1,8 +1,7 @@
 """A row of the option table, and the functions that convert texts to its values.
 
 A leaf, used where options are read. Converters are pure functions of a text, except that some read the file that the
-text names. They raise `BadValue`, whose message follows the option's name:
-`--lora-scaled: 'x.gguf' is not FILE:SCALE`.
+text names. They raise `BadValue`, whose message follows the option's name: `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
 
 Not taken: a class for each kind of option. A row is data, and kinds differ only in their converter.
 """
@@ -23,8 +22,7 @@ SAME = object()
 
 WORKS, IGNORED, PLANNED, REFUSED = "works", "ignored", "planned", "refused"
 """Values of `Option.status`. WORKS: the option has its effect. IGNORED: accepted with a warning, has no effect.
-PLANNED:
-refused until the server supports it. REFUSED: refused for good."""
+PLANNED: refused until the server supports it. REFUSED: refused for good."""
 
 WORKER_PORT = 50052  # llama.cpp's own
 MAX_WORKERS = 16  # GGML_RPC_MAX_SERVERS
@@ -76,12 +74,12 @@ class Option:
     """One option. `type` converts a text to the value; None is a switch without a value. `low` and `high` limit
     numbers.
 
-    `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with
-    `--compat 2024`. `dest` is the attribute that the option sets, if it isn't `name`. `choices` maps the allowed words
-    to values. `bare` is the text that is used if no value follows. With `repeat` the type returns tuples, which are
-    concatenated. `target` is where `groups` puts the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or
-    `pool:FIELD` of llama.cpp's structs, or `request:FIELD`. `note` says why an option has no effect. The value of a
-    `secret` option is never shown.
+    `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with `--compat
+    2024`. `dest` is the attribute that the option sets, if it isn't `name`. `choices` maps the allowed words to values.
+    `bare` is the text that is used if no value follows. With `repeat` the type returns tuples, which are concatenated.
+    `target` is where `groups` puts the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or `pool:FIELD` of
+    llama.cpp's structs, or `request:FIELD`. `note` says why an option has no effect. The value of a `secret` option is
+    never shown.
     """
 
     name: str

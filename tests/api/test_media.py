@@ -299,7 +299,10 @@ def test_a_bad_part_is_refused_with_its_place(eyes: Api, part: dict, words: str)
         ({"prompt": "[img-1]", "image_data": [{"data": b64(CAT)}]}, "image_data[0] is not an object"),
         ({"prompt": "[img-1]", "image_data": {"data": b64(CAT), "id": 1}}, "give a list"),
         ({"prompt": ["[img-1]", "y"], "image_data": [{"data": b64(CAT), "id": 1}]}, "one string"),
-        ({"prompt": {"prompt_string": "x", "multimodal_data": [b64(CAT)]}}, "0 markers <__media__>, but multimodal_data has 1"),
+        (
+            {"prompt": {"prompt_string": "x", "multimodal_data": [b64(CAT)]}},
+            "0 markers <__media__>, but multimodal_data has 1",
+        ),
         ({"prompt": {"prompt_string": "<__media__>" * 2, "multimodal_data": [b64(CAT)]}}, "2 markers"),
         ({"prompt": {"prompt_string": "<__media__>", "multimodal_data": "x"}}, "not a list"),
         ({"prompt": ["a", {"prompt_string": "<__media__>", "multimodal_data": ["@"]}]}, "prompt[1].multimodal_data[0]"),

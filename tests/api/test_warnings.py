@@ -55,10 +55,11 @@ def test_a_misspelt_field_is_named_once(api, path):
     assert "warnings" not in api.post(path, FORMS[path]).json()
 
 
-def test_a_misspelt_field_is_in_the_log(api, caplog):
+def test_a_misspelt_field_is_in_the_log_once(api, caplog):
     caplog.set_level("INFO", logger="llama_srv")
-    assert api.post(CHAT_URL, {"messages": HI, "max_token": 2, "max_tokens": 2}).status == 200
-    assert f"{CHAT_URL}: unknown and ignored: 'max_token'" in caplog.messages
+    for _ in range(2):
+        assert api.post(CHAT_URL, {"messages": HI, "max_tokin": 2, "max_tokens": 2}).status == 200
+    assert caplog.messages.count(f"{CHAT_URL}: unknown and ignored: 'max_tokin'") == 1
 
 
 @pytest.mark.parametrize("path", STREAMS)

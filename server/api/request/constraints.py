@@ -1,6 +1,5 @@
 """Fields that constrain the answer, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
-`choice`,
-and vLLM's names for them.
+`choice`, and vLLM's names for them.
 
 Connection thread; pure. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it, because
 llama.cpp's parser overflows its stack on deep nesting. Results are cached, so the same constraint costs one look-up

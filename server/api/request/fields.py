@@ -1,7 +1,7 @@
 """The tables of all request fields. Bodies are read by them, unknown fields are reported, and docs/api.md is made.
 
 Connection thread. An unknown field is ignored, because clients send many, but the answer names it: in its `warnings`,
-or in the header X-Warnings if the answer's JSON has no place for them. The log names it, too. The fields that all
+or in the header X-Warnings if the answer's JSON has no place for them. The log names it once, too. The fields that all
 requests for text have are in `schema`, all others here.
 
 Not taken: refusing unknown fields. The server would refuse every client that is newer than these tables.
@@ -10,6 +10,7 @@ Not taken: refusing unknown fields. The server would refuse every client that is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -501,7 +502,7 @@ class Body:
         }
         unknown = [name for name in values if name not in IDLE]
         if unknown:
-            log.info("%s: unknown and ignored: %s", self.routes[0], listed(unknown))
+            _log_unknown(self.routes[0], listed(unknown))
         return (
             *([f"unknown and ignored: {listed(unknown)}"] if unknown else []),
             *(
@@ -519,6 +520,12 @@ class Body:
         if isinstance(answer, dict):
             return json_response({**answer, "warnings": list(warnings)})
         return json_response(answer, headers=warning_header(warnings))
+
+
+@lru_cache(maxsize=256)
+def _log_unknown(route: str, names: str) -> None:
+    """Log unknown fields of a request. The cache keeps a client that repeats them from filling the log."""
+    log.info("%s: unknown and ignored: %s", route, names)
 
 
 def warning_header(warnings: Sequence[str]) -> dict[str, str]:

@@ -1,9 +1,8 @@
 """Images and sound in requests: makes a `Media` of base64, a data: URL, a file of `--media-path` or a network URL.
 
 Connection thread. A wrong file is refused here if that can be seen without decoding it. The error names its place in
-the
-request, such as `messages[1].content[0]`. The engine decodes files. Until a text is tokenised, a marker stands for each
-file in it. Markers can't be guessed, so a marker that a user types stays text.
+the request, such as `messages[1].content[0]`. The engine decodes files. Until a text is tokenised, a marker stands for
+each file in it. Markers can't be guessed, so a marker that a user types stays text.
 """
 
 from __future__ import annotations

@@ -38,8 +38,7 @@ class Source(Protocol):
 
     def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
         """The field whose text is `n_same` bytes behind the first tokens of the prompt, given as the tokens' bytes
-        (None
-        for a file). None if the field can't be found."""
+        (None for a file). None if the field can't be found."""
 
 
 @record(frozen=True)
@@ -187,8 +186,7 @@ def with_images(prompt: str, image_data: object, files: Files, name: str = "prom
 
 def with_files(prompt: Mapping[str, Any], where: str, files: Files) -> list[Segments | int]:
     """A prompt with files in today's format: the markers in `prompt_string` stand for the files in `multimodal_data`,
-    in
-    order."""
+    in order."""
     text, data = prompt.get("prompt_string"), prompt.get("multimodal_data")
     if not isinstance(text, str):
         raise ApiError(400, f"{where}.prompt_string is not a string")
@@ -290,8 +288,7 @@ def join(
     ends: tuple[Sequence[int], Sequence[int]],
 ) -> Prompt:
     """The prompt made of runs of segments and files, between two lists of tokens. Each run is tokenised by itself, as
-    in
-    libmtmd."""
+    in libmtmd."""
     tokens: list[int] = list(ends[0])
     files: dict[str, Media] = {}  # by hash, in order; a file that occurs several times is sent once
     for part in parts:

@@ -79,8 +79,7 @@ def sampling_params(
 
 def dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
     """The breakers, cut as in llama.cpp, without duplicates. ApiError if searching for them in the vocabulary would
-    take
-    too long.
+    take too long.
 
     llama.cpp searches each token for each breaker. Where a breaker may begin in a token, it tokenises the breaker's
     rest.
