@@ -1,1 +1,1 @@
-"""Makes engines and loaded models of options and files."""
+"""Makes engines and loaded models from options and files."""

@@ -2,7 +2,7 @@
 
 Pure functions on names, for folders and for the file list of a repository. A leaf; imports the standard library. The
 rules are llama.cpp's. Not taken: reading the files. Files in a repository's list aren't on the disk yet, and the
-headers of a hundred models have a gigabyte.
+headers of a hundred models are a gigabyte.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images and sound in requests: makes a `Media` of base64, a data: URL, a file of `--media-path` or a network URL.
+"""Images and sound in requests: makes a `Media` from base64, a data: URL, a file of `--media-path` or a network URL.
 
 Connection thread. A wrong file is refused here if that can be seen without decoding it. The error names its place in
 the request, such as `messages[1].content[0]`. The engine decodes files. Until a text is tokenised, a marker stands for
@@ -42,8 +42,8 @@ class Files:
     """The files of one request, in the order in which they were found, and the markers that stand for them.
 
     Their bytes count into the bound on the memory of all requests (`server.memory`). A file that occurs twice is read
-    once. Files from URLs may have `--max-body` bytes together. Between two files a request whose client has left is
-    ended.
+    once. Files from URLs may have `--max-body` bytes together. Between two files it ends the request if the client has
+    left.
     """
 
     model: Model

@@ -1,4 +1,4 @@
-"""Makes token ids of prompts. Connection thread.
+"""Converts prompts to token ids. Connection thread.
 
 The first half reads the `prompt` of a request in all its forms. The second half tokenises prompts and rendered
 conversations, with files between texts, so that users' text can't become special tokens of the chat template.

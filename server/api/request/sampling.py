@@ -1,4 +1,4 @@
-"""Makes the engine's `SamplingParams` of a request's fields.
+"""Makes the engine's `SamplingParams` from a request's fields.
 
 Connection thread; pure. `schema` has the table of the fields and checks single numbers. This module reads the fields
 that come in several forms or need the vocabulary.
@@ -19,17 +19,14 @@ from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingPara
 from server.errors import ApiError
 from server.models.model import Vocab
 
-# How many strings a list may have. Each costs time in the engine, for which all requests wait: a breaker is searched
-# for
-# in each token of the vocabulary, and a sampler processes the vocabulary for each generated token.
+# How many strings a list may have. All requests wait while the engine processes them: it searches each token of the
+# vocabulary for each breaker, and applies each sampler to the whole vocabulary for each generated token.
 MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
 
-# llama.cpp's DRY sampler uses the first BREAKER_BYTES of a breaker. For each breaker it needs BREAKER_TOKEN_S seconds
-# for
-# each token of the vocabulary. If the breaker may begin at the end of that token, it needs BREAKER_TAIL_S more, and
-# BREAKER_BYTE_S for each byte. All breakers together may need BREAKERS_S. The number of tokens at whose end a breaker
-# may
-# begin is estimated from VOCAB_SAMPLE tokens.
+# The time that llama.cpp's DRY sampler needs to search the vocabulary. It uses the first BREAKER_BYTES of a breaker, and
+# needs BREAKER_TOKEN_S seconds for each token. If the breaker may begin at the end of the token, it needs BREAKER_TAIL_S
+# more, and BREAKER_BYTE_S for each byte. How many tokens that concerns is estimated from VOCAB_SAMPLE tokens. All
+# breakers of a request together may need BREAKERS_S.
 BREAKER_BYTES, BREAKER_TOKEN_S, BREAKER_TAIL_S, BREAKER_BYTE_S = 40, 50e-9, 15e-6, 0.3e-6
 BREAKERS_S, VOCAB_SAMPLE = 0.3, 1024
 

@@ -1,4 +1,4 @@
-"""Makes a prompt of `messages`: checks them, renders the chat template, tokenises the result so that users' text can't
+"""Makes a prompt from `messages`: checks them, renders the chat template, tokenises the result so that users' text can't
 become special tokens. Connection thread."""
 
 from __future__ import annotations
