@@ -78,7 +78,7 @@ PLAIN_WORD = r"[\w./:+%-]+"
 
 
 class AccessRecord(Protocol):
-    """What `access_line` reads of the HTTP server's record of an answered request."""
+    """The fields that `access_line` reads from the HTTP server's record of an answered request."""
 
     id: str
     client: str

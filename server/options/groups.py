@@ -287,7 +287,7 @@ class SourceOptions(Group):
 
 
 class SpecOptions(Group):
-    """Speculative decoding. The parameters are those of the draft model."""
+    """Speculative decoding. `model_params` and `context_params` are the draft model's."""
 
     spec_type: tuple[str, ...]
     spec_ngram_size: int  # tokens, as the next three

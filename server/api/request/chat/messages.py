@@ -1,5 +1,5 @@
-"""Makes a prompt from `messages`: checks them, renders the chat template, tokenises the result so that users' text can't
-become special tokens. Connection thread."""
+"""Makes a prompt from `messages`: checks them, renders the chat template, tokenises the result so that users' text
+can't become special tokens. Connection thread."""
 
 from __future__ import annotations
 
