@@ -5,8 +5,8 @@ data. The value of an option comes from the first of these places that sets it: 
 (`LLAMA_ARG_*`), config file, bundle, the default of the profile that `--compat` chooses. Errors are an `OptionError`:
 one line that names the option, the value and what is allowed. `groups` makes typed groups of the result.
 
-Not taken: argparse. It can't parse `-np` and `-ngl` beside `-n` in every spelling of their values, can't tell set values
-from defaults, and can't refuse known options. With the table the parser takes forty lines.
+Not taken: argparse. It can't parse `-np` and `-ngl` beside `-n` in every spelling of their values, can't tell set
+values from defaults, and can't refuse known options. With the table the parser takes forty lines.
 """
 
 from __future__ import annotations
