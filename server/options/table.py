@@ -189,11 +189,11 @@ OPTIONS: tuple[Option, ...] = (
            env="LLAMA_ARG_MMPROJ_OFFLOAD", off_flags=("--no-mmproj-offload",), target="mmproj:use_gpu"),
     Option("mmproj_device", ("-mmdev", "--mmproj-device"), "the device that encodes images and sound; none for the "
            "CPU (default: the first GPU)", MEDIA, metavar="DEVICE", env="MTMD_BACKEND_DEVICE", target="mmproj:device"),
-    Option("image_min_tokens", ("--image-min-tokens",), "fewest tokens an image takes, for models that can choose "
-           "(default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MIN_TOKENS", 1, 2**20,
+    Option("image_min_tokens", ("--image-min-tokens",), "fewest tokens of an image, for models with a variable number "
+           "of tokens (default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MIN_TOKENS", 1, 2**20,
            target="mmproj:image_min_tokens"),
-    Option("image_max_tokens", ("--image-max-tokens",), "most tokens an image takes, for models that can choose "
-           "(default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MAX_TOKENS", 1, 2**20,
+    Option("image_max_tokens", ("--image-max-tokens",), "most tokens of an image, for models with a variable number "
+           "of tokens (default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MAX_TOKENS", 1, 2**20,
            target="mmproj:image_max_tokens"),
     Option("image_max_pixels", ("--image-max-pixels",), "refuse larger images, in millions of pixels; the size is "
            "read from the image's header", MEDIA, int, 50, "N", "LLAMA_SRV_IMAGE_MAX_PIXELS", 1, 10_000),
