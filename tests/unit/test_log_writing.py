@@ -115,7 +115,7 @@ def test_a_failed_rotation_keeps_the_old_file(tmp_path):
     log.reopen()
     info("after")()
     text = (tmp_path / "moved" / "x.log").read_text()
-    assert "stays open" in text and text.endswith("after\n")
+    assert "stays in use" in text and text.endswith("after\n")
 
 
 def test_reopening_without_a_file_is_nothing():

@@ -143,7 +143,7 @@ def test_a_pull_that_was_cut_off_goes_on(capsys, hub, monkeypatch):
     monkeypatch.setattr("server.download.fetch.time.sleep", lambda _: None)
     monkeypatch.setitem(commands.DOERS, "pull", lambda call: pull_without_waiting(monkeypatch, call))
     code, out, err = call(capsys, "pull", REPO)
-    assert (code, out) == (FAILED, "") and "run this again to go on" in err
+    assert (code, out) == (FAILED, "") and "run this again to continue" in err
     thing.cuts = []
     code, out, err = call(capsys, "pull", REPO)
     assert code == 0 and Path(out.strip()).read_bytes() == thing.data

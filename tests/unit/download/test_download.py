@@ -146,7 +146,7 @@ def test_a_server_that_never_sends_a_range_is_asked_for_the_whole(site, world):
 def test_a_server_that_never_gets_further_is_given_up_and_what_came_is_kept(site, world):
     url = site.put("/x.gguf", MODEL, has_ranges=False, cuts=[HALF] * 100)
     message = world.refusal(url)
-    assert "run this again to go on" in message
+    assert "run this again to continue" in message
     assert len(site.seen) <= 5 and world.waits == [1.0, 2.0, 4.0]
     assert world.files() == {"x.gguf.part", "x.gguf.part.json"}
 
@@ -250,7 +250,7 @@ def test_an_unknown_host_is_not_waited_for(world, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     message = world.refusal("http://nowhere.example/x.gguf")
-    assert "nowhere.example isn't known" in message and world.waits == []
+    assert "nowhere.example can't be resolved" in message and world.waits == []
 
 
 def test_a_server_that_speaks_no_http_is_one_line(world):
@@ -341,7 +341,7 @@ def test_a_checksum_that_changed_in_between_stops_the_continuing(site, world):
 
     site.things["/x.gguf"].on_request = replace
     assert world.fetch(url).read_bytes() == OTHER
-    assert any("another file now" in line for line in world.said)
+    assert any("another version of the file" in line for line in world.said)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_promise_of_more_than_there_is_is_found_out(site, world):
 
 
 def test_a_promise_of_more_is_found_out_with_ranges_too(site, world):
-    assert "another file" in world.refusal(site.put("/x.gguf", MODEL, length=str(len(MODEL) + 1000)))
+    assert "another version of the file" in world.refusal(site.put("/x.gguf", MODEL, length=str(len(MODEL) + 1000)))
     assert len(site.seen) <= 10
 
 
@@ -391,7 +391,7 @@ def test_a_promise_of_less_is_found_out_by_the_checksum(site, world):
 @pytest.mark.parametrize("length", ["none", "-5", "many", "1e9"])
 def test_without_a_length_only_a_checksum_can_tell_the_end(site, world, length):
     url = site.put("/x.gguf", MODEL, length=length)
-    assert "how long it is" in world.refusal(url)
+    assert "the file's length" in world.refusal(url)
     assert world.fetch(url, sha256=SHA).read_bytes() == MODEL
 
 
@@ -421,8 +421,8 @@ def test_what_is_not_gguf_is_refused(site, world, data):
     [
         (404, "doesn't exist"),
         (410, "doesn't exist"),
-        (401, "may not be read"),
-        (403, "may not be read"),
+        (401, "is denied"),
+        (403, "is denied"),
         (400, "answers 400"),
         (418, "answers 418"),
         (204, "GGUF"),
@@ -476,7 +476,7 @@ def test_a_checksum_told_beside_a_redirect_counts(site, other, world):
 
 def test_another_file_than_expected_is_refused_before_it_comes(site, world):
     message = world.refusal(site.put("/x.gguf", OTHER, headers={"X-Linked-Etag": "1" * 64}), sha256=SHA)
-    assert "another file" in message and world.files() == set()
+    assert "another version of the file" in message and world.files() == set()
 
 
 def test_a_file_that_is_there_is_checked_once(site, world):

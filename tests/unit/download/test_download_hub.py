@@ -148,7 +148,7 @@ def test_a_listing_that_never_ends_is_left(hub, world, monkeypatch):
 def test_a_quantisation_that_is_not_there_is_answered_with_those_that_are(hub, world):
     hub.publish("a-Q2_K.gguf", "mmproj-a.gguf", "a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf", "README.md")
     message = world.refusal(hf_repo=REPO + ":Q5_K_M")
-    assert "no Q5_K_M GGUF file" in message and message.endswith("there are a-Q2_K.gguf, a-Q8_0-00001-of-00002.gguf")
+    assert "no Q5_K_M GGUF file" in message and message.endswith("--hf-file: a-Q2_K.gguf, a-Q8_0-00001-of-00002.gguf")
 
 
 def test_a_repository_without_gguf_is_told_apart(hub, world):
@@ -165,7 +165,7 @@ def test_a_listing_that_is_none_is_one_line(hub, world, body):
 def test_a_listing_without_end_is_not_read_into_memory(hub, world, monkeypatch):
     hub.publish("a-Q4_K_M.gguf")
     monkeypatch.setattr(client, "MAX_LISTING", len(hub.things[TREE].data) - 1)
-    assert "doesn't list files" in world.refusal(hf_repo=REPO)
+    assert "is not a list of files" in world.refusal(hf_repo=REPO)
 
 
 def test_rows_of_strange_shape_are_left_out(hub, world):
@@ -191,7 +191,7 @@ def test_a_file_that_is_not_what_the_listing_says_is_refused(hub, world):
     hub.things[f"/{REPO}/resolve/main/a-Q4_K_M.gguf"].data = model("b-Q4_K_M.gguf")
     assert "sha256" in world.refusal(hf_repo=REPO)
     hub.things[f"/{REPO}/resolve/main/a-Q4_K_M.gguf"].data = model("longer") * 2
-    assert "another file" in world.refusal(hf_repo=REPO)
+    assert "another version of the file" in world.refusal(hf_repo=REPO)
     assert world.files() == set()
 
 
@@ -234,7 +234,7 @@ def test_files_that_would_leave_their_folder_do_not_exist(hub, world, name):
     assert "--hf-file" in world.refusal(hf_repo=REPO, hf_file=name)
     hub.list([{"type": "file", "path": path, "size": 4} for path in (name, "ok-F16.gguf")])
     assert not is_safe_path(name)
-    assert world.refusal(hf_repo=REPO + ":missing").endswith("there are ok-F16.gguf")
+    assert world.refusal(hf_repo=REPO + ":missing").endswith("--hf-file: ok-F16.gguf")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_when_the_hub_is_down_the_cache_has_to_do(hub, world):
     path = world.fetch(hf_repo=REPO)
     hub.put(TREE, statuses=[(503, {})] * 50)
     assert world.fetch(hf_repo=REPO) == path
-    assert "going on with a-Q8_0.gguf" in world.said[-1]
+    assert "using a-Q8_0.gguf" in world.said[-1]
 
 
 @pytest.mark.covers("C06", "C07")

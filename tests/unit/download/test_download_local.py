@@ -54,7 +54,7 @@ def test_the_cache_is_where_the_build_scripts_have_it(system, environ):
         (errno.EFBIG, "the disk is full"),
         (errno.EROFS, "no permission"),
         (errno.EACCES, "no permission"),
-        (errno.EIO, "put that right"),
+        (errno.EIO, "fix this"),
     ],
 )
 @pytest.mark.parametrize("after", [0, 100_000])
@@ -91,7 +91,7 @@ def test_a_disk_that_fails_at_the_end_is_one_line(site, world, monkeypatch, name
 def test_too_little_room_is_noticed_before_anything_comes(site, world, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=len(MODEL) - 1))
     message = world.refusal(site.put("/x.gguf", MODEL))
-    assert "not enough room" in message and "LLAMA_SRV_CACHE" in message and world.files() == set()
+    assert "not enough space" in message and "LLAMA_SRV_CACHE" in message and world.files() == set()
 
 
 def test_room_is_needed_for_the_rest_only(site, world, monkeypatch):
@@ -274,7 +274,7 @@ def test_elsewhere_there_is_a_line_every_ten_seconds():
         progress.show(250_000_000 + n * 10_000_000)
     progress.clear()
     first, *rest = stream.getvalue().splitlines()
-    assert first == "downloading x.gguf, 1.00 GB, going on at 250.0 MB"
+    assert first == "downloading x.gguf, 1.00 GB, continuing at 250.0 MB"
     assert len(rest) == 2 and rest[0].startswith("x.gguf [######..............]  34 %  340.0 MB  9.0 MB/s")
 
 
@@ -291,7 +291,7 @@ def test_lines_may_go_to_the_log(site, world):
     world.progress = Progress(say=lines.append)
     path = world.fetch(site.put("/x.gguf", MODEL, cuts=[HALF]))
     assert lines[0].startswith("downloading x.gguf") and "next try in 1 s" in lines[1]
-    assert "going on at" in lines[2] and lines[-1] == f"downloaded {path}"
+    assert "continuing at" in lines[2] and lines[-1] == f"downloaded {path}"
 
 
 @pytest.mark.parametrize("stream", [None, "closed", "broken"])

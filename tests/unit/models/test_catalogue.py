@@ -131,8 +131,8 @@ def test_a_model_that_lacks_a_part_or_is_something_else_says_so(models, tmp_path
     put(models, "page.gguf", data=b"<html>")
     put(models, "empty.gguf", data=b"")
     found = find(tmp_path, "--models-dir", str(models))
-    assert found["big"].fault == "its part big-00002-of-00002.gguf isn't there"
-    assert found["huge"].fault == "its part huge-00002-of-99999.gguf isn't there" and len(found["huge"].parts) == 2
+    assert found["big"].fault == "its part big-00002-of-00002.gguf is missing"
+    assert found["huge"].fault == "its part huge-00002-of-99999.gguf is missing" and len(found["huge"].parts) == 2
     assert found["page"].fault == "page.gguf is not a GGUF file"
     assert found["empty"].fault == "empty.gguf is not a GGUF file"
 
@@ -338,7 +338,7 @@ def test_several_files_on_the_command_line_are_models(tmp_path):
     put(tmp_path, "a.gguf", "b.gguf")
     found = find(tmp_path, str(tmp_path / "a.gguf"), "-m", str(tmp_path / "b.gguf"), "-m", "gone.gguf")
     assert list(found) == ["a", "b", "gone"] and found["a"].source == "option"
-    assert found["gone"].fault == "gone.gguf isn't there"
+    assert found["gone"].fault == "gone.gguf is missing"
 
 
 # ---- presets ---------------------------------------------------------------------------------------------------------
@@ -446,4 +446,4 @@ def test_an_option_without_effect_in_a_preset_is_told_of(tmp_path, presets):
     put(tmp_path, "x.gguf")
     told: list[str] = []
     find(tmp_path, "--models-preset", presets(f"[a]\nmodel = {tmp_path / 'x.gguf'}\ndefrag-thold = 1"), told=told)
-    assert told == ["presets.ini line 3 [a]: defrag-thold has no effect: llama.cpp keeps its cache in order by itself"]
+    assert told == ["presets.ini line 3 [a]: defrag-thold has no effect: llama.cpp's cache needs no defragmentation"]

@@ -73,7 +73,7 @@ def test_an_alias_is_a_name_as_well():
 
 def test_an_unknown_name_is_404_with_names_like_it():
     models = House(**{"Qwen3-8B": 1, "smol": 1}).models()
-    with pytest.raises(ApiError, match="do you mean 'Qwen3-8B'") as caught:
+    with pytest.raises(ApiError, match="did you mean 'Qwen3-8B'") as caught:
         models.get("qwen3-8b-q4", FakeRequest())
     assert caught.value.status == 404
     with pytest.raises(ApiError, match="GET /v1/models"):
@@ -88,7 +88,7 @@ def test_a_key_sees_and_uses_its_models_alone():
     assert [entry.name for entry in models.seen_by("yours")] == ["yours"]
     with FakeRequest("yours") as request:
         assert models.get(None, request).name == "yours"
-    with pytest.raises(ApiError, match=r"there is no 'mine' here(?!.*mean)") as caught:
+    with pytest.raises(ApiError, match=r"there is no model 'mine'(?!.*mean)") as caught:
         models.get("mine", FakeRequest("yours"))
     assert caught.value.status == 404
 

@@ -105,6 +105,6 @@ def test_options_count_more_than_the_file(caplog):
     assert advised.requests.values == {"temperature": 0.9, "top_k": 20, "samplers": ("top_k", "temperature")}
     assert advised.requests.advised == {"top_k", "samplers"}
     (line,) = caplog.messages
-    assert line.endswith("advises: top_k 20, samplers top_k;temperature")
+    assert line.endswith("model's file: top_k 20, samplers top_k;temperature")
     caplog.clear()
     assert app.with_advice(model, {}).requests.values == model.requests.values and not caplog.messages

@@ -42,7 +42,7 @@ def test_values_are_those_of_the_command_line():
         ({"ctx_size": {"a": 1}}, "options.ctx_size: give a text, a number"),
         ({"ctx_size": None}, "options.ctx_size: give a text, a number"),
         ({"ctx_size": [1, 2]}, "options.ctx_size: '1,2' is not"),
-        ({"ctx_size": 1, "-c": 2}, "options.-c is given twice"),
+        ({"ctx_size": 1, "-c": 2}, "options.-c is set twice"),
         ({"mlock": "perhaps"}, "options.mlock: 'perhaps' is neither on nor off"),
         ({"port": 1}, "options.port: this is not an option of a model"),
         ({"api-key": "x"}, "options.api-key: this is not an option"),

@@ -110,7 +110,7 @@ def test_an_empty_file_says_nothing(config):
 
 def test_what_has_no_effect_warns_with_its_place(config):
     assert config("perf = 1\n").warnings == (
-        "my.conf line 1: perf has no effect: llama.cpp's own timings are off; answers and /metrics have this server's",
+        "my.conf line 1: perf has no effect: llama.cpp's own timings are off; answers and /metrics have timings of this server",
     )
     (warning,) = config({"a": {"perf": 1}}).warnings
     assert warning.startswith("my.conf at a.perf: perf has no effect")

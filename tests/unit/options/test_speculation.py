@@ -70,7 +70,7 @@ def test_spec_default_is_auto():
 
 @pytest.mark.parametrize("word", ["draft-mtp", "draft-eagle3", "bigram"])
 def test_what_this_server_can_not_do_is_refused_with_what_it_can(word):
-    with pytest.raises(OptionError, match="--spec-draft-model|known are"):
+    with pytest.raises(OptionError, match="--spec-draft-model|choose from"):
         parse(["--spec-type", word], {})
 
 
