@@ -134,7 +134,7 @@ BAD = [
     ({"grammar_triggers": [{"type": 2, "value": "[a"}]}, "never closed"),
     ({"grammar_triggers": [{"type": 2, "value": "(?:a|b){500}"}]}, "too large"),
     ({"grammar_triggers": [{"type": 2, "value": f"a{i}"} for i in range(9)]}, "at most 8"),
-    ({"grammar_triggers": [{"type": 2, "value": f"[a-c]{{300}}{i}"} for i in range(8)]}, "too large"),
+    ({"grammar_triggers": [{"type": 2, "value": f"[a-c]{{300}}{i}"} for i in range(8)]}, "transitions"),
     ({"grammar_triggers": ["a"], "preserved_tokens": 5}, "preserved_tokens"),
     ({"grammar_triggers": ["a"], "preserved_tokens": [-1]}, "preserved_tokens"),
     ({"grammar_triggers": ["a"], "preserved_tokens": [None]}, "preserved_tokens"),

@@ -211,7 +211,7 @@ def test_what_is_at_work_is_not_removed(managed, folder):
     entry = managed.context.models.find("a", "")
     entry.n_leases = 1
     answer = managed.send("DELETE", "/models?model=a", headers=ADMIN)
-    assert answer.status == 409 and "a is at work" in answer.error["message"] and (folder / "a.gguf").is_file()
+    assert answer.status == 409 and "a is busy" in answer.error["message"] and (folder / "a.gguf").is_file()
     entry.n_leases = 0
     assert managed.send("DELETE", "/models?model=a", headers=ADMIN).status == 200
 

@@ -241,7 +241,7 @@ BAD_FILES = {
     "100 megapixels": (bomb(), "10000 x 10001 pixels"),
     "no pixels": (png_of(0, 5, b""), "0 x 5"),
     "webp": (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP"),
-    "a sound": (wav(0.1), "is a sound where an image should be"),
+    "a sound": (wav(0.1), "is a sound, but an image is expected"),
     "no end": (CAT[:-12], "truncated"),
     "broken data": (png_of(8, 8, b"not zlib"), "broken"),
     "one byte": (b"\xff", "neither"),
@@ -269,17 +269,17 @@ def test_a_bad_file_is_refused_with_its_place_and_nothing_is_lost(eyes: Api, nam
         ({"type": "image_url"}, "not a string"),
         ({"type": "image_url", "image_url": {"url": 5}}, "not a string"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,@@@"}}, "not base64"),
-        ({"type": "image_url", "image_url": {"url": "data:image/png,abc"}}, "has to be base64"),
+        ({"type": "image_url", "image_url": {"url": "data:image/png,abc"}}, "must have base64"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}, "is empty"),
-        ({"type": "image_url", "image_url": {"url": "ftp://x/y.png"}}, "neither a data:"),
-        ({"type": "image_url", "image_url": {"url": "cat.png"}}, "neither a data:"),
+        ({"type": "image_url", "image_url": {"url": "ftp://x/y.png"}}, "not a data:"),
+        ({"type": "image_url", "image_url": {"url": "cat.png"}}, "not a data:"),
         ({"type": "image_url", "image_url": {"url": "file://cat.png"}}, "--media-path"),
         ({"type": "image_url", "image_url": {"url": "http://example.com/cat.png"}}, "--media-urls"),
         ({"type": "input_audio"}, "not a string"),
         ({"type": "input_audio", "input_audio": {"data": "?"}}, "not base64"),
         (
             {"type": "input_audio", "input_audio": {"data": b64(CAT), "format": "wav"}},
-            "is an image where a sound should be",
+            "is an image, but a sound is expected",
         ),
     ],
     ids=str,
@@ -531,7 +531,7 @@ def test_files_that_a_request_names_are_bounded_together(make_api, tmp_path: Pat
     api = with_folder(make_api, tmp_path, "--max-body", "1")
     assert chat(api, [url_part(f"file://{i}.bmp") for i in (0, 1, 1)]).status == 200
     answer = chat(api, [url_part(f"file://{i}.bmp") for i in (0, 1, 2)])
-    assert answer.status == 400 and "larger than 1 MiB together (--max-body)" in answer.error["message"]
+    assert answer.status == 400 and "more than 1 MiB together (--max-body)" in answer.error["message"]
 
 
 def test_base64_is_read_in_pieces_as_if_it_were_in_one(monkeypatch):
