@@ -1,1 +1,1 @@
-"""Grammars: GBNF, regular expressions and JSON schemas. Pure text: no thread, no I/O."""
+"""Grammars: GBNF, regular expressions and JSON schemas. Pure functions on text: no threads, no I/O."""

@@ -1,11 +1,11 @@
 """Finite automata over Unicode characters: the arithmetic behind patterns, formats and number ranges.
 
 Pure functions on HTTP handler threads; imports only the standard library. A grammar made from a deterministic
-automaton keeps one parse stack alive in llama.cpp's sampler, and intersection and complement give what GBNF
-can't say itself: two patterns at once, a pattern with a length, keys other than these.
+automaton keeps one parse stack alive in llama.cpp's sampler. Intersection and complement express what GBNF
+can't: two patterns at once, a pattern with a length, any key except these.
 
-A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: tables
-by byte. UTF-8 automata are smaller to run and far larger to print.
+A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata
+over UTF-8 bytes. They run with smaller tables, but print as far larger grammars.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Charset = tuple[tuple[int, int], ...]
 
 ANY: Charset = ((0, 0xD7FF), (0xE000, 0x10FFFF))
 
-ALWAYS, AT_START, AT_END = range(3)
-_WORK_MAX = 500_000
+ALWAYS, AT_START, AT_END = range(3)  # conditions of a free move
+_WORK_MAX = 500_000  # pairs of moves that one intersection looks at
 
 
 class TooLarge(Exception):
-    """The automaton would pass its limit of states or work."""
+    """The automaton would exceed its limit of states or work."""
 
 
 def charset(*ranges: tuple[int, int]) -> Charset:
-    """The ranges sorted and joined, surrogates removed."""
+    """The union of the ranges, without surrogates."""
     joined: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if joined and low <= joined[-1][1] + 1:
@@ -85,8 +85,8 @@ def contains(chars: Charset, code: int) -> bool:
 
 
 def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
-    """Splits the union of `sets` into pieces that lie wholly inside or outside each of them: (bit mask of the
-    sets that hold the piece, piece)."""
+    """Splits the union of `sets` into pieces that lie wholly inside or outside each set: (bit mask of the sets
+    that contain the piece, piece)."""
     toggles: dict[int, int] = {}
     for index, chars in enumerate(sets):
         for low, high in chars:
@@ -105,8 +105,9 @@ def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
 
 @record
 class Nfa:
-    """An automaton with free moves. `steps[s]` are (index into `sets`, target); `free[s]` are (condition,
-    target), a condition being ALWAYS, AT_START (before the first character) or AT_END (behind the last)."""
+    """A nondeterministic automaton with free moves (moves that read nothing). `steps[s]`: (index into `sets`,
+    target); `free[s]`: (condition, target). The condition is ALWAYS, AT_START (before the first character) or AT_END
+    (after the last). `limit`: the most states."""
 
     steps: list[list[tuple[int, int]]] = field(default_factory=list)
     free: list[list[tuple[int, int]]] = field(default_factory=list)
@@ -115,7 +116,7 @@ class Nfa:
     limit: int = 4000
 
     def state(self) -> int:
-        """A new state."""
+        """Adds a state and returns its number."""
         if len(self.steps) >= self.limit:
             raise TooLarge
         self.steps.append([])
@@ -123,18 +124,18 @@ class Nfa:
         return len(self.steps) - 1
 
     def step(self, source: int, chars: Charset, target: int) -> None:
-        """A move that reads one character of `chars`."""
+        """Adds a move that reads one character of `chars`."""
         index = self.set_index.setdefault(chars, len(self.sets))
         if index == len(self.sets):
             self.sets.append(chars)
         self.steps[source].append((index, target))
 
     def move(self, source: int, target: int, condition: int = ALWAYS) -> None:
-        """A move that reads nothing."""
+        """Adds a move that reads nothing."""
         self.free[source].append((condition, target))
 
     def closure(self, states: set[int], conditions: tuple[int, ...]) -> set[int]:
-        """All states reached by free moves under these conditions."""
+        """All states that free moves with these conditions reach from `states`."""
         reached = set(states)
         stack = list(states)
         while stack:
@@ -147,14 +148,14 @@ class Nfa:
 
 @record
 class Dfa:
-    """A deterministic automaton, start state 0; `moves[s]` are (characters, target), disjoint; a character
+    """A deterministic automaton with start state 0. `moves[s]`: (characters, target), the sets disjoint. A character
     without a move is refused."""
 
     accept: list[bool]
     moves: list[list[tuple[Charset, int]]]
 
     def matches(self, text: str, check: Callable[[], None] = lambda: None) -> bool:
-        """Whether the whole text is accepted. `check` is called now and then, and raises when it takes too long."""
+        """Whether the whole text is accepted. `check` is called every 1,000 characters and may raise to stop."""
         state = 0
         for index, char in enumerate(text):
             if index % 1000 == 0:
@@ -166,11 +167,12 @@ class Dfa:
         return self.accept[state]
 
     def is_empty(self) -> bool:
-        """Whether no text is accepted (for an automaton that came through `minimal`)."""
+        """Whether no text is accepted. Only for the result of `minimal`."""
         return not any(self.accept)
 
     def lengths(self) -> tuple[int, int | None]:
-        """The shortest and the longest accepted length, None where there is no longest (after `minimal`)."""
+        """The shortest and the longest accepted length in characters; None: unbounded. Only for the result of
+        `minimal`."""
         shortest = 0
         front, seen = {0}, {0}
         while front and not any(self.accept[state] for state in front):
@@ -183,7 +185,7 @@ class Dfa:
                 entries[target] += 1
         depth = [0] * len(self.moves)
         ready = [state for state, count in enumerate(entries) if not count]
-        for state in ready:  # in topological order; a loop never gets ready
+        for state in ready:  # in topological order; the states of a loop never become ready
             for _, target in self.moves[state]:
                 depth[target] = max(depth[target], depth[state] + 1)
                 entries[target] -= 1
@@ -195,8 +197,8 @@ class Dfa:
 def determinise(
     nfa: Nfa, start: int, final: int, limit: int, keep: Callable[[set[int]], set[int]] = lambda states: states
 ) -> Dfa:
-    """The deterministic automaton of an NFA by subsets; `keep` may drop states of one that others make needless.
-    Raises `TooLarge` beyond `limit` states, or when the subsets together hold more than 100 times that many members."""
+    """The deterministic automaton of an NFA (subset construction). `keep` may drop redundant states from a subset.
+    Raises `TooLarge` beyond `limit` states, or when the subsets together have more than 100 * `limit` members."""
     pieces = partition(nfa.sets)
     first = keep(nfa.closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}
@@ -227,8 +229,7 @@ def determinise(
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that lead somewhere from a subset, joined where they lead to the same
-    place."""
+    """The pieces of the alphabet that have moves from a subset, grouped by the sets (bit mask) that contain them."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -238,7 +239,7 @@ def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]
 
 
 def both(first: Dfa, second: Dfa, limit: int) -> Dfa:
-    """The texts that both accept. Raises `TooLarge` beyond `limit` states, or for too many pairs of moves."""
+    """The intersection. Raises `TooLarge` beyond `limit` states, or for too many pairs of moves."""
     numbers = {(0, 0): 0}
     pairs = [(0, 0)]
     moves: list[list[tuple[Charset, int]]] = []
@@ -302,8 +303,8 @@ def words(texts: list[str]) -> Dfa:
 
 
 def avoiding(text: str) -> Dfa:
-    """The texts in which a non-empty text doesn't occur: a state for each of its beginnings that the text so far ends
-    with."""
+    """All texts that don't contain the non-empty `text`. State n: the text read so far ends with its first n
+    characters."""
     moves = []
     for n in range(len(text)):
         here: dict[int, list[str]] = {}
@@ -319,15 +320,14 @@ def avoiding(text: str) -> Dfa:
 
 
 def length_between(least: int, most: int | None) -> Dfa:
-    """Any text of `least` to `most` characters; most None: no upper bound."""
+    """All texts of `least` to `most` characters; `most` None: no upper bound."""
     last = least if most is None else most
     moves = [[(ANY, state + 1)] for state in range(last)] + [[(ANY, last)] if most is None else []]
     return Dfa([state >= least for state in range(last + 1)], moves)
 
 
 def minimal(dfa: Dfa) -> Dfa:
-    """The smallest automaton with the same language, states numbered in order of first visit, no dead
-    states."""
+    """The smallest automaton with the same language: no dead states, the others numbered in order of first visit."""
     dfa = _trim(dfa)
     block = _blocks(dfa)
     numbers = {block[0]: 0}
@@ -345,7 +345,7 @@ def minimal(dfa: Dfa) -> Dfa:
 
 
 def _trim(dfa: Dfa) -> Dfa:
-    """Without the states that can't reach an accepting one (the start always stays)."""
+    """The automaton without states that can't reach an accepting one. The start state always stays."""
     sources: list[list[int]] = [[] for _ in dfa.moves]
     for state, here in enumerate(dfa.moves):
         for _, target in here:
@@ -364,7 +364,7 @@ def _trim(dfa: Dfa) -> Dfa:
 
 
 def _blocks(dfa: Dfa) -> list[int]:
-    """Hopcroft's refinement: the number of its equivalence class for each state."""
+    """For each state the number of its equivalence class (Hopcroft's algorithm)."""
     pieces = partition(list({chars: None for here in dfa.moves for chars, _ in here}))
     letters = {
         chars: [letter for letter, (_, piece) in enumerate(pieces) if contains(chars, piece[0][0])]

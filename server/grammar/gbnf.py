@@ -1,13 +1,13 @@
-"""Reads GBNF, llama.cpp's grammar notation, and refuses what its sampler could not survive.
+"""Reads GBNF, llama.cpp's grammar notation, and refuses grammars that would crash or hang its sampler.
 
-Runs on HTTP handler threads, before any native code sees the text. llama.cpp parses grammars with recursive
-C++ functions that have no depth limit, walks leftmost rule references without memory (exponential for some
-grammars), does not see every left recursion and takes `{5,2}` for an endless loop; each of these ends the
-process or hangs the engine. So the same dialect (llama.cpp v0.5.0, `src/llama-grammar.cpp`) is read here with
-loops only, and the analyses follow in time linear in the text.
+Runs on HTTP handler threads, before native code sees the text; imports only the standard library. llama.cpp
+parses grammars by recursion without a depth limit, follows leftmost rule references without remembering
+visited ones (exponential for some grammars), misses some left recursions and loops forever on `{5,2}`. This
+module reads the same dialect (llama.cpp v0.5.0, `src/llama-grammar.cpp`) without recursion and checks it in
+time linear in the text.
 
-Imports only the standard library. Not taken: a lenient reader that repairs grammars. What llama.cpp would
-refuse is refused here, with a line and a column.
+Not taken: a lenient reader that repairs grammars. What llama.cpp would refuse is refused here, with line and
+column.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_TOKEN = 2**31 - 1
 
 
 class GrammarError(Exception):
-    """A grammar that is refused: one-line `message`, and where: `line` and `column`, both from 1."""
+    """A refused grammar: a one-line `message`, `line` and `column` (both from 1)."""
 
     def __init__(self, message: str, line: int, column: int) -> None:
         super().__init__(f"{message} (line {line}, column {column})")
@@ -46,24 +46,21 @@ class GrammarError(Exception):
 
 @record(frozen=True)
 class Limits:
-    """What a grammar may cost. `repetitions` is llama.cpp's own constant; the others keep its C++ stack and
-    time small: `chain` native recursion levels, `visits` native calls of the left recursion search, `width` ways to go
-    on at one place, each of which costs llama.cpp a look at the whole vocabulary for every token (measured with 49,000
-    tokens: 1.3 ms a way)."""
+    """Upper bounds for a grammar, which keep llama.cpp's C++ stack and time small."""
 
     text_bytes: int = 1 << 20
-    depth: int = 200
-    rules: int = 100_000
-    elements: int = 500_000
-    repetitions: int = 2_000
-    chain: int = 1_000
-    visits: int = 2_000_000
-    width: int = 1_000
+    depth: int = 200  # nested parentheses
+    rules: int = 100_000  # once repetitions and groups are expanded, as llama.cpp does
+    elements: int = 500_000  # likewise
+    repetitions: int = 2_000  # copies of one item; llama.cpp's own limit
+    chain: int = 1_000  # levels of native recursion
+    visits: int = 2_000_000  # native calls of llama.cpp's search for left recursion
+    width: int = 1_000  # alternatives open at one place; llama.cpp tests the whole vocabulary on each, for each token
 
 
 class Item(NamedTuple):
-    """One element of a sequence. `value` by kind: LITERAL str; CHARS (negated, ((low, high), ...)); TOKEN
-    (negated, id or text); REFERENCE rule number; REPEAT (items, least, most or None)."""
+    """One element of a sequence. `offset` is its place in the text. `value` by kind: LITERAL str; CHARS (is_negated,
+    ((low, high), ...)); TOKEN (is_negated, id or text); REFERENCE rule number; REPEAT (items, least, most or None)."""
 
     kind: int
     value: Any
@@ -72,8 +69,8 @@ class Item(NamedTuple):
 
 @record
 class Grammar:
-    """A parsed grammar: `rules[i]` is a list of alternatives, each a list of items; a group is a rule of its
-    own. `names` maps the names written in the text to rule numbers."""
+    """A parsed grammar. `rules[i]` is a list of alternatives, each a list of items; each pair of parentheses is a rule
+    of its own. `names` maps the names in the text to rule numbers."""
 
     text: str
     names: dict[str, int] = field(default_factory=dict)
@@ -87,7 +84,7 @@ class Grammar:
 
 
 def check(text: str, *, root: str = "root", limits: Limits = Limits()) -> None:
-    """Raises `GrammarError` unless llama.cpp v0.5.0 can load and run this grammar within `limits`."""
+    """Raises `GrammarError` unless llama.cpp v0.5.0 can load and run the grammar within `limits`."""
     parse(text, root=root, limits=limits)
 
 
@@ -99,16 +96,16 @@ def parse(text: str, *, root: str = "root", limits: Limits = Limits()) -> Gramma
 
 
 def read(text: str, *, root: str = "root", limits: Limits = Limits()) -> Grammar:
-    """The grammar as data, whatever it may cost. Raises `GrammarError`."""
+    """The grammar as data, without the checks of loops and width. Raises `GrammarError`."""
     grammar = Grammar(text)
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise grammar.error("the grammar holds half a surrogate pair, which is no text", error.start) from None
+        raise grammar.error("the grammar contains half of a surrogate pair", error.start) from None
     if size > limits.text_bytes:
         raise grammar.error(f"the grammar has {size} bytes, the limit is {limits.text_bytes}", 0)
     if "\0" in text:
-        raise grammar.error("the grammar holds a NUL character; write \\x00", text.index("\0"))
+        raise grammar.error("the grammar contains a NUL character; write \\x00", text.index("\0"))
     _Parser(grammar, limits).run()
     if root not in grammar.names or grammar.rules[grammar.names[root]] is None:
         raise grammar.error(f"the grammar has no rule named '{root}'", 0)
@@ -118,8 +115,8 @@ def read(text: str, *, root: str = "root", limits: Limits = Limits()) -> Grammar
 
 @record
 class _Group:
-    """An open rule or parenthesis while parsing. `factor` mirrors llama.cpp's n_prev_rules: how many native
-    rules the last item stands for, which limits how often it may be repeated."""
+    """A rule or parenthesis that is still open while parsing. `sizes[i]`: native elements of `items[i]`. `factor`
+    mirrors llama.cpp's n_prev_rules: the native rules that the last item stands for, which limit its repetition."""
 
     rule: int
     offset: int
@@ -131,7 +128,7 @@ class _Group:
 
 
 class _Parser:
-    """One pass over the text with a list of open groups in place of recursion."""
+    """One pass over the text, with a stack of open groups in place of recursion."""
 
     def __init__(self, grammar: Grammar, limits: Limits) -> None:
         self.grammar = grammar
@@ -202,7 +199,7 @@ class _Parser:
         self.skip_space(lines=True)
 
     def read_item(self) -> bool:
-        """Reads one item, operator or bracket; False where the rule ends."""
+        """Reads one item, operator or bracket; False at the end of the rule."""
         if self.position >= len(self.text):
             return False
         char = self.text[self.position]
@@ -244,7 +241,7 @@ class _Parser:
         self.position = match.end()
 
     def characters(self, body: str, offset: int) -> list[tuple[int, int]]:
-        """(code point, index behind it in `body`) of each character, escapes decoded."""
+        """(code point, index after it in `body`) of each character, escapes decoded."""
         result = []
         index = 0
         while index < len(body):
@@ -279,7 +276,7 @@ class _Parser:
         self.position = match.end()
 
     def ranges(self, body: str, offset: int) -> list[tuple[int, int]]:
-        """The ranges of a class. As in llama.cpp, '-' is an operator only between two characters."""
+        """The ranges of a class. As in llama.cpp, '-' makes a range only between two characters."""
         characters = self.characters(body, offset)
         ranges = []
         index = 0
@@ -330,8 +327,8 @@ class _Parser:
         self.position += 1
 
     def close_group(self) -> _Group:
-        """Ends the innermost rule or group. Of two rules with one name the later counts, as in llama.cpp;
-        parts of the earlier one stay in the native grammar, so it is kept to be checked."""
+        """Ends the innermost rule or group. Of two rules with the same name the later one counts, as in llama.cpp. The
+        earlier one stays in the native grammar, so it is kept here to be checked, too."""
         group = self.groups.pop()
         group.alternatives.append(group.items)
         if self.grammar.rules[group.rule] is not None:
@@ -367,7 +364,7 @@ class _Parser:
             most = self.read_count() if has_most else None
             self.skip_space(lines)
         if not self.text.startswith("}", self.position):
-            raise self.error("expected '}' behind the numbers of a repetition")
+            raise self.error("expected '}' after the numbers of a repetition")
         if most is not None and most < least:
             raise self.error("this repetition has its numbers in the wrong order", start)
         self.repeat(least, most, start)
@@ -380,14 +377,14 @@ class _Parser:
         digits = match.group().lstrip("0") or "0"
         if len(digits) > 9 or int(digits) > self.limits.repetitions:
             raise self.error(
-                f"at most {self.limits.repetitions} repetitions can be counted;"
-                " repeat a rule that repeats, or leave the bound away"
+                f"a repetition count can be at most {self.limits.repetitions};"
+                " repeat a rule that repeats, or omit the bound"
             )
         self.position = match.end()
         return int(digits)
 
     def repeat(self, least: int, most: int | None, offset: int) -> None:
-        """Wraps the last item. llama.cpp counts copies by `factor`; that rule is repeated here exactly."""
+        """Wraps the last item in a repetition, with exactly the limit that llama.cpp has for nested ones."""
         group = self.groups[-1]
         if not group.items or group.sizes[-1] == 0:
             raise self.error("nothing stands before this repetition", offset)
@@ -395,7 +392,7 @@ class _Parser:
         if group.factor * copies > self.limits.repetitions:
             raise self.error(
                 f"nested repetitions multiply to more than {self.limits.repetitions};"
-                " give the inner part a rule of its own",
+                " write the inner part as a rule of its own",
                 offset,
             )
         group.factor *= copies
@@ -424,7 +421,7 @@ _READERS = {
 
 
 def nullable_rules(grammar: Grammar) -> list[bool]:
-    """For each rule whether it can produce the empty text. Linear: each reference is visited once."""
+    """For each rule whether it can match the empty text. Linear: each reference is visited once."""
     nullable = [False] * len(grammar.rules)
     waiting: dict[int, list[tuple[int, int]]] = {}
     missing: list[int] = []
@@ -452,7 +449,7 @@ def nullable_rules(grammar: Grammar) -> list[bool]:
 
 
 def _needs(items: list[Item]) -> list[int] | None:
-    """The rules that must be nullable for this sequence to be; None if it never is."""
+    """The rules that must be nullable for this sequence to be nullable; None if it never is."""
     needs = []
     for item in items:
         while item.kind == REPEAT and item.value[1] > 0:
@@ -465,13 +462,13 @@ def _needs(items: list[Item]) -> list[int] | None:
 
 
 def _is_empty(item: Item, nullable: list[bool]) -> bool:
-    """Whether an item that is no repetition can produce the empty text."""
+    """Whether an item other than a repetition can match the empty text."""
     return nullable[item.value] if item.kind == REFERENCE else item.kind == LITERAL and not item.value
 
 
 class _Edge(NamedTuple):
-    """What may stand leftmost in a rule: a reference, or a terminal (rule None). Native code takes `levels`
-    calls to get there, gets there `times` times, and makes `visits` calls for the repetitions on the way."""
+    """A possible leftmost item of a rule: a reference, or a terminal (rule None). llama.cpp reaches it through `levels`
+    nested calls, `times` times, with `visits` calls for the repetitions on the way."""
 
     rule: int | None
     offset: int
@@ -481,7 +478,7 @@ class _Edge(NamedTuple):
 
 
 def check_loops(grammar: Grammar, limits: Limits = Limits()) -> None:
-    """Refuses loops that consume nothing, and leftmost chains that are too long or too many."""
+    """Refuses loops that consume nothing, too long or too many leftmost chains, and too many open alternatives."""
     nullable = nullable_rules(grammar)
     edges: list[list[_Edge]] = []
     for alternatives in grammar.rules:
@@ -494,7 +491,8 @@ def check_loops(grammar: Grammar, limits: Limits = Limits()) -> None:
 
 
 def _add_edges(grammar: Grammar, items: list[Item], nullable: list[bool], found: list[_Edge]) -> None:
-    """Collects the leftmost items of one alternative, and looks into every repetition for empty loops."""
+    """Collects the possible leftmost items of one alternative. Refuses an unbounded repetition of something that can be
+    empty."""
     leftmost = True
     for item in items:
         repeats = []
@@ -517,8 +515,8 @@ def _add_edges(grammar: Grammar, items: list[Item], nullable: list[bool], found:
 
 
 def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) -> list[int]:
-    """Depth-first over leftmost references: a cycle is left recursion; depth and visits are summed on the way
-    up. The rules, each behind those that it can begin with."""
+    """Depth-first search over leftmost references: a cycle is left recursion; depth and visits are summed on the way
+    up. Returns the rules, each after all rules that it can begin with."""
     order = []
     depth = [0] * len(edges)
     visits = [0] * len(edges)
@@ -553,16 +551,16 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
                 )
             if visits[rule] > limits.visits:
                 raise grammar.error(
-                    "too many ways to reach the first character: rules that begin with"
-                    " several references to the same rule multiply",
+                    "too many ways to reach the first character: several references to the same rule"
+                    " at the beginning of a rule multiply",
                     edges[rule][0].offset,
                 )
     return order
 
 
 def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limits: Limits) -> None:
-    """Refuses places where too many different things can follow. `order` is that of `_check_chains`: what a rule can
-    begin with has been counted before it; then any item of any rule is a place."""
+    """Refuses places where more than `limits.width` alternatives are open. `order` is the result of `_check_chains`, so
+    the rules that a rule begins with are counted before it."""
     widths = [0] * len(grammar.rules)
     for rule in order:
         begins = [next(_widths(items, nullable, widths), 0) for items in grammar.rules[rule]]
@@ -572,14 +570,14 @@ def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limi
             widest = max(_widths(items, nullable, widths), default=0)
             if max(widest, widths[rule]) > limits.width:
                 raise grammar.error(
-                    f"more than {limits.width} ways to go on from here: let alternatives with the same "
-                    "beginning share it, as 'choice' does",
+                    f"more than {limits.width} alternatives are open here: write a beginning that alternatives "
+                    "have in common only once, as 'choice' does",
                     items[0].offset,
                 )
 
 
 def _widths(items: list[Item], nullable: list[bool], widths: list[int]) -> Iterator[int]:
-    """How many ways there are to go on at each item up to the first that can't be empty, and behind it likewise."""
+    """The number of open alternatives at the start of each run of items that ends with one that can't be empty."""
     run: list[int] = []
     for item in items:
         copies, empty, inner = 1, False, item
@@ -597,7 +595,7 @@ def _widths(items: list[Item], nullable: list[bool], widths: list[int]) -> Itera
 
 
 def _can_be_empty(item: Item, nullable: list[bool]) -> bool:
-    """Whether any item can produce the empty text."""
+    """Whether an item of any kind can match the empty text."""
     while item.kind == REPEAT:
         if item.value[1] == 0:
             return True
@@ -606,6 +604,6 @@ def _can_be_empty(item: Item, nullable: list[bool]) -> bool:
 
 
 def _name_of(grammar: Grammar, stack: list[tuple[int, int]]) -> str:
-    """The innermost rule with a name on the stack of the search (groups have none)."""
+    """The name of the innermost named rule on the stack of the search (groups have no name)."""
     names = {number: name for name, number in grammar.names.items()}
     return next((names[rule] for rule, _ in reversed(stack) if rule in names), "root")

@@ -1,10 +1,9 @@
-"""Writes GBNF: quoting, rules shared when their bodies are equal, counted repetition, common beginnings,
-and the print-out of automata.
+"""Writes GBNF: quoting, rules, counted repetition, shared beginnings of alternatives, and automata as rules.
 
 Used by the regex, choice and JSON schema converters on HTTP handler threads; imports only the standard
-library and `automaton`. Expressions are strings whose class tells how they may be put together: `Text` is one
-quoted string, `Sequence` items in a row, `Choice` has a '|' outside of parentheses. Not taken: a tree of
-nodes; what is written once needs none.
+library and `automaton`. Expressions are strings. Their class says how they may be combined: `Text` is one
+quoted string, `Sequence` is items in a row, `Choice` has a '|' outside of parentheses. Not taken: a tree of
+nodes, because no expression is changed once it is written.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from server.grammar.automaton import Charset, Dfa, characters, complement
 from server.records import field, record
 
 # llama.cpp v0.5.0 unrolls counted repetitions and refuses more than 2000 (`MAX_REPETITION_THRESHOLD`).
-BLOCK = 1000
-COUNT_MAX = BLOCK * 1000
+BLOCK = 1000  # the largest count that is written; larger ones become rules of BLOCK copies
+COUNT_MAX = BLOCK * 1000  # the largest count that `Builder.repeat` takes
 
 _UNSAFE_NAME = re.compile(r"[^A-Za-z0-9]+")
 _UNSAFE_TEXT = re.compile('["\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]')
@@ -26,26 +25,26 @@ _LITERAL_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\
 _CLASS_ESCAPES = {"]": "\\]", "[": "\\[", "\\": "\\\\", "-": "\\-", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ATOM = re.compile(r"[A-Za-z0-9-]+|\.|\[(?:[^\]\\]|\\.)*\]")
 _UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.", re.DOTALL)
-_INLINE_DEPTH = 6
-_TAIL_INLINE = 64
-_UNROLLED_MAX = 4000  # characters in counted tails of one automaton; those of a long number would be quadratic
-_CLASS_RANGES_MAX = 6
+_INLINE_DEPTH = 6  # nested parentheses; deeper parts become rules
+_TAIL_INLINE = 64  # characters of a counted tail; longer tails become rules
+_UNROLLED_MAX = 4000  # characters in all counted tails of one automaton; a long number's would grow quadratically
+_CLASS_RANGES_MAX = 6  # ranges of a class; larger classes become rules
 
 
 class Text(str):
-    """A quoted literal, so that neighbours can be joined into one."""
+    """A quoted string; neighbouring ones can be joined."""
 
     __slots__ = ()
 
 
 class Choice(str):
-    """Alternatives, to be wrapped in parentheses inside a sequence."""
+    """Alternatives; they need parentheses inside a sequence."""
 
     __slots__ = ()
 
 
 class Sequence(str):
-    """Items in a row; `items` keeps them apart, so that strings at the seams can still be joined."""
+    """Items in a row. `items` holds them one by one, so that strings at the ends can still be joined."""
 
     items: tuple[str, ...]
 
@@ -68,10 +67,10 @@ def _printable(char: str) -> str:
 
 @lru_cache(maxsize=1024)
 def char_class(chars: Charset) -> str:
-    """The GBNF class for a non-empty character set, never in the form `[^...]` or `.`.
+    """The GBNF class of a non-empty character set, never in the form `[^...]` or `.`.
 
-    llama.cpp refuses a token that ends inside a character if a negated class excludes any character it could
-    become, and lets half surrogates pass; with plain ranges it does neither.
+    With a negated class llama.cpp accepts half surrogates, and refuses a token that ends inside a character if
+    one of the characters that could result is excluded. Plain ranges avoid both.
     """
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
         return literal(chr(chars[0][0]))
@@ -99,7 +98,7 @@ def _class_char(code: int) -> str:
 
 
 def sequence(*parts: str) -> str:
-    """The parts one after the other; empty ones vanish, neighbouring strings become one."""
+    """The parts in a row, without empty ones; neighbouring strings are joined."""
     items: list[str] = []
     texts: list[str] = []
     for part in parts:
@@ -122,7 +121,7 @@ def sequence(*parts: str) -> str:
 
 
 def choice(parts: Iterable[str]) -> str:
-    """The parts as alternatives, equal ones once; an empty one makes the whole optional."""
+    """The parts as alternatives, without duplicates; an empty part makes the whole optional."""
     unique = dict.fromkeys(parts)
     filled = [part for part in unique if part]
     if not filled:
@@ -132,9 +131,9 @@ def choice(parts: Iterable[str]) -> str:
 
 
 def factored(parts: Iterable[str], depth: int = 0) -> str:
-    """The parts as alternatives whose common beginnings are written once.
+    """The parts as alternatives, with common beginnings written once.
 
-    The sampler tests the vocabulary against every open alternative, so thirty objects that begin with the
+    The sampler tests the vocabulary on every open alternative: without this, thirty objects that begin with the
     same key would cost thirty times as much until their values differ.
     """
     unique = list(dict.fromkeys(parts))
@@ -154,7 +153,7 @@ def factored(parts: Iterable[str], depth: int = 0) -> str:
 
 
 def _split_common(rows: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
-    """The items that all rows begin with, and what is left of each; strings are split inside."""
+    """(the items that all rows begin with, the rest of each row). Strings are split, too."""
     size = 0
     shortest = min(map(len, rows))
     while size < shortest and all(row[size] == rows[0][size] for row in rows):
@@ -173,7 +172,7 @@ def _split_common(rows: list[tuple[str, ...]]) -> tuple[list[str], list[list[str
 
 
 def group(expression: str) -> str:
-    """The expression fit to stand before an operator."""
+    """The expression, in parentheses if it needs them before an operator."""
     if isinstance(expression, Text) or _ATOM.fullmatch(expression):
         return expression
     return f"({expression})"
@@ -186,8 +185,7 @@ def optional(expression: str) -> str:
 
 @record
 class Builder:
-    """Collects rules. `define` gives the name of a rule with this body, an existing one if there is one; `check` is
-    called for each, and raises when it has taken too long."""
+    """Collects rules; equal bodies share one. `check` is called for each rule and may raise to stop."""
 
     check: Callable[[], None] = lambda: None
     rules: dict[str, str | None] = field(default_factory=dict)
@@ -195,7 +193,7 @@ class Builder:
     next_number: dict[str, int] = field(default_factory=dict)
 
     def reserve(self, hint: str) -> str:
-        """A new name, its body to be set later (`rules[name] = body`): for rules that refer to themselves."""
+        """Returns a new name whose body is set later (`rules[name] = body`): for rules that refer to themselves."""
         self.check()
         base = _UNSAFE_NAME.sub("-", hint[:100]).strip("-")[:40] or "rule"
         number = self.next_number.get(base, 1)
@@ -208,7 +206,7 @@ class Builder:
         return name
 
     def define(self, hint: str, body: str) -> str:
-        """The name of a rule with this body."""
+        """Returns the name of the rule with this body; adds the rule if there is none."""
         self.check()
         name = self.names_by_body.get(body)
         if name is None:
@@ -217,13 +215,13 @@ class Builder:
         return name
 
     def char_class(self, chars: Charset) -> str:
-        """A class; long ones become rules, so that they are written once."""
+        """The class of a character set; a long one becomes a rule."""
         text = char_class(chars)
         return self.define("chars", text) if len(chars) > _CLASS_RANGES_MAX else text
 
     def repeat(self, hint: str, expression: str, least: int, most: int | None) -> str:
-        """The expression `least` to `most` times (None: without end; at most COUNT_MAX), however large the
-        counts: beyond BLOCK they are made of rules that hold BLOCK copies each."""
+        """The expression `least` to `most` times (None: unbounded). Counts, at most COUNT_MAX, above BLOCK use rules of
+        BLOCK copies each."""
         if most == 0:
             return ""
         if (least, most) == (1, 1):
@@ -253,7 +251,7 @@ class Builder:
         return sequence(head, self.define(f"{hint}-tail", tail))
 
     def text(self, root: str) -> str:
-        """The whole grammar; `root` is the expression of the root rule, or 'root' if a rule has that name."""
+        """The whole grammar. `root` is the expression of the root rule, or 'root' if there is a rule of that name."""
         lines = [] if root == "root" else [f"root ::= {root}"]
         lines += [f"{name} ::= {body}" for name, body in self.rules.items()]
         return "\n".join(lines) + "\n"
@@ -266,7 +264,7 @@ def _count(least: int, most: int | None) -> str:
 
 
 def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Callable[[Charset], str]) -> str:
-    """Any text made of `char` except these words, read up to a terminator that `char` can't produce."""
+    """Any text made of `char` except these words. A terminator that `char` can't match must follow."""
     children: dict[str, dict] = {}
     ends: set[int] = set()
     for text in texts:
@@ -290,17 +288,16 @@ def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Call
 
 
 def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
-    """The expression of a minimal automaton's language; `class_of` writes one character set.
+    """The expression of a minimal automaton. `class_of` writes one character set.
 
-    States used once are written in place, runs of one class become counts, a state's move to itself a '*';
-    every other state gets a rule. Empty languages have no expression: the caller has to look
-    (`Dfa.is_empty`).
+    A state with one use is written in place, a run of one class becomes a count, a move to the same state becomes
+    '*'; every other state becomes a rule. The language must not be empty (`Dfa.is_empty`).
     """
     return _Printer(builder, dfa, hint, class_of).run()
 
 
 def count_rules(dfa: Dfa) -> int:
-    """How many rules `print_dfa` writes for a minimal automaton."""
+    """The number of rules that `print_dfa` writes for a minimal automaton."""
     builder = Builder()
     print_dfa(builder, dfa, "rule", lambda chars: "x")
     return len(builder.rules)
@@ -349,13 +346,13 @@ class _Printer:
         return self.names[state]
 
     def target(self, state: int, depth: int) -> str:
-        """What follows a move into `state`: its rule, or its body in place."""
+        """What follows a move to `state`: its rule's name, or its body in place."""
         if self.uses[state] > 1 or depth >= _INLINE_DEPTH:
             return self.reference(state)
         return self.body(state, depth)
 
     def body(self, state: int, depth: int) -> str:
-        """The expression of the texts from `state` on; states with one way on are followed in a loop."""
+        """The expression of the texts from `state` on. States with a single move are followed in a loop."""
         parts: list[str] = []
         while True:
             if self.tails[state] is not None:
@@ -377,8 +374,7 @@ class _Printer:
         return sequence(*parts, optional(tail) if self.dfa.accept[state] else tail)
 
     def run_of(self, move: tuple[Charset, int]) -> tuple[Charset, int, int]:
-        """How often the same characters follow through states that have no other use: (characters, count,
-        last)."""
+        """How often the same characters repeat through states with no other use: (characters, count, last state)."""
         chars, state = move
         count = 1
         while (
@@ -394,10 +390,9 @@ class _Printer:
 
 
 def _counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
-    """For each state that only puts up to n characters of one class before another state: (class, n, state).
+    """For each state from which the texts are `class{0,n}` and then those of another state: (class, n, other state).
 
-    Such a state has the other state's moves and one more, so the texts from it on are `class{0,n}` and the
-    other's.
+    Such a state has the moves of the other one and one more.
     """
     tails: list[tuple[Charset, int, int] | None] = [None] * len(dfa.moves)
     moves = [frozenset(here) for here in dfa.moves]

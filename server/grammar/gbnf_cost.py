@@ -1,14 +1,14 @@
-"""What a grammar costs llama.cpp for each token, bounded before it is taken: the number of its parse stacks.
+"""Estimates what a grammar costs llama.cpp for each token, so that grammars that cost too much can be refused.
 
-llama.cpp's sampler keeps every way to read the text so far as a stack, tests each token of the vocabulary on each of
-them, and inside a token follows each way on its own. An ambiguous grammar of 40 bytes so takes minutes for one token,
-and nothing can stop a sampler. Here the same stacks are made as numbers: from each place of the grammar where there is
-a choice, along the characters that keep most of them alive. One reading is what a deterministic grammar has; only
-where two or more read the same character is anything followed.
+llama.cpp's sampler keeps one parse stack for each way to read the text so far. It tests each token of the vocabulary
+on each stack, and the stacks multiply inside a token. An ambiguous grammar of 40 bytes can take minutes for one token,
+and a sampler can't be interrupted. This module builds the same stacks as numbers, starting at each place of the grammar
+that has a choice, along the characters that keep the most stacks alive. It follows a place only where two or more
+stacks read the same character, so a deterministic grammar costs almost nothing.
 
-Pure functions on HTTP handler threads; imports `gbnf` only. The work is bounded. Not taken: an exact bound (the texts
-are without end; what slips through meets the engine's own time limits); a tree over the real
-vocabulary (it would take longer than the sampler).
+Pure functions on HTTP handler threads; imports `gbnf` only. The work is bounded. Not taken: an exact bound (there are
+infinitely many texts; the engine's time limits catch what is missed); a tree over the real vocabulary (it would take
+longer than the sampler).
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import Any
 from server.grammar.gbnf import LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Item
 
 LIMIT = 1000.0
-"""The unit is one stack's look at all tokens: 0.11 ms with 49,000 tokens, 0.6 ms with 256,000."""
+"""The highest cost of a token. Unit: one stack tested against the whole vocabulary."""
 
 MIXED = (1.0, 1.0, 0.12, 0.12, 0.09, 0.06, 0.04, 0.02)
 WORDS = (1.0, 1.0, 0.95, 0.87, 0.75, 0.60, 0.48, 0.36, 0.26, 0.18, 0.11, 0.07, 0.04, 0.02, 0.01) + (0.005,) * 9
 RUNS = (1.0, 0.02, 0.01) + (0.006,) * 9 + (0.005,) * 12 + (0.001,) * 24 + (0.0003,) * 32
-"""How much of a vocabulary has more than 0, 1, 2, ... characters: of any kind, then of tokens that are letters but for
-the first one, and of one character again and again. Where only a few tokens are left, they count as more: each way
-costs some 300 ns of its own."""
+"""The share of a vocabulary's tokens with more than 0, 1, 2, ... characters: all tokens; tokens of letters (the first
+character may be another one); tokens that repeat one character. Small shares are raised, because each stack has a cost
+of its own."""
 
 WAY, RARE = 0.002, 0.005
-"""The price of one place on the way from a character to those that may follow it; less for tokens that are rarer."""
+"""WAY: the cost of one place passed between two characters. RARE: the share of tokens below which it shrinks."""
 
 WIDE = 100
-"""So many stacks are looked at more closely even where no two of them read the same character."""
+"""More stacks than this are examined even if no two of them read the same character."""
 
 WORK, WORK_TOKEN, WORK_ENDS = 50_000, 50_000, 1_000_000
-"""Steps of the search beyond the first look at each place, of one or two microseconds; what takes more steps for a
-single token, or to find out what may follow what, is too dear anyway."""
+"""The most steps of the search: in all (after the first look at each place), for one token, and to find what may follow
+each alternative. A grammar that needs more for one of the last two is refused."""
 
 Run = tuple[tuple[int, int], ...]
 _LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))
@@ -46,26 +46,27 @@ _BLANKS: Run = ((9, 10), (13, 13), (32, 32))
 
 END, ROOT = 0, -1
 _ALL = 0x10FFFF
-_TOKENS = _ALL + 1  # tokens as characters of their own
+_TOKENS = _ALL + 1  # token n of a grammar counts as the character _TOKENS + n
 _ANY_TOKEN = 1 << 33
 
 
 def cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
-    """What the dearest token found costs, in stacks that look at the whole vocabulary, and the place in the text from
-    where on; the search ends at `limit`."""
+    """(cost of the most expensive token found, in the unit of LIMIT; offset in the text of the place where it begins).
+    The search stops above `limit`."""
     search = _Search(grammar, limit)
     offset = search.run()
     return search.dearest, offset
 
 
 class TooDear(Exception):
-    """A single token has too many ways."""
+    """There are too many ways to read a single token."""
 
 
 class Stacks:
-    """llama.cpp's stacks as numbers: `nodes[n]` is (frame, the stack below), 0 is the end. `frames[f]` is a place in
-    an alternative: (alternative, item, state); the state of a literal is the characters read, that of a repetition
-    (least, most, whether it comes from within the loop, which is another place in llama.cpp)."""
+    """llama.cpp's parse stacks as numbers. `nodes[n]`: (top frame, stack below); 0 is END, the empty stack.
+    `frames[f]`: a place in an alternative, (alternative, item index, state). The state of a literal is the number of
+    characters read; that of a repetition (least, most, whether a round has been read, which is another place in
+    llama.cpp)."""
 
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
@@ -87,7 +88,7 @@ class Stacks:
         return len(self.alternatives) - 1
 
     def inner(self, item: Item) -> int:
-        """What a repetition repeats, as an alternative."""
+        """The number of the alternative that a repetition repeats."""
         items = item.value[0]
         number = self._inner.get(id(items))
         if number is None:
@@ -95,7 +96,7 @@ class Stacks:
         return number
 
     def place(self, alternative: int, index: int, rest: int, state: Any = None) -> int:
-        """The stack that stands at an item of an alternative, on top of `rest`; behind its last item that is `rest`."""
+        """The stack at an item of an alternative, on top of `rest`; after the last item just `rest`."""
         items = self.alternatives[alternative]
         if index == len(items):
             return rest
@@ -110,7 +111,7 @@ class Stacks:
         return self.push(frame, rest)
 
     def push(self, frame: int, rest: int) -> int:
-        """The stack with one more frame."""
+        """The stack `rest` with one more frame."""
         key = (frame, rest)
         node = self._node_ids.get(key)
         if node is None:
@@ -119,17 +120,17 @@ class Stacks:
         return node
 
     def start(self, rule: int) -> tuple[int, ...]:
-        """The first stacks of a rule: those that read something, and END if it may be empty."""
+        """The first stacks of a rule: those that read a character, and END if the rule may be empty."""
         firsts = (self.close(self.place(alternative, 0, END)) for alternative in self.of_rule[rule])
         return tuple(dict.fromkeys(stack for stacks in firsts for stack in stacks))
 
     def close(self, stack: int) -> tuple[int, ...]:
-        """The stacks that read a character next, or are at the end, where this one may go without reading."""
+        """The stacks that this one leads to without reading: each reads a character next, or is END."""
         found = self._closed.get(stack)
         return self.walk(stack)[0] if found is None else found
 
     def walk(self, stack: int) -> tuple[tuple[int, ...], set[int]]:
-        """The same, with all stacks on the way."""
+        """(the result of `close`, all stacks on the way there)."""
         todo, passed, ends = [stack], set(), []
         while todo:
             one = todo.pop()
@@ -149,11 +150,11 @@ class Stacks:
         return found, passed
 
     def n_ways(self, stack: int) -> int:
-        """How many places there are on the ways behind the character that this stack reads."""
+        """The number of stacks on the way from the character that this stack reads to the next ones."""
         return self._n_ways[self.after(stack)] if stack != END else 0
 
     def ways(self, stack: int) -> list[int] | None:
-        """Where a stack goes without reading; None for one that reads, or is at its end."""
+        """The stacks that this one leads to in one move without reading; None if it reads a character, or is END."""
         if stack == END:
             return None
         frame, rest = self.nodes[stack]
@@ -169,14 +170,14 @@ class Stacks:
         return [again] if least else [again, self.place(alternative, index + 1, rest)]
 
     def again(self, alternative: int, index: int, state: tuple, rest: int) -> int:
-        """The stack behind one more round of a repetition."""
+        """The stack after one more round of a repetition."""
         least, most, _ = state
         if most == 1:
             return self.place(alternative, index + 1, rest)
         return self.place(alternative, index, rest, (max(least - 1, 0), None if most is None else most - 1, least == 0))
 
     def after(self, stack: int) -> tuple[int, ...]:
-        """The stacks behind the character that this one reads."""
+        """The stacks after the character that this one reads."""
         found = self._after.get(stack)
         if found is None:
             frame, rest = self.nodes[stack]
@@ -190,7 +191,7 @@ class Stacks:
         return found
 
     def ranges(self, stack: int) -> tuple[tuple[int, int], ...]:
-        """The characters that a stack can read; tokens count as characters of their own."""
+        """The characters that a stack can read; tokens count as characters above U+10FFFF."""
         frame = self.nodes[stack][0]
         found = self._ranges.get(frame)
         if found is None:
@@ -205,7 +206,7 @@ class Stacks:
         return found
 
     def rebased(self, stack: int, base: int) -> int:
-        """The stack with another stack in place of its end."""
+        """The stack with `base` in place of END."""
         frames = []
         while stack != END:
             frame, stack = self.nodes[stack]
@@ -216,7 +217,7 @@ class Stacks:
 
 
 def _is_nothing(item: Item) -> bool:
-    """Whether llama.cpp has no element for an item."""
+    """Whether an item is always empty: llama.cpp has no element for it."""
     return item.kind == LITERAL and not item.value or item.kind == REPEAT and item.value[2] == 0
 
 
@@ -227,7 +228,7 @@ def _ranges(item: Item) -> Iterator[tuple[int, int]]:
         value, low, high = ((code, code),), _TOKENS, _ANY_TOKEN
     else:
         low, high = 0, _ALL
-    for first, last in sorted(value):  # apart from each other, for a stack that counts twice would count for two
+    for first, last in sorted(value):  # without overlaps, or a stack would count twice
         first = max(first, low)
         if is_negated and first > low:
             yield low, first - 1
@@ -239,9 +240,9 @@ def _ranges(item: Item) -> Iterator[tuple[int, int]]:
 
 
 class _Search:
-    """Looks for the dearest token. A `situation` is the set of stacks that one text leads to, from one place of the
-    grammar on; their common rest below is left out until one of them comes to its end, then it is that of any place
-    where the alternative is used."""
+    """Searches for the most expensive token. A `situation` is the set of stacks that one text leads to, starting at a
+    place in an alternative. The stacks end at the end of that alternative; where one reaches END, the search goes on at
+    each place that uses the alternative."""
 
     def __init__(self, grammar: Grammar, limit: float) -> None:
         self.stacks = Stacks(grammar)
@@ -253,7 +254,7 @@ class _Search:
         self.covered: dict[int, int] = {}
 
     def run(self) -> int:
-        """The offset of the place from which the dearest token comes."""
+        """Runs the search; returns the offset of the place where the most expensive token begins."""
         stacks = self.stacks
         places = list(self.places())
         todo: deque[tuple[int, int, frozenset[int]]] = deque()
@@ -275,7 +276,7 @@ class _Search:
         return self.dearest_offset
 
     def look(self, offset: int, alternative: int, situation: Iterable[int], todo: deque) -> None:
-        """Find out what a situation costs; if there is more than one way in it, it is to be followed."""
+        """Estimates the cost of a situation, and adds it to `todo` if it has to be followed."""
         situation = frozenset(situation)
         self.stacks.ends_at = self.stacks.work + WORK_TOKEN
         if (alternative, situation) in self.seen or len(situation) < 2:
@@ -291,14 +292,14 @@ class _Search:
             todo.append((offset, alternative, situation))
 
     def cover(self, place: int, alternative: int) -> tuple[int, ...]:
-        """The situation at a place, whose stacks are a part of those at places that it may pass over."""
+        """The situation at a place. Marks the stacks that it includes as covered."""
         found, passed = self.stacks.walk(place)
         for stack in passed:
             self.covered.setdefault(stack, alternative)
         return found
 
     def is_covered(self, place: int, alternative: int) -> bool:
-        """Whether another place has this one's stacks among its own, and as many uses."""
+        """Whether the situation at other places includes this one, with at least the same uses."""
         others = {self.covered.get(way) for way in self.stacks.ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
         return None not in others and all(
@@ -306,7 +307,7 @@ class _Search:
         )
 
     def following(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, Iterable[int]]]:
-        """The situations behind one more character; or at each place where the alternative is used, if it may end."""
+        """The situations after one more character; if the alternative may end here, those at the places that use it."""
         if END in situation and alternative != ROOT:
             yield from self.used(alternative, situation)
             return
@@ -314,7 +315,7 @@ class _Search:
             yield alternative, {stack for one in matching for stack in self.stacks.after(one)}
 
     def places(self) -> Iterator[tuple[int, int, Any]]:
-        """Each place with a choice; notes on the way which places use which alternative."""
+        """Each place with a choice. Fills `users`: the places that use each alternative."""
         stacks = self.stacks
         todo, seen = list(stacks.of_rule[stacks.grammar.root]), {stacks.grammar.root}
         while todo:
@@ -332,7 +333,7 @@ class _Search:
                     todo.append(stacks.inner(item))
 
     def rounds(self, alternative: int, index: int, item: Item) -> Iterator[tuple[int, int, Any]]:
-        """The places of a repetition: where it begins, and where its optional rounds do."""
+        """The places of a repetition: its beginning, and the beginning of its optional rounds."""
         _, least, most = item.value
         inside = self.users.setdefault(self.stacks.inner(item), [])
         begins = [(least, most, False)] + ([(0, None if most is None else most - least, False)] if least else [])
@@ -345,7 +346,7 @@ class _Search:
             inside.append((alternative, index, rest) if most != 1 else (alternative, index + 1, None))
 
     def used(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
-        """The situation at each place where the alternative is used."""
+        """The situation at each place that uses the alternative."""
         stacks = self.stacks
         others = [stack for stack in situation if stack != END]
         for base in self.bases.get(alternative, ()):
@@ -357,8 +358,8 @@ class _Search:
             yield owner, frozenset((*stacks.close(base), *(stacks.rebased(stack, base) for stack in others)))
 
     def follow_ends(self) -> None:
-        """Fill `bases`: what may follow each alternative, as stacks, END behind the root. Where an alternative stands
-        last in another one, that is what follows the other one."""
+        """Fills `bases`: the stacks that may follow each alternative, END after the root. An alternative at the end of
+        another one is followed by what follows that one."""
         stacks = self.stacks
         inside: dict[int, list[int]] = {}
         todo = [(one, END) for one in stacks.of_rule[stacks.grammar.root]]
@@ -381,7 +382,7 @@ class _Search:
                 todo += [(inner, base) for inner in inside.get(one, ())]
 
     def shared(self, situation: Iterable[int]) -> list[tuple[int, frozenset[int]]]:
-        """The characters that two stacks or more read, with these stacks; only the largest such sets."""
+        """(character, the stacks that read it) for characters that two or more stacks read; only the largest sets."""
         opens: dict[int, list[int]] = {}
         shuts: dict[int, list[int]] = {}
         for stack in situation:
@@ -403,7 +404,7 @@ class _Search:
         return [(code, one) for one, code in sets.items() if len(sets) == 1 or not any(one < other for other in sets)]
 
     def ahead(self, situation: frozenset[int], shared: list[tuple[int, frozenset[int]]]) -> float:
-        """What the tokens cost from here, along the texts with the most ways to read them."""
+        """The cost of a token from here, along the texts that keep the most stacks alive."""
         price = max(self.along(situation, MIXED), self.along(situation, WORDS, _LETTERS))
         for run in (_BLANKS, *(((code, code),) for code, _ in shared)):
             if price > self.limit:
@@ -412,7 +413,8 @@ class _Search:
         return price
 
     def along(self, situation: frozenset[int], shares: tuple[float, ...], run: Run | None = None) -> float:
-        """The price of tokens whose characters, or in a word all but the first, are those of `run`."""
+        """The cost of tokens whose characters are in `run` (with letters, all but the first one). `shares`: MIXED,
+        WORDS or RUNS."""
         stacks = self.stacks
         ways = dict.fromkeys(situation, 1)
         price, alive = 0.0, 1.0
@@ -436,8 +438,8 @@ class _Search:
         return price
 
     def busiest(self, ways: dict[int, int], run: Run | None) -> tuple[list[int], float]:
-        """The stacks that read the character, of those in `run`, with most ways behind it; and how much of a vocabulary
-        goes on, as if all of it had as many ways."""
+        """(the stacks that read the character of `run` after which most stacks are open, the share of tokens that go
+        on). The share assumes that all of them have as many stacks."""
         stacks = self.stacks
         changes: dict[int, int] = {}
         parts = [(stack, low, high) for stack in ways if stack != END for low, high in stacks.ranges(stack)]
@@ -467,7 +469,8 @@ class _Search:
 
 
 def _mass(code: int) -> float:
-    """How much of a vocabulary has a character before this one in some place: an upper bound, so more than 1 in all."""
+    """An upper bound of the share of tokens that have a character below `code` at a given place. The sum over all
+    characters is above 1."""
     return _MASSES[code] if code < 128 else _MASSES[127] + min(code / 0x3000, 1.0) * 0.2
 
 

@@ -1,11 +1,11 @@
-"""A grammar that llama.cpp can afford: the one that was given, or one of the same language with fewer ways to read it.
+"""Rewrites grammars that cost llama.cpp too much into equivalent ones that are cheaper.
 
-What has no recursion in it is a regular language, so it has an automaton with one way to read each text: stretches of
-a grammar that are regular become automata, are made deterministic and minimal, and are written down again. So nested
-counts, alternatives with common beginnings and `("a"*)*` cost no more than they mean.
+Parts of a grammar without recursion are regular. Each becomes a minimal deterministic automaton, which has one way to
+read each text, and is written as rules again. So nested counts, alternatives with common beginnings and `("a"*)*` cost
+no more than a simple spelling of the same language.
 
-Pure functions on HTTP handler threads. Grammars that are cheap stay as they are, character by character. Not taken:
-rules for single cases (a class for alternatives of one character, ...): they are what the minimal automaton has anyway.
+Pure functions on HTTP handler threads; imports its neighbours in `server.grammar`. Cheap grammars are not changed. Not
+taken: rules for special cases, such as a class for alternatives of one character; the minimal automaton covers them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from server.grammar.gbnf import LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Gram
 from server.grammar.gbnf_build import Builder, choice, literal, print_dfa, sequence
 
 STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
+"""The limits of one automaton: deterministic states, states before that, moves, nested items."""
 
 
 def affordable(text: str) -> str:
-    """The grammar, or one of the same language that costs llama.cpp less. GrammarError if it is neither."""
+    """The grammar if it is cheap enough, else an equivalent cheaper one. Raises `GrammarError` if there is none."""
     grammar = gbnf.read(text)
     try:
         gbnf.check_loops(grammar)
@@ -53,13 +54,13 @@ def _check_cost(grammar: Grammar) -> None:
     if price > gbnf_cost.LIMIT:
         raise grammar.error(
             "there are too many ways to read the same text from here on, and llama.cpp follows them all:"
-            " write it so that the next character tells which way it is",
+            " write the grammar so that the next character decides between alternatives",
             offset,
         )
 
 
 class _Rewriting:
-    """Writes the rules that the root needs. `regular` says which rules have no recursion and no tokens."""
+    """Writes the rules that the root needs. `regular[rule]`: the rule has no recursion and no tokens."""
 
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
@@ -80,7 +81,7 @@ class _Rewriting:
         return choice(self.items(items) for items in alternatives)
 
     def items(self, items: list[Item]) -> str:
-        """An alternative: its regular stretches as automata, the others as they were."""
+        """An alternative: runs of regular items as automata, other items unchanged."""
         parts, stretch = [], []
         for item in [*items, None]:
             if item is not None and _is_regular(item, self.regular):
@@ -94,7 +95,7 @@ class _Rewriting:
         return sequence(*parts)
 
     def automaton(self, items: list[Item]) -> str:
-        """A regular stretch, written with one way to read each text."""
+        """A run of regular items, written with one way to read each text."""
         if all(item.kind == LITERAL for item in items):
             return sequence(*(literal(item.value) for item in items if item.value))
         dfa = _Automaton(self.grammar).of(items)
@@ -103,7 +104,7 @@ class _Rewriting:
         return print_dfa(self.builder, dfa, "part", self.builder.char_class)
 
     def item(self, item: Item) -> str:
-        """What isn't regular, as it stands in the grammar."""
+        """An item that isn't regular, unchanged."""
         if item.kind == REFERENCE:
             if item.value not in self.names:
                 self.names[item.value] = self.builder.reserve("rule")
@@ -123,8 +124,7 @@ def _is_regular(item: Item, regular: list[bool]) -> bool:
 
 
 def _regular_rules(grammar: Grammar) -> list[bool]:
-    """For each rule whether neither it nor a rule that it uses refers back to itself or has tokens: those whose uses
-    can all be taken away."""
+    """For each rule whether it is regular: neither it nor any rule that it uses is recursive or has tokens."""
     users: list[list[int]] = [[] for _ in grammar.rules]
     missing = [0] * len(grammar.rules)
     for rule, alternatives in enumerate(grammar.rules):
@@ -148,7 +148,7 @@ def _regular_rules(grammar: Grammar) -> list[bool]:
 
 
 class _Part(NamedTuple):
-    """A piece of the automaton: the states of its first and of its last characters, and whether it may be empty."""
+    """A part of the automaton: the states of its first and of its last characters, and whether it may be empty."""
 
     first: list[int]
     last: list[int]
@@ -159,10 +159,10 @@ _NOTHING = _Part([], [], True)
 
 
 class _Automaton:
-    """The automaton of regular items: a state for each character of the grammar that may have been read last.
+    """The automaton of regular items: one state for each character of the grammar, once it has been read.
 
-    Of two states at the same place inside of optional rounds, the one with no fewer rounds left accepts all that the
-    other does: `places[s]` is (place, rounds done in each of the repetitions around it).
+    `places[s]`: (place, optional rounds done in each of the repetitions around it). Of two states at the same place,
+    the one with fewer rounds done accepts all texts that the other does.
     """
 
     def __init__(self, grammar: Grammar) -> None:
@@ -173,7 +173,7 @@ class _Automaton:
         self.n_moves = 0
 
     def of(self, items: list[Item]) -> Dfa:
-        """The smallest deterministic automaton of items in a row."""
+        """The minimal deterministic automaton of items in a row."""
         start, final = (self.state((), (), ()) for _ in range(2))
         part = self.sequence(items, (), (), 0)
         self.connect([start], part.first)
@@ -182,7 +182,7 @@ class _Automaton:
         return minimal(determinise(self.nfa, start, final, STATES, self.best))
 
     def best(self, states: set[int]) -> set[int]:
-        """The states without those that others make needless."""
+        """The states without those whose texts another state accepts, too."""
         groups: dict[tuple, list[int]] = {}
         for state in states:
             groups.setdefault(self.places[state][0], []).append(state)
@@ -204,7 +204,7 @@ class _Automaton:
         return self.nfa.state()
 
     def connect(self, sources: list[int], targets: list[int]) -> None:
-        """What may be read behind what."""
+        """Adds a move from each source to each target."""
         self.n_moves += len(sources) * len(targets)
         if self.n_moves > MOVES:
             raise TooLarge
@@ -213,7 +213,7 @@ class _Automaton:
                 self.nfa.step(source, self.chars[target], target)
 
     def joined(self, one: _Part, other: _Part) -> _Part:
-        """One behind the other."""
+        """Two parts in a row."""
         self.connect(one.last, other.first)
         return _Part(
             one.first + other.first if one.is_empty else one.first,
@@ -240,7 +240,7 @@ class _Automaton:
         return _Part([state], [state], False)
 
     def choice(self, alternatives: list[list[Item]], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
-        """Alternatives; strings at their beginnings share what they have in common: there may be thousands."""
+        """Alternatives. Strings at their beginnings become a prefix tree, because there may be thousands."""
         begun: dict[str, int] = {}
         first: list[int] = []
         last: list[int] = []
@@ -274,7 +274,7 @@ class _Automaton:
             self.connect(loop.last, loop.first)
             return self.joined(part, _Part(loop.first, loop.last, True))
         rounds, last = _NOTHING, []
-        for i in range(most - least):  # an empty round is none: the one before has no fewer to come
+        for i in range(most - least):  # empty rounds are left out: they read nothing
             one = self.sequence(inner, (*place, -1), (*done, i), depth)
             self.connect(rounds.last, one.first)
             rounds = _Part(rounds.first if i else one.first, one.last, True)

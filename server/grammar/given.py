@@ -1,12 +1,11 @@
-"""The text that a grammar leaves no choice about: keys, signs, constants. For guesses of the next tokens.
+"""Finds text that a grammar forces, such as keys, punctuation and constants, to draft the next tokens.
 
-Engine thread, pure. The stacks of `gbnf_cost` are followed along a text. What they lead to is kept for all texts of the
-grammar (`Places`), so a character costs a look into a dict, and more only where none has been before. Blanks aren't
-taken for a choice: where they may stand before a character that has to come, a text will have those that it had the
-last time between the same two.
+Engine thread; pure. It follows the stacks of `gbnf_cost` along a text. `Places` keeps the results for all texts of the
+grammar, so a character usually costs one dictionary look-up. White space before a forced character doesn't count as a
+choice: the text is expected to have the white space that it had the last time between the same two characters.
 
-Nothing rests on it: a guess is checked by the model and the sampler's own grammar. So whatever takes too long, or isn't
-understood, is given up. Not taken: to ask llama.cpp about each byte that could come, 30 us a character.
+The model and the sampler's grammar check every draft, so a wrong one does no harm, and whatever takes too long is
+dropped. Not taken: asking llama.cpp about each possible next byte, which is far slower.
 """
 
 from __future__ import annotations
@@ -16,17 +15,16 @@ import codecs
 from server.grammar.gbnf import read
 from server.grammar.gbnf_cost import END, Stacks, TooDear
 
-MOST_BYTES = 16 << 10  # of a grammar: to read one takes 0.4 ms for each kilobyte
-MOST_PLACES, MOST_STACKS, MOST_WORK = 10_000, 64, 5_000
+MOST_BYTES = 16 << 10  # of a grammar; larger ones draft nothing
+MOST_PLACES, MOST_STACKS, MOST_WORK = 10_000, 64, 5_000  # places of a grammar, stacks and steps of one place
 MOST_AHEAD = 256  # characters
 BLANKS = " \t\r\n"
-SPACED = ":,"  # behind them a text has a space, or none if it had none the last time
+SPACED = ":,"  # a space is expected after these, or none if the text had none the last time
 
 
 class Place:
-    """What may follow one text. `after` has the places behind the next character, as far as texts have come to them,
-    None for one that may not come. `only` is the character that has to come, "" if there are several; with `is_gap`
-    blanks may come before it."""
+    """What may follow a text. `after`: the place after each next character seen so far, None for a character that may
+    not come. `only`: the forced next character, "" if there are several. `is_gap`: white space may come before it."""
 
     __slots__ = ("stacks", "after", "only", "is_gap")
 
@@ -38,7 +36,7 @@ class Place:
 
 
 class Places:
-    """All places of one grammar that texts have come to. GrammarError if it can't be read."""
+    """All places of a grammar that texts have reached. Raises `GrammarError` if the grammar can't be read."""
 
     def __init__(self, text: str, root: str = "root") -> None:
         self._stacks = Stacks(read(text, root=root))
@@ -50,7 +48,7 @@ class Places:
             self.start = None
 
     def behind(self, place: Place, char: str) -> Place | None:
-        """The place behind the next character; None if that may not come, or isn't to be found out."""
+        """The place after the next character; None if the character may not come, or finding out takes too long."""
         try:
             return place.after[char]
         except KeyError:
@@ -82,11 +80,11 @@ class Places:
         return found
 
     def _only(self, stacks: frozenset[int]) -> tuple[str, bool]:
-        """The one character that has to come here, and whether blanks may come before it."""
+        """(the forced next character or "", whether white space may come before it)."""
         chars: set[str] = set()
         for stack in stacks:
             for low, high in self._stacks.ranges(stack) if stack != END else ((0, 0x10FFFF),):
-                if high - low > len(BLANKS) or high > 0x10FFFF:  # those are tokens
+                if high - low > len(BLANKS) or high > 0x10FFFF:  # above U+10FFFF are tokens
                     return "", False
                 chars.update(map(chr, range(low, high + 1)))
         signs = chars.difference(BLANKS)
@@ -96,19 +94,19 @@ class Places:
 
 
 class GivenText:
-    """Follows one text through a grammar's places."""
+    """Follows one text through the places of a grammar."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
         self._place = places.start
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._before = ""  # the latest character that was no blank of a gap
-        self._blanks = ""  # of the gap that the text is in
-        self._usual: dict[str, str] = {}
-        self._space = " "
+        self._before = ""  # the latest character that isn't white space of a gap
+        self._blanks = ""  # white space so far in the present gap
+        self._usual: dict[str, str] = {}  # two characters -> the latest white space between them
+        self._space = " "  # the latest white space after a character of SPACED
 
     def feed(self, data: bytes) -> None:
-        """The text goes on."""
+        """Takes the next bytes of the text."""
         try:
             text = self._decoder.decode(data)
         except UnicodeDecodeError:
@@ -127,17 +125,17 @@ class GivenText:
             self._place = self._places.behind(place, char)
 
     def _learn(self, before: str, only: str, blanks: str) -> None:
-        """Between these two characters the text had these blanks."""
+        """Notes the white space between two characters."""
         self._usual[before + only] = blanks
         if before in SPACED and blanks in ("", " "):
             self._space = blanks
 
     def _expected(self, before: str, only: str) -> str:
-        """The blanks that it will have there."""
+        """The white space expected between two characters."""
         return self._usual.get(before + only, self._space if before in SPACED else "")
 
     def ahead(self) -> str:
-        """The text that comes next, as far as there is no choice."""
+        """The text that the grammar forces next; "" if it leaves a choice."""
         place, before, blanks, found = self._place, self._before, self._blanks, ""
         if place is None or not place.only or self._decoder.getstate()[0]:
             return ""

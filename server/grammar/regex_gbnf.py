@@ -1,10 +1,9 @@
-"""Regular expressions and lists of choices as grammars: the request fields `regex` and `choice`, and JSON
-schema's `pattern`.
+"""Converts regular expressions and lists of choices to grammars: the request fields `regex` and `choice`, and
+`pattern` of JSON schema.
 
 Runs on HTTP handler threads; imports only the standard library and its neighbours in `server.grammar`. A pattern
-becomes a minimal automaton and that becomes the grammar, so that one parse stack stays alive while sampling
-however ambiguous the pattern was. Patterns whose automaton would be too large are translated piece by piece
-instead.
+becomes a minimal automaton, and that becomes the grammar. So sampling keeps a single parse stack, however
+ambiguous the pattern. A pattern whose automaton would be too large is translated piece by piece instead.
 
 Not taken: copying the pattern's characters into GBNF, which has other escapes and no anchors.
 """
@@ -24,15 +23,15 @@ from server.grammar.regex_parse import Node, Unsupported, is_nullable, parse
 
 __all__ = ["Unsupported", "bounded_pieces", "choice_grammar", "compile_pattern", "pattern_pieces", "regex_grammar"]
 
-STATES_MAX = 400
-_LOOKS_MAX = 4  # apart from those at the front
+STATES_MAX = 400  # of a pattern's minimal automaton
+_LOOKS_MAX = 4  # lookaheads, besides those at the front
 _ANY_TEXT: Node = ("rep", ("set", automaton.ANY), 0, None)
 CHOICES_MAX = 10_000
-_PARTS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\((?!\?)", re.S)  # escapes, classes, and groups that are taken
+_PARTS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\((?!\?)", re.S)  # escapes, classes, and "(" of capturing groups
 
 
 def regex_grammar(pattern: str) -> str:
-    """The grammar of the field `regex`: the whole output has to match. Raises `Unsupported`."""
+    """The grammar of the field `regex`: the whole output must match. Raises `Unsupported`."""
     builder = Builder()
     try:
         dfa = compile_pattern(pattern, search=False)
@@ -53,14 +52,13 @@ def _checked(grammar: str) -> str:
 
 
 def choice_grammar(choices: list[str]) -> str:
-    """The grammar of the field `choice`: the output is one of these texts. ValueError for an empty or wrong
-    list."""
+    """The grammar of the field `choice`: the output is one of these texts. Raises ValueError for a bad list."""
     if not isinstance(choices, list) or not choices or not all(isinstance(text, str) for text in choices):
         raise ValueError("'choice' must be a non-empty array of strings")
     if len(choices) > CHOICES_MAX:
-        raise ValueError(f"'choice' holds {len(choices)} texts, the limit is {CHOICES_MAX}")
+        raise ValueError(f"'choice' has {len(choices)} texts, the limit is {CHOICES_MAX}")
     if any("\0" in text or not _is_text(text) for text in choices):
-        raise ValueError("a text in 'choice' holds a NUL character or half a surrogate pair")
+        raise ValueError("a text in 'choice' contains a NUL character or half of a surrogate pair")
     return Builder().text(factored(literal(text) if text else "" for text in choices) or '""')
 
 
@@ -70,8 +68,8 @@ def _is_text(text: str) -> bool:
 
 @lru_cache(maxsize=256)
 def compile_pattern(pattern: str, *, search: bool) -> Dfa:
-    """The minimal automaton of a pattern; with `search` of the texts that hold a match somewhere, as JSON
-    schema has it. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
+    """The minimal automaton of a pattern. With `search` it accepts texts that contain a match, as JSON schema
+    requires. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
     looks, node = _split_looks(parse(pattern))
     dfa = _automaton(node, search)
     for negative, inner in looks:
@@ -85,22 +83,22 @@ def compile_pattern(pattern: str, *, search: bool) -> Dfa:
 
 @lru_cache(maxsize=256)
 def search_states(pattern: str) -> tuple[tuple[tuple[int, ...], ...], bool]:
-    """The automaton of what a pattern matches, as rows that `Trigger` describes, and whether a match has to stand
-    at the beginning of the text. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
+    """(the automaton of a pattern's matches as rows, see `Trigger`; whether a match must begin the text). Raises
+    `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
     node = parse(pattern)
     items = list(node[1]) if node[0] == "cat" else [node]
     is_anchored = items[:1] == [("start",)]
     rest: Node = ("cat", items[is_anchored : len(items) - (items[-1:] == [("end",)])])
     for part in _PARTS.finditer(pattern):
         if part.group() == "(" and part.start() > is_anchored:
-            raise Unsupported("groups begin with '(?:' here, for no part of a match is taken", part.start())
+            raise Unsupported("capturing groups are not supported here; write '(?:...)'", part.start())
     if _has_assertion(rest):
-        raise Unsupported("only '^' at the beginning and '$' at the end are supported here, and no lookahead")
+        raise Unsupported("'^' is only supported at the beginning, '$' only at the end, and lookahead not at all")
     dfa = automaton.minimal(_automaton(rest, search=False))
     if len(dfa.accept) > STATES_MAX:
         raise TooLarge
     if dfa.accept[0] or dfa.is_empty():
-        raise Unsupported("the pattern matches an empty text, or none")
+        raise Unsupported("the pattern matches the empty text, or nothing at all")
     rows = zip(dfa.accept, dfa.moves)
     return tuple(
         (int(accept), *(number for chars, target in moves for low, high in chars for number in (low, high, target)))
@@ -114,8 +112,8 @@ def _has_assertion(node: Node) -> bool:
 
 
 def _split_looks(node: Node) -> tuple[list[tuple[bool, Node]], Node]:
-    """Takes lookaheads off the front of a pattern, `^(?=...)(?!...)...`, where they are plain conditions on
-    the whole text. Elsewhere they stay."""
+    """Separates the lookaheads at the front of a pattern, `^(?=...)(?!...)...`, which are conditions on the whole
+    text: ([(is_negative, node)], the pattern without them). Other lookaheads stay in the pattern."""
     if node[0] != "cat" or not any(item[0] == "look" for item in node[1]):
         return [], node
     items = node[1]
@@ -140,7 +138,7 @@ def _has_start(node: Node) -> bool:
 
 
 def _without_looks(items: list[Node]) -> Node:
-    """Items up to the end of the text, with each lookahead and what follows it as one automaton."""
+    """Items up to the end of the text. Each lookahead, together with all that follows it, becomes one automaton."""
     for index, item in enumerate(items):
         if not _count_looks(item):
             continue
@@ -248,8 +246,8 @@ def _build_repetition(nfa: Nfa, node: Node, entry: int, leave: int) -> None:
 def pattern_pieces(
     builder: Builder, pattern: str, hint: str, class_of: Callable[[Charset], str], *, search: bool
 ) -> str:
-    """A pattern translated piece by piece, for those that are too large as automata; with `search` any text may stand
-    where it is not anchored. Raises `Unsupported`."""
+    """A pattern translated piece by piece, because its automaton would be too large. With `search` any text may stand
+    at an end without an anchor. Raises `Unsupported`."""
     return _piece(builder, _whole(parse(pattern), search), hint, class_of)
 
 
@@ -263,9 +261,8 @@ def bounded_pieces(
     least: int,
     most: int,
 ) -> str | None:
-    """Texts of a pattern that have `least` to `most` characters, for those that are too large as automata; None if
-    there is no easy way. Open repetitions get a count each, so long texts of some forms are left out. Raises
-    `Unsupported`."""
+    """A pattern's texts of `least` to `most` characters, translated piece by piece; None if that is not possible.
+    Each unbounded repetition gets a fixed upper count, so some long texts are lost. Raises `Unsupported`."""
     node = _whole(parse(pattern), search)
     longest, n_open = _extent(node)
     if longest > most or _shortest(node) < least:
@@ -274,7 +271,8 @@ def bounded_pieces(
 
 
 def _whole(node: Node, search: bool) -> Node:
-    """The pattern as one for the whole text: without the anchors at its ends, or with any text in their place."""
+    """The pattern for the whole text: anchors at the ends are dropped; with `search` any text stands where one is
+    missing."""
     parts = []
     for branch in node[1] if node[0] == "alt" else [node]:
         items = list(branch[1]) if branch[0] == "cat" else [branch]
@@ -287,7 +285,8 @@ def _whole(node: Node, search: bool) -> Node:
 
 
 def _extent(node: Node) -> tuple[int, int]:
-    """The longest text while open repetitions run as seldom as they may, and how many of them add to its length."""
+    """(length of the longest text if unbounded repetitions run as few times as allowed, the number of unbounded
+    repetitions that can lengthen it)."""
     kind = node[0]
     if kind == "set":
         return 1, 0
@@ -310,7 +309,7 @@ def _shortest(node: Node) -> int:
 
 
 def _counted(node: Node, share: int) -> Node:
-    """The node with each open repetition cut so that it adds at most `share` characters."""
+    """The node with each unbounded repetition limited to at most `share` additional characters."""
     if node[0] in ("cat", "alt"):
         return (node[0], [_counted(part, share) for part in node[1]])
     if node[0] != "rep":
@@ -336,7 +335,7 @@ def _piece(builder: Builder, node: Node, hint: str, class_of: Callable[[Charset]
         raise Unsupported("an assertion inside a pattern that is too large for an automaton")
     _, part, least, most = node
     if is_nullable(part) and (most is None or most > 1):
-        raise Unsupported("a repetition of something that can be empty, in a pattern this large")
+        raise Unsupported("in a pattern this large, what is repeated must not be empty")
     if max(least, most or 0) > COUNT_MAX:
         raise Unsupported("this repetition count is too large")
     expression = _piece(builder, part, hint, class_of)

@@ -1,9 +1,8 @@
-"""Parses regular expressions into a small tree: the part that ECMA-262 and Python's `re` share.
+"""Parses regular expressions into a small tree: the syntax that ECMA-262 and Python's `re` share.
 
-Pure function on HTTP handler threads; imports only the standard library and `automaton`. Where the two
-dialects differ, the narrower reading is taken (`\\d` is ASCII, `.` stops at every line end), so that what a
-grammar generates satisfies both. Not taken: Python's own `re._parser`, which is private and of another
-dialect.
+Pure functions on HTTP handler threads; imports only the standard library and `automaton`. Where the two
+dialects differ, the narrower meaning holds (`\\d` is ASCII, `.` matches no line end), so that generated text
+matches in both. Not taken: Python's own `re._parser`, which is private and knows only Python's dialect.
 
 Nodes are tuples: ("set", charset), ("cat", [nodes]), ("alt", [nodes]), ("rep", node, least, most or None),
 ("start",), ("end",), ("look", is_negative, node).
@@ -17,8 +16,8 @@ from server.grammar.automaton import ANY, Charset, characters, charset, compleme
 
 Node = tuple
 
-PATTERN_MAX = 20_000
-_DEPTH_MAX = 50
+PATTERN_MAX = 20_000  # characters
+_DEPTH_MAX = 50  # nested groups
 
 _DIGITS = charset((0x30, 0x39))
 _WORD = charset((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
@@ -35,7 +34,7 @@ _SPACE = charset(
     (0xFEFF, 0xFEFF),
 )
 DOT = complement(charset((10, 10), (13, 13), (0x2028, 0x2029)))
-# The marks that Python counts as white space and ECMA does not, or the other way round, belong to no class.
+# Characters that are white space in only one of the two dialects: neither \s nor \S contains them.
 _DISPUTED = charset((0x1C, 0x1F), (0x85, 0x85), (0xFEFF, 0xFEFF))
 
 _CLASS_ESCAPES = {
@@ -69,7 +68,7 @@ _UNSUPPORTED_ESCAPES = {
 
 
 class Unsupported(Exception):
-    """A pattern that can't be converted: `message`, and `position` in the pattern, from 0."""
+    """A pattern that can't be converted: `message` and `position` in the pattern (from 0)."""
 
     def __init__(self, message: str, position: int = 0) -> None:
         super().__init__(f"{message} (at position {position} of the pattern)")
@@ -78,7 +77,7 @@ class Unsupported(Exception):
 
 
 def parse(pattern: str) -> Node:
-    """The tree of a pattern. Raises `Unsupported`, also for what is wrong in every dialect."""
+    """The tree of a pattern. Raises `Unsupported`, also for syntax errors."""
     if len(pattern) > PATTERN_MAX:
         raise Unsupported(f"the pattern is longer than {PATTERN_MAX} characters", PATTERN_MAX)
     parser = _Parser(pattern)
@@ -113,7 +112,7 @@ class _Parser:
         return items[0] if len(items) == 1 else ("cat", items)
 
     def quantified(self, node: Node, start: int) -> Node:
-        """The node with its quantifier, lazy or greedy: the language is the same."""
+        """The node with its quantifier. Lazy and greedy ones match the same texts."""
         where = self.position
         counts = self.quantifier()
         if counts is None:
@@ -182,7 +181,7 @@ class _Parser:
         return ("look", look.group(1) == "!", node) if look else node
 
     def escape(self) -> Node:
-        """An escape outside of brackets."""
+        """An escape outside of a class."""
         start = self.position
         char = self.pattern[start + 1 : start + 2]
         if char in ("A", "Z", "z"):
@@ -200,7 +199,7 @@ class _Parser:
         return ("set", self.escaped_set())
 
     def escaped_set(self) -> Charset:
-        """The set behind a backslash: a class such as \\d, a coded character, or the character itself."""
+        """The set that an escape stands for: a class such as \\d, a coded character, or the character itself."""
         start = self.position
         char = self.pattern[start + 1 : start + 2]
         if not char:
@@ -247,11 +246,11 @@ class _Parser:
             chars = ANY
         chars = complement(chars) if negated else chars
         if not chars:
-            raise Unsupported("this class holds no character", start)
+            raise Unsupported("this class contains no character", start)
         return chars
 
     def class_item(self) -> Charset:
-        """A character, a class escape or a range inside brackets."""
+        """A character, class escape or range inside a class."""
         start = self.position
         low = self.class_char()
         if self.peek() != "-" or self.pattern[self.position + 1 : self.position + 2] in ("]", ""):

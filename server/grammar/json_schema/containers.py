@@ -1,13 +1,12 @@
-"""Objects and arrays of a JSON schema as grammar.
+"""Writes the objects and arrays of a JSON schema as grammar.
 
 Runs on HTTP handler threads; imports only the standard library and its neighbours. Keys come in the order of
-the schema, further keys behind them. An object that lists properties and says nothing of others gets no
-others (as in llama.cpp: models invent keys), likewise an array that lists its first items; both are valid by
-the standard.
+the schema, additional keys after them. If a schema lists properties and doesn't mention others, objects get no
+others (as in llama.cpp, because models invent keys). The same holds for an array that lists its first items.
 
-Members and items are laid out backwards, from the end to the beginning, so that long lists need no recursion;
-`c` below is how many members are already written, as far as minProperties and maxProperties need to know. Not
-taken: members in any order; n! orders need n! rules.
+Members and items are written from the last to the first, so that long lists need no recursion. Lists are indexed
+by the number of members already written, as far as minProperties and maxProperties depend on it. Not taken: members
+in any order, because n! orders need n! rules.
 """
 
 from __future__ import annotations
@@ -35,47 +34,46 @@ from server.records import record
 
 _NO_OBJECT = frozenset(KEYWORDS_BY_TYPE["object"]).isdisjoint
 _NO_ARRAY = frozenset(KEYWORDS_BY_TYPE["array"]).isdisjoint
-PROPERTIES_MAX = 800
-PREFIX_MAX = 500
-_STATES_MAX = 2000
-_ANY_ORDER_MAX = 6
-_PATTERNS_MAX = 4
-_KEY_STATES_MAX = 1000
+PROPERTIES_MAX = 800  # declared keys of one object
+PREFIX_MAX = 500  # items of an array that a schema lists one by one
+_STATES_MAX = 2000  # rules of one object or array that counts its members
+_ANY_ORDER_MAX = 6  # distinct values that may come in any order
+_PATTERNS_MAX = 4  # patterns of keys; every subset of them is a case of its own
+_KEY_STATES_MAX = 1000  # of the automaton of additional keys
 
 
 class Converter(Protocol):
-    """What is needed here of the conversion in progress (`convert.Converter`)."""
+    """The part of `convert.Converter` that this module uses."""
 
     builder: Builder
     document: Document
 
     def expression(self, conjunction: Conjunction, hint: str) -> str | None:
-        """The grammar of a schema, None if nothing fits it."""
+        """The expression of a schema; None if no value fits."""
 
     def key_dfa(self, part: Part) -> Dfa | None:
-        """The automaton of the texts that fit a schema of keys; None if it says nothing of use."""
+        """The automaton of the keys that fit a schema; None if it can't restrict them."""
 
     def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
-        """The automaton of the texts that all accept; None without any."""
+        """The intersection of the automata; None if there are none."""
 
     def counts(self, pointer: str, least: int, most: int | None, what: str) -> tuple[int, int | None]:
-        """Two bounds as far as they can be written."""
+        """Two bounds, limited to what can be written."""
 
     def note_contradiction(self, pointer: str, message: str) -> None:
-        """Remember the first reason why something fits nothing."""
+        """Remembers the first reason why no value fits."""
 
 
 @record
 class _Member:
-    """A declared property, written without its opening quote, which all members share."""
+    """A declared property. `text` is its expression without the opening quote, which all members share."""
 
     text: str
     is_required: bool
 
 
 def object_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """The grammar of the objects of a shape, None if there are none. Adds to `needs` what every one
-    contains."""
+    """The expression of a shape's objects; None if there are none. Adds to `needs` what every object contains."""
     if not shape.forbidden_keys and all(_NO_OBJECT(part.schema) for part in shape.parts):
         return core(converter.builder, "object")
     members = _members(converter, shape, needs)
@@ -85,7 +83,7 @@ def object_expression(converter: Converter, shape: Shape, needs: list[Conjunctio
 
 
 def declared_keys(shape: Shape) -> list[str]:
-    """The keys with a place of their own, in the order of the schema."""
+    """The keys that `properties` or `required` name, in the order of the schema."""
     keys: dict[str, None] = {}
     for part in shape.having("properties"):
         keys.update(dict.fromkeys(part.schema["properties"]))
@@ -95,7 +93,7 @@ def declared_keys(shape: Shape) -> list[str]:
 
 
 def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> list[_Member] | None:
-    """The declared properties that can be written; None if a required one can't."""
+    """The declared properties that can have a value; None if a required one can't."""
     keys = declared_keys(shape)
     if len(keys) > PROPERTIES_MAX:
         raise SchemaError(f"more than {PROPERTIES_MAX} properties in one object", shape.pointer)
@@ -119,7 +117,7 @@ def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> li
 
 
 def _is_open(shape: Shape) -> bool:
-    """Whether keys may appear that no part mentions."""
+    """Whether keys may appear that the schema doesn't name."""
     for keyword in ("additionalProperties", "unevaluatedProperties"):
         if shape.having(keyword):
             return True
@@ -128,7 +126,7 @@ def _is_open(shape: Shape) -> bool:
 
 
 def _further_members(converter: Converter, shape: Shape) -> str | None:
-    """Members with other keys, without their opening quote; None if there are none."""
+    """A member with an additional key, without its opening quote; None if none is allowed."""
     patterns = _key_patterns(converter, shape)
     is_open = _is_open(shape)
     if not patterns and not is_open:
@@ -147,7 +145,7 @@ def _further_members(converter: Converter, shape: Shape) -> str | None:
 
 
 def _key_patterns(converter: Converter, shape: Shape) -> list[str]:
-    """The patterns of patternProperties that have an automaton, each once."""
+    """The patterns of patternProperties that have an automaton, without duplicates."""
     found: dict[str, None] = {}
     for part in shape.having("patternProperties"):
         for pattern in part.schema["patternProperties"]:
@@ -155,14 +153,14 @@ def _key_patterns(converter: Converter, shape: Shape) -> list[str]:
             if pattern_dfa(pattern) is None:
                 converter.document.loosen(pointer, "this pattern of keys can't be converted and is not enforced")
             elif len(found) >= _PATTERNS_MAX and pattern not in found:
-                converter.document.loosen(pointer, f"more than {_PATTERNS_MAX} patterns of keys; not enforced")
+                converter.document.loosen(pointer, f"not enforced: more than {_PATTERNS_MAX} patterns of keys")
             else:
                 found[pattern] = None
     return list(found)
 
 
 def _further_values(converter: Converter, shape: Shape, matched: list[str]) -> Conjunction:
-    """What holds of the value under a further key that matches exactly these patterns."""
+    """The schemas of the value under an additional key that matches exactly these patterns."""
     found: list[Part] = []
     for part in shape.parts:
         here = [
@@ -179,7 +177,7 @@ def _further_values(converter: Converter, shape: Shape, matched: list[str]) -> C
 
 
 def _further_key(converter: Converter, shape: Shape, patterns: list[str], matched: list[str]) -> str | None:
-    """The text of a further key behind its opening quote; None if no key is left."""
+    """The text of an additional key after its opening quote; None if no key is left."""
     builder = converter.builder
     taken = list(dict.fromkeys([*declared_keys(shape), *sorted(shape.forbidden_keys)]))
     names = [part.at("propertyNames") for part in shape.having("propertyNames")]
@@ -202,8 +200,7 @@ def _further_key(converter: Converter, shape: Shape, patterns: list[str], matche
 
 
 def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member], further: str | None) -> str | None:
-    """The whole object. `some[c]` is: at least one member from here on; `rest`: a comma and some, or
-    nothing."""
+    """The whole object. `some[c]`: at least one more member, after `c` members."""
     builder = converter.builder
     least, most = _member_counts(converter, shape, members, further)
     cap = least if most is None else most
@@ -219,7 +216,7 @@ def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member],
 def _in_order(
     builder: Builder, members: list[_Member], some: list[str | None], comma: str, least: int, most: int | None
 ) -> str | None:
-    """At least one of the members, each once and in this order, and `some` behind them; None if that can't be."""
+    """At least one of the members, each at most once and in this order, then `some`; None if that is impossible."""
     cap = least if most is None else most
     needed = 0
     for index in range(len(members) - 1, -1, -1):
@@ -250,7 +247,7 @@ def _braces(some: str | None, may_be_empty: bool, blank: str) -> str | None:
 
 
 def _rest(some: str | None, comma: str, may_end: bool) -> str | None:
-    """What follows a member: None if the object can neither end nor go on here."""
+    """What follows a member: a comma and more members, or nothing; None if the object can neither end nor go on."""
     if some is None:
         return "" if may_end else None
     more = sequence(comma, some)
@@ -260,7 +257,7 @@ def _rest(some: str | None, comma: str, may_end: bool) -> str | None:
 def _further_run(
     converter: Converter, further: str | None, comma: str, count: int, least: int, most: int | None
 ) -> str | None:
-    """The run of further members at the end, at least one, when `count` members stand before it."""
+    """At least one additional member after `count` members; None if that is impossible."""
     fewest = max(least - count, 1)
     largest = None if most is None else most - count
     if further is None or (largest is not None and largest < fewest):
@@ -274,7 +271,7 @@ def _further_run(
 def _member_counts(
     converter: Converter, shape: Shape, members: list[_Member], further: str | None
 ) -> tuple[int, int | None]:
-    """minProperties and maxProperties as far as they say more than the members do."""
+    """minProperties and maxProperties (0 and None if the members ensure them anyway)."""
     least, most = shape.largest("minProperties"), shape.smallest("maxProperties")
     if least <= sum(member.is_required for member in members):
         least = 0
@@ -283,7 +280,7 @@ def _member_counts(
     room = _room(members)
     if most is not None and most > room >= max(least, sum(member.is_required for member in members)):
         converter.document.loosen(
-            shape.pointer, f"objects get {room} properties at most: too many combinations", fatal=False
+            shape.pointer, f"objects get at most {room} properties: too many combinations", fatal=False
         )
         most = room
     if (least if most is None else most) > room:
@@ -291,13 +288,13 @@ def _member_counts(
         return 0, None
     if least > 1 and further is not None:
         converter.document.loosen(
-            shape.pointer, "a key that is written twice counts twice for 'minProperties'", fatal=False
+            shape.pointer, "a key that the model writes twice counts twice for 'minProperties'", fatal=False
         )
     return least, most
 
 
 def _room(members: list) -> int:
-    """How far members can be counted."""
+    """The highest number of members that can be counted."""
     return min(BLOCK, _STATES_MAX // (len(members) + 1) - 1)
 
 
@@ -305,8 +302,7 @@ def _room(members: list) -> int:
 
 
 def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """The grammar of the arrays of a shape, None if there are none. Adds to `needs` what every one
-    contains."""
+    """The expression of a shape's arrays; None if there are none. Adds to `needs` what every array contains."""
     if all(_NO_ARRAY(part.schema) for part in shape.parts):
         return core(converter.builder, "array")
     least, most = shape.largest("minItems"), shape.smallest("maxItems")
@@ -336,7 +332,9 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
         if not size and not shape.having("contains"):
             values = finite_values(converter.document, item_conjunction(converter.document, shape, 0))
         if values is None:
-            converter.document.loosen(f"{unique[0].pointer}/uniqueItems", "equal items are not prevented", fatal=False)
+            converter.document.loosen(
+                f"{unique[0].pointer}/uniqueItems", "duplicate items are not prevented", fatal=False
+            )
     if values is None:
         inside = _lay_out_items(converter, shape, items, least, most)
     elif len(values) < least:
@@ -354,7 +352,7 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
 def _lay_out_distinct(
     converter: Converter, shape: Shape, values: list[object], least: int, most: int | None
 ) -> str | None:
-    """Items that are all different: up to a handful of values in any order, more in the order of the schema."""
+    """Distinct items: up to _ANY_ORDER_MAX values in any order, more of them in the order of the schema."""
     builder = converter.builder
     most = len(values) if most is None else min(most, len(values))
     comma = sequence(literal(","), core(builder, "gap"))
@@ -371,7 +369,7 @@ def _lay_out_distinct(
 
 
 def _in_any_order(builder: Builder, texts: list[str], comma: str, least: int, most: int) -> str:
-    """A rule for each set of texts that are still to be had."""
+    """Distinct items in any order: one rule for each set of texts that are still unused."""
     after = {0: ""}
     for left in sorted(range(1, 1 << len(texts)), key=int.bit_count):
         count = len(texts) - left.bit_count()
@@ -388,9 +386,9 @@ def _must_contain(shape: Shape) -> bool:
 
 
 def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: int, most: int | None) -> str | None:
-    """The items and commas of a non-empty array; '' if only the empty one is possible, None if none is.
+    """The items and commas of a non-empty array; '' if only the empty array is possible, None if none is.
 
-    The last of `items` is the schema of all further ones where `most` allows more.
+    If `most` allows more items than `items` has, its last entry stands for all further ones.
     """
     for part in shape.having("contains"):
         if "maxContains" in part.schema:
@@ -422,8 +420,7 @@ def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: 
 
 
 class _ContainsLayout:
-    """Arrays of which `count` items must also fit `contains`: a rule for each (items so far, found so
-    far)."""
+    """Arrays with at least `count` items that also fit `contains`: a rule for each (items so far, found so far)."""
 
     def __init__(
         self, converter: Converter, shape: Shape, part: Part, items: list[str], least: int, most: int | None
@@ -440,7 +437,7 @@ class _ContainsLayout:
             self.found.append(converter.expression(tuple(dict.fromkeys(both)), "contained"))
 
     def run(self, count: int) -> str | None:
-        """The non-empty arrays with at least `count` such items, None if there are none."""
+        """The non-empty arrays with at least `count` such items; None if there are none."""
         if not any(self.found):
             return None
         table: list[str | None] = [None] * (count + 1)
@@ -452,10 +449,8 @@ class _ContainsLayout:
         return table[0]
 
     def cell(self, index: int, found: int, count: int, after: list[Any], row: list[Any]) -> str | None:
-        """What may follow when `index` items stand, `found` of them counted; `after` is the row of index + 1.
-
-        The last row of an unbounded array is followed by itself.
-        """
+        """What may follow after `index` items, `found` of which fit `contains`. `after` is the row of index + 1; the
+        last row of an unbounded array repeats itself."""
         may_end = index >= self.least and found == count
         builder = self.converter.builder
         item, both = self.pick(self.items, index), self.pick(self.found, index)

@@ -1,14 +1,13 @@
-"""JSON schema to GBNF: `convert` is what the API layer and the tool calls use.
+"""Converts JSON schema to GBNF. The API layer and tool calls use `convert`.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are kept by the
-text of the schema, so that the same schema in the next request costs a look-up. The same schema always gives
-the same grammar.
+Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are cached by the
+text of the schema. The same schema always yields the same grammar.
 
-What a context-free grammar can't say is loosened, with a warning that names the JSON pointer; `strict`
-refuses instead. Objects and arrays are queued and written one after the other, so that recursion in a schema
-is recursion between rules. Alternatives that could never be finished (a required property that needs itself)
-are found at the end and left out in a second round. Not taken: translating keyword by keyword while walking
-the schema, as llama.cpp does; allOf, siblings of $ref and anyOf next to properties come out wrong that way.
+Constraints that a context-free grammar can't express are not enforced, with a warning that names the JSON pointer;
+with `strict` the schema is refused instead. Objects and arrays are queued and written one after the other, so a
+recursive schema becomes recursive rules. Alternatives without a finite value (such as an object that must contain
+itself) are found at the end and left out in another round. Not taken: translating each keyword on its own while
+walking the schema, as llama.cpp does; that handles allOf, siblings of $ref, and anyOf beside properties wrongly.
 """
 
 from __future__ import annotations
@@ -43,49 +42,48 @@ from server.records import record, replace
 
 __all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
 
-DEPTH_MAX = 128
-TEXT_MAX = 1 << 19
-GRAMMAR_MAX = 1 << 20
-_BITS_MAX = 3321  # of numbers with 1,000 digits
-_POINTERS_MAX = 50_000_000
-_ROUNDS_MAX = 8
-_RULES_MAX = 5000
-_ONE_OF_MAX = 60
-_INLINE_MAX = 60
-_SHARED_LENGTH = 32  # llama.cpp unrolls counted repetitions, so longer ones are written once
-_UNROLLED_MAX = 50_000
-_TEXT_STATES_MAX = 4000
-_TEXT_RULES_MAX = 500  # beyond that a form with a count for each repetition is tried first
-_RULES_MOST = 1600
-_SHORTER = (2000, 1000, 500, 200, 100)  # lengths tried in place of one that a pattern can't be combined with
+DEPTH_MAX = 128  # nested levels of a schema
+TEXT_MAX = 1 << 19  # characters of a schema
+GRAMMAR_MAX = 1 << 20  # characters of a grammar
+_BITS_MAX = 3321  # of a number with 1,000 digits
+_POINTERS_MAX = 50_000_000  # characters in the JSON pointers of all parts
+_ROUNDS_MAX = 8  # conversions, each without the endless alternatives found by the one before
+_RULES_MAX = 5000  # different schemas in one
+_ONE_OF_MAX = 60  # branches that are compared in pairs
+_INLINE_MAX = 60  # characters; longer expressions become rules
+_SHARED_LENGTH = 32  # characters; llama.cpp unrolls counted repetitions, so strings with larger counts become rules
+_UNROLLED_MAX = 50_000  # sum of all repetition counts above which the grammar is checked for llama.cpp's limits
+_TEXT_STATES_MAX = 4000  # of the automaton of a string with several conditions
+_TEXT_RULES_MAX = 500  # of such an automaton; above, a pattern with limited repetitions is tried first
+_RULES_MOST = 1600  # of such an automaton, if that fails
+_SHORTER = (2000, 1000, 500, 200, 100)  # lengths to try if a pattern can't be combined with the schema's maxLength
 _COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 _TYPE_ONLY = {"type", *ANNOTATIONS}
 
 AnyConverter = TypeVar("AnyConverter", bound="Converter")
 
-# What `response_format: {"type": "json_object"}` without a schema stands for.
+# The schema of `response_format: {"type": "json_object"}`.
 ANY_OBJECT = {"type": "object"}
 
 
 @record(frozen=True)
 class Conversion:
-    """A grammar with the rule `root`, and what it does not enforce: one line per place, JSON pointer
-    first."""
+    """A grammar with the rule `root`. `warnings`: what it does not enforce, one line each, JSON pointer first."""
 
     grammar: str
     warnings: list[str]
 
 
 def convert(schema: object, *, strict: bool = False) -> Conversion:
-    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` for what is no schema, fits
-    nothing, or under `strict` can't be enforced."""
+    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` if it is no schema or no value fits; with
+    `strict` also if a constraint can't be enforced."""
     grammar, warnings = _convert_text(checked_text(schema), strict)
     return Conversion(grammar, list(warnings))
 
 
 def checked_text(schema: object) -> str:
-    """A schema as JSON text, if it is JSON and not too large."""
+    """A schema as JSON text. Raises `SchemaError` if it is no JSON value or too large."""
     _check_json(schema)
     text = json.dumps(schema, ensure_ascii=True, separators=(",", ":"))
     if len(text) > TEXT_MAX:
@@ -94,7 +92,7 @@ def checked_text(schema: object) -> str:
 
 
 def _check_json(schema: object) -> None:
-    """Refuses what is no JSON value, nested too deep, or too large once its parts have pointers; without recursion."""
+    """Refuses values that aren't JSON, are nested too deep, or have too long JSON pointers. Without recursion."""
     if not isinstance(schema, (dict, bool)):
         raise SchemaError("a schema must be an object or a boolean", "#")
     level: list[tuple[object, int]] = [(schema, 1)]
@@ -117,7 +115,7 @@ def _check_json(schema: object) -> None:
             elif isinstance(node, int) and node.bit_length() > _BITS_MAX:
                 raise SchemaError("a number has more than 1,000 digits", "#")
         if pointers > _POINTERS_MAX:
-            raise SchemaError("the keys on the way to the parts of this schema are too long", "#")
+            raise SchemaError("the keys of this schema are too long for how deep they are nested", "#")
         if not below:
             return
         level = below
@@ -133,8 +131,8 @@ def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
 def settle(
     schema: object, strict: bool, kind: Callable[[Document, set[tuple[str, ...]]], AnyConverter]
 ) -> tuple[str, AnyConverter]:
-    """The root's expression and the converter that has written it: one round after the other, each without what the
-    one before has found to be endless."""
+    """(the root's expression, the converter that wrote it). Converts in rounds, each without the alternatives that the
+    rounds before found to be endless."""
     until = deadline()
     dead: set[tuple[str, ...]] = set()
     reason: tuple[str, str] | None = None
@@ -146,14 +144,14 @@ def settle(
         if not endless:
             break
         dead |= endless
-        reason = reason or ("every value would have to contain such a value again", min(endless)[0])
+        reason = reason or ("every value would have to contain another one of the same schema", min(endless)[0])
     if root is None:
         raise SchemaError(*(reason or ("no value fits this schema", "#")))
     return root, converter
 
 
 def checked_grammar(grammar: str) -> str:
-    """The grammar, if it isn't too large for us or llama.cpp."""
+    """The grammar. Raises `SchemaError` if it is too large for this server or for llama.cpp."""
     if len(grammar) > GRAMMAR_MAX:
         raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}", "#")
     if sum(int(most or least) for least, most in _COUNTS.findall(grammar)) > _UNROLLED_MAX:
@@ -165,7 +163,7 @@ def checked_grammar(grammar: str) -> str:
 
 
 class Converter:
-    """One conversion: the rules written so far, and the conjunctions that wait for theirs."""
+    """One conversion: the rules written so far, and the conjunctions whose rules are not yet written."""
 
     def __init__(self, document: Document, dead: set[tuple[str, ...]]) -> None:
         self.document = document
@@ -180,27 +178,25 @@ class Converter:
         self.strings: dict[tuple, str | None] = {}
 
     def note_contradiction(self, pointer: str, message: str) -> None:
-        """Remembers the first reason why something fits nothing, for the error if that turns out to be the
-        root."""
+        """Remembers the first reason why no value fits, for the error if none fits the root."""
         self.contradiction = self.contradiction or (message, pointer)
 
     def run(self) -> str | None:
-        """The expression of the root; None if nothing fits."""
+        """Runs the conversion; returns the expression of the root, None if no value fits."""
         root = self.expression((self.document.plain(self.document.root),), "")
         self.write_queue()
         self.check_one_ofs()
         return root
 
     def write_queue(self) -> None:
-        """Writes the rules that wait for their bodies, and those that these need."""
+        """Writes the bodies of the queued rules, and of those that they queue."""
         while self.queue:
             key, shapes, name = self.queue.pop(0)
             body = factored(self.alternatives(shapes, name, self.needs.setdefault(key, []), key))
             self.builder.rules[name] = body or '""'
 
     def expression(self, conjunction: Conjunction, hint: str) -> str | None:
-        """The expression of a conjunction, None if no value fits: a rule of its own as soon as it has
-        parts."""
+        """The expression of a conjunction; None if no value fits. Objects and arrays become rules."""
         key = tuple(part.pointer for part in conjunction)
         self.document.check_time()
         if key in self.known:
@@ -228,19 +224,19 @@ class Converter:
         return self.known[key]
 
     def new_rule(self, hint: str) -> str:
-        """A new name; without a hint it is the root."""
+        """Returns a new rule's name: 'root' if `hint` is empty."""
         if hint:
             return self.builder.reserve(hint)
         self.builder.rules["root"] = None
         return "root"
 
     def endless(self) -> set[tuple[str, ...]]:
-        """The conjunctions written as rules that no finite text fits (after `run`)."""
+        """The conjunctions, written as rules, without a finite value. To be called after `run`."""
         finite: set[tuple[str, ...]] = set()
         grown = True
         while grown:
             grown = False
-            for key, alternatives in reversed(self.needs.items()):  # what others need was found after them
+            for key, alternatives in reversed(self.needs.items()):  # a conjunction comes after those that need it
                 self.document.check_time()
                 if key not in finite and any(
                     all(need in finite or need not in self.needs for need in needs) for needs in alternatives
@@ -252,9 +248,9 @@ class Converter:
     def alternatives(
         self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
     ) -> list[str]:
-        """The expressions of merged shapes; `needs` gets, for each, the conjunctions its values must contain.
-        A shape that is one part elsewhere, and not `key` itself, is left to that part's rule, unless there
-        are several: then they are written in place, where common beginnings can be found."""
+        """The expressions of merged shapes. Adds to `needs`, for each, the conjunctions that its values must contain.
+        A single object or array that is one part, and not `key` itself, refers to that part's rule. Several are written
+        in place, where common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
@@ -281,7 +277,7 @@ class Converter:
         return found
 
     def typed_expression(self, kind: str, shape: Shape, hint: str, needs: list[Conjunction]) -> str | None:
-        """The values of one type, None if there are none."""
+        """The expression of a shape's values of one type; None if there are none."""
         if kind == "object":
             self.warn_refused(shape, kind)
             return object_expression(self, shape, needs)
@@ -300,13 +296,13 @@ class Converter:
         return core(self.builder, "boolean") if len(left) == 2 else choice(map(literal, left)) or None
 
     def warn_refused(self, shape: Shape, kind: str) -> None:
-        """`not` with values is exact for texts, booleans and null only."""
+        """Warns about values under `not` that can't be excluded: all but strings, booleans and null."""
         for value in shape.refused_values:
             if kind_of(value) == kind or (kind == "number" and kind_of(value) == "integer"):
                 self.document.loosen(shape.pointer, f"'not' does not exclude the {kind} {json_text(value)[:40]}")
 
     def enum_expression(self, shape: Shape) -> str | None:
-        """The values of an enum or const that fit the rest of the shape."""
+        """The expression of the enum or const values that fit the rest of the shape; None if there are none."""
         found = [
             value_expression(self.builder, value) for value in shape.values if fits_shape(self.document, value, shape)
         ]
@@ -315,7 +311,7 @@ class Converter:
         return factored(found) or None
 
     def number_expression(self, shape: Shape, is_integer: bool, hint: str) -> str | None:
-        """Numbers within bounds, multiples included where that is feasible."""
+        """The expression of the numbers within a shape's bounds; None if there are none."""
         wanted = replace(shape.numbers, integer=is_integer)
         if wanted == replace(wanted, low=None, high=None, multiple=None):
             return core(self.builder, "integer" if is_integer else "number")
@@ -338,7 +334,7 @@ class Converter:
     # Strings
 
     def string_expression(self, shape: Shape, hint: str) -> str | None:
-        """Strings with their quotes."""
+        """The expression of a shape's strings, with quotes; None if there are none."""
         refused = [value for value in shape.refused_values if isinstance(value, str)]
         if not (refused or shape.patterns or shape.formats or shape.min_length or shape.max_length is not None):
             return core(self.builder, "string")
@@ -352,7 +348,7 @@ class Converter:
         return self.strings[key]
 
     def string_contents(self, shape: Shape, refused: list[str], hint: str) -> str | None:
-        """What stands between the quotes; None if nothing may."""
+        """The expression between the quotes; None if no text fits."""
         least, most = self.counts(shape.pointer, shape.min_length, shape.max_length, "lengths")
         if most is not None and least > most:
             self.note_contradiction(shape.pointer, "'minLength' is above 'maxLength'")
@@ -368,7 +364,7 @@ class Converter:
         return print_dfa(self.builder, text, hint, self.class_of)
 
     def counts(self, pointer: str, least: int, most: int | None, what: str) -> tuple[int, int | None]:
-        """Two bounds as far as they can be written: an upper one can always be lowered."""
+        """Two bounds, limited to COUNT_MAX. Lowering an upper bound is no error under `strict`."""
         if least > COUNT_MAX:
             self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are not enforced")
             return COUNT_MAX, None
@@ -381,8 +377,8 @@ class Converter:
         return text_class(self.builder, chars)
 
     def text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
-        """The texts of a shape: an automaton, or an expression where that would be too large; None if only the length
-        counts. Formats are annotations, so one that can't be combined with what else is said is left out."""
+        """The texts of a shape: an automaton, or an expression if that would be too large; None if only the length
+        counts. Formats are annotations: one that can't be combined with the other conditions is left out."""
         text = self.asserted_text(shape, refused, least, most, hint)
         for name, pointer in shape.formats:
             better: Dfa | str | None = None
@@ -402,7 +398,7 @@ class Converter:
     def asserted_text(
         self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str
     ) -> Dfa | str | None:
-        """The same without formats."""
+        """The same as `text`, without formats."""
         dfas, large = self.conditions(shape, refused, hint)
         if large is not None:
             pattern, pieces = large
@@ -436,8 +432,7 @@ class Converter:
         return found or dfa
 
     def conditions(self, shape: Shape, refused: list[str], hint: str) -> tuple[list[Dfa], tuple[str, str] | None]:
-        """What patterns and `not` say of a text, as automata; and, for a pattern too large for that, it and its
-        expression."""
+        """(the automata of patterns and `not`; for a pattern that is too large for that (pattern, expression))."""
         dfas, large = [], None
         for pattern, pointer, is_negative in shape.patterns:
             self.document.check_time()
@@ -455,7 +450,7 @@ class Converter:
     def large_pattern(
         self, pattern: str, pointer: str, is_negative: bool, large: tuple[str, str] | None, hint: str
     ) -> tuple[str, str] | None:
-        """A pattern without automaton, translated piece by piece if it stands alone."""
+        """(pattern, expression) of a pattern that is too large for an automaton, if it is the only one."""
         try:
             if not is_negative and large is None:
                 return pattern, pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
@@ -465,7 +460,7 @@ class Converter:
         return large
 
     def bounded(self, pattern: str, search: bool, least: int, most: int | None, hint: str) -> str | None:
-        """A pattern within a length, piece by piece; None if that can't be done."""
+        """The expression of a pattern within a length, piece by piece; None if that is not possible."""
         try:
             return (
                 None
@@ -476,8 +471,8 @@ class Converter:
             return None
 
     def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
-        """The texts that all accept; None without any, or (with a warning) if the automaton would be too
-        large."""
+        """The intersection of the automata; None if there are none. Automata that would make it too large are left out,
+        with a warning."""
         common = None
         for dfa in dfas:
             self.document.check_time()
@@ -488,7 +483,7 @@ class Converter:
         return None if common is None else automaton.minimal(common)
 
     def both(self, one: Dfa, other: Dfa, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
-        """The texts that both accept; None if that would be too large."""
+        """The intersection of two automata; None if it would be too large."""
         self.document.check_time()
         try:
             dfa = automaton.minimal(automaton.both(one, other, _TEXT_STATES_MAX))
@@ -497,7 +492,7 @@ class Converter:
         return dfa if count_rules(dfa) <= rules_max else None
 
     def with_length(self, dfa: Dfa, least: int, most: int | None, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
-        """The automaton cut to a length, where that isn't so already; None if that would be too large."""
+        """The automaton limited to a length; None if it would be too large."""
         shortest, longest = dfa.lengths()
         if dfa.is_empty() or (shortest >= least and (most is None or (longest is not None and longest <= most))):
             return dfa
@@ -506,7 +501,7 @@ class Converter:
         return self.both(dfa, automaton.length_between(least, most), rules_max)
 
     def key_dfa(self, part: Part) -> Dfa | None:
-        """The automaton of the texts that fit a schema of keys; None if it says nothing we can use."""
+        """The automaton of the keys that fit a schema; None if it can't restrict them."""
         shapes = [shape for shape in self.document.shapes((part,)) if "string" in shape.types]
         if not shapes:
             return automaton.words([])
@@ -529,7 +524,7 @@ class Converter:
     # oneOf
 
     def check_one_ofs(self) -> None:
-        """Warns where a value could fit two branches of a oneOf, which the grammar takes for anyOf."""
+        """Warns if a value could fit two branches of a oneOf, which the grammar treats as anyOf."""
         for part in list(self.document.one_ofs.values()):
             count = len(part.schema["oneOf"])
             rest = without_one_of(part)
@@ -541,7 +536,7 @@ class Converter:
 
 
 def _plain_type(conjunction: Conjunction) -> str | None:
-    """The type of a schema that says nothing else: the short way for the bulk of all schemas."""
+    """The type of a schema that has no other constraint (the fast path for most schemas)."""
     schema = conjunction[0].schema if len(conjunction) == 1 else None
     if not isinstance(schema, dict) or not _TYPE_ONLY.issuperset(schema):
         return None
@@ -550,7 +545,7 @@ def _plain_type(conjunction: Conjunction) -> str | None:
 
 
 def _rule_hint(conjunction: Conjunction, hint: str) -> str:
-    """Shared definitions give their rule its name."""
+    """The name for a conjunction's rule: that of a shared definition, else `hint`."""
     segments = conjunction[0].pointer.split("/") if len(conjunction) == 1 else []
     if len(segments) > 2 and segments[-2] in ("$defs", "definitions", "schemas"):
         return segments[-1]

@@ -1,10 +1,10 @@
-"""The properties of an object one by one, for formats in which arguments don't stand in a JSON object: the grammar of
-each as JSON, and as plain text up to a text that ends it.
+"""Converts the properties of an object one by one, for tool call formats whose arguments aren't a JSON object. Each
+value gets a grammar as JSON and as plain text that ends at a given closing text.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are kept, as in `convert`.
-Plain text of a bounded length or of a pattern does without the first character of the text that ends it, and so do
-texts within JSON: else length and pattern would have to be multiplied with all beginnings of that text. Order and
-number of properties are the caller's affair: those of the schema, in its order, each required or not.
+Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are cached, as in `convert`.
+Plain text with a length or pattern may not contain the first character of the closing text; strings in JSON may only
+contain it as an escape. Otherwise length and pattern would have to be combined with all beginnings of the closing text.
+The caller decides on the order and number of properties.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from server.records import record
 
 KINDS = ("string", "number", "boolean", "null", "object", "array")
 FREE = "plain"
-_WAYS_MAX = 20
+_WAYS_MAX = 20  # alternatives of the whole object
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-_LIKE_JSON = '-0123456789tfnTFN{[" \t\r\n'  # what text that stands for another value can begin with
+_LIKE_JSON = '-0123456789tfnTFN{[" \t\r\n'  # first characters of texts that could be read as a value of another type
 
 
 @record(frozen=True)
 class Member:
-    """A property: the rule for its values that are texts, as plain text ("" if none is), and those for others, as
-    JSON, by kind."""
+    """A property. `text`: the rule for its strings as plain text, "" if there are none. `json`: (kind, rule) for its
+    values as JSON."""
 
     key: str
     is_required: bool
@@ -44,7 +44,7 @@ class Member:
 
 @record(frozen=True)
 class Members:
-    """The ways in which an object fits a schema, each with its properties, and the rules that these need."""
+    """The alternatives of an object (`ways`), each as its properties, and the rules that these use."""
 
     ways: tuple[tuple[Member, ...], ...]
     rules: dict[str, str]
@@ -52,9 +52,9 @@ class Members:
 
 
 def convert_members(schema: object, close: str, *, is_marked: bool, strict: bool) -> Members:
-    """The properties of the objects that fit a schema. `close` ends plain text and is no part of it; where it is "",
-    texts are JSON, too. With `is_marked` the format says which values are texts; else a text mustn't look like another
-    value that doesn't fit. Raises `SchemaError`."""
+    """The properties of the objects that fit a schema. `close` ends plain text and is no part of it; if it is "",
+    strings are JSON, too. With `is_marked` the format marks which values are strings; otherwise a string must not look
+    like a value of another type. Raises `SchemaError`."""
     return _convert_text(checked_text(schema), close, is_marked, strict)
 
 
@@ -72,7 +72,7 @@ def _convert_text(text: str, close: str, is_marked: bool, strict: bool) -> Membe
 
 @lru_cache(maxsize=16)
 def free_text(close: str) -> dict[str, str]:
-    """The rules of plain text that only `close` ends, the first of which is FREE. They are the same in all grammars."""
+    """The rules of any plain text that `close` ends; the first one is FREE. They are the same in all grammars."""
     builder = Builder()
     root = builder.reserve(FREE)
     builder.rules[root] = print_dfa(builder, automaton.avoiding(close), FREE, builder.char_class)
@@ -80,7 +80,7 @@ def free_text(close: str) -> dict[str, str]:
 
 
 def kind_seen(text: str) -> str:
-    """Which kind of value a text looks like; "string" where it can only be a text."""
+    """The kind of value that a text looks like; "string" if it looks like no other."""
     text = text.strip()
     if text[:1] in ("{", "["):
         return "object" if text[0] == "{" else "array"
@@ -102,7 +102,7 @@ class _MemberConverter(Converter):
         self.ways: list[list[Member]] = []
 
     def run(self) -> str | None:
-        """Fills `ways`; None if there are none."""
+        """Fills `ways`; returns None if there are none."""
         root = (self.document.plain(self.document.root),)
         needs = self.needs.setdefault(("members",), [])
         shapes = [shape for shape in self.document.shapes(root) if "object" in shape.types]
@@ -121,7 +121,7 @@ class _MemberConverter(Converter):
         return "members" if self.ways else None
 
     def members(self, shape: Shape, needs: list[tuple[str, ...]]) -> list[Member] | None:
-        """The properties of the objects of a shape; None if a required one can have no value."""
+        """The properties of a shape's objects; None if a required one can have no value."""
         required = required_keys(shape)
         names = tuple(part.at("propertyNames") for part in shape.having("propertyNames"))
         found = []
@@ -143,7 +143,7 @@ class _MemberConverter(Converter):
         return found
 
     def warn_of_counts(self, shape: Shape, least: int, most: int) -> None:
-        """Bounds of the number of properties aren't written; they needn't be where what is written keeps them."""
+        """Warns about bounds of the number of properties, which aren't written, unless they always hold."""
         for keyword, is_kept in {
             "minProperties": shape.largest("minProperties") <= least,
             "maxProperties": most <= (shape.smallest("maxProperties") or 0),
@@ -184,7 +184,7 @@ class _MemberConverter(Converter):
         return Member(key, is_required, rule, rules)
 
     def add_value(self, value: object, texts: list[str], found: dict[str, list[str]]) -> None:
-        """One value of an enum, as text or JSON."""
+        """Adds one value of an enum to `texts` or, as JSON, to `found`."""
         if not isinstance(value, str) or not self.close:
             kind = kind_of(value)
             found["number" if kind == "integer" else kind].append(value_expression(self.builder, value))
@@ -192,7 +192,7 @@ class _MemberConverter(Converter):
             texts.append(value)
 
     def plain_text(self, shape: Shape, must_differ: bool, hint: str) -> str | None:
-        """The texts of a shape as they are, without quotation marks; None if there are none."""
+        """The rule or expression of a shape's strings as plain text; None if there are none."""
         refused = [value for value in shape.refused_values if isinstance(value, str)]
         least, most = self.counts(shape.pointer, shape.min_length, shape.max_length, "lengths")
         allowed = without(ANY, automaton.characters(self.close[0]))
@@ -216,5 +216,5 @@ class _MemberConverter(Converter):
         return print_dfa(self.builder, dfa, f"{hint}-text", self.class_of_text)
 
     def class_of_text(self, chars: Charset) -> str:
-        """One character of a set as it stands in plain text."""
+        """One character of a set, as plain text."""
         return self.builder.char_class(chars)

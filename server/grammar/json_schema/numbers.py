@@ -1,11 +1,11 @@
-"""JSON numbers between bounds, and multiples of something, as automata over their digits.
+"""Automata over the digits of JSON numbers: numbers between bounds, and multiples of a number.
 
-Pure functions on HTTP handler threads; imports only the standard library and its neighbours. Bounds are exact
-decimal arithmetic, and their number of digits doesn't matter: a digit that is read is compared with the bound's digit
-at its place. Bounded numbers are written without exponent, with at most DIGITS digits on either side of the point (more
-if the bounds ask for them, fewer where a float would be rounded to an excluded bound); only a sign bound keeps the
-exponent. Integers are never `-0`. Not taken: comparing floats, which gets 0.1 wrong at the border; patterns, which
-repeat a bound's beginning for each of its digits.
+Pure functions on HTTP handler threads; imports only the standard library and its neighbours. Bounds are exact decimals
+of any length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
+exponent and at most DIGITS digits on either side of the point (more if a bound has more; fewer if a float would be
+rounded to an excluded bound). If zero is the only bound, exponents are allowed. Integers are never `-0`. Not taken:
+comparing floats, which is wrong for 0.1 at a bound; regular expressions, which would repeat the beginning of a bound
+for each of its digits.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from server.grammar.automaton import Dfa, TooLarge
 from server.grammar.gbnf_build import Choice
 from server.records import record
 
-DIGITS = 20
+DIGITS = 20  # the most digits before or after the point
 FLOAT_DIGITS = 15
-"""Decimal digits that a 64-bit float keeps apart: a number with more may be read as the excluded bound beside it."""
-FEWEST_PLACES = 6
-"""Beside excluded bounds of very many digits, too."""
-_STATES_MAX = 500
-_PRODUCT_MAX = 4000
-_PLACES_MAX = 12
-_ENUMERATE_MAX = 256
+"""Digits that a 64-bit float always preserves. A number with more could be read as the excluded bound next to it."""
+FEWEST_PLACES = 6  # decimals that are allowed even beside excluded bounds with very many digits
+_STATES_MAX = 500  # of the automaton of multiples within bounds
+_PRODUCT_MAX = 4000  # states before it is minimised
+_PLACES_MAX = 12  # decimals of `multipleOf`
+_ENUMERATE_MAX = 256  # multiples that are written one by one
 
 _DIGITS = "0123456789"
 _NOTHING = Dfa([False], [[]])
 
-# Numbers with no bound but a sign, as GBNF. Exponents are so short that no reader overflows or gets zero.
+# Numbers that are only bounded by zero, as GBNF. Exponents are too short to overflow a float or round it to zero.
 _WHOLE = f"[1-9] [0-9]{{0,{DIGITS - 1}}}"
 _DECIMALS = f'("." [0-9]{{1,{DIGITS}}})?'
 _EXPONENT = "([eE] [-+]? [0-9]{1,2})?"
@@ -43,7 +42,8 @@ _NOT_NEGATIVE = f'("0" | {_WHOLE}) {_DECIMALS} {_EXPONENT}'
 
 @record(frozen=True)
 class Range:
-    """low <= x <= high; an open end excludes its bound; None: no bound. `multiple`: x is a multiple of it."""
+    """The numbers x with low <= x <= high (None: no bound; `*_open`: the bound is excluded) that are multiples of
+    `multiple`."""
 
     integer: bool
     low: Decimal | None = None
@@ -53,7 +53,7 @@ class Range:
     multiple: Fraction | None = None
 
     def holds(self, value: int | float) -> bool:
-        """Whether a number of a schema or an instance is inside."""
+        """Whether a number is in the range."""
         exact = exact_decimal(value)
         if self.low is not None and (exact < self.low or (self.low_open and exact == self.low)):
             return False
@@ -63,7 +63,7 @@ class Range:
 
 
 def exact_decimal(value: int | float) -> Decimal:
-    """The number as JSON writes it, not as binary stores it."""
+    """The number as written in JSON, not as stored in binary."""
     return Decimal(value) if isinstance(value, int) else Decimal(repr(value))
 
 
@@ -75,18 +75,19 @@ def common_multiple(first: Fraction | None, second: Fraction) -> Fraction:
 
 
 def range_dfa(wanted: Range) -> Dfa:
-    """The automaton of the numbers in a range, possibly empty. Raises `TooLarge` if the multiples need too many states;
-    without `multiple` it has a few states for each digit of the bounds."""
+    """The automaton of the numbers in a range; it may be empty. It has a few states for each digit of the bounds.
+    Raises `TooLarge` if multiples need too many states."""
     if wanted.integer:
         return _integers(wanted)
     bounds = [_Bound(bound) for bound in (wanted.low, wanted.high) if bound is not None]
     n_decimals = max((len(bound.decimals) for bound in bounds), default=0)
     dfa = _between(wanted, max(_places(wanted), n_decimals))
-    return dfa if not dfa.is_empty() else _between(wanted, 1 + n_decimals)  # bounds that differ further on
+    # Bounds may differ only in later decimals.
+    return dfa if not dfa.is_empty() else _between(wanted, 1 + n_decimals)
 
 
 def _places(wanted: Range) -> int:
-    """How many decimals a number may have. A float rounds it to an included bound at most, never beyond."""
+    """The most decimals that a number may have, so that a float doesn't round it to an excluded bound."""
     ends = ((wanted.low, wanted.low_open), (wanted.high, wanted.high_open))
     excluded = [len(_Bound(bound).whole) for bound, is_open in ends if bound and is_open]
     if not excluded or wanted.multiple is not None:
@@ -122,7 +123,7 @@ def _integer_bound(bound: Decimal | None, is_open: bool, direction: int) -> int 
 
 
 def _between(wanted: Range, places: int) -> Dfa:
-    """The numbers in a range with at most so many decimals; without any they are integers, of which none is -0."""
+    """The numbers in a range with at most `places` decimals; with 0 they are integers without -0."""
     low, high = wanted.low, wanted.high
     plain = negative = _NOTHING
     zero_open = high == 0 and wanted.high_open
@@ -155,8 +156,9 @@ def _between(wanted: Range, places: int) -> Dfa:
 
 
 class _Bound:
-    """The digits of a bound, without sign. A number's order (-1, 0, 1: below, equal, above) is carried from digit to
-    digit; that of whole parts is first the order of their digits, for what counts more is their length."""
+    """The digits of a bound, without sign. `order` says how the number read so far compares to it (-1, 0, 1: below,
+    equal, above) and is updated for each digit. For the whole part it compares digits only, until the length is known;
+    then the length decides."""
 
     def __init__(self, bound: Decimal) -> None:
         self.whole, _, decimals = format(bound.copy_abs(), "f").partition(".")
@@ -179,7 +181,7 @@ class _Bound:
 
 
 class _Nowhere(_Bound):
-    """No upper bound: every number is below."""
+    """A missing upper bound: every number is below it."""
 
     def __init__(self) -> None:
         self.whole = self.decimals = ""
@@ -193,9 +195,8 @@ class _Nowhere(_Bound):
 def _unsigned(
     least: Decimal, least_open: bool, most: Decimal | None, most_open: bool, places: int, multiple: Fraction | None
 ) -> Dfa:
-    """The decimals whose value lies between two others without their signs. Without `most` they have at most DIGITS
-    digits before the point, or one more than `least`. To be combined with a multiple, which takes few states, they have
-    any number of digits, and with `most` no more than they need.
+    """The decimals without sign whose value lies between `least` and `most`, both taken without sign. Without `most`
+    they have at most DIGITS digits before the point, or one more than `least`; with a multiple any number of digits.
 
     A state is (phase, digits so far in this phase, order to `least`, order to `most`).
     """
@@ -209,7 +210,7 @@ def _unsigned(
         phase, used, under, over = state
         if phase in ("zero", "whole") and places:
             yield ".", ("point", 0, low.end_whole(under, used), high.end_whole(over, used))
-        digits = (_DIGITS,) if under and over else _DIGITS  # once it is decided all digits are the same
+        digits = (_DIGITS,) if under and over else _DIGITS  # once both orders are decided, all digits are alike
         if phase in ("start", "whole") and (used < size or is_endless):
             for some in digits:
                 after = "zero" if phase == "start" and some == "0" else "whole"
@@ -241,7 +242,7 @@ def _unsigned(
 def _explore(
     start: tuple, steps: Callable[[tuple], Iterable[tuple[str, tuple]]], accepts: Callable[[tuple], bool]
 ) -> Dfa:
-    """The automaton of the states that can be reached; `steps(state)` are (characters, next state)."""
+    """The automaton of the reachable states. `steps(state)` yields (characters, next state)."""
     numbers = {start: 0}
     states = [start]
     moves: list[list[tuple[automaton.Charset, int]]] = []
@@ -257,7 +258,7 @@ def _explore(
 
 
 def _with_minus(plain: Dfa, negative: Dfa) -> Dfa:
-    """Texts of the first, and texts of the second behind a minus. Nothing leads back to the start of the first."""
+    """The texts of `plain`, and those of `negative` after a minus. No move of `plain` may lead to its start."""
     shift = len(plain.accept)
     moves = [*plain.moves, *([(chars, target + shift) for chars, target in here] for here in negative.moves)]
     moves[0] = [*moves[0], (automaton.characters("-"), shift)]
@@ -265,7 +266,7 @@ def _with_minus(plain: Dfa, negative: Dfa) -> Dfa:
 
 
 def sign_expression(wanted: Range) -> str | None:
-    """The GBNF of a number range whose only bound is zero on one side; None for all others."""
+    """The GBNF of a range whose only bound is zero; None for all others."""
     if wanted.integer or wanted.multiple is not None or (wanted.low is None) == (wanted.high is None):
         return None
     if wanted.low is not None:
@@ -276,10 +277,10 @@ def sign_expression(wanted: Range) -> str | None:
 
 
 def _multiples(step: Fraction) -> Dfa:
-    """Decimals without exponent that are multiples of `step`: a remainder is carried from digit to digit. Zeros at the
-    end are kept apart, so that a step with many of them is no large one.
+    """The decimals without exponent that are multiples of `step`. The remainder is updated for each digit. Trailing
+    zeros are counted separately, so that a step such as 1,000,000 needs few states.
 
-    A state is (phase, remainder of the digits so far without `zeros`, zeros, decimals so far).
+    A state is (phase, remainder of the digits so far without trailing zeros, trailing zeros, decimals so far).
     """
     places = 0
     while (step * 10**places).denominator != 1:

@@ -1,8 +1,7 @@
-"""The parts of a JSON schema: a schema with the place where it stands, its references, and the types of
-keywords.
+"""The parts of a JSON schema: subschemas with their JSON pointers, references, and the types of keywords.
 
-Pure code on HTTP handler threads; imports only the standard library. Nothing is fetched: a reference leads to
-a part of the same document or is an error.
+Pure functions on HTTP handler threads; imports only the standard library. Not taken: fetching schemas. A reference to
+anything outside the document is an error.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from urllib.parse import unquote, urljoin
 from server.records import field, record
 
 SCHEMA = (dict, bool)
+# The types of a keyword's value.
 KINDS: dict[str, tuple[type, ...]] = {
     "properties": (dict,),
     "patternProperties": (dict,),
@@ -53,6 +53,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "exclusiveMinimum": (int, float, bool),
     "exclusiveMaximum": (int, float, bool),
 }
+# Keywords whose value is a whole number, 0 or more.
 COUNTS = (
     "minLength",
     "maxLength",
@@ -66,8 +67,7 @@ COUNTS = (
 
 
 class SchemaError(Exception):
-    """A schema that is refused: one-line `message`, and the JSON `pointer` of the place, such as
-    #/properties/a."""
+    """A refused schema: a one-line `message` and the JSON `pointer` of the place, such as #/properties/a."""
 
     def __init__(self, message: str, pointer: str) -> None:
         super().__init__(f"{pointer}: {message}")
@@ -77,13 +77,13 @@ class SchemaError(Exception):
 
 @record(frozen=True)
 class Part:
-    """A schema and where it stands. Equal pointers are equal parts."""
+    """A subschema and its JSON pointer. Parts are equal if their pointers are."""
 
     pointer: str
     schema: Any = field(compare=False)
 
     def at(self, *keys: str | int) -> Part:
-        """The part below this one."""
+        """The part at the end of a path of keys below this one."""
         pointer, schema = self.pointer, self.schema
         for key in keys:
             pointer = f"{pointer}/{escape(key)}"
@@ -102,7 +102,7 @@ def escape(key: str | int) -> str:
 
 
 def identity(value: Any) -> Hashable:
-    """Equal for equal JSON values: 1 is 1.0 but not true, the order of keys does not count."""
+    """A key that is equal for equal JSON values: 1 equals 1.0 but not true, the order of keys doesn't matter."""
     if isinstance(value, list):
         return "array", tuple(map(identity, value))
     if isinstance(value, dict):
@@ -111,8 +111,7 @@ def identity(value: Any) -> Hashable:
 
 
 class Resources:
-    """What the references of a document can lead to: schemas with an `$id`, anchors, and JSON pointers in
-    both."""
+    """The possible targets of a document's references: schemas with an `$id`, anchors, and JSON pointers below them."""
 
     def __init__(self, root: Part) -> None:
         self.bases: dict[str, str] = {}
@@ -133,7 +132,7 @@ class Resources:
                 stack.extend((Part(f"{part.pointer}/{index}", child), base, child) for index, child in enumerate(node))
 
     def enter(self, part: Part, base: str, node: dict, keyword: str) -> str:
-        """Notes the names of a schema; returns the base of the references inside."""
+        """Registers the names of a schema; returns the base URI of the references inside it."""
         name = node.get(keyword)
         if isinstance(name, str) and not name.startswith("#"):
             base = urljoin(base, name).rstrip("#")
@@ -149,11 +148,11 @@ class Resources:
         return base
 
     def is_dynamic(self, reference: str) -> bool:
-        """Whether more than one schema answers to a dynamic reference."""
+        """Whether a dynamic reference has more than one target."""
         return self.dynamic.get(reference.partition("#")[2], 0) > 1
 
     def find(self, part: Part, reference: str) -> Part | None:
-        """The target of a reference that stands in `part`, None if it isn't here."""
+        """The target of a reference in `part`; None if it isn't in this document."""
         where = part.pointer
         while where not in self.bases and where:
             where = where.rpartition("/")[0]
@@ -169,7 +168,7 @@ class Resources:
 
 
 def _follow(start: Part, fragment: str) -> Part | None:
-    """The part at a JSON pointer, None if there is none."""
+    """The part at a JSON pointer below `start`; None if there is none."""
     node: Any = start.schema
     keys: list[str | int] = []
     for segment in fragment.split("/")[1:]:

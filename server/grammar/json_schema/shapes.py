@@ -1,14 +1,14 @@
-"""What a JSON schema means, before any grammar: references followed, combinations multiplied out, constraints
-merged.
+"""Analyses a JSON schema before any grammar is written: follows references, multiplies out combinations, merges
+constraints.
 
 Runs on HTTP handler threads; imports only the standard library and its neighbours. The unit is a
-*conjunction*, a tuple of schema parts that all hold at once. `Document.alternatives` turns one into lists of
-parts without combinators (anyOf and its kin become separate lists), `Document.shapes` merges each list into a
-`Shape`. Recursion in a schema is recursion over conjunctions, which are finitely many. Loops are explicit
-stacks: schemas are hostile.
+*conjunction*: a tuple of schema parts that must all hold. `Document.alternatives` turns one into lists of
+parts without combinators (each branch of anyOf becomes a list of its own). `Document.shapes` merges each list
+into a `Shape`. A recursive schema has finitely many conjunctions. Loops use explicit stacks, because a hostile
+schema could exhaust Python's.
 
-What can't be said is loosened with a warning that names the JSON pointer, or refused under strict
-(`Document.loosen`). Not taken: rewriting the schema into another schema first; pointers would be lost.
+`Document.loosen` is called for constraints that can't be enforced: it adds a warning, or refuses with `strict`.
+Not taken: rewriting the schema into another one first, because the JSON pointers would be lost.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from server.grammar.json_schema.parts import (
 from server.records import field, record, replace
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_FREE = len(TYPES) - 1  # "integer" goes where "number" is
-ALTERNATIVES_MAX = 300
-SECONDS_MAX = 5
-_STEPS_MAX = 6000
-_COPIED_MAX = 2_000_000  # parts in all the states of one conjunction
+_FREE = len(TYPES) - 1  # number of types that means "any": merging drops "integer" beside "number"
+ALTERNATIVES_MAX = 300  # of one conjunction
+SECONDS_MAX = 5  # of CPU time for a conversion
+_STEPS_MAX = 6000  # to find the alternatives of one conjunction
+_COPIED_MAX = 2_000_000  # parts copied to find them
 
-# Keywords that say nothing about which values are valid.
+# Keywords that don't restrict values.
 ANNOTATIONS = {
     "title",
     "description",
@@ -101,31 +101,31 @@ KEYWORDS_BY_TYPE = {
 }
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _NO_BOUND = frozenset(_BOUNDS).isdisjoint
-# Stands for a schema that forbids some keys: our own keyword, unreachable from JSON.
+# A keyword of this module for a schema that forbids some keys. JSON can't contain it.
 FORBIDDEN_KEYS = object()
 
 
 @record
 class Shape:
-    """Merged constraints of one alternative. `parts` are its schemas without combinators; object and array
-    keywords stay in them, the rest is merged here. An empty `types` means that no value fits."""
+    """The merged constraints of one alternative. Keywords of objects and arrays stay in `parts`, the schemas without
+    combinators; the others are merged here. If `types` is empty, no value fits."""
 
     pointer: str
     parts: Conjunction
     types: tuple[str, ...] = TYPES
-    values: list[Any] | None = None
+    values: list[Any] | None = None  # of enum and const; None: any
     value_ids: set[Hashable] = field(default_factory=set)
-    refused_values: list[Any] = field(default_factory=list)
+    refused_values: list[Any] = field(default_factory=list)  # of enum and const below `not`
     refused_ids: set[Hashable] = field(default_factory=set)
     forbidden_keys: set[str] = field(default_factory=set)
     numbers: Range = Range(False)
-    min_length: int = 0
+    min_length: int = 0  # characters
     max_length: int | None = None
-    patterns: list[tuple[str, str, bool]] = field(default_factory=list)
-    formats: list[tuple[str, str]] = field(default_factory=list)
+    patterns: list[tuple[str, str, bool]] = field(default_factory=list)  # (pattern, pointer, is_negative)
+    formats: list[tuple[str, str]] = field(default_factory=list)  # (format, pointer)
 
     def having(self, keyword: str) -> list[Part]:
-        """The parts that have a keyword."""
+        """The parts that contain a keyword."""
         return [part for part in self.parts if keyword in part.schema]
 
     def smallest(self, keyword: str) -> int | None:
@@ -149,8 +149,8 @@ class Shape:
 
 @record
 class _Pending:
-    """A conjunction on its way to an alternative: parts to look at, each with the pointers it came
-    through."""
+    """A partly expanded conjunction. `todo`: parts still to expand, each with the pointers that led to it; `flat`:
+    parts of the alternative so far; `seen`: pointers of expanded parts."""
 
     todo: list[tuple[Part, tuple[str, ...]]]
     flat: list[Part]
@@ -161,7 +161,7 @@ class _Pending:
 
 
 def deadline() -> float:
-    """Until when a conversion that begins now may go on, in seconds of this thread's own work."""
+    """The end of a conversion that begins now, as this thread's CPU time in seconds."""
     return time.thread_time() + SECONDS_MAX
 
 
@@ -181,8 +181,7 @@ class Document:
         self.ignored: set[str] = set()
 
     def loosen(self, pointer: str, message: str, fatal: bool = True) -> None:
-        """Notes that the grammar will accept more than the schema; refuses instead under strict if
-        `fatal`."""
+        """Warns that the grammar differs from the schema; raises `SchemaError` instead if `fatal` and `strict`."""
         if self.strict and fatal:
             raise SchemaError(message + ", and 'strict' is on", pointer)
         self.warnings[f"{pointer}: {message}"] = None
@@ -190,8 +189,8 @@ class Document:
     # References
 
     def resolve(self, part: Part, keyword: str) -> Part | None:
-        """The target of a reference; None for a dynamic one that depends on the way taken (with a warning).
-        Raises `SchemaError` if it isn't in this document."""
+        """The target of a reference; None, with a warning, for a dynamic one with several targets. Raises `SchemaError`
+        if it isn't in this document."""
         reference = part.schema[keyword]
         pointer = f"{part.pointer}/{keyword}"
         if self.resources is None:
@@ -202,11 +201,11 @@ class Document:
         target = self.resources.find(part, reference)
         if target is None:
             outside = "" if reference.startswith("#") else "; nothing is fetched"
-            raise SchemaError(f"the reference {reference[:200]!r} leads to nothing in this schema{outside}", pointer)
+            raise SchemaError(f"the reference {reference[:200]!r} has no target in this schema{outside}", pointer)
         return target
 
     def plain(self, part: Part) -> Part:
-        """The part behind references that stand alone, so that a shared definition gets one rule."""
+        """Follows references without siblings, so that a shared definition becomes one rule."""
         seen = set()
         while isinstance(part.schema, dict) and "$ref" in part.schema and part.pointer not in seen:
             self.check_keywords(part)
@@ -219,13 +218,13 @@ class Document:
     # Checking
 
     def check_time(self) -> None:
-        """Raises `SchemaError` when the conversion takes too long. To be called in every loop whose length the schema
-        decides, also by what writes rules: a step between two calls is a fraction of a second at most."""
+        """Raises `SchemaError` when the conversion takes too long. Every loop whose length depends on the schema must
+        call it, so that there is at most a fraction of a second between two calls."""
         if time.thread_time() > self.deadline:
             raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the schema", "#")
 
     def check_keywords(self, part: Part) -> None:
-        """Raises `SchemaError` for a keyword whose value has the wrong type. Once per part."""
+        """Raises `SchemaError` for a keyword whose value has the wrong type. Checks each part once."""
         if part.pointer in self.checked or isinstance(part.schema, bool):
             return
         self.checked.add(part.pointer)
@@ -242,7 +241,7 @@ class Document:
     # Alternatives
 
     def alternatives(self, conjunction: Conjunction) -> list[Conjunction]:
-        """The conjunction without combinators, as alternatives; none if it contradicts itself at once."""
+        """The alternatives of a conjunction, without combinators; empty if it is contradictory."""
         if all(isinstance(part.schema, dict) and _NO_COMBINATOR(part.schema) for part in conjunction):
             for part in conjunction:
                 self.check_keywords(part)
@@ -269,8 +268,8 @@ class Document:
             self.loosen(last_choice, "too many combinations of alternatives; this one is not enforced")
 
     def _advance(self, state: _Pending, pending: list[_Pending]) -> Conjunction | str | None:
-        """Works one conjunction down to an alternative, or to a choice whose branches it pushes (returns its
-        pointer), or to a contradiction (None)."""
+        """Expands one state until it is an alternative (returned), a choice (its branches are pushed, its pointer is
+        returned) or a contradiction (None)."""
         while state.todo:
             part, chain = state.todo.pop()
             if part.schema is False or part.pointer in chain:
@@ -301,8 +300,7 @@ class Document:
         chain: tuple[str, ...],
         pending: list[_Pending],
     ) -> str:
-        """Pushes one state for each combination of the choices; returns the pointer of the last, '' without
-        any."""
+        """Pushes one state for each combination of the choices; returns the pointer of the last, '' without any."""
         choices = [(pointer, branches) for pointer, branches in choices if pointer not in self.ignored]
         if not choices:
             return ""
@@ -328,7 +326,7 @@ class Document:
         return self._branch(state, choices, chain, pending)
 
     def choices(self, part: Part) -> list[tuple[str, list[Conjunction]]]:
-        """The choices a part offers: (pointer, branches), a branch being parts that hold together."""
+        """The choices of a part: (pointer, branches). A branch is a conjunction."""
         schema = part.schema
         result: list[tuple[str, list[Conjunction]]] = []
         for key in ("anyOf", "oneOf"):
@@ -347,7 +345,7 @@ class Document:
         return result
 
     def _dependencies(self, part: Part) -> list[tuple[str, Part]]:
-        """(key, what holds if an object has it) from the dependency keywords."""
+        """(key, the schema of objects that have it) of each dependency keyword."""
         found = []
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             for key, value in part.schema.get(keyword, {}).items():
@@ -377,7 +375,7 @@ class Document:
     # Merging
 
     def shapes(self, conjunction: Conjunction) -> list[Shape]:
-        """The merged alternatives of a conjunction that some value may fit."""
+        """The merged alternatives of a conjunction, without those that no value fits."""
         key = tuple(part.pointer for part in conjunction)
         if key not in self.merged:
             self.check_time()
@@ -406,14 +404,15 @@ class Document:
         return shape
 
     def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
-        """`unevaluated...` is read as a word about everything merged: exact at the top of a schema only."""
+        """Warns where `unevaluated...` is not exact: it is applied to all merged parts, which is right only at the top
+        of a schema."""
         for part in parts:
             for keyword in sorted(_UNEVALUATED & part.schema.keys()):
                 if len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys():
                     self.loosen(f"{part.pointer}/{keyword}", "not exact in a combination of schemas")
 
     def _absorb(self, shape: Shape, part: Part) -> bool:
-        """Merges one part into the shape; whether the part says which types or values there are."""
+        """Merges one part into the shape; returns whether the part restricts types or values."""
         schema = part.schema
         if FORBIDDEN_KEYS in schema:
             shape.forbidden_keys.update(schema[FORBIDDEN_KEYS])
@@ -446,7 +445,7 @@ class Document:
         return self._absorb_not(shape, part) or explicit if "not" in schema else explicit
 
     def _absorb_not(self, shape: Shape, part: Part) -> bool:
-        """`not`, in the forms that can be said; whether it says which types there are."""
+        """Merges `not`, in the forms that can be enforced; returns whether it restricts types."""
         inner = part.at("not")
         self.check_keywords(inner)
         schema = inner.schema
@@ -476,7 +475,7 @@ class Document:
 
 
 def _is_count(value: Any) -> bool:
-    """Whether this is 0, 1, 2, ...; 2.0 counts as 2."""
+    """Whether a value is a whole number, 0 or more; 2.0 counts as 2."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and value >= 0 and value == int(value)
 
@@ -508,8 +507,7 @@ def _admits(types: tuple[str, ...], kind: str) -> bool:
 
 
 def _bounded(numbers: Range, keyword: str, schema: dict) -> Range:
-    """The range with one more keyword; the boolean form of the exclusive bounds (draft 4) changes the plain
-    ones."""
+    """The range with one more keyword. The boolean exclusive bounds of draft 4 apply to the plain ones."""
     value = schema[keyword]
     if isinstance(value, bool):
         return numbers
@@ -532,7 +530,7 @@ def _is_tighter(bound: Decimal, is_open: bool, old: Decimal | None, old_open: bo
 
 
 def _opposites(condition: Part) -> list[Conjunction] | None:
-    """What holds where an `if` fails, for conditions on one property's value; None for all others."""
+    """The negation of an `if` that tests the value of one property; None for all other conditions."""
     schema = condition.schema
     keys = {key for key in schema if key not in ANNOTATIONS} - {"type"}
     names = list(schema.get("properties", ()))

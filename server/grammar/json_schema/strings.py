@@ -1,11 +1,9 @@
-"""JSON's own texts as grammar: the fixed rules for any value, string contents with escapes, and named
-formats.
+"""The grammar of JSON itself: fixed rules for any value, string contents with escapes, and named formats.
 
 Pure functions on HTTP handler threads; imports only the standard library and its neighbours. White space is
-at most one space, or one line end and 20 blanks: a model that may write blanks for ever sometimes does.
-Characters that could be written raw have no other spelling inside of patterns, keys and enum values; free
-strings take every escape JSON has, but no half surrogate pairs. Not taken: numbers of any length, for the
-same reason as blanks.
+limited to one space, or one line end and 20 blanks, because some models would write blanks without end. In
+patterns, keys and enum values, characters that don't need an escape are never escaped. Free strings allow
+every JSON escape except half surrogate pairs. Not taken: numbers of any length, for the same reason as blanks.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from server.grammar.automaton import ANY, Charset, Dfa, characters, charset, con
 from server.grammar.gbnf_build import Builder, char_class, choice, literal, sequence
 from server.grammar.regex_gbnf import compile_pattern
 
-# name: (body, names it uses)
+# name: (body, names of the rules in it)
 CORE_RULES = {
     "ws": ('(" " | "\\n" [ \\t]{0,20})?', ()),  # inside brackets
     "gap": ('(" " | "\\n" [ \\t]{0,20})?', ()),  # behind commas and colons
@@ -85,7 +83,7 @@ _PATH = rf"(/{_URI_CHAR}*)*"
 _TAIL = rf"(\?({_URI_CHAR}|[/?])*)?(#({_URI_CHAR}|[/?])*)?"
 _DURATION_TIME = r"T(\d+H(\d+M)?(\d+S)?|\d+M(\d+S)?|\d+S)"
 
-# Formats as patterns of the whole text. Others are annotations, as the standard has it.
+# Formats as patterns of the whole text. Other formats are annotations, as in the standard.
 FORMATS = {
     "date": _DATE,
     "time": _TIME,
@@ -99,7 +97,7 @@ FORMATS = {
     "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(//{_AUTHORITY}{_PATH}|/?({_URI_CHAR}+{_PATH})?){_TAIL}",
 }
 
-# How a format is written where its texts have a length: so that what is usual gets the most of it.
+# Formats as patterns for texts with a length: the common forms get most of the characters.
 _PLAIN = "[A-Za-z0-9._~!$&'()*+,;=:@/?-]"
 _REST = rf"({_PLAIN}*|({_PLAIN}|%[0-9A-Fa-f]{{2}})*)"
 _SHORT_LABEL = "[A-Za-z0-9]{1,12}(-[A-Za-z0-9]{1,12})?"
@@ -120,7 +118,7 @@ def format_dfa(name: str) -> Dfa:
 
 
 def core(builder: Builder, name: str) -> str:
-    """The name of one of CORE_RULES, after adding it and what it uses."""
+    """Adds one of CORE_RULES, with the rules that it uses; returns its name."""
     stack = [name]
     while stack:
         current = stack.pop()
@@ -133,19 +131,19 @@ def core(builder: Builder, name: str) -> str:
 
 
 def reserve_core(builder: Builder) -> None:
-    """Keeps the names of CORE_RULES from being given to others."""
+    """Reserves the names of CORE_RULES, so that no other rule gets one."""
     for name in CORE_RULES:
         builder.next_number[name] = 2
 
 
 def json_text(value: object) -> str:
-    """A value as the one text the grammar accepts for it: raw characters where JSON allows, no blanks."""
+    """A value as compact JSON: characters are escaped only where JSON requires it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def value_expression(builder: Builder, value: object) -> str:
-    """One fixed value, with the usual freedom of white space between its parts."""
+    """The expression of one fixed value, with optional white space between its parts."""
     parts: list[str] = []
     stack: list[object] = [value]
     while stack:
@@ -160,7 +158,7 @@ def value_expression(builder: Builder, value: object) -> str:
 
 
 class _Raw:
-    """A piece of grammar among values."""
+    """A grammar expression in a list of values."""
 
     __slots__ = ("text",)
 
@@ -183,13 +181,13 @@ def _pieces(builder: Builder, item: dict | list) -> list[object]:
 
 
 def char_without(char: str) -> str:
-    """The body of the core rule for one character of a string, without one that is then written as an escape."""
+    """The body of the core rule "char", in which `char` must be written as an escape."""
     raw = without(without(without(ANY, _QUOTES), _CONTROLS), characters(char))
     return f'{char_class(raw)} | "\\\\" escape'
 
 
 def text_class(builder: Builder, chars: Charset) -> str:
-    """One character of a set as it stands inside a JSON string."""
+    """One character of a set, as written inside a JSON string."""
     if chars == ANY:
         return core(builder, "char")
     raw = without(without(chars, _QUOTES), _CONTROLS)
@@ -203,8 +201,7 @@ def text_class(builder: Builder, chars: Charset) -> str:
 
 @lru_cache(maxsize=256)
 def _escapes(chars: Charset) -> str:
-    """What may follow a backslash for the characters of the set that can't be written raw; '' if there are
-    none."""
+    """What may follow a backslash, for the characters of the set that must be escaped; '' if there are none."""
     short = "".join(letter for char, letter in _SHORT_ESCAPES.items() if contains(chars, ord(char)))
     coded = [code for code in range(0x20) if contains(chars, code) and chr(code) not in _SHORT_ESCAPES]
     parts = [char_class(characters(short))] if short else []

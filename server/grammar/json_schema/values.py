@@ -1,9 +1,9 @@
-"""Which values fit a merged shape, and whether two shapes share a value: what enums, fixed keys and oneOf
-ask.
+"""Checks whether a value fits a merged shape, and whether two shapes share a value. Needed for enums, fixed keys
+and oneOf.
 
 Pure functions on HTTP handler threads; imports only the standard library and its neighbours. This is no
-general validator: it looks at values that stand in the schema itself. Patterns are matched by automaton,
-never by Python's `re`, which a hostile pattern can stall.
+general validator: it checks values that the schema itself contains. Not taken: Python's `re`, which a hostile
+pattern can stall; patterns are matched by automaton.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from server.grammar.json_schema.shapes import Document, Shape
 from server.grammar.regex_gbnf import Unsupported, compile_pattern
 from server.records import replace
 
-_DEPTH_MAX = 3
-_PAIRS_MAX = 400
-_PRODUCT_MAX = 2000
-_FEW_MAX = 200
+_DEPTH_MAX = 3  # levels of objects that are compared
+_PAIRS_MAX = 400  # pairs of shapes that are compared
+_PRODUCT_MAX = 2000  # states of the intersection of two patterns
+_FEW_MAX = 200  # values of a finite set
 
 
 def kind_of(value: Any) -> str:
@@ -35,7 +35,7 @@ def kind_of(value: Any) -> str:
 
 
 def pattern_dfa(pattern: str) -> Dfa | None:
-    """The automaton of the texts a pattern is found in; None if there is none we can make."""
+    """The automaton of the texts that contain a match of a pattern; None if the pattern can't be converted."""
     try:
         return compile_pattern(pattern, search=True)
     except (Unsupported, TooLarge):
@@ -43,7 +43,7 @@ def pattern_dfa(pattern: str) -> Dfa | None:
 
 
 def fits(document: Document, value: Any, conjunction: Conjunction) -> bool:
-    """Whether a value fits a conjunction, as far as can be told; what can't be told counts as fitting."""
+    """Whether a value fits a conjunction. Conditions that can't be checked count as met."""
     return any(fits_shape(document, value, shape) for shape in document.shapes(conjunction))
 
 
@@ -103,7 +103,7 @@ def _object_fits(document: Document, value: dict, shape: Shape) -> bool:
 
 
 def finite_values(document: Document, conjunction: Conjunction) -> list[Any] | None:
-    """The values that fit a conjunction, each once, where they are few and known; None otherwise."""
+    """The values that fit a conjunction, without duplicates; None if they are more than _FEW_MAX, or unknown."""
     found: dict[Hashable, Any] = {}
     for shape in document.shapes(conjunction):
         candidates = shape.values
@@ -131,18 +131,18 @@ def _few_values(kind: str, shape: Shape) -> list[Any] | None:
 
 
 def required_keys(shape: Shape) -> set[str]:
-    """The keys an object of this shape must have."""
+    """The keys that an object of this shape must have."""
     return {name for part in shape.having("required") for name in part.schema["required"]}
 
 
 def count_listed(part: Part) -> int:
-    """How many items a part lists one by one, in either spelling."""
+    """The number of items that a part lists one by one, with `prefixItems` or an array of `items`."""
     first = part.schema.get("items")
     return len(first if isinstance(first, list) else part.schema.get("prefixItems", ()))
 
 
 def item_part(part: Part, index: int) -> Part | None:
-    """What a part says of the item at an index, None if nothing."""
+    """The schema in a part for the item at an index; None if there is none."""
     is_old = isinstance(part.schema.get("items"), list)
     if index < count_listed(part):
         return part.at("items" if is_old else "prefixItems", index)
@@ -151,7 +151,7 @@ def item_part(part: Part, index: int) -> Part | None:
 
 
 def item_conjunction(document: Document, shape: Shape, index: int) -> Conjunction:
-    """What holds of the item at an index."""
+    """The schemas of the item at an index."""
     document.check_time()
     found = [item_part(part, index) for part in shape.parts]
     if not any(found):
@@ -160,7 +160,7 @@ def item_conjunction(document: Document, shape: Shape, index: int) -> Conjunctio
 
 
 def key_conjunction(document: Document, shape: Shape, key: str) -> Conjunction:
-    """What holds of the value under a key."""
+    """The schemas of the value under a key."""
     found = []
     for part in shape.parts:
         schema = part.schema

@@ -476,7 +476,7 @@ OBJECTS = [
         [{"a": 1, "b": 2}],
         [{"a": 1}],
         [],
-        ["a key that is written twice"],
+        ["a key that the model writes twice"],
     ),
     Case("empty object only", obj(maxProperties=0), [{}], [{"a": 1}]),
     Case("forbidden property", obj({"a": INT, "b": False}), [{"a": 1}, {}], [{"b": 1}]),
@@ -630,7 +630,7 @@ ARRAYS = [
         [[1, 2]],
         [],
         [],
-        ["equal items are not prevented"],
+        ["duplicate items are not prevented"],
     ),
     Case("trivially unique", {"type": "array", "items": INT, "uniqueItems": True, "maxItems": 1}, [[1]], [[1, 1]]),
     Case(
@@ -1126,7 +1126,7 @@ CLIENTS = [
         [[], ["a", "b"]],
         [[1]],
         [],
-        ["equal items are not prevented"],
+        ["duplicate items are not prevented"],
     ),
     Case(
         "set of numbers with a size",
@@ -1134,7 +1134,7 @@ CLIENTS = [
         [[1], [3, 2, 1]],
         [[], [1, 2, 3, 4]],
         [],
-        ["equal items are not prevented"],
+        ["duplicate items are not prevented"],
     ),
     Case(
         "set of links",
@@ -1142,7 +1142,7 @@ CLIENTS = [
         [["https://a.b"]],
         [[1]],
         [],
-        ["equal items are not prevented"],
+        ["duplicate items are not prevented"],
     ),
     Case(
         "set of an enum",
