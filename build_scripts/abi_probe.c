@@ -1,11 +1,11 @@
 /*
- * abi_probe.c: prints, as JSON, where a C compiler puts each field of the structs that ctypes_api declares
- * by hand, and the values of the constants it copies. Compiled and run by make_layout.py against the headers
- * of a llama.cpp release; the result is ctypes_api/layout.py, or an abi.json beside self-made libraries
+ * abi_probe.c: prints, as JSON, the offset and size of each field of the structs that ctypes_api declares by
+ * hand, and the values of the constants that it copies. make_layout.py compiles and runs it with the headers of
+ * a llama.cpp release. The result is ctypes_api/layout.py, or an abi.json beside the user's own libraries
  * (-DSTRUCTS_ONLY: a release with the same structs may lack the newest constants).
  *
  * By hand:  cc -I include -I ggml/include -I tools/mtmd abi_probe.c -o abi_probe && ./abi_probe
- * It calls nothing of the libraries, so it links without them.
+ * It calls no function of the libraries, so it links without them.
  */
 #include <stddef.h>
 #include <stdio.h>

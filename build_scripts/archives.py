@@ -1,12 +1,11 @@
-"""Take the shared libraries and licences out of an archive or folder, whoever made it, without trusting it.
+"""Extract the shared libraries and licences of an untrusted archive or folder.
 
-Called by fetch_libs on its main thread; imports the standard library and `common`. One pass: every regular
-member that looks like a shared library is written under a number of our own into a scratch folder, links
-become entries of a table. No path from an archive is ever used to write, and no link from one is ever
-created.
+Called by fetch_libs on its main thread; imports the standard library and `common`. In one pass, each regular
+member that looks like a shared library is written to a numbered file in a scratch folder, and links become
+entries of a table. Paths from the archive are never written to, and its links are never created.
 
-The way not taken: `extractall` with filters, which differ between Python versions and write hundreds of files
-we don't want (headers, executables, JavaScript).
+The way not taken: `extractall` with filters. Filters differ between Python versions, and it writes hundreds of
+unneeded files (headers, executables, JavaScript).
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from common import Failure
 
 LIBRARY_NAME = re.compile(r"^[^/\\]+\.(?:dll|dylib|so(?:\.\d+)*)$", re.IGNORECASE)
 LICENCE_NAME = re.compile(r"^(?:LICEN[CS]E|COPYING|NOTICE|THIRD_PARTY_NOTICES)(?:[.-]\w+)?$", re.IGNORECASE)
-BUILD_NOTE = "_nlcBuildMetadata.json"  # node-llama-cpp's note of the llama.cpp release inside
-MAX_FILES = 2000
-MAX_BYTES = 16 << 30
+BUILD_NOTE = "_nlcBuildMetadata.json"  # in node-llama-cpp's packages: names the llama.cpp release
+MAX_FILES = 2000  # extracted from one source
+MAX_BYTES = 16 << 30  # extracted from one source
 MAX_LINK_HOPS = 8
-WALK_DEPTH = 4
+WALK_DEPTH = 4  # levels of subfolders that are searched
 READ_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -43,7 +42,7 @@ READ_ERRORS = (
 
 
 class Unpacked(NamedTuple):
-    """Paths inside the sources (posix, relative) -> files on disk. Links are resolved to the same file."""
+    """Relative POSIX paths in the sources -> files on disk. A link maps to the file that it leads to."""
 
     libraries: dict
     licences: dict
@@ -51,7 +50,7 @@ class Unpacked(NamedTuple):
 
 
 class _Collector:
-    """Gathers members of one or more sources; numbers the files it writes."""
+    """Collects the members of one source in numbered files."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -67,8 +66,8 @@ class _Collector:
         self.bytes += size
         if len(self.files) >= MAX_FILES or self.bytes > MAX_BYTES:
             raise Failure(
-                f"more than {MAX_FILES} libraries or {MAX_BYTES >> 30} GiB of them in the archive: "
-                "give one with llama.cpp's libraries only"
+                f"the archive has more than {MAX_FILES} libraries, or more than {MAX_BYTES >> 30} GiB of them: "
+                "use one with llama.cpp's libraries only"
             )
         target = self.scratch / str(len(self.files))
         with open(target, "wb") as out:
@@ -76,7 +75,7 @@ class _Collector:
         self.files[path] = target
 
     def resolved(self) -> dict:
-        """All files plus every link whose end is one of them; a link that leads elsewhere is left out."""
+        """All files, and all links that lead to one of them; other links are left out."""
         found = dict(self.files)
         for path in self.links:
             end = path
@@ -90,7 +89,7 @@ class _Collector:
 
 
 def unpack(sources: list, scratch: Path) -> Unpacked:
-    """Read archives (.zip, .whl, .tar, .tar.gz, .tar.xz) and folders; raises Failure on anything odd."""
+    """Read archives (.zip, .whl, .tar, .tar.gz, .tar.xz) and folders. Raises Failure if one is damaged or unsafe."""
     found: dict = {}
     for number, source in enumerate(sources):
         folder = scratch / str(number)
@@ -111,7 +110,7 @@ def _read(source: Path, collector: _Collector) -> None:
         _read_folder(source, collector)
         return
     if not source.is_file():
-        raise Failure(f"{source} doesn't exist: give the path of a llama.cpp archive (.zip, .tar.gz) or folder")
+        raise Failure(f"{source} doesn't exist: pass the path of a llama.cpp archive (.zip, .tar.gz) or folder")
     try:
         if zipfile.is_zipfile(source):
             _read_zip(source, collector)
@@ -119,7 +118,7 @@ def _read(source: Path, collector: _Collector) -> None:
             _read_tar(source, collector)
     except tarfile.ReadError as error:
         raise Failure(
-            f"{source} is no complete archive (.zip, .whl, .tar, .tar.gz, .tar.xz are known): download it again"
+            f"{source} is not a complete archive (.zip, .whl, .tar, .tar.gz or .tar.xz): download it again"
         ) from error
     except READ_ERRORS as error:
         raise Failure(f"{source} is damaged ({error}): download it again") from error
@@ -153,7 +152,7 @@ def _read_zip(source: Path, collector: _Collector) -> None:
 
 
 def _read_folder(source: Path, collector: _Collector) -> None:
-    """A folder is the user's own, so links in it are followed; copies are made, nothing there is changed."""
+    """Copy from a folder. It is the user's own, so its links are followed; nothing in it is changed."""
     for folder, names, files in os.walk(source):
         depth = len(Path(folder).relative_to(source).parts)
         if depth >= WALK_DEPTH:
@@ -167,20 +166,20 @@ def _read_folder(source: Path, collector: _Collector) -> None:
 
 
 def safe_path(name: str, source: Path) -> str:
-    """The member's path, normalised. An archive that tries to leave its folder is refused as a whole."""
+    """The member's path, normalised. Raises Failure for an archive with a path outside of its folder."""
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith(("/", "../")) or path == ".." or re.match(r"^[A-Za-z]:", path):
-        raise Failure(f"{source} holds the unsafe path {name!r}: don't use this archive, get it from its maker")
+        raise Failure(f"{source} contains the unsafe path {name!r}: don't use it, download it from its publisher")
     return path
 
 
 def _link_end(path: str, target: str) -> str:
-    """Where a symlink at `path` points, as an archive path; absolute and escaping ones match no member."""
+    """The target of a symlink at `path`, as a path in the archive. Absolute and escaping targets match no member."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), target.replace("\\", "/")))
 
 
 def extract_one(source: Path, member: str, target: Path) -> None:
-    """Copy the one regular file called `member` out of an archive of ours (its sha256 was checked)."""
+    """Copy the regular file `member` out of an archive whose sha256 has been checked."""
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive, archive.open(member) as content, open(target, "wb") as out:
@@ -191,4 +190,4 @@ def extract_one(source: Path, member: str, target: Path) -> None:
             ) as out:
                 shutil.copyfileobj(content, out, 1 << 20)
     except (KeyError, *READ_ERRORS) as error:
-        raise Failure(f"{source} holds no readable {member} ({error}): delete it and run this again") from error
+        raise Failure(f"{source} has no readable {member} ({error}): delete it and run this again") from error

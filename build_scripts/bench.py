@@ -1,9 +1,11 @@
 """Measure servers side by side: `python build_scripts/bench.py -m model.gguf [--server NAME=COMMAND ...] [--bare]`.
 
-A command; its main thread starts the servers, runs the same workloads alternately on each, and prints medians and
-ratios. Imports the standard library, this folder and `server.bench`, which does the work. Anything that speaks
-/completion, /tokenize and /health can be measured, ours is only the default; --bare adds a loop that decodes and
-samples and does nothing else, over the same libraries. docs/benchmarks.md says how to get figures worth quoting.
+A command. Its main thread starts the servers, runs the same workloads alternately on each, and prints medians and
+ratios. Imports the standard library, this folder and `server.bench`, which does the work. It can measure any server
+that has /completion, /tokenize and /health; this one is the default. --bare adds a loop that only decodes and samples,
+with the same libraries. docs/benchmarks.md explains how to get reliable figures.
+
+The way not taken: one server after the other. Speed drifts with temperature and load, so runs alternate.
 """
 
 from __future__ import annotations
@@ -29,53 +31,53 @@ from server.bench.runner import Bench, Settings, choose  # noqa: E402
 from server.bench.servers import OURS, core_count, load_average, parse_server  # noqa: E402
 from server.bench.workloads import WORKLOADS  # noqa: E402
 
-QUICK_SCALE = 0.1
-IDLE_LOAD = 0.3
+QUICK_SCALE = 0.1  # of --quick
+IDLE_LOAD = 0.3  # load average above which the machine counts as busy
 
 
 def parse(argv: list | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.py",
         description="Run the same workloads alternately on servers and print medians and ratios.",
-        epilog="A COMMAND may use {model} {port} {threads} {slots} {ctx} (all slots together) {python} {root}, and "
-        "begin with VAR=value; what a workload needs besides is put at its end. Example: bench.py -m model.gguf "
+        epilog="A COMMAND may contain {model} {port} {threads} {slots} {ctx} (all slots together) {python} {root}, and "
+        "begin with VAR=value. Options that a workload needs are appended. Example: bench.py -m model.gguf "
         "--threads 4 --server 'ours={python} llama_srv.py -m {model} --port {port} -t {threads} -np {slots} "
         "-c {ctx}' "
         "--server 'theirs=llama-server -m {model} --port {port} -t {threads} -np {slots} -c {ctx}'",
     )
     add = parser.add_argument
-    add("-m", "--model", type=Path, metavar="FILE", help="the GGUF file that all of them serve")
+    add("-m", "--model", type=Path, metavar="FILE", help="the GGUF file that all servers load")
     add("-t", "--threads", type=int, default=core_count(), metavar="N", help="compute threads (default: all cores)")
     add(
         "--server",
         action="append",
         metavar="NAME=COMMAND",
-        help="a server to measure; repeat it for more, ratios are first over others (default: this one)",
+        help="a server to measure; may be repeated. Ratios are first over others (default: this server)",
     )
     add("--bare", action="store_true", help="also measure a bare decode-and-sample loop over the same libraries")
-    add("--libs", metavar="DIR", help="folder with the llama.cpp libraries, for our server and the bare loop")
-    add("--workloads", metavar="A,B", help="only these (default: all, see --list)")
+    add("--libs", metavar="DIR", help="folder with the llama.cpp libraries, for this server and the bare loop")
+    add("--workloads", metavar="A,B", help="run only these (default: all, see --list)")
     add("--repeat", type=int, default=5, metavar="N", help="runs of each workload on each server (default 5)")
-    add("--scale", type=float, default=1.0, metavar="X", help="texts, answers and counts X times as large (default 1)")
-    add("--json", type=Path, metavar="FILE", help="write everything there, single runs included")
-    add("--svg", type=Path, metavar="FILE", help="draw a chart of the medians there")
-    add("--quick", action="store_true", help="a tenth of all sizes: to see that it works, not for figures")
-    add("--one-at-a-time", action="store_true", help="start servers anew for each run, never two at once (memory)")
+    add("--scale", type=float, default=1.0, metavar="X", help="factor for all sizes and counts (default 1)")
+    add("--json", type=Path, metavar="FILE", help="write all results to this file, single runs included")
+    add("--svg", type=Path, metavar="FILE", help="write a chart of the medians to this file")
+    add("--quick", action="store_true", help="a tenth of all sizes: a trial run, not for figures")
+    add("--one-at-a-time", action="store_true", help="start a server for each run, never two at once (saves memory)")
     add("--patience", type=float, default=600.0, metavar="S", help="seconds a server may take to start (default 600)")
-    add("--seed", type=int, default=random.randrange(10**6), metavar="N", help="for the texts (default: random)")
+    add("--seed", type=int, default=random.randrange(10**6), metavar="N", help="seed of the texts (default: random)")
     add("--list", action="store_true", help="show the workloads and exit")
     return parser.parse_args(argv)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Checked; Failure says what is wrong."""
+    """The checked settings. Raises Failure if one is invalid."""
     if options.model is None or not options.model.is_file():
         raise Failure(
-            f"{options.model or 'no model given'}: name a GGUF file with -m "
+            f"{options.model or 'no model'}: pass a GGUF file with -m "
             "(python build_scripts/fetch_model.py prints the path of a small one)"
         )
     if options.repeat < 1 or options.threads < 1 or not options.scale > 0:
-        raise Failure("--repeat and --threads must be at least 1, --scale more than 0")
+        raise Failure("--repeat and --threads must be at least 1, --scale must be above 0")
     return Settings(
         options.model.resolve(),
         options.threads,
@@ -88,7 +90,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def noted(options: argparse.Namespace, settings: Settings) -> dict:
-    """What the JSON file says about this call."""
+    """The settings, for the JSON file."""
     return {
         "model": settings.model.name,
         "model_bytes": settings.model.stat().st_size,
@@ -103,9 +105,9 @@ def noted(options: argparse.Namespace, settings: Settings) -> dict:
 
 
 def warn_if_busy(progress: Progress) -> None:
-    """Whoever measures on a busy machine should know it."""
+    """Warn if other programs use the machine."""
     if (load := load_average()) > IDLE_LOAD:
-        progress.say(f"this machine isn't idle (load {load:.1f}): figures will be worse than they could be, and noisy")
+        progress.say(f"this machine isn't idle (load {load:.1f}): figures will be too low, and noisy")
 
 
 def command(options: argparse.Namespace) -> int:

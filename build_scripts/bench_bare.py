@@ -1,11 +1,11 @@
-"""The yardstick of bench.py: decode, sample, piece, and nothing else, over our bindings.
+"""The baseline of bench.py: a loop that only decodes, samples and converts tokens to text, over `ctypes_api`.
 
 A child process of bench.py: `bench_bare.py MODEL THREADS SLOTS CTX`. One thread. Imports the standard library and
-`ctypes_api`, nothing of the server. Takes a list of completions as a line of JSON on stdin, computes them in one
-batch, one row each per step, and answers with a line on stdout. What a server loses against this is its own cost:
-HTTP, JSON, scheduling, and the client.
+`ctypes_api`, nothing of the server. It reads a list of completions as a line of JSON on stdin, computes them in one
+batch, one row each per step, and writes the answers as a line to stdout. The difference to a server is the server's
+own cost: HTTP, JSON, scheduling, and the client.
 
-The way not taken: reusing the server's backend. Then a slow backend would slow its own yardstick.
+The way not taken: reusing the server's backend. Then a slow backend would slow down its own baseline.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ clock = time.perf_counter
 
 
 class Bare:
-    """A model with a context that holds `n_seqs` sequences in one shared KV cache, as the server's does."""
+    """A model with a context for `n_seqs` sequences in one unified KV cache, like the server's."""
 
     def __init__(self, model: str, n_threads: int, n_seqs: int, n_ctx: int) -> None:
         self._libs = loader.load(loader.find_folder(ROOT, None))
@@ -50,10 +50,10 @@ class Bare:
         self._batch = Batch(self._libs, N_BATCH)
         vocab, self._n_vocab = self._model.vocab, self._llama.llama_vocab_n_tokens(self._model.vocab)
         self._end_tokens = [i for i in range(self._n_vocab) if self._llama.llama_vocab_is_eog(vocab, i)]
-        self.decode([(0, 0, max(self._llama.llama_vocab_bos(vocab), 0), True)])  # warm
+        self.decode([(0, 0, max(self._llama.llama_vocab_bos(vocab), 0), True)])  # warm-up
 
     def generate(self, asks: list) -> list:
-        """Each ask's tokens with their times in seconds since the call."""
+        """The tokens of each completion, with their times in seconds since the call."""
         begun = clock()
         libs, vocab = self._libs, self._model.vocab
         sample, context = self._llama.llama_sampler_sample, self._context
@@ -88,7 +88,7 @@ class Bare:
         ]
 
     def decode(self, rows: list) -> None:
-        """Evaluate rows of (sequence, position, token, whether its logits are wanted)."""
+        """Decode rows of (sequence, position, token, are logits needed)."""
         batch = self._batch
         for at, (seq, pos, token, is_output) in enumerate(rows):
             batch.token[at] = token
@@ -101,7 +101,7 @@ class Bare:
             raise LibsError(f"llama_decode failed with code {code}")
 
     def _sampler(self, fields: dict) -> Sampler:
-        """The chain that a server builds for these request fields, with end-of-text tokens banned."""
+        """The sampler chain that a server builds for these request fields, without end-of-generation tokens."""
         llama = self._llama
         bias = (llama_logit_bias * len(self._end_tokens))(
             *(llama_logit_bias(token, -math.inf) for token in self._end_tokens)
@@ -120,12 +120,12 @@ class Bare:
         return Sampler.chain(self._libs, *parts)
 
     def close(self) -> None:
-        """Free it; the context goes with its model."""
+        """Free the model and its context."""
         self._model.close()
 
 
 def main(argv: list) -> int:
-    """Serve lines until stdin ends."""
+    """Answer lines until stdin ends; returns the exit code."""
     try:
         bare = Bare(argv[0], *map(int, argv[1:]))
         print(json.dumps("ready"), flush=True)

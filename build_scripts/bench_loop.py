@@ -1,6 +1,7 @@
-"""The bare loop of bench_bare.py as something that can be measured beside servers.
+"""Lets bench.py measure the bare loop of bench_bare.py like a server.
 
-Runs in the process of bench.py, on its main thread. Imports the standard library, this folder and `server.bench`.
+Runs in the process of bench.py, on its main thread. Imports the standard library and `server.bench`. Not taken: running
+the loop in this process. The client would then share its interpreter.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from server.bench.servers import BARE, ROOT, Setup, child_of, log_end
 
 
 class BareSpec(NamedTuple):
-    """The loop of bench_bare.py over our bindings, as if it were a server."""
+    """Starts the bare loop; has the interface of `ServerSpec`."""
 
     name: str = BARE
 
@@ -34,12 +35,12 @@ class BareSpec(NamedTuple):
         ]
         with child_of(self.name, command, folder, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (child, log):
             peer = BarePeer(child, log)
-            peer.receive()  # its first line says that the model is loaded
+            peer.receive()  # the first line: the model is loaded
             yield peer
 
 
 class BarePeer:
-    """The bare loop in its own process: lines of JSON in and out."""
+    """The bare loop in its child process, which reads and writes lines of JSON."""
 
     name = BARE
 
@@ -47,7 +48,7 @@ class BarePeer:
         self._child, self._log = child, log
 
     def generate(self, asks: list[Ask]) -> list:
-        """As `HttpPeer.generate`: all of them in one batch."""
+        """See `HttpPeer.generate`; computes all completions in one batch."""
         line = json.dumps([{"prompt": ask.prompt, "n_predict": ask.n_predict, "fields": ask.fields} for ask in asks])
         self._child.stdin.write(line.encode() + b"\n")
         self._child.stdin.flush()
@@ -64,7 +65,7 @@ class BarePeer:
         ]
 
     def receive(self) -> object:
-        """The next line; BenchError with the log's end if there is none."""
+        """The next line. Raises BenchError with the end of the log if there is none."""
         line = self._child.stdout.readline()
         if not line:
             self._child.wait()

@@ -1,14 +1,14 @@
 """Build executables for this machine's system: `python build_scripts/build_exe.py [--backend NAME]
 [--check-platform]`.
 
-A command; one thread; imports the standard library and this folder. It freezes the interpreter and our Python with
-PyInstaller, in the environment of the tests; puts the native libraries, the web page, the licences and the bill of
-materials beside them; and makes two things of that folder: an archive (the one-folder program) and a program in one
-file. A build whose inputs are those of the last one is not repeated. Two builds from the same inputs with the same
-interpreter are the same, byte for byte.
+A command; one thread; imports the standard library and this folder. It freezes the interpreter and this program with
+PyInstaller, in the environment of the tests. It adds the native libraries, the web page, the licences and the bill of
+materials. The folder then becomes an archive (the one-folder program) and a one-file program. If the inputs haven't
+changed since the last build, nothing is built. Builds from the same inputs with the same interpreter are identical,
+byte for byte.
 
-The way not taken: giving libs/ and public/ to PyInstaller. It scans what it is given, and adds each of llama.cpp's
-libraries a second time.
+The way not taken: passing libs/ and public/ to PyInstaller. It scans all files and adds each of llama.cpp's libraries a
+second time.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from common import (
 )
 from native_files import read_manifest
 
-from server.options.shells import manual  # noqa: E402  (of the product only this table)
+from server.options.shells import manual  # noqa: E402  (the only import from the server)
 
 SPEC = Path(__file__).with_name("llama_srv.spec")
 PROGRAM = "llama-srv"
-ALIASES = ("llama-server", "server")  # what launch scripts of llama.cpp call, today's and those of 2024
+ALIASES = ("llama-server", "server")  # names of llama.cpp's server in launch scripts: today's, and that of 2024
 MANUAL = "llama-srv.1"
 INPUTS = "inputs.json"
 SUMS = "SHA256SUMS"
@@ -64,7 +64,7 @@ OUR_SCRIPTS = (
     "windows_resources.py",
     "licences",
 )
-# what decides about hashes of sets and stamps in archives, so that two builds are the same
+# Fixes the order of sets and the times in archives, so that builds are reproducible.
 REPRODUCIBLE = {
     "PYTHONHASHSEED": "0",
     "SOURCE_DATE_EPOCH": str(one_file.STAMP),
@@ -75,7 +75,7 @@ REPRODUCIBLE = {
 
 
 class Built(NamedTuple):
-    """What a build has made. `one_file` and `archive` are for giving away, `folder` is the program unpacked."""
+    """The results of a build. `one_file` and `archive` are for distribution, `folder` is the program unpacked."""
 
     folder: Path
     archive: Path
@@ -86,7 +86,7 @@ class Built(NamedTuple):
 
 
 def source_files() -> list:
-    """Files below ROOT that go in, without what running them has left."""
+    """The source files below ROOT that the program contains."""
     found = []
     for name in SOURCES:
         path = ROOT / name
@@ -96,7 +96,7 @@ def source_files() -> list:
 
 
 def inputs_of(libs: Path) -> dict:
-    """All that decides what comes out, as hashes and versions."""
+    """All inputs of a build, as hashes and versions."""
     scripts = [Path(__file__).with_name(name) for name in OUR_SCRIPTS]
     scripts = [file for path in scripts for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     digest = hashlib.sha256()
@@ -114,11 +114,11 @@ def inputs_of(libs: Path) -> dict:
 
 
 def ensure(libs: Path, dest: Path, progress: Progress) -> Built:
-    """The executables with the libraries in `libs`, in `dest`; built unless they are there. Raises Failure."""
+    """Build the executables with the libraries in `libs`, unless those in `dest` are up to date. Raises Failure."""
     manifest = read_manifest(libs)
     if manifest is None or f"{manifest['platform']}" != this_platform():
         raise Failure(
-            f"{libs} holds no libraries for {this_platform()} with a manifest: fetch or import them with fetch_libs.py"
+            f"{libs} has no manifest, or no libraries for {this_platform()}: fetch or import them with fetch_libs.py"
         )
     name = f"{PROGRAM}-{manifest['platform']}-{manifest['backend']}"
     is_windows = sys.platform == "win32"
@@ -149,12 +149,12 @@ def ensure(libs: Path, dest: Path, progress: Progress) -> Built:
 
 
 def inputs_file(built: Built) -> Path:
-    """Where the inputs of a build are noted."""
+    """The file that records the inputs of a build."""
     return built.folder.with_name(built.folder.name + "." + INPUTS)
 
 
 def is_current(built: Built, inputs: dict) -> bool:
-    """Is everything there, and made of the same?"""
+    """Whether all results exist and were built from these inputs."""
     try:
         noted = json.loads(inputs_file(built).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -163,7 +163,7 @@ def is_current(built: Built, inputs: dict) -> bool:
 
 
 def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
-    """The one-folder program in `temp`, complete."""
+    """Build the complete one-folder program in `temp`; returns its folder."""
     tree = temp / "tree"
     for file in source_files():
         target = tree / file.relative_to(ROOT)
@@ -181,7 +181,7 @@ def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
     contents.write_documents(folder, libs, name)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.name in (PROGRAM, f"{PROGRAM}.exe") else 0o644)
-    if sys.platform != "win32":  # where links need rights that few have
+    if sys.platform != "win32":  # on Windows most users may not create links
         for alias in ALIASES:
             (folder / alias).symlink_to(PROGRAM)
     shutil.move(str(folder), str(temp / PROGRAM))
@@ -189,7 +189,7 @@ def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
 
 
 def run_pyinstaller(temp: Path, tree: Path, one_file_of: str, progress: Progress) -> None:
-    """Run the spec; Failure with PyInstaller's last error line."""
+    """Run PyInstaller on the spec. Raises Failure with the last line of its output."""
     environment = {
         **os.environ,
         **REPRODUCIBLE,
@@ -221,7 +221,8 @@ def run_pyinstaller(temp: Path, tree: Path, one_file_of: str, progress: Progress
 
 
 def strip(inner: Path) -> None:
-    """Debug information of the interpreter is most of its size. Linux only: elsewhere it is in files of its own."""
+    """Remove debug information, which is most of the interpreter's size. Linux only: elsewhere it is in separate
+    files."""
     program = shutil.which("strip")
     if program is None or not sys.platform.startswith("linux"):
         return
@@ -230,7 +231,7 @@ def strip(inner: Path) -> None:
 
 
 def copy_libs(libs: Path, target: Path) -> None:
-    """The files that the manifest names, with it, and the licences; links as links."""
+    """Copy the manifest, its files and links, and the licences."""
     target.mkdir(parents=True)
     manifest = read_manifest(libs)
     extras = ["manifest.json", "abi.json", *(path.name for path in libs.glob("LICENSE*"))]
@@ -242,7 +243,7 @@ def copy_libs(libs: Path, target: Path) -> None:
 
 
 def finish(folder: Path, built: Built, temp: Path, name: str, libs: Path, progress: Progress) -> None:
-    """From the folder: the archive, the one file, the bill of materials beside them."""
+    """Make the archive and the one-file program from the folder; put the bill of materials beside them."""
     progress.say(f"  packing {name}")
     if sys.platform == "win32":
         archive = Path(shutil.make_archive(str(temp / name), "zip", folder.parent, folder.name))
@@ -258,7 +259,7 @@ def finish(folder: Path, built: Built, temp: Path, name: str, libs: Path, progre
 
 
 def write_sums(dest: Path) -> None:
-    """SHA256SUMS over all that is for giving away, as `sha256sum -c` reads it."""
+    """Write SHA256SUMS of all files for distribution, in the format of `sha256sum -c`."""
     lines = [
         f"{sha256_of(path)}  {path.name}\n"
         for path in sorted(dest.iterdir())
@@ -271,7 +272,7 @@ def write_sums(dest: Path) -> None:
 
 
 def in_environment(argv: list) -> int | None:
-    """Run this script with the tests' interpreter if this one has no PyInstaller; None if it has."""
+    """Run this script with the tests' interpreter and return its exit code; None if this one has PyInstaller."""
     import importlib.util
 
     if importlib.util.find_spec("PyInstaller"):
@@ -289,17 +290,17 @@ def in_environment(argv: list) -> int | None:
 def parse(argv: list) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="build_exe.py", description="Build executables for this system.")
     add = parser.add_argument
-    add("--backend", help="which libraries go in: cpu, cuda, vulkan, metal (default: what every such machine can use)")
-    add("--libs", type=Path, metavar="DIR", help="put in the libraries of this folder instead")
-    add("--dest", type=Path, default=ROOT / "dist", metavar="DIR", help="where to put them (default: dist)")
-    add("--offline", action="store_true", help="fetch nothing")
-    add("--quiet", action="store_true", help="no progress")
+    add("--backend", help="libraries to include: cpu, cuda, vulkan, metal (default: metal on Apple silicon, else cpu)")
+    add("--libs", type=Path, metavar="DIR", help="include the libraries of this folder instead")
+    add("--dest", type=Path, default=ROOT / "dist", metavar="DIR", help="output folder (default: dist)")
+    add("--offline", action="store_true", help="download nothing")
+    add("--quiet", action="store_true", help="show no progress")
     add(
         "--check-platform",
         nargs="?",
         const="all",
         metavar="NAME",
-        help="lay out and check what would go in for one variant (macos-arm64-metal) or all, without building",
+        help="check the libraries of one variant (such as macos-arm64-metal) or all, without building",
     )
     return parser.parse_args(argv)
 

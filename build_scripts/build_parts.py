@@ -1,12 +1,11 @@
-"""Build a library that the packages lack from exactly the source of the installed libllama, and add it to its folder.
+"""Build a library that the packages lack, from the source of the installed libllama, and add it to its folder.
 
 Called by fetch_libs for --with-mtmd (images and audio) and --with-rpc (workers), on its main thread, on Linux; imports
-the standard library and this folder. No package carries these two for the pinned libraries, but the npm package of
-their maker carries the source as a git bundle. Only one target is built (with libraries of its own to link with, which
-are thrown away), and small links in the folder lead the names it asks for (`libllama.so.0`) to the installed files.
+the standard library and this folder. No package contains these two libraries, but the publisher's npm package contains
+the source as a git bundle. Only one target is built; the libraries built for linking are deleted. Links in the folder
+lead from the names that the new library needs (`libllama.so.0`) to the installed files.
 
-The way not taken: building all of llama.cpp. That takes longer and would not be the libraries that are
-tested.
+The way not taken: building all of llama.cpp. That takes longer, and the result would not be the tested libraries.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from common import Failure, Progress, check_space, replace_file, run_child, sha2
 from native_files import core_role, read_header, read_manifest, write_manifest
 from packages import Fetcher
 
-BUILD_BYTES = 700_000_000  # source checkout and objects, measured 0.5 GB
+BUILD_BYTES = 700_000_000  # disk space for source and object files
 TOOLS = (("git",), ("cmake",), ("c++", "g++", "clang++"), ("cc", "gcc", "clang"), ("ninja", "make"))
 INSTALL_HINT = (
     "apt-get install git cmake g++ make (Debian, Ubuntu), dnf install git cmake gcc-c++ make (Fedora), "
@@ -66,8 +65,8 @@ sys.exit(0 if function() else 'no answer')
 
 
 class Part(NamedTuple):
-    """A library to build: its file, cmake's target, the option of fetch_libs, what it needs of cmake, and a function
-    without parameters that returns a pointer once it is loaded. `role`: its key in the manifest; "" for a plug-in."""
+    """A library to build. `flag`: option of fetch_libs; `options`: for cmake; `function`: takes no parameters and
+    returns a pointer, to test that the library works; `role`: key in the manifest, "" for a plug-in."""
 
     library: str
     target: str
@@ -84,7 +83,7 @@ RPC = Part(
 
 
 def add_part(part: Part, folder: Path, cache: Path, fetcher: Fetcher, progress: Progress) -> bool:
-    """Add a library to an installed folder; False if it was there. Raises Failure (what to install or do)."""
+    """Add a library to an installed folder; returns False if it is already there. Raises Failure."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise Failure(f"{folder} has no readable manifest: run fetch_libs.py --force first")
@@ -92,8 +91,8 @@ def add_part(part: Part, folder: Path, cache: Path, fetcher: Fetcher, progress: 
         return False
     if manifest["platform"] != this_platform() or sys.platform != "linux":
         raise Failure(
-            f"{part.library} for {manifest['platform']} can only be built on such a machine, if it runs Linux: "
-            f"run fetch_libs.py {part.flag} there"
+            f"{part.library} can only be built on Linux, for the same platform: run fetch_libs.py {part.flag} on a "
+            f"{manifest['platform']} machine, if that is Linux"
         )
     source = fetcher.lock.get(f"npm:source-{manifest['version']}")
     if source is None:
@@ -104,7 +103,7 @@ def add_part(part: Part, folder: Path, cache: Path, fetcher: Fetcher, progress: 
     built = cache / part.target / f"{manifest['version']}-{manifest['platform']}" / part.library
     if not built.is_file():
         require_tools()
-        progress.say(f"  building {part.library} of llama.cpp {manifest['version']} from source (minutes, once)")
+        progress.say(f"  building {part.library} of llama.cpp {manifest['version']} from source (once, some minutes)")
         _build(part, built, fetcher.get(source), cache, progress)
     _install(part, folder, manifest, built)
     progress.say(f"  {part.library} added to {folder}")
@@ -114,7 +113,7 @@ def add_part(part: Part, folder: Path, cache: Path, fetcher: Fetcher, progress: 
 def require_tools() -> None:
     missing = [names[0] for names in TOOLS if not any(shutil.which(name) for name in names)]
     if missing:
-        raise Failure(f"building it needs {', '.join(missing)}: {INSTALL_HINT}, then run this again")
+        raise Failure(f"the build needs {', '.join(missing)}: {INSTALL_HINT}, then run this again")
 
 
 def _build(part: Part, target: Path, package: Path, cache: Path, progress: Progress) -> None:
@@ -153,7 +152,7 @@ def _build(part: Part, target: Path, package: Path, cache: Path, progress: Progr
 
 
 def _describe(label: str, log: Path, seconds: float) -> str:
-    """The build tool's own count, from the end of its output."""
+    """A progress line with the build tool's own count, from the end of its output."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 4000))
         steps = STEP.findall(file.read().decode("utf-8", "replace"))
@@ -169,7 +168,7 @@ def _complaint(output: str) -> str:
 
 
 def _install(part: Part, folder: Path, manifest: dict, built: Path) -> None:
-    """Links, library, manifest, in this order: the manifest names what is all there and loads."""
+    """Add links, library and manifest, in this order, so that the manifest only names files that exist and load."""
     name = part.library
     links = wanted_links(manifest, read_header(built).needed)
     with temp_folder(folder, part.target) as temp:
@@ -194,7 +193,7 @@ def _install(part: Part, folder: Path, manifest: dict, built: Path) -> None:
 
 
 def wanted_links(manifest: dict, needed: tuple) -> dict:
-    """Names a library asks for that the folder has under another name -> that name."""
+    """Names that a library needs -> the names of the same libraries in the folder, where they differ."""
     by_role = {core_role(name): name for name in manifest["load_order"] if core_role(name)}
     return {
         name: by_role[core_role(name)]

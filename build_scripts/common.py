@@ -1,12 +1,12 @@
-"""What the scripts in this folder share: one-line errors, the cache folder, progress, temporary folders,
-children.
+"""Helpers of the scripts in this folder: one-line errors, the cache folder, progress, temporary folders, child
+processes.
 
-Runs in the process of whichever script was started, on its main thread; nothing of the server imports it.
-Imports the standard library only, and stays importable on Python 3.8 so that an old interpreter gets a
-sentence instead of a syntax error (hence NamedTuple and no dataclass slots in these scripts).
+Runs on the main thread of the script that was started; the server doesn't import it. Imports the standard
+library and `server.program`. It can be imported on Python 3.8, so that an old interpreter prints a clear message
+instead of a syntax error. Hence these scripts use NamedTuple instead of dataclasses with slots.
 
 The way not taken: downloading with urllib. The ordinary clients (npm, pip) already know the user's mirrors,
-proxies and certificates; we start them, watch how much they have written, and check what they brought.
+proxies and certificates. The scripts start them, show how much they have written, and check the result.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from server.program import ROOT as ROOT  # noqa: E402 (all three for the neighbours, too)
+from server.program import ROOT as ROOT  # noqa: E402 (all three are imported from here by other scripts)
 from server.program import cache_folder as cache_folder  # noqa: E402
 from server.program import stop_child as stop_child  # noqa: E402
 
 PYTHON_NEEDED = (3, 10)
-STALE_SECONDS = 24 * 3600
+STALE_SECONDS = 24 * 3600  # age at which a temporary folder counts as left over: longer than any run
 TEMP_PREFIX = ".tmp-"
 
 
 class Failure(Exception):
-    """One line for the user that says what to do next. `final`: trying another source can't help."""
+    """An error as one line for the user that says what to do next. `final`: another source can't help."""
 
     final = False
 
 
 class ClientMissing(Failure):
-    """The program that would download (npm, pip) isn't on this machine."""
+    """The program for the download (npm, pip) isn't installed."""
 
 
 class WrongContent(Failure):
-    """What arrived isn't what the lock file names; another source must not paper over that."""
+    """A download doesn't match the lock file. No other source is tried, so that the user notices."""
 
     final = True
 
@@ -57,7 +57,7 @@ class DiskFull(Failure):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, turned into an exception so that temporary folders are removed."""
+    """SIGTERM or SIGHUP as an exception, so that temporary folders are removed."""
 
 
 # --- folders ------------------------------------------------------------------------------------------------
@@ -65,13 +65,13 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def temp_folder(parent: Path, label: str) -> Iterator[Path]:
-    """A folder of our own inside `parent`, always removed. Same file system: a rename out of it is atomic."""
+    """A temporary folder in `parent`, removed at the end. Being on the same file system, it allows atomic renames."""
     parent.mkdir(parents=True, exist_ok=True)
     remove_stale(parent)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{label}-", dir=parent))
     except OSError as error:
-        error.filename = str(parent)  # the name of our own folder would tell the user nothing
+        error.filename = str(parent)  # the name of the temporary folder would not help the user
         raise
     try:
         yield folder
@@ -80,7 +80,7 @@ def temp_folder(parent: Path, label: str) -> Iterator[Path]:
 
 
 def remove_stale(parent: Path, now: float | None = None) -> None:
-    """Delete what a killed run left behind. A day is longer than any run, so a rival's folder is safe."""
+    """Delete temporary folders of killed runs. Those of other runs in progress are younger than STALE_SECONDS."""
     limit = (time.time() if now is None else now) - STALE_SECONDS
     for entry in parent.glob(TEMP_PREFIX + "*"):
         with contextlib.suppress(OSError):
@@ -89,10 +89,10 @@ def remove_stale(parent: Path, now: float | None = None) -> None:
 
 
 def swap_in(new: Path, target: Path, temp: Path) -> None:
-    """Rename folder `new` to `target`; an older `target` moves into `temp` first and comes back on failure.
+    """Rename folder `new` to `target`. An older `target` is moved to `temp` first, and back on failure.
 
-    A folder can't replace a full folder in one system call on every platform, so a rival's folder may appear
-    in between: then that one is moved away too. Both hold the same checked content.
+    Not every platform can replace a non-empty folder in one system call. If another run creates `target` in
+    between, that one is moved away, too; both have the same checked content.
     """
     aside: Path | None = None
     for attempt in range(5):
@@ -118,7 +118,7 @@ def swap_in(new: Path, target: Path, temp: Path) -> None:
 
 
 def replace_file(new: Path, target: Path) -> None:
-    """Atomic even with a rival: the last one wins and both wrote the same checked content."""
+    """Rename `new` to `target`, atomically. If two runs do it at once, both have the same checked content."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.replace(new, target)
@@ -127,13 +127,13 @@ def replace_file(new: Path, target: Path) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse before downloading rather than in the middle of it. `needed` in bytes."""
+    """Raise DiskFull, before a download starts, if `needed` bytes aren't free."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFull(
-            f"not enough room in {folder}: {megabytes(needed)} needed, {megabytes(free)} free; "
+            f"not enough disk space in {folder}: {megabytes(needed)} needed, {megabytes(free)} free; "
             "free some space, or choose another disk with LLAMA_SRV_CACHE or --dest"
         )
 
@@ -142,7 +142,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def this_platform(system: str | None = None, tag: str | None = None, pointer_bits: int | None = None) -> str:
-    """This process's platform, e.g. `linux-x64`: a 32-bit Python on a 64-bit kernel counts as 32-bit."""
+    """The platform of this process, such as `linux-x64`. A 32-bit Python on a 64-bit kernel counts as 32-bit."""
     system = sys.platform if system is None else system
     tag = (sysconfig.get_platform() if tag is None else tag).lower()
     bits = struct.calcsize("P") * 8 if pointer_bits is None else pointer_bits
@@ -159,7 +159,7 @@ def this_platform(system: str | None = None, tag: str | None = None, pointer_bit
 
 
 def glibc_version() -> str | None:
-    """`"2.36"`, or None where the C library isn't glibc (musl, macOS, Windows)."""
+    """glibc's version, such as `"2.36"`; None if the C library is another one (musl, macOS, Windows)."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (AttributeError, ValueError, OSError):
@@ -175,7 +175,7 @@ def version_tuple(version: str) -> tuple:
 
 
 class Progress:
-    """What is going on, on stderr: a rewritten line on a terminal, elsewhere a line each `every` seconds."""
+    """Progress on stderr: one line that is overwritten on a terminal, elsewhere a new line every `every` seconds."""
 
     def __init__(
         self, stream=None, quiet: bool = False, every: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -192,7 +192,7 @@ class Progress:
         self._next = self.clock() + self.every
 
     def show(self, text: str) -> None:
-        """A passing state; may be dropped."""
+        """Show a passing state; it may be dropped."""
         if self.quiet:
             return
         if self.live:
@@ -212,7 +212,7 @@ class Progress:
         self._shown = 0
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.clear()
         if not self.quiet:
             print(text, file=self.stream, flush=True)
@@ -223,7 +223,7 @@ def megabytes(count: int) -> str:
 
 
 def bar(label: str, done: int, total: int, seconds: float) -> str:
-    """`label [####....]  43 %  4.6 MB of 10.8 MB  3 s`; never over 99 % (the client still has to finish)."""
+    """`label [####....]  43 %  4.6 MB of 10.8 MB  3 s`; at most 99 %, because the client still has to finish."""
     share = min(done / total, 0.99) if total else 0.0
     blocks = int(share * 20)
     return (
@@ -249,7 +249,7 @@ class Outcome(NamedTuple):
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes below `folder`, which somebody is writing to: what vanishes meanwhile counts as nothing."""
+    """Bytes below `folder`. A process may be writing to it: files that vanish meanwhile count as 0."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:
@@ -261,9 +261,9 @@ def folder_size(folder: Path) -> int:
 def run_child(
     command: list, *, folder: Path, describe: Callable[[float], str], progress: Progress, env: dict | None = None
 ) -> Outcome:
-    """Run `command` in `folder` with its output kept in a file there; `describe(seconds)` words the progress.
+    """Run `command` in `folder`, with its output in a file there. `describe(seconds)` returns the progress line.
 
-    The child gets its own process group, so that Ctrl-C ends also the compilers and helpers it started.
+    The child has its own process group, so that Ctrl-C also ends the processes that it started.
     """
     log = folder / "client.log"
     own_group = {"start_new_session": True} if os.name == "posix" else {}
@@ -313,7 +313,7 @@ def require_python(version: tuple | None = None) -> None:
 
 
 def explain_os_error(error: OSError) -> str:
-    """One line for an error of the file system. The cures are the same whichever step met it."""
+    """One line for an error of the file system, with advice."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return f"the disk is full{where}: free some space, or choose another disk with LLAMA_SRV_CACHE or --dest"
@@ -322,12 +322,12 @@ def explain_os_error(error: OSError) -> str:
             f"no permission to write{where}: make that folder writable, or choose another with --dest "
             "or LLAMA_SRV_CACHE"
         )
-    return f"{error.strerror or error}{where}: put that right, then run this again"
+    return f"{error.strerror or error}{where}: fix that, then run this again"
 
 
 @contextlib.contextmanager
 def endings_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Terminated inside, so that `finally` blocks run. Main thread only."""
+    """SIGTERM and SIGHUP raise Terminated inside the block, so that `finally` blocks run. Main thread only."""
 
     def raise_terminated(number, frame):
         raise Terminated(number)
@@ -338,7 +338,7 @@ def endings_as_exceptions() -> Iterator[None]:
         for name in names:
             before[name] = signal.signal(getattr(signal, name), raise_terminated)
     except ValueError:
-        before.clear()  # not the main thread: whoever runs us there handles signals itself
+        before.clear()  # not the main thread: the caller handles signals
     try:
         yield
     finally:
@@ -348,8 +348,8 @@ def endings_as_exceptions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def endings_held_back() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP count at the end of the block: between the start of a child and the moment that we
-    know of it an exception would leave it running. Main thread only; elsewhere signals raise nothing anyway."""
+    """SIGINT, SIGTERM and SIGHUP are delivered at the end of the block. An exception between the start of a child and
+    the assignment to a variable would leave the child running. On other threads than the main one it does nothing."""
     came: list = []
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {}
@@ -370,7 +370,7 @@ def endings_held_back() -> Iterator[None]:
 
 
 def run_main(name: str, body: Callable[[], int]) -> int:
-    """Call `body` and turn every expected trouble into one line on stderr and an exit code (1, 130, 143)."""
+    """Call `body` and return its exit code. Expected errors become one line on stderr and code 1, 130 or 143."""
 
     def complain(text: str, code: int) -> int:
         print(f"{name}: " + " ".join(text.split()), file=sys.stderr, flush=True)
@@ -383,8 +383,8 @@ def run_main(name: str, body: Callable[[], int]) -> int:
     except Failure as failure:
         return complain(str(failure), 1)
     except Terminated:
-        return complain("stopped; nothing half-written was left, run it again to go on", 143)
+        return complain("stopped; no partial files are left, run it again to continue", 143)
     except KeyboardInterrupt:
-        return complain("interrupted; nothing half-written was left, run it again to go on", 130)
+        return complain("interrupted; no partial files are left, run it again to continue", 130)
     except OSError as error:
         return complain(explain_os_error(error), 1)

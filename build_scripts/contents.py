@@ -1,10 +1,10 @@
-"""What is inside an executable, and under which licences: the bill of materials and THIRD_PARTY_LICENSES.
+"""Writes the bill of materials and THIRD_PARTY_LICENSES of an executable.
 
-Called by build_exe (with the interpreter that was frozen, whose versions it asks) on its main thread; imports the
-standard library and `common`. Each file of the finished folder must match a row of COMPONENTS: a library that
-PyInstaller brings along one day and nobody has looked at ends the build instead of being shipped without its licence.
+Called by build_exe on its main thread, with the interpreter that was frozen (it asks that for versions); imports the
+standard library and `common`. Each file of the finished folder must match a row of COMPONENTS. If PyInstaller adds an
+unknown library, the build fails, so that no library is distributed without its licence.
 
-The way not taken: a generator for bills of materials, which would list the build's environment, not the program.
+The way not taken: a generator for bills of materials. It would list the build's environment, not the program.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUR_OWN = "llama_srv"
 
 
 class Component(NamedTuple):
-    """`files`: pattern of paths in the folder. `version` and `texts` may ask the interpreter and the libraries."""
+    """A part of the program. `files`: pattern of its paths in the folder."""
 
     name: str
     licence: str  # SPDX expression
@@ -50,7 +50,7 @@ def _python_licence(_: Path) -> list:
     ]
     found = [path for path in places if path.is_file()]
     if not found:
-        raise Failure("this Python came without its LICENSE.txt: build with another one")
+        raise Failure("this Python has no LICENSE.txt: build with another one")
     return found[:1]
 
 
@@ -73,7 +73,7 @@ COMPONENTS = (
         r"libs/.*",
         _manifest_version,
         lambda libs: sorted(libs.glob("LICENSE*")),
-        "the libraries in libs/, as their packages have them",
+        "the libraries in libs/, unchanged from their packages",
     ),
     Component(
         "PyInstaller bootloader",
@@ -81,7 +81,7 @@ COMPONENTS = (
         r"llama-srv(?:\.exe)?",
         lambda libs: importlib.metadata.version("pyinstaller"),
         _bootloader_licence,
-        "the exception lets programs be distributed under any licence; the program's own code is in there too",
+        "the exception allows programs under any licence; this file also contains the program's own code",
     ),
     Component(
         "OpenSSL",
@@ -112,13 +112,13 @@ COMPONENTS = (
 
 
 def server_version() -> str:
-    """VERSION of server/app.py, without importing it."""
+    """VERSION in server/app.py, without importing it."""
     text = (ROOT / "server" / "app.py").read_text(encoding="utf-8")
     return re.search(r'(?m)^VERSION = "([^"]+)"', text)[1]
 
 
 def sort_files(folder: Path) -> dict:
-    """Component -> files (path below `folder`) of a finished folder. Failure for a file that no row knows."""
+    """Component -> its files (paths below `folder`) in a finished folder. Raises Failure for an unknown file."""
     found: dict = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -128,8 +128,8 @@ def sort_files(folder: Path) -> dict:
         component = next((row for row in COMPONENTS if re.fullmatch(row.files, inner)), None)
         if component is None:
             raise Failure(
-                f"{name} is of no known component: add its licence to build_scripts/contents.py, or exclude "
-                "the module that brings it in build_scripts/llama_srv.spec"
+                f"{name} belongs to no known component: add its licence to build_scripts/contents.py, or exclude "
+                "the module that needs it in build_scripts/llama_srv.spec"
             )
         found.setdefault(component, []).append(name)
     return found
@@ -137,7 +137,7 @@ def sort_files(folder: Path) -> dict:
 
 def notices(components: dict, libs: Path) -> str:
     """The text of THIRD_PARTY_LICENSES: each component with its licence's text."""
-    parts = ["This program contains the following, under the licences below. Its own licence is in LICENSE.\n"]
+    parts = ["This program contains the following components. The licence of the program itself is in LICENSE.\n"]
     for component in components:
         if component.name == OUR_OWN:
             continue
@@ -150,7 +150,7 @@ def notices(components: dict, libs: Path) -> str:
 
 
 def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> dict:
-    """The CycloneDX 1.5 document: components with versions, licences and the hashes of their files."""
+    """The CycloneDX 1.5 document: components with versions, licences and hashes of their files."""
     rows = []
     for component, files in components.items():
         version = component.version(libs)
@@ -187,14 +187,14 @@ def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> 
 
 
 def _licence(expression: str) -> dict:
-    """One identifier is an id, `A WITH B` an expression, what SPDX doesn't list a name."""
+    """The CycloneDX form of a licence: `expression` for `A WITH B`, `name` if SPDX doesn't list it, else `id`."""
     if " " in expression:
         return {"expression": expression}
     return {"license": {"name" if expression.startswith("LicenseRef") else "id": expression}}
 
 
 def write_documents(folder: Path, libs: Path, name: str) -> dict:
-    """Put LICENSE, THIRD_PARTY_LICENSES and the bill of materials into a finished folder; the bill."""
+    """Write LICENSE, THIRD_PARTY_LICENSES and the bill of materials into a finished folder; returns the bill."""
     (folder / "LICENSE").write_bytes((ROOT / "LICENSE").read_bytes())
     (folder / NOTICES).write_text(notices(sort_files(folder), libs), encoding="utf-8", newline="\n")
     bill = bill_of_materials(sort_files(folder), folder, libs, name)

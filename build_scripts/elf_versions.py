@@ -1,11 +1,11 @@
-"""Lets a library that was built on a newer system run on an older glibc, where that is only a matter of a name.
+"""Lowers the glibc version that a library requires, where old and new version of a function are equivalent.
 
 Called by build_exe on its main thread, on Linux; imports the standard library. glibc gives a function a new version
-when its outer behaviour changes, and a program that was built later asks for the new one. `hypot` of glibc 2.35 differs
-from that of 2.2.5 only in not calling `matherr`, a hook that no program can install any more; Python's own library asks
-for it and for nothing else of glibc 2.35. Here such a request becomes one for the older version of the same library.
+when its behaviour changes, and programs require the version that they were built with. `hypot` of glibc 2.35 differs
+from that of 2.2.5 only in not calling `matherr`, a hook that programs can no longer install. Python's library requires
+it and nothing else from glibc 2.35. This module changes such a requirement to the older version.
 
-The way not taken: building the interpreter on an old system. It would be one more thing to build and to keep.
+The way not taken: building the interpreter on an old system. That is one more build to maintain.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-SAME = {(b"hypot", b"GLIBC_2.35"), (b"hypotf", b"GLIBC_2.35")}  # like the version of the library's beginning
-FIRST = (b"GLIBC_2.2.5", b"GLIBC_2.17")  # that version on x64, on arm64
+SAME = {(b"hypot", b"GLIBC_2.35"), (b"hypotf", b"GLIBC_2.35")}  # equivalent to the function in FIRST
+FIRST = (b"GLIBC_2.2.5", b"GLIBC_2.17")  # the oldest version: on x64, on arm64
 ELF64 = b"\x7fELF\x02\x01"
 SECTION = struct.Struct("<IIQQQQIIQQ")
 SYMBOL = struct.Struct("<IBBHQQ")
@@ -24,7 +24,7 @@ NEEDED, WANTED = struct.Struct("<HHIII"), struct.Struct("<IHHII")  # Verneed, Ve
 
 
 class Version(NamedTuple):
-    """A version that the file wants of one library. `place`: of its Vernaux in the file."""
+    """A version that the file requires of a library. `place`: file offset of its Vernaux; `library`: of its Verneed."""
 
     place: int
     library: int
@@ -33,7 +33,7 @@ class Version(NamedTuple):
 
 
 def lower(path: Path) -> list[bytes]:
-    """Change the file in place; the versions that it doesn't want any more."""
+    """Change the file in place; returns the versions that it no longer requires."""
     data = bytearray(path.read_bytes())
     if not data.startswith(ELF64):
         return []
@@ -60,7 +60,7 @@ def lower(path: Path) -> list[bytes]:
 
 
 def sections_of(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(type, offset, size) of each section; of string tables only that of the dynamic symbols, as type 3."""
+    """(type, offset, size) of each section. The only string table (type 3) is that of the dynamic symbols."""
     start, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
     rows = [SECTION.unpack_from(data, start + number * size) for number in range(count)]
     for row in rows:
@@ -72,7 +72,7 @@ def sections_of(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def versions_of(data: bytes, place: int, strings: int) -> Iterator[Version]:
-    """All versions that the file wants."""
+    """All versions that the file requires."""
     while True:
         _, count, _, first, following = NEEDED.unpack_from(data, place)
         wanted = place + first
@@ -86,7 +86,7 @@ def versions_of(data: bytes, place: int, strings: int) -> Iterator[Version]:
 
 
 def users_of(data: bytes, sections: dict, strings: int, index: int) -> list[bytes]:
-    """Names of the functions that are wanted in that version."""
+    """Names of the functions that the file requires in a version."""
     symbols, size = sections[11]
     marks = sections[0x6FFFFFFF][0]
     return [

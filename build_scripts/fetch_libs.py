@@ -1,12 +1,12 @@
 """Fetch, import, list and verify the native libraries: `python build_scripts/fetch_libs.py --help`.
 
-A command of its own, also called by quickstart and the builders through `ensure`; one thread; imports the
-standard library and this folder. What exists is data: VARIANTS below names packages, libs.lock.json pins
-their content. A variant ends as libs/<platform>-<backend>/ with manifest.json, put there by one rename after
-everything in it was checked, so that a folder is either whole or absent, whatever interrupts us.
+A command, also called by quickstart and the build scripts through `ensure`; one thread; imports the standard
+library and this folder. VARIANTS below names the packages, libs.lock.json pins their content. A variant becomes
+libs/<platform>-<backend>/ with manifest.json. It is put in place by one rename after all files are checked, so a
+folder is either complete or absent, even after a crash.
 
-The way not taken: committing the libraries, or a package manager of our own. The packages' own registries
-keep them; we keep 64 hex digits each.
+The way not taken: committing the libraries, or a package manager of our own. The registries keep the packages; the
+repository keeps only their hashes.
 """
 
 from __future__ import annotations
@@ -43,22 +43,23 @@ LIBS = ROOT / "libs"
 SOURCES = ("auto", "npm", "pip")
 DESCRIPTION = "Fetch the native llama.cpp libraries into libs/<platform>-<backend>/."
 EXAMPLES = (
-    "Without options: the default variant of this machine. Examples: fetch_libs.py --backend cuda; "
+    "Without options: the default variant for this machine. Examples: fetch_libs.py --backend cuda; "
     "fetch_libs.py --from llama-bin-ubuntu-x64.tar.gz; fetch_libs.py --platform windows-x64 --dest D"
 )
 CUDA_NOTE = (
-    "needs an NVIDIA driver and the CUDA 13 runtime (cudart, cublas) on the library path; with CUDA 12 the "
-    "build in fallback/ serves"
+    "needs an NVIDIA driver and the CUDA 13 runtime (cudart, cublas) on the library path; with CUDA 12 it uses "
+    "the build in fallback/"
 )
 VULKAN_NOTE = "needs a Vulkan driver and loader (libvulkan.so.1 or vulkan-1.dll)"
 ARMV7L_NOTE = (
-    "the published package for linux-armv7l holds 64-bit libraries, which can't load there: build llama.cpp "
-    "on the device (-DBUILD_SHARED_LIBS=ON) and import it with --from"
+    "the published package for linux-armv7l contains 64-bit libraries, which don't load on that platform: build "
+    "llama.cpp on the device (-DBUILD_SHARED_LIBS=ON) and import it with --from"
 )
 
 
 class Variant(NamedTuple):
-    """`npm`, `pip`: rows of the lock, each tuple a complete set; `unusable`: why it can't be fetched."""
+    """Libraries for a platform and backend. `npm`, `pip`: keys of the lock file, each tuple a complete set of packages;
+    `unusable`: why the variant can't be fetched."""
 
     platform: str
     backend: str
@@ -88,7 +89,7 @@ VARIANTS = (
 
 
 def default_backend(platform: str) -> str:
-    """The backend every machine of that platform can use."""
+    """The backend that every machine of a platform can use."""
     return "metal" if platform == "macos-arm64" else "cpu"
 
 
@@ -99,8 +100,8 @@ def find_variant(platform: str, backend: str | None) -> Variant:
             return variant
     known = ", ".join(variant.name for variant in VARIANTS)
     raise Failure(
-        f"there is no ready-made {platform}-{backend} (known: {known}): build llama.cpp for it and import "
-        "that with --from"
+        f"there are no ready-made libraries for {platform}-{backend} (known: {known}): build llama.cpp for it and "
+        "import that with --from"
     )
 
 
@@ -108,7 +109,7 @@ def find_variant(platform: str, backend: str | None) -> Variant:
 
 
 def folder_state(folder: Path, variant: Variant | None, lock: dict) -> str:
-    """`absent`, `damaged`, `imported`, `outdated` or `current`; one stat per file, no hashing."""
+    """`absent`, `damaged`, `imported`, `outdated` or `current`. Checks sizes only, no hashes."""
     if not folder.is_dir():
         return "absent"
     manifest = read_manifest(folder)
@@ -138,7 +139,7 @@ def ensure(
     with_mtmd: bool = False,
     with_rpc: bool = False,
 ) -> Path:
-    """The folder of a variant, fetched unless it is there and matches the lock. Raises Failure (one line)."""
+    """The folder of a variant; fetches it unless it exists and matches the lock file. Raises Failure."""
     variant = find_variant(platform or this_platform(), backend)
     lock = load_lock() if lock is None else lock
     cache = cache_folder() if cache is None else cache
@@ -149,16 +150,16 @@ def ensure(
     if with_mtmd and not builds_mtmd:
         if not variant.pip:
             raise Failure(
-                f"no package has libmtmd for {variant.name}: build llama.cpp with it and import that with --from"
+                f"no package contains libmtmd for {variant.name}: build llama.cpp with it and import that with --from"
             )
-        source = "pip"  # the second source carries it, ready-made
+        source = "pip"  # these packages contain libmtmd
     state = folder_state(folder, variant, lock)
     lacks_mtmd = with_mtmd and not builds_mtmd and not (read_manifest(folder) or {}).get("mtmd")
     if lacks_mtmd and state == "imported" and not force:
         raise Failure(f"{folder} was imported without libmtmd: import a build that has it, or replace it with --force")
     if force or lacks_mtmd or state not in ("current", "imported"):
         if state not in ("absent", "current"):
-            progress.say(f"  {folder} is {state}, fetching it anew")
+            progress.say(f"  {folder} is {state}, fetching it again")
         _fetch(variant, folder, fetcher, source, with_mtmd)
     for part in [MTMD] * builds_mtmd + [RPC] * with_rpc:
         add_part(part, folder, cache, fetcher, progress)
@@ -166,9 +167,9 @@ def ensure(
 
 
 def needs_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
-    """Whether libmtmd can't be built here, but the second source, which has it ready-made for its own libllama, works.
+    """Whether libmtmd must come from pip's packages, because it can't be built here.
 
-    Else it is built: the first source's libraries fit each CPU, the second's are one build for all."""
+    Otherwise it is built: npm's libraries have code for each kind of CPU, pip's are a single build for all."""
     if (read_manifest(folder) or {}).get("mtmd") or not variant.pip or variant.platform != this_platform():
         return False
     try:
@@ -179,16 +180,16 @@ def needs_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
 
 
 def ensure_with_media(platform: str | None, backend: str | None, *, progress: Progress, **options) -> Path:
-    """`ensure` for what is given away: with libmtmd where it can be had for libraries that serve every such machine.
+    """`ensure` for libraries that are distributed: with libmtmd if it is available for every machine of the platform.
 
-    On Windows and x64 Macs only the second source has it, and that needs AVX2: whoever wants it there anyway fetches it
-    with --with-mtmd before, and what is there is kept."""
+    For Windows and x64 Macs only pip's packages contain it, and they need AVX2. To use them anyway, run fetch_libs.py
+    --with-mtmd first; libraries that are already there are kept."""
     variant = find_variant(platform or this_platform(), backend)
     if variant.platform.startswith("linux") or variant.name == "macos-arm64-metal":
         try:
             return ensure(platform, backend, progress=progress, with_mtmd=True, **options)
         except Failure as failure:
-            progress.say(f"  without libmtmd, for images and sound: {failure}")
+            progress.say(f"  without libmtmd (images and audio): {failure}")
     return ensure(platform, backend, progress=progress, **options)
 
 
@@ -212,24 +213,24 @@ def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str, with_m
     if variant.note:
         fetcher.progress.say(f"  {variant.name} {variant.note}")
     if not manifest["mtmd"] and not with_mtmd:
-        fetcher.progress.say("  for images and sound, libmtmd is missing: --with-mtmd adds it")
+        fetcher.progress.say("  without libmtmd (images and audio): --with-mtmd adds it")
 
 
 def require_writable(parent: Path) -> None:
-    """Find out before a download of hundreds of megabytes, not after it."""
+    """Raise OSError now, instead of after a download of hundreds of megabytes, if `parent` isn't writable."""
     with temp_folder(parent, "probe"):
         pass
 
 
 def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib.ExitStack) -> tuple:
-    """(kind, rows, paths) of the first source that works; raises one Failure that names what each said."""
+    """(kind, rows, paths) of the first source that works. Raises one Failure with the errors of all sources."""
     sets = [
         (kind, [fetcher.lock[key] for key in keys])
         for kind, keys in (("npm", variant.npm), ("pip", variant.pip))
         if keys and source in ("auto", kind)
     ]
     if not sets:
-        raise Failure(f"{variant.name} isn't available from {source}: leave --source out")
+        raise Failure(f"{variant.name} isn't available from {source}: omit --source")
     fitting = [(kind, rows) for kind, rows in sets if load_trouble(variant, rows[0]) is None]
     if not fitting:
         raise Failure(
@@ -242,7 +243,7 @@ def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib
     if fetcher.offline:
         wanted = " or ".join(" + ".join(row.file for row in rows) for _, rows in fitting)
         raise Failure(
-            f"{variant.name} isn't in the cache: run this once with a network, or copy {wanted} into {fetcher.folder}"
+            f"{variant.name} isn't in the cache: run this once with a network, or copy {wanted} to {fetcher.folder}"
         )
     troubles = ["npm isn't installed"] if find_npm() is None else []
     for kind, rows, private in _attempts(fitting):
@@ -256,33 +257,33 @@ def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib
                 raise
             troubles.append(f"{'npm from PyPI' if private else kind}: {failure}")
     raise Failure(
-        f"{variant.name} could not be fetched ({'; '.join(troubles)}). With npm (Node.js) and a network "
-        "run this again, or import a llama.cpp archive with --from"
+        f"{variant.name} could not be fetched ({'; '.join(troubles)}). Run this again with npm (Node.js) and a "
+        "network, or import a llama.cpp archive with --from"
     )
 
 
 def _attempts(sets: list) -> list:
-    """(kind, rows, with a private npm?) in order; a private npm is for machines with pip but without npm."""
+    """(kind, rows, needs a private npm) in the order to try. A private npm is for machines with pip but without npm."""
     without_npm = find_npm() is None
     plain = [(kind, rows, False) for kind, rows in sets if kind != "npm" or not without_npm]
     return plain + [(kind, rows, True) for kind, rows in sets if kind == "npm" and without_npm]
 
 
 def _private_npm(fetcher: Fetcher, stack: contextlib.ExitStack) -> list:
-    fetcher.progress.say("npm isn't installed: fetching one from PyPI, for this once")
+    fetcher.progress.say("npm isn't installed: fetching one from PyPI, for this run only")
     temp = stack.enter_context(temp_folder(fetcher.folder, "npm"))
     return fetcher.private_npm(this_platform(), temp)
 
 
 def load_trouble(variant: Variant, row: Archive) -> str | None:
-    """Why these files wouldn't load on this very machine, or None; other machines can't be asked."""
+    """Why these files wouldn't load on this machine; None if they would, or are for another platform."""
     if variant.platform != this_platform():
         return None
     ours = glibc_version()
     if row.glibc and (ours is None or version_tuple(ours) < version_tuple(row.glibc)):
         return f"its files need glibc {row.glibc}, this machine has {ours or 'another C library'}"
     if row.needs and not can_load(row.needs):
-        return f"its files need {row.needs}, which this machine doesn't have"
+        return f"its files need {row.needs}, which isn't installed on this machine"
     return None
 
 
@@ -303,9 +304,9 @@ def install(
     version: str | None = None,
     source: dict,
 ) -> tuple:
-    """Unpack archives or folders, check them, and put dest/<platform>-<backend> in place: (folder, manifest).
+    """Unpack archives or folders, check them, and put dest/<platform>-<backend> in place; returns (folder, manifest).
 
-    What isn't given is recognised from the files; a platform that is given must be theirs.
+    Platform, backend and version default to those found in the files. Raises Failure if `platform` isn't theirs.
     """
     with temp_folder(dest, "install") as temp:
         scratch, new = temp / "scratch", temp / "new"
@@ -317,7 +318,7 @@ def install(
         if layout.format != form or machine not in layout.machine.split("+"):
             raise Failure(
                 f"these libraries are for {layout.platform or f'{layout.format} {layout.machine}'}, not for "
-                f"{platform or 'any platform known here'}: get the archive for the right platform"
+                f"{platform or 'a supported platform'}: get the archive for the right platform"
             )
         facts = {
             "platform": platform or layout.platform,
@@ -339,7 +340,7 @@ def import_archives(
     dest: Path = LIBS,
     progress: Progress | None = None,
 ) -> Path:
-    """Install what the user already has: llama.cpp release archives, an own build. Replaces the folder."""
+    """Install the user's own llama.cpp release archives or build; returns the folder, which is replaced."""
     begun = time.monotonic()
     source = {"kind": "import", "packages": [Path(path).name for path in paths]}
     folder, manifest = install(paths, dest, platform=platform, backend=backend, source=source)
@@ -382,7 +383,7 @@ def list_variants(dest: Path, fetcher: Fetcher) -> int:
         manifest = read_manifest(folder)
         if manifest and not folder.name.startswith("."):
             print(f"  {folder.name:<22}{manifest['version'] or '?':<11}{'':>10}{'':>10}  imported")
-    print(f"(* the default of this machine; folders in {dest}, downloads in {fetcher.folder})")
+    print(f"(* default for this machine; folders in {dest}, downloads in {fetcher.folder})")
     return 0
 
 
@@ -391,14 +392,12 @@ def _total(rows: list, field: str) -> str:
 
 
 def verify(dest: Path, only: str | None) -> int:
-    """Hash every installed file again. 0 if all is well; raises Failure naming the first trouble."""
+    """Hash every installed file again. Returns 0; raises Failure with the names of damaged folders."""
     folders = [path for path in sorted(dest.glob("*-*")) if path.is_dir() and not path.name.startswith(".")]
     folders = [path for path in folders if only in (None, path.name)]
     if not folders:
-        raise Failure(
-            f"nothing is installed in {dest}{f' as {only}' if only else ''}: "
-            "run `python build_scripts/fetch_libs.py` first"
-        )
+        what = "nothing" if only is None else f"no {only}"
+        raise Failure(f"{what} is installed in {dest}: run `python build_scripts/fetch_libs.py` first")
     bad = []
     for folder in folders:
         manifest = read_manifest(folder)
@@ -409,7 +408,7 @@ def verify(dest: Path, only: str | None) -> int:
     if bad:
         raise Failure(
             f"damaged: {', '.join(bad)}: run fetch_libs.py --force with that --platform and --backend "
-            "(or import it again with --from)"
+            "(or import the libraries again with --from)"
         )
     return 0
 
@@ -418,7 +417,7 @@ def parse(argv: list | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fetch_libs.py", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("--platform", choices=sorted(PLATFORMS), help="fetch for another machine (default: this one)")
-    add("--backend", help="cpu, cuda, vulkan or metal (default: cpu, on Apple silicon metal)")
+    add("--backend", help="cpu, cuda, vulkan or metal (default: metal on Apple silicon, else cpu)")
     add(
         "--from",
         dest="sources",
@@ -426,26 +425,26 @@ def parse(argv: list | None) -> argparse.Namespace:
         type=Path,
         action="append",
         default=[],
-        help="import an archive (.zip, .whl, .tar.gz) or folder that you have; repeat it for several parts",
+        help="import an archive (.zip, .whl, .tar.gz) or folder; may be repeated for several parts",
     )
-    add("--list", action="store_true", help="show all variants, their versions, sizes and what is installed")
+    add("--list", action="store_true", help="show all variants with version, size and state")
     add("--verify", action="store_true", help="hash the installed files again and compare")
     add(
         "--with-mtmd",
         action="store_true",
-        help="add libmtmd (images, audio); on Linux it is built, which "
-        "needs git, cmake, a C++ compiler and some minutes; without these all libraries come from the second source",
+        help="add libmtmd (images, audio). On Linux it is built, which needs git, cmake, a C++ compiler and some "
+        "minutes. Without these tools all libraries come from pip's packages, if they run on this machine",
     )
     add(
         "--with-rpc",
         action="store_true",
-        help="add libggml-rpc (computing on several machines); on Linux it is built, which needs the same tools",
+        help="add libggml-rpc (computing on several machines). Linux only: it is built with the same tools",
     )
-    add("--dest", type=Path, default=LIBS, metavar="DIR", help="where to put the folders (default: libs)")
-    add("--force", action="store_true", help="install anew even if all seems well")
-    add("--offline", action="store_true", help="use only what is in the cache")
-    add("--source", choices=SOURCES, default="auto", help="which client fetches (default: npm, else pip)")
-    add("--quiet", action="store_true", help="no progress")
+    add("--dest", type=Path, default=LIBS, metavar="DIR", help="output folder (default: libs)")
+    add("--force", action="store_true", help="install again even if the folder is up to date")
+    add("--offline", action="store_true", help="use only files in the cache")
+    add("--source", choices=SOURCES, default="auto", help="client for downloads (default: npm, else pip)")
+    add("--quiet", action="store_true", help="show no progress")
     add("--relock", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

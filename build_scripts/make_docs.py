@@ -1,10 +1,10 @@
-"""Write the parts of the documents that are tables of the code: `python build_scripts/make_docs.py [--check]`.
+"""Generate tables in the documentation from tables in the code: `python build_scripts/make_docs.py [--check]`.
 
-A command; one thread; imports the standard library, this folder, and of the product only tables: the options, the
-routes, the request fields. docs/options.md is written whole, in docs/api.md what lies between its markers. New rows,
-groups and tables appear by themselves. `--check` writes nothing and fails if a document isn't up to date.
+A command; one thread; imports the standard library, this folder, and from the server only tables: options, routes,
+request fields. It writes all of docs/options.md, and in docs/api.md the text between markers. New rows, groups and
+tables are included automatically. `--check` writes nothing and fails if a document isn't up to date.
 
-The way not taken: writing them by hand. A table that exists twice is wrong in one place.
+The way not taken: writing the tables by hand. They would soon differ from the code.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Callable, Iterable, Iterator
 from common import ROOT, Failure, run_main
 
 OPTIONS_PAGE, API_PAGE = ROOT / "docs" / "options.md", ROOT / "docs" / "api.md"
-LARGE = 2**20
+LARGE = 2**20  # bounds from here on aren't shown
 KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "dict": "object", "object": "any"}
-# headings of the field tables that deserve better ones than their names
+# Headings of field tables whose names make poor ones.
 TITLES = {
     "COMPLETION_FIELDS": "Completion: the request",
     "SAMPLING_FIELDS": "Completion: choosing the next token",
@@ -66,33 +66,33 @@ TITLES = {
 OPTIONS_HEAD = """\
 # Options
 
-<!-- Written by build_scripts/make_docs.py from server/options/parser.py; don't edit. -->
+<!-- Written by build_scripts/make_docs.py from server/options/table.py; don't edit. -->
 
-`python llama_srv.py MODEL.gguf [options]`. Every flag also takes `--flag=value`. An option that has a variable in
-the column "environment" can be set there. The command line wins over the environment, that over the file that
-`--config` names, and that over the defaults. Switches take no value on the command line; elsewhere they are
-`1`/`on`/`true`/`yes` or `0`/`off`/`false`/`no`. A mistake ends the program before it starts, with one line that names
-the option and what is allowed.
+For operators: all options of `python llama_srv.py MODEL.gguf [options]`. Every flag also takes the form `--flag=value`.
+The column "environment" names a variable that sets the option, too. The command line takes precedence over the
+environment, the environment over the file named by `--config`, and that file over the defaults. Switches take no value
+on the command line; elsewhere their values are `1`/`on`/`true`/`yes` and `0`/`off`/`false`/`no`. If a value is invalid,
+the program doesn't start, and prints one line that names the option and the allowed values.
 """
 
 PROFILES_HEAD = """\
 ## What `--compat 2024` changes
 
-llama.cpp's server of 2024 and today's differ in defaults and shapes. Where both can't be served, the profile decides;
-an option that is given wins over it.
+llama.cpp's servers of 2024 and of today differ in defaults and in the shape of answers. Where it isn't possible to
+support both, the profile decides. An explicit option takes precedence over the profile.
 
 """
 OTHERS_HEAD = """\
 ## Known, but without effect here
 
-Options of llama-server, of today and of 2024, that launch scripts may name. *Ignored* ones are taken, with a line in
-the log; *refused* ones end the program with their reason.
+Options of llama-server, of today and of 2024, that launch scripts may contain. *Ignored* options are accepted, with a
+line in the log. *Refused* options end the program with a reason.
 """
 STATUS = {"ignored": "ignored", "planned": "refused for now", "refused": "refused"}
 
 
 def options_page() -> str:
-    """docs/options.md: a table for each group, what the profiles change, and what is known without doing anything."""
+    """The text of docs/options.md: a table for each group, the profiles, and the options without effect."""
     from server.options.parser import GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, compat_rows
 
     heads = ("option", "default", "allowed", "environment", "what")
@@ -116,7 +116,7 @@ def options_page() -> str:
 
 
 def group_tables(mark: str, groups: Iterable, options: Iterable, heads: tuple, row: Callable) -> Iterator[str]:
-    """A heading and a table for each group that has options, also for groups nobody has listed."""
+    """A heading and a table for each group that has options, including groups missing in `groups`."""
     for group in dict.fromkeys([*groups, *(option.group for option in options)]):
         rows = [row(option) for option in options if option.group == group]
         if rows:
@@ -135,14 +135,14 @@ def option_row(option: object) -> tuple:
 
 
 def flags_of(option: object) -> str:
-    """All spellings, the value behind the last one."""
+    """All spellings of an option, the last one with its value."""
     value = f" {option.metavar}" if option.type is not None and option.metavar else ""
     flags = ", ".join(f"`{flag}{value if flag == option.flags[-1] else ''}`" for flag in option.flags)
     return flags + ("; off: " + ", ".join(f"`{flag}`" for flag in option.off_flags) if option.off_flags else "")
 
 
 def bounds(low: float | None, high: float | None) -> str:
-    """`1 to 255`, `0 and more`, or nothing where there is no bound worth naming."""
+    """`1 to 255`, `0 and more`, or "" without bounds below LARGE."""
     low = -math.inf if low is None else low
     high = math.inf if high is None else high
     if math.isinf(low) and math.isinf(high):
@@ -167,7 +167,7 @@ def routes_part() -> str:
 
 
 def fields_part() -> str:
-    """Which routes take which fields, and a table for each table of them."""
+    """The routes with their field tables, then each table."""
     from server.api.request.fields import BODIES
 
     tables = field_tables()
@@ -205,7 +205,7 @@ def fields_part() -> str:
 
 
 def field_tables() -> dict:
-    """Every tuple of fields in `server.api` by its name, the completion's first."""
+    """Every tuple of fields in `server.api` by its name; those in TITLES first, in that order."""
     import server.api
     from server.api.request.schema import Field
 
@@ -234,19 +234,19 @@ PARTS = {"routes": routes_part, "fields": fields_part}
 
 
 def api_page(text: str) -> str:
-    """docs/api.md with fresh tables between its markers."""
+    """The text of docs/api.md with up-to-date tables between its markers."""
     for name, part in PARTS.items():
         begin, end = f"<!-- {name}: written by build_scripts/make_docs.py -->", f"<!-- end of {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if len(pattern.findall(text)) != 1:
-            raise Failure(f"docs/api.md needs the lines '{begin}' and '{end}' once each: put them back")
+            raise Failure(f"docs/api.md must contain the lines '{begin}' and '{end}' once each: restore them")
         fresh = f"{begin}\n\n{part()}\n{end}"
         text = pattern.sub(lambda _, fresh=fresh: fresh, text)
     return text
 
 
 def outdated() -> dict:
-    """Path -> new text of each document that isn't what the code says."""
+    """Path -> new text of each document that isn't up to date."""
     pages = {OPTIONS_PAGE: options_page(), API_PAGE: api_page(API_PAGE.read_text(encoding="utf-8"))}
     return {
         path: text for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
@@ -265,7 +265,7 @@ def command(check: bool) -> int:
 
 def main(argv: list | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make_docs.py", description="Write the generated parts of docs/.")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if something isn't up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a document isn't up to date")
     options = parser.parse_args(argv)
     return run_main("make_docs", lambda: command(options.check))
 

@@ -1,15 +1,14 @@
-"""What the files of a llama.cpp build are: their machine, their names for each other, their roles, the
+"""Analyses the files of a llama.cpp build: their platform, names, dependencies and roles; reads and writes the
 manifest.
 
-Called by fetch_libs (and whoever checks a folder for another platform) on one thread; imports the standard
-library, `archives` for its result type and `common`. Knows ELF, Mach-O and PE well enough to read three
-facts.
+Called by fetch_libs, build_parts and check_platform on their main thread; imports the standard library, `archives`
+for its result type, and `common`. From ELF, Mach-O and PE headers it reads the machine, the library's own name and
+the names of the libraries that it needs.
 
-Why read headers at all: packagers name the files differently (`libllama.so.0`, `libllama.v0.5.0.so`,
-`libllama.0.dylib` beside an unequal copy `libllama.dylib`), and loading a library under another name than the
-one its neighbours ask for gives two copies of it in one process. So each file is installed under the name by
-which the others need it, and the load order follows from that. The way not taken: a table of layouts per
-packager.
+Packagers name the files differently: `libllama.so.0`, `libllama.v0.5.0.so`, or `libllama.0.dylib` beside a
+different copy `libllama.dylib`. If a library is loaded under another name than the one its neighbours need, the
+process has two copies of it. So each file is installed under the name by which the others need it, and the load
+order follows from the headers. The way not taken: a table of layouts per packager.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ PLATFORMS = {  # platform -> (file format, machine)
 ELF_MACHINES = {0x03: "x86", 0x28: "armv7l", 0x3E: "x64", 0xB7: "arm64", 0xF3: "riscv64"}
 MACHO_MACHINES = {0x01000007: "x64", 0x0100000C: "arm64"}
 PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
-GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")  # first found: the name
+GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")  # the first one found is used
 
-MAX_ROWS = 10_000  # of a header's table: more is no library but an attack
+MAX_ROWS = 10_000  # of a table in a header; files with more are treated as hostile
 
 _EXTENSION = r"\.(?:dll|dylib|so(?:\.\d+)*)$"
 _CORE = re.compile(r"^(?:lib)?(llama|ggml|ggml-base|mtmd)(?:\.[a-z]\w*)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.I)
@@ -64,7 +63,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header | None:
-    """None for a file that is no shared library of a known format (or is cut off inside its header)."""
+    """The header of a shared library; None for other files, unknown formats and truncated headers."""
     readers = {b"\x7fELF": _read_elf, b"\xcf\xfa\xed\xfe": _read_macho, b"\xca\xfe\xba\xbe": _read_fat_macho}
     with open(path, "rb") as file:
         magic = file.read(4)
@@ -76,7 +75,7 @@ def read_header(path: Path) -> Header | None:
 
 
 class _Bytes:
-    """Random access to a file as numbers and strings, from `start` on."""
+    """Reads numbers and strings at offsets of a file, counted from `start`."""
 
     def __init__(self, file, start: int = 0, order: str = "<") -> None:
         self.file = file
@@ -93,7 +92,7 @@ class _Bytes:
 
 
 def _to_offset(address: int, ranges: list) -> int:
-    """File offset of a virtual address by (address, size, offset) ranges."""
+    """The file offset of a virtual address, according to (address, size, offset) ranges."""
     for base, size, offset in ranges:
         if base <= address < base + size:
             return address - base + offset
@@ -150,7 +149,7 @@ def _read_macho(data: _Bytes) -> Header:
 
 
 def _read_fat_macho(data: _Bytes) -> Header:
-    """A universal file: the names of the first slice, the machines of all, joined by `+`."""
+    """The header of a universal file: names from the first slice, the machines of all slices joined by `+`."""
     data.order = ">"
     (count,) = data.numbers("I", 4)
     slices = [data.numbers("IIIII", 8 + index * 20) for index in range(min(count, 8))]
@@ -194,7 +193,7 @@ def plugin_family(name: str) -> str | None:
 
 
 class Layout(NamedTuple):
-    """What to install: file name in the folder -> file on disk, and what each is for."""
+    """The files to install (name in the folder -> file on disk) and their roles."""
 
     files: dict
     load_order: list
@@ -221,7 +220,7 @@ class Layout(NamedTuple):
 
 
 class _Shelf:
-    """The libraries beside one libllama: name -> file, their headers, and who asks for whom."""
+    """The libraries of one format: `files` beside libllama, `elsewhere` in other folders, and their headers."""
 
     def __init__(self, unpacked: Unpacked, base: str, form: str) -> None:
         self.fold = str.lower if form == "pe" else str
@@ -247,7 +246,7 @@ class _Shelf:
         return [name for name, _ in self.files.values() if test(name)]
 
     def choose(self, candidates: list) -> str | None:
-        """Of several names for one library: the one neighbours ask for, else its own, else the shortest."""
+        """Of several names for one library: the one that others need, else its own, else the shortest."""
         asked = {self.fold(needed) for _, file in self.files.values() for needed in self.headers[file].needed}
         rules = (lambda name: self.fold(name) in asked, lambda name: name == self.header(name).name, lambda name: True)
         for rule in rules:
@@ -257,9 +256,9 @@ class _Shelf:
         return None
 
     def with_needs(self, name: str, order: list) -> list:
-        """Append `name` to `order` after everything it needs that we hold (post-order, each once)."""
+        """Append `name` to `order`, after all libraries of the archive that it needs, each once."""
         if name not in order:
-            order.append(name)  # marks it as seen, so that a cycle ends
+            order.append(name)  # marks it as visited, in case of a cycle
             for needed in self.header(name).needed:
                 held = self.find(needed)
                 if held:
@@ -267,7 +266,7 @@ class _Shelf:
                 elif core_role(needed) or plugin_family(needed):
                     raise Failure(
                         f"{needed}, which {name} needs, isn't in the archive: "
-                        "use a complete one, or give several with repeated --from"
+                        "use a complete one, or several by repeating --from"
                     )
             order.remove(name)
             order.append(name)
@@ -275,7 +274,7 @@ class _Shelf:
 
 
 def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
-    """Decide which files make a usable folder. `origin`: the archive's name, which may tell the version."""
+    """Choose the files of a usable folder. `origin`: the archive's name, which may contain the version."""
     base = _base_folder(unpacked)
     form = next(
         header.format
@@ -308,10 +307,10 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
     cpu = [name for name in plugins if plugin_family(name).startswith("ggml-cpu")]
     if not cpu and not any((plugin_family(name) or "").startswith("ggml-cpu") for name in load_order):
         raise Failure(
-            "there is no CPU backend (ggml-cpu) among the libraries: llama.cpp can't run without one, "
-            "give also the archive that holds it with a second --from"
+            "the libraries have no CPU backend (ggml-cpu), which llama.cpp needs: "
+            "add the archive that contains it with a second --from"
         )
-    if form == "pe":  # Windows finds neighbours by itself, and the C++ runtime is better loaded only once
+    if form == "pe":  # Windows finds the other libraries itself, and the C++ runtime should be loaded only once
         load_order = [name for name in load_order if core_role(name) or plugin_family(name)]
     header = shelf.header(roots["llama"])
     return Layout(
@@ -328,7 +327,7 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
 
 
 def _base_folder(unpacked: Unpacked) -> str:
-    """The archive folder that holds libllama; of several at different depths the outermost."""
+    """The archive's folder with libllama; of several, the outermost."""
     folders = {
         posixpath.dirname(path)
         for path, file in unpacked.libraries.items()
@@ -336,17 +335,17 @@ def _base_folder(unpacked: Unpacked) -> str:
     }
     if not folders:
         raise Failure(
-            "no libllama (libllama.so, libllama.dylib, llama.dll) in it: give a llama.cpp release archive "
+            "it contains no libllama (libllama.so, libllama.dylib, llama.dll): use a llama.cpp release archive "
             "or the folder with the built libraries"
         )
     ordered = sorted(folders, key=lambda folder: (folder.count("/") if folder else -1, folder))
     if len(ordered) > 1 and ordered[0].count("/") == ordered[1].count("/") and ordered[0]:
-        raise Failure(f"several builds in it ({', '.join(ordered)}): give the folder of one of them")
+        raise Failure(f"it contains several builds ({', '.join(ordered)}): use the folder of one of them")
     return ordered[0]
 
 
 def _plugins(shelf: _Shelf, load_order: list) -> list:
-    """Backends that ggml loads by itself: one file per family, none that is already linked in."""
+    """Backends that ggml loads by itself: one file per family, without those in the load order."""
     linked = {plugin_family(name) for name in load_order}
     families: dict = {}
     for name in shelf.names(plugin_family):
@@ -359,7 +358,7 @@ def _plugins(shelf: _Shelf, load_order: list) -> list:
 
 
 def _fallback(unpacked: Unpacked, base: str) -> dict:
-    """Second builds of a backend (CUDA 12 beside CUDA 13), in a subfolder that ggml doesn't scan."""
+    """Other builds of a backend (CUDA 12 beside CUDA 13), in a subfolder that ggml doesn't search."""
     folder = posixpath.join(base, FALLBACK)
     split = {posixpath.split(path): file for path, file in sorted(unpacked.libraries.items())}
     return {
@@ -387,7 +386,7 @@ def _version(unpacked: Unpacked, base: str, origin: str) -> str | None:
 
 
 def write_folder(folder: Path, layout: Layout, unpacked: Unpacked, facts: dict) -> dict:
-    """Put the chosen files, the licence and manifest.json into `folder` (new, empty); returns the manifest.
+    """Put the files, licences and manifest.json into the empty `folder`; returns the manifest.
 
     `facts`: platform, backend, version (llama.cpp's tag), source.
     """
@@ -415,7 +414,7 @@ def write_folder(folder: Path, layout: Layout, unpacked: Unpacked, facts: dict) 
 
 
 def _place(file: Path, target: Path) -> None:
-    """A hard link costs nothing (the scratch name goes away); where the file system has none, a copy."""
+    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(file, target)
     except OSError:
@@ -423,7 +422,7 @@ def _place(file: Path, target: Path) -> None:
 
 
 def _licence_names(unpacked: Unpacked) -> dict:
-    """LICENSE, LICENSE-2, ...: each different text once, outermost first."""
+    """LICENSE, LICENSE-2, ... -> file: each different text once, outermost first."""
     texts: dict = {}
     for path in sorted(unpacked.licences, key=lambda path: (path.count("/"), path)):
         texts.setdefault(unpacked.licences[path].read_bytes(), unpacked.licences[path])
@@ -439,7 +438,7 @@ def write_manifest(folder: Path, manifest: dict) -> None:
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """None where there is no manifest of a format known here; never raises for damaged content."""
+    """The manifest of a folder; None if it is missing, damaged or of an unknown format."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -449,7 +448,7 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def missing_files(folder: Path, manifest: dict) -> list:
-    """Names whose file is absent or has another size: the cheap check, one stat per file."""
+    """Names of files that are missing or have another size. The quick check: no hashes."""
     wrong = []
     for name, facts in manifest["files"].items():
         try:
@@ -462,7 +461,7 @@ def missing_files(folder: Path, manifest: dict) -> list:
 
 
 def changed_files(folder: Path, manifest: dict) -> list:
-    """The thorough check: wrong content, missing files, strange libraries (ggml would load them)."""
+    """Names of files that are missing, changed, or unknown libraries (ggml would load them). Hashes all files."""
     wrong = set(missing_files(folder, manifest))
     for name, facts in manifest["files"].items():
         if name not in wrong and sha256_of(folder / name) != facts["sha256"]:

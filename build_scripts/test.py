@@ -1,14 +1,13 @@
-"""Make what the tests need, then check the source and run them: `python build_scripts/test.py [--unit] [--long] ...`.
+"""Set up the tests' environment, check the source, run the tests: `python build_scripts/test.py [--unit] [--long] ...`.
 
-A command of its own; one thread; imports the standard library and `common`. Each step looks first whether its
-work is done, so a second run goes straight to pytest: an environment with the packages of
-requirements-dev.txt (in the cache folder, keyed by their text and the interpreter), the native libraries, the
-library for images, the small chat model, a browser, packages for Node.js. A step that can't be done on this
-machine costs the tests that need it, and says so at the end; with CI=true it ends the run.
+A command; one thread; imports the standard library and `common`. The steps prepare an environment with the packages of
+requirements-dev.txt (in the cache folder, one for each version of that file and interpreter), the native libraries, the
+small models, browsers, load balancers and packages for Node.js. Steps that are already done are skipped. If a step
+isn't possible on this machine, the tests that need it are skipped, and a line at the end says so; with CI=true the run
+fails.
 
-Ways not taken: tox or nox (one more thing to install first), the user's own site-packages (nothing of ours
-belongs there, and their pytest plug-ins don't belong here), a prebuilt container image (CI starts from a bare
-machine).
+Ways not taken: tox or nox (they have to be installed first), the user's site-packages (they should stay unchanged, and
+their pytest plug-ins could disturb), a prebuilt container image (CI starts from a bare machine).
 """
 
 from __future__ import annotations
@@ -40,31 +39,31 @@ NODE_PACKAGES = (
     "ollama@0.6.4",
     "axe-core@4.10.3",
 )
-ATTEMPTS = 3  # at what needs the network, where nobody is there to start it again
-NO_TESTS_RAN = 5
+ATTEMPTS = 3  # for steps that need the network, in CI
+NO_TESTS_RAN = 5  # pytest's exit code
 
 USAGE = """usage: python build_scripts/test.py [--unit] [--long] [pytest arguments]
 
-  --unit   only the quick tests that need no native library, model or browser
-  --long   also the tests that take minutes
-Everything else goes to pytest: -k NAME, -x, -v, tests/unit/test_layers.py, ...
-With CI=true nothing may be skipped: what can't be set up is a failure.
+  --unit   run only the quick tests, which need no native library, model or browser
+  --long   also run tests that take minutes
+All other arguments go to pytest: -k NAME, -x, -v, tests/unit/test_layers.py, ...
+With CI=true, a step of the set-up that isn't possible is an error.
 """
 
 
 class Missing(Exception):
-    """A step can't be done here; the reason, and how the user could do it."""
+    """A step isn't possible on this machine. The message: the reason, or what the user can do."""
 
 
 class Step(NamedTuple):
-    """`prepare` returns a few words about what it found or did, or raises Missing or Failure."""
+    """A step of the set-up. `prepare` returns a few words about the result, or raises Missing or Failure."""
 
     name: str
     prepare: Callable[[], str]
 
 
 def main(argv: list | None = None) -> int:
-    """Exit code: pytest's, or 1 when a step failed or no test was found."""
+    """Run the command; returns pytest's exit code, or 1 if a step failed or no test was found."""
     return run_main("test", lambda: command(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -97,15 +96,15 @@ def command(arguments: list) -> int:
     codes = [run_pytest(words, environment) for words in parts_of(arguments, is_whole, quick)]
     code = one_code(codes) or min(len(faulty), 1)
     for name in faulty:
-        say(f"{name} found faults: its output stands above the tests'")
+        say(f"{name} found faults: see its output above the tests")
     for line in missing:
-        say(f"not on this machine: {line}")
+        say(f"not available: {line}")
     return code
 
 
 def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
-    """The arguments of each run of pytest. All cores share the tests without a library, since one of these uses
-    one core; the others have the machine to themselves, one after the other."""
+    """The arguments of each run of pytest. Tests without native libraries use one core each, so they run on all cores
+    at once; the others run one after the other."""
     if not is_whole:
         return [arguments]
     parts = [[*UNIT_FOLDERS, "-n", "auto", *arguments]]
@@ -113,7 +112,7 @@ def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
 
 
 def take(arguments: list, flag: str) -> bool:
-    """Remove a flag of ours from the arguments; was it there?"""
+    """Remove a flag from the arguments; returns whether it was there."""
     found = flag in arguments
     while flag in arguments:
         arguments.remove(flag)
@@ -121,7 +120,7 @@ def take(arguments: list, flag: str) -> bool:
 
 
 def names_tests(argument: str) -> bool:
-    """Is it a file or folder of tests, or a test in one (`tests/unit/test_layers.py::test_x`)?"""
+    """Whether an argument names a file or folder of tests, or a test in one (`tests/unit/test_layers.py::test_x`)."""
     return not argument.startswith("-") and (ROOT / argument.partition("::")[0]).exists()
 
 
@@ -130,23 +129,23 @@ def say(text: str) -> None:
 
 
 def run_step(step: Step, strict: bool) -> str:
-    """Do one step; `""`, or one line about what is missing. Packages are needed in any case."""
+    """Run one step; returns `""`, or one line about what is missing. With `strict` that raises Failure."""
     begun = time.monotonic()
     say(f"{step.name} ...")
     try:
         outcome, trouble = step.prepare(), ""
     except Missing as reason:
         if strict:
-            raise Failure(f"{step.name}: {reason} (nothing may be missing with CI=true)") from reason
-        outcome, trouble = f"missing: {reason}", f"{step.name} ({reason}); tests that need it are skipped"
+            raise Failure(f"{step.name}: {reason} (required with CI=true)") from reason
+        outcome, trouble = f"missing: {reason}", f"{step.name} ({reason}); the tests that need this are skipped"
     say(f"{step.name}: {outcome} [{time.monotonic() - begun:.1f} s]")
     return trouble
 
 
 def again(what: str, attempt: Callable[[], str], attempts: int | None = None) -> str:
-    """Attempt something that a bad moment of the network can spoil; `""`, or what the last attempt said of its failure.
+    """Attempt something that needs the network; returns `""`, or the error of the last attempt.
 
-    One attempt, but in CI (CI=true) `ATTEMPTS`: a person sees at once what is wrong, and can start it again.
+    Makes `attempts` attempts; by default one, in CI (CI=true) `ATTEMPTS`.
     """
     attempts = attempts or (ATTEMPTS if os.environ.get("CI") == "true" else 1)
     for number in range(1, attempts + 1):
@@ -159,7 +158,7 @@ def again(what: str, attempt: Callable[[], str], attempts: int | None = None) ->
 
 
 def run_checks(environment: dict) -> list:
-    """The linter, the formatter and the type checker; the names of those that found faults."""
+    """Run linter, formatter and type checker; returns the names of those that found faults."""
     faulty = []
     for words in CHECKS:
         begun = time.monotonic()
@@ -172,12 +171,12 @@ def run_checks(environment: dict) -> list:
 
 
 def one_code(codes: list) -> int:
-    """The worst of pytest's exit codes. That no run found a test is an error, too."""
+    """The highest of pytest's exit codes; 1 if no run found a test."""
     return max((code for code in codes if code != NO_TESTS_RAN), default=1)
 
 
 def run_pytest(arguments: list, environment: dict) -> int:
-    """Run pytest in its environment; its exit code."""
+    """Run pytest in the tests' environment; returns its exit code."""
     begun = time.monotonic()
     command_line = [str(python_in(environment_folder())), "-m", "pytest", *arguments]
     say("pytest " + " ".join(arguments))
@@ -190,7 +189,7 @@ def run_pytest(arguments: list, environment: dict) -> int:
 
 
 def environment_folder() -> Path:
-    """The environment for this interpreter and these requirements: a change of either makes a new one."""
+    """The folder of the environment for this interpreter and these requirements. A change of either means a new one."""
     key = "\n".join((sys.version, sys.base_prefix, REQUIREMENTS.read_text(encoding="utf-8")))
     name = f"py{sys.version_info[0]}{sys.version_info[1]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     return cache_folder() / "test-environments" / name
@@ -202,9 +201,9 @@ def python_in(folder: Path) -> Path:
 
 
 def prepare_packages(folder: Path) -> str:
-    """Make the environment under another name and rename it, so that a folder of that name is complete.
+    """Make the environment under another name, then rename it, so that a folder of the final name is complete.
 
-    Its scripts would remember the other name, but only `python -m` is used.
+    Its scripts contain the first name and don't work, but only `python -m` is used.
     """
     if python_in(folder).exists():
         return "ready"
@@ -215,9 +214,9 @@ def prepare_packages(folder: Path) -> str:
 
 
 def make_environment(folder: Path) -> None:
-    """An environment with the test packages: by this Python's pip, else by one made for it.
+    """Make an environment with the test packages, by this Python's pip, else by the environment's own.
 
-    Debian's Python comes without `ensurepip` unless python3-venv is installed, but often with pip.
+    Debian's Python has no `ensurepip` unless python3-venv is installed, but it often has pip.
     """
     environment = {
         **os.environ,
@@ -235,25 +234,25 @@ def make_environment(folder: Path) -> None:
         install = [str(python_in(folder)), *install]
     if not made:
         raise Failure(
-            f"{sys.executable} can make no environment: install its pip and venv modules "
+            f"{sys.executable} can't make an environment: install its pip and venv modules "
             "(Debian, Ubuntu: apt install python3-pip python3-venv), then run this again"
         )
     if again(
         "install the test packages",
         lambda: "see above" if subprocess.run(install, env=environment, check=False).returncode else "",
     ):
-        raise Failure("pip couldn't install the test packages, see above: put that right, run this again")
+        raise Failure("pip couldn't install the test packages, see above: fix that, then run this again")
 
 
 def site_packages(folder: Path) -> Path:
-    """Where an environment keeps its packages."""
+    """The folder of an environment's packages."""
     if os.name == "nt":
         return folder / "Lib" / "site-packages"
     return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
 def works(command_line: list) -> bool:
-    """Run something quietly; did it end well?"""
+    """Run a command without output; returns whether it succeeded."""
     return (
         subprocess.run(
             command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
@@ -266,29 +265,29 @@ def works(command_line: list) -> bool:
 
 
 def prepare_libraries() -> str:
-    """The native libraries, unless the user has named a folder."""
+    """Fetch the native libraries, unless LLAMA_SRV_LIBS names a folder."""
     given = os.environ.get("LLAMA_SRV_LIBS")
-    return f"those of LLAMA_SRV_LIBS, {given}" if given else run_script("fetch_libs.py")
+    return f"from LLAMA_SRV_LIBS, {given}" if given else run_script("fetch_libs.py")
 
 
 def prepare_built_libraries() -> str:
-    """libmtmd and libggml-rpc, which are built from source: minutes the first time, then kept in the cache."""
+    """Build libmtmd and libggml-rpc from source. This takes minutes the first time; then they are in the cache."""
     given = os.environ.get("LLAMA_SRV_LIBS")
-    return f"as in {given}" if given else run_script("fetch_libs.py", "--with-mtmd", "--with-rpc")
+    return f"from {given}" if given else run_script("fetch_libs.py", "--with-mtmd", "--with-rpc")
 
 
 def prepare_model() -> str:
-    """The small chat model."""
+    """Fetch the small chat model."""
     return run_script("fetch_model.py")
 
 
 def prepare_embedding_model() -> str:
-    """The published embedding model that ours is compared with."""
+    """Fetch the published embedding model that the tests compare with."""
     return run_script("fetch_model.py", "--embedding")
 
 
 def run_script(name: str, *arguments: str) -> str:
-    """Run a neighbour, which shows its progress on stderr; the path it prints."""
+    """Run another script of this folder; returns the path that it prints. It shows its progress on stderr."""
     command, said = " ".join(["python build_scripts/" + name, *arguments]), ""
 
     def attempt() -> str:
@@ -312,13 +311,13 @@ def run_script(name: str, *arguments: str) -> str:
 
 
 def browser_found() -> str:
-    """The driver's path when browser, driver and the programs of the shell example are there, else `""`."""
+    """The driver's path if browser, driver, jq and curl are installed, else `""`."""
     is_complete = any(map(shutil.which, BROWSERS)) and all(map(shutil.which, ("jq", "curl")))
     return (shutil.which("chromedriver") or "") if is_complete else ""
 
 
 def may_install(packages: str) -> bool:
-    """Whether packages may go into this system: yes in CI (CI=true), else whoever sits there is asked, or it is no."""
+    """Whether system packages may be installed: yes in CI (CI=true); on a terminal the user is asked; otherwise no."""
     if os.environ.get("CI") == "true":
         return True
     if not (sys.stdin and sys.stdin.isatty()):
@@ -330,47 +329,47 @@ def may_install(packages: str) -> bool:
 
 
 def prepare_browser() -> str:
-    """Chromium and its driver; installed into the system only in CI or after a yes."""
+    """Find or install Chromium and its driver. They are installed only in CI, or if the user agrees."""
     return prepare_system_packages(BROWSER_PACKAGES, browser_found, "install Chromium or Chrome, and chromedriver")
 
 
 def prepare_firefox() -> str:
-    """Firefox, for the tests that run in both; installed like the other one."""
+    """Find or install Firefox, for the tests that run in both browsers."""
     return prepare_system_packages(FIREFOX_PACKAGES, firefox_found, "install Firefox")
 
 
 def firefox_found() -> str:
-    """Its path, else `""`."""
+    """Firefox's path, else `""`."""
     return shutil.which("firefox") or shutil.which("firefox-esr") or ""
 
 
 def prepare_balancers() -> str:
-    """The programs that the examples for load balancers are tested with; installed like the browser."""
+    """Find or install nginx and HAProxy, which the examples for load balancers are tested with."""
     return prepare_system_packages(BALANCERS, balancers_found, "install nginx and HAProxy")
 
 
 def balancers_found() -> str:
-    """Their paths when both are there, else `""`."""
+    """The paths of both load balancers if they are installed, else `""`."""
     found = [shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in BALANCERS]
     return ", ".join(found) if all(found) else ""
 
 
 def prepare_system_packages(names: tuple, found: Callable[[], str], advice: str) -> str:
-    """See to it that `found` finds something; `advice` is for systems whose packages aren't known here."""
+    """Install packages with apt-get unless `found` returns a path. `advice`: for systems without apt-get."""
     if found():
         return f"ready, {found()}"
     packages = " ".join(names)
     if not shutil.which("apt-get"):
         raise Missing(advice)
     if os.geteuid() != 0:
-        raise Missing(f"no right to install it: sudo apt-get install {packages}")
+        raise Missing(f"not installed; run sudo apt-get install {packages}")
     if not may_install(packages):
-        raise Missing(f"not installed without asking: apt-get install {packages}")
+        raise Missing(f"not installed; run apt-get install {packages}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     apt_get = ["apt-get", "-qq", "-o", "Acquire::Retries=3", "-o", "DPkg::Lock::Timeout=300"]
 
     def attempt() -> str:
-        # package lists of a fresh machine are empty, those of an old one name files that are gone
+        # The package lists of a new machine are empty, and those of an old one name deleted files.
         for arguments in (["update"], ["install", "-y", "--no-install-recommends", *names]):
             done = subprocess.run(
                 [*apt_get, *arguments],
@@ -382,7 +381,7 @@ def prepare_system_packages(names: tuple, found: Callable[[], str], advice: str)
                 errors="replace",
                 check=False,
             )
-        return "" if done.returncode == 0 and found() else f"apt-get said\n{done.stdout[-2000:]}"
+        return "" if done.returncode == 0 and found() else f"output of apt-get:\n{done.stdout[-2000:]}"
 
     if trouble := again(f"install {packages}", attempt, ATTEMPTS):
         raise Missing(f"installing {packages} failed, {trouble}")
@@ -393,13 +392,13 @@ def prepare_system_packages(names: tuple, found: Callable[[], str], advice: str)
 
 
 def node_packages_folder() -> Path:
-    """Where the packages for Node.js are, in `node_modules`: another list makes another folder."""
+    """The folder with the packages for Node.js in `node_modules`. It depends on the list of packages."""
     key = hashlib.sha256(" ".join(NODE_PACKAGES).encode()).hexdigest()[:12]
     return cache_folder() / "test-environments" / f"node-{key}"
 
 
 def prepare_node_packages() -> str:
-    """The packages by npm, without running any code of theirs; renamed when complete, like the environment."""
+    """Install the packages with npm, without running their scripts. The folder is renamed when it is complete."""
     folder, npm = node_packages_folder(), shutil.which("npm")
     if folder.exists():
         return "ready"

@@ -1,7 +1,7 @@
-"""Icon and version resource of the Windows executables, drawn and written at build time.
+"""Writes the icon and the version resource of the Windows executables at build time.
 
-Called by build_exe; imports the standard library and `contents`. Both are small enough to be made of code, so no
-binary file lies in the tree. Does nothing on other systems."""
+Called by build_exe on its main thread; imports the standard library and `contents`. Does nothing on other systems. The
+way not taken: binary files in the repository. Both resources are small enough to be written by code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import contents
 
 SIZE = 32
 BLUE, WHITE, NOTHING = (0xD0, 0x5F, 0x2F, 0xFF), (0xFF, 0xFF, 0xFF, 0xFF), (0, 0, 0, 0)  # blue, green, red, alpha
-# the face of public/icon.svg in a grid of 16 by 16
+# The picture of public/icon.svg as a grid of 16 by 16.
 FACE = """
 .##############.
 ################
@@ -44,7 +44,7 @@ VERSION_TEXT = """VSVersionInfo(
 
 
 def write(folder: Path, system: str = sys.platform) -> dict:
-    """Write both into `folder`; the environment by which the spec finds them."""
+    """Write both to `folder`; returns the environment variables that tell the spec where they are."""
     if system != "win32":
         return {}
     icon, version = folder / "llama-srv.ico", folder / "version.txt"
@@ -60,7 +60,7 @@ def version_text(version: str) -> str:
 
 
 def icon_bytes() -> bytes:
-    """An .ico file with one picture of 32 by 32 pixels."""
+    """The content of an .ico file with one picture of 32 by 32 pixels."""
     rows = FACE.strip().splitlines()
     pixels = bytearray()
     for y in reversed(range(SIZE)):

