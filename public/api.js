@@ -1,4 +1,4 @@
-// Requests to our own server, with the API key of the settings. Paths are relative, so the page works under a prefix.
+// Requests to this page's server, with the API key of the settings. Relative paths, so the page works under a prefix.
 // Errors are LlamaError with the server's message; a missing or wrong key also fires "need-key" on window.
 
 import { errorOf, events, LlamaError } from './completion.js';
@@ -7,14 +7,14 @@ import { prefs } from './prefs.js';
 
 export { LlamaError };
 
-// Why the server refuses, by `reason` or else by type -> which text says it.
+// An error's `reason` or else type -> key of its text.
 const KINDS = {
   invalid_request_error: 'invalid', too_large: 'invalid', too_many: 'invalid', slow: 'invalid', authentication_error: 'auth', permission_error: 'forbidden',
   not_found_error: 'not-found', not_found: 'not-found', exceed_context_size_error: 'context', rate_limit_error: 'rate', not_supported_error: 'unsupported',
   queue_full: 'busy', memory: 'busy', connections: 'busy', unavailable_error: 'unavailable', timeout_error: 'time', server_error: 'server', connection_lost: 'lost',
 };
 
-// An error in the user's language; with the server's own words where they say more.
+// An error in the user's language, with the server's message where that says more.
 export function errorText({ type, message, name, details = {} }) {
   if (name === 'TypeError') return t('offline');
   const kind = KINDS[details.reason ?? type];
@@ -36,20 +36,20 @@ export const getText = async (path) => (await request(path)).text();
 export const post = async (path, body, signal) =>
   (await request(path, { method: 'POST', body: JSON.stringify(body), signal })).json();
 
-// POST with a streamed answer: the parsed `data` objects. An error inside the stream is thrown; so is an end without
-// a last object, which means that the connection broke. With an `id` the server writes the stream to its end, whoever
-// reads it, and it can be taken up again.
+// POST with a streamed answer: yields the parsed `data` objects. Throws errors in the stream, and if it ends without a
+// last object (the connection broke). With an `id` the server finishes the stream even if the connection ends, and
+// `takeUp` reads it again.
 export async function* stream(path, body, signal, id = '') {
   yield* objects(await request(path, { method: 'POST', body: JSON.stringify({ ...body, stream: true }), signal, headers: id ? { 'X-Conversation-Id': id } : {} }));
 }
 
-// The objects of the stream `id` from its beginning on; null if the server doesn't have it (any more).
+// The objects of the stream `id` from its beginning; null if the server doesn't have it.
 export async function takeUp(id, signal) {
   const found = await post('v1/streams/lookup', { conversation_ids: [id] }, signal);
   return found.length ? objects(await request(`v1/stream?conv_id=${id}`, { signal })) : null;
 }
 
-// Nobody wants the rest of the stream `id`.
+// Stop the stream `id`.
 export const endStream = (id) => request(`v1/stream?conv_id=${id}`, { method: 'DELETE' }).catch(() => {});
 
 async function* objects(response) {
@@ -68,11 +68,11 @@ async function* objects(response) {
   if (!isComplete) throw new LlamaError('connection lost', 0, 'connection_lost');
 }
 
-// Was it the connection, not the server's answer?
+// Did the connection fail?
 export const isConnectionError = (error) =>
   error instanceof TypeError || error.type === 'connection_lost' || [502, 503, 504].includes(error.status);
 
-// The health object whatever its status is; null when nothing answers.
+// The health object, of any status; null if the server doesn't answer.
 export async function health() {
   try {
     return await (await fetch('health', { cache: 'no-store' })).json();

@@ -1,6 +1,6 @@
 // The page's start: waits for the server, makes the three views, and switches between them by the URL's hash
-// (#chat, #chat/ID, #complete, #server). Everything on screen is built here and in the modules it imports; what isn't
-// needed for a chat is imported when it is asked for.
+// (#chat, #chat/ID, #complete, #server). This module and its imports build all elements. Modules that a chat doesn't
+// need are imported on demand.
 
 import { errorText, get, health, isReady, sleep } from './api.js';
 import { ChatView } from './chat.js';
@@ -20,7 +20,7 @@ const LATER = {
 class App {
   props = null;
   #isAsking = false;
-  #declined = null;             // the key that the user was asked to replace, and hasn't
+  #declined = null;             // the key that the user declined to replace
   #view = null;                 // promise of the view that the URL names
 
   constructor() {
@@ -78,7 +78,7 @@ class App {
     window.addEventListener('need-key', () => this.#askKey());
     window.addEventListener('keydown', (event) => this.#key(event));
     listen(({ changed, deleted }) => (changed || deleted) && this.sidebar.refresh());
-    // A file that misses its place must not replace the page.
+    // A file dropped outside of its target must not replace the page.
     for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());
   }
 
@@ -92,7 +92,7 @@ class App {
     }
   }
 
-  // Returns once the server can answer; true if it couldn't before.
+  // Returns once the server is ready; true if it wasn't before.
   async #waitForServer() {
     for (let n = 0; ; n++) {
       const state = await health();
@@ -133,7 +133,7 @@ class App {
     this.#showModel();
   }
 
-  // The server has several models: show which one is used, and take what is known of it.
+  // The server has several models: show the one in use, and load its properties.
   async #chooseModel() {
     if (!this.picker) {
       const { ModelPicker } = await import('./models.js');
@@ -162,7 +162,7 @@ class App {
     }
   }
 
-  // The view `name`, made if it isn't there yet.
+  // The view `name`; makes it if needed.
   async #make(name) {
     if (this.views[name]) return this.views[name];
     const view = await LATER[name]();
@@ -184,7 +184,7 @@ class App {
     const [name, id, message] = location.hash.slice(1).split('/');
     const view = name in this.links ? name : 'chat';
     this.#view = this.#show(view);
-    await this.#view;             // the message field can take the focus only once it is on screen
+    await this.#view;             // the message field can get the focus only once it is visible
     if (view === 'chat' && (this.chat.chat?.id !== id || !id || message)) this.chat.open(id ?? null, message);
     if (NARROW.matches) this.#toggleSidebar(false);
   }
@@ -209,7 +209,7 @@ class App {
     }
   }
 
-  // The tab's title: what is shown, and whether an answer is being written.
+  // Set the tab's title: the view, and whether an answer is being written.
   #showTitle() {
     const { view } = document.body.dataset;
     const name = view === 'chat' ? this.chat.chat.title || t('new-chat') : this.links[view].textContent;
@@ -237,7 +237,7 @@ class App {
   }
 
   #newChat() {
-    document.activeElement?.blur();         // for the message field to take the focus
+    document.activeElement?.blur();         // so that the message field gets the focus
     if (location.hash === '#chat') this.chat.open(null);
     else location.hash = '#chat';
   }
@@ -252,7 +252,7 @@ class App {
     document.documentElement.dataset.theme = prefs.theme;
   }
 
-  // Conversations, prompts, settings and actions in one list that is searched by typing.
+  // A searchable list of conversations, prompts, settings and actions.
   async #palette() {
     if (document.querySelector('dialog[open]')) return;
     const [{ openPalette }, { settingNames }] = await Promise.all([import('./palette.js'), import('./settings.js')]);
@@ -283,7 +283,7 @@ class App {
     ];
   }
 
-  // Do something that needs the chat on screen.
+  // Do something that needs the chat view.
   async #inChat(work) {
     if (document.body.dataset.view !== 'chat') {
       location.hash = this.links.chat.hash;
@@ -303,8 +303,8 @@ class App {
     }
   }
 
-  // The server wants another key. The user is asked once, and not while writing something; after that, or by `isWanted`,
-  // there is a button in the bar.
+  // The server needs another key. Ask once, but not while the user is typing; after that show a button in the bar.
+  // `isWanted`: the user pressed it.
   async #askKey(isWanted = false) {
     this.keyButton.hidden = false;
     const isTyping = document.activeElement?.matches('input, textarea') && document.activeElement.value;
@@ -323,7 +323,7 @@ class App {
     if (document.querySelector('dialog[open]')) return;
     const isCommand = event.ctrlKey || event.metaKey;
     if (event.key === 'Escape') {
-      // In a field of its own the key is about that field.
+      // Inside a text field the key belongs to the field.
       if (event.target.matches('input, select, textarea') && !['chat-input', 'prompt'].includes(event.target.id)) return;
       for (const view of Object.values(this.views)) view.stop?.();
       if (NARROW.matches) this.#toggleSidebar(false);

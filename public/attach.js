@@ -1,5 +1,5 @@
-// Files that go with a message: text files become part of its text; images and audio go as they are when the model can
-// take them. A file is { name, kind: text|image|audio, data }: data is the text, or a data: URL.
+// Files of a message: text files become part of its text; images and audio are sent unchanged if the model supports
+// them. A file is { name, kind: text|image|audio, data }: data is the text, or a data: URL.
 
 import { t } from './i18n.js';
 
@@ -35,7 +35,7 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
   reader.readAsDataURL(file);
 });
 
-// What the browser can show and the server can't decode (WebP, AVIF, ...).
+// Convert images that the server can't decode (WebP, AVIF, ...).
 async function asPng(file) {
   const picture = await createImageBitmap(file);
   const canvas = document.createElement('canvas');
@@ -45,18 +45,18 @@ async function asPng(file) {
   return canvas.toDataURL('image/png');
 }
 
-// Is this (from an import) a file as `readFile` makes them?
+// Has this value of an import the form of `readFile`'s?
 export const isFile = (file) => file !== null && typeof file === 'object' && typeof file.name === 'string'
   && typeof file.data === 'string' && (file.kind === 'text' || (['image', 'audio'].includes(file.kind) && MEDIA_URL.test(file.data)));
 
-// A fence longer than any in the text.
+// A code fence longer than any in the text.
 function fenced({ name, data }) {
   const longest = Math.max(2, ...(data.match(/`{3,}/g) ?? []).map((run) => run.length));
   const fence = '`'.repeat(longest + 1);
   return `${name}:\n${fence}\n${data}\n${fence}`;
 }
 
-// A message's text with its text files in front.
+// A message's text, after its text files.
 export const fullText = (message) =>
   [...(message.files ?? []).filter((file) => file.kind === 'text').map(fenced), message.content].filter(Boolean).join('\n\n');
 

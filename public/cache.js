@@ -1,5 +1,5 @@
-// What was read again though the cache had the like of it: in which places prompts differ from it, and what that cost.
-// Draws what GET /debug/cache says.
+// Prompts that differ from a cached one: where, and the tokens and time that reading them again took. Draws
+// GET /debug/cache.
 
 import { h } from './dom.js';
 import { number, seconds, t } from './i18n.js';

@@ -1,12 +1,12 @@
-// Calls of tools on screen: name and arguments of each, and, where one has no result yet, a field to answer by hand.
-// Draws what a message's `calls` say; the chat view makes messages of the results.
+// Draws a message's tool calls: name and arguments of each, and a field for the result if it has none. The chat view
+// makes messages of the results.
 
 import { grow, h, icon } from './dom.js';
 import * as drafts from './drafts.js';
 import { t } from './i18n.js';
 import { codeBlock } from './markdown.js';
 
-// JSON in lines for reading; any other text as it is.
+// JSON indented; other text unchanged.
 export function pretty(text) {
   try {
     const value = JSON.parse(text);
@@ -21,10 +21,10 @@ export const callsText = (calls = []) =>
   calls.map((call) => `${t('call-of', { name: call.name })}\n\n\`\`\`json\n${pretty(call.arguments)}\n\`\`\``).join('\n\n');
 
 export class CallsView {
-  #boxes = [];                  // { element, details, state }: one for each call on screen
-  #areas = null;                // fields for results, while they are asked for
+  #boxes = [];                  // { element, details, state } of each call
+  #areas = null;                // the fields for results, while shown
 
-  // `answer(message, results)` goes on with one text for each call.
+  // `answer(message, results)` continues with one text for each call.
   constructor(message, answer) {
     this.message = message;
     this.answer = answer;
@@ -42,7 +42,7 @@ export class CallsView {
     }, this.list, this.send);
   }
 
-  // Draw the calls as they are now; `isFinal` when nothing more is coming. A call is drawn again only if it has changed.
+  // Draw the calls, those that have changed again; `isFinal` when they are complete.
   draw(isFinal) {
     const { calls = [] } = this.message;
     this.element.hidden = !calls.length;
@@ -65,7 +65,7 @@ export class CallsView {
     return box;
   }
 
-  // Show a field for the result under each call, or take them away.
+  // Show or remove a field for the result under each call.
   ask(isWanted) {
     if (isWanted === Boolean(this.#areas)) return;
     this.#areas?.forEach((area) => area.remove());

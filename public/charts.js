@@ -24,8 +24,7 @@ function roundUp(value) {
 export class Chart {
   #samples = [];
 
-  // `series` are names of what has one unit and about one size, so that they share a scale; `format(value)` writes a
-  // number; `least` is the least upper end of the scale.
+  // `series`: names of values that share a scale; `format(value)` writes a number; the scale ends at `least` or above.
   constructor(title, series, format, least = 1) {
     Object.assign(this, { title, series, format, least });
     this.canvas = h('canvas', { role: 'img', 'aria-label': title });
@@ -36,7 +35,7 @@ export class Chart {
     this.element = h('figure', { class: 'chart' }, h('figcaption', {}, title), this.legend, this.top, this.canvas, bottom);
   }
 
-  // One value for each series; null where nothing was measured.
+  // Add a value for each series; null: not measured.
   add(values) {
     this.#samples.push(values);
     if (this.#samples.length > N_SAMPLES) this.#samples.shift();
@@ -73,7 +72,7 @@ export class Chart {
     });
   }
 
-  // A line for each run of values, a dot for one that stands alone; nothing where nothing was measured.
+  // Draw each run of values as a line, a single value as a dot.
   #drawSeries(pen, values, x, y) {
     pen.beginPath();
     values.forEach((value, at) => {

@@ -1,7 +1,7 @@
 // The chat view: one conversation's messages, and the work on them: send, answer, edit, branch, continue, delete.
 //
-// A conversation that is being answered stays in `runs` with its tree, so the user may look at another one meanwhile;
-// only what belongs to the shown conversation is drawn. What other tabs do to it is drawn as they tell it.
+// A conversation that is being answered stays in `runs` with its tree, so the user may look at another one meanwhile.
+// Only the shown conversation is drawn, including changes by other tabs.
 
 import { errorText } from './api.js';
 import { grow, h, iconButton, toast } from './dom.js';
@@ -20,7 +20,7 @@ import * as store from './store.js';
 import { readTools, ToolsBox } from './tools.js';
 import { Tree } from './tree.js';
 
-const NEW = 'new';              // the key of what is typed in a conversation that isn't stored yet
+const NEW = 'new';              // the draft's key in a conversation that isn't stored yet
 
 export class ChatView {
   #views = new Map();           // message id -> MessageView
@@ -28,8 +28,8 @@ export class ChatView {
   #isNew = true;                // not stored yet
   #elsewhere = null;            // id of the answer that another tab is writing
 
-  // `props()` gives /props or null; on.changed(id) when the list of conversations changes, on.opened(id), on.forked(id)
-  // when another one was made of it, on.gone() when another tab has deleted the shown one.
+  // `props()` returns /props or null. on.changed(id): the list of conversations has changed; on.opened(id);
+  // on.forked(id): a fork was made; on.gone(): another tab has deleted the shown one.
   constructor({ props, on }) {
     this.props = props;
     this.on = on;
@@ -65,7 +65,7 @@ export class ChatView {
     store.listen((note) => this.#hear(note));
   }
 
-  // Show the conversation `id`, or a new one; at its end, or at the message `target`.
+  // Show the conversation `id`, or a new one, at its end or at the message `target`.
   async open(id, target = null) {
     const turn = ++this.#opening;
     const running = this.runs.get(id);
@@ -84,7 +84,7 @@ export class ChatView {
     if (!running && chat?.writing) await this.#resume(chat.writing);
   }
 
-  // Take a conversation, or begin one, which is stored with its first message.
+  // Switch to a conversation, or to a new one, which is stored with its first message.
   #start(chat, tree = new Tree()) {
     this.#isNew = !chat;
     this.#elsewhere = null;
@@ -100,7 +100,7 @@ export class ChatView {
     return this.#isNew ? NEW : this.chat.id;
   }
 
-  // An answer that was being written when its page went: go on, unless another tab still writes it.
+  // Continue an answer that a closed page was writing, unless another tab writes it.
   async #resume(id) {
     const chatId = this.chat.id;
     const isElsewhere = await isWrittenElsewhere(id);
@@ -127,12 +127,12 @@ export class ChatView {
     return Boolean(this.runs.get(this.chat.id));
   }
 
-  // Answer with another model from now on.
+  // Use another model from now on.
   setModel(model) {
     this.#setFields({ model });
   }
 
-  // The list of kept prompts, to use one or to keep what is written.
+  // Show the list of saved prompts, to use one or to save the message as one.
   async openPrompts() {
     const { openPrompts } = await import('./prompts.js');
     await openPrompts((name) => this.usePrompt(name), () => this.composer.area.value.trim());
@@ -168,8 +168,7 @@ export class ChatView {
     } else if (changed && changed === this.chat.id) this.#follow();
   }
 
-  // Draw what another tab has changed in the shown conversation. One's own place in it stays: only what goes on from
-  // there is followed.
+  // Draw another tab's changes of the shown conversation. The shown version stays; only messages after it are added.
   async #follow() {
     const [chat, rows] = await Promise.all([store.getChat(this.chat.id), store.messagesOf(this.chat.id)]);
     if (!chat || chat.id !== this.chat.id) return;
@@ -192,7 +191,7 @@ export class ChatView {
     this.#askForResults();
   }
 
-  // Draw the path again where it differs from `before`: what it was, as ids.
+  // Draw the path again where it differs from the earlier one, `before` (ids).
   #redrawPath(before) {
     const path = this.#path;
     const isLonger = before.every((id, i) => path[i]?.id === id);
@@ -208,7 +207,7 @@ export class ChatView {
       if (!isSame) view.draw(message.id !== this.#elsewhere);
       view.setVersions(this.tree.versions(message));
     }
-    this.pages.follow(before.length);            // who reads further up is left there
+    this.pages.follow(before.length);            // doesn't move a user who reads further up
     this.#drawContext();
   }
 
@@ -242,14 +241,14 @@ export class ChatView {
     this.#drawContext();
   }
 
-  // The last message's calls can be answered, unless it is still being written or was cut off.
+  // The last message's calls can be answered, unless it is being written or was cut off.
   #askForResults() {
     const last = this.#path.at(-1);
     const isOpen = last?.calls?.length > 0 && !isCut(last) && !this.runs.get(this.chat.id) && last.id !== this.#elsewhere;
     for (const [id, view] of this.#views) view.calls.ask(Boolean(isOpen) && id === last.id);
   }
 
-  // More has been drawn: it looks as it should, and things are where they were.
+  // After more messages were drawn: update them, and keep the scroll position.
   #settle() {
     this.#views.get(this.runs.get(this.chat.id)?.message.id)?.setBusy(true);
     this.#askForResults();
@@ -279,7 +278,7 @@ export class ChatView {
     return view;
   }
 
-  // Draw the last `n` messages of the path, which are new.
+  // Draw the last `n` messages of the path, which were added.
   #append(n = 1) {
     this.welcome.hidden = true;
     if (!this.pages.follow(this.#path.length - n)) this.#draw();
@@ -302,7 +301,7 @@ export class ChatView {
       this.composer.restore(text, files);
       return;
     }
-    this.composer.setRunning(true);             // at once: a second Enter must not send twice
+    this.composer.setRunning(true);             // now, or a second Enter would send twice
     const parent = this.#path.at(-1)?.id ?? null;
     if (!this.chat.title) this.chat.title = (text || files[0].name).split('\n')[0].slice(0, 60);
     const message = this.#add({ parent, role: 'user', content: text, files });
@@ -323,7 +322,7 @@ export class ChatView {
     const path = this.#path;
     const { id, chat, time, speed, used, error, finish, parts, ...kept } = message;
     const edited = [this.#add({ ...kept, content: text })];
-    // Results of the same answer's other calls stay.
+    // The results of the answer's other calls stay.
     if (message.role === 'tool') {
       for (let i = path.indexOf(message) + 1; path[i]?.role === 'tool'; i++) {
         edited.push(this.#add({ ...path[i], parent: edited.at(-1).id }));
@@ -334,7 +333,7 @@ export class ChatView {
     if (message.role !== 'assistant') await this.#answerTo(edited.at(-1));
   }
 
-  // Go on with what the tools gave back, one text for each call.
+  // Continue with the tools' results, one text for each call.
   async #answerCalls(message, results) {
     if (!this.#canAnswer()) return;
     const rows = [];
@@ -354,7 +353,7 @@ export class ChatView {
     await this.#answer(fresh);
   }
 
-  // Another version of an answer, which goes on behind `text`.
+  // Add a version of an answer that continues `text`.
   async #branch(message, text, parts) {
     if (!this.#canAnswer()) return;
     const { reasoning, thought } = message;
@@ -363,7 +362,7 @@ export class ChatView {
     await this.#answer(fresh);
   }
 
-  // The tree of all versions; what is chosen is shown.
+  // Show the tree of all versions, then the chosen one.
   async #showVersions() {
     const { askVersion } = await import('./versions.js');
     const id = await askVersion(this.tree, this.chat.leaf);
@@ -416,7 +415,7 @@ export class ChatView {
     if (this.#isNew) drafts.set(`${NEW}.system`, this.system.value);
   }
 
-  // Fields of the conversation that the user has changed; those of a new one are kept beside its draft.
+  // Store changed fields of the conversation; those of a new one beside its draft.
   async #setFields(fields) {
     Object.assign(this.chat, fields);
     if (!this.#isNew) await store.update(this.chat.id, fields);
@@ -429,7 +428,7 @@ export class ChatView {
     return isBusy;
   }
 
-  // Can an answer begin now? The user is told why not.
+  // Can an answer begin now? If not, tell the user why.
   #canAnswer() {
     return !this.#isBusy() && this.tools.isGood() && this.sampling.isGood();
   }
@@ -441,7 +440,7 @@ export class ChatView {
     return message;
   }
 
-  // Store the conversation's place with `rows`, and the whole of it the first time.
+  // Store `rows` and the shown message; the first time the whole conversation.
   async #save(...rows) {
     const { chat } = this;
     chat.changed = Date.now();
@@ -456,7 +455,7 @@ export class ChatView {
 
   // -- the answer
 
-  // Generate into `message`, from the end of what it says already; with `isResumed` by the stream that was asked for.
+  // Generate into `message`, after its text; `isResumed`: by its earlier stream.
   async #answer(message, isResumed = false) {
     if (!this.#canAnswer()) return;
     const { chat, tree } = this;
@@ -475,7 +474,7 @@ export class ChatView {
     if (isShown()) this.#finish(message);
   }
 
-  // What is asked for `message`.
+  // The request for `message`.
   #request(message) {
     const { system, tools, sampling } = this.chat;
     const { model } = this.props() ?? {};
@@ -493,7 +492,7 @@ export class ChatView {
     await showWhy(requestBody(this.#request(message)), message.content);
   }
 
-  // A conversation of its own that begins as this one does, up to `message`.
+  // Make a new conversation of this one up to `message`.
   async #fork(message) {
     const chat = { ...this.chat, id: store.newId(), title: t('fork-of', { name: this.chat.title }), created: Date.now(), changed: Date.now(), writing: null };
     let parent = null;
@@ -537,7 +536,7 @@ export class ChatView {
     const view = this.#views.get(message.id);
     view?.setBusy(false);
     view?.draw(true);
-    view?.setVersions(this.tree.versions(message));     // an answer with calls has other buttons
+    view?.setVersions(this.tree.versions(message));     // the buttons depend on calls
     this.composer.setRunning(false);
     this.#askForResults();
     this.#notify('');
@@ -546,5 +545,5 @@ export class ChatView {
   }
 }
 
-// Was the end of it left out?
+// Is it incomplete?
 const isCut = (message) => ['length', 'stopped'].includes(message.finish);

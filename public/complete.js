@@ -10,17 +10,17 @@ import { OptionsForm } from './options.js';
 import { prefs, savePrefs } from './prefs.js';
 import { TokenView } from './tokens.js';
 
-const GAP = '<FILL>';           // where the text has it, the model fills in the middle
-const N_PREDICT = 256;          // a text has no end of its own
+const GAP = '<FILL>';           // marks the gap that the model fills
+const N_PREDICT = 256;          // default, as texts need not end
 const N_PROBS = 8;
-const KEPT = 'completion';      // the key of what is kept for the next time
-const MAX_KEPT = 500000;        // characters; beyond, alternatives of tokens are left out
+const KEPT = 'completion';      // key of the draft
+const MAX_KEPT = 500000;        // characters; larger drafts lose the alternatives of tokens
 
 
 export class CompleteView {
   #running = null;
-  model = {};                   // the field for the request, where there are several
-  #canFill = true;              // has the model tokens for a gap?
+  model = {};                   // the request's field, if there are several models
+  #canFill = true;              // has the model tokens for gaps?
 
   constructor() {
     this.prompt = h('textarea', { id: 'prompt', rows: 8, dir: 'auto', value: prefs.prompt, oninput: () => this.#keep(),
@@ -55,14 +55,14 @@ export class CompleteView {
       h('section', { class: 'panel', 'aria-label': t('options') }, this.#constraint(), this.options.element));
     this.#restore();
     window.addEventListener('pagehide', () => this.#keep());
-    // What another tab has changed; not from under who is typing here.
+    // Changes by another tab, unless the user is typing here.
     window.addEventListener('prefs', () => {
       const isSame = JSON.stringify(prefs.completion) === JSON.stringify(this.options.values);
       if (!isSame && !this.options.element.contains(document.activeElement)) this.options.set(prefs.completion, true);
     });
   }
 
-  // Everything that is typed and shown here, for the next time.
+  // Save everything that is typed and shown.
   #keep() {
     const state = { prompt: this.prompt.value, kind: this.kind.value, rule: this.rule.value, probs: this.probs.checked,
       before: this.before.textContent, after: this.after.textContent, timings: this.timings.textContent, parts: this.view.parts };
@@ -125,7 +125,7 @@ export class CompleteView {
     this.verdict.textContent = '';
   }
 
-  // The field for the request; throws with a message for the user.
+  // The request's field; throws with a message for the user.
   #rule() {
     if (!this.kind.value || !this.rule.value.trim()) return {};
     if (this.kind.value === 'grammar') return { grammar: this.rule.value };
@@ -136,7 +136,7 @@ export class CompleteView {
     }
   }
 
-  // The page's own converter first, which also answers without a server; then the server, which has the last word.
+  // Check by the page's own converter, which needs no server; then by the server.
   async #check() {
     let verdict = t('check-good');
     try {

@@ -3,15 +3,15 @@
 //   import { llama } from '/completion.js';
 //   for await (const chunk of llama('Once upon a time', { n_predict: 64 })) write(chunk.data.content);
 //
-// `params` are the fields of POST /completion. `config` may hold
+// `params` are the fields of POST /completion. `config` may have
 //   controller  an AbortController; aborting it ends the generation
 //   api_url     where the server is (default: where this module came from; from a file: http://127.0.0.1:8080)
 //   api_key     sent as `Authorization: Bearer`; `params.api_key` means the same
-// It stands alone: one file, no imports. Errors are thrown as LlamaError with the server's message.
+// It has no imports. Errors are thrown as LlamaError with the server's message.
 
 const DEFAULTS = { stream: true, n_predict: 500, temperature: 0.2, stop: ['</s>'] };
 
-// The settings of the latest completion, or of /props, by server: what llamaModelInfo gives.
+// Server -> settings of the latest completion, or of /props, for llamaModelInfo.
 const known = new Map();
 
 export class LlamaError extends Error {
@@ -33,7 +33,7 @@ const baseUrl = (config) => {
 
 const headersFor = (key) => (key ? { Authorization: `Bearer ${key}` } : {});
 
-// The error of an answer that isn't 2xx. The body is JSON from this server, anything from a proxy in between.
+// The error of an answer that isn't 2xx. This server's body is JSON; that of a proxy may be anything.
 export async function errorOf(response) {
   const text = await response.text().catch(() => '');
   try {
@@ -45,7 +45,7 @@ export async function errorOf(response) {
 }
 
 // The events of a server-sent stream as objects of their fields ({ data, event, error... }), as they arrive.
-// Lines and characters may be cut anywhere; an event that the end of the stream cuts off is dropped.
+// Chunks may end anywhere; an incomplete event at the end is dropped.
 export async function* events(response) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
@@ -76,7 +76,7 @@ export async function* events(response) {
   }
 }
 
-// Complete `prompt` as an async generator. Each chunk has `data`, the parsed object of the server: `content` is the
+// Complete `prompt` as an async generator. Each chunk has `data`, the server's object: `content` is the
 // next text; the last one has `stop: true`, `timings` and `generation_settings`. Returns the whole text.
 export async function* llama(prompt, params = {}, config = {}) {
   const { api_key: keyInParams, ...given } = params;
@@ -111,7 +111,7 @@ export async function* llama(prompt, params = {}, config = {}) {
   }
 }
 
-// `stream: false` gives the same loop one chunk with everything.
+// With `stream: false` there is one chunk with everything.
 async function* chunksOf(response) {
   if ((response.headers.get('Content-Type') ?? '').startsWith('application/json')) {
     yield { data: await response.json() };
@@ -147,14 +147,13 @@ export async function llamaPromise(prompt, params = {}, config = {}) {
   return content;
 }
 
-// Complete `params.prompt` and call `callback` with each chunk. The oldest form; kept for pages that use it.
+// Complete `params.prompt` and call `callback` with each chunk. The oldest interface, for pages that use it.
 export async function llamaComplete(params, controller, callback) {
   const { prompt, api_url, ...rest } = params;
   for await (const chunk of llama(prompt, rest, { controller, api_url })) callback(chunk);
 }
 
-// What the server generates with: the default settings from /props (`n_ctx`, `model`, samplers...), or those of the
-// latest completion on this page.
+// The default settings from /props (`n_ctx`, `model`, samplers...), or those of the latest completion on this page.
 export async function llamaModelInfo(config = {}) {
   const base = baseUrl(config);
   if (!known.has(base)) {

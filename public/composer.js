@@ -1,4 +1,4 @@
-// The box at the foot of the chat: text, files (button, drag and drop, paste), send and stop, the context bar.
+// The box below the chat: text, files (button, drag and drop, paste), send and stop, the context bar.
 
 import { grow, h, icon, iconButton, toast } from './dom.js';
 import { readFile } from './attach.js';
@@ -8,14 +8,14 @@ import { withBidiShown } from './markdown.js';
 import { prefs } from './prefs.js';
 import * as store from './store.js';
 
-const LONG_PASTE = 4000;        // characters; what is pasted beyond becomes a file
+const LONG_PASTE = 4000;        // characters; a longer paste becomes a file
 const IS_TOUCH = matchMedia('(pointer: coarse)').matches;
 
 export class Composer {
-  #draft = 'new';                // under which the draft is kept
+  #draft = 'new';                // the draft's key
 
-  // on.send(text, files), on.stop(), on.prompts(). `dropZone` takes files that are dropped; `quick` is a
-  // control that stands below, `modalities()` is from /props.
+  // on.send(text, files), on.stop(), on.prompts(). `dropZone` accepts dropped files; `quick` is a
+  // control below, `modalities()` is from /props.
   constructor({ on, dropZone, quick, modalities }) {
     this.on = on;
     this.modalities = modalities;
@@ -50,19 +50,19 @@ export class Composer {
     this.isRunning = isRunning;
   }
 
-  // How full the context is.
+  // Show how full the context is.
   context(used, size) {
     this.meter.hidden = !(used && size);
     this.meter.value = size ? used / size : 0;
     this.meterText.textContent = used && size ? t('context-used', { used: number(used), size: number(size) }) : '';
   }
 
-  // Not from under a user who is typing somewhere else, and not where it would open a keyboard on the screen.
+  // Unless the user is typing elsewhere, or it would open a keyboard on the screen.
   focus() {
     if (!IS_TOUCH && !document.activeElement?.matches('input, textarea, dialog *')) this.area.focus();
   }
 
-  // Put a text back, after it couldn't be sent.
+  // Restore a text that couldn't be sent.
   restore(text, files) {
     this.area.value = text;
     this.files = files;
@@ -70,7 +70,7 @@ export class Composer {
     this.#keepFiles();
   }
 
-  // Put a text where the cursor is.
+  // Insert a text at the cursor.
   insert(text) {
     const { selectionStart: start, selectionEnd: end } = this.area;
     this.area.setRangeText(text, start, end, 'end');
@@ -78,7 +78,7 @@ export class Composer {
     this.area.focus();
   }
 
-  // Show what was being written under `key`.
+  // Show the draft `key`.
   async use(key) {
     this.#draft = key;
     this.area.value = drafts.get(key);
@@ -90,7 +90,7 @@ export class Composer {
     this.#update();
   }
 
-  // What is shown belongs to `key` from now on.
+  // Keep the shown draft under `key` from now on.
   rename(key) {
     drafts.set(this.#draft, '');
     this.#draft = key;
@@ -138,7 +138,7 @@ export class Composer {
       }))));
   }
 
-  // On touch screens Enter makes a new line: there is no Shift to hold.
+  // On touch screens, which have no Shift key, Enter makes a new line.
   #key(event) {
     if (event.key !== 'Enter' || event.isComposing) return;
     const wantsSend = event.ctrlKey || event.metaKey || (prefs.enterSends && !event.shiftKey && !IS_TOUCH);
@@ -150,7 +150,7 @@ export class Composer {
   #paste(event) {
     const files = [...event.clipboardData.files];
     const text = event.clipboardData.getData('text/plain');
-    // A long text would bury what is written around it.
+    // A long text would hide the message around it.
     if (!files.length && text.length > LONG_PASTE) files.push(new File([text], this.#pasteName(), { type: 'text/plain' }));
     if (!files.length) return;
     event.preventDefault();

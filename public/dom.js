@@ -1,5 +1,5 @@
-// Building the page: elements from calls, never from HTML text. Everything on screen is made here, so what a model or
-// a file says can only become text nodes and checked attributes.
+// Builds elements by calls, never from HTML text, so texts of a model or file can only become text nodes and checked
+// attributes.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -40,7 +40,7 @@ export function icon(name) {
 }
 
 // An element: `on...` functions become listeners, `value` and `checked` properties, true an empty attribute; false,
-// null and undefined are left out. Children are nodes or text; null and false are left out.
+// null and undefined are ignored. Children are nodes or text; null and false are ignored.
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -51,18 +51,18 @@ export function h(tag, props = {}, ...children) {
     else element.setAttribute(name, value === true ? '' : value);
   }
   element.append(...children.flat().filter((child) => child !== null && child !== false && child !== undefined));
-  // After the children: a select has its value only once it has its options.
+  // After the children: a select needs its options first.
   if (props.value !== undefined && props.value !== null) element.value = props.value;
   if (props.checked !== undefined) element.checked = Boolean(props.checked);
   return element;
 }
 
-// A button with an icon and a name for screen readers and as a tooltip.
+// A button with an icon; its name is the tooltip, and for screen readers.
 export function iconButton(name, label, onclick, props = {}) {
   return h('button', { type: 'button', class: 'quiet', 'aria-label': label, title: label, onclick, ...props }, icon(name));
 }
 
-// A button that copies what `text()` gives.
+// A button that copies `text()`.
 export function copyButton(label, text) {
   const button = iconButton('copy', label, async () => {
     await copy(text());
@@ -72,14 +72,14 @@ export function copyButton(label, text) {
   return button;
 }
 
-// A labelled field: the label's text and the input, tied together.
+// An input with its label.
 export function field(label, input, help = '') {
   return h('label', { class: 'field', title: help }, h('span', {}, label), input);
 }
 
 const TOAST_MS = { note: 3500, error: 9000, undo: 12000 };
 
-// A short notice that goes away by itself; screen readers hear it. `undo` is [label, work] of a button in it.
+// A notice that disappears by itself; screen readers read it. `undo`: [label, work] of a button in it.
 export function toast(text, kind = 'note', undo = null) {
   const note = h('p', { class: `toast ${kind}`, dir: 'auto' }, text, undo && h('button', { type: 'button', onclick: () => {
     note.remove();
@@ -114,7 +114,7 @@ export function menuButton(name, label, items) {
   return button;
 }
 
-// A modal dialog; resolves to the pressed button's value ('' when dismissed). `fill` is the content, `buttons` rows of
+// A modal dialog; resolves to the pressed button's value ('' when dismissed). `fill`: the content; `buttons`: rows of
 // [value, label, class]. The caller reads its inputs afterwards. The first field gets the focus.
 export function ask(title, fill, buttons) {
   return new Promise((resolve) => {
@@ -129,13 +129,13 @@ export function ask(title, fill, buttons) {
       if (before?.isConnected) before.focus();
       resolve(dialog.returnValue);
     });
-    // Enter in a field presses the first submit button in the form; it has to be the last shown one, the main one.
+    // Enter presses the form's first submit button, which must be the main one, shown last.
     dialog.addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || event.target.tagName !== 'INPUT' || event.isComposing) return;
       event.preventDefault();
       dialog.querySelector('form').requestSubmit(dialog.querySelector('.row.end > :last-child'));
     });
-    // A field that can't be read is brought into view: browsers say nothing about one in a closed box.
+    // Show an invalid field: browsers report none in a closed box.
     dialog.addEventListener('invalid', ({ target }) => {
       for (let box = target.closest('details'); box; box = box.parentElement.closest('details')) box.open = true;
     }, true);
@@ -147,7 +147,7 @@ export function ask(title, fill, buttons) {
   });
 }
 
-// Give the user `text` as a file.
+// Download `text` as a file.
 export function download(name, text, type) {
   const url = URL.createObjectURL(new Blob([text], { type }));
   const link = h('a', { href: url, download: name });
@@ -157,16 +157,16 @@ export function download(name, text, type) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-// Make a text box as tall as its text, within the limits that the style sheet sets.
+// Make a text box as tall as its text, within the limits of the style sheet.
 export function grow(area) {
   area.style.height = 'auto';
-  // no height while it is not on screen
+  // it has no height while it is hidden
   if (area.scrollHeight) area.style.height = `${area.scrollHeight + 2}px`;
 }
 
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  // Pages over plain HTTP from another machine have no clipboard object.
+  // Pages by plain HTTP from another machine have no clipboard object.
   const area = h('textarea', { class: 'offscreen', value: text });
   document.body.append(area);
   area.select();

@@ -1,6 +1,6 @@
-// Texts that are being typed and not sent yet, kept in this browser under a key each (a conversation's id, `new`,
-// `completion`...), so that they are where they were written, also after a reload. What isn't about a stored
-// conversation belongs to its tab; a new tab begins with the latest of the others.
+// Unsent texts, kept in this browser by key (a conversation's id, `new`, `completion`...), so that they are still there
+// after a reload. Drafts without a stored conversation belong to their tab; a new tab begins with the latest of
+// the others.
 
 const PREFIX = 'llama_srv.draft.';
 const isOwn = (key) => key.startsWith('new') || key.startsWith('completion');
@@ -13,13 +13,13 @@ export const get = (key) => {
   }
 };
 
-// Keep `text` under `key`; an empty one is forgotten.
+// Keep `text` under `key`; '' deletes it.
 export function set(key, text) {
   try {
     if (isOwn(key)) sessionStorage.setItem(PREFIX + key, text);
     if (text) localStorage.setItem(PREFIX + key, text);
     else localStorage.removeItem(PREFIX + key);
   } catch {
-    // Storage may be full or forbidden; the text then lasts as long as the page.
+    // Storage may be full or forbidden; then the text lasts as long as the page.
   }
 }

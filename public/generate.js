@@ -1,13 +1,13 @@
-// One answer of the model, from request to last token: streaming, waiting for a free slot, and going on after a lost
-// connection or a reload: with the same stream where the server still has it, else from what has arrived. No page; the
-// caller hears of everything through `on`.
+// One answer of the model, from request to last token: streaming, waiting for a free slot, and continuing after a lost
+// connection or a reload, by the same stream if the server still has it, else after the text so far. Doesn't use the
+// page; reports everything through `on`.
 
 import { endStream, health, isConnectionError, isReady, sleep, stream, takeUp } from './api.js';
 import { requestContent } from './attach.js';
 import { newId } from './store.js';
 
-// Messages of a path as the API wants them. Reasoning is sent back only while a loop of calls goes on: models are
-// trained without that of earlier answers.
+// Messages of a path in the API's form. Reasoning is sent only within a loop of calls: models are trained without that
+// of earlier answers.
 export function toMessages(system, path) {
   const question = path.findLastIndex((message) => message.role === 'user');
   const hasSomething = (message) => message.role === 'tool' || message.content || message.files?.length || message.calls?.length;
@@ -28,17 +28,17 @@ function toMessage(message, isInLoop) {
 }
 
 const N_TOP = 5;
-const MAX_PARTS = 3000;         // tokens with their probabilities that a message keeps
+const MAX_PARTS = 3000;         // tokens with probabilities in a message
 const NO_SPEED = { n: 0, rate: 0 };
 
-// The speed of a message of several parts.
+// The speed of a message with several parts.
 function sum(earlier, { predicted_n: n, predicted_ms: ms }) {
   const before = earlier.n ? 1000 * earlier.n / earlier.rate : 0;
   return { n: earlier.n + n, rate: ms + before ? 1000 * (earlier.n + n) / (ms + before) : 0 };
 }
 
-// Tokens of a text with their probabilities, as the API tells them; where they aren't the whole text, it is one part
-// without a probability. The form of tokens.js.
+// The API's tokens and probabilities in the form of tokens.js; one part without a probability if they aren't the whole
+// text.
 function partsOf(content, logprobs) {
   const parts = (logprobs?.content ?? []).map(({ token, logprob, top_logprobs: top }) => ({
     text: token, prob: Math.exp(logprob), top: top.map((other) => ({ text: other.token, prob: Math.exp(other.logprob) })),
@@ -46,17 +46,16 @@ function partsOf(content, logprobs) {
   return parts.map((part) => part.text).join('') === content ? parts : [{ text: content }];
 }
 
-// The body of a request, without what only this page needs. `sampling` are fields, `tools` a list.
+// The body of a request, without fields for this page only. `sampling`: fields; `tools`: a list.
 export const requestBody = ({ messages, tools, sampling }) => ({ messages, ...(tools?.length ? { tools } : {}), ...sampling });
 
-// Generate the message that follows `messages`, with `tools` to call and `sampling` fields; `keepsTokens`
-// asks for the probabilities of tokens. `start` is the message so far; its text goes on, and with `start.asked` the stream
-// that was asked for.
-// on.text({ content, reasoning, thought, calls, parts }) (thought: how long it has been thinking, ms; parts: of the
-// content, see tokens.js), on.progress({ total, cache, processed }), on.speed({ n, rate }) for the whole message,
+// Generate the message after `messages`, with `tools` and `sampling` fields; `keepsTokens`: with the probabilities of
+// tokens. `start`: the message so far, whose text is continued, by its stream if it has `start.asked`.
+// on.text({ content, reasoning, thought, calls, parts }) (thought: ms of thinking; parts: see tokens.js),
+// on.progress({ total, cache, processed }), on.speed({ n, rate }) of the whole message,
 // on.used(tokens in the context), on.busy(place in the queue), on.loading(fraction of the model),
-// on.asked({ id, ...the message before the request }): what to keep for taking up the stream; waited for;
-// on.lost(error), with null when it is over. Resolves to the finish reason: stop, tool_calls, length, or stopped (by `signal`).
+// on.asked({ id, ...the message before the request }): to be stored for resuming the stream; awaited;
+// on.lost(error), null when it is over. Resolves to the finish reason: stop, tool_calls, length, or stopped (by `signal`).
 export async function generate({ start, signal, on, ...request }) {
   const { content = '', reasoning = '', thought = 0, speed = NO_SPEED, asked = null } = start;
   const parts = [...start.parts ?? (content ? [{ text: content }] : [])];
@@ -84,7 +83,7 @@ export async function generate({ start, signal, on, ...request }) {
   }
 }
 
-// The chunks of a new request. A text goes on; reasoning and calls that were cut off are written again.
+// The chunks of a new request, which continues a text; reasoning and calls that were cut off are generated again.
 async function askFor(request, answer, signal, on) {
   const isContinued = answer.content !== '';
   if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0 });
@@ -102,8 +101,7 @@ async function askFor(request, answer, signal, on) {
   }, signal, answer.asked.id);
 }
 
-// Read a stream from its beginning into `answer`, on top of what was there when it was asked for. What is on the page
-// already isn't taken back meanwhile.
+// Read a stream from its beginning into `answer`, after the text before its request. Text that is already shown stays.
 async function read(chunks, request, answer, on) {
   const shown = answer.content.length + answer.reasoning.length;
   const { content: before = '', reasoning: thoughts = '', speed: earlier = NO_SPEED, parts = [] } = answer.asked;
@@ -140,7 +138,7 @@ async function read(chunks, request, answer, on) {
   return finish || 'stop';
 }
 
-// Are the arguments complete? Those of a call that was cut off can't be read.
+// Are the arguments complete? Those of a cut-off call aren't JSON.
 function isWhole(call) {
   try {
     JSON.parse(call.arguments || '{}');
@@ -150,7 +148,7 @@ function isWhole(call) {
   }
 }
 
-// Pieces of calls as they stream: the head of a call first, then its arguments bit by bit.
+// Parts of calls from a stream: first a call's head, then parts of its arguments.
 function addCalls(answer, pieces) {
   const calls = [...answer.calls];
   for (const { index = 0, id, function: { name = '', arguments: text = '' } = {} } of pieces) {
@@ -160,7 +158,7 @@ function addCalls(answer, pieces) {
   answer.calls = calls.filter(Boolean);
 }
 
-// Measures in `answer.thought` from the first bit of reasoning to the latest.
+// Measures the time from the first reasoning to the latest in `answer.thought`.
 class Clock {
   #since = 0;
 
@@ -178,7 +176,7 @@ class Clock {
   }
 }
 
-// Some models write their reasoning into the text, as <think>...</think> at its beginning.
+// Some models begin their text with reasoning, <think>...</think>.
 export class ThinkSplitter {
   #raw = '';
   #isPlain;

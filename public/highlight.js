@@ -1,5 +1,5 @@
-// Colours for code: comments, strings, numbers, keywords, names that are called. One scanner for all languages, with
-// a table of what differs; it needs no grammar and may be wrong in corners, but never changes the text.
+// Colours for code: comments, strings, numbers, keywords, called names. One scanner for all languages, with a table of
+// differences. It has no grammar and isn't always right, but never changes the text.
 
 import { h } from './dom.js';
 
@@ -41,9 +41,9 @@ const LANGUAGES = [
 const STRINGS = '"""[\\s\\S]*?(?:"""|$)|"(?:\\\\.|[^"\\\\\\n])*"?|\'(?:\\\\.|[^\'\\\\\\n])*\'?|`(?:\\\\.|[^`\\\\])*`?';
 const NUMBERS = '\\b(?:0[xXbBoO][\\da-fA-F_]+|\\d[\\d_]*(?:\\.\\d+)?(?:[eE][-+]?\\d+)?)\\b';
 const MAX_LENGTH = 200000;      // longer code stays plain
-const SLICE = 2500;             // characters that are coloured in one go
-const MAX_TOKENS = 1000;        // in a slice; more of them, in one endless line, stay plain
-const AT_ONCE = 10000;          // characters that are coloured before the page gives way
+const SLICE = 2500;             // characters coloured in one step
+const MAX_TOKENS = 1000;        // coloured in a slice
+const AT_ONCE = 10000;          // characters coloured before a pause for the page
 
 const scanners = new Map();
 
@@ -60,23 +60,23 @@ function scanner(language) {
   return scanners.get(row);
 }
 
-// Code in the element `element`: its text is there at once, its colours follow slice by slice, and the page gives way in
-// between. Each slice is a box of whole lines, of which a browser lays out only the one that has changed.
+// Code in `element`: the text appears at once, the colours follow slice by slice, with pauses for the page. Each slice
+// is a box of whole lines, so that the browser lays out only the one that has changed.
 export class Colours {
   #text = '';
   #isFinal = false;
-  #at = 0;                      // up to here it is coloured; a line begins there
-  #box = null;                  // the box of the last slice
-  #length = 0;                  // of what is in it
+  #at = 0;                      // end of the coloured text, where a line begins
+  #box = null;                  // the last slice's box
+  #length = 0;                  // of its text
 
   constructor(element, language) {
     this.scanner = scanner(language);
-    this.newline = document.createTextNode('');         // in front of the rest, for who reads the text
+    this.newline = document.createTextNode('');         // before the rest, for readers of the text
     this.rest = document.createTextNode('');
     element.append(this.newline, h('span', {}, this.rest));
   }
 
-  // The code is `text` now, which begins as before; `isFinal` when nothing more is coming.
+  // The code has grown to `text`; `isFinal`: complete.
   show(text, isFinal) {
     this.#text = text;
     this.#isFinal = isFinal;
@@ -106,7 +106,7 @@ export class Colours {
     this.rest.data = this.#text.slice(this.#at);
   }
 
-  // Tokens up to the end of a line, `to`. One that may go on behind `limit` isn't taken, nor the line that it begins in.
+  // Tokens up to the end of a line, `to`; without a token that may continue after `limit`, and its line.
   #scan(limit) {
     const text = this.#text;
     const lineEnd = (at) => {
@@ -149,8 +149,8 @@ export class Colours {
   }
 }
 
-const queue = new Set();        // what has colours to come; the latest is next
-let painted = 0;                // characters since the page gave way
+const queue = new Set();        // code to be coloured; the latest is next
+let painted = 0;                // characters since the last pause
 let isOn = false;
 
 function mayPaint() {

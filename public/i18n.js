@@ -1,5 +1,5 @@
-// The language of the interface: `t('key', { n: 3 })` gives the text with its {placeholders} filled.
-// Chosen once per page load (settings, else the browser's language); a change reloads the page.
+// The language of the interface: `t('key', { n: 3 })` is the text with its {placeholders} filled.
+// Chosen at page load (settings, else the browser's language); a change reloads the page.
 
 import { prefs } from './prefs.js';
 import { EN } from './text-en.js';
@@ -33,7 +33,7 @@ export function number(value, digits = 0) {
   return value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-// A duration as people say it: "12 s", "3 min 5 s".
+// A duration: "12 s", "3 min 5 s".
 export function seconds(value) {
   const unit = (n, name, digits) =>
     n.toLocaleString(language, { style: 'unit', unit: name, unitDisplay: 'short', maximumFractionDigits: digits });

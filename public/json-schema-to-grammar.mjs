@@ -1,6 +1,6 @@
 // JSON schema -> GBNF grammar, for clients that send `grammar` (pages, examples/chat.mjs).
-// Properties appear in the order of `prop_order`, then of the schema. Local `$ref`s may recurse; remote ones are refused:
-// nothing is ever fetched. The server's own `json_schema` knows more. Pure, no imports; docs/web.md shows its use.
+// Properties appear in the order of `prop_order`, then of the schema. Local `$ref`s may recurse; remote ones are refused.
+// The server's `json_schema` supports more. Pure, no imports; docs/web.md shows its use.
 
 const SPACE = '| " " | "\\n"{1,2} [ \\t]{0,20}';
 const PRIMITIVES = {
@@ -45,17 +45,17 @@ export class SchemaConverter {
   #root = {};
   #refs = new Map();
 
-  // `options` is `{ prop_order }` or, as in the first version of this interface, the order itself.
+  // `options`: `{ prop_order }` or, as in the first version, the order itself.
   constructor(options = {}) {
     this.#order = options.prop_order ?? options;
   }
 
-  // Kept for clients that call it before `visit`: references are followed when they are met.
+  // For clients that call it before `visit`, which follows references itself.
   async resolveRefs(schema) {
     return schema;
   }
 
-  // Add the rules for `schema` under `name` ('' is the root); returns the rule's name.
+  // Add the rules for `schema` as `name` ('' is the root); returns the rule's name.
   visit(schema, name = '') {
     if (!name) this.#root = schema;
     return this.#add(name || 'root', this.#body(schema, name));
@@ -65,7 +65,7 @@ export class SchemaConverter {
     return [...this.#rules].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, body]) => `${name} ::= ${body}\n`).join('');
   }
 
-  // A rule of that name, or of a similar one if it is taken by another rule.
+  // Add a rule of that name, or a similar one if it is in use.
   #add(wanted, body) {
     const base = wanted.replace(/[^A-Za-z0-9-]+/g, '-');
     let name = base;
@@ -83,7 +83,7 @@ export class SchemaConverter {
     return type;
   }
 
-  // A schema as something that can stand in a sequence: a rule of its own.
+  // A schema as a rule, which can be part of a sequence.
   #rule(schema, name) {
     return this.#add(name, this.#body(schema, name));
   }
@@ -122,7 +122,7 @@ export class SchemaConverter {
     return target;
   }
 
-  // The name is fixed before the target is visited, so that recursion finds it.
+  // The name is set before the target is visited, so that recursion finds it.
   #reference(ref) {
     if (!this.#refs.has(ref)) {
       const name = this.#add(`ref${ref.replace(/^#/, '').replace(/\W+/g, '-')}`, ref);
@@ -160,7 +160,7 @@ export class SchemaConverter {
     }
     const comma = ' "," space ';
     const start = must.join(comma);
-    // Optional ones: any subset in this order; each alternative starts at another one.
+    // Optional ones: any subset in this order; each alternative begins with another one.
     const tail = may.map((_, i) => may[i] + may.slice(i + 1).map((one) => ` ("," space ${one})?`).join('')).join(' | ');
     const optional = !tail ? '' : must.length ? may.map((one) => ` ("," space ${one})?`).join('') : ` (${tail})?`;
     return `"{" space ${start}${optional} "}" space`;
@@ -189,7 +189,7 @@ export class SchemaConverter {
 const CLASSES = { d: '[0-9]', w: '[A-Za-z0-9_]', s: '[ \\t]' };
 const IN_CLASS = { d: '0-9', w: 'A-Za-z0-9_', s: ' \\t' };
 
-// A regular expression in the form that schemas use (anchored, no look-around) as GBNF. Throws for what it can't say.
+// A regular expression of a schema (anchored, no look-around) as GBNF. Throws if it isn't supported.
 function regex(pattern) {
   const source = pattern.replace(/^\^/, '').replace(/(?<!\\)\$$/, '');
   const tokens = /\\([\s\S])|\[(\^?)((?:\\[\s\S]|[^\]\\])+)\]|(\(\??:?|\)|\|)|([*+?]|\{\d+(?:,\d*)?\})|([\s\S])/gy;
@@ -208,11 +208,11 @@ function regex(pattern) {
 
 function plainEscape(character) {
   if (/[A-Za-z0-9]/.test(character)) throw new Error(`pattern: \\${character} is not supported`);
-  // a quote or backslash inside a JSON string is written with a backslash
+  // JSON strings escape quotes and backslashes
   return '"\\'.includes(character) ? `\\${character}` : character;
 }
 
-// The whole conversion in one call.
+// Convert a schema in one call.
 export function schemaToGrammar(schema, options = {}) {
   const converter = new SchemaConverter(options);
   converter.visit(schema, '');

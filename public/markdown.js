@@ -1,10 +1,9 @@
-// Markdown as models write it -> DOM nodes. Never HTML: but for br, sub, sup, kbd and details without attributes, tags in
-// the text stay text, links lead to http(s) and mailto only, images are not loaded but shown as links (the page asks
-// nobody but its own server).
+// Markdown as models write it -> DOM nodes. Never HTML: tags stay text, except br, sub, sup, kbd and details without
+// attributes. Links lead to http(s) and mailto only. Images become links, as the page loads nothing from other servers.
 //
-// Two steps: `blocks` cuts lines into blocks, `inline` cuts a text into spans. Math ($...$, \(...\), $$...$$, \[...\])
-// becomes MathML once math.js is there, and is left as it is written where that can't read it. Linear in the length for
-// ordinary text; nesting is limited, so odd input can't overflow.
+// Two steps: `blocks` splits lines into blocks, `inline` splits a text into spans. Math ($...$, \(...\), $$...$$,
+// \[...\]) becomes MathML once math.js is loaded; formulas that it can't read stay unchanged. Linear in the length of
+// ordinary text. Nesting is limited, so odd input can't overflow the stack.
 
 import { copyButton, h } from './dom.js';
 import { Colours } from './highlight.js';
@@ -22,13 +21,13 @@ const DETAILS = /^ {0,3}<details>/;
 const NOTE = /^\[\^([\w-]{1,40})\]:[ \t]*/;
 const MATH_OPEN = /^\s*(\$\$|\\\[)/;
 
-let notes = [];                 // ids of the footnotes of the text that is being read
-let outline = [];               // its open headings: how many # each of them has, and its level on the page
+let notes = [];                 // ids of the present text's footnotes
+let outline = [];               // its open headings: number of #, level on the page
 
-// The page's title is above all of them, and none leaves out a level.
+// Headings are below the page's title and skip no level.
 const newOutline = () => [[0, 1]];
 
-// The nodes for `text`, which goes on below the headings `above`.
+// The nodes for `text`, below the headings `above`.
 export function markdown(text, above = newOutline()) {
   outline = above;
   notes = [...text.matchAll(new RegExp(NOTE, 'gm'))].map(([, id]) => id);
@@ -44,7 +43,7 @@ function blocks(lines, depth) {
     }
     const reader = depth < MAX_DEPTH ? READERS.find((one) => one.starts(lines, at)) : null;
     const [node, next] = (reader?.read ?? readParagraph)(lines, at, depth);
-    // Each block runs in the direction of its own text; code says its own (see codeBlock).
+    // Each block has the direction of its text, except code (see codeBlock).
     if (depth === 0 && !node.dir) node.dir = 'auto';
     nodes.push(node);
     at = next;
@@ -52,7 +51,7 @@ function blocks(lines, depth) {
   return nodes;
 }
 
-// Characters that change the direction of text, so that code reads other than it runs: shown by their numbers.
+// Characters that change the direction of text could disguise code: shown as numbers.
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 export const withBidiShown = (text) => text.replace(BIDI, (one) => `\u27e8U+${one.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}\u27e9`);
 
@@ -98,7 +97,7 @@ function readFence(lines, at) {
 
 const languageOf = (info) => info.trim().split(/\s+/)[0].replace(/^\{?\.?|\}$/g, '');
 
-// A block of code, which may grow.
+// A block of code that may grow.
 class CodeBlock {
   #code = '';
 
@@ -135,7 +134,7 @@ function readMath(lines, at) {
   return readParagraph(lines, at);
 }
 
-// LaTeX with its marks ($, $$, \\(, \\[) around it. The module that draws it is loaded with the first formula.
+// LaTeX with its marks ($, $$, \\(, \\[). The first formula loads math.js.
 let drawMath = null;
 
 function formula(tag, text, isDisplay = /^(\$\$|\\\[)/.test(text)) {
@@ -155,11 +154,11 @@ function drawFormula(element, text, isDisplay) {
   try {
     element.replaceChildren(drawMath(inner, isDisplay));
   } catch {
-    // It stays as it is written.
+    // It stays unchanged.
   }
 }
 
-// The line with the </details> that belongs to the <details> at `at`; -1 if there is none.
+// The line with the </details> of the <details> at `at`; -1 if there is none.
 function detailsEnd(lines, at) {
   let open = 0;
   for (let end = at; end < Math.min(lines.length, at + MAX_DETAILS); end++) {
@@ -185,7 +184,7 @@ function readNote(lines, at) {
   return [h('p', { class: 'footnote', tabindex: -1, 'data-note': id }, noteLink(id, `[data-ref="${id}"]`, {}), ' ', inline(text)), end];
 }
 
-// A small number that leads to the first element `target` of its text.
+// A small number that links to the first element `target` of its text.
 function noteLink(id, target, props) {
   const n = notes.indexOf(id) + 1;
   const button = h('button', { type: 'button', class: 'quiet', 'aria-label': t('footnote', { n }), ...props, onclick: () => {
@@ -203,7 +202,7 @@ function readQuote(lines, at, depth) {
   return [h('blockquote', {}, blocks(inner, depth + 1)), end];
 }
 
-// Items of one list: same kind of mark; lines that are indented belong to the item above.
+// Items of one list have the same kind of mark; indented lines belong to the item above.
 function readList(lines, at, depth) {
   const first = ITEM.exec(lines[at]);
   const isOrdered = /\d/.test(first[2]);
@@ -237,7 +236,7 @@ function listItem(lines, depth) {
   const task = /^\[([ xX])\]\s+/.exec(lines[0]);
   if (task) lines[0] = lines[0].slice(task[0].length);
   const nodes = blocks(lines, depth + 1);
-  // A tight item: its only paragraph doesn't need a box of its own.
+  // A tight item: its only paragraph needs no box.
   const [head, ...rest] = nodes;
   const content = head?.tagName === 'P' && !lines.includes('') ? [...head.childNodes, ...rest] : nodes;
   if (!task) return h('li', {}, content);
@@ -260,12 +259,12 @@ function readTable(lines, at) {
   return [h('div', { class: 'table', tabindex: 0, role: 'group', 'aria-label': t('table') }, table), end];
 }
 
-// Spans: [first characters, what has to follow somewhere, pattern, node]. The first that matches at a place wins. The
-// second column, the bounded lengths and MAX_MISSES keep text full of unclosed marks from taking long.
+// Spans: [first characters, text that must follow somewhere, pattern, node]. The first match is used. The second
+// column, the bounded lengths and MAX_MISSES limit the time for text full of unclosed marks.
 const SPANS = [
   ['\\', '\\)', /\\\(([\s\S]{1,1000}?)\\\)/y, (m) => formula('span', m[0])],
   ['\\', '\\]', /\\\[([\s\S]{1,1000}?)\\\]/y, (m) => formula('span', m[0])],
-  // Models mean a line break when they write one.
+  // A model's line break is meant as one.
   ['\\\n', '\n', /\\?\n/y, () => h('br')],
   ['\\', '', /\\([!-'*-/:-@^-`{-~[\]()])/y, (m) => (m[1] === '(' || m[1] === '[' ? null : m[1])],
   ['`', '`', /(`+)(?!`)([\s\S]{0,4000}?[^`])\1(?!`)/y, (m) => h('code', { dir: 'ltr' }, withBidiShown(m[2]).replace(/\n/g, ' ').replace(/^ (.*\S.*) $/, '$1'))],
@@ -326,17 +325,16 @@ function span(text, at, depth, last) {
   return null;
 }
 
-// A link where it leads to a web page or an address, else its text.
+// A link to a web page or mail address; otherwise its text.
 function link(target, content) {
   if (!/^(https?:\/\/|mailto:)/i.test(target)) return h('span', { title: target }, content);
   return h('a', { href: target, target: '_blank', rel: 'noopener noreferrer nofollow' }, content);
 }
 
-// Renders a text that grows. What lies before the last safe place (an empty line outside of code and lists, the beginning
-// and the end of code) is drawn once; only the rest is drawn again with each update, and code grows at its end. So a long
-// answer stays cheap.
+// Renders a text that grows. Text before the last safe place (an empty line outside of code and lists, the beginning or
+// end of code) is drawn once; each update draws only the rest, and code grows at its end. So a long answer stays cheap.
 export class MarkdownView {
-  #drawn = 0;             // how much of the text has its final nodes
+  #drawn = 0;             // length of the text with final nodes
   #outline = newOutline();        // its headings
   #tail = [];
   #code = null;           // GrowingCode, while the text ends in code
@@ -347,7 +345,7 @@ export class MarkdownView {
     this.element = element;
   }
 
-  // Can this view go on to `text`? Not if another text is shown, nor behind what was drawn as the end.
+  // Can this view grow to `text`? Not if it shows another text, or the end was drawn.
   canShow(text) {
     return this.#isDone ? text === this.#text : text.startsWith(this.#text);
   }
@@ -355,7 +353,7 @@ export class MarkdownView {
   update(text, isFinal = false) {
     this.#text = text;
     this.#isDone = isFinal;
-    // Footnotes come last and change what was drawn before.
+    // Footnotes at the end change the text before.
     if (isFinal && this.#drawn && new RegExp(NOTE, 'm').test(text)) {
       this.element.replaceChildren();
       [this.#drawn, this.#tail, this.#code, this.#outline] = [0, [], null, newOutline()];
@@ -379,7 +377,7 @@ export class MarkdownView {
   }
 }
 
-// Code whose end hasn't come. `text` is all from its first fence on.
+// Code without its end yet. `text` begins with its first fence.
 class GrowingCode {
   #lines = 0;             // where its last line begins
 
@@ -390,7 +388,7 @@ class GrowingCode {
     this.update(text, false);
   }
 
-  // Where it ends in `text`; 0 while it is open.
+  // Its end in `text`; 0 while it is open.
   update(text, isFinal) {
     const from = text.indexOf('\n') + 1;
     const closes = new RegExp(`^ {0,3}\\${this.fence[0]}{${this.fence.length},}[ \\t]*(\\n${isFinal ? '|$(?![^])' : ''})`, 'gm');
@@ -404,12 +402,12 @@ class GrowingCode {
   }
 }
 
-// Up to where blocks of `text` can't change any more whatever follows, and whether what follows is open code.
+// Up to where `text` can't change any more, and whether open code follows.
 function safeEnd(text) {
   let safe = 0;
   let at = 0;
   let fence = '';
-  let isTop = false;            // the fence stands at the beginning of its line, so it is in no list
+  let isTop = false;            // the fence begins its line, so it isn't in a list
   let isAfterBlank = false;
   for (const line of text.split('\n').slice(0, -1)) {
     const mark = FENCE.exec(line);

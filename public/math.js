@@ -1,10 +1,10 @@
-// Math as models write it (LaTeX) -> MathML, which browsers draw by themselves. The part of LaTeX that answers have in
-// them; what has anything else stays as it is written. Loaded when the first formula comes.
+// Math as models write it (LaTeX) -> MathML, which browsers draw. It supports the part of LaTeX that is common in
+// answers; other formulas stay unchanged. Loaded with the first formula.
 
 const NS = 'http://www.w3.org/1998/Math/MathML';
 const MAX_DEPTH = 40;
 
-// Names and what they stand for, in turns.
+// Names and their characters, alternating.
 const pairs = (text) => Object.fromEntries(text.match(/\S+\s+\S+/g).map((pair) => pair.split(/\s+/)));
 
 const LETTERS = pairs(`alpha α beta β gamma γ delta δ epsilon ϵ varepsilon ε zeta ζ eta η theta θ vartheta ϑ iota ι kappa κ lambda λ mu μ nu ν xi ξ pi π varpi ϖ rho ρ
@@ -16,7 +16,7 @@ const OPERATORS = pairs(`times × cdot ⋅ div ÷ pm ± mp ∓ ast ∗ star ⋆ 
   rightarrow → leftarrow ← leftrightarrow ↔ Rightarrow ⇒ implies ⟹ Leftarrow ⇐ Leftrightarrow ⇔ iff ⟺ mapsto ↦ uparrow ↑ downarrow ↓ longrightarrow ⟶
   forall ∀ exists ∃ nexists ∄ mid ∣ parallel ∥ perp ⊥ therefore ∴ because ∵ models ⊨ vdash ⊢ colon : triangle △ square □ langle ⟨ rangle ⟩ lfloor ⌊
   rfloor ⌋ lceil ⌈ rceil ⌉ lvert | rvert | vert | lVert ‖ rVert ‖ Vert ‖ | ‖ lbrace { rbrace } { { } } % % # # & & $ $ _ _ backslash \\`);
-// Their limits stand below and above in displayed formulas.
+// In displayed formulas their limits are below and above.
 const LARGE = pairs('sum ∑ prod ∏ coprod ∐ bigcup ⋃ bigcap ⋂ bigoplus ⨁ bigotimes ⨂ bigwedge ⋀ bigvee ⋁');
 const INTEGRALS = pairs('int ∫ iint ∬ iiint ∭ oint ∮');
 const FUNCTIONS = 'sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp det dim ker deg arg hom Pr gcd mod'.split(' ');
@@ -24,7 +24,7 @@ const LIMITS = 'lim limsup liminf max min sup inf argmax argmin'.split(' ');
 const ACCENTS = pairs('hat ^ widehat ^ bar ¯ overline ¯ vec → overrightarrow → dot ˙ ddot ¨ tilde ~ widetilde ~ check ˇ');
 const UNDER = { underline: '_', underbrace: '⏟' };
 const SPACES = { ',': '0.17em', ':': '0.22em', ';': '0.28em', '!': '-0.17em', ' ': '0.33em', quad: '1em', qquad: '2em' };
-// First code points of Unicode's own letters: capital, small, digit.
+// First code points of Unicode's math letters: capital, small, digit.
 const ALPHABETS = { mathbb: [0x1d538, 0x1d552, 0x1d7d8], mathbf: [0x1d400, 0x1d41a, 0x1d7ce], boldsymbol: [0x1d400, 0x1d41a, 0x1d7ce],
   mathcal: [0x1d49c, 0x1d4b6], mathscr: [0x1d49c, 0x1d4b6], mathfrak: [0x1d504, 0x1d51e], mathsf: [0x1d5a0, 0x1d5ba, 0x1d7e2], mathtt: [0x1d670, 0x1d68a, 0x1d7f6] };
 const HOLES = pairs(`mathbbC ℂ mathbbH ℍ mathbbN ℕ mathbbP ℙ mathbbQ ℚ mathbbR ℝ mathbbZ ℤ mathcalB ℬ mathcalE ℰ mathcalF ℱ mathcalH ℋ mathcalI ℐ mathcalL ℒ mathcalM ℳ
@@ -50,7 +50,7 @@ function letter(alphabet, char) {
   return String.fromCodePoint(bases[kind] + char.charCodeAt(0) - ['A', 'a', '0'][kind].charCodeAt(0));
 }
 
-// The <math> element for LaTeX `source`; throws where it has what isn't known here.
+// The <math> element for LaTeX `source`; throws if it isn't supported.
 export function mathML(source, isDisplay) {
   const reader = new Reader(source, isDisplay);
   const nodes = reader.list(() => reader.isAtEnd(), 0);
@@ -91,7 +91,7 @@ class Reader {
     if (this.#next() !== token) throw new Error(`expected ${token}`);
   }
 
-  // Nodes up to where `ends()` holds.
+  // Nodes until `ends()`.
   list(ends, depth) {
     if (depth > MAX_DEPTH) throw new Error('too deep');
     const nodes = [];
@@ -99,7 +99,7 @@ class Reader {
     return nodes;
   }
 
-  // One thing with what stands below and above it.
+  // One atom with its sub- and superscript.
   #scripted(depth) {
     const token = this.#peek();
     const base = token === '^' || token === '_' ? m('mrow') : this.#atom(depth);
@@ -126,10 +126,10 @@ class Reader {
     return this.argument(depth);
   }
 
-  // A group in braces, or one thing.
+  // A group in braces, or one atom.
   argument(depth) {
     const token = this.#peek() ?? '';
-    // Without braces it is one digit.
+    // Without braces: one digit.
     if (/^\d./.test(token)) this.tokens.splice(this.#at, 1, token[0], token.slice(1));
     if (token !== '{') return this.#atom(depth + 1);
     this.#next();
@@ -147,7 +147,7 @@ class Reader {
     return false;
   }
 
-  // What is between braces, letter by letter.
+  // The text between braces.
   #text() {
     this.#expect('{');
     let text = '';
@@ -194,7 +194,7 @@ class Reader {
     return node;
   }
 
-  // The commands with a form of their own.
+  // Commands with special syntax.
   fraction(depth, attributes = {}) {
     return m('mfrac', attributes, this.argument(depth), this.argument(depth));
   }

@@ -1,5 +1,5 @@
-// One message on screen: its text, folded reasoning, files, versions, and what can be done with it. The chat view owns
-// the data and does the work; a MessageView only draws and reports clicks through `actions`.
+// One message: its text, folded reasoning, files, versions and buttons. The chat view has the data and does the work; a
+// MessageView only draws, and reports clicks through `actions`.
 
 import { CallsView, callsText, pretty } from './calls.js';
 import { copyButton, grow, h, icon, iconButton, menuButton } from './dom.js';
@@ -8,7 +8,7 @@ import { number, seconds, t } from './i18n.js';
 import { MarkdownView, withBidiShown } from './markdown.js';
 import { prefs } from './prefs.js';
 
-// Whose message it is, to be read.
+// The shown name of the message's author.
 export function roleName({ role, name }) {
   if (role === 'tool') return t('result-of', { name: name || t('tool') });
   return t({ user: 'you', assistant: 'model' }[role] ?? 'system');
@@ -39,7 +39,7 @@ export class MessageView {
     this.draw(true);
   }
 
-  // Draw the message as it is now; `isFinal` when nothing more is coming.
+  // Draw the message; `isFinal`: it is complete.
   draw(isFinal = false) {
     const { role, content, finish, error } = this.message;
     if (role === 'assistant') {
@@ -54,7 +54,7 @@ export class MessageView {
     this.#drawMeta();
   }
 
-  // A text that may have grown since.
+  // A text that may grow.
   #drawMarkdown(name, element, text, isFinal) {
     if (!this[name]?.canShow(text)) {
       element.replaceChildren();
@@ -63,7 +63,7 @@ export class MessageView {
     this[name].update(text, isFinal);
   }
 
-  // Reasoning is open while it is written, unless the user has chosen.
+  // Reasoning is open while it is written, unless the user folds it.
   #drawThinking(isFinal) {
     const { content, reasoning, thought, calls } = this.message;
     this.think.hidden = !reasoning;
@@ -74,13 +74,13 @@ export class MessageView {
     if (!this.isThinkTouched) this.think.open = isThinking;
   }
 
-  // Are the tokens of the whole text known?
+  // Are all tokens of the text known?
   #hasTokens() {
     const { content, parts = [] } = this.message;
     return parts.some((part) => part.top) && parts.map((part) => part.text).join('') === content;
   }
 
-  // Show the tokens, coloured by how likely each was, in place of the text, or the text again.
+  // Show the tokens, coloured by probability, in place of the text, or the text again.
   async #toggleTokens() {
     const isShown = Boolean(this.tokens);
     this.tokens?.remove();
@@ -141,7 +141,7 @@ export class MessageView {
       ]));
   }
 
-  // Replace the text by a box to change it. What is saved becomes a new version.
+  // Replace the text by an edit box. Saving it makes a new version.
   edit() {
     if (this.element.classList.contains('editing')) return;
     const key = `${this.message.id}.edit`;

@@ -1,6 +1,6 @@
-// The choice of a model, where the server has several: a button in the bar with the model in use, and a list with each
-// one's state and size, to load, unload and choose. Asks while the list is open or something loads; way not taken: the
-// server's stream of such events, which would hold one of the few connections that a browser has for all tabs.
+// The choice of a model, if the server has several: a button with the model in use, and a list with states and sizes, to
+// load, unload and choose. Polls while the list is open or a model loads. Way not taken: the server's stream of such
+// events, which would use one of the few connections that a browser has for all tabs.
 
 import { errorText, get, post } from './api.js';
 import { h, popUp, toast } from './dom.js';
@@ -13,7 +13,7 @@ export class ModelPicker {
   #current = '';
   #timer = 0;
 
-  // onchoose(id): the user has chosen a model; onloaded(id): the one in use has become ready.
+  // onchoose(id): the user has chosen a model; onloaded(id): the one in use is ready.
   constructor({ onchoose, onloaded }) {
     Object.assign(this, { onchoose, onloaded });
     this.label = h('bdi', { class: 'label' });
@@ -28,19 +28,19 @@ export class ModelPicker {
     return this.#current;
   }
 
-  // Can the one in use be asked without waking it?
+  // Is the one in use loaded, or asleep?
   get isUp() {
     return ['loaded', 'sleeping'].includes(this.#stateOf(this.#current));
   }
 
-  // Show the model `id`, or if there is none of that name, one that is loaded.
+  // Show the model `id`; if there is none, one that is loaded.
   use(id) {
     const known = this.#models.find((one) => one.id === id || one.aliases?.includes(id));
     this.#current = (known ?? this.#models.find((one) => one.status?.value === 'loaded') ?? this.#models[0])?.id ?? '';
     this.#draw();
   }
 
-  // Ask for the states, and again as long as they change or are looked at.
+  // Ask for the states, and again while they change or are shown.
   async refresh() {
     clearTimeout(this.#timer);
     const before = this.#stateOf(this.#current);

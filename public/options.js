@@ -1,13 +1,13 @@
-// Every field a request can carry, as rows: the form for them, what is checked, and presets. Defaults come from the
-// server's /props and are shown as placeholders; only what the user changes is sent.
+// All sampling fields of a request as rows, and the form for them. The server's defaults (/props) are shown as
+// placeholders; only changed fields are sent.
 
 import { ask, field, h, iconButton, toast } from './dom.js';
 import { t } from './i18n.js';
 import { prefs, savePrefs } from './prefs.js';
 import { allPresets } from './presets.js';
 
-// kinds: number (with min, max, step), flag, lines (a list, one item per line), names (a list, separated by commas),
-// json, and text.
+// Kinds: number (with min, max, step), flag, lines (a list, one item per line), names (a list, separated by commas),
+// json, text.
 const row = (group, name, kind, min, max, step) => ({ group, name, kind, min, max, step });
 export const OPTIONS = [
   row('basic', 'n_predict', 'number', -1, 1e6, 1),
@@ -50,7 +50,7 @@ export const OPTIONS = [
 ];
 const GROUPS = ['basic', 'penalties', 'shape', 'more'];
 
-// The text in an input as a value; throws with a message for the user.
+// The value of an input's text; throws with a message for the user.
 function parse({ kind, name, min, max, step }, text) {
   if (kind === 'flag') return text === 'true';
   if (kind === 'lines') return text.split('\n').map((line) => line.replace(/\\n/g, '\n').replace(/\\t/g, '\t'));
@@ -71,9 +71,9 @@ function show({ kind }, value) {
   return String(typeof value === 'number' ? Number(value.toPrecision(7)) : value);
 }
 
-let nextId = 0;                 // forms have ids of their own
+let nextId = 0;                 // of a form
 
-// A form over all options. `values` is the object of changed fields; `onchange(values)` gets it after each change.
+// A form with all options. `values`: the changed fields; `onchange(values)` is called after each change.
 export class OptionsForm {
   #values;
   #inputs = new Map();
@@ -101,7 +101,7 @@ export class OptionsForm {
     return { ...this.#values };
   }
 
-  // Put `defaults` (from /props) behind the empty fields.
+  // Show `defaults` (from /props) in the empty fields.
   setDefaults(defaults) {
     for (const option of OPTIONS) {
       const text = show(option, defaults[option.name]);
@@ -154,7 +154,7 @@ export class OptionsForm {
     this.#onchange(this.values);
   }
 
-  // Show that a field is changed, or what is wrong with it.
+  // Mark a field as changed or invalid.
   #mark({ name }, input, problem) {
     input.setCustomValidity(problem && `${name}: ${problem}`);
     input.classList.toggle('changed', name in this.#values);
@@ -164,7 +164,7 @@ export class OptionsForm {
     note.hidden = !problem;
   }
 
-  // Can all fields be read? If not, the first that can't is brought into view.
+  // Are all fields valid? Shows the first that isn't.
   isGood() {
     const bad = [...this.#inputs.values()].find((input) => !input.validity.valid);
     if (!bad) return true;

@@ -1,5 +1,5 @@
-// The part of a conversation that is on the page: messages around what is looked at, more of them as one scrolls, and
-// those at the far end taken off again, so that a long conversation costs no more than a short one.
+// The drawn part of a conversation: messages around the visible ones. Scrolling draws more and removes those at the far
+// end, so that a long conversation costs no more than a short one.
 
 import { h } from './dom.js';
 import { t } from './i18n.js';
@@ -9,11 +9,11 @@ const MAX_DRAWN = 3 * PAGE;
 
 export class Pages {
   #first = 0;                   // index in the path of the first drawn message
-  #last = 0;                    // and of the one behind the last
+  #last = 0;                    // and of the one after the last
   #most = MAX_DRAWN;
 
-  // `log` holds the messages; path() gives all of them, element(message) makes one's element, forget(id) is told whose are
-  // taken off; changed() is called after more have been drawn, for the view to put things where they were.
+  // `log` contains the messages; path() returns all of them, element(message) makes one's element. forget(id) is called
+  // for removed ones, changed() after more are drawn, to restore the scroll position.
   constructor(log, { path, element, forget, changed }) {
     Object.assign(this, { log, path, element, forget, changed });
     this.earlier = h('button', { type: 'button', class: 'quiet', hidden: true, onclick: () => this.#drawEarlier() }, t('earlier'));
@@ -26,7 +26,7 @@ export class Pages {
     window.addEventListener('afterprint', () => { this.#most = MAX_DRAWN; });
   }
 
-  // Draw more when an edge comes near in the scrolled box `root`.
+  // Draw more when an edge comes near in the scrolling box `root`.
   watch(root) {
     this.edges = new IntersectionObserver((entries) => {
       const { target } = entries.findLast((one) => one.isIntersecting) ?? {};
@@ -36,7 +36,7 @@ export class Pages {
     this.#watchEdges();
   }
 
-  // Is the end of the conversation on the page?
+  // Is the end of the conversation drawn?
   get hasEnd() {
     return this.#last >= this.path().length;
   }
@@ -51,7 +51,7 @@ export class Pages {
     this.#showEdges();
   }
 
-  // Draw messages that have come to the path's end, which had `n` before; false where that end isn't on the page.
+  // Draw messages added to the path, which had `n`; false if its end wasn't drawn.
   follow(n) {
     const isNearEnd = this.#last >= n;
     if (isNearEnd) {
@@ -88,7 +88,7 @@ export class Pages {
     if (n > 0) this.#first += this.#takeOff([...this.log.children].slice(0, n));
   }
 
-  // Take messages off the page, unless one of them is being edited; how many are gone.
+  // Remove drawn messages, unless one is being edited; returns how many.
   #takeOff(elements) {
     if (elements.some((element) => element.classList.contains('editing'))) return 0;
     for (const element of elements) {
@@ -109,7 +109,7 @@ export class Pages {
     this.#watchEdges();
   }
 
-  // Only changes are told: who is at an edge again before the next look would never see more.
+  // The observer reports only changes, not an edge that is near again by its next check.
   #watchEdges() {
     for (const edge of [this.earlier, this.later]) {
       this.edges.unobserve(edge);

@@ -1,5 +1,5 @@
 // The command palette: one field that finds conversations, prompts, settings and actions by parts of their names.
-// Nothing is kept here; what is chosen is done by the functions that the items bring along.
+// It has no state; the items contain the functions that do the work.
 
 import { h } from './dom.js';
 import { t } from './i18n.js';
@@ -7,8 +7,8 @@ import { t } from './i18n.js';
 const MAX_ROWS = 12;
 const MAX_LATEST = 5;
 
-// The items that have all words of `query`, best first: those whose label begins with it, then as they are given. Without
-// words, the latest conversations and what can be done.
+// The items that have all words of `query`: first those whose label begins with it, then the others in order. Without
+// words: the latest conversations and all actions.
 function matching(items, query) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) {
@@ -25,8 +25,8 @@ function matching(items, query) {
   return found.sort((a, b) => a[0] - b[0]).slice(0, MAX_ROWS).map(([, item]) => item);
 }
 
-// Show `items`, { label, kind, more?, run }: `more` is found, too, and not shown. `rest(query)` gives an item that stands
-// below whatever is typed.
+// Show `items`, { label, kind, more?, run }: `more` is searched but not shown. `rest(query)` returns an item for the end
+// of the list.
 export function openPalette(items, rest) {
   let rows = [];
   let at = 0;

@@ -1,12 +1,12 @@
-// Conversations in the form of llama-server's own page: [{ conv, messages }]. What is read becomes the form of
-// transfer.js, whose reader checks it; so nothing is believed here either.
+// Conversations in the form of llama-server's page: [{ conv, messages }]. They are converted to the form of
+// transfer.js, whose reader checks them.
 
 const isObject = (value) => value !== null && typeof value === 'object';
 
 // Is `file` an export of llama-server's page?
 export const isTheirs = (file) => [file].flat().some((one) => isObject(one) && isObject(one.conv) && Array.isArray(one.messages));
 
-// Their exported file in our form. Messages of kind `root` only hold the tree together, and the system prompt is a message.
+// Its file in this page's form. Messages of kind `root` only connect the tree, and the system prompt is a message.
 export function fromTheirs(file) {
   const good = [file].flat().filter((one) => isObject(one?.conv) && Array.isArray(one.messages));
   return { chats: good.map(({ conv, messages }) => readConversation(conv, messages.filter(isObject))) };
@@ -52,7 +52,7 @@ function readFile({ type, name, content, base64Url, base64Data, mimeType }) {
   return { name, kind, data };
 }
 
-// Conversations with their messages as a file that llama-server's page can read.
+// Conversations as a file for llama-server's page.
 export const toTheirs = (chats, messages) => JSON.stringify(chats.map((chat) => writeConversation(chat,
   messages.filter((message) => message.chat === chat.id))), null, 1);
 

@@ -1,6 +1,6 @@
-// Drawing that keeps up with a stream without taking the page's time.
+// Draws a stream without blocking the page.
 
-// Draws at most once per frame, and never for more than a fifth of the time.
+// Draws at most once per frame, for at most a fifth of the time.
 export class Pen {
   #isWaiting = false;
   #isLifted = false;

@@ -1,6 +1,6 @@
-// What the user has set, kept in this browser's localStorage: API key, theme, language, chat defaults, presets.
-// `prefs` is a plain object; `savePrefs` writes changes and tells listeners by a "prefs" event on window.
-// All tabs share them: what another tab saves holds here at once.
+// The user's settings, kept in this browser's localStorage: API key, theme, language, chat defaults, presets.
+// `prefs` is a plain object; `savePrefs` writes changes and fires a "prefs" event on window.
+// All tabs share them: changes in another tab apply here at once.
 
 const KEY = 'llama_srv.prefs';
 
@@ -16,7 +16,7 @@ const DEFAULTS = {
   sampling: {},           // fields sent with every chat request
   completion: {},         // fields of the completion view
   presets: {},            // name -> fields
-  model: '',              // the one chosen last, where the server has several
+  model: '',              // the last choice, if the server has several
   prompts: {},            // name -> text
   prompt: 'Once upon a time',
 };
@@ -31,18 +31,18 @@ function read() {
 
 export const prefs = { ...DEFAULTS, ...read() };
 
-// Only what is named is changed: the rest may have been set in another tab meanwhile.
+// Changes only the named settings: others may have been changed in another tab.
 export function savePrefs(changes) {
   Object.assign(prefs, read(), changes);
   try {
     localStorage.setItem(KEY, JSON.stringify({ ...read(), ...changes }));
   } catch {
-    // Storage may be full or forbidden; the settings then last as long as the page.
+    // Storage may be full or forbidden; then the settings last as long as the page.
   }
   window.dispatchEvent(new Event('prefs'));
 }
 
-// Another tab has saved.
+// Another tab has saved settings.
 window.addEventListener('storage', (event) => {
   if (event.key !== KEY && event.key !== null) return;
   Object.assign(prefs, DEFAULTS, read());

@@ -1,4 +1,4 @@
-// Presets: names for sets of sampling fields, those that come with the page and the user's own.
+// Presets: named sets of sampling fields, built in or the user's own.
 
 import { t } from './i18n.js';
 import { prefs } from './prefs.js';
@@ -10,7 +10,7 @@ const BUILT_IN = {
   'preset-fresh': { temperature: 1, dry_multiplier: 0.8, xtc_probability: 0.5 },
 };
 
-// All of them as [id, label, fields]; ids of the user's own begin with "o:".
+// All presets as [id, label, fields]; ids of the user's own begin with "o:".
 export const allPresets = () => [
   ...Object.entries(BUILT_IN).map(([key, values]) => [`b:${key}`, t(key), values]),
   ...Object.entries(prefs.presets).map(([name, values]) => [`o:${name}`, name, values]),

@@ -1,5 +1,4 @@
-// Prompts that the user keeps, by name. {{words}} in double braces are variables: their values are asked for when the
-// prompt is used.
+// The user's saved prompts, by name. {{words}} in double braces are variables: using the prompt asks for their values.
 
 import { ask, field, h, iconButton, toast } from './dom.js';
 import { t } from './i18n.js';
@@ -11,7 +10,7 @@ const MAX_TEXT = 100000;
 // The names of the variables in `text`, each once.
 export const variablesOf = (text) => [...new Set([...text.matchAll(VARIABLE)].map(([, name]) => name))];
 
-// The text of the prompt `name` with the values that the user gives; null where the dialog is dismissed.
+// The text of the prompt `name` with the user's values; null if the dialog is dismissed.
 export async function fillPrompt(name) {
   const text = prefs.prompts[name];
   const names = variablesOf(text);
@@ -23,7 +22,7 @@ export async function fillPrompt(name) {
   return text.replace(VARIABLE, (_, one) => inputs[names.indexOf(one)].value);
 }
 
-// Write a prompt: a new one with the text `draft`, or the one called `old`.
+// Edit a prompt: a new one with the text `draft`, or the one called `old`.
 export async function editPrompt(old = '', draft = '') {
   const name = h('input', { type: 'text', maxlength: 60, required: true, value: old, dir: 'auto' });
   const area = h('textarea', { rows: 8, dir: 'auto', required: true, maxlength: MAX_TEXT, value: prefs.prompts[old] ?? draft });
@@ -41,7 +40,7 @@ function remove(name) {
   toast(t('chat-removed', { name }), 'note', [t('undo'), () => savePrefs({ prompts: { ...prefs.prompts, [name]: gone } })]);
 }
 
-// The list of prompts; use(name) puts one into the message, `draft()` is what stands there now.
+// The list of prompts; use(name) inserts one into the message, `draft()` is the message's text.
 export async function openPrompts(use, draft) {
   const list = h('ul', { class: 'prompts' });
   const choice = (value, label) => h('button', { type: 'submit', value, class: 'wide', formnovalidate: true }, label);

@@ -1,18 +1,17 @@
-// What a message was made of, for programs: the request as curl, Python and JavaScript, and the prompt that the model
-// gets to see. The API key is left out.
+// A message's request as curl, Python and JavaScript, and the prompt that the model reads. Without the API key.
 
 import { errorText, post } from './api.js';
 import { ask, h } from './dom.js';
 import { t } from './i18n.js';
 import { codeBlock } from './markdown.js';
 
-const KEY = 'LLAMA_API_KEY';    // where the snippets find the key
+const KEY = 'LLAMA_API_KEY';    // the snippets' variable
 
 const curl = (url, body) => [
   `curl ${url} \\`, '  -H "Content-Type: application/json" \\', `  -H "Authorization: Bearer $${KEY}" \\`,
   `  -d '${JSON.stringify(body, null, 2).replace(/'/g, "'\\''")}'`].join('\n');
 
-// A JSON value as Python writes it.
+// A JSON value in Python.
 function python(value, indent = '') {
   const inner = `${indent}    `;
   const list = (items, open, close) =>
@@ -45,7 +44,7 @@ const inJavaScript = (url, body) => `const response = await fetch(${JSON.stringi
 const { choices } = await response.json();
 console.log(choices[0].message);`;
 
-// Show the request `body`, and the `answer` to it as it is stored.
+// Show the request `body`, and its stored `answer`.
 export async function showRequest(body, answer) {
   const url = new URL('v1/chat/completions', location.href).href;
   const pages = {

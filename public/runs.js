@@ -1,19 +1,19 @@
-// The answers that are being written in this tab, one for each conversation at most, whichever is shown. Their text is
-// stored every second while it streams, and what came since is left in localStorage when the page goes, since a database
-// can't be waited for then. So an answer that a reload has cut off is there at once, and goes on with its stream.
+// The answers that this tab is writing, at most one for each conversation. Their text is stored every second while it
+// streams. A closing page can't wait for the database, so it leaves the latest text in localStorage. After a reload the
+// answer is there at once, and continues with its stream.
 
 import { errorText } from './api.js';
 import { generate } from './generate.js';
 import * as store from './store.js';
 
 const SAVE_MS = 1000;
-const ANSWER_MS = 300;          // how long other tabs have to say that they write an answer
+const ANSWER_MS = 300;          // wait for other tabs to report that they write an answer
 const TAIL = 'llama_srv.tail.';
 
 export class Runs {
   #running = new Map();         // chat id -> { controller, message, tree }
 
-  // changed(id): an answer of this conversation begins or ends.
+  // changed(id): an answer of this conversation has begun or ended.
   constructor(changed) {
     this.changed = changed;
     window.addEventListener('pagehide', () => this.#leave());
@@ -34,8 +34,8 @@ export class Runs {
     return [...this.#running.values()].some(({ message }) => message.id === messageId);
   }
 
-  // Generate into `message` of `chat`, from the end of what it says already. `request` is what `generate` takes. Why it
-  // failed stays with the message. Resolves when it is stored.
+  // Generate into `message` of `chat`, after its text. `request`: see `generate`. A failure is stored in the message.
+  // Resolves when it is stored.
   async run({ chat, tree, message, request }) {
     const controller = new AbortController();
     this.#running.set(chat.id, { controller, message, tree });
@@ -56,25 +56,25 @@ export class Runs {
     clearInterval(saver);
     delete message.asked;
     this.#running.delete(chat.id);
-    await save({ writing: null });                      // nothing where the user has deleted it meanwhile
+    await save({ writing: null });                      // no effect if the user has deleted it
     this.changed(chat.id);
   }
 
-  // What is being written goes where it can be put at once.
+  // Store the texts in localStorage, which is synchronous.
   #leave() {
     for (const { message } of this.#running.values()) {
       const { content, reasoning, thought } = message;
       try {
         localStorage.setItem(TAIL + message.id, JSON.stringify({ content, reasoning, thought }));
       } catch {
-        // Storage is full or forbidden: what was stored a second ago is kept.
+        // Storage is full or forbidden: the text of a second ago is kept.
       }
       store.tell({ left: message.id });
     }
   }
 }
 
-// Add to a message what the page that wrote it left behind.
+// Add the text that the closed page left to its message.
 export function addTail(message) {
   const tail = localStorage.getItem(TAIL + message.id);
   if (!tail) return;
@@ -84,7 +84,7 @@ export function addTail(message) {
   Object.assign(message, { content }, reasoning ? { reasoning, thought } : {});
 }
 
-// Does another tab write this answer?
+// Is another tab writing this answer?
 export async function isWrittenElsewhere(messageId) {
   let leave;
   const answer = new Promise((resolve) => {

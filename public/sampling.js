@@ -1,17 +1,17 @@
-// How one conversation is sampled: a box with all fields, and a quick choice of presets beside the composer. The fields
-// hold on top of those of the settings. The form is loaded when the box is opened.
+// The sampling of one conversation: a box with all fields, and a quick choice of presets beside the composer. The fields
+// override those of the settings. The form is loaded when the box is opened.
 
 import { h } from './dom.js';
 import { t } from './i18n.js';
 import { allPresets, presetOf } from './presets.js';
 
-const OWN = 'own';              // the quick choice's value for fields that are no preset
+const OWN = 'own';              // the quick choice's value if the fields are no preset
 
 export class SamplingBox {
   #values = {};
   #form = null;
 
-  // onchange(values) after each change; `defaults()` are the server's, as far as they are known.
+  // onchange(values) after each change; `defaults()`: the server's known ones.
   constructor(onchange, defaults) {
     this.onchange = onchange;
     this.defaults = defaults;
@@ -30,7 +30,7 @@ export class SamplingBox {
     this.#show();
   }
 
-  // Can all fields be read? If not, the first that can't is brought into view.
+  // Are all fields valid? Shows the first that isn't.
   isGood() {
     return this.#form?.isGood() ?? true;
   }

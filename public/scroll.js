@@ -1,15 +1,15 @@
-// A scrolled box whose content grows above and below: who is at the end stays there, who reads further up keeps the
-// line that they read. Browsers do that in part and each in its own way, so theirs is switched off (overflow-anchor).
+// A scrolling box whose content grows above and below. At the end it stays there; further up the first visible line
+// keeps its place. Browsers do that differently and in part, so theirs is switched off (overflow-anchor).
 
-const NEAR_END = 60;            // pixels from the end within which one is at the end
+const NEAR_END = 60;            // pixels from the end that count as the end
 
 export class Scroller {
-  #isPinned = true;             // at the end, and to stay there
+  #isPinned = true;             // stays at the end
   #top = 0;
-  #anchor = null;               // { element, offset }: what is at the top of the window, and where
+  #anchor = null;               // { element, offset } at the top of the window
 
-  // `items()` gives the elements that one of is kept in place; `moved(isAtEnd)` is called after each movement,
-  // `isWhole()` tells whether the box has the end of the whole thing.
+  // `items()`: the elements, one of which keeps its place; `moved(isAtEnd)` is called after each movement;
+  // `isWhole()`: is the end of the conversation drawn?
   constructor(box, content, items, moved, isWhole) {
     Object.assign(this, { box, items, moved, isWhole });
     box.addEventListener('scroll', () => this.#scrolled(), { passive: true });
@@ -22,7 +22,7 @@ export class Scroller {
     this.settle();
   }
 
-  // Bring `element` to the top, and show for a moment that it is meant.
+  // Scroll `element` to the top, and highlight it for a moment.
   to(element) {
     this.#isPinned = false;
     element.scrollIntoView({ block: 'start' });
@@ -31,7 +31,7 @@ export class Scroller {
     element.addEventListener('animationend', () => element.classList.remove('found'), { once: true });
   }
 
-  // The content has changed: put things where they were.
+  // The content has changed: restore the position.
   settle() {
     if (this.#isPinned) this.box.scrollTop = this.box.scrollHeight;
     else if (this.#anchor?.element.isConnected) {
@@ -44,7 +44,7 @@ export class Scroller {
   #scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.box;
     const left = scrollHeight - scrollTop - clientHeight;
-    // At the end also when the content has become shorter; on the way down already shortly before it.
+    // Also at the end if the content has become shorter; downwards, already shortly before it.
     const isAtEnd = left < 2 || (left < NEAR_END && scrollTop > this.#top);
     if (isAtEnd && this.isWhole()) this.#isPinned = true;
     else if (scrollTop < this.#top) this.#isPinned = false;
@@ -54,13 +54,13 @@ export class Scroller {
   #note() {
     this.#top = this.box.scrollTop;
     const { top } = this.box.getBoundingClientRect();
-    const element = this.#isPinned ? null : firstBelow(this.items(), top + 1);       // what ends on the edge is not seen
+    const element = this.#isPinned ? null : firstBelow(this.items(), top + 1);       // one that ends on the edge is hidden
     this.#anchor = element && { element, offset: element.getBoundingClientRect().top };
     this.moved(this.#isPinned);
   }
 }
 
-// The first of `elements`, which lie one below the other, that ends below `y`.
+// The first of `elements`, in vertical order, that ends below `y`.
 function firstBelow(elements, y) {
   let [low, high] = [0, elements.length - 1];
   while (low < high) {

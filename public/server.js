@@ -1,5 +1,5 @@
-// The server view: slots as they work, the last minute as a picture, charts of the last minutes, the model's facts,
-// LoRA scales. Asks once a second, and only while it is on screen.
+// The server view: slots, a timeline of the last minute, charts of the last minutes, the model's facts,
+// LoRA scales. Polls once a second while it is visible.
 
 import { errorText, get, getText, health, post } from './api.js';
 import { Chart, N_SAMPLES, parseMetrics } from './charts.js';
@@ -7,7 +7,7 @@ import { ask, field, h, toast } from './dom.js';
 import { bytes, number, t } from './i18n.js';
 import { Timeline } from './timeline.js';
 
-const [PERIOD_MS, N_CACHE] = [1000, 10];    // between two rounds; rounds between two looks at the cache
+const [PERIOD_MS, N_CACHE] = [1000, 10];    // between rounds; rounds between requests for the cache
 
 const count = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} ${t('billion')}` : n > 1e6 ? `${number(n / 1e6, 1)} ${t('million')}` : number(n));
 const digits = (value) => (value > 0 && value < 10 ? 1 : 0);
@@ -17,7 +17,7 @@ const milliseconds = (value) => `${number(value, digits(value))} ms`;
 export class ServerView {
   #timer = 0;
   #round = 0;
-  #last = null;                 // { time, metrics } of the sample before
+  #last = null;                 // { time, metrics } of the last sample
   #cards = new Map();
 
   constructor() {
@@ -58,7 +58,7 @@ export class ServerView {
     this.#showLora(adapters);
   }
 
-  // A path for the model in use, where there are several.
+  // A path for the model in use, if there are several.
   #path(name) {
     return this.props.model ? `${name}?model=${encodeURIComponent(this.props.model)}` : name;
   }
@@ -97,7 +97,7 @@ export class ServerView {
 
   #sample(metrics) {
     const time = performance.now() / 1000;
-    // Nothing is known of the time before, nor of that in which nobody looked.
+    // There is no data from before, nor from while the view was hidden.
     const missed = this.#last ? Math.min(N_SAMPLES, Math.round((time - this.#last.time) * 1000 / PERIOD_MS) - 1) : 0;
     for (let i = 0; i < missed; i++) for (const chart of Object.values(this.charts)) chart.add(chart.series.map(() => null));
     const last = missed > 1 ? null : this.#last;
@@ -183,7 +183,7 @@ class SlotCard {
     const used = (slot.is_processing ? slot.n_prompt_tokens_processed : slot.n_prompt_tokens) + made;
     this.fill.value = used / slot.n_ctx;
     this.numbers.textContent = t('slot-numbers', { used: number(used), size: number(slot.n_ctx), made: number(made) });
-    // Setting equal text again would undo the user's selection.
+    // Setting the same text would remove the user's selection.
     const text = slot.prompt.slice(-400);
     if (this.before.textContent !== text) this.before.textContent = text;
     if (this.after.textContent === (slot.generated ?? '')) return;

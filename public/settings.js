@@ -1,4 +1,4 @@
-// The settings dialog: API key, look, language, and what every chat request carries.
+// The settings dialog: API key, look, language, and fields of all chat requests.
 
 import { ask, field, h } from './dom.js';
 import { LANGUAGES, language, t } from './i18n.js';
@@ -6,7 +6,7 @@ import { OPTIONS, OptionsForm } from './options.js';
 import { prefs, savePrefs } from './prefs.js';
 import * as store from './store.js';
 
-// Settings as they are found by the command palette: [name, label, what else is said of it].
+// Settings for the command palette: [name, label, more text].
 export const settingNames = () => [
   ...[['apiKey', 'api-key'], ['theme', 'theme'], ['language', 'language'], ['system', 'system-default'], ['enterSends', 'enter-sends'],
     ['showSpeed', 'show-speed'], ['keepsTokens', 'keep-tokens']].map(([name, key]) => [name, t(key), '']),
@@ -15,8 +15,8 @@ export const settingNames = () => [
 
 const SHORTCUTS = ['Enter', 'Esc', 'Ctrl K', 'Alt N', 'Alt 1 2 3', 'Ctrl Enter'];
 
-// `defaults` are the server's, null when they aren't known. What is saved is told by
-// a "prefs" event. `wanted` names the field to begin with, one of the settings or of the options.
+// `defaults`: the server's, null if unknown. Saving fires
+// a "prefs" event. `wanted`: the field to begin with, one of the settings or of the options.
 export async function openSettings(defaults, wanted = '') {
   const check = (name, key) => h('label', { class: 'check' }, inputs[name] = h('input', { type: 'checkbox', checked: prefs[name] }), t(key));
   const choice = (value, options) => h('select', { value }, Object.entries(options).map(([code, label]) => h('option', { value: code }, label)));
@@ -57,7 +57,7 @@ export async function openSettings(defaults, wanted = '') {
   const answer = await asked;
   if (answer !== 'ok') return;
   const after = values();
-  // Only what was changed here: another tab may have changed the rest meanwhile.
+  // Only changes: another tab may have changed the rest.
   const changes = Object.fromEntries(Object.entries(after)
     .filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(before[name])));
   savePrefs(changes);

@@ -1,4 +1,4 @@
-// The list of conversations: choose, search (titles and texts), rename, delete, import and export.
+// The list of conversations: choose, search (titles and texts), rename, delete, import, export.
 
 import { ask, download, field, h, iconButton, toast } from './dom.js';
 import { date, t } from './i18n.js';
@@ -7,9 +7,9 @@ import * as store from './store.js';
 import { Tree } from './tree.js';
 
 const MAX_SNIPPETS = 3;         // for each conversation
-const [BEFORE, AFTER] = [24, 80];       // characters around what was found
+const [BEFORE, AFTER] = [24, 80];       // characters around a match
 
-// All of a message that can be found.
+// The searched text of a message.
 const searchText = ({ content, reasoning = '', calls = [] }) =>
   [content, reasoning, ...calls.map((call) => `${call.name} ${call.arguments}`)].join('\n');
 
@@ -17,8 +17,7 @@ export class Sidebar {
   #query = '';
   #current = null;
 
-  // on.choose(id), on.create(), on.removed(id) and on.renamed(chat); on.isRunning(id) tells whether an answer is being
-  // written in this tab.
+  // on.choose(id), on.create(), on.removed(id) and on.renamed(chat); on.isRunning(id): is this tab writing an answer?
   constructor(on) {
     this.on = on;
     this.search = h('input', { type: 'search', placeholder: t('search'), 'aria-label': t('search-label'), oninput: () => {
@@ -45,7 +44,7 @@ export class Sidebar {
     await this.#search();
   }
 
-  // Look for `query` in titles and texts.
+  // Search for `query` in titles and texts.
   find(query) {
     this.search.value = query;
     this.search.focus();
@@ -64,7 +63,7 @@ export class Sidebar {
     if (!chats.length) this.list.append(h('li', { class: 'dim' }, t(this.#query ? 'nothing-found' : 'no-chats')));
   }
 
-  // Add a link to `found` if the query is in the message.
+  // Add a link to `found` if the message contains the query.
   #find(message, found) {
     const text = searchText(message);
     const at = text.toLowerCase().indexOf(this.#query);
@@ -86,7 +85,7 @@ export class Sidebar {
       iconButton('more', t('chat-actions', { name: chat.title }), () => this.#actions(chat), { 'aria-haspopup': 'dialog' }));
   }
 
-  // Rename, export and delete in one small dialog.
+  // A dialog to rename, export and delete.
   async #actions(chat) {
     const input = h('input', { type: 'text', maxlength: 200, value: chat.title, dir: 'auto' });
     const choice = (value, label, kind = '') => h('button', { type: 'submit', value, class: `wide ${kind}`, formnovalidate: true }, label);
@@ -121,7 +120,7 @@ export class Sidebar {
     this.#focus(chat.id, place);
   }
 
-  // The buttons of a conversation; where it is gone, those of the one in its place.
+  // The buttons of a conversation; if it is gone, those of the one in its place.
   #focus(id, place) {
     const rows = [...this.list.children];
     const row = rows.find((one) => one.dataset.id === id) ?? rows[Math.min(place, rows.length - 1)];

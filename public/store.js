@@ -1,21 +1,21 @@
-// Conversations in IndexedDB. Messages are rows of their own, so that saving one while it streams stays cheap however
-// long the conversation is. All tabs of the page share the database: a write changes only the fields that it names, a
-// conversation that another tab has deleted doesn't come back, and each write is told to the other tabs.
+// Conversations in IndexedDB. Each message is a row, so that saving one while it streams is cheap in long conversations,
+// too. All tabs of the page share the database: a write changes only the fields that it names, doesn't restore a
+// conversation that another tab has deleted, and is reported to the other tabs.
 //
 // chat:    { id, title, created, changed, system, tools, leaf, model?, writing? }
-//          leaf: id of the last message shown; tools: their JSON; writing: id of the answer that is being written
+//          leaf: id of the last message shown; tools: JSON; writing: id of the answer that is being written
 // message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed?, parts?,
 //            asked? }
 //          parts: the content as tokens with their probabilities, see tokens.js
-//          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: which one a tool's message answers
-//          asked: while it is written, the id of its stream and what the message was before, see generate.js
+//          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: the call that a tool's message answers
+//          asked: while it is written, the id of its stream and the message before it, see generate.js
 //          parent: id or null; messages with the same parent are versions of one another
-// draft:   { id, files }         attachments that are not sent yet; id: of the conversation, or 'new'
+// draft:   { id, files }         unsent attachments; id: of the conversation, or 'new'
 
 import { t } from './i18n.js';
 
 const OPEN_MS = 10000;
-const SLICE = 200;              // rows that are written in one go
+const SLICE = 200;              // rows written between pauses
 
 let opened = null;              // promise of the database
 
@@ -39,7 +39,7 @@ function database() {
       resolve(request.result);
     };
     request.onerror = () => reject(request.error);
-    // Chromium never answers when an earlier page was left while it made the database.
+    // Chromium never answers if an earlier page was left while making the database.
     setTimeout(() => reject(new Error(t('storage-silent'))), OPEN_MS);
   });
   opened.catch(() => { opened = null; });
@@ -66,10 +66,10 @@ async function stores(mode, work) {
 
 const channel = new BroadcastChannel('llama_srv');
 
-// What the tabs tell each other: { changed: id }, { deleted: id }, { deleted: 'all' }, and what `runs.js` asks and tells.
+// Messages between tabs: { changed: id }, { deleted: id }, { deleted: 'all' }, and those of `runs.js`.
 export const tell = (note) => channel.postMessage(note);
 
-// Hear what other tabs tell; returns a function that ends it.
+// Listen to other tabs; returns a function that ends it.
 export function listen(listener) {
   const hear = ({ data }) => listener(data);
   channel.addEventListener('message', hear);
@@ -85,8 +85,8 @@ export const allMessages = () => stores('readonly', (_, messages) => result(mess
 export const getChat = (id) => stores('readonly', (chats) => result(chats.get(id)));
 export const messagesOf = (id) => stores('readonly', (_, messages) => result(messages.index('chat').getAll(id)));
 
-// Change fields of the conversation `id` and put `rows` of its messages. `fresh` is the whole conversation where it may
-// not be stored yet. False if it isn't there any more.
+// Change fields of the conversation `id` and write `rows` of its messages. `fresh`: the whole conversation, if it may
+// not be stored yet. False if it was deleted.
 export async function update(id, fields, rows = [], fresh = null) {
   const isThere = await stores('readwrite', async (chats, messages) => {
     const stored = (await result(chats.get(id))) ?? fresh;
@@ -102,7 +102,7 @@ export async function update(id, fields, rows = [], fresh = null) {
 export async function putAll(chatRows, messageRows) {
   await stores('readwrite', async (chats, messages) => {
     for (const row of chatRows) chats.put(row);
-    // The page gives way after some of them.
+    // A pause for the page after some of them.
     for (const [i, row] of messageRows.entries()) {
       const put = messages.put(row);
       if (i % SLICE === SLICE - 1) await result(put);

@@ -1,5 +1,5 @@
-// The last minute as a picture: what each slot read and wrote, how many requests waited, and whose they were. It answers
-// "why is it slow" in one look. Draws what GET /slots/timeline says.
+// A picture of the last minute, to see why the server is slow: what each slot read and wrote, how many requests waited,
+// and their owners. Draws GET /slots/timeline.
 
 import { h } from './dom.js';
 import { number, t } from './i18n.js';
@@ -42,7 +42,7 @@ export class Timeline {
     this.#showOwners(owners, seconds);
   }
 
-  // How much of the time a slot has read and written, in words.
+  // A slot's time of reading and writing, as text.
   #sum(spans, id) {
     const of = (state) => inSeconds(spans.filter((span) => span.id_slot === id && span.state === state).reduce((sum, span) => sum + span.from - span.to, 0));
     return t('timeline-sum', { read: of('reading'), written: of('writing') });

@@ -1,5 +1,5 @@
-// Generated text as tokens: each one coloured by its probability, with its alternatives at a click. Choosing one
-// goes on from there. One tab stop for all tokens; arrow keys move between them.
+// Generated text as tokens, coloured by probability. A click shows a token's alternatives; choosing one continues the
+// text from there. All tokens are one tab stop; arrow keys move between them.
 
 import { h, popUp } from './dom.js';
 import { number, t } from './i18n.js';
@@ -12,8 +12,8 @@ const visible = (text) => text.replace(/ /g, '\u00b7').replace(/\n/g, '\u23ce').
 export class TokenView {
   #parts = [];                  // { text, prob?, top? } in order
 
-  // onbranch(text, parts): go on behind `text`, which ends in the chosen alternative; `parts` are its parts. The caller puts `menu` and `legend`
-  // where they belong, outside of the text.
+  // onbranch(text, parts): continue `text`, which ends with the chosen alternative; `parts`: its parts. The caller
+  // places `menu` and `legend` outside of the text.
   constructor(element, onbranch) {
     this.element = element;
     this.onbranch = onbranch;
@@ -32,7 +32,7 @@ export class TokenView {
     this.parts = [];
   }
 
-  // What was generated, to be kept and shown again.
+  // The parts, to be stored and shown again.
   get parts() {
     return this.#parts;
   }
@@ -44,8 +44,8 @@ export class TokenView {
     for (const part of parts) this.#append(part);
   }
 
-  // Add a chunk of the server. Where token texts don't add up to its text (characters of several tokens), the chunk
-  // is shown as one piece with the probability of its least likely token.
+  // Add a chunk of the stream. If its tokens aren't its text (a character may have several), it becomes one part with
+  // the probability of its least likely token.
   add({ content, completion_probabilities: probs = [] }) {
     const tokens = probs.map((one) => ({
       text: one.token, prob: one.prob ?? Math.exp(one.logprob),
@@ -64,7 +64,7 @@ export class TokenView {
     const level = LEVELS.findIndex((least) => part.prob >= least);
     const isFirst = !this.element.querySelector('.token');
     this.legend.hidden = false;
-    // A line break or nothing at all has no width of its own to click on.
+    // A line break or empty text has no width to click on.
     const odd = part.text.includes('\n') ? 'line' : part.text ? '' : 'blank';
     this.element.append(h('span', {
       class: `token p${level < 0 ? LEVELS.length : level} ${odd}`, title: percent(part.prob), role: 'button',

@@ -1,5 +1,5 @@
-// The tools that a conversation offers to the model: a box for their definitions as JSON, and the reader for it.
-// What is typed is kept as it is, right or wrong; only what can be read is sent.
+// A conversation's tools: a box for their definitions as JSON, and the reader for it.
+// The text is kept even if it is invalid; only valid tools are sent.
 
 import { grow, h } from './dom.js';
 import { t } from './i18n.js';
@@ -16,8 +16,8 @@ const EXAMPLE = [{
   },
 }];
 
-// The list of tools that `source` defines, [] for an empty one; throws with a reason for the user. Single tools and bare
-// functions ({ name, parameters }) are taken, too.
+// The list of tools in `source`, [] if it is empty; throws with a reason for the user. Accepts single tools and bare
+// functions ({ name, parameters }), too.
 export function readTools(source) {
   if (!source.trim()) return [];
   let value;
@@ -51,7 +51,7 @@ function problemOf(tool, names) {
   return '';
 }
 
-// What is wrong with the schema of one of `tools`; '' if nothing is known to be.
+// The error of a schema in `tools`; '' if none is found.
 async function schemaProblem(tools) {
   const { schemaToGrammar } = await import('./json-schema-to-grammar.mjs');
   for (const { function: { name, parameters } } of tools) {
@@ -89,7 +89,7 @@ export class ToolsBox {
     this.#check();
   }
 
-  // Can the text be read? If not, it is brought into view with the reason.
+  // Is the text valid? If not, show it with the reason.
   isGood() {
     try {
       readTools(this.area.value);

@@ -1,6 +1,6 @@
 // Conversations as files: JSON (everything, can be imported again; also that of llama-server's page) and Markdown (the
 // shown branch, to read).
-// Imports are strangers' data: every field is checked and copied by name, ids are made anew.
+// Imports aren't trusted: every field is checked and copied by name, ids are new.
 
 import { fullText, isFile } from './attach.js';
 import { callsText, pretty } from './calls.js';
@@ -60,7 +60,7 @@ export function fromJson(source) {
   return { chats, messages };
 }
 
-// What a message has of calls: those it makes, or the one that it answers.
+// A message's calls, or the call that it answers.
 function readCalls({ role, calls, call, name, thought }) {
   if (role === 'tool') return { call: text(call, 200), name: text(name, 200) };
   const good = (Array.isArray(calls) ? calls.slice(0, MAX_CALLS) : []).filter((one) => one && typeof one === 'object')
@@ -71,7 +71,7 @@ function readCalls({ role, calls, call, name, thought }) {
 const areTexts = (value) => Array.isArray(value) && value.every((one) => typeof one === 'string');
 const FITS = { number: Number.isFinite, flag: (value) => typeof value === 'boolean', lines: areTexts, names: areTexts, json: () => true };
 
-// Fields of requests, as far as there is a form for them.
+// The fields of requests that the form has.
 function readSampling(given) {
   if (given === null || typeof given !== 'object' || Array.isArray(given)) return {};
   return Object.fromEntries(OPTIONS.filter(({ name, kind }) => name in given && FITS[kind](given[name])).map(({ name }) => [name, given[name]]));

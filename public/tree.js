@@ -1,4 +1,4 @@
-// A conversation as a tree: each message knows its parent, versions share one. Pure; no page, no storage.
+// A conversation as a tree: each message has a parent, versions share one. Pure; no page, no storage.
 
 export class Tree {
   constructor(messages = []) {
@@ -14,7 +14,7 @@ export class Tree {
     this.children.set(message.parent, siblings);
   }
 
-  // From the first message to `leaf`. A loop or a missing parent (a damaged import) ends the walk.
+  // From the first message to `leaf`. A loop or missing parent (of a damaged import) ends it.
   path(leaf) {
     const path = [];
     const seen = new Set();

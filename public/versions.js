@@ -1,13 +1,13 @@
-// All versions of a conversation as a tree that one can see and walk: where texts part, and what each of them says there.
+// All versions of a conversation as a tree: where texts begin to differ, and their texts there.
 
 import { ask, h } from './dom.js';
 import { t } from './i18n.js';
 import { roleName } from './message.js';
 
-const [BEFORE, AFTER] = [24, 90];       // characters around the place where a version leaves the others
-const SLICE = 100;              // rows that are drawn in one go
+const [BEFORE, AFTER] = [24, 90];       // characters around the first difference
+const SLICE = 100;              // rows drawn between pauses
 
-// How many characters two texts have in common at their beginning.
+// The length of two texts' common beginning.
 function common(a, b) {
   let n = 0;
   while (n < a.length && a[n] === b[n]) n += 1;
@@ -16,7 +16,7 @@ function common(a, b) {
 
 const textOf = ({ content, reasoning = '', calls = [] }) => content || calls.map((call) => call.name).join(', ') || reasoning;
 
-// One message of `versions`: what it shares with another one is dim, and what is its own stands out.
+// One message of `versions`: text shared with another one is dim.
 function label(message, versions) {
   const text = textOf(message);
   const shared = Math.max(0, ...versions.filter((one) => one !== message).map((one) => common(text, textOf(one))));
@@ -24,11 +24,11 @@ function label(message, versions) {
   return [from > 0 && '\u2026', h('span', { class: 'dim' }, text.slice(from, shared)), text.slice(shared, shared + AFTER) || '\u2026'];
 }
 
-// Fills the list `list` with all messages, versions with what follows each of them as lists in it, a row with each step.
-// A part that nobody has left is one level, however many messages it has.
+// Fills `list` with all messages; a version and the messages after it are a nested list. Yields for each row.
+// Messages without versions add no level.
 function* branches(list, tree, leaf) {
   const shown = new Set(tree.path(leaf).map((message) => message.id));
-  const todo = [[null, list, list]];      // whose versions are next, the list they go on in, and the row above
+  const todo = [[null, list, list]];      // a parent, the list for its versions, and the row above
   while (todo.length) {
     const [id, level, above] = todo.shift();
     const versions = tree.children.get(id) ?? [];
@@ -51,7 +51,7 @@ function* branches(list, tree, leaf) {
   }
 }
 
-// Draws rows, SLICE at a time: the page gives way in between.
+// Draws rows, SLICE at a time, with pauses for the page.
 function draw(rows) {
   for (let n = 0; n < SLICE; n++) if (rows.next().done) return;
   setTimeout(() => draw(rows));

@@ -1,4 +1,5 @@
-// On which sentences of its prompt an answer rests: coloured by how much less likely it, or a part of it, is without them.
+// The sentences of the prompt that an answer depends on: coloured by how much less likely it, or a part of it, is
+// without them.
 
 import { errorText, post } from './api.js';
 import { ask, h } from './dom.js';
@@ -45,7 +46,7 @@ function draw(page, messages, answer, { spans, pairs: [pair], parts }) {
   );
 }
 
-// A text with its sentences as `marks`, which stand in it in this order.
+// A text with its sentences as `marks`, which are in order.
 function marked(text, marks) {
   let at = 0;
   return [...marks.flatMap((mark) => {
@@ -55,7 +56,7 @@ function marked(text, marks) {
   }), text.slice(at)];
 }
 
-// `both`: nats of the pair that it is one of.
+// `both`: nats of the pair that it belongs to.
 function color(mark, own, both) {
   const nats = both || own;
   const level = LEAST.filter((least) => nats >= least).length;

@@ -109,7 +109,7 @@ def tour(browser: Browser, server: Scripted, path: Path) -> Iterator[str]:  # no
     browser.press(ESCAPE)
     server.will_answer([*likely("Whales", " sing", " songs", ".\n"), end(n=4)], [*likely(" loudly"), end()])
     say(browser, "What do they do?")
-    press_tool(browser, -1, "How likely each token was")
+    press_tool(browser, -1, "Token probabilities")
     browser.find(".tokens .token")
     yield "tokens"
     browser.click(".message .tokens .token:nth-child(2)")

@@ -18,13 +18,13 @@ def test_an_answer_goes_on_from_any_of_its_tokens_and_the_tree_shows_where(scrip
     open_page(browser, scripted)
     say(browser, "What is there?")
     assert (scripted.requests[0]["logprobs"], scripted.requests[0]["top_logprobs"]) == (True, 5)
-    press_tool(browser, -1, "How likely each token was")
+    press_tool(browser, -1, "Token probabilities")
     browser.click(".tokens .token:nth-child(2)")
     browser.click(".alternatives button:last-child")
     wait_until(lambda: messages(browser)[-1][1] == "A other dog", "the other branch")
     assert scripted.requests[1]["messages"][-1] == {"role": "assistant", "content": "A other"}
     assert browser.text(".message:last-child .count") == "2 / 2"
-    press_tool(browser, -1, "How likely each token was")
+    press_tool(browser, -1, "Token probabilities")
     wait_until(lambda: browser.text(".tokens") == "A other dog", "the tokens of both parts")
     press_tool(browser, -1, "More")
     browser.run("document.querySelector('.menu button:nth-child(2)').click()")
@@ -42,7 +42,7 @@ def test_the_tokens_of_a_real_server_are_its_text(server, browser: Browser):  # 
     open_page(browser, server)
     say(browser, "Hello")
     text = messages(browser)[-1][1]
-    press_tool(browser, -1, "How likely each token was")
+    press_tool(browser, -1, "Token probabilities")
     wait_until(
         lambda: browser.run("return document.querySelector('.tokens')?.textContent.trim()") == text, "the tokens"
     )
