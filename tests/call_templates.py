@@ -1,4 +1,4 @@
-"""One chat template for each form of calls, by the family's name; see `tests/unit/chat/family_templates`."""
+"""One chat template for each format of tool calls, by the model family's name; see `tests/unit/chat/family_templates`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Fixtures for all tests: models, native libraries, server processes; and the rule about skips.
 
-Runs in the test process, loaded by pytest. Models are written once per session into pytest's temporary folder
-(tens of milliseconds each), so there is no cache to go stale. Fixtures whose prerequisite may be missing skip
-with the reason, or fail where nothing may be skipped (`tests.support.need`).
+Runs in the test process, loaded by pytest. Models are written once per session to pytest's temporary folder (tens of
+milliseconds each), so there is no cache that could be outdated. If something that a fixture needs is missing, the test
+is skipped with the reason, or fails where skips aren't allowed (`tests.support.need`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""For tests of POST /v1/messages: read its streams strictly, in the order in which clients wait for events."""
+"""Helpers for tests of POST /v1/messages: read its streams and check the order of events that clients expect."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The whole server but the model: real sockets on a port of its own, the real engine loop, the fake backend.
+"""Fixtures for the whole server without a model: real sockets, the real engine loop, the fake backend.
 
-Runs in the test process. `api` is one server for all tests of a file that leave nothing behind; `make_api` makes
-one with options and a backend of the test's own. At its end every server must have given back everything:
-samplers, threads, connections.
+Runs in the test process. Tests of a file that leave nothing behind share the server `api`. `make_api` starts a server
+with the test's own options and backend. When a server ends, it must have freed all samplers, threads and connections.
 """
 
 from __future__ import annotations

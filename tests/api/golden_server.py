@@ -1,9 +1,9 @@
-"""A server for the requests in `golden`, and how they got there: `python -m tests.api.golden_server OUT.json CLIENT VERSION`.
+"""A server that records the requests in `golden`: `python -m tests.api.golden_server OUT.json CLIENT VERSION`.
 
-It answers on a fake backend whose model knows three things, so that each client's flow comes to its end: a call of the
-first tool it was told of, an answer once there is a result, and a city as JSON to whoever asks for one. As a program it
-stands on port 18499, passes requests on and notes them; a request for `/~what` names what follows, one for `/~` ends it. The
-packages themselves are in no list of ours: they are large, or want other versions of what other clients need.
+The model of its fake backend completes each client's flow: it calls the client's first tool, answers once there is a
+result, and writes a city as JSON if a schema is requested. The program listens on port 18499 and records requests. A
+request for `/~NAME` names the following ones, and one for `/~` ends the program. The clients' packages aren't in the
+test requirements: they are large, or need other versions of shared dependencies.
 """
 
 from __future__ import annotations

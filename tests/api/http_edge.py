@@ -1,8 +1,8 @@
-"""What the tests of the HTTP edge share: a raw client, handlers that a test can steer, a server on its own
-port.
+"""Helpers for tests of the HTTP edge: a raw client, handlers that a test controls, a server on its own port.
 
-Runs in the test process. Way not taken: `requests` or `http.client`, which can't send what the edge must
-refuse."""
+Runs in the test process. Way not taken: `requests` or `http.client`, which can't send requests that the edge must
+refuse.
+"""
 
 from __future__ import annotations
 

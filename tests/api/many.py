@@ -1,4 +1,4 @@
-"""Several models in one server of the tests: each has a fake backend of its own, and loads when it is asked for."""
+"""A test server with several models. Each has its own fake backend and loads on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For tests of the OpenAI routes: read their streams strictly, and say what the fake model would."""
+"""Helpers for tests of the OpenAI routes: read streams strictly, and compute the fake model's text."""
 
 from __future__ import annotations
 

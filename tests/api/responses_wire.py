@@ -1,4 +1,4 @@
-"""For tests of POST /v1/responses: read its streams strictly, in the order in which clients count events."""
+"""Helpers for tests of POST /v1/responses: read its streams and check the order and numbers of events."""
 
 from __future__ import annotations
 

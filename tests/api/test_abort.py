@@ -1,4 +1,4 @@
-"""Ending a request from outside: POST /v1/abort by id, and the time limit that a request brings along."""
+"""Ending a request from outside: POST /v1/abort by id, and a time limit in the request."""
 
 from __future__ import annotations
 

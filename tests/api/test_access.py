@@ -1,7 +1,7 @@
-"""Who may ask, and over what: API keys, key files that change, CORS, TLS, UNIX sockets, a prefix before all paths.
+"""Access: API keys, key files that change, CORS, TLS, UNIX sockets, a prefix for all paths.
 
-All of it as the command line sets it up, over real sockets with the fake backend. How the edge decides in each single
-case is tested in `unit/web/test_auth.py` and `test_http_edge*.py`.
+The servers are set up by command line options, with real sockets and the fake backend. Single decisions of the edge are
+tested in `unit/web/test_auth.py` and `test_http_edge*.py`.
 """
 
 from __future__ import annotations

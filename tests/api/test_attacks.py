@@ -1,7 +1,8 @@
-"""What strangers send to the real routes: hostile JSON, foreign pages, foreign names, greedy and silent clients.
+"""Attacks on the real routes: hostile JSON, requests from other sites' pages, wrong host names, greedy and silent
+clients.
 
-Every case runs against the whole server with the fake backend; how the edge parses bytes is in `test_http_edge*.py`.
-The rule for all: a clear 4xx, no slot taken, no 500, and the next honest request is answered.
+Every case runs against the whole server with the fake backend; `test_http_edge*.py` tests how the edge parses bytes.
+Each attack must be answered by a clear 4xx, take no slot and cause no 500, and the next valid request must be answered.
 """
 
 from __future__ import annotations

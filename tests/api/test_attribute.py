@@ -1,4 +1,4 @@
-"""`attribute` and POST /v1/attribute over real HTTP, with the fake engine: spans, bounds, refusals, streams."""
+"""`attribute` and POST /v1/attribute over HTTP with the fake engine: spans, bounds, refusals, streams."""
 
 from __future__ import annotations
 

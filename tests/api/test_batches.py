@@ -1,4 +1,4 @@
-"""Files and batches over real HTTP: what comes out, whose it is, what is refused, and what survives a sudden end."""
+"""Files and batches over HTTP: results, ownership, refusals, and recovery after a crash."""
 
 from __future__ import annotations
 

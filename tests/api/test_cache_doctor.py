@@ -1,4 +1,6 @@
-"""What requests lose by a difference to their key's nearest text: told in each answer, and by GET /debug/cache."""
+"""Reports about prompts that miss the cache because they differ from an earlier one: in each answer and GET
+/debug/cache.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Clients that connect, send and vanish, in every phase: nothing of them is left, and the next answer is right.
+"""Clients that disconnect in every phase of a request: everything is freed, and the next answer is right.
 
-Everything is waited for by its condition; what is "within one step" is proved with decodes that are held.
+Tests wait for conditions. What must happen "within one step" is tested with decodes that are held.
 """
 
 from __future__ import annotations

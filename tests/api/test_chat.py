@@ -1,6 +1,6 @@
-"""POST /v1/chat/completions over real HTTP: what becomes of messages, every field, and the exact shape of the answers.
+"""POST /v1/chat/completions over HTTP: messages, every field, and the exact form of answers.
 
-A fake model whose text depends on every token of the prompt; ChatML, because it has no template of its own.
+The fake model's text depends on every token of the prompt. It has no chat template, so the default ChatML is used.
 """
 
 from __future__ import annotations

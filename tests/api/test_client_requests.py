@@ -1,8 +1,7 @@
-"""What real clients send, byte for byte as recorded, gets what they wait for, also where they aren't installed.
+"""Recorded requests of real clients get the answers that the clients expect, even where the clients aren't installed.
 
-`client_requests.json` holds requests of the clients that `tests/e2e` runs: method, path, headers and body as they came
-over the wire. And the one thing that a real server can't be made to do: an error in the middle of a stream, read by
-the real package.
+`client_requests.json` has requests of the clients in `tests/e2e`: method, path, headers and body. One test has an error
+in the middle of a stream, which a real server can't be made to send, read by the real package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""POST /completion over real HTTP: every form of the prompt, every field, every field of the answer, both ways."""
+"""POST /completion over HTTP: every form of the prompt, every field, every field of the answer, streamed and whole."""
 
 from __future__ import annotations
 

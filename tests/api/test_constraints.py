@@ -1,7 +1,6 @@
-"""Fields that bind an answer's form, on all routes: which grammar reaches the engine, and what is refused before.
+"""Request fields that constrain the answer, on all routes: the grammar that reaches the engine, and refusals.
 
-The fake engine only remembers the grammar; that real grammars bind real text is tested in `tests/native` and
-`tests/e2e`.
+The fake engine only records the grammar. `tests/native` and `tests/e2e` test that grammars constrain text.
 """
 
 from __future__ import annotations

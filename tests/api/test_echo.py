@@ -1,5 +1,6 @@
 """`echo` with `logprobs` in /v1/completions over the fake engine: an entry for each token, as evaluation programs
-need."""
+expect.
+"""
 
 from __future__ import annotations
 

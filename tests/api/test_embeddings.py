@@ -1,4 +1,4 @@
-"""POST /embedding, /embeddings and /v1/embeddings over the fake engine: shapes, forms of inputs, numbers, refusals."""
+"""POST /embedding, /embeddings and /v1/embeddings over the fake engine: forms of input and output, numbers, refusals."""
 
 from __future__ import annotations
 

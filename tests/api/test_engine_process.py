@@ -1,4 +1,4 @@
-"""The whole server over an engine in a process of its own, as clients see it when that process dies."""
+"""The whole server with an engine in another process: what clients see when that process dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds at the door: how many requests one client may make, how many may wait, and what the others are told."""
+"""Limits for clients: the rate of requests, the length of the queue, and the errors that refused clients get."""
 
 from __future__ import annotations
 

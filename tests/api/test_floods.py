@@ -1,5 +1,6 @@
-"""Small requests that multiply and large ones that can't fit: refused before anything is made, counted, and nobody else
-notices. What these bounds are for shows in `tests/e2e/test_floods.py`, with the real library."""
+"""Small requests that multiply, and large ones that can't fit: refused before any work, counted, and without effect on
+other clients. `tests/e2e/test_floods.py` tests the same bounds with the real library.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Random bytes to a real server: every answer is whole HTTP, the server never fails, and the next client is served."""
+"""Random bytes sent to a real server: every answer is valid HTTP, the server never fails, and the next client is
+served.
+"""
 
 from __future__ import annotations
 

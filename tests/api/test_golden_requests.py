@@ -1,8 +1,8 @@
-"""What clients send that are too large to be installed for each run, as recorded by `golden_server.py`, gets what they
-wait for: each flow to its end, in the shape and order of the interface that it speaks.
+"""Recorded requests of clients that are too large to install for each run (see `golden_server.py`): each flow
+completes, in the form and order that its API requires.
 
-`golden` has a file for each client with its version and its requests in order, each with the call that made it. What a
-client sends in vain is noted there (`in_vain`), so that nothing else is ever ignored unseen.
+`golden` has a file for each client with its version and its requests in order, each with the call that made it. Fields
+without effect are listed there (`in_vain`), so that no other field is ignored unnoticed.
 """
 
 from __future__ import annotations

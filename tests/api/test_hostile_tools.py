@@ -1,5 +1,6 @@
-"""Tools that nobody means well: huge, deep, many, with names that are marks. Each is answered or refused with 400, and
-the server goes on."""
+"""Hostile tools: huge, deep, many, with names that look like marks. Each is answered or refused with 400, and the
+server stays alive.
+"""
 
 from __future__ import annotations
 

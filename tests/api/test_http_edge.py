@@ -1,4 +1,4 @@
-"""What the HTTP edge makes of requests, hostile ones and good ones: a real server, raw sockets."""
+"""How the HTTP edge handles valid and hostile requests: a real server, raw sockets."""
 
 from __future__ import annotations
 

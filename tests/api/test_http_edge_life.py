@@ -1,7 +1,8 @@
-"""The life of connections: slow and vanishing clients, crowds, memory, stopping, addresses, TLS.
+"""The life of connections: slow and vanishing clients, crowds, memory, shutdown, addresses, TLS.
 
-No test depends on how fast the machine is: what must happen is waited for with patience, and tiny limits are
-set only where the client is meant to exceed them."""
+No test depends on the machine's speed: tests wait for conditions with generous deadlines, and tiny limits are set only
+where the client is meant to exceed them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /infill: the prompt that is built from prefix, suffix and other files, and its streaming by default."""
+"""POST /infill: the prompt made from prefix, suffix and other files, and streaming by default."""
 
 from __future__ import annotations
 

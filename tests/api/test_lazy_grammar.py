@@ -1,5 +1,6 @@
-"""Grammars that hold in a part of a text, over real HTTP: `grammar_lazy`, `grammar_triggers`, `preserved_tokens`; and the
-end of a running request's thinking, POST /v1/chat/completions/control."""
+"""Grammars that begin inside a text, over HTTP: `grammar_lazy`, `grammar_triggers`, `preserved_tokens`. Also ending a
+running request's reasoning with POST /v1/chat/completions/control.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may fetch and remove models by request, what is answered meanwhile, and what keys see of the models."""
+"""Fetching and removing models by request: permissions, answers during a download, and the models that each key sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET and POST /lora-adapters, and adapters of one request."""
+"""GET and POST /lora-adapters, and adapters of a single request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and sound in requests: all ways to send them, and everything that can be wrong with one."""
+"""Images and audio in requests: all ways to send them, and all errors."""
 
 from __future__ import annotations
 

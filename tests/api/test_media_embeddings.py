@@ -1,4 +1,4 @@
-"""POST /embedding and its kin with images and sounds: every way to send them, what comes back, what is refused."""
+"""POST /embedding and its aliases with images and audio: forms of input, answers, refusals."""
 
 from __future__ import annotations
 

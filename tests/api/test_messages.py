@@ -1,6 +1,6 @@
-"""POST /v1/messages over real HTTP: what becomes of blocks, every field, and the exact shape of answers and errors.
+"""POST /v1/messages over HTTP: blocks, every field, and the exact form of answers and errors.
 
-A fake model whose text depends on every token of the prompt; ChatML, because it has no template of its own.
+The fake model's text depends on every token of the prompt. It has no chat template, so the default ChatML is used.
 """
 
 from __future__ import annotations

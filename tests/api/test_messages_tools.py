@@ -1,7 +1,6 @@
-"""Calls, their results and reasoning in POST /v1/messages over real HTTP, and a request of the size that coding agents
-send.
+"""Tool calls, results and reasoning in POST /v1/messages over HTTP, and a request as large as those of coding agents.
 
-A fake model that recites answers in the form of the template of `test_tool_calls`, a letter at a time.
+The fake model recites answers in the form of the template of `test_tool_calls`, one letter at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GET /metrics: Prometheus' text format, the documents' names, and numbers that add up."""
+"""GET /metrics: Prometheus' text format, the documented names, and consistent numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET /metrics as Prometheus' own reader understands it."""
+"""GET /metrics as read by Prometheus' own parser."""
 
 from __future__ import annotations
 

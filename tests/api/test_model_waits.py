@@ -1,4 +1,4 @@
-"""What clients are told while their model is loaded: events in streams, the place in the queue, states in lists."""
+"""What clients are told while their model loads: events in streams, the place in the queue, states in lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several models behind one door: real HTTP, real loops, a fake backend for each model."""
+"""A server with several models: real HTTP, real loops, a fake backend for each model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ollama's dialect over real HTTP: lines of JSON, whole answers, options, and the routes that clients ask first."""
+"""Ollama's API over HTTP: lines of JSON, whole answers, options, and the routes that clients request first."""
 
 from __future__ import annotations
 

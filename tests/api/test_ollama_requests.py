@@ -1,7 +1,7 @@
-"""What well-known programs ask of Ollama, in our own words: the routes, the fields and their types are theirs.
+"""Requests that well-known programs send to Ollama, written anew, with the routes, fields and types of those programs.
 
-Each gets what it waits for, and nothing that it asks for in vain but a larger context. The programs themselves aren't
-run here; the packages that many of them use are, in `tests/e2e/test_ollama_clients.py`.
+Each gets the answer that it expects, and no field is ignored except a larger context. The programs themselves don't run
+here; packages that many of them use are tested in `tests/e2e/test_ollama_clients.py`.
 """
 
 from __future__ import annotations

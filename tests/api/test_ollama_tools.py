@@ -1,6 +1,6 @@
-"""Calls, their results and thinking in Ollama's dialect over real HTTP.
+"""Tool calls, results and reasoning in Ollama's API over HTTP.
 
-A fake model that recites answers in the form of the template of `test_tool_calls`, a letter at a time.
+The fake model recites answers in the form of the template of `test_tool_calls`, one letter at a time.
 """
 
 from __future__ import annotations

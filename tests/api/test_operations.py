@@ -1,4 +1,4 @@
-"""Looking after a running server: health for machines, reloading, the files and messages that say how it is."""
+"""Operating a running server: health checks, reloading, and the files and messages that report its state."""
 
 from __future__ import annotations
 

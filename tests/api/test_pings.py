@@ -1,4 +1,4 @@
-"""Comments in streams that are silent: who gets them. The model stands still meanwhile, so the comments come first."""
+"""Comments in silent streams, and which clients get them. The model waits meanwhile, so the comments come first."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What today's callers rely on around prompts: forms beyond those of the documents, several answers, progress, timings.
+"""Prompts as today's clients send them: forms that the documents don't have, several answers, progress, timings.
 
-The forms that the documents have, and single fields, are in `test_completion.py`.
+`test_completion.py` tests the documented forms and single fields.
 """
 
 from __future__ import annotations

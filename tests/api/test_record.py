@@ -1,4 +1,6 @@
-"""--record over real HTTP, with the fake engine: what is written of each request, what isn't, and that it runs again."""
+"""--record over HTTP with the fake engine: what is and isn't written for each request, and that requests can be run
+again.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""POST /v1/responses over real HTTP: what becomes of items, every field, and the exact shape and order of answers.
+"""POST /v1/responses over HTTP: items, every field, and the exact form and order of answers.
 
-A fake model whose text depends on every token of the prompt; ChatML, because it has no template of its own.
+The fake model's text depends on every token of the prompt. It has no chat template, so the default ChatML is used.
 """
 
 from __future__ import annotations

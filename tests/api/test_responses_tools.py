@@ -1,6 +1,6 @@
-"""Calls, their results and reasoning in POST /v1/responses over real HTTP, and the request of a coding agent.
+"""Tool calls, results and reasoning in POST /v1/responses over HTTP, and the request of a coding agent.
 
-A fake model that recites answers in the form of the template of `test_tool_calls`, a letter at a time.
+The fake model recites answers in the form of the template of `test_tool_calls`, one letter at a time.
 """
 
 from __future__ import annotations

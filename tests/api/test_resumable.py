@@ -1,4 +1,4 @@
-"""Streams that are taken up again after a broken connection: every byte comes once, and only to whose they are."""
+"""Streams that are resumed after a broken connection: every byte comes once, and only the owner can resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a server over real sockets: what runs may finish, what idles ends at once, nothing is accepted."""
+"""Shutdown over real sockets: running requests may finish, idle connections end at once, nothing new is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /slots/{id}?action=save|restore|erase: the documents' answers, and no way out of the folder."""
+"""POST /slots/{id}?action=save|restore|erase: the documented answers, and no access outside of the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET /health in every state of the server, /props, /slots, /v1/models, the page, and what is not there."""
+"""GET /health in every state of the server, /props, /slots, /v1/models, the page, and unknown paths."""
 
 from __future__ import annotations
 

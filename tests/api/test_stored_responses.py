@@ -1,6 +1,4 @@
-"""Stored responses and conversations over real HTTP: going on from them, asking for them, making them in the
-background, and whose they are.
-"""
+"""Stored responses and conversations over HTTP: continuing, fetching, creating them in the background, and ownership."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who writes a stream: the thread that brings its tokens, and the connection's own one for a client that reads slowly."""
+"""The thread that writes a stream: the one that delivers its tokens, or the connection's own for a slow client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shared system prompt: set by a completion or POST /props, computed once, in front of every prompt."""
+"""The shared system prompt: set by a completion or POST /props, computed once, placed before every prompt."""
 
 from __future__ import annotations
 

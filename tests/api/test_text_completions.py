@@ -1,4 +1,4 @@
-"""POST /v1/completions over real HTTP: prompts in all forms, echo, suffix, log-probabilities in the text form."""
+"""POST /v1/completions over HTTP: prompts in all forms, echo, suffix, log-probabilities in the text form."""
 
 from __future__ import annotations
 

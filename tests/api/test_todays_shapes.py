@@ -1,4 +1,4 @@
-"""What clients of today's llama-server rely on, where no other test has it: see docs/ACCEPTANCE.md, T01 and the following."""
+"""What clients of today's llama-server need and no other test covers: see docs/ACCEPTANCE.md from T01 on."""
 
 from __future__ import annotations
 

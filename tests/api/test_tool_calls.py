@@ -1,7 +1,7 @@
-"""Calls and reasoning in POST /v1/chat/completions over real HTTP: what a request binds, and the exact shape of answers,
-whole and streamed.
+"""Tool calls and reasoning in POST /v1/chat/completions over HTTP: constraints of requests, and the exact form of
+answers, streamed and whole.
 
-A fake model that recites answers in the form of the template below, a letter at a time.
+The fake model recites answers in the form of the template below, one letter at a time.
 """
 
 from __future__ import annotations

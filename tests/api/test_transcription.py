@@ -1,7 +1,7 @@
-"""POST /v1/audio/transcriptions and /translations over real HTTP: forms in, texts out, in every shape.
+"""POST /v1/audio/transcriptions and /translations over HTTP: forms as input, text in every output format.
 
-A fake model whose text depends on every token of the prompt, with fake ears; ChatML, because it has no template of its
-own.
+The fake model's text depends on every token of the prompt and on the audio. It has no chat template, so the default
+ChatML is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Vertex AI's predictions over real HTTP: which routes instances reach, and what becomes of faults."""
+"""Vertex AI's predictions over HTTP: the routes that instances can reach, and errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What of a request does nothing is said once in its answer, on every route that reads JSON, and nothing else is.
+"""Fields of a request without effect are named once in its answer, on every route that reads JSON, and no others are.
 
-Real HTTP with the fake model; the table of fields is checked against the routes and against what the handlers read.
+Real HTTP with the fake model. The table of fields is compared with the routes and with what the handlers read.
 """
 
 from __future__ import annotations

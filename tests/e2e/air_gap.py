@@ -1,9 +1,9 @@
-"""Start a command in a network namespace of its own, where there is nothing but the loopback interface.
+"""Starts a command in a network namespace with nothing but the loopback interface.
 
     unshare -rn python tests/e2e/air_gap.py COMMAND...
 
-A fresh namespace has its loopback interface down; this brings it up (as `ip link set lo up` would) and becomes the
-command.
+The loopback interface of a new namespace is down. This script brings it up, like `ip link set lo up`, and then replaces
+itself by the command.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which browsers the browser tests run in: those on the scripted server in both; of those on a real one all in Chromium,
-and those of what everybody does (`both_browsers`) in Firefox, too.
+"""Chooses the browsers for the browser tests. Tests on the scripted server run in Chromium and Firefox. Tests on a real
+server run in Chromium; those of everyday use (`both_browsers`) also in Firefox.
 
-Runs in the test process. A real server answers both alike, so most of what a second browser could find out is found on
-answers that cost nothing. LLAMA_SRV_TEST_BROWSER=firefox runs all of them in Firefox, and only there.
+Runs in the test process. Both browsers get the same answers from a real server, so the cheap scripted ones are enough
+to find most differences. LLAMA_SRV_TEST_BROWSER=firefox runs all tests in Firefox only.
 """
 
 from __future__ import annotations

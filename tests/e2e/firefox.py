@@ -1,9 +1,9 @@
-"""Firefox for the browser tests, by its own Marionette protocol (tests/e2e/conftest.py says which tests it runs).
+"""Firefox for the browser tests, controlled by its Marionette protocol. `tests/e2e/conftest.py` chooses the tests.
 
 Runs in the test process; imports the standard library and `webdriver`. Marionette's commands are those of WebDriver
-under other names, as JSON over a socket, so `Firefox` only replaces the transport of `Browser`, and what Chromium does
-by its own protocol is done by scripts with the browser's rights. Way not taken: geckodriver, which does the same, has
-to be fetched, and isn't packaged for Debian.
+with other names, as JSON over a socket, so `Firefox` only replaces the transport of `Browser`. Privileged scripts
+replace commands of Chromium's own protocol. Way not taken: geckodriver, which does the same but must be downloaded,
+because Debian has no package of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Questions whose answers stand in one planted sentence, in two, twice, or nowhere: does attribution find it?
+"""Measures whether attribution finds the sentence that an answer depends on: one planted sentence, two, a repeated one,
+none.
 
-A person runs it, for the table in docs/evidence.md; `tests/e2e/test_attribution.py` asks a few of them. What was asked
-is kept in a file, so that it can be stopped and goes on where it was:
+Run by hand, for the table in docs/evidence.md; `tests/e2e/test_attribution.py` asks a few of the questions. Results are
+appended to a file, so that a stopped run can be continued:
 
     python -m tests.e2e.planted_facts --model SmolLM2.gguf --count 500 --results results.jsonl
 """

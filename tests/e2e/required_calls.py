@@ -1,11 +1,11 @@
-"""Random requests that require a tool call, asked of a server; what comes back is judged.
+"""Sends random requests that require a tool call to a server, and checks the answers.
 
-`test_required_calls` runs some of them; a person runs thousands, against any server that speaks OpenAI's API:
+`test_required_calls` runs some of them. By hand it can run thousands, against any server with OpenAI's API:
 
     python -m tests.e2e.required_calls --url http://127.0.0.1:8080 --count 1000
     python -m tests.e2e.required_calls --model m.gguf --templates FOLDER --count 10000
 
-Some threads, each with one request at a time.
+It uses several threads, each with one request at a time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A stand-in for the server, for browser tests: the real page, and answers that a test writes word by word.
+"""A scripted server for browser tests: it serves the real page, and answers that a test defines word by word.
 
-Runs in the test process, with a thread for each connection. What takes a model to bring about (a call, a train of
-thought, an answer that stops in the middle) is a list here, and what the page has sent is kept for the test to read.
-Imports pytest and the standard library. Way not taken: scripting the fake backend, whose answers pass the chat template and
-the parsers, so that a test of the page would fail for their reasons.
+Runs in the test process, with a thread for each connection. Answers that would need a model (a tool call, reasoning, an
+answer that breaks off) are lists here. Requests of the page are kept for the test. Imports pytest and the standard
+library. Way not taken: scripting the fake backend. Its answers pass the chat template and the parsers, so a test of the
+page could fail because of those.
 """
 
 from __future__ import annotations

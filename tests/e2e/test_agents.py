@@ -1,7 +1,7 @@
 """Agent loops of ten steps with two tools, run by the tool runners of real clients against a real server.
 
-Once with a model that recites (calls found in free text, known to the letter, then an answer), once with a model that
-babbles, where each step requires a call: what it calls is chance, that it calls and that the arguments fit is not.
+One run uses a model that recites: tool calls in free text, then an answer, all known in advance. The other uses a model
+that writes at random and must make a call in each step: which one is chance, but the call and valid arguments are not.
 """
 
 from __future__ import annotations

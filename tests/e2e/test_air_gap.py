@@ -1,5 +1,4 @@
-"""Life without a network: the packed archive in a namespace where there is none, by the commands of its own
-OFFLINE.md."""
+"""The offline archive in a namespace without a network, used by the commands of its own OFFLINE.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Anthropic's own packages against a real server: streams, tools, thinking, schemas, counting, errors.
+"""Anthropic's own packages against a real server: streams, tools, reasoning, schemas, counting, errors.
 
-The model recites: what it thinks, its call and its answer are known to the letter. Events are read as the package's
-types, in the order in which its stream helper takes them.
+The model recites, so its reasoning, tool call and answer are known in advance. Events are read as the package's types,
+in the order that its stream helper requires.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A few of the questions that docs/evidence.md counts hundreds of: a small model says on which sentence it relied."""
+"""A few of the hundreds of questions counted in docs/evidence.md: a small model names the sentence that it relied on."""
 
 from __future__ import annotations
 

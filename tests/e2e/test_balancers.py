@@ -1,5 +1,6 @@
-"""The balancers' configurations in `examples/deploy`, with real balancers and servers: a rolling restart loses no stream,
-and conversations stay where their beginnings are."""
+"""The load balancer configurations in `examples/deploy` with real balancers and servers: a rolling restart interrupts
+no stream, and conversations stay on the server that has their prefix.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Batches as their users have them: the command, a server with the `openai` package, and `kill -9` again and again.
+"""Batches as users run them: the command, a server with the `openai` package, and repeated `kill -9`.
 
-Needs the native libraries and SmolLM2. One thread computes, and answers are short: what is looked at is what stands in
-the files.
+Needs the native libraries and SmolLM2. Only one thread computes, answers are short, and the tests check the files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The page as a whole, in a real browser on a real server: start, settings, languages, looks, safety; and
-`/completion.js` for pages of others.
+`/completion.js` for other pages.
 
-Runs in the test process, with the server and the browser as processes of their own. What the page shows is
-waited for, never timed.
+Runs in the test process, with server and browser in processes of their own. Tests wait for what the page shows, and
+never for a time.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The server view says what was read again though it was in the cache, with a hint at a place that keeps changing: in
-real browsers, on a scripted server and on a real one."""
+"""The server view's report about prompts that missed the cache, with a hint at a place that keeps changing: in real
+browsers, on a scripted server and a real one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of tools and reasoning on the page, as a user meets them, in a real browser on scripted answers."""
+"""Tool calls and reasoning on the page, in a real browser on scripted answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The chat view as a user works with it, in a real browser on a real server.
+"""The chat view, in a real browser on a real server.
 
-The recite model makes answers known; a tiny llama that may not end its text gives answers as long as a test needs.
+The recite model makes answers known. A tiny llama whose text may not end gives answers of any length.
 """
 
 from __future__ import annotations

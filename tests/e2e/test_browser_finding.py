@@ -1,5 +1,4 @@
-"""Finding things by typing, kept prompts, and conversations that come from llama-server's page or go there; in real
-browsers on scripted answers."""
+"""Search, saved prompts, and import from and export to llama-server's page; in real browsers on scripted answers."""
 
 from __future__ import annotations
 

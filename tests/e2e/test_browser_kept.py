@@ -1,4 +1,4 @@
-"""Nothing is lost: two tabs, reloads in the middle of an answer, drafts; in a real browser on scripted answers."""
+"""No text is lost: two tabs, reloads in the middle of an answer, drafts; in a real browser on scripted answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every view, dialog and menu in light and dark, on a desktop and a phone: axe finds nothing, and nothing sticks out.
+"""Every view, dialog and menu in light and dark, on a desktop and a phone: axe finds no fault, and nothing overflows.
 
-In real browsers on a scripted server. Each stop leaves a screenshot (`browser` says where), for people to look at.
+In real browsers on a scripted server. Each step saves a screenshot for people to look at (see `browser`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the page behaves around the work: keys, dialogs, marks, languages, looks; in a real browser on scripted answers."""
+"""The page's keys, dialogs, marks, languages and looks; in a real browser on scripted answers."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_busy_server_is_not_called_a_lost_connection(scripted: Scripted, brows
     )
     open_page(browser, scripted)
     say(browser, "Hi", waits=False)
-    wait_until(lambda: "too much to do" in browser.text(".notice"), "the reason")
+    wait_until(lambda: "overloaded" in browser.text(".notice"), "the reason")
     wait_until(lambda: messages(browser)[-1] == ["assistant", "Now"], "the answer once there is room")
     assert len(browser.console_errors()) <= 1
 

@@ -1,4 +1,4 @@
-"""Markdown on the page, and how long conversations behave, in a real browser on a real server."""
+"""Markdown on the page, and long conversations, in a real browser on a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in the chat view, in a real browser on a server that sees."""
+"""Images in the chat view, in a real browser on a server with a vision model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The choice among several models, in real browsers: on a scripted server with llama-server's lists, and on ten real ones."""
+"""The choice among several models, in real browsers: on a scripted server with llama-server's lists, and with ten real
+ones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The completion view on scripted answers, in a real browser: what is text stays text, what is typed stays."""
+"""The completion view on scripted answers, in a real browser: text never becomes HTML, and typed text is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server view's slots and its picture of the last minute, in real browsers on a scripted server and on a real one."""
+"""The server view's slots and timeline, in real browsers on a scripted server and a real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tokens of chat answers and the tree of versions, in real browsers on scripted answers and a real server."""
+"""Token probabilities of chat answers, and the tree of versions, in real browsers on scripted answers and a real
+server.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer rests on, as the page shows it: in real browsers, on scripted answers and on a real server."""
+"""Attribution on the page, in real browsers on scripted answers and a real server."""
 
 from __future__ import annotations
 

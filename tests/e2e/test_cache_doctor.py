@@ -1,5 +1,5 @@
-"""What is told of the prompt cache with the small real model, its tokens and its template: where a prompt differs, what
-that costs, and that the cost is the time that is saved without the difference.
+"""Reports about the prompt cache with the small real model, its tokens and template: where a prompt differs from a
+cached one, and what that costs. The cost must be the time that is saved without the difference.
 
 Needs the native libraries and SmolLM2.
 """

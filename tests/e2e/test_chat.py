@@ -1,6 +1,6 @@
-"""Chats on a real server: templates from the command line and the model, bound answers, many clients at once.
+"""Chats on a real server: templates from the command line and the model, constrained answers, many clients at once.
 
-Tiny models, whose greedy text is safe to compare; SmolLM2 where words have to mean something.
+Tiny models, whose greedy text can be compared; SmolLM2 where the text has to make sense.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`python llama_srv.py ...` as a user types it: help, versions, and one clear line for whatever is wrong.
+"""`python llama_srv.py ...` as a user types it: help, versions, and one clear line for each mistake.
 
-Each test is a process of its own. Needs the native libraries only where a model is really opened.
+Each test starts a process. The native libraries are needed only where a model is loaded.
 """
 
 from __future__ import annotations

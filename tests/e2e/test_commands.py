@@ -1,4 +1,4 @@
-"""`run` and its neighbours as a user has them: the real program in a terminal and in a pipe, with a small model."""
+"""`run` and the other commands: the real program in a terminal and in a pipe, with a small model."""
 
 from __future__ import annotations
 

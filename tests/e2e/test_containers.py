@@ -1,5 +1,6 @@
-"""What a Dockerfile builds, where buildah is: the build's own steps are run, and the server in it serves. Long: it fetches
-an image."""
+"""The Dockerfiles, if buildah is installed: the build steps run, and the server in the result answers. A long test: it
+downloads an image.
+"""
 
 from __future__ import annotations
 

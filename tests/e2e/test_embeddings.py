@@ -1,6 +1,6 @@
-"""Embeddings through the whole program, engine in its own process: beside streams, and when the engine dies meanwhile.
+"""Embeddings through the whole program with its engine process: beside streams, and when the engine dies meanwhile.
 
-Tiny models that the tests write. That the numbers of a real model are right is in test_minilm.py.
+Tiny models that the tests write. `test_minilm.py` compares the numbers of a real model.
 """
 
 from __future__ import annotations

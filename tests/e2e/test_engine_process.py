@@ -1,4 +1,4 @@
-"""The real program and its engine's process: one does not outlive the other, and signals mean the server."""
+"""The real program and its engine process: neither outlives the other, and signals go to the server."""
 
 from __future__ import annotations
 

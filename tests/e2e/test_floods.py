@@ -1,7 +1,7 @@
-"""Small requests that multiply and large ones that can't fit, against the real program: a bystander's stream goes on,
-the engine lives, the web process stays small, and a signal ends it all.
+"""Small requests that multiply, and large ones that can't fit, against the real program: another client's stream
+continues, the engine lives, the web process stays small, and a signal ends everything.
 
-The attackers' bodies are made beforehand, so that this process has nothing to do but to measure.
+The attackers' bodies are made beforehand, so that this process only has to measure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Libraries for a GPU on a machine that can't use it: one warning, and the work is done on the CPU.
+"""GPU libraries on a machine without that GPU: one warning, and the CPU does the work.
 
-A stand-in for a GPU's plug-in, which no system's loader opens, is put beside the real libraries. What the real ones
-lack on a machine without a driver (libcuda, libcublas, libvulkan) is told in the same place.
+A fake GPU plug-in that can't be loaded is put beside the real libraries. Real plug-ins without their driver (libcuda,
+libcublas, libvulkan) fail in the same place.
 """
 
 from __future__ import annotations

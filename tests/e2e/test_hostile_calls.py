@@ -1,5 +1,6 @@
-"""Calls that don't come to their end on a real server: cut off at each token, left in the middle, thinking that is ended
-twice; and texts of users and tools that look like calls."""
+"""Incomplete tool calls on a real server: cut off at each token, left in the middle, reasoning that ends twice; and
+texts of users and tools that look like calls.
+"""
 
 from __future__ import annotations
 

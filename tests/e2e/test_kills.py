@@ -1,7 +1,7 @@
 """The engine is killed again and again under 16 streaming clients, and no stream shows it.
 
-A real server process and a tiny F32 model with an F32 cache, so that greedy text doesn't depend on how it was batched.
-Short form: 50 kills; with LLAMA_SRV_TEST_LONG=1 500 kills on one server process (`docs/reliability.md` has figures).
+A real server process and a tiny F32 model with an F32 cache, so that greedy text doesn't depend on batching. 50 kills;
+with LLAMA_SRV_TEST_LONG=1 500 kills of one server process (figures in `docs/reliability.md`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Several models on real libraries under a random schedule: requests in streams and whole, loads, unloads, kills of
-engines, clients that leave; fewer models may be loaded than are asked for.
+"""Several models on real libraries with a random schedule: streamed and whole requests, loads, unloads, kills of
+engines, clients that disconnect. Fewer models may be loaded than are requested.
 
-Some seconds with four tiny models that say different things, so a wrong answer shows. With LLAMA_SRV_TEST_LONG=1 minutes,
-and SmolLM2, MiniLM and (where the folder of downloads has it) stories260K besides; figures are in docs/reliability.md.
-No request may fail: a kill waits until every client has had two answers since the last one, so no load is killed twice.
+Some seconds with four tiny models that write different texts, so that a wrong answer shows. With LLAMA_SRV_TEST_LONG=1
+minutes, and also with SmolLM2, MiniLM and, if it was downloaded, stories260K (figures in docs/reliability.md). No
+request may fail: a kill waits until every client has had two answers since the last one, so no load is killed twice.
 """
 
 from __future__ import annotations

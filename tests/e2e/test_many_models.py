@@ -1,4 +1,4 @@
-"""Several models on real libraries: tiny F32 models that say different things, so a wrong answer shows."""
+"""Several models on real libraries: tiny F32 models that write different texts, so that a wrong answer shows."""
 
 from __future__ import annotations
 

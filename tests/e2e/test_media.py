@@ -1,5 +1,4 @@
-"""A server with a projector, started as a user starts it: images in chats, through a crash of the engine, and
-refusals."""
+"""A server with a projector, started as a user starts it: images in chats, a crash of the engine, refusals."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""all-MiniLM-L6-v2 through the real server against the published model, and the clients that people embed with.
+"""all-MiniLM-L6-v2 on a real server compared with the published model, and clients for embeddings.
 
-The reference (`tests.minilm`) shares nothing with the server or with llama.cpp. Needs the native libraries, the
-published model and numpy. One server for the file.
+The reference (`tests.minilm`) shares no code with the server or llama.cpp. Needs the native libraries, the published
+model and numpy. One server for the file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What goes wrong with one of several models is its matter alone: killed, hanging, out of memory, its file damaged.
+"""Faults of one of several models affect only that model: killed, hanging, out of memory, a damaged file.
 
-Real libraries, tiny F32 models that say different things.
+Real libraries, tiny F32 models that write different texts.
 """
 
 from __future__ import annotations

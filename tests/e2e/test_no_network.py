@@ -1,5 +1,5 @@
-"""No socket to anywhere but the clients': seen from inside, by an audit hook in every process of the real program, and
-from outside, in the system's list of sockets.
+"""The program opens no sockets except those to its clients: checked by an audit hook in every process, and in the
+system's list of sockets.
 """
 
 from __future__ import annotations

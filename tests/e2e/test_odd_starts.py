@@ -1,6 +1,7 @@
-"""Starts of the real program as odd places make them: no standard streams, no home, a shy interpreter, little memory.
+"""Starts of the real program in unusual environments: no standard streams, no home folder, an isolated interpreter,
+little memory.
 
-Each start either serves, or ends with one line that says why; never with a traceback, never by waiting for ever.
+Each start either serves, or ends with one line that says why; never with a traceback, and never by hanging.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The real program in odd surroundings: nobody reads its log, few descriptors, few cores, an absurd model.
+"""The real program in unusual conditions: nobody reads its log, few file descriptors, few cores, an absurd model.
 
-Each server is the program as a user starts it. The part of the test is the surroundings.
+Each server is the program as a user starts it; the test sets up the conditions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The packages `ollama` for Python and JavaScript, and `langchain-ollama`, against a real server with SmolLM2. Greedy where texts are compared."""
+"""The packages `ollama` for Python and JavaScript, and `langchain-ollama`, against a real server with SmolLM2. Greedy
+where texts are compared.
+"""
 
 from __future__ import annotations
 

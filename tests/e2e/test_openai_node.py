@@ -1,7 +1,7 @@
-"""The `openai` JavaScript package under Node.js against a real server with the small real model.
+"""The `openai` JavaScript package in Node.js against a real server with the small real model.
 
-Each scenario of `openai_client.mjs` is a process of its own. Needs Node.js, the package (which
-`build_scripts/test.py` puts into the cache folder), the native libraries and SmolLM2.
+Each scenario of `openai_client.mjs` is a process. Needs Node.js, the package (`build_scripts/test.py` installs it in
+the cache folder), the native libraries and SmolLM2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `openai` Python package, as its users use it, against a real server with the small real model.
+"""The `openai` Python package against a real server with the small real model.
 
 Needs the native libraries, SmolLM2 and the package. One server for the file; greedy where texts are compared.
 """

@@ -1,4 +1,4 @@
-"""Looking after the real program from outside: signals, files, systemd's socket, and what is left of it at the end."""
+"""Operating the real program from outside: signals, files, systemd's socket, and what it leaves behind at its end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`langchain-openai` and `llm`, two clients that many programs are built on, against a real server with SmolLM2.
+"""`langchain-openai` and `llm`, which many programs use, against a real server with SmolLM2.
 
-`llm` is run as its users run it, as a command with a configuration folder of its own. Greedy where texts are compared.
+`llm` runs as a command with its own configuration folder. Greedy where texts are compared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`--compat 2024` and `--compat modern`, row by row of the table of differences, as a client sees them.
+"""`--compat 2024` and `--compat modern`: every row of the table of differences, as a client sees it.
 
-Real server processes over a tiny model, one per profile for the whole file, in a folder of their own (the older
-profile writes `llama.log` there). Rows that no client can see (`--flash-attn`, `--timeout`) are tested where they
-arrive: `native/test_context_params.py` and `unit/test_options_table.py`; here they only must be known.
+Real server processes with a tiny model, one per profile for the whole file, each in its own folder (the older profile
+writes `llama.log` there). Options without effect for clients (`--flash-attn`, `--timeout`) are tested in
+`native/test_context_params.py` and `unit/test_options_table.py`; here they must only be accepted.
 """
 
 from __future__ import annotations

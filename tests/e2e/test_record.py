@@ -1,8 +1,8 @@
-"""What a busy server has recorded, whose engine is killed again and again, comes out the same when it is run again.
+"""A record of a busy server whose engine is killed again and again: running it again gives the same answers.
 
-Mixed requests in all dialects, streamed and whole, greedy and sampled, bound and free, some of which are left by their
-clients. Short form: 16 requests; with LLAMA_SRV_TEST_LONG=1 100 (`docs/evidence.md` has figures). On F32 models any
-server's record is identical, on a quantised one that of a server with --exact.
+Mixed requests in all API dialects, streamed and whole, greedy and sampled, constrained and free; some clients
+disconnect. 16 requests; with LLAMA_SRV_TEST_LONG=1 100 (figures in `docs/evidence.md`). On F32 models any server's
+record is identical, on a quantised one that of a server with --exact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A required call always comes, always parses and always fits its schema: random requests against real servers.
+"""A required tool call always comes, is valid JSON and fits its schema: random requests against real servers.
 
-Some sixty in CI, on a model that only a grammar makes sense of and on SmolLM2; LLAMA_SRV_TEST_CALLS says how many
-(thousands by hand, in the long form a thousand).
+About sixty in CI, on SmolLM2 and on a model that only a grammar makes sense of. LLAMA_SRV_TEST_CALLS sets the number (a
+thousand in the long form).
 """
 
 from __future__ import annotations

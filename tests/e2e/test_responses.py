@@ -1,7 +1,7 @@
-"""OpenAI's own packages and /v1/responses of a real server: streams, tools, schemas, the background, conversations.
+"""OpenAI's own packages and /v1/responses of a real server: streams, tools, schemas, background mode, conversations.
 
-One server recites: what it thinks, its call and its answer are known to the letter. The other one has the small real
-model. Every event is checked against the package's own type for it, in the order in which its stream helper takes them.
+One server's model recites, so its reasoning, tool call and answer are known in advance. The other server has the small
+real model. Every event is checked against the package's own type, in the order that its stream helper requires.
 """
 
 from __future__ import annotations

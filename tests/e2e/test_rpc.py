@@ -1,5 +1,6 @@
-"""One model over two workers on this machine, with real processes: the same text, and what becomes of streams when a
-worker dies or hangs."""
+"""One model over two workers on this machine, with real processes: the same text, and streams when a worker dies or
+hangs.
+"""
 
 from __future__ import annotations
 

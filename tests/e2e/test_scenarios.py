@@ -1,7 +1,7 @@
-"""The scenarios in `scenarios/*.feature`: what the server does, told so that anybody can read it.
+"""The scenarios in `scenarios/*.feature`: the server's behaviour in plain sentences.
 
 Each sentence is a step below; pytest-bdd matches them. They run against the real program with models that the tests
-write. What a scenario can't say in one sentence is tested elsewhere.
+write. Behaviour that doesn't fit in one sentence is tested elsewhere.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The clients of the documents, run as users run them: chat.mjs and index.js by Node, chat.sh by bash, curl, the
-OpenAI-like wrapper by Python.
+"""The clients of the documents: chat.mjs and index.js in Node.js, chat.sh in bash, curl, the OpenAI-like wrapper in
+Python.
 
 Runs in the test process; servers and clients are processes of their own. The recite model makes every answer known:
-after a prompt it doesn't know it says all its words.
+after an unknown prompt it writes all its words.
 """
 
 from __future__ import annotations

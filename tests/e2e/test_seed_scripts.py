@@ -1,8 +1,8 @@
-"""A script written from the text of the two documents alone, run against the small real model.
+"""A script written only from the text of the two documents, run against the small real model.
 
-Command lines, JSON bodies and programs are theirs, letter for letter, but for host, port and model; what is checked of
-the answers is what the documents say about them. Clients that come as files (`chat.mjs`, `chat.sh`, the wrapper) are in
-`test_seed_clients.py`, the OpenAI examples for Python in `test_openai_python.py`.
+Command lines, JSON bodies and programs are unchanged except for host, port and model. Answers are compared with the
+documents. Clients that are files (`chat.mjs`, `chat.sh`, the wrapper) are in `test_seed_clients.py`, the OpenAI
+examples for Python in `test_openai_python.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A server process with a real model: the right text over HTTP for everybody, and a clean end.
+"""A server process with a real model: the right text over HTTP for every client, and a clean end.
 
-The tiny models' greedy text may not depend on company, streaming or cache; the small real model has to know a few
-things. Needs the native libraries.
+The tiny models' greedy text must not depend on other requests, streaming or the cache; the small real model must know a
+few facts. Needs the native libraries.
 """
 
 from __future__ import annotations

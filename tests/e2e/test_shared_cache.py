@@ -1,4 +1,4 @@
-"""Several servers with one folder for computed prompts, killed at any moment: what one has read the others needn't."""
+"""Several servers with one folder for computed prompts, killed at any moment: a prompt is computed by one server only."""
 
 from __future__ import annotations
 

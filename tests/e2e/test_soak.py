@@ -1,8 +1,8 @@
-"""Minutes of mixed and abusive traffic against the real program: nothing grows, nothing is left, the text stays right.
+"""Minutes of mixed and abusive traffic against the real program: no growth, nothing left behind, the text stays right.
 
-A minute in CI, 11 minutes in the long form, whose figures go into docs/reliability.md. Memory is measured between
-rounds of traffic, when nothing runs. What the allocator has not given back comes and goes by some percent, so the
-lower of the last two measurements counts: a leak is in all of them.
+One minute in CI, 11 minutes in the long form (figures in docs/reliability.md). Memory is measured between rounds of
+traffic, when nothing runs. The allocator keeps a varying few percent, so the lower of the last two measurements counts:
+a leak is in both.
 """
 
 from __future__ import annotations

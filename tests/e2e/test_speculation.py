@@ -1,4 +1,4 @@
-"""Speculative decoding in the real program, with its engine in a process of its own: what the user sets and sees."""
+"""Speculative decoding in the real program with its engine process: options and visible results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loop of tools on the small real model: what it wrote, in whatever tokens, is in the cache when it comes back.
+"""A tool loop on the small real model: its own text is in the cache when it comes back, whatever tokens it chose.
 
 Needs the native libraries and SmolLM2.
 """

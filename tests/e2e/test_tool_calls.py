@@ -1,5 +1,6 @@
-"""Calls and reasoning through the real program and the real library: models that recite an answer in the form of a family,
-whose marks are control tokens or ordinary text, in tokens that end anywhere."""
+"""Tool calls and reasoning through the real program and library. The models recite answers in the format of a model
+family, whose marks are control tokens or ordinary text, in tokens that end anywhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sounds become text by OpenAI's own client, on a model that hears (and was never taught what)."""
+"""Transcription by OpenAI's own client, on a model that accepts audio but was never trained on it."""
 
 from __future__ import annotations
 

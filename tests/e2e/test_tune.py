@@ -1,4 +1,4 @@
-"""`--tune` on the real libraries: steps are measured, something is chosen, and the next start takes it."""
+"""`--tune` on the real libraries: it measures steps and chooses settings, and the next start uses them."""
 
 from __future__ import annotations
 

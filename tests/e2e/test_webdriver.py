@@ -1,4 +1,4 @@
-"""The browser's client itself: a page that changes under its hands doesn't make a test fail by chance.
+"""The browser client of the tests: a page that changes during a command doesn't make a test fail by chance.
 
 Runs in the test process, with a browser and without a server.
 """

@@ -1,9 +1,9 @@
-"""A small WebDriver client: enough of the W3C protocol to drive a headless Chromium through chromedriver.
+"""A small WebDriver client: the part of the W3C protocol that is needed to control a headless Chromium by chromedriver.
 
-Runs in the test process; imports requests and the standard library. One `Browser` is one chromedriver process
-with one session and an empty profile of its own; closing it ends both and removes the profile. Elements are
-named by CSS selectors in every call and looked up anew when the page replaces them between the look-up and the
-command, so no handle goes stale in a test's hands. Way not taken: selenium, 10 MB for a dozen POST requests.
+Runs in the test process; imports requests and the standard library. One `Browser` is one chromedriver process with one
+session and an empty profile; closing it ends the process and removes the profile. Elements are named by CSS selectors
+in every call. If the page replaces an element between look-up and command, it is looked up again, so tests never have
+stale handles. Way not taken: selenium, 10 MB for a dozen POST requests.
 """
 
 from __future__ import annotations

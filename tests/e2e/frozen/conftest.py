@@ -1,4 +1,4 @@
-"""The executables, built once for all tests (and kept in the cache until something that goes in changes)."""
+"""Builds the executables once for all tests. They stay in the cache until an input changes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The program in one file, on a machine that has nothing: no Python, no environment, no network, hardly any
-memory."""
+"""The one-file program on a machine without Python, environment variables or network, and with little memory."""
 
 from __future__ import annotations
 
