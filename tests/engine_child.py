@@ -1,8 +1,8 @@
-"""An engine's process for the tests: the product's own main over the fake backend, with faults on order.
+"""An engine process for the tests: the server's own main function with the fake backend and faults on request.
 
-Run as a program by `engine.supervise` in place of `llama_srv.py --engine-process`. The orders are JSON in
-`EngineConfig.model` (see `Orders`), because that is what a child gets to know; what has to last over several lives of
-the engine (how many there have been) is a file that each one makes longer by a byte.
+`engine.supervise` runs it in place of `llama_srv.py --engine-process`. The faults are JSON in `EngineConfig.model` (see
+`Orders`), because that reaches the child. The number of engine lives is the size of a file, which each life makes
+longer by a byte.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Eyes and ears for the fake backend: files whose length is the number of cells they take."""
+"""Images and audio for the fake backend: files whose length is their number of KV cells."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """A backend without a model: bytes as tokens, a KV cache that is checked, and text that depends on all of it.
 
-The next token is a function of every token that the fake cache holds for the sequence, so a mistake in positions,
-prefix reuse, sharing, shifting or batching changes the text. Cells can belong to several sequences, as in llama.cpp's
-unified cache, and renumbering one renumbers it for all of them. Calls that would be errors in llama.cpp, or that come
-from a second thread, raise AssertionError.
+The next token is a function of every token in the sequence's part of the fake cache, so a mistake in positions, prefix
+reuse, sharing, shifting or batching changes the text. Cells can belong to several sequences, as in llama.cpp's unified
+cache; renumbering a cell renumbers it for all of them. Calls that would be errors in llama.cpp, or that come from a
+second thread, raise AssertionError.
 
-Decodes can be held (`hold`) and let go one by one (`let`), fail at the Nth call (`fail_at`) or for certain rows
-(`refuse`), or run out of room (`n_cells`). A decode that fails or is aborted leaves part of its rows behind, as
-llama.cpp's does.
+Decodes can be held (`hold`) and released one by one (`let`), fail at the Nth call (`fail_at`) or for certain rows
+(`refuse`), or run out of cells (`n_cells`). A decode that fails or is aborted leaves part of its rows in the cache, as
+in llama.cpp.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Settings for tests that try random input: a few seconds each in CI, many minutes with LLAMA_SRV_TEST_LONG=1.
+"""Settings for tests with random input: a few seconds each in CI, many minutes with LLAMA_SRV_TEST_LONG=1.
 
-Hypothesis knows the shape of what it makes, shrinks what it finds to the few bytes that matter, and tries the same
-examples in every run of CI. What only coverage finds is searched for in `tests/guided`.
+Hypothesis generates structured input, reduces failures to minimal ones, and tries the same examples in every run of CI.
+`tests/guided` searches for failures that need feedback from coverage.
 """
 
 from __future__ import annotations

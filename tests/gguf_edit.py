@@ -1,8 +1,8 @@
-"""Take a GGUF file apart and put it together again with faults: for tests of what reads such files.
+"""Edits the parts of a GGUF file: makes faulty files for tests of readers.
 
-`Parts` has the header's entries as raw bytes, so that each can be changed, dropped or doubled; nothing is checked.
-Knows only what `gguf_writer` writes: version 3, float32 tensors. Way not taken: the product's reader, which is what
-is tested.
+`Parts` has the header's entries as raw bytes, so that each can be changed, dropped or duplicated; nothing is checked.
+It supports only what `gguf_writer` writes: version 3, float32 tensors. Way not taken: the server's reader, because that
+is what is tested.
 """
 
 from __future__ import annotations

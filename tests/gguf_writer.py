@@ -1,10 +1,9 @@
-"""Write GGUF version 3 files with nothing but the standard library.
+"""Writes GGUF version 3 files with the standard library only.
 
-Tests make their own models (see `tiny_models.py`), so the suite needs no download and no numpy. A `GgufFile`
-collects metadata and tensors in memory and writes them in one go; the same calls give the same bytes
-on every machine. Only what our recipes need is here: no quantised tensor types, no nested arrays, no reading.
-Way not taken: the `gguf` package, which brings numpy and decides names and defaults that a test wants to
-decide.
+Tests make their own models (see `tiny_models.py`), so they need no download and no numpy. A `GgufFile` collects
+metadata and tensors in memory and writes them at once; the same calls give the same bytes on every machine. It supports
+only what the recipes need: no quantised tensor types, no nested arrays, no reading. Way not taken: the `gguf` package,
+which needs numpy, and chooses names and defaults that a test wants to choose.
 
 Layout of the container, all little endian:
     "GGUF", u32 version, u64 tensors, u64 pairs

@@ -1,4 +1,4 @@
-"""Random grammars that tend to have many ways to read a text, and those that were found to stop a server."""
+"""Random grammars with many ways to read a text, and grammars that once stopped a server."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Models with one fault each, and what our check says about it: the corpus for the reader's and the loader's tests.
+"""Models with one fault each and the expected refusals, for the tests of the reader and of the loader.
 
-`FAULTS` is a table of (name, base model, a function that spoils its `Parts`, words of the refusal). Bases are names of
-fixtures. The unit tests see that each is refused with these words; a native test feeds libllama what is not refused.
+`FAULTS` is a table of (name, base model, a function that changes its `Parts`, words of the refusal). Bases are names of
+fixtures. Unit tests check that each is refused with these words; a native test loads in libllama what isn't refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small images and sounds, written with the standard library: what tests send to models that see and hear."""
+"""Small images and audio files, made with the standard library, to send to models."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""all-MiniLM-L6-v2 as it was published, computed without anything of ours or of llama.cpp; and as a GGUF file.
+"""A reference implementation of all-MiniLM-L6-v2 as published, without code of this server or llama.cpp; and the model
+as a GGUF file.
 
 The published model is a zip of safetensors and vocabulary (`build_scripts/fetch_model.py --embedding` fetches it). The
 reference is BERT as its authors describe it: WordPiece tokens in plain Python, float32 matrices in numpy, one text at a
-time. The GGUF file is what llama.cpp's converter makes of it: f16 matrices, f32 for the rest.
+time. The GGUF file equals the result of llama.cpp's converter: f16 matrices, f32 for the rest.
 
-Not taken: sentence-transformers as the reference. It brings PyTorch, a hundred times what is needed here.
+Not taken: sentence-transformers as the reference, because it needs PyTorch, which is far larger.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Random requests that require a tool call, and the judgement of what is answered: every answer has a call, and its
-arguments are JSON that fits their schema.
+"""Random requests that require a tool call, and the check of answers: every answer has a call, and its arguments are
+JSON that fits the schema.
 
-Schemas are bounded, so that a call comes to an end under any temperature. The same seed makes the same request. Used with
-grammars alone (`tests/unit`) and with servers (`tests/e2e/required_calls.py`). Hypothesis is the way not taken: its
-examples are run one after another, and shrinking asks a server hundreds of times.
+Schemas are bounded, so that a call ends at any temperature. The same seed makes the same request. Used with grammars
+alone (`tests/unit`) and with servers (`tests/e2e/required_calls.py`). Not taken: Hypothesis, which runs examples one
+after another and sends hundreds of requests to reduce a failure.
 """
 
 from __future__ import annotations

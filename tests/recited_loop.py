@@ -1,12 +1,12 @@
-"""A model of any size that answers the steps of the bench's agent loop as they were recorded.
+"""A model of any size that answers the steps of the bench's agent loop as recorded.
 
-`python -m tests.recited_loop BASE OUT LIBS [TYPE [LAYERS WIDTH]]` writes it, with the vocabulary of BASE and unless told
-otherwise as many layers as wide as SmolLM2 with 135 million weights. So servers are compared at an agent's work with the
-speed of a real model; a small one itself would write something else.
+`python -m tests.recited_loop BASE OUT LIBS [TYPE [LAYERS WIDTH]]` writes it, with the vocabulary of BASE and by default
+the layers and width of SmolLM2 with 135 million weights. So servers are compared at an agent's work with the speed of a
+real model; a real small model would write other answers.
 
-It is a GPT-2: what it says next depends on the position alone, whose learned row is the output's row of the token that
-comes there in the recording. All layers are zeros, and take as long as any others. Not taken: a grammar that leaves but one
-text, which each server pays for in its own way.
+It is a GPT-2 whose next token depends only on the position: the learned row of each position is the output row of the
+recorded token. All layers are zeros and take the usual time. Not taken: a grammar that allows only one text, because
+its cost differs between servers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Models that answer what they are told to: a cue at the end of the prompt chooses the text, whatever the prompt says.
+"""Models that write a given text: a cue at the end of the prompt selects the text, whatever the prompt contains.
 
-For tests of what follows from a text that a model writes (calls, reasoning), with real decoding and sampling and with
-tokens that end anywhere. The cue is a token, and each next token depends on the last one alone (`tiny_models.follow`), so
-each piece of a text is a token of its own, and no piece occurs twice. `with_cue` makes a template write the cue.
+For tests of what follows from a model's text (tool calls, reasoning), with real decoding and sampling and with tokens
+that end anywhere. The cue is a token, and each next token depends only on the last one (`tiny_models.follow`), so each
+part of a text is a token of its own, and no part occurs twice. `with_cue` makes a template write the cue.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Helpers for tests: skipping with discipline, and real server processes on a port of their own.
+"""Helpers for tests: the rules about skips, and real server processes on their own ports.
 
-Runs in the test process. May import pytest, requests and the standard library; of the product only what a
-helper says. A server is started as a user would start it (`python llama_srv.py ... --port 0`), so these tests
-also cover argument parsing, start-up and shutdown. Waiting is always for a condition with a generous
-deadline; nothing here depends on how fast the machine is. Way not taken: running the server inside the test
-process, which hides signals, exit codes and leaked threads (the tests in `tests/api` do that, with a fake
-engine).
+Runs in the test process. May import pytest, requests and the standard library; from the server only what a helper
+names. A server is started as a user would start it (`python llama_srv.py ... --port 0`), so these tests also cover
+argument parsing, start-up and shutdown. Waiting is always for a condition with a generous deadline; nothing here
+depends on the machine's speed. Way not taken: running the server inside the test process, which hides signals, exit
+codes and leaked threads (the tests in `tests/api` do that, with a fake engine).
 """
 
 from __future__ import annotations

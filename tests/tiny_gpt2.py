@@ -1,4 +1,4 @@
-"""One more recipe of a tiny model: GPT-2, whose positions are rows of a learned table, and no more than it has."""
+"""The recipe of a tiny GPT-2, whose positions are rows of a learned table with no spare rows."""
 
 from __future__ import annotations
 

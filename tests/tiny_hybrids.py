@@ -1,4 +1,4 @@
-"""Recipes of tiny hybrid models whose states can be gone back to (`server.engine.cache.rollback`)."""
+"""Recipes of tiny hybrid models whose states can be rolled back (`server.engine.cache.rollback`)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""More recipes of tiny models: a text model with M-RoPE (positions in three dimensions), its image projector, and ears.
+"""Recipes of tiny media models: a text model with M-RoPE (positions in three dimensions), its image projector, and an
+audio projector.
 
     tiny_qwen2vl     text model, BPE vocabulary, random weights
-    tiny_merger      image projector for it: an image of W x H pixels takes W/28 * H/28 tokens, but max of the two
-    positions tiny_whisper     audio projector for `tiny_llama`: 30 seconds take 750 tokens
+    tiny_merger      image projector for it: an image of W x H pixels takes W/28 * H/28 tokens and the larger of the
+                     two as positions
+    tiny_whisper     audio projector for `tiny_llama`: 30 seconds take 750 tokens
 
-Random weights, unlike `tiny_models.tiny_llama`: a text that libmtmd's own evaluation gives too is all that is asked.
+The weights are random, unlike those of `tiny_models.tiny_llama`: the text only has to equal that of libmtmd's own
+evaluation.
 """
 
 from __future__ import annotations

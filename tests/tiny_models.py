@@ -1,22 +1,20 @@
-"""Recipes of the tiny GGUF models that the tests make for themselves: all float32, at most a megabyte or two,
-the same bytes every time.
+"""Recipes of the tiny GGUF models for the tests: all float32, at most a megabyte or two, always the same bytes.
 
-    tiny_llama   text model, SPM or BPE vocabulary; greedy text is lively and safe to compare (see below)
-    recite       text model that knows one sentence by heart; its greedy text is known beforehand
+    tiny_llama   text model, SPM or BPE vocabulary; its greedy text varies and can be compared (see below)
+    recite       text model that knows one sentence; its greedy text is known beforehand
     tiny_mamba   recurrent text model: no attention, a state that can't be cut
     tiny_bert    embedding model, or with rerank=True a reranker
     tiny_lora    adapter for tiny_llama
     tiny_mmproj  image projector for tiny_llama (or any text model of the given width)
 
-Why tiny_llama isn't simply random: with random weights the best two tokens are often nearly equal, so another
-batch shape or another CPU turns a greedy text around, and the text soon runs in a circle. This one computes
-with bits. Every token carries 32 random bits (+1/-1). Each attention head looks at exactly one earlier token,
-a fixed distance back (`DISTANCES`), because its query and key are constants and only RoPE tells cells apart.
-Each of 6 bits of the next token is the majority of 25 earlier bits; a majority of an odd number of +-1 is
-never close to zero, so the winner leads by a fixed margin (`MIN_MARGIN` logits, far above the float noise).
-The text doesn't settle into a cycle, never ends by itself, and consists of 64 words that tokenise back to the
-same ids. A wrong, missing or foreign KV cell within the last 37 positions changes it, nearly always. Random
-weights are the way not taken.
+Not taken for tiny_llama: random weights. The best two logits would often be nearly equal, so that another batch size or
+CPU changes a greedy text, and the text would soon repeat itself. Instead it computes with bits. Every token has 32
+random bits (+1/-1). Each attention head looks at exactly one earlier token, a fixed distance back (`DISTANCES`),
+because its query and key are constants and only RoPE distinguishes cells. Each of 6 bits of the next token is the
+majority of 25 earlier bits. A majority of an odd number of +-1 is never close to zero, so the best token leads by a
+fixed margin (`MIN_MARGIN` logits, far above rounding errors). The text has no cycle, never ends by itself, and consists
+of 64 words that tokenise back to the same ids. A wrong, missing or foreign KV cell within the last 37 positions nearly
+always changes it.
 """
 
 from __future__ import annotations

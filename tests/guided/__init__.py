@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing: what is tried (`targets`) and how (`run`)."""
+"""Coverage-guided fuzzing: `targets` are the fuzzed functions, `run` is the fuzzer."""

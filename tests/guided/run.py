@@ -1,8 +1,9 @@
-"""Fuzz one target, guided by what its code reaches: `python -m tests.guided.run NAME --seconds 60 [--corpus FOLDER]`.
+"""Fuzz one target, guided by code coverage: `python -m tests.guided.run NAME --seconds 60 [--corpus FOLDER]`.
 
-A process of its own on Linux, one thread, with atheris (libFuzzer) counting branches in `server`. A finding ends it
-with exit code 1, the traceback, and the input in base64; put that input into the test of what it broke, then mend it.
-Not taken: a fuzzer inside pytest; libFuzzer ends its process, and instruments what is imported after it.
+A process of its own on Linux, one thread, with atheris (libFuzzer) counting branches in `server`. A failure ends it
+with exit code 1, the traceback, and the input in base64. Add that input to the test of the function, then fix the
+fault. Not taken: a fuzzer inside pytest. libFuzzer ends its process, and instruments only modules that are imported
+after it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What reads bytes of strangers, each as a function of bytes: a result, or the one documented error.
+"""All readers of untrusted bytes as functions of bytes that return a result or raise one documented error.
 
 Pure Python, no library, no socket; runs in the process of a test or of `run`, on its main thread. `TARGETS` has for
-each name inputs to begin with and a function that raises for a finding, which is any exception but the documented one,
-an answer that breaks a promise, or a second where milliseconds are usual. `words` are what a random change should know
-of the language.
+each name initial inputs and a function that raises on a failure: an undocumented exception, an answer that breaks a
+promise, or a second where milliseconds are usual. `words` are tokens of the input language for random changes.
 """
 
 from __future__ import annotations

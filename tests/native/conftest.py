@@ -1,4 +1,4 @@
-"""Fixtures of the tests with native libraries: engines over tiny models, and a reference to compare with."""
+"""Fixtures of the tests with native libraries: engines with tiny models, and a reference to compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole engine over the real libraries, and a reference that shares nothing with it. Runs in the test process."""
+"""A whole engine with the real libraries, and a reference that shares no code with it. Runs in the test process."""
 
 from __future__ import annotations
 

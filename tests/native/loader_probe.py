@@ -1,7 +1,8 @@
-"""A child of `test_malformed_models`: lets libllama load each of the files named, and use what could be loaded.
+"""A child process of `test_malformed_models` that loads files in libllama and uses those that load.
 
-`loader_probe.py LIBS FILE...`. Prints `begin FILE` and then `ok` or `refused: why` for each, so that whoever started it
-knows at which file it died. Loading is done twice, as the server does it: with the weights, then the vocabulary alone.
+`loader_probe.py LIBS FILE...`. Prints `begin FILE` and then `ok` or `refused: why` for each file, so that the test
+knows which one ended the process. Each is loaded twice, as the server does it: with the weights, then the vocabulary
+only.
 """
 
 from __future__ import annotations

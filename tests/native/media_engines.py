@@ -1,4 +1,4 @@
-"""Engines with a projector, and libmtmd's own way of evaluating a prompt to compare them with."""
+"""Engines with a projector, and libmtmd's own evaluation of a prompt to compare them with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A span taken out of the cache and one taken out of the prompt say the same of an answer; nothing else is disturbed.
+"""Removing a span from the cache and from the prompt gives the same scores for an answer, and affects nothing else.
 Real libraries, tiny F32 models, both layouts of the cache.
 """
 

@@ -1,6 +1,6 @@
-"""The bare loop of build_scripts/bench.py, and the comparison of our server with it, on a tiny model.
+"""The bare loop of build_scripts/bench.py compared with the server, on a tiny model.
 
-What the figures are depends on the machine and isn't checked; that both sides compute the same text is.
+The figures depend on the machine and aren't checked. Both sides must compute the same text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The bindings on real libraries: loading, the ABI guard, backends, the native log; and refusals of doctored
-ones.
+"""The bindings with real libraries: loading, the ABI guard, backends, the native log; and refusal of modified
+libraries.
 
-A process holds one set of libraries, so whatever loads another one, or must fail to load, runs in a process
-of its own (`in_new_process`). Doctored libraries are compiled here where a C compiler is at hand.
+A process can load only one set of libraries, so each test that loads another set, or must fail to load, runs in a
+process of its own (`in_new_process`). Modified libraries are compiled here if there is a C compiler.
 """
 
 from __future__ import annotations

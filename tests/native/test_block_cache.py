@@ -1,5 +1,6 @@
-"""Prompts that left the KV cache and came back from memory or disk, and prompts that waited for another: the same
-text."""
+"""Prompts that left the KV cache and were restored from memory or disk, and prompts that waited for another one: the
+same text.
+"""
 
 from __future__ import annotations
 

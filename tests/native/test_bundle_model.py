@@ -1,4 +1,4 @@
-"""A model inside a larger file: loaded where it lies, the same model, the same text, mapped rather than read."""
+"""A model inside a larger file is loaded from there: the same model and text, memory-mapped instead of read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Calls in llama.cpp's own hands: what random logits make under the grammars of calls is read as calls that fit.
+"""Tool calls sampled by llama.cpp: with random logits and a grammar of calls, the text is read as valid calls.
 
-The grammars of all shapes and of many schemas load; what is sampled under them is nothing but calls of the given tools
-with arguments that jsonschema accepts. A text that isn't over after TOKENS_MAX tokens is cut off, and must be no whole
-call more than it shows.
+The grammars of all formats and of many schemas load. Sampled texts consist only of calls of the given tools with
+arguments that jsonschema accepts. A text that isn't complete after TOKENS_MAX tokens is cut off and must not be read as
+more complete calls than it contains.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Chat prompts through libllama's own tokenizer and templates: nobody forges a token, nobody else notices.
+"""Chat prompts with libllama's own tokenizer and templates: no text can forge a special token, and other text is
+unchanged.
 
 Vocabulary-only models, no generation. Needs the native libraries.
 """

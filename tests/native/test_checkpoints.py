@@ -1,5 +1,6 @@
-"""A recurrent and a hybrid model through the whole engine: states go back to copies, and the text is the
-reference's."""
+"""A recurrent and a hybrid model through the whole engine: states are restored from copies, and the text equals the
+reference's.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Full contexts over the real libraries: endless texts, models that can't shift, a system prompt that changes, and
-positions folded by self-extend.
+"""Full contexts with the real libraries: endless texts, models that can't shift, a system prompt that changes, and
+positions grouped by self-extend.
 
-The reference evaluates the tokens that should be left, from their start, in a context of its own: tiny_llama computes
-the same from shifted cells as from fresh ones, so every token is known.
+The reference evaluates the remaining tokens from their start, in a context of its own. tiny_llama computes the same
+from shifted cells as from new ones, so every token is known.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Options reach llama.cpp: what is passed to its two constructors, what its getters say, and what changes.
+"""Options reach llama.cpp: the arguments of its two constructors, the results of its getters, and visible effects.
 
-From the command line through `engine_config` to an opened backend on tiny models. llama.cpp prints what it made of
-most parameters, so its log is evidence beside the structs. Needs the native libraries; nothing here needs a GPU, whose
-options are followed as far as the struct.
+From the command line through `engine_config` to an open backend with tiny models. llama.cpp logs most parameters, so
+its log is checked, too. Needs the native libraries but no GPU; GPU options are followed up to the struct.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokens drawn on several threads at once are those that one thread draws: chance is the sampler's own."""
+"""Tokens sampled on several threads at once equal those of one thread, because each sampler has its own random state."""
 
 from __future__ import annotations
 

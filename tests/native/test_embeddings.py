@@ -1,8 +1,8 @@
-"""Embeddings through the real libraries on tiny models: in any company the same numbers, up to the longest input,
-beside text that is being written.
+"""Embeddings with the real libraries on tiny models: the same numbers in any batch, up to the longest input, beside
+streams.
 
-Vectors of an input alone are the reference; that those are the published ones of a real model is shown in
-tests/e2e. Needs the native libraries; runs in the test process, without HTTP.
+The reference is the vector of the same input alone. tests/e2e compares a real model with published numbers. Needs the
+native libraries; runs in the test process, without HTTP.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The whole engine over the real libraries and the tiny models: the right text for everybody, in any company.
+"""The whole engine with the real libraries and the tiny models: the right text for every request, in any batch.
 
-The reference is a context of its own that evaluates one sequence at a time, from the start for every token, and
-softmax in plain Python. Needs the native libraries; runs in the test process, without HTTP.
+The reference is a context of its own that evaluates one sequence at a time, from the start for every token, and softmax
+in plain Python. Needs the native libraries; runs in the test process, without HTTP.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Slot files, adapters, the shared system prompt and self-extend over the real libraries and the tiny models."""
+"""Slot files, adapters, the shared system prompt and self-extend with the real libraries and the tiny models."""
 
 from __future__ import annotations
 

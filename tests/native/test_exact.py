@@ -1,5 +1,5 @@
-"""Exact mode: on a real quantised model, whose steps round differently with their length, a request's text is the same
-alone, in company, after another, and asked again. Needs the native libraries and SmolLM2.
+"""Exact mode: on a real quantised model, whose rounding depends on the size of a step, a request's text is the same
+alone, in a batch, after another request, and repeated. Needs the native libraries and SmolLM2.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Grammars against llama.cpp's own hands: it keeps as many stacks as were counted, what was found to stop a server is
-refused or quick, and a filter that takes too long ends its own request."""
+"""Grammars in llama.cpp: it keeps as many stacks as were counted; grammars that once stopped a server are refused or
+fast; a grammar that takes too long ends only its own request.
+"""
 
 from __future__ import annotations
 

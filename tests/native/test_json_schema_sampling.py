@@ -1,8 +1,8 @@
-"""Grammars in llama.cpp's own hands: everything the converters write loads, what our reader takes loads, and
-texts sampled under a grammar parse and validate.
+"""Grammars in llama.cpp: everything that the converters write or that this project's reader accepts loads, and texts
+sampled with a grammar parse and validate.
 
-Logits are random (or the tiny model's own), so only the grammar decides. A grammar that our reader lets
-through and llama.cpp does not survive would end this process: that is the test.
+Logits are random (or the tiny model's own), so only the grammar decides. A grammar that the reader accepts but that
+crashes llama.cpp would end this process; that is the test.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Grammars that begin inside a text, on the real library: triggers within tokens and across them, what a token has
-behind a trigger, special tokens, thinking, and a task that another engine takes up.
+"""Grammars that begin inside a text, with the real library: triggers within and across tokens, text after a trigger in
+the same token, special tokens, reasoning, and a task that another engine continues.
 
-`recite` is a model that says given tokens by heart, so a test chooses how the text is cut. Where the grammar wants
-another token all are equally likely, and the lowest one that it allows comes.
+`recite` is a model that writes given tokens, so a test chooses how the text is split. If the grammar requires another
+token, all logits are equal, and the lowest allowed token comes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models whose positions are a learned table: ggml ends the process for a position without a row, so none is asked for.
+"""Models with a learned table of positions: ggml aborts the process for a position beyond the table, so none is used.
 
 Runs in the test process: an abort of ggml would end the tests.
 """

@@ -1,5 +1,6 @@
-"""Long texts and libllama's tokenizers: none of them ends the process or takes for ever, and the ids are those of the
-whole text."""
+"""Long texts in libllama's tokenizers: none ends the process or takes too long, and the ids equal those of the whole
+text.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Adapters over the real libraries: strengths, combinations, and caches that are never mixed.
+"""Adapters with the real libraries: scales, combinations, and caches that are never mixed.
 
-More about requests with different adapters at once is in `test_engine_commands.py`.
+`test_engine_commands.py` tests requests with different adapters at once.
 """
 
 from __future__ import annotations

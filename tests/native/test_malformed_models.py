@@ -1,6 +1,6 @@
-"""Malformed models in the real libllama: what our check lets through must not end a process; what it refuses may.
+"""Malformed models in the real libllama: none that the check accepts may end a process.
 
-The second test shows why the check refuses what it does: these faults do end libllama.
+The second test shows why the check is needed: the refused faults do end libllama.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The memory of architectures that keep other things than a plain llama: estimate against what llama.cpp allocates.
+"""The memory of architectures that differ from a plain llama: estimate compared with llama.cpp's allocations.
 
-The models are headers over zeros (sparse files): nobody computes with them, they are only loaded.
+The models are headers followed by zeros (sparse files). They are loaded but never evaluated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The estimate of a model's memory against what llama.cpp says that it allocates."""
+"""The estimate of a model's memory compared with the allocations that llama.cpp reports."""
 
 from __future__ import annotations
 

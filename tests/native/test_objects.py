@@ -1,8 +1,7 @@
-"""Owners and vocabulary helpers on the real libraries with a tiny model: life cycle, decoding, state,
-samplers.
+"""Owners of native objects and vocabulary helpers with a tiny model: life cycle, decoding, state, samplers.
 
-What is compared is greedy text of a model made for that (see tests/tiny_models.py), so that no test depends
-on how a CPU rounds.
+The tests compare greedy text of a model made for that (see tests/tiny_models.py), so that no test depends on a CPU's
+rounding.
 """
 
 from __future__ import annotations

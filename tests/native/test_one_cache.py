@@ -1,5 +1,6 @@
-"""One cache for all, of which each slot may use the whole, with the real library: long texts that overflow it together
-are those that each of them gets alone."""
+"""One unified cache, all of which each slot may use, with the real library: long texts that together overflow it equal
+those of each request alone.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Self-extend on a real model: a number hidden far back is found in a prompt twice as long as the trained context.
+"""Self-extend on a real model: it finds a number at the beginning of a prompt twice as long as the trained context.
 
-Minutes on a small machine. Needs the native libraries and SmolLM2 (trained on 8,192 tokens).
+Takes minutes on a small machine. Needs the native libraries and SmolLM2 (trained on 8,192 tokens).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`backend.preload`: the libraries are there before it is known what to load, and nothing of it is lost or fatal."""
+"""`backend.preload`: libraries are loaded before the model is known; none of their log is lost, and no failure is
+fatal.
+"""
 
 from __future__ import annotations
 

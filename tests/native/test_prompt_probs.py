@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's tokens through the real libraries, against a softmax in plain Python over the
+"""Log-probabilities of a prompt's tokens with the real libraries, compared with a softmax in plain Python over the
 logits of a context that evaluates one prefix at a time. Runs in the test process, without HTTP.
 """
 

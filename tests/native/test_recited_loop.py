@@ -1,4 +1,4 @@
-"""The bench's agent loop is answered as it was recorded by a model that was made for it."""
+"""The model made for the bench's agent loop answers it as recorded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A task taken up by another engine draws on exactly as it would have: every kind of sampler, grammar, shift and cache.
+"""A task that another engine continues gets exactly the same next tokens: every kind of sampler, grammar, shift and
+cache.
 
-Two engines over the same tiny F32 model with an F32 cache; the second one gets the task with the tokens that the
-first one delivered before some point, as the supervisor would send it.
+Two engines with the same tiny F32 model and an F32 cache. The second one gets the task with the tokens that the first
+one delivered before some point, as the supervisor would send it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A hybrid model that goes back behind wrong guesses: the same tokens as without any, and as a reference has them."""
+"""A hybrid model that goes back after wrong drafts: the same tokens as without drafts, and as in a reference."""
 
 from __future__ import annotations
 

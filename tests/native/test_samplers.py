@@ -1,9 +1,8 @@
-"""Each sampler against a computation of its own in plain Python, on the same logits, token by token.
+"""Each sampler compared with a computation in plain Python, on the same logits, token by token.
 
-The tiny model has a vocabulary of some hundred tokens, so the engine reports the probability of every one of them after
-the sampling settings (`n_probs`). The reference is `simulate`: rows of (token, logit) from a context that nobody
-shares, and the definitions of the samplers as their authors and the documents give them. Needs the native libraries;
-one engine serves the whole file.
+The tiny model's vocabulary has about a hundred tokens, so the engine can report the probability of every token after
+sampling settings (`n_probs`). The reference is `simulate`: rows of (token, logit) from a separate context, and the
+samplers as their authors and the documents define them. Needs the native libraries; one engine for the whole file.
 """
 
 from __future__ import annotations

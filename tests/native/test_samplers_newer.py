@@ -1,7 +1,7 @@
-"""The samplers that keep a state or draw for themselves: XTC below 1, adaptive-p and infill, against plain Python.
+"""Samplers with a state or random numbers of their own (XTC below 1, adaptive-p, infill) compared with plain Python.
 
-As in `test_samplers` the engine reports the probability of every token of a tiny vocabulary, and the expected ones
-are computed from logits of a context that nobody shares. Needs the native libraries.
+As in `test_samplers`, the engine reports the probability of every token of a tiny vocabulary, and the expected ones are
+computed from the logits of a separate context. Needs the native libraries.
 """
 
 from __future__ import annotations

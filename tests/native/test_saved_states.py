@@ -1,8 +1,8 @@
-"""Saved slots and blocks on disk are never taken for another model's, nor what was shifted for what its tokens give.
+"""Saved slots and blocks on disk are never used for another model, and shifted cells never count as their tokens' own.
 
-`Files` are a model in two parts, an adapter and a projector whose contents can be exchanged for others of the same
-path, size, scale and time of change: only all of their bytes tell them apart. Models and caches are F32, so a text is
-either exactly that of a fresh engine or wrong.
+`Files` are a model in two parts, an adapter and a projector, which can be replaced by others with the same path, size,
+scale and modification time: only the whole content differs. Models and caches are F32, so a text either equals that of
+a new engine or is wrong.
 """
 
 from __future__ import annotations

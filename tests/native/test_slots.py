@@ -1,7 +1,7 @@
-"""Saved slots over HTTP and the real libraries: exact counts, a restart in between, and files that must be refused.
+"""Saved slots over HTTP with the real libraries: exact counts, a restart in between, and files that must be refused.
 
-What the engine does with them is in `test_engine_commands.py`, the form of the file in
-`unit/engine/test_slot_files.py`, names and shapes of answers in `api/test_slot_files.py`.
+`test_engine_commands.py` tests the engine's work, `unit/engine/test_slot_files.py` the file format, and
+`api/test_slot_files.py` names and forms of answers.
 """
 
 from __future__ import annotations

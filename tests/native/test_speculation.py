@@ -1,7 +1,7 @@
-"""Speculative decoding over the real libraries: the same tokens as without, whoever drafts and in whatever company.
+"""Speculative decoding with the real libraries: the same tokens as without, with every kind of draft and in any batch.
 
 The tiny models are F32, so rows of one batch don't change each other's logits and greedy texts are exactly comparable.
-Drafts are always sent here (`min_gain` 0): whether they would pay depends on the machine.
+Drafts are always used here (`min_gain` 0); whether they would pay depends on the machine.
 """
 
 from __future__ import annotations

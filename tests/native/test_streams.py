@@ -1,4 +1,4 @@
-"""A KV stream for each slot, with the real library: what is copied, moved and read out says what it said before."""
+"""A KV stream for each slot, with the real library: copied, moved and read states are unchanged."""
 
 from __future__ import annotations
 

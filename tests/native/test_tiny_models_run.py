@@ -1,7 +1,7 @@
-"""What libllama makes of the tiny models: the promises of `tests/tiny_models.py` that other tests build on.
+"""The tiny models in libllama have the properties in `tests/tiny_models.py` that other tests rely on.
 
-Needs the native libraries; drives `ctypes_api` directly, without engine or server, in the test process. The
-text of the float32 models has to be the same whatever the shape of the batches it was made with.
+Needs the native libraries; uses `ctypes_api` directly, without engine or server, in the test process. The text of the
+float32 models must not depend on the sizes of batches.
 """
 
 from __future__ import annotations

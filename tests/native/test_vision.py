@@ -1,6 +1,6 @@
-"""Images with libmtmd: the same text as by its own way of evaluating, whatever is cached, shared or running beside it.
+"""Images with libmtmd: the same text as by its own evaluation, whatever is cached, shared or running beside it.
 
-The file's name puts it behind test_objects, which has to see the libraries without libmtmd.
+The file's name puts it after test_objects, which needs the libraries without libmtmd.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Vectors of texts with images and sounds: the same as by libmtmd's own evaluation, however they are pooled.
+"""Vectors of texts with images and audio: the same as by libmtmd's own evaluation, with every kind of pooling.
 
-The file's name puts it behind test_objects, which has to see the libraries without libmtmd.
+The file's name puts it after test_objects, which needs the libraries without libmtmd.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rerankers that answer in words: the score is the softmax over the logits of "yes" and "no" behind the question."""
+"""Rerankers that answer in words: the score is the softmax over the logits of "yes" and "no" after the question."""
 
 from __future__ import annotations
 

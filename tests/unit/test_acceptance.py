@@ -1,7 +1,7 @@
-"""Keeps docs/ACCEPTANCE.md true: its statuses against the `covers` marks found in the tests.
+"""Compares the statuses in docs/ACCEPTANCE.md with the `covers` marks in the tests.
 
-Reads files only. The marks are found with `ast`, not by collecting tests, so that marks of tests that can't
-run on this machine count too. A mark has to be written out (`@pytest.mark.covers("Q12", "R01")`) to be seen.
+Reads files only. Marks are found with `ast`, not by collecting tests, so that marks of tests that can't run on this
+machine count, too. A mark must be written out (`@pytest.mark.covers("Q12", "R01")`) to be found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What messages tell users to do, they can do: an executable brings no build scripts along."""
+"""Users can follow the advice in messages: executables contain no build scripts."""
 
 from __future__ import annotations
 

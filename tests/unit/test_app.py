@@ -1,4 +1,4 @@
-"""The composition root: what it passes on to the server."""
+"""The composition root: what it passes to the server."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Keeps the documents true where that can be checked: generated tables, mentions, links, paths, names of functions.
+"""Compares the documents with the code: generated tables, mentions, links, paths, names of functions.
 
-Reads files; of the product it imports the tables that the documents are about. What fails because a table has
-changed is put right by `python build_scripts/make_docs.py`.
+Reads files; from the server it imports the tables that the documents describe. If a table has changed, `python
+build_scripts/make_docs.py` updates the documents.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Random input for everything that reads what strangers or users write: a result or the one documented error, never
-another exception, and never for long.
+"""Random input for all readers of untrusted input: a result or one documented error, never another exception, and never
+for long.
 
-HTTP itself is tried in `tests/api/test_fuzz_http.py`, templates in `jinja/test_jinja_fuzz.py`, model files in
-`test_gguf.py`.
+HTTP is tested in `tests/api/test_fuzz_http.py`, templates in `jinja/test_jinja_fuzz.py`, model files in `test_gguf.py`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The readers of `tests/guided`: a moment of blind changes in every run; guided by their coverage for minutes each in the
-long form (`LLAMA_SRV_TEST_LONG=1`, seconds per reader in LLAMA_SRV_TEST_FUZZ_SECONDS).
+"""The readers of `tests/guided`: random changes for a moment in every run; in the long form (`LLAMA_SRV_TEST_LONG=1`)
+guided by coverage for minutes each (LLAMA_SRV_TEST_FUZZ_SECONDS sets the seconds per reader).
 """
 
 from __future__ import annotations

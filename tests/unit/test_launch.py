@@ -1,4 +1,4 @@
-"""The first steps of the program: for which command lines an engine's process is started, and that none is left over."""
+"""The first steps of the program: which command lines start an engine process, and that none is left over."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Who may import whom: the architecture as a table, checked in the source.
+"""The architecture as a table of allowed imports, compared with the source.
 
-Reads files with `ast`, imports nothing of the product, so a forbidden import inside a function or under
-`TYPE_CHECKING` is found as well. Each module of the product has to match a row of `RULES`; a module that
-isn't there yet needs no row, and one that appears in a new place has to be given one here.
+Reads files with `ast` and imports no module of the server, so a forbidden import inside a function or under
+`TYPE_CHECKING` is found as well. Each module of the server must match a row of `RULES`; a module in a new place needs a
+new row.
 """
 
 from __future__ import annotations

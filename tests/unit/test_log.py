@@ -1,7 +1,6 @@
-"""What log lines look like, what must never be in them, and the access log. `test_log_writing` has the rest.
+"""The form of log lines, what must never be in them, and the access log. `test_log_writing` has the rest.
 
-Runs in the test process. Way not taken: looking at records with caplog, which would not see a single byte of
-what we write.
+Runs in the test process. Way not taken: reading records with caplog, which wouldn't check the written bytes.
 """
 
 from __future__ import annotations

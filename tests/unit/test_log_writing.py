@@ -1,6 +1,7 @@
-"""Where log lines go, and that writing them never hurts: full disks, readers that left, cut-off lines.
+"""The destinations of log lines, and that writing them never fails the server: full disks, closed pipes, incomplete
+lines.
 
-Runs in the test process; what is about real stdout and stderr and the program's end has its own child.
+Runs in the test process; tests of real stdout and stderr and of the program's end use a child process.
 """
 
 from __future__ import annotations

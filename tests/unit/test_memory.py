@@ -1,4 +1,4 @@
-"""What requests hold together: bounded, given back, and counted for whoever works for a request."""
+"""The memory that requests hold: bounded, freed, and counted by each thread that works for a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that the one-file program runs in: held while in use, removed when nobody has used it for long."""
+"""The folder of the one-file program: locked while in use, removed after a long time without use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What holds for all files of the web page, read as text: small, self-contained, in all languages, with nothing
-inline."""
+"""Rules for all files of the web page, read as text: small, self-contained, in all languages, nothing inline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a text is cut into tokens that a reciting model can say one after another."""
+"""How a text is split into tokens that a reciting model can write one after another."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What each process imports before it can go on: guards the time to start without measuring it.
+"""The imports of each process at its start: limits the time to start without measuring it.
 
-Each module listed here was imported at some time for the sake of a rare feature, and cost every start some milliseconds.
+Each module listed here was once imported for a rare feature, and cost every start some milliseconds.
 """
 
 from __future__ import annotations

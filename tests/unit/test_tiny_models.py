@@ -1,7 +1,7 @@
-"""The files that the tests make for themselves: is the container right, are the recipes what they promise?
+"""The model files that the tests make: the container is valid, and the recipes have their promised properties.
 
-Runs without native libraries: a small reader of our own checks the container, arithmetic checks the
-attention. What libllama makes of the files is in `tests/native/test_tiny_models_run.py`.
+Runs without native libraries: a small reader checks the container, arithmetic checks the attention.
+`tests/native/test_tiny_models_run.py` runs the files in libllama.
 """
 
 from __future__ import annotations

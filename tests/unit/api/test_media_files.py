@@ -1,4 +1,4 @@
-"""`api.media_kinds` and `api.media_sounds`: what headers say is read, what they can't say truly is refused."""
+"""`api.media_kinds` and `api.media_sounds`: valid headers are read, and false ones are refused."""
 
 from __future__ import annotations
 

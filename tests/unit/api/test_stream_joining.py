@@ -1,5 +1,6 @@
-"""What a stream sends together: events that have come meanwhile, and the last one with the tail. No engine, no
-socket."""
+"""Which events of a stream are sent together: those that came meanwhile, and the last one with the tail. No engine, no
+socket.
+"""
 
 from __future__ import annotations
 

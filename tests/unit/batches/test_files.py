@@ -1,4 +1,4 @@
-"""Files on disk: bounds, age, and what a sudden end or damage leaves."""
+"""Files on disk: bounds, age, and the state after a crash or damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers on disk: whatever is cut off in the middle, what stands there whole is answered, and nothing else is."""
+"""Answers on disk: after a crash at any byte, exactly the complete lines count as answered."""
 
 from __future__ import annotations
 

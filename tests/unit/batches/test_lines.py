@@ -1,4 +1,4 @@
-"""Reading the input of a batch: what is wrong with it is told by line, and lines that begin alike come together."""
+"""Reading the input of a batch: errors name their line, and lines with the same beginning are grouped."""
 
 from __future__ import annotations
 

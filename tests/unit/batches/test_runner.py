@@ -1,4 +1,4 @@
-"""The threads of batches over requests that answer by themselves: whose turn it is, and what waits for what."""
+"""The threads of batches, with requests that answer themselves: the order of batches and of their lines."""
 
 from __future__ import annotations
 

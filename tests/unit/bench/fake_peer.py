@@ -1,7 +1,7 @@
-"""A server for the tests of bench.py: speaks just enough of /health, /completion and /tokenize, without a model.
+"""A server for the tests of bench.py: the needed parts of /health, /completion and /tokenize, without a model.
 
-A program of its own: `fake_peer.py PORT [die | refuse]`. One token a word; a thread per connection, as many slots. It
-remembers all prompts and reports what a cache would save, so that the figures about caches have something to measure.
+A program: `fake_peer.py PORT [die | refuse]`. One token per word; a thread and a slot per connection. It remembers all
+prompts and reports what a cache would save, so that the figures about caches have something to measure.
 """
 
 from __future__ import annotations

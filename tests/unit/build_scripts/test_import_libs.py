@@ -1,4 +1,4 @@
-"""Importing archives and folders, and reading what library files are. No real libraries."""
+"""Importing archives and folders, and reading library files. No real libraries."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What is in build_scripts/install: container files that a linter accepts and that copy enough, units that their
-readers accept."""
+"""The files in build_scripts/install: a linter accepts the container files and they copy enough, and the service files
+are valid.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The one-file program's head: a real shell, a stand-in for the program. Where it unpacks, when it doesn't, what it
-says."""
+"""The shell script of the one-file program, with a real shell and a stand-in program: folders, refusals, messages."""
 
 from __future__ import annotations
 

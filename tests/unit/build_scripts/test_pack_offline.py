@@ -1,4 +1,4 @@
-"""The archive for machines without a network: what is in it, what its page says. Nothing is fetched."""
+"""The archive for machines without a network: its contents, and the text of OFFLINE.md. Nothing is fetched."""
 
 from __future__ import annotations
 

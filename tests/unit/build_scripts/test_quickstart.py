@@ -1,5 +1,4 @@
-"""quickstart: which steps it takes, what it hands to the server. The server is a few lines that print their
-arguments."""
+"""quickstart: its steps, and the arguments of the server. The server is a few lines that print their arguments."""
 
 from __future__ import annotations
 

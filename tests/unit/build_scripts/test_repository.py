@@ -1,7 +1,7 @@
-"""Rules about the files of the repository as such: what must not be in them, how long they may be.
+"""Rules about the repository's files: forbidden content, and their length.
 
-Reads files only. Looks at what git would commit (tracked files and new ones that aren't ignored), or at all
-files where there is no git, for instance in an unpacked archive.
+Reads files only: those that git would commit (tracked files and new ones that aren't ignored), or all files without
+git, for instance in an unpacked archive.
 """
 
 from __future__ import annotations

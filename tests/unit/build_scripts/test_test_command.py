@@ -1,4 +1,4 @@
-"""`build_scripts/test.py`: which steps it takes, what it does when one can't be done, how it ends.
+"""`build_scripts/test.py`: its steps, steps that fail, and its exit code.
 
 Nothing is installed or fetched: the steps and the run of pytest are replaced, the logic around them is not.
 """

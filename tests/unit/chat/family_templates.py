@@ -1,4 +1,6 @@
-"""Small chat templates in own words that write calls and reasoning with the marks of the known families."""
+"""Small chat templates, written for these tests, that use the marks of known model families for tool calls and
+reasoning.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Each kind of chat template gets conversations in the form that it reads, and loses nothing of them.
+"""Each kind of chat template gets conversations in the form that it can read, without loss.
 
-Pure: small templates in own words, one for each habit that published ones have.
+Pure: small templates written for these tests, one for each habit of published ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The format of calls is found from templates of all families, and what is found writes and reads their calls."""
+"""The tool call format is found from templates of all families; it writes and reads their calls."""
 
 from __future__ import annotations
 

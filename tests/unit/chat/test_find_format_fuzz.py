@@ -1,5 +1,6 @@
-"""Random chat templates with calls: whatever stands around names and values, a format comes out, and what it writes is
-what the template has written."""
+"""Random chat templates with tool calls: whatever surrounds names and values, a format is found, and it writes what the
+template writes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of users, tools and clients that look like a model's marks: wherever they stand, they are no special tokens."""
+"""Texts of users, tools and clients that look like a model's marks never become special tokens, wherever they are."""
 
 from __future__ import annotations
 

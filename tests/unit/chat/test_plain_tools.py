@@ -1,4 +1,4 @@
-"""Templates that go through schemas by themselves get such as they can read; others get what the client has sent."""
+"""Templates that walk through schemas get simplified ones that they can read; others get what the client sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates that have no place for tools, calls or results: all of it reaches the model as text."""
+"""Templates without a place for tools, calls or results: all of these reach the model as text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which chat template is used, what it is given, and which parts of the prompt count as users' text.
+"""The choice of the chat template, its input, and which parts of the prompt count as users' text.
 
-Pure: `choose` and `template` with a stand-in for the vocabulary. That the interpreter renders like jinja2 is tested
-in `tests/unit/jinja`, that libllama's own templates agree with their segments in `tests/native/test_chat_native.py`.
+Pure: `choose` and `template` with a stand-in for the vocabulary. `tests/unit/jinja` compares the interpreter with
+jinja2, and `tests/native/test_chat_native.py` compares segments with libllama's own templates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Templates get dates, switches and efforts under their own names, and what a request gives goes before."""
+"""Templates get dates, switches and effort under their own names; a request's values take precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `batch` without a model: its words, what it refuses, what it says on the way, and that it goes on."""
+"""The command `batch` without a model: options, refusals, progress, and continuing after a stop."""
 
 from __future__ import annotations
 

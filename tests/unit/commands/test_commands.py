@@ -1,4 +1,4 @@
-"""The commands as a user types them, without a server: words, help, mistakes; pull, rm, models and show."""
+"""The commands without a server: arguments, help, mistakes; pull, rm, models and show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversation of `run`: messages of several lines, words with a slash, what stays of answers that are stopped."""
+"""The conversation of `run`: messages of several lines, slash commands, and answers that are stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands ask a server, and how the answers of a chat are read: whole, byte by byte, cut off, or nonsense."""
+"""Requests of the commands to a server, and reading a chat's answer: whole, byte by byte, cut off, or invalid."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The function tables: rows against prototypes, structures against the compiler, and what `bind` makes of it.
+"""The function tables: rows compared with prototypes, structures with the compiler, and the result of `bind`.
 
-Needs no library: a resolver that hands out Python callbacks stands in for one. The prototypes are read out of
-the modules' own source, so a row can't drift from the C declaration written above it.
+Needs no library: a resolver that returns Python callbacks replaces one. Prototypes are read from the modules' own
+source, so a row can't differ from the C declaration above it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Finding the folder, sorting its files, the ABI guard's checks and the native log: all without a library.
+"""Finding the folder, sorting its files, the ABI guard's checks and the native log, all without a library.
 
-Refusals must name both sides, what is loaded and what is expected, in one line: the tests read the whole
-message.
+A refusal must name what is loaded and what is expected, in one line; the tests compare the whole message.
 """
 
 from __future__ import annotations

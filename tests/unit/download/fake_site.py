@@ -1,7 +1,7 @@
-"""A web server for download tests that misbehaves as told: cuts connections, lies, redirects, changes files.
+"""A web server for download tests that misbehaves on request: cuts connections, lies, redirects, changes files.
 
-Runs on threads of the test process, on 127.0.0.1. `Thing` is what lies at a path; `Site.seen` has what the
-client really sent. Way not taken: replacing urllib by a mock, which would believe anything of it.
+Runs on threads of the test process, on 127.0.0.1. `Thing` is the content at a path; `Site.seen` has the client's real
+requests. Way not taken: a mock in place of urllib, which would accept any request.
 """
 
 from __future__ import annotations

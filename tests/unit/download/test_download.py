@@ -1,7 +1,7 @@
-"""Downloading one file by its URL, from a server on 127.0.0.1 that behaves as badly as servers do.
+"""Downloading one file by its URL, from a server on 127.0.0.1 that misbehaves.
 
-Runs in the test process. Nothing sleeps: waits between tries are recorded instead. `test_download_hub` has
-the names of repositories, `test_download_local` the disk, the lock and the progress.
+Runs in the test process. Nothing sleeps: waits between attempts are recorded instead. `test_download_hub` tests names
+of repositories, `test_download_local` the disk, the lock and the progress.
 """
 
 from __future__ import annotations

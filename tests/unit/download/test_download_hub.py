@@ -1,6 +1,6 @@
-"""Repositories of a model hub: which file is meant, what the cache answers, and who gets to see the token.
+"""Repositories of a model hub: the choice of the file, answers from the cache, and which servers get the token.
 
-Runs in the test process, against a fake hub on 127.0.0.1.
+Runs in the test process, with a fake hub on 127.0.0.1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Downloads and this machine: the disk that fills up, two processes at once, the progress shown.
+"""Downloads on this machine: a full disk, two processes at once, the progress.
 
-Runs in the test process; what a crash leaves behind is tried with a real process that gets killed.
+Runs in the test process; the state after a crash is tested with a real process that is killed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A scheduler over the fake backend, driven by hand: every step is the test's, and nothing depends on time.
+"""A scheduler over the fake backend, stepped by the test, so that nothing depends on time.
 
-Runs in the test process. `Driver` steps on the test's own thread; `Driver.run` lets the product's loop run on a
-thread of its own, for what only the loop does (errors of a step, blocking, the end).
+Runs in the test process. `Driver` steps on the test's own thread. `Driver.run` runs the server's loop on a thread of
+its own, for what only the loop does (errors of a step, blocking, the end).
 """
 
 from __future__ import annotations

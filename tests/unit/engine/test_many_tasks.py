@@ -1,4 +1,4 @@
-"""Requests of very many tasks: what is done with one of them costs the same however many there are, on both sides."""
+"""Requests with very many tasks: the work for one task doesn't grow with their number, in both processes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Bundles: where the parts lie, what is refused, that what goes in comes out. Small stand-ins for program and
-model."""
+"""Bundles: places of the parts, refusals, and unpacking what was packed. Small stand-ins for program and model."""
 
 from __future__ import annotations
 

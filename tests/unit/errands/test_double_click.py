@@ -1,4 +1,4 @@
-"""Starts by a click: who is asked for a model, what the program goes on with, and that a window stays to be read."""
+"""Starts by a double click: asking for a model, the resulting arguments, and a window that stays open."""
 
 from __future__ import annotations
 

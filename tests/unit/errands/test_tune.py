@@ -1,4 +1,4 @@
-"""`--tune`: which candidate wins, what is kept of it, and when a later start takes it."""
+"""`--tune`: the winning candidate, what is stored, and when a later start uses it."""
 
 from __future__ import annotations
 

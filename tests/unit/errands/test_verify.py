@@ -1,4 +1,4 @@
-"""`--verify`: what was changed is named, whatever part of the program it is."""
+"""`--verify`: changed files are named, whatever part of the program they belong to."""
 
 from __future__ import annotations
 

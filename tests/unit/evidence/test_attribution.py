@@ -1,4 +1,4 @@
-"""What attribution asks of an engine and makes of its numbers, without one."""
+"""The engine tasks of attribution, and the results from their numbers, without an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of --record: what is changed in it is found, wherever that is; it is bounded, and outlives kills."""
+"""The file of --record: any change is detected; the file is bounded and survives kills."""
 
 from __future__ import annotations
 

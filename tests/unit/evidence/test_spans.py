@@ -1,4 +1,4 @@
-"""Texts of a request and their places among the tokens of the prompt."""
+"""Texts of a request and their places among the prompt's tokens."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A second opinion on grammars: does one accept a text, and what texts does it produce? Written for tests.
+"""A reference for grammars: whether a grammar accepts a text, and which texts it produces.
 
-Runs in the test process; imports the product's GBNF reader, so that reader is checked apart (`test_gbnf.py`)
-and by llama.cpp itself (`tests/native`). Matching keeps all parse stacks alive, as llama.cpp does, with
-shared tails. Not taken: an Earley parser, which would also take grammars that llama.cpp can't run.
+Runs in the test process; imports this project's GBNF reader, which is tested separately (`test_gbnf.py`) and with
+llama.cpp (`tests/native`). Matching keeps all parse stacks alive, as llama.cpp does, with shared tails. Not taken: an
+Earley parser, which would also accept grammars that llama.cpp can't run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Schemas with values that fit and values that don't: data for the tests of the JSON schema converter.
 
-Imports nothing of the product. `fits` and `fails` are meant as JSON schema has it (the tests ask the
-`jsonschema` package whether that is so); `kept_out` fits as well, but is left out of the grammar on purpose.
-`warns` is a part of each warning that is expected, in order.
+Imports no module of the server. `fits` and `fails` are as in JSON schema (the tests compare them with the `jsonschema`
+package); `kept_out` fits as well, but the grammar excludes it on purpose. `warns` has a part of each expected warning,
+in order.
 
 Over 700 lines: a list of cases.
 """

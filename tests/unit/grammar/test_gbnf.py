@@ -1,7 +1,7 @@
-"""The reader of GBNF: what it takes, what it refuses and where, and that hostile grammars cost no stack and
-no time.
+"""The GBNF reader: accepted grammars, refusals with their places, and hostile grammars, which take no stack and no
+time.
 
-That llama.cpp itself agrees is tested in `tests/native/test_json_schema_sampling.py`.
+`tests/native/test_json_schema_sampling.py` tests that llama.cpp agrees.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The price of a grammar: stacks are counted as llama.cpp keeps them, what stops a server is dear, what people and
-converters write is cheap, and finding out is quick whatever the grammar.
+"""The cost of a grammar: stacks are counted as llama.cpp keeps them; grammars that stop a server are expensive, those
+of people and converters are cheap; and the estimate is fast for every grammar.
 
-That llama.cpp itself has as many stacks is tested in `tests/native/test_grammar_cost.py`.
+`tests/native/test_grammar_cost.py` tests that llama.cpp has as many stacks.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Grammars that are written anew: the same language, by the tests' own reading of both; what is cheap stays as it is;
-what can't be made cheap is refused with a place."""
+"""Rewritten grammars: the same language, according to the tests' own reader; cheap grammars stay unchanged; those that
+can't become cheap are refused with a place.
+"""
 
 from __future__ import annotations
 

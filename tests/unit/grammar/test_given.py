@@ -1,4 +1,4 @@
-"""The text that a grammar leaves no choice about: it is always the beginning of every text that may follow."""
+"""Text that a grammar forces: it is always the beginning of every text that may follow."""
 
 from __future__ import annotations
 

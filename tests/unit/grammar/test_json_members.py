@@ -1,4 +1,4 @@
-"""The properties of an object one by one: plain text up to its end, and the rest as JSON.
+"""The properties of an object one by one: plain text up to its closing text, and other values as JSON.
 
 Pure: texts are drawn from the rules by `gbnf_oracle`.
 """

@@ -1,8 +1,8 @@
-"""Bounds of numbers in JSON schemas: exact against Python's Decimal however many digits they have, with a grammar that
-grows with the number of digits and not faster.
+"""Bounds of numbers in JSON schemas: exact compared with Python's Decimal, for any number of digits; the grammar grows
+linearly with the digits.
 
-What is written differently on purpose (at most DIGITS digits where no bound asks for more, no exponent, integers never
--0) is in `may_be_written`.
+`may_be_written` has the intended differences: at most DIGITS digits unless a bound has more, no exponent, no integer
+-0.
 """
 
 from __future__ import annotations

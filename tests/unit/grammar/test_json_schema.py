@@ -1,9 +1,8 @@
-"""JSON schema to GBNF: the table of cases, random texts, refusals and warnings, limits, and what clients rely
-on.
+"""JSON schema to GBNF: the table of cases, random texts, refusals and warnings, limits, and what clients rely on.
 
-Three opinions meet: the converter's grammar (read by `gbnf_oracle`), the `jsonschema` package, and the table.
-Random schemas come from hypothesis. The public test suite of JSON schema runs where JSON_SCHEMA_TEST_SUITE
-names its folder.
+Three sources are compared: the converter's grammar (read by `gbnf_oracle`), the `jsonschema` package, and the table.
+Random schemas come from hypothesis. The public test suite of JSON schema runs if JSON_SCHEMA_TEST_SUITE names its
+folder.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Random JSON schemas, texts and values: what the grammar of a schema accepts is what `jsonschema` (for texts: `re` and
-the length) accepts, whatever is combined."""
+"""Random JSON schemas, texts and values: the grammar of a schema accepts exactly what `jsonschema` accepts (for texts:
+`re` and the length), with any combination of keywords.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The deadline of a conversion: it is asked for everywhere, so that a schema that costs too much ends in an error soon.
+"""The deadline of a conversion is checked everywhere, so that a schema that costs too much soon ends in an error.
 
-Measured in work and not in seconds: the events of Python's profiler (calls and returns) between two looks at the clock.
+Measured in work, not in seconds: the events of Python's profiler (calls and returns) between two checks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Regular expressions and choices as grammars, judged by Python's `re` where the dialects agree."""
+"""Regular expressions and choices as grammars, compared with Python's `re` where the dialects agree."""
 
 from __future__ import annotations
 

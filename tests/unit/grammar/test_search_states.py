@@ -1,4 +1,4 @@
-"""`grammar.regex_gbnf.search_states`: the automaton of a pattern finds what Python's `re` finds, however the text comes."""
+"""`grammar.regex_gbnf.search_states`: a pattern's automaton finds what Python's `re` finds, however the text is split."""
 
 from __future__ import annotations
 

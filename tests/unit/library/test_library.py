@@ -1,4 +1,4 @@
-"""Downloads that requests ask for: shared, watched, stopped when nobody waits, and never from an address of a request."""
+"""Downloads by request: shared, reported, stopped when no request waits, and never from an address in a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of models' files: read once for as long as they are as they were."""
+"""Facts about model files, which are read again only after a file has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a load needs besides an engine: the plan of its memory, folders of its own, the spare process."""
+"""What a load needs besides an engine: the memory plan, its own folders, the spare process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first look at a model's files: what can't be a model, or would end libllama, is refused in one line."""
+"""The first check of a model's files: files that aren't models, or would crash libllama, are refused in one line."""
 
 from __future__ import annotations
 

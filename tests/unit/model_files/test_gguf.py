@@ -1,4 +1,4 @@
-"""The reader of GGUF headers: what a sound file says, and that no fault in a file is more than one line."""
+"""The reader of GGUF headers: the content of a valid file, and errors of one line for every fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many cores there are to keep busy: the system's files as they are found elsewhere, and what follows from them."""
+"""The number of usable cores, from system files of various machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the system says about free memory: its files and commands as they are found elsewhere."""
+"""Free memory, from system files and commands of various machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`engine.identity`: each byte of each file counts, and what was read once is known without reading it again."""
+"""`engine.identity`: each byte of each file counts, and unchanged files aren't read again."""
 
 from __future__ import annotations
 

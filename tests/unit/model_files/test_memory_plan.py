@@ -1,4 +1,4 @@
-"""Fitting a model into memory: what is chosen where the user left it open, and what is refused."""
+"""Fitting a model into memory: choices for unset options, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Projectors that would bring libmtmd down are refused by their headers, in one line."""
+"""Projectors that would crash libmtmd are refused by their headers, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a header to what a model keeps per token and per sequence: the kinds of architectures that differ."""
+"""From a header to a model's memory per token and per sequence, for each kind of architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models without engines: what they take, how long they load and when they work is the test's to say."""
+"""Models without engines: the test decides their memory, load time and state."""
 
 from __future__ import annotations
 

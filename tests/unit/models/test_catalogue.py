@@ -1,4 +1,4 @@
-"""Which models are found, where, how they are called, and what a file of presets makes of them."""
+"""Which models are found and where, their names, and the effect of a presets file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of several models behind one door: fake engines, real threads."""
+"""The life cycle of several models in one server: fake engines, real threads."""
 
 from __future__ import annotations
 

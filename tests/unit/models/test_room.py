@@ -1,4 +1,4 @@
-"""Who leaves so that a model fits: numbers against numbers."""
+"""Which models are unloaded so that another one fits: pure numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's file advises for sampling: taken where options and requests say nothing, and never trusted."""
+"""Sampling settings in a model's file: used where options and requests set nothing, and never trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a model that a request may give: which they are, and how what is wrong with them is told."""
+"""A model's options that a request may set, and the errors for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--config FILE`: INI and JSON say what the command line says, mistakes name their place."""
+"""`--config FILE`: INI and JSON have the same effect as the command line, and errors name their place."""
 
 from __future__ import annotations
 

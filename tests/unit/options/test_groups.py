@@ -1,4 +1,4 @@
-"""The groups of options against the table: each option that works is in one of them, with the type that it has."""
+"""The groups of options compared with the table: each working option is in one group, with the right type."""
 
 from __future__ import annotations
 

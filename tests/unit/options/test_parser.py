@@ -1,4 +1,4 @@
-"""Parsing options: who wins over whom, the forms of values, help, and one clear line for each mistake."""
+"""Parsing options: precedence, forms of values, help, and one clear line for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completion scripts and the manual page: every option is in them, and those who read them accept them."""
+"""Completion scripts and the manual page: they contain every option, and the shells and `man` accept them."""
 
 from __future__ import annotations
 

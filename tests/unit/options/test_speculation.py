@@ -1,4 +1,4 @@
-"""The options of speculative decoding: llama-server's words, the older names, and what reaches the engine."""
+"""The options of speculative decoding: llama-server's names, the older names, and the engine's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real table of options: what the documents and llama-server know, what contradicts itself, where values go."""
+"""The real table of options: documented and llama-server's options, contradictions, and where values go."""
 
 from __future__ import annotations
 

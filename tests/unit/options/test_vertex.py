@@ -1,4 +1,4 @@
-"""What Vertex AI's variables change, and that they change nothing where it isn't there."""
+"""The effect of Vertex AI's variables, and that there is none outside of Vertex AI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that say that a server runs: whole at every moment, and only taken away by who wrote them."""
+"""Files that report a running server: complete at every moment, and removed only by the process that wrote them."""
 
 from __future__ import annotations
 

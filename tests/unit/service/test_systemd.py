@@ -1,4 +1,4 @@
-"""What is said to systemd, over a socket like its own."""
+"""Messages to systemd, over a socket like its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Feeding a stream parser in every way a network can: whole, byte by byte, at each single cut.
+"""Feeds a stream parser in every way a network can: whole, byte by byte, and split at each place.
 
-Runs in the test process; imports nothing of the product.
+Runs in the test process; imports no module of the server.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Random requests: whatever the parser takes, a reference parser reads the same way, and how the bytes are cut changes
-nothing. Two readers that disagree about one byte are what request smuggling lives on.
+"""Random requests: a reference parser reads whatever this parser accepts in the same way, and the result doesn't depend
+on how the bytes are split. Request smuggling needs two parsers that disagree.
 
-The reference is h11, which is laxer in places; what ours takes and h11 refuses, or reads otherwise, is a fault of ours.
+The reference is h11, which is less strict in places. If this parser accepts a request that h11 refuses or reads
+differently, this parser is wrong.
 """
 
 from __future__ import annotations

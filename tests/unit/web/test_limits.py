@@ -1,4 +1,4 @@
-"""How many connections the system's limit on open files leaves room for, on made-up systems."""
+"""The number of connections that the limit on open files allows, on simulated systems."""
 
 from __future__ import annotations
 

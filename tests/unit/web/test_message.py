@@ -1,4 +1,4 @@
-"""JSON in and out, and the bytes of an answer's head."""
+"""Reading and writing JSON, and the bytes of an answer's head."""
 
 from __future__ import annotations
 

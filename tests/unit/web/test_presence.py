@@ -1,4 +1,4 @@
-"""Whether a client is still there: the one watch of a request, and who is told."""
+"""Whether a client is still connected: one watch per request, and the parts that are told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token buckets: how many requests go through, and how much is remembered of how many clients."""
+"""Token buckets: the rate of accepted requests, and the memory for many clients."""
 
 from __future__ import annotations
 

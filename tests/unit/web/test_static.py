@@ -1,4 +1,4 @@
-"""Files of one folder, and no path that leads out of it."""
+"""Files of one folder; no path leads out of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noticing vanished clients, on real sockets of this machine."""
+"""Detecting disconnected clients, with real sockets of this machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A chat's stream, put together, is the whole answer, however the engine's text is cut: messages, calls, probabilities.
+"""The joined stream of a chat equals the whole answer, however the engine's text is split: messages, tool calls,
+probabilities.
 
-Pure: the parser and the dialect alone, over the vocabulary of bytes.
+Pure: parser and dialect only, with bytes as the vocabulary.
 """
 
 from __future__ import annotations

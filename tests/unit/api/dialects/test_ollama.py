@@ -1,4 +1,4 @@
-"""Ollama's messages in the form that all dialects share, its times, and the frames of its lines. Pure."""
+"""Ollama's messages in the common form of all dialects, its times, and the frames of its lines. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random messages and templates of Ollama's requests: a result or an ApiError, never another exception."""
+"""Random messages and templates in Ollama's requests: a result or an ApiError, never another exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random items, tools and choices of requests for a response: messages or an ApiError, never another exception."""
+"""Random items, tools and choices in requests for a response: messages or an ApiError, never another exception."""
 
 from __future__ import annotations
 

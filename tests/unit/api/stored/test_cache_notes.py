@@ -1,4 +1,4 @@
-"""What is remembered of the prompt cache: for each owner apart, within bounds, and when it is worth a hint."""
+"""Notes about the prompt cache: separate for each owner, bounded, and when they lead to a hint."""
 
 from __future__ import annotations
 

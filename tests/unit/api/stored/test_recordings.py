@@ -1,4 +1,4 @@
-"""What is kept of streams: readers at any place, at any time, and the bounds."""
+"""Recorded streams: readers at any place and time, and bounds."""
 
 from __future__ import annotations
 

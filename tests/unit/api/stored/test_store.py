@@ -1,4 +1,4 @@
-"""The store of what clients keep here: whose it is, its bounds, and its files after damage and sudden ends."""
+"""The store of clients' responses and conversations: ownership, bounds, and its files after damage and crashes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The chat templates that llama.cpp's source carries: the best collection of templates in use.
+"""The chat templates in llama.cpp's source: the best collection of templates in use.
 
-`LLAMA_CPP_SOURCE` names a checkout of llama.cpp; without it the source is taken from the package that
+`LLAMA_CPP_SOURCE` names a checkout of llama.cpp. Without it the source is taken from the package that
 build_scripts/fetch_libs.py keeps in its cache for building libmtmd.
 """
 

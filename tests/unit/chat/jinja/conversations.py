@@ -1,7 +1,7 @@
 """The conversations that every template is rendered with: one context per name.
 
-Plain data. Between them they have each role and kind of content that clients send, the forms of tool calls
-that templates tell apart, and the options of the better known models.
+Plain data. Together they have each role and kind of content that clients send, the forms of tool calls that templates
+distinguish, and the options of the better-known models.
 """
 
 from __future__ import annotations

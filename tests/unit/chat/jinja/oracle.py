@@ -1,8 +1,8 @@
-"""jinja2 set up as Hugging Face's transformers does it: what our interpreter is compared with.
+"""jinja2 configured like Hugging Face's transformers: the reference for this project's interpreter.
 
-Runs in the test process. `strict` templates are compared with exactly that. Templates of our wider dialect
-are compared with the same environment without its immutability, plus the tag and the filter that the dialect
-adds and with a `tojson` that takes what a filter gives one by one.
+Runs in the test process. `strict` templates are compared with exactly that. Templates in the wider dialect are compared
+with the same environment without immutability, with the additional tag and filter of the dialect, and with a `tojson`
+that accepts a filter's iterator.
 """
 
 from __future__ import annotations

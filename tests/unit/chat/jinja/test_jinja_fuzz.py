@@ -1,4 +1,4 @@
-"""Random templates: good ones print what jinja2 prints, broken ones do no worse than a `TemplateError`."""
+"""Random templates: valid ones print what jinja2 prints, and invalid ones raise `TemplateError` only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Each feature of the language in small templates: ours prints what jinja2 prints, or fails as that does.
+"""Each feature of the language in small templates: the interpreter prints what jinja2 prints, or fails where jinja2
+does.
 
-Over 700 lines: a list of cases."""
+Over 700 lines: a list of cases.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Hostile templates: each ends in a `TemplateLimitError`, soon and without filling the memory.
+"""Hostile templates: each ends soon with a `TemplateLimitError`, without filling the memory.
 
-The limits in these tests are small, so that reaching them takes no time on any machine; what would take a
-gigabyte or an hour without them is refused before it is made.
+The limits in these tests are small, so that reaching them is quick on any machine. Results that would take a gigabyte
+or an hour are refused before they are made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""User input keeps its mark through a template, and marks never change a character of the prompt."""
+"""User input stays marked through a template, and marks never change a character of the prompt."""
 
 from __future__ import annotations
 

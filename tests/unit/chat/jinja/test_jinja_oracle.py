@@ -1,6 +1,6 @@
-"""Every template of llama.cpp, over the matrix of conversations: byte for byte what jinja2 prints.
+"""Every template of llama.cpp with all conversations: byte for byte the output of jinja2.
 
-Where jinja2 fails (the template refuses the conversation, or can't handle it), ours has to fail too.
+Where jinja2 fails (the template refuses the conversation, or can't handle it), this interpreter must fail, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Nothing of Python is within a template's reach, whichever way it tries."""
+"""Templates can't reach any Python object, whatever they try."""
 
 from __future__ import annotations
 

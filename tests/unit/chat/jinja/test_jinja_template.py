@@ -1,4 +1,4 @@
-"""The class `Template`: where errors are said to be, its two dialects, and use from several threads."""
+"""The class `Template`: places of errors, its two dialects, and use from several threads."""
 
 from __future__ import annotations
 

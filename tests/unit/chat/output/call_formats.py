@@ -1,4 +1,4 @@
-"""How families write calls, as descriptions for tests of the parser and the grammar; and what they look like."""
+"""Tool call formats of model families: their descriptions, and example texts, for tests of the parser and the grammar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feeds texts to the parser and joins what comes out."""
+"""Feeds texts to the parser and joins the events."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The grammar of calls, in all shapes: what it writes is read as calls that fit their tools' schemas.
+"""The grammar of tool calls, in all formats: its texts are read as calls that fit the tools' schemas.
 
-Pure: texts are drawn from the grammar by `gbnf_oracle`, read by the parser, and judged by jsonschema. The real library
+Pure: texts are drawn from the grammar by `gbnf_oracle`, read by the parser, and checked by jsonschema. The real library
 samples them in `tests/native/test_call_sampling.py`.
 """
 

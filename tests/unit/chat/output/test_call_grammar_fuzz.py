@@ -1,4 +1,4 @@
-"""Random tools in each family's form: every text of the grammar that requires a call is read as calls that fit."""
+"""Random tools in each family's format: every text of the grammar that requires a call is read as valid calls."""
 
 from __future__ import annotations
 

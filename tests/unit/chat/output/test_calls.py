@@ -1,7 +1,7 @@
-"""Reasoning and calls in transcripts of every shape, fed whole, in pieces and letter by letter.
+"""Reasoning and tool calls in transcripts of every format, fed whole, in parts and letter by letter.
 
-Pure. Each family's transcripts say the same: the one call of `find` with nested values, quotes, line ends and letters
-beyond ASCII, and the one of `ping` with nothing.
+Pure. Each family's transcripts have the same content: one call of `find` with nested values, quotes, line ends and
+letters beyond ASCII, and one of `ping` without arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random calls in each family's form, written and read again, whole and broken, however the text is cut into pieces."""
+"""Random calls in each family's format, written and read again, complete and incomplete, however the text is split."""
 
 from __future__ import annotations
 

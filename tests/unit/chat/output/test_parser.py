@@ -1,4 +1,4 @@
-"""From a model's text to events: the same ones however the text comes in."""
+"""From a model's text to events, which don't depend on how the text is split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that had to leave the KV cache come back from memory or disk: the same text, without computing it again."""
+"""Prompts that left the KV cache are restored from memory or disk: the same text, without computing it again."""
 
 from __future__ import annotations
 

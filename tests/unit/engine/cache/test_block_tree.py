@@ -1,4 +1,4 @@
-"""`engine.block_tree`: the longest known beginning is found, common ones are kept once, ends go before beginnings."""
+"""`engine.block_tree`: the longest known prefix is found, common prefixes are stored once, ends are dropped first."""
 
 from __future__ import annotations
 

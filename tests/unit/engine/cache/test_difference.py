@@ -1,4 +1,4 @@
-"""Where a prompt leaves a cached text, and how much of the rest the cache would have had."""
+"""The place where a prompt differs from a cached text, and how much of the rest the cache has."""
 
 from __future__ import annotations
 

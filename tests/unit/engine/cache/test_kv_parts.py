@@ -1,4 +1,4 @@
-"""States of sequences cut into runs of tokens and joined again: every number stays with its token, in every layout."""
+"""States of sequences split into runs of tokens and joined again: every number stays with its token, in every layout."""
 
 from __future__ import annotations
 

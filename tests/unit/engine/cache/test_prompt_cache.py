@@ -1,4 +1,4 @@
-"""`engine.prompt_cache` over the fake backend: what slots say they hold is what the cache holds, after every move."""
+"""`engine.prompt_cache` over the fake backend: slots and the cache agree after every move."""
 
 from __future__ import annotations
 

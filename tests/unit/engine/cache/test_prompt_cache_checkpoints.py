@@ -1,4 +1,6 @@
-"""Models that can't drop a tail go back to a copy of their state: less is read again, and the text is the same."""
+"""Models that can't drop a tail restore a copy of their state: fewer tokens are computed again, and the text is the
+same.
+"""
 
 from __future__ import annotations
 

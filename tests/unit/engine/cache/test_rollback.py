@@ -1,4 +1,4 @@
-"""How far a sequence can go back, and what that may cost."""
+"""How far a sequence can be rolled back, and the limits of its cost."""
 
 from __future__ import annotations
 

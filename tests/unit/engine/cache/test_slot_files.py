@@ -1,4 +1,4 @@
-"""`engine.slot_files`: what is read is what was written, to the byte, or it is refused by name."""
+"""`engine.slot_files`: a file is read exactly as written, or refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Prompts in the tokens that are cached for the same text: never another text, and never a control token made of text."""
+"""Prompts in the tokens that are cached for the same text: never another text, and never a control token made from
+text.
+"""
 
 from __future__ import annotations
 

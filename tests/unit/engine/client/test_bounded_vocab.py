@@ -1,4 +1,4 @@
-"""What is refused, cut or put in line before a tokenizer sees it, with a vocabulary that takes notes."""
+"""Texts that are refused, split or queued before the tokenizer, with a vocabulary that records its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`engine.client` against a transport that only records: what is posted when, and who is told what."""
+"""`engine.client` with a transport that only records: what is posted when, and which stream gets which event."""
 
 from __future__ import annotations
 

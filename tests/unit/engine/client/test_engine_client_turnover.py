@@ -1,4 +1,4 @@
-"""When to come back to a full queue."""
+"""The time after which a client should come back to a full queue."""
 
 from __future__ import annotations
 

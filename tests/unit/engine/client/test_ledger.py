@@ -1,4 +1,4 @@
-"""`engine.supervise_ledger`: what a new engine is told, and who is to blame for the death of the old one."""
+"""`engine.supervise_ledger`: the tasks that a new engine gets, and which task is blamed for the old engine's death."""
 
 from __future__ import annotations
 

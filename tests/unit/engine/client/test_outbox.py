@@ -1,4 +1,4 @@
-"""`engine.client.child.Outbox`: what waits for the pipe to the engine, and what lets others pass."""
+"""`engine.client.child.Outbox`: frames that wait for the pipe to the engine, and frames that may pass them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`engine.supervise`: an engine in a process of its own that dies in every way there is, and what its clients see.
+"""`engine.supervise`: an engine process that dies in every possible way, and what clients see.
 
-The child is `tests/engine_child.py`: the product's process over the fake backend, with faults on order.
+The child is `tests/engine_child.py`: the server's engine process with the fake backend and faults on request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the last minutes look like, from snapshots at times that the test chooses."""
+"""The timeline of the last minutes, from snapshots at times that the test chooses."""
 
 from __future__ import annotations
 

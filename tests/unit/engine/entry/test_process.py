@@ -1,4 +1,4 @@
-"""`engine.process`: what the engine's own process does about its pipes and its log records."""
+"""`engine.process`: the engine process, its pipes and its log records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model went, read from llama.cpp's log; the lines are those that v0.5.0 prints."""
+"""The devices of a model, read from llama.cpp's log; the lines are those of v0.5.0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`engine.backend_custom`: tail-free sampling keeps exactly what llama.cpp kept while it still had it."""
+"""`engine.backend_custom`: tail-free sampling keeps exactly the tokens that llama.cpp's former sampler kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows drawn from by several threads: each of them once, and nobody waited for who does nothing."""
+"""Sampling rows on several threads: each row once, and idle threads delay nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree of a vocabulary: few questions find what asking about every token finds."""
+"""The tree of a vocabulary: a few questions find the same tokens as asking about each one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Tasks that nobody waits for: they give way to others, get a part of the time beside them, and all of it alone.
+"""Background tasks: they give way to others, get a share of the time beside them, and all of it alone.
 
-The clock is a model of a machine: a step takes so many milliseconds, and more for each of its rows.
+The clock is a model of a machine: a step takes a fixed time, and more for each of its rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the engine does besides completing: slot files, erasing, adapters, the shared system prompt, between steps."""
+"""The engine's commands between steps: slot files, erasing, adapters, the shared system prompt."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Draws that take long: their task is ended when its budget is spent, and those of several tasks take turns, so that a
-stream beside them waits for one stall at most."""
+"""Slow sampling: a task ends when its time budget is spent, and several such tasks take turns, so that another stream
+waits for at most one of them.
+"""
 
 from __future__ import annotations
 

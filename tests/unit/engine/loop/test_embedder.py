@@ -1,4 +1,4 @@
-"""Requests for vectors in the engine: batched together, in turns, beside streams, and one at a time when one is bad."""
+"""Requests for vectors in the engine: batched, in turns, beside streams, and one at a time if one is bad."""
 
 from __future__ import annotations
 

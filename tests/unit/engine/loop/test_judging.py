@@ -1,4 +1,4 @@
-"""Answers are judged in the background: streams keep most of their time, other prompts come first."""
+"""Attribution of answers in the background: streams keep most of their time, and other prompts come first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`engine.media_embedder` over the fake backend: what is computed in which step, and how a request can end."""
+"""`engine.media_embedder` over the fake backend: what each step computes, and how a request can end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Random traffic with files: shared, cancelled, failing, saved. After every step the slots hold what the cache holds.
+"""Random traffic with files: shared, cancelled, failing, saved. After every step slots and cache agree.
 
-At the end every task that nobody cancelled has one answer, every good answer is the right text, and nothing is left.
+At the end every task that wasn't cancelled has one answer, every successful answer is the right text, and nothing is
+left.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Where prompts' beginnings come from: computed once for all who need them, and everybody can see what came from
-where."""
+"""Shared prefixes of prompts: computed once for all tasks that need them, with reported sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running slots stand side by side in a split cache, and nobody's text notices that they were moved."""
+"""Running slots are moved side by side in a split cache, without effect on any text."""
 
 from __future__ import annotations
 

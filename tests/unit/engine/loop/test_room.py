@@ -1,5 +1,6 @@
-"""One cache for all, of which each slot may use the whole: tasks that overflow it together wait for each other, and
-nobody's text shows it."""
+"""One unified cache, all of which each slot may use: tasks that overflow it together wait for each other, without
+effect on their texts.
+"""
 
 from __future__ import annotations
 

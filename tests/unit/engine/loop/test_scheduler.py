@@ -1,7 +1,7 @@
-"""The loop over the fake backend, step by step: mixed batches, the right text for everybody, order, limits, context.
+"""The loop over the fake backend, step by step: mixed batches, the right text for every task, order, limits, context.
 
-The fake's next token depends on everything that its cache holds for the sequence, so each comparison of a text is
-a check of positions, prefix reuse, sharing, shifting and batch rows at once.
+The fake's next token depends on everything in the cache for the sequence, so each comparison of a text checks
+positions, prefix reuse, sharing, shifting and batch rows at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tasks that nobody waits for any more, and the end of the engine: in every phase, without harm to the others."""
+"""Cancelled tasks and the end of the engine: in every phase, without effect on other tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that have to be done by a certain moment, in every phase, and tasks that are asked to end early."""
+"""Tasks with a deadline, in every phase, and tasks that are asked to end early."""
 
 from __future__ import annotations
 

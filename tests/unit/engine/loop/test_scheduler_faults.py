@@ -1,4 +1,4 @@
-"""The loop when something fails: only the tasks concerned fail, everybody else gets the right text, nothing is left."""
+"""Failures in the loop: only the tasks concerned fail, all others get the right text, and nothing is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces that nobody waits for are kept and joined; everything else leaves with the step that makes it."""
+"""Pieces for no waiting reader are kept and joined; everything else is sent with the step that makes it."""
 
 from __future__ import annotations
 

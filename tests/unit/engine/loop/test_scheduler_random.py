@@ -1,8 +1,8 @@
-"""Random traffic over random engines: whatever is posted, cancelled, erased or fails, in whatever order, the rules
+"""Random traffic over random engines: whatever is posted, cancelled, erased or fails, in any order, the invariants
 hold.
 
-After every step the slots hold what the cache holds and only running tasks own samplers; at the end every task that
-nobody cancelled has one answer, every good answer is the right text, and nothing is left.
+After every step slots and cache agree, and only running tasks own samplers. At the end every task that wasn't cancelled
+has one answer, every successful answer is the right text, and nothing is left.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Grammars that begin inside a text, and thinking that is ended, in the loop: with batches, guesses, probabilities, a
-context that is full, and tasks that go on behind known tokens."""
+"""Grammars that begin inside a text, and reasoning that is ended, in the loop: with batches, drafts, probabilities, a
+full context, and tasks that continue known tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records as JSON with names: what is written comes back, also what JSON has no word for."""
+"""Records as JSON with names: written values are read back, including values that JSON has no notation for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seam is plain data: every message is made of plain types all the way down, and survives being written as such."""
+"""The seam is plain data: every message consists of plain types, and can be written and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`engine.wire`: every message of the seam as bytes and back, however the bytes arrive; and whatever else arrives."""
+"""`engine.wire`: every message of the seam as bytes and back, however the bytes are split; and invalid bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces in columns: any events come back as they were, and nothing else is taken for columns."""
+"""Events in columns: all events are read back as written, and no other message is read as columns."""
 
 from __future__ import annotations
 

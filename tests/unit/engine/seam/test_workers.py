@@ -1,4 +1,4 @@
-"""What is asked of a worker before it is used, against sockets that answer as they like."""
+"""The check of a worker before it is used, with sockets that answer anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in prompts: prepared apart, evaluated in steps of their own, reused by content, gone when nobody wants them."""
+"""Files in prompts: prepared separately, evaluated in steps of their own, reused by content, freed when unused."""
 
 from __future__ import annotations
 

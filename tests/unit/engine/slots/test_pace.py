@@ -1,4 +1,6 @@
-"""`engine.pace` and the stall budget: readers wait for prompts no longer than asked on any machine, and prompts get on."""
+"""`engine.pace` and the stall budget: streams wait for prompts no longer than the setting on any machine, and prompts
+progress.
+"""
 
 from __future__ import annotations
 

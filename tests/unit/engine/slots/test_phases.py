@@ -1,5 +1,6 @@
-"""`slots.phases`: what of a text is thinking, visible, or a call does not depend on how it is cut into tokens, and a
-grammar begins at the first character of what triggers it."""
+"""`slots.phases`: reasoning, visible text and tool calls don't depend on how a text is split into tokens, and a grammar
+begins at the first character of its trigger.
+"""
 
 from __future__ import annotations
 

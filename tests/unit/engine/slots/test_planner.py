@@ -1,4 +1,4 @@
-"""`engine.planner`: batches of streams, batches of prompts, batches cut cleanly."""
+"""`engine.planner`: batches of streams, batches of prompts, and where batches are split."""
 
 from __future__ import annotations
 

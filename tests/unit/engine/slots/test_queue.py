@@ -1,4 +1,4 @@
-"""`engine.queue`: fair between owners, in order within one, urgent ones first, and nobody waits for ever."""
+"""`engine.queue`: fair between owners, in order within one, urgent tasks first, and no task waits for ever."""
 
 from __future__ import annotations
 

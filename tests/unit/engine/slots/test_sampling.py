@@ -1,4 +1,4 @@
-"""`engine.sampling`: which stages a request's settings make, in which order, with which arguments."""
+"""`engine.sampling`: the sampler chain of a request's settings: stages, order, arguments."""
 
 from __future__ import annotations
 

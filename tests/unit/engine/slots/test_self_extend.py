@@ -1,4 +1,4 @@
-"""`engine.self_extend`: positions are folded as the documents' formula says, and the engine keeps up with it."""
+"""`engine.self_extend`: positions follow the documented formula, and the engine tracks them."""
 
 from __future__ import annotations
 

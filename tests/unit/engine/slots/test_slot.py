@@ -1,4 +1,4 @@
-"""`engine.slot`: what a slot has to evaluate next, what it shows of itself, and common beginnings of token lists."""
+"""`engine.slot`: the next tokens to evaluate, the state that a slot reports, and common prefixes of token lists."""
 
 from __future__ import annotations
 

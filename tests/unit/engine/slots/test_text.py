@@ -1,4 +1,4 @@
-"""`engine.text`: the text does not depend on how its bytes came in pieces; no part of a stop string is ever shown."""
+"""`engine.text`: the text doesn't depend on how its bytes are split, and no part of a stop string is ever shown."""
 
 from __future__ import annotations
 

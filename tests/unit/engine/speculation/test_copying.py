@@ -1,4 +1,4 @@
-"""Copies with changes: how they go on behind a change, and that a change is expected where it was made before."""
+"""Drafts from copied text with changes: they continue after a change, and repeat an earlier one."""
 
 from __future__ import annotations
 

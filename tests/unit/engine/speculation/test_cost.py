@@ -1,4 +1,4 @@
-"""How many drafted rows are worth their time: the cost of steps as measured, and the choice made from it."""
+"""The number of drafted rows that pays, from the measured cost of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafts from a grammar: as likely as their like has been in this text."""
+"""Drafts from a grammar: their probability is that of similar drafts in this text."""
 
 from __future__ import annotations
 

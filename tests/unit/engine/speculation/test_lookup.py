@@ -1,4 +1,4 @@
-"""Drafts from the text itself: which place is found, how the draft goes on, what is learnt from each token."""
+"""Drafts from the text itself: the place that is found, the continuation, and learning from each token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Earlier answers of each owner: what is kept, what is forgotten, and that nobody sees another's."""
+"""Earlier answers of each owner: what is kept, what is dropped, and that owners are separate."""
 
 from __future__ import annotations
 

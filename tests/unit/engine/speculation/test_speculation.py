@@ -1,6 +1,6 @@
-"""Speculative decoding over the fake backend: the same answers in fewer steps, and the books right after each of them.
+"""Speculative decoding over the fake backend: the same answers in fewer steps, with a consistent state after each.
 
-The fake's next token depends on all that its cache holds, so a guess that stays behind in the cache changes the text.
+The fake's next token depends on everything in its cache, so a draft that stays in the cache changes the text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Request bodies: both framings, fed in every way; the chunked shapes that smugglers use."""
+"""Request bodies: both framings, fed in every way; chunked forms that are used for request smuggling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Streams written by whoever has their tokens: what a socket takes, what it doesn't, and who goes on then."""
+"""Streams written by the thread that has their tokens: what a socket accepts, what it doesn't, and which thread
+continues.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request heads: what is understood, and what is refused because two servers might read it differently."""
+"""Request heads: accepted ones, and those that are refused because two servers might read them differently."""
 
 from __future__ import annotations
 

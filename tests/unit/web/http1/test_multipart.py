@@ -1,4 +1,4 @@
-"""Forms with files, fed in every way; what is malformed is refused, and nothing else is taken for it."""
+"""Forms with files, fed in every way; malformed ones are refused, and no other body is read as a form."""
 
 from __future__ import annotations
 

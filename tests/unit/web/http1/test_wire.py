@@ -1,4 +1,4 @@
-"""Deadlines and sends of one client's socket, with a scripted socket and clock."""
+"""Deadlines and sends on one client's socket, with a scripted socket and clock."""
 
 from __future__ import annotations
 

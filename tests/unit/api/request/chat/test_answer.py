@@ -1,4 +1,4 @@
-"""What the engine is told about an answer in a model's own format."""
+"""The engine's settings for an answer in a model's own format of tool calls."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""From `messages` to tokens: what is refused in which words, what reaches the template, and that nobody forges tokens.
+"""From `messages` to tokens: refusals and their words, the template's input, and that no text can forge a special
+token.
 
-Pure: a context with a template and the vocabulary of bytes, in which `<s>` and `</s>` are special tokens.
+Pure: a context with a template and bytes as the vocabulary, in which `<s>` and `</s>` are special tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whose text a place of a rendered prompt is: messages and tools under all kinds of templates, and what is nobody's."""
+"""The source of each part of a rendered prompt: messages, tools, or the template itself, with all kinds of templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a chat says about reasoning, what the server's options say, and which of both counts. Pure."""
+"""Reasoning settings of a chat and of the server's options, and which one takes precedence. Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Which tools a chat has and which calls it wants: all forms in which clients say it, and what is refused in which
-words. Pure."""
+"""A chat's tools and required calls: all forms in which clients send them, and refusals with their words. Pure."""
 
 from __future__ import annotations
 
