@@ -150,7 +150,7 @@ def _without_looks(items: list[Node]) -> Node:
         if item[0] == "alt":
             return ("cat", [*before, ("alt", [_without_looks([part, *after]) for part in item[1]])])
         if item[0] == "rep" or _has_start(item[2]):
-            raise Unsupported("a lookahead inside a repetition, or with a '^' inside")
+            raise Unsupported("lookahead is not supported inside a repetition, or with '^' inside it")
         ahead = automaton.minimal(_automaton(("cat", [item[2], _ANY_TEXT]), search=False))
         then = automaton.minimal(_automaton(("cat", after), search=False))
         return (
@@ -171,7 +171,7 @@ def _without_looks(items: list[Node]) -> Node:
 def _automaton(node: Node, search: bool) -> Dfa:
     n_looks = _count_looks(node)
     if n_looks > _LOOKS_MAX:
-        raise Unsupported(f"more than {_LOOKS_MAX} lookaheads inside")
+        raise Unsupported(f"more than {_LOOKS_MAX} lookaheads that aren't at the beginning")
     if n_looks:
         node, search = _without_looks([_ANY_TEXT, node, _ANY_TEXT] if search else [node]), False
     nfa = Nfa()
@@ -332,7 +332,7 @@ def _piece(builder: Builder, node: Node, hint: str, class_of: Callable[[Charset]
     if kind == "alt":
         return choice(_piece(builder, part, hint, class_of) for part in node[1])
     if kind != "rep":
-        raise Unsupported("an assertion inside a pattern that is too large for an automaton")
+        raise Unsupported("assertions are not supported in a pattern this large")
     _, part, least, most = node
     if is_nullable(part) and (most is None or most > 1):
         raise Unsupported("in a pattern this large, what is repeated must not be empty")

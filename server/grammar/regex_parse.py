@@ -163,7 +163,7 @@ class _Parser:
 
     def one(self, code: int, position: int) -> Node:
         if 0xD800 <= code <= 0xDFFF:
-            raise Unsupported("half of a surrogate pair", position)
+            raise Unsupported("half of a surrogate pair is not a character", position)
         return ("set", ((code, code),))
 
     def group(self, depth: int) -> Node:

@@ -151,7 +151,7 @@ def _key_patterns(converter: Converter, shape: Shape) -> list[str]:
         for pattern in part.schema["patternProperties"]:
             pointer = f"{part.pointer}/patternProperties/{escape(pattern)}"
             if pattern_dfa(pattern) is None:
-                converter.document.loosen(pointer, "this pattern of keys can't be converted and is not enforced")
+                converter.document.loosen(pointer, "this pattern of keys is not enforced: it can't be converted")
             elif len(found) >= _PATTERNS_MAX and pattern not in found:
                 converter.document.loosen(pointer, f"not enforced: more than {_PATTERNS_MAX} patterns of keys")
             else:
@@ -309,7 +309,7 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
     least, most = converter.counts(shape.pointer, least, most, "counts of items")
     size = max(map(count_listed, shape.parts))
     if size > PREFIX_MAX:
-        raise SchemaError(f"more than {PREFIX_MAX} items are listed one by one", shape.pointer)
+        raise SchemaError(f"more than {PREFIX_MAX} items in 'prefixItems' or in an array of 'items'", shape.pointer)
     is_open = bool(shape.having("unevaluatedItems")) or any(item_part(part, size) for part in shape.parts)
     if size and least <= size and not is_open:
         most = size if most is None else min(most, size)
@@ -324,7 +324,7 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
         if index < least:
             needs.append(conjunction)
     if most is not None and least > most:
-        converter.note_contradiction(shape.pointer, f"an array of {least} items can't be filled")
+        converter.note_contradiction(shape.pointer, f"there are no values for {least} items")
         return None
     values = None
     unique = [part for part in shape.having("uniqueItems") if part.schema["uniqueItems"]]

@@ -109,7 +109,7 @@ def _check_json(schema: object) -> None:
             elif isinstance(node, list):
                 below.extend((child, length + 6) for child in node)
             elif node is not None and not isinstance(node, (str, int, float)):
-                raise SchemaError(f"{type(node).__name__} is no JSON value", "#")
+                raise SchemaError(f"{type(node).__name__} is not a JSON value", "#")
             elif isinstance(node, float) and node - node != 0:
                 raise SchemaError("numbers must be finite", "#")
             elif isinstance(node, int) and node.bit_length() > _BITS_MAX:
@@ -215,7 +215,7 @@ class Converter:
             name = self.known[key] = self.new_rule(_rule_hint(conjunction, hint))
             self.queue.append((key, shapes, name))
             if len(self.known) > _RULES_MAX:
-                raise SchemaError(f"more than {_RULES_MAX} different schemas in one", "#")
+                raise SchemaError(f"more than {_RULES_MAX} different subschemas", "#")
         else:
             expression = factored(self.alternatives(shapes, hint, [])) or None
             if expression is not None and len(expression) > _INLINE_MAX:
@@ -369,7 +369,7 @@ class Converter:
             self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are not enforced")
             return COUNT_MAX, None
         if most is not None and most > COUNT_MAX:
-            self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are not written", fatal=False)
+            self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are never generated", fatal=False)
         return least, most if most is None else min(most, COUNT_MAX)
 
     def class_of(self, chars: Charset) -> str:
@@ -406,7 +406,9 @@ class Converter:
                 return pieces
             bounded = None if dfas else self.bounded(pattern, True, least, most, hint)
             if bounded is None:
-                self.document.loosen(shape.pointer, "only the pattern is enforced, it is too large to be combined")
+                self.document.loosen(
+                    shape.pointer, "only the pattern is enforced: it is too large to combine with other conditions"
+                )
             return bounded or pieces
         dfa = self.common_dfa(dfas, shape.pointer, STATES_MAX * 4)
         found: Dfa | str | None = dfa and self.with_length(dfa, least, most)
@@ -454,7 +456,9 @@ class Converter:
         try:
             if not is_negative and large is None:
                 return pattern, pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
-            self.document.loosen(pointer, "the pattern is not enforced: it is too large to be combined")
+            self.document.loosen(
+                pointer, "the pattern is not enforced: it is too large to combine with other conditions"
+            )
         except Unsupported as error:
             self.document.loosen(pointer, f"the pattern is not enforced: {error}")
         return large
@@ -518,7 +522,7 @@ class Converter:
         if text is None and (least or most is not None):
             text = self.with_length(Dfa([True], [[(automaton.ANY, 0)]]), least, most)
         if isinstance(text, str) or (text is None and (least or most is not None)):
-            self.document.loosen(part.pointer, "the pattern or length of keys is too large and not enforced")
+            self.document.loosen(part.pointer, "the pattern or length of keys is not enforced: too large")
         return text if isinstance(text, Dfa) else None
 
     # oneOf
@@ -532,7 +536,9 @@ class Converter:
             if count > _ONE_OF_MAX or not all(
                 are_disjoint(self.document, branches[i], branches[j]) for i in range(count) for j in range(i)
             ):
-                self.document.loosen(f"{part.pointer}/oneOf", "values that fit several branches are not excluded")
+                self.document.loosen(
+                    f"{part.pointer}/oneOf", "a value may fit several branches: they are treated as 'anyOf'"
+                )
 
 
 def _plain_type(conjunction: Conjunction) -> str | None:

@@ -107,7 +107,7 @@ class _MemberConverter(Converter):
         needs = self.needs.setdefault(("members",), [])
         shapes = [shape for shape in self.document.shapes(root) if "object" in shape.types]
         if len(shapes) > _WAYS_MAX:
-            raise SchemaError(f"more than {_WAYS_MAX} ways to fit the schema", root[0].pointer)
+            raise SchemaError(f"more than {_WAYS_MAX} alternatives of the whole object", root[0].pointer)
         for shape in shapes:
             inside: list[tuple[str, ...]] = []
             members = self.members(shape, inside)
@@ -198,7 +198,7 @@ class _MemberConverter(Converter):
         allowed = without(ANY, automaton.characters(self.close[0]))
         text = self.text(shape, refused, least, most, hint)
         if isinstance(text, str):
-            self.document.loosen(shape.pointer, "the pattern is too large to be enforced in this format")
+            self.document.loosen(shape.pointer, "the pattern is not enforced: it is too large for this format")
             text = None
         if text is None and (least or most is not None) and not must_differ:
             return self.builder.repeat(f"{hint}-text", self.class_of_text(allowed), least, most) or '""'
@@ -211,7 +211,9 @@ class _MemberConverter(Converter):
             other = without(ANY, automaton.characters(_LIKE_JSON))
             dfa = self.both(dfa, Dfa([True, True], [[(other, 1)], [(ANY, 1)]]), 10_000)
         if dfa is None or dfa.is_empty():
-            self.document.loosen(shape.pointer, "no text of this form can be written in this format", fatal=False)
+            self.document.loosen(
+                shape.pointer, "strings of this form can't be written in this format and are left out", fatal=False
+            )
             return None
         return print_dfa(self.builder, dfa, f"{hint}-text", self.class_of_text)
 

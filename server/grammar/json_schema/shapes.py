@@ -265,7 +265,7 @@ class Document:
             if last_choice in self.ignored:
                 raise SchemaError("too many combinations of alternatives", conjunction[0].pointer)
             self.ignored.add(last_choice)
-            self.loosen(last_choice, "too many combinations of alternatives; this one is not enforced")
+            self.loosen(last_choice, "not enforced: too many combinations of alternatives")
 
     def _advance(self, state: _Pending, pending: list[_Pending]) -> Conjunction | str | None:
         """Expands one state until it is an alternative (returned), a choice (its branches are pushed, its pointer is
@@ -322,7 +322,7 @@ class Document:
             pending.extend(reversed(states))
             return choices[-1][0]
         self.ignored.add(choices[-1][0])
-        self.loosen(choices[-1][0], "too many combinations of alternatives; this one is not enforced")
+        self.loosen(choices[-1][0], "not enforced: too many combinations of alternatives")
         return self._branch(state, choices, chain, pending)
 
     def choices(self, part: Part) -> list[tuple[str, list[Conjunction]]]:
@@ -368,7 +368,7 @@ class Document:
         self.check_keywords(condition)
         opposites = _opposites(condition)
         if opposites is None:
-            self.loosen(condition.pointer, "the values of the 'else' case are not checked against 'if'")
+            self.loosen(condition.pointer, "in the 'else' case, values are not checked against 'if'")
             opposites = [()]
         return [(condition, *yes), *((*opposite, *no) for opposite in opposites)]
 
@@ -490,7 +490,7 @@ def _types(part: Part) -> tuple[str, ...]:
     names = [names] if isinstance(names, str) else names
     for name in names:
         if name not in TYPES:
-            raise SchemaError(f"{name!r} is no JSON type; the types are {', '.join(TYPES)}", f"{part.pointer}/type")
+            raise SchemaError(f"{name!r} is not a JSON type; the types are {', '.join(TYPES)}", f"{part.pointer}/type")
     if not names:
         raise SchemaError("'type' must not be empty", f"{part.pointer}/type")
     return (*names, "null") if part.schema.get("nullable") else tuple(names)

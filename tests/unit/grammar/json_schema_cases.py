@@ -1246,7 +1246,7 @@ CLIENTS = [
         ["", "x" * 5000],
         [1],
         [],
-        ["lengths beyond 1000000 are not written"],
+        ["lengths beyond 1000000 are never generated"],
     ),
     Case(
         "words with a rule",

@@ -121,7 +121,7 @@ def _is_float_trouble(schema: object) -> bool:
 REFUSED = [
     (False, "no value fits", "#"),
     ({"enum": []}, "must not be empty", "#/enum"),
-    ({"type": "strnig"}, "is no JSON type", "#/type"),
+    ({"type": "strnig"}, "is not a JSON type", "#/type"),
     ({"type": []}, "must not be empty", "#/type"),
     ({"type": 5}, "'type' must be", "#/type"),
     ([], "a schema must be", "#"),
@@ -166,7 +166,7 @@ REFUSED = [
         "#/$defs/n",
     ),
     ({"type": "array", "items": False, "minItems": 1}, "no value fits", "#/items"),
-    ({"type": "array", "maxItems": 1, "minItems": 2}, "can't be filled", "#"),
+    ({"type": "array", "maxItems": 1, "minItems": 2}, "there are no values for 2 items", "#"),
     ({"not": {}}, "no value fits", "#"),
     ({"minimum": float("nan")}, "finite", "#"),
     ({"a": object()}, "no JSON value", "#"),
