@@ -89,7 +89,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def noted(options: argparse.Namespace, settings: Settings) -> dict:
+def describe_settings(options: argparse.Namespace, settings: Settings) -> dict:
     """The settings, for the JSON file."""
     return {
         "model": settings.model.name,
@@ -137,7 +137,8 @@ def command(options: argparse.Namespace) -> int:
         outcomes = bench.run(workloads, tell)
     if options.json:
         options.json.write_text(
-            json.dumps(json_of(outcomes, bench.names, noted(options, settings)), indent=1) + "\n", encoding="utf-8"
+            json.dumps(json_of(outcomes, bench.names, describe_settings(options, settings)), indent=1) + "\n",
+            encoding="utf-8",
         )
         print(f"all runs: {options.json}")
     if options.svg:

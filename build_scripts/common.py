@@ -272,7 +272,7 @@ def run_child(
     child = None
     with open(log, "wb") as out:
         try:
-            with endings_held_back():
+            with hold_back_signals():
                 try:
                     child = subprocess.Popen(
                         command,
@@ -326,7 +326,7 @@ def explain_os_error(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def endings_as_exceptions() -> Iterator[None]:
+def raise_on_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP raise Terminated inside the block, so that `finally` blocks run. Main thread only."""
 
     def raise_terminated(number, frame):
@@ -347,7 +347,7 @@ def endings_as_exceptions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def endings_held_back() -> Iterator[None]:
+def hold_back_signals() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP are delivered at the end of the block. An exception between the start of a child and
     the assignment to a variable would leave the child running. On other threads than the main one it does nothing."""
     came: list = []
@@ -378,7 +378,7 @@ def run_main(name: str, body: Callable[[], int]) -> int:
 
     try:
         require_python()
-        with endings_as_exceptions():
+        with raise_on_signals():
             return body()
     except Failure as failure:
         return complain(str(failure), 1)

@@ -40,7 +40,7 @@ def model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
     return folder / lock[key].inner.rpartition("/")[2]
 
 
-def is_there(path: Path, lock: dict, key: str = ROW) -> bool:
+def is_present(path: Path, lock: dict, key: str = ROW) -> bool:
     """Whether the file exists with the right size. That is enough, because only complete, checked files get here."""
     try:
         return path.stat().st_size == lock[key].inner_size
@@ -63,7 +63,7 @@ def ensure(
     cache = cache_folder() if cache is None else cache
     progress = Progress() if progress is None else progress
     path, row = model_path(cache, lock, key), lock[key]
-    if is_there(path, lock, key) and not force:
+    if is_present(path, lock, key) and not force:
         if verify and sha256_of(path) != row.inner_sha256:
             raise WrongContent(f"{path} is damaged: run fetch_model.py --force")
         return path

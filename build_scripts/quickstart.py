@@ -2,8 +2,7 @@
 
 A command; one thread; imports the standard library and this folder. Three steps: fetch the libraries if there are
 none for this machine; fetch the small model if the arguments name no model; start the server, which replaces this
-process (on Windows it is a child process). Once everything is fetched, a start takes about 0.1 s longer than
-llama_srv.py itself.
+process (on Windows it is a child process). Steps 1 and 2 are skipped once everything is fetched.
 
 The way not taken: a menu of models or a configuration file. Use -m for another model.
 """

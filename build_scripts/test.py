@@ -142,7 +142,7 @@ def run_step(step: Step, strict: bool) -> str:
     return trouble
 
 
-def again(what: str, attempt: Callable[[], str], attempts: int | None = None) -> str:
+def retry(what: str, attempt: Callable[[], str], attempts: int | None = None) -> str:
     """Attempt something that needs the network; returns `""`, or the error of the last attempt.
 
     Makes `attempts` attempts; by default one, in CI (CI=true) `ATTEMPTS`.
@@ -226,18 +226,18 @@ def make_environment(folder: Path) -> None:
         "PIP_ROOT_USER_ACTION": "ignore",
     }
     install = ["-m", "pip", "install", "--quiet", "--requirement", str(REQUIREMENTS)]
-    if works([sys.executable, "-m", "pip", "--version"]):
-        made = works([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    if succeeds([sys.executable, "-m", "pip", "--version"]):
+        made = succeeds([sys.executable, "-m", "venv", "--without-pip", str(folder)])
         install = [sys.executable, *install, "--target", str(site_packages(folder))]
     else:
-        made = works([sys.executable, "-m", "venv", str(folder)])
+        made = succeeds([sys.executable, "-m", "venv", str(folder)])
         install = [str(python_in(folder)), *install]
     if not made:
         raise Failure(
             f"{sys.executable} can't make an environment: install its pip and venv modules "
             "(Debian, Ubuntu: apt install python3-pip python3-venv), then run this again"
         )
-    if again(
+    if retry(
         "install the test packages",
         lambda: "see above" if subprocess.run(install, env=environment, check=False).returncode else "",
     ):
@@ -251,7 +251,7 @@ def site_packages(folder: Path) -> Path:
     return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
-def works(command_line: list) -> bool:
+def succeeds(command_line: list) -> bool:
     """Run a command without output; returns whether it succeeded."""
     return (
         subprocess.run(
@@ -302,7 +302,7 @@ def run_script(name: str, *arguments: str) -> str:
         said = done.stdout.strip()
         return "see above" if done.returncode else ""
 
-    if again(f"run `{command}`", attempt):
+    if retry(f"run `{command}`", attempt):
         raise Missing(f"`{command}` failed, see above")
     return said or "ready"
 
@@ -383,7 +383,7 @@ def prepare_system_packages(names: tuple, found: Callable[[], str], advice: str)
             )
         return "" if done.returncode == 0 and found() else f"output of apt-get:\n{done.stdout[-2000:]}"
 
-    if trouble := again(f"install {packages}", attempt, ATTEMPTS):
+    if trouble := retry(f"install {packages}", attempt, ATTEMPTS):
         raise Missing(f"installing {packages} failed, {trouble}")
     return f"installed, {found()}"
 
@@ -419,7 +419,7 @@ def prepare_node_packages() -> str:
             str(temp / "packages"),
             *NODE_PACKAGES,
         ]
-        if again(
+        if retry(
             "install packages for Node.js",
             lambda: (
                 "see above"

@@ -201,7 +201,7 @@ def test_a_signal_that_comes_while_the_client_is_started_ends_it_too(tmp_path, m
     monkeypatch.setattr(common.subprocess, "Popen", start)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(error), common.endings_as_exceptions():
+        with pytest.raises(error), common.raise_on_signals():
             common.run_child(
                 [sys.executable, "-c", "import time; time.sleep(600)"],
                 folder=tmp_path,
