@@ -55,7 +55,7 @@ export const requestBody = ({ messages, tools, sampling }) => ({ messages, ...(t
 // on.progress({ total, cache, processed }), on.speed({ n, rate }) of the whole message,
 // on.used(tokens in the context), on.busy(place in the queue), on.loading(fraction of the model),
 // on.asked({ id, ...the message before the request }): to be stored for resuming the stream; awaited;
-// on.lost(error), null when it is over. Resolves to the finish reason: stop, tool_calls, length, or stopped (by `signal`).
+// on.lost(error), null when it is over. Resolves to the finish reason: stop, tool_calls, length, stopped (by `signal`).
 export async function generate({ start, signal, on, ...request }) {
   const { content = '', reasoning = '', thought = 0, speed = NO_SPEED, asked = null } = start;
   const parts = [...start.parts ?? (content ? [{ text: content }] : [])];

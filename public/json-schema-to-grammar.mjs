@@ -1,6 +1,6 @@
 // JSON schema -> GBNF grammar, for clients that send `grammar` (pages, examples/chat.mjs).
-// Properties appear in the order of `prop_order`, then of the schema. Local `$ref`s may recurse; remote ones are refused.
-// The server's `json_schema` supports more. Pure, no imports; docs/web.md shows its use.
+// Properties appear in the order of `prop_order`, then of the schema. Local `$ref`s may recurse; remote ones are
+// refused. The server's `json_schema` supports more. Pure, no imports; docs/web.md shows its use.
 
 const SPACE = '| " " | "\\n"{1,2} [ \\t]{0,20}';
 const PRIMITIVES = {

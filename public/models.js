@@ -1,5 +1,5 @@
-// The choice of a model, if the server has several: a button with the model in use, and a list with states and sizes, to
-// load, unload and choose. Polls while the list is open or a model loads. Way not taken: the server's stream of such
+// The choice of a model, if the server has several: a button with the model in use, and a list with states and sizes,
+// to load, unload and choose. Polls while the list is open or a model loads. Way not taken: the server's stream of such
 // events, which would use one of the few connections that a browser has for all tabs.
 
 import { errorText, get, post } from './api.js';

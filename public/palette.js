@@ -25,8 +25,8 @@ function matching(items, query) {
   return found.sort((a, b) => a[0] - b[0]).slice(0, MAX_ROWS).map(([, item]) => item);
 }
 
-// Show `items`, { label, kind, more?, run }: `more` is searched but not shown. `rest(query)` returns an item for the end
-// of the list.
+// Show `items`, { label, kind, more?, run }: `more` is searched but not shown. `rest(query)` returns an item for the
+// end of the list.
 export function openPalette(items, rest) {
   let rows = [];
   let at = 0;

@@ -1,5 +1,5 @@
-// The sampling of one conversation: a box with all fields, and a quick choice of presets beside the composer. The fields
-// override those of the settings. The form is loaded when the box is opened.
+// The sampling of one conversation: a box with all fields, and a quick choice of presets beside the composer. The
+// fields override those of the settings. The form is loaded when the box is opened.
 
 import { h } from './dom.js';
 import { t } from './i18n.js';

@@ -1,13 +1,13 @@
-// Conversations in IndexedDB. Each message is a row, so that saving one while it streams is cheap in long conversations,
-// too. All tabs of the page share the database: a write changes only the fields that it names, doesn't restore a
-// conversation that another tab has deleted, and is reported to the other tabs.
+// Conversations in IndexedDB. Each message is a row, so that saving one while it streams is cheap in long
+// conversations, too. All tabs of the page share the database: a write changes only the fields that it names, doesn't
+// restore a conversation that another tab has deleted, and is reported to the other tabs.
 //
 // chat:    { id, title, created, changed, system, tools, leaf, model?, writing? }
 //          leaf: id of the last message shown; tools: JSON; writing: id of the answer that is being written
 // message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed?, parts?,
 //            asked? }
 //          parts: the content as tokens with their probabilities, see tokens.js
-//          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: the call that a tool's message answers
+//          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: the call that a tool's message is for
 //          asked: while it is written, the id of its stream and the message before it, see generate.js
 //          parent: id or null; messages with the same parent are versions of one another
 // draft:   { id, files }         unsent attachments; id: of the conversation, or 'new'
