@@ -177,7 +177,7 @@ def test_a_new_group_and_a_new_table_appear_by_themselves(monkeypatch: pytest.Mo
 
 
 def test_a_page_without_markers_is_refused():
-    with pytest.raises(common.Failure, match="needs the lines"):
+    with pytest.raises(common.Failure, match="must contain the lines"):
         make_docs.api_page("# nothing here")
 
 

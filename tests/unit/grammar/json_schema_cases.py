@@ -698,7 +698,7 @@ COMBINED = [
         [1, 2.5],
         [],
         [],
-        ["oneOf: values that fit several"],
+        ["oneOf: a value may fit several branches"],
     ),
     Case(
         "allOf",

@@ -169,7 +169,7 @@ REFUSED = [
     ({"type": "array", "maxItems": 1, "minItems": 2}, "there are no values for 2 items", "#"),
     ({"not": {}}, "no value fits", "#"),
     ({"minimum": float("nan")}, "finite", "#"),
-    ({"a": object()}, "no JSON value", "#"),
+    ({"a": object()}, "is not a JSON value", "#"),
     ({1: 2}, "not a string", "#"),
 ]
 
