@@ -1,5 +1,5 @@
-"""JSON in, tasks out; events in, JSON out. One module per family of routes, on the connection's thread.
+"""Turns JSON requests into tasks for the engine, and its events into JSON answers. Runs on connection threads.
 
-Handlers hold no state: what they need is in the `Context` they are made with. `schema` is the table of request
-fields; nothing else here validates.
+There is one module per family of routes. Handlers hold no state of their own: all they need is in the `Context` that
+their constructor gets. Request fields are validated by the tables in `server/api/request/schema.py`, nowhere else.
 """

@@ -1,4 +1,4 @@
-"""POST /v1/attribute: on which parts of its prompt a finished answer rests. Connection thread."""
+"""POST /v1/attribute: finds the parts of a prompt that a finished answer rests on. Runs on a connection thread."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from server.web.message import Request, Response
 
 
 class AttributeHandler:
-    """`handle` judges an answer that was given before, here or elsewhere."""
+    """`handle` attributes an answer that was written earlier, by this server or another."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def handle(self, request: Request) -> Response:
-        """`{"attribution": ...}`."""
+        """Answers `{"attribution": ...}`."""
         body = request.json_object()
         model = self._context.models.get(body.get("model"), request)
         model.require_generative()
@@ -39,7 +39,7 @@ class AttributeHandler:
         elif isinstance(values["prompt"], str):
             task = Task(-1, prompt_tokens(values["prompt"], model.vocab), owner=request.owner)
         else:
-            raise ApiError(400, "prompt: give the prompt's text, or the messages of a chat")
+            raise ApiError(400, "prompt: a text is required here, or else `messages`, a chat")
         answer = model.vocab.tokenize(values["answer"], False, False)
         found = attribute(model, request, task, answer, texts_of(body), wanted)  # type: ignore[arg-type]
         return ATTRIBUTE.reply({"attribution": found}, body)

@@ -1,4 +1,4 @@
-"""What handlers of all routes share beside the models. Made once by `serving`."""
+"""What handlers of all routes share: the models and the server's state. `server/serving.py` makes it once."""
 
 from __future__ import annotations
 
@@ -32,43 +32,49 @@ log = get_logger("api")
 
 
 def nobody(key_id: str) -> bool:
-    """Whose key is an admin's, on a server without such keys."""
+    """The `is_admin` of a server without admin keys: no key is an admin's."""
     return False
 
 
 @record
 class Context:
-    """With `is_shared` there may be several users: none of them is shown what others ask. `recorder` is that of
-    --record, None without. `library` is there where requests may fetch and remove models, with a key of which
-    `is_admin` is true. `batches` is there where there is a folder for them."""
+    """The shared objects and settings. Optional parts are None where the server runs without them."""
 
     models: Models
     options: ApiOptions
     started: int = field(default_factory=lambda: int(time.time()))
+    """When the server started, in seconds since the epoch."""
     is_shared: bool = False
+    """Whether the server may have several users; then no user is shown another user's requests."""
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
     is_admin: Callable[[str], bool] = nobody
+    """Whether the API key with this id is an admin's."""
     library: Library | None = None
+    """Set where admins' requests may download and remove models (--manage-models)."""
     batches: Batches | None = None
+    """Set where there is a folder for files and batches (--store-dir)."""
     stored: Store = field(default_factory=lambda: Store(0))
     known_models: KnownModels = field(default_factory=KnownModels)
     recorder: Recorder | None = None
+    """Writes the file of --record."""
     recordings: Recordings = field(default_factory=Recordings)
     cache_notes: CacheNotes = field(default_factory=CacheNotes)
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set once the server has been asked to end."""
+    """Set once the server has been asked to stop."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def require_manager(self, request: Request, what: str) -> None:
-        """ApiError 501 unless requests of an admin may do this, 403 without an admin's key."""
+        """Raise ApiError 501 unless this server lets admins manage models, 403 unless the request's key is an
+        admin's."""
         if self.library is None:
-            raise ApiError(501, f"requests may not {what} here: --manage-models and --admin-key allow it")
+            raise ApiError(501, f"requests may not {what}: start the server with --manage-models and --admin-key")
         if not self.is_admin(request.key_id):
-            raise ApiError(403, f"to {what} needs a key of --admin-key")
+            raise ApiError(403, f"only a key of --admin-key may {what}")
 
     def keep_prompt(self, prompt: object) -> None:
-        """`--log-prompts-dir`: write a request's prompt, text or JSON, into a file named after the time (ms)."""
+        """`--log-prompts-dir`: write a request's prompt (text or JSON) to a file named after the time in
+        milliseconds."""
         folder = self.options.log_prompts_dir
         if not folder:
             return

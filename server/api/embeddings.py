@@ -1,8 +1,8 @@
-"""POST /embedding, /embeddings and /v1/embeddings: vectors of texts. Connection thread.
+"""POST /embedding, /embeddings and /v1/embeddings: vectors of texts. Runs on a connection thread.
 
-One computation, three answers. `/embedding` with one string gives the object of the 2024 documents, with a list the
-list of today; `/embeddings` always gives that list; `/v1/embeddings` is OpenAI's. The engine's numbers are cut and
-normalised here, so that its thread goes on computing.
+All three compute the same and differ in the answer's shape. `/embedding` answers one string with an object (as
+llama-server did in 2024), several with a list; `/embeddings` always answers with that list; `/v1/embeddings` has
+OpenAI's shape. Vectors are cut and normalised here, not on the engine's thread, which goes on computing meanwhile.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from server.models.model import Model, Vocab
 from server.web.message import Items, Request, Response
 
 MAX_INPUTS = 2048  # OpenAI's limit
-MAX_INT16 = 32760.0  # what the largest number becomes with the normalisation 0, as llama.cpp has it
-EUCLIDEAN = 2
-NUMBER_BYTES = 32  # as the engine sends it, as it is normalised, and in the answer
-MAX_BYTES = 512 << 20
+MAX_INT16 = 32760.0  # with embd_normalize 0, vectors are scaled to this largest absolute value, as in llama.cpp
+EUCLIDEAN = 2  # the value of embd_normalize for vectors of length 1
+NUMBER_BYTES = 32  # memory for one number of a vector: as received, as normalised, and in the answer
+MAX_BYTES = 512 << 20  # memory for the vectors of one request
 FORMATS = ("float", "base64")
 FORMS = "give a string, a list of strings, a list of token ids, or a list of those lists"
 
 
 class EmbeddingHandlers:
-    """The routes."""
+    """Handlers of the three routes."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def native(self, request: Request) -> Response:
-        """`{"embedding": [...]}` for one string (the 2024 documents), else the list of today."""
+        """Answers `{"embedding": [...]}` for one string, else the list of `list`."""
         model, body = self._read(request)
         if not isinstance(body.get("input", body.get("content")), str):
             return EMBEDDING.reply(self._answer(request, model, body), body)
@@ -50,17 +50,18 @@ class EmbeddingHandlers:
         return EMBEDDING.reply({"embedding": embedding}, body)
 
     def list(self, request: Request) -> Response:
-        """`[{"index", "embedding": [[...]]}, ...]`: a list of rows for each input, one if the model pools."""
+        """Answers `[{"index", "embedding": [[...]]}, ...]`. Each input has a list of vectors: one if the model pools,
+        else one per token."""
         model, body = self._read(request)
         return EMBEDDING.reply(self._answer(request, model, body), body)
 
     def openai(self, request: Request) -> Response:
-        """OpenAI's list; texts in `content` get the native one."""
+        """Answers in OpenAI's shape; a body with `content` instead of `input` gets the list of `list`."""
         model, body = self._read(request)
         if body.get("input") is None and body.get("content") is not None:
             return EMBEDDING.reply(self._answer(request, model, body), body)
         if model.info.pooling == "none":
-            raise ApiError(400, "Pooling type 'none' is not OAI compatible. Please use a different pooling type")
+            raise ApiError(400, "this route needs one vector per text, but the server runs with --pooling none")
         values = read_embedding_fields(model, body)
         found, n_tokens = self.vectors(request, model, values)
         vectors = [rows[0] for rows in found]
@@ -86,18 +87,18 @@ class EmbeddingHandlers:
         return Items({"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found))
 
     def vectors(self, request: Request, model: Model, values: dict[str, Any]) -> tuple[Sequence[Sequence[array]], int]:
-        """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
-        classes keep their sizes."""
+        """Compute the vectors of each input, cut and normalised; also returns the number of tokens of all inputs.
+        Vectors of tokens (without pooling) and scores (of a reranker) aren't normalised."""
         files = Files(model, request)
         inputs = read_inputs(values["input"], model.vocab, files, values["image_data"])
         if files.media and model.info.pooling == "rank":
-            raise ApiError(400, f"{files.media[0].where}: this model gives scores of texts, and none of files")
+            raise ApiError(400, f"{files.media[0].where}: this model scores texts only, not files")
         n_rows = sum(len(one.tokens) for one in inputs) if model.info.pooling == "none" else len(inputs)
         hold_vectors(n_rows, model.info.n_embd)
         result = embed(self._context, model, request, inputs)
         n = values["dimensions"] or result.width
         if n > result.width:
-            raise ApiError(400, f"dimensions: {n} is more than this model has, {result.width}")
+            raise ApiError(400, f"dimensions: {n} is too many, this model's vectors have {result.width}")
         kind = values["embd_normalize"] if result.pooling not in ("none", "rank") else -1
         found = rows_of(result)
         if files.media and result.pooling == "mean":
@@ -109,7 +110,7 @@ class EmbeddingHandlers:
 
 
 def hold_vectors(n_rows: int, width: int) -> None:
-    """Count the memory for so many rows. ApiError 400 if that is too much for one request."""
+    """Reserve memory for `n_rows` vectors. ApiError 400 if they are too many for one request."""
     n_bytes = NUMBER_BYTES * n_rows * width
     if n_bytes > MAX_BYTES:
         raise ApiError(
@@ -122,7 +123,7 @@ def hold_vectors(n_rows: int, width: int) -> None:
 
 
 def read_embedding_fields(model: Model, body: dict[str, Any]) -> dict[str, Any]:
-    """The checked fields."""
+    """Read and check the fields of a body."""
     values = EMBEDDING.read(body, model.defaults)
     if values["encoding_format"] not in FORMATS:
         raise ApiError(400, f"encoding_format: {values['encoding_format'][:40]!r} is neither float nor base64")
@@ -130,7 +131,7 @@ def read_embedding_fields(model: Model, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def embed(context: Context, model: Model, request: Request, inputs: Sequence[Prompt]) -> Embedded:
-    """Have the engine compute; a client that hangs up takes its request along."""
+    """Let the engine compute the vectors, and wait for them. A client that disconnects cancels this."""
     request.require_client()
     task = Embed(
         model.engine.new_id(),
@@ -148,12 +149,12 @@ def embed(context: Context, model: Model, request: Request, inputs: Sequence[Pro
 
 
 def read_inputs(value: Any, vocab: Vocab, files: Files, image_data: Any = None) -> list[Prompt]:
-    """Every input in any of the forms. ApiError 400 for what is none of them, and for what has no token."""
+    """Read all inputs as tokens. ApiError 400 for a wrong type, too many inputs, or an input without tokens."""
     if value is None:
         raise ApiError(400, "input: this field (or content) is required")
     if image_data:
         if not isinstance(value, str):
-            raise ApiError(400, "image_data goes with a content that is one string")
+            raise ApiError(400, "image_data needs a `content` that is one string")
         return [with_files_in(with_images(value, image_data, files, "content"), vocab, True, files)]
     is_one = not isinstance(value, list) or any(type(part) is int for part in value)
     parts = [value] if is_one else value
@@ -165,13 +166,13 @@ def read_inputs(value: Any, vocab: Vocab, files: Files, image_data: Any = None) 
     inputs = [_input(name, part, vocab, files) for name, part in zip(names, parts)]
     for name, one in zip(names, inputs):
         if not one.tokens:
-            raise ApiError(400, f"{name}: the text is empty, and to this model's texts no token is added")
+            raise ApiError(400, f"{name}: the text is empty")
     return inputs
 
 
 def _input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
-    """One input: a text, a list of ids and texts that make one, or a text with files. An empty text is what the model
-    adds to every text, such as BOS, or CLS and SEP."""
+    """Read one input: a text, a list of token ids and texts, or a text with files. An empty text becomes the special
+    tokens that the model adds to every text, such as BOS, or CLS and SEP."""
     if isinstance(value, dict) and value.get("multimodal_data"):
         return with_files_in(with_files(value, name, files), vocab, True, files)
     if isinstance(value, dict):
@@ -190,7 +191,7 @@ def _input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
 
 
 def numbered(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
-    """Their token ids, with files numbered through all of them."""
+    """The token ids of each input; files are numbered through all inputs."""
     n_media, found = 0, []
     for prompt in inputs:
         found.append(
@@ -203,15 +204,15 @@ def numbered(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
 
 
 def mean(rows: Sequence[array]) -> array:
-    """Of rows of numbers, one row."""
+    """The mean of several vectors."""
     return array("f", [sum(column) / len(rows) for column in zip(*rows)])
 
 
 def rows_of(result: Embedded) -> list[list[array]]:
-    """The engine's bytes as rows of numbers, a list of them for each input."""
+    """The engine's bytes as vectors: for each input a list of them."""
     numbers = array("f", result.vectors)
     if not math.isfinite(sum(numbers)):
-        raise ApiError(500, "the model has computed numbers that are not finite")
+        raise ApiError(500, "the model computed numbers that are not finite")
     n, rows, at = result.width, [], 0
     for n_rows in result.n_rows:
         rows.append([numbers[i : i + n] for i in range(at, at + n_rows * n, n)])
@@ -220,7 +221,7 @@ def rows_of(result: Embedded) -> list[list[array]]:
 
 
 def normalise(row: array, kind: int) -> array:
-    """A row of length 1 in the norm `kind` (see EMBEDDING_FIELDS). What is all zeros stays so."""
+    """Scale a vector to length 1 in the norm `kind` (the values of `embd_normalize`). A zero vector stays as it is."""
     if kind < 0:
         return row
     if kind == 0:
@@ -234,18 +235,18 @@ def normalise(row: array, kind: int) -> array:
 
 
 def _p_norm(row: array, p: int) -> float:
-    """With the largest number taken out, so that high powers stay finite."""
+    """The p-norm. The largest number is factored out, so that high powers stay finite."""
     largest = max(map(abs, row))
     return largest * sum((abs(number) / largest) ** p for number in row) ** (1.0 / p) if largest else 0.0
 
 
 def list_of(row: array) -> list[float]:
-    """Numbers for JSON."""
+    """A vector as a list for JSON."""
     return row.tolist()
 
 
 def to_base64(row: array) -> str:
-    """Little-endian float32 in base64, as OpenAI sends it."""
+    """A vector as base64 of little-endian float32, OpenAI's form."""
     if sys.byteorder == "big":
         row = array("f", row)
         row.byteswap()

@@ -1,7 +1,7 @@
-"""Requests for text while they run: their tasks, and the one stream of events from which every answer is made.
+"""Runs requests for text: submits their tasks, and turns the engine's messages into events, streamed or collected.
 
-Connection thread; of a stream whose own thread sleeps, the engine's reader thread runs `feed` and what writes its
-events (`Stream.divert`). An event is made once, whether it is streamed or collected.
+Runs on a connection thread. While that thread of a stream sleeps, the engine's reader thread runs `feed` and writes the
+events (`Stream.divert`). Streamed and whole answers are made of the same events, so they can't differ.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from server.models.entry import Ticket
 from server.models.model import Model
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 
-MAX_JOINED = 64  # events in one chunk of a stream
-LOOK_S, REPEAT_S = 0.25, 5.0  # how often the loading of a model is looked at, and told of though nothing has changed
-UNLOGGED = ("image_data", "images", "input", "messages", "file")  # of bodies: megabytes of base64 help nobody
+MAX_JOINED = 64  # most events that are sent together as one chunk of a stream
+LOOK_S = 0.25  # seconds between two looks at the progress of a model that is loading
+REPEAT_S = 5.0  # seconds after which the progress is sent again though it hasn't changed
+UNLOGGED = ("image_data", "images", "input", "messages", "file")  # fields the log leaves out: they may hold megabytes
 
 
 class TextHandler:
-    """`handle` answers requests for text in one dialect."""
+    """Answers requests for text in one dialect."""
 
     def __init__(self, context: Context, dialect: Dialect) -> None:
         self._context = context
@@ -62,7 +63,8 @@ class TextHandler:
     def read(
         self, model: Model, request: Request, body: dict[str, Any], digest: str, arrival: Arrival
     ) -> TextRequest | Response:
-        """What this body asks of the model."""
+        """Read a body for a model: the tasks and the form of the answer. A dialect may answer at once with a
+        Response."""
         model.require_generative()
         files = Files(model, request)
         asked = self._dialect.read(Incoming(self._context, model, body, files, request.owner, digest, arrival))
@@ -75,7 +77,7 @@ class TextHandler:
         return asked
 
     def _begin(self, model: Model, request: Request, **read: Any) -> Stream:
-        """A stream whose model has come."""
+        """Start the stream once its model has been loaded."""
         asked = self.read(model, request, **read)
         assert isinstance(asked, TextRequest)
         return Stream(Generation(self._context, asked, request), self._dialect.reply(self._context, asked))
@@ -83,7 +85,8 @@ class TextHandler:
     def _early_stream(
         self, make: Callable[..., EarlyStream], ticket: Ticket, request: Request, n_bytes: int
     ) -> EventStream:
-        """A stream that begins before its model is there. One that goes on without its client has its own ticket."""
+        """A stream that begins before its model is loaded. If it is to outlive its connection, it gets a ticket of its
+        own."""
         place = max(self._context.models.place(ticket.entry), 1)
         headers = {"X-Queue-Position": str(place), "Content-Type": self._dialect.stream_type}
         conversation = conversation_id(request)
@@ -102,7 +105,7 @@ class TextHandler:
         return self._context.recordings.begin(request, conversation, make_lasting, headers)
 
     def answer(self, asked: TextRequest, request: Request) -> Response | EventStream:
-        """Have the model write what is asked for, and answer as its `stream` says."""
+        """Run the tasks and answer, as a stream or whole."""
         reply = self._dialect.reply(self._context, asked)
         place = max(asked.model.queue_position, asked.arrival.place)
         headers = {"X-Queue-Position": str(place), **self._dialect.headers(asked.warnings)}
@@ -122,7 +125,7 @@ class TextHandler:
         return json_response(result, headers=headers)
 
     def _lasting_stream(self, asked: TextRequest, request: Request, reply: Reply) -> Stream:
-        """A stream that goes on without its client, and has the model as long."""
+        """A stream that goes on without its client, and holds the model until it ends."""
         detached = request.detached()
         self._context.models.share(asked.model, detached)
         try:
@@ -134,7 +137,7 @@ class TextHandler:
 
 
 class Generation:
-    """The tasks of one request."""
+    """The tasks of one request while the engine works on them."""
 
     def __init__(self, context: Context, asked: TextRequest, request: Request) -> None:
         self._asked = asked
@@ -143,7 +146,7 @@ class Generation:
         self._cache_notes = context.cache_notes
         self._recorder = context.recorder
         self._case: Case | None = None
-        self._model_hash = ""  # of a certificate
+        self._model_hash = ""  # set if the answer gets a certificate
         if asked.values.get("certificate"):
             self._model_hash = context.known_models.get(asked.model)[0]
         self._model, self._body = asked.model, asked.body
@@ -161,8 +164,8 @@ class Generation:
 
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:
-        """The `Results` of the tasks, which the engine has as long as the block lasts. A client that leaves ends them,
-        and so does POST /v1/abort with the request's id or that of the answer; another route ends their thinking."""
+        """Submit the tasks and yield their `Results`; leaving the block frees the engine. The tasks are cancelled when
+        the client disconnects, and finished by POST /v1/abort with the id of the request or of the answer."""
         request = self._request
         request.require_client(self._stream)
         with (
@@ -176,7 +179,7 @@ class Generation:
             yield results
 
     def feed(self, message: Message) -> tuple[int, Sequence[Event]]:
-        """What became ready with a message of the engine: which answer it is about, and its next events."""
+        """Take one message of the engine. Returns the index of its answer, and the answer's new events."""
         index, parser = self._answers[message.id]
         if type(message) is Final:
             self._note_cache(self._tasks[index], message)
@@ -187,7 +190,7 @@ class Generation:
         return index, parser.feed(message)
 
     def _note_cache(self, task: Task, final: Final) -> None:
-        """Remember for the task's owner what the cache did."""
+        """Note for the task's owner what the cache saved (GET /debug/cache)."""
         about = {
             "time": round(time.time(), 3),
             "id": self._request.id,
@@ -199,7 +202,7 @@ class Generation:
         self._cache_notes.add(task.owner, {**about, "cache": cache_json(self._asked, final)})
 
     def _evidence(self, case: Case, task: Task) -> dict[str, Any]:
-        """What a request wants to know of an answer that has ended."""
+        """The certificate and the attribution of a finished answer, if the request asks for them."""
         found: dict[str, Any] = {}
         if self._model_hash:
             found["certificate"] = case.certificate(task, self._model_hash)
@@ -210,12 +213,12 @@ class Generation:
             except ApiError as error:
                 if error.status == CLIENT_CLOSED:
                     raise
-                found["attribution"] = {"error": error.message}  # the answer is there all the same
+                found["attribution"] = {"error": error.message}  # the answer itself is complete
         return found
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        """Behind the block the request goes into the record, if there is one."""
+        """Add the request to the record after the block, if the server keeps one (--record)."""
         try:
             yield
         finally:
@@ -223,7 +226,7 @@ class Generation:
                 self._recorder.add(self._case)
 
     def collect(self, answer_id: str) -> list[Answer]:
-        """Run to the end; all answers."""
+        """Run the tasks to their end, and return all answers."""
         answers = [Answer(task) for task in self._tasks]
         with self.run(answer_id) as results:
             for message in results:
@@ -234,7 +237,7 @@ class Generation:
 
 
 class Stream:
-    """The chunks of one streamed answer. Closing it, at any point, frees the engine; then `at_end` is called."""
+    """The chunks of one streamed answer. Closing it at any point frees the engine and then calls `at_end`."""
 
     def __init__(self, generation: Generation, reply: Reply, at_end: Callable[[], None] = lambda: None) -> None:
         self._stack = ExitStack()
@@ -251,19 +254,19 @@ class Stream:
         return next(self._chunks)
 
     def divert(self, writer: Writer) -> None:
-        """From now on what comes while `__next__` waits is sent by the thread that brings it (see `EventStream`)."""
+        """From now on, the thread that brings a message sends it itself while `__next__` waits (see `EventStream`)."""
         self._results.divert(lambda messages: writer.offer(b"".join(self._written(messages))), writer.drain)
 
     def finish(self) -> bool:
-        """From any thread: let it end with what there is."""
+        """End the answer with the text so far. Any thread may call this."""
         return self._results.finish()
 
     def close(self) -> None:
-        """The edge calls this when the stream has ended, for whatever reason."""
+        """Called by the HTTP edge once the stream has ended, for whatever reason."""
         self._stack.close()
 
     def _written(self, messages: Iterable[Message]) -> list[bytes]:
-        """The events of these messages as the dialect writes them."""
+        """The events of these messages as bytes in the dialect."""
         feed, write, parts = self._feed, self._write, []
         for message in messages:
             index, events = feed(message)
@@ -274,10 +277,11 @@ class Stream:
         return parts
 
     def _iterate(self, ping_s: float | None, reply: Reply) -> Iterator[bytes]:
-        """An error before the first chunk is raised (the answer gets its status); later ones become an event.
+        """Yield chunks. An error before the first chunk is raised, so that the answer gets its status; a later one is
+        sent as an event.
 
-        What has come meanwhile goes out together, and so do the last event and the end: each send is a system call,
-        and wakes the client.
+        Events that are ready at the same time are sent together, the last of them with the end of the stream, because
+        each send costs a system call and wakes the client.
         """
         is_open = False
         parts: list[bytes] = []
@@ -298,8 +302,9 @@ class Stream:
 
 
 class EarlyStream:
-    """A stream that tells of the loading of its model (`tell`), and goes on with what `begin` makes of that. What goes
-    wrong once it is open is an event (`fail`). `request` has the model, for which the `ticket` is, until it ends."""
+    """A stream that reports the loading of its model (`tell`) and then continues with the stream that `begin` makes. An
+    error after the first chunk becomes an event (`fail`). `request` takes the model that `ticket` waits for, and holds
+    it until the request ends."""
 
     def __init__(
         self,
@@ -328,7 +333,7 @@ class EarlyStream:
         return next(self._chunks)
 
     def finish(self) -> bool:
-        """From any thread: let it end with what there is."""
+        """End the answer with the text so far. Any thread may call this."""
         self._is_finished = True
         if self._inner is not None:
             return self._inner.finish()
@@ -359,8 +364,8 @@ class EarlyStream:
             yield self._fail(error)
 
     def _progress(self) -> Iterator[bytes]:
-        """How far the loading is, whenever that has changed, and now and then without: a client that is no more is
-        noticed so."""
+        """Report how far the loading is when that has changed, and every few seconds anyway: sending is how a
+        disconnected client is noticed."""
         start = t_told = time.monotonic()
         before = None
         while not self._models.wait(self._ticket, LOOK_S):
@@ -374,12 +379,12 @@ class EarlyStream:
 
 
 def wants_progress(body: Mapping[str, Any]) -> bool:
-    """Whether a stream is wanted that tells how far things are."""
+    """Whether the request wants a stream that reports progress."""
     return body.get("stream") is True and body.get("return_progress") is True
 
 
 def case_of(asked: TextRequest, request: Request) -> Case:
-    """What is to be noted of a request, before it is run."""
+    """The record of a request, made before its tasks run."""
     model = asked.model
     return Case(
         model,
@@ -394,5 +399,5 @@ def case_of(asked: TextRequest, request: Request) -> Case:
 
 
 def logged(body: Mapping[str, Any], shown: object) -> dict[str, Any]:
-    """A body as the log shows it."""
+    """A body as it is logged: without large fields, with the rendered prompt."""
     return {**{name: value for name, value in body.items() if name not in UNLOGGED}, "prompt": shown}

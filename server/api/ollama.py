@@ -1,7 +1,7 @@
-"""Ollama's routes besides /api/chat and /api/generate: which models there are, and vectors. Connection thread.
+"""Ollama's routes other than /api/chat and /api/generate: lists of models, and embeddings. Runs on connection threads.
 
-Clients ask these first, and few go on without an answer. What would fetch or change models is refused with a hint.
-Names have a tag there, as `name:latest`, and clients put one behind names that have none.
+Clients ask for version and models first, and most need an answer to go on. Routes that would create or change models
+are refused. Ollama's names have tags, `name:latest`; clients add `:latest` to a name without one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from server.models.entry import LOADED, Entry
 from server.models.model import Model
 from server.web.message import Items, Request, Response, json_response
 
-VERSION = "0.12.11"  # of the interface that is spoken here
-NEVER = "9999-12-31T23:59:59Z"
-AS_IT_IS = -1
+VERSION = "0.12.11"  # the version of Ollama's API that is implemented here
+NEVER = "9999-12-31T23:59:59Z"  # `expires_at` of a model that stays loaded
+AS_IT_IS = -1  # the value of embd_normalize for vectors that aren't normalised
 SHOWN_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "seed")
 CAPABILITIES = ("completion", "tools", "thinking", "vision", "audio", "embedding")
 GENERAL_NUMBERS = ("general.file_type", "general.quantization_version")
@@ -33,25 +33,25 @@ WHOLE, DECIMAL = re.compile(r"-?[0-9]{1,18}"), re.compile(r"-?[0-9]{1,30}\.[0-9]
 
 
 class OllamaHandlers:
-    """The routes."""
+    """Handlers of these routes."""
 
     def __init__(self, context: Context, embeddings: EmbeddingHandlers) -> None:
         self._context = context
         self._embeddings = embeddings
 
     def version(self, request: Request) -> Response:
-        """Clients compare it with what they need."""
+        """The API's version; clients compare it with the one they need."""
         return json_response({"version": VERSION})
 
     def tags(self, request: Request) -> Response:
-        """All models."""
+        """Lists all models."""
         entries = self._context.models.seen_by(request.key_id)
         return json_response(
             {"models": [self._entry(entry, name) for entry in entries for name in tagged_names(entry)]}
         )
 
     def running(self, request: Request) -> Response:
-        """The models in memory."""
+        """Lists the models that are loaded."""
         models = self._context.models
         return json_response(
             {
@@ -65,7 +65,7 @@ class OllamaHandlers:
         )
 
     def _state(self, entry: Entry) -> dict[str, Any]:
-        """Of a loaded model: how long it stays, and what it takes of a GPU."""
+        """A loaded model's state: when it will be unloaded, and how many bytes it takes on a GPU."""
         info = entry.info
         assert info is not None
         has_gpu = any(not name.startswith("CPU") for name in info.devices)
@@ -77,7 +77,7 @@ class OllamaHandlers:
         }
 
     def show(self, request: Request) -> Response:
-        """All about a model."""
+        """Describes one model."""
         body = request.json_object()
         own = OLLAMA_SHOW.read(body)
         model = self._context.models.get(own["model"], request)
@@ -96,13 +96,13 @@ class OllamaHandlers:
         return json_response(answer, headers=warning_header(OLLAMA_SHOW.unread(body)))
 
     def embed(self, request: Request) -> Response:
-        """Vectors of length 1."""
+        """POST /api/embed: vectors of length 1."""
         begun = time.monotonic_ns()
         body = request.json_object()
         own = OLLAMA_EMBED.read(body)
         texts = [own["input"]] if isinstance(own["input"], str) else own["input"]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ApiError(400, "input: give a text, or a list of texts")
+            raise ApiError(400, "input: a text or a list of texts is required")
         model = self._context.models.get(own["model"], request)
         warnings = (*OLLAMA_EMBED.unread(body), *keep_alive(model, own["keep_alive"]))
         vectors, n_tokens = self._vectors(request, model, texts, own["dimensions"], EUCLIDEAN)
@@ -116,7 +116,7 @@ class OllamaHandlers:
         return json_response(answer, headers=warning_header(warnings))
 
     def embed_prompt(self, request: Request) -> Response:
-        """One vector, as the model makes it: the older form."""
+        """POST /api/embeddings, the older route: one vector, not normalised."""
         body = request.json_object()
         own = OLLAMA_EMBEDDINGS.read(body)
         model = self._context.models.get(own["model"], request)
@@ -125,22 +125,22 @@ class OllamaHandlers:
         return json_response({"embedding": vectors[0] if vectors else []}, headers=warning_header(warnings))
 
     def refuse(self, request: Request) -> Response:
-        """What makes, copies and publishes models."""
+        """Refuses to create, copy or push models."""
         raise ApiError(
             501,
-            "This server makes no models, and names come from their files: a section of --models-preset gives a model "
-            "another name or other settings",
+            "this server doesn't create, copy or push models; a section of --models-preset adds a model under another "
+            "name or with other settings",
         )
 
     def _vectors(
         self, request: Request, model: Model, texts: list[str], n: int | None, kind: int
     ) -> tuple[list[list[float]], int]:
-        """A vector for each text, and the tokens of all of them. One empty text is none: who sends it only wants the
-        model to be there."""
+        """A vector for each text, and the tokens of all of them. A single empty text has no vector: clients send it
+        only to load the model."""
         if texts in ([], [""]):
             return [], 0
         if model.info.pooling == "none":
-            raise ApiError(400, "this server pools no vectors (--pooling none), so a text has one for each token")
+            raise ApiError(400, "this route needs one vector per text, but the server runs with --pooling none")
         values = {"input": texts, "image_data": None, "dimensions": n, "embd_normalize": kind}
         found, n_tokens = self._embeddings.vectors(request, model, values)
         return [list_of(rows[0]) for rows in found], n_tokens
@@ -149,7 +149,7 @@ class OllamaHandlers:
         return iso_time(self._context.started)
 
     def _entry(self, entry: Entry, name: str) -> dict[str, Any]:
-        """A model in a list. Its digest tells it from others; the file isn't read for that."""
+        """A model in a list. `digest` only tells models apart; it isn't a hash of the file."""
         size = entry.size if entry.info is None else entry.info.size
         return {
             "name": name,
@@ -162,12 +162,12 @@ class OllamaHandlers:
 
 
 def iso_time(seconds: float) -> str:
-    """A moment as Ollama writes it."""
+    """A time in Ollama's format."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 def tagged_names(entry: Entry) -> list[str]:
-    """The model's names with a tag. One without an alias is called as its file is."""
+    """The model's names with a tag. A model without an alias is named after its file."""
     names, model = entry.names, entry.model
     if model is not None and not model.options.aliases:
         names = (re.split(r"[\\/]", model.own_name)[-1].removesuffix(".gguf"),)
@@ -175,7 +175,7 @@ def tagged_names(entry: Entry) -> list[str]:
 
 
 def model_info(model: Model, is_verbose: bool) -> dict[str, Any]:
-    """The metadata of the file. What it says of its tokenizer is long, and few want it."""
+    """The metadata of the model's file. Unless asked for, the tokenizer's is left out: it is long."""
     meta = {
         key: text if key.startswith("general.") and key not in GENERAL_NUMBERS else typed(text)
         for key, text in model.info.meta.items()
@@ -185,7 +185,7 @@ def model_info(model: Model, is_verbose: bool) -> dict[str, Any]:
 
 
 def typed(text: str) -> object:
-    """A value of the metadata, which llama.cpp gives as text."""
+    """A metadata value as JSON; llama.cpp returns them all as text."""
     if WHOLE.fullmatch(text):
         return int(text)
     if DECIMAL.fullmatch(text):
@@ -194,14 +194,14 @@ def typed(text: str) -> object:
 
 
 def capabilities(model: Model) -> list[str]:
-    """What it can do, in Ollama's words."""
+    """What the model can do, in Ollama's terms."""
     has_middle = {"pre", "suf", "mid"} <= model.vocab.fim.keys()
     words = model_capabilities(model)
     return [*(word for word in CAPABILITIES if word in words), *["insert"] * has_middle]
 
 
 def shown_parameters(model: Model) -> list[str]:
-    """The defaults that the user or the model's file has chosen, a line for each."""
+    """The defaults set by the user or the model's file, one line each."""
     values = {"num_ctx": model.info.n_ctx_slot}
     values |= {name: model.defaults[name] for name in SHOWN_DEFAULTS if name in model.defaults}
     return [f"{name:<30} {value}" for name, value in values.items()]

@@ -1,9 +1,9 @@
-"""POST /rerank and its aliases: how well documents answer a query. Connection thread.
+"""POST /rerank and its aliases: scores how well documents answer a query. Runs on a connection thread.
 
-Each document makes one input of the embedding context, whose pooling is then "rank": the model's classification head
-gives a score. Encoders read query and document with separators in between; generative rerankers bring a template of
-their own in the metadata, with `{query}` and `{document}` in it. Documents in `texts` are answered in the form of
-Hugging Face's server, those in `documents` in Jina's and Cohere's.
+Each document becomes one input of the embedding context with the pooling "rank": the model's classification head
+computes a score. Encoders read query and document with separators between them. Generative rerankers have a template in
+their metadata, with `{query}` and `{document}` in it. Documents in `texts` are answered in the shape of Hugging Face's
+server, documents in `documents` in Jina's and Cohere's.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from server.model_files.rerankers import TEMPLATE_KEY
 from server.models.model import Model, Vocab
 from server.web.message import Request, Response
 
-TOKEN_BYTES = 8  # of a number that is there already
+TOKEN_BYTES = 8  # memory per repeated token id: a reference to an int that exists
 PLACES = re.compile(r"(\{query\}|\{document\})")
 
 
 class RerankHandler:
-    """`handle` answers one request."""
+    """Handles the rerank routes."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def handle(self, request: Request) -> Response:
-        """Scores, best first. 501 unless the model is a reranker."""
+        """Scores, best first. ApiError 501 unless the model is a reranker."""
         body = request.json_object()
         model = self._context.models.get(body.get("model"), request)
         if model.info.pooling != "rank":
             raise ApiError(
                 501,
-                "This server does not support reranking. Start it with a reranking model, and with "
-                "--reranking if the model doesn't say by itself that it is one",
+                "this model can't rerank: start the server with a reranking model, and with --reranking if the "
+                "model's file doesn't mark it as one",
             )
         values = RERANK.read(body)
         if not values["query"]:
@@ -69,7 +69,7 @@ class RerankHandler:
 
 
 def result_json(model: Model, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, Any]:
-    """One document; where the model names its classes, all of their scores."""
+    """The result of one document, with the scores of all classes if the model names its classes."""
     result: dict[str, Any] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
     if text is not None:
         result |= {"text": text} if is_tei else {"document": {"text": text}}
@@ -79,7 +79,8 @@ def result_json(model: Model, index: int, scores: list[float], text: str | None,
 
 
 def document_texts(documents: object) -> list[str]:
-    """Strings, or objects with a `text`. ApiError 400 names the first that is neither."""
+    """The texts of the documents, which are strings or objects with a `text`. ApiError 400 names the first wrong
+    one."""
     if not isinstance(documents, list) or not documents:
         raise ApiError(400, "documents: give a non-empty list of strings")
     if len(documents) > MAX_INPUTS:
@@ -87,13 +88,13 @@ def document_texts(documents: object) -> list[str]:
     texts: list[Any] = [document.get("text") if isinstance(document, dict) else document for document in documents]
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ApiError(400, f"documents[{i}] is neither a string nor an object with a text")
+            raise ApiError(400, f"documents[{i}]: this is neither a string nor an object with a `text`")
     return texts
 
 
 def rank_prompts(model: Model, query: str, texts: Sequence[str]) -> list[Prompt]:
-    """What a model reads to compare each of the texts with the query: by its template, else
-    `[BOS] query [EOS] [SEP] text [EOS]` with those of the tokens that it wants."""
+    """One prompt per text: by the model's template, else `[BOS] query [EOS] [SEP] text [EOS]`, without the special
+    tokens that the model doesn't use."""
     vocab = model.vocab
     template = model.info.meta.get(TEMPLATE_KEY)
     if template:
@@ -110,7 +111,7 @@ def rank_prompts(model: Model, query: str, texts: Sequence[str]) -> list[Prompt]
 
 
 def rendered(vocab: Vocab, template: str, query: str, text: str) -> list[int]:
-    """A reranker's own template with query and text in their places."""
+    """A reranker's own template with query and text filled in."""
     texts = {"{query}": (query, True), "{document}": (text, True)}
     segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
     return tokenize_segments(vocab, segments, "", wants_bos=False)
@@ -121,5 +122,5 @@ def _when(is_wanted: bool, token: int) -> tuple[int, ...]:
 
 
 def _end(vocab: Vocab) -> int:
-    """EOS, or what a vocabulary without one has instead."""
+    """EOS, or SEP in a vocabulary without EOS."""
     return vocab.eos if vocab.eos >= 0 else vocab.sep

@@ -1,4 +1,4 @@
-"""The table of all routes: the one place that says which URL is answered by what."""
+"""The table of all routes, the only place that maps URLs to handlers. Built once, when the server starts."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from server.errors import ApiError, StartError
 from server.web.message import Request, Response
 from server.web.router import Route
 
-OLLAMA_PUBLIC = ("version", "tags")  # as the list of models is in OpenAI's API
+OLLAMA_PUBLIC = ("version", "tags")  # need no API key, like OpenAI's list of models
 
 
 def routes(context: Context) -> list[Route]:
-    """Rows of (method, path, handler); public ones need no API key."""
+    """One row per route. Public routes need no API key."""
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     running, models, library = RunningHandlers(context.running), ModelHandlers(context), LibraryHandlers(context)
@@ -156,11 +156,11 @@ def routes(context: Context) -> list[Route]:
 
 
 def batch_routes(context: Context) -> list[Route]:
-    """Files and batches, or that there is no folder for them."""
+    """Routes of files and batches. Without --store-dir they answer 501."""
     parts: dict[str, object] = {}
     if context.batches is not None:
         from server.api.stored.batches import BatchHandlers
-        from server.api.stored.files import FileHandlers  # here, because most servers have no such folder
+        from server.api.stored.files import FileHandlers  # imported here: most servers have no such folder
 
         parts = {"files": FileHandlers(context, context.batches), "batches": BatchHandlers(context, context.batches)}
     return [
@@ -187,16 +187,16 @@ def batch_routes(context: Context) -> list[Route]:
 
 
 def no_folder(request: Request) -> Response:
-    """What is asked about files and batches where there is no place for them."""
-    raise ApiError(501, "this server keeps no files and batches: start it with --store-dir FOLDER")
+    """Refuses requests for files and batches on a server without a folder for them."""
+    raise ApiError(501, "this server keeps no files or batches: start it with --store-dir FOLDER")
 
 
 def vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
-    """What Vertex AI asks for, if that is who has started this server. StartError for a path that is taken."""
+    """The health and prediction routes that Vertex AI sets in the environment. StartError if a path is in use."""
     health, predict = context.options.health_route, context.options.predict_route
     taken = {(route.method, route.path) for route in table}
     if ("POST", predict) in taken:
-        raise StartError(f"AIP_PREDICT_ROUTE: {predict} is another route of this server")
+        raise StartError(f"AIP_PREDICT_ROUTE: {predict} is already a route of this server")
     return [
         *([Route("GET", health, status.health, public=True)] if health and ("GET", health) not in taken else []),
         *([Route("POST", predict, PredictHandler(context.models, table).handle)] if predict else []),
@@ -204,11 +204,11 @@ def vertex_routes(context: Context, table: list[Route], status: StatusHandlers) 
 
 
 def hints(table: Iterable[Route]) -> dict[str, str]:
-    """What an unknown path's 404 says besides, by what the path begins with; see `Router`."""
+    """What the 404 of an unknown path adds, by the beginning of the path (see `Router`)."""
     known = sorted({route.path.removeprefix("/v1/") for route in table if route.path.startswith("/v1/")})
     ours = sorted({route.path.removeprefix("/api/") for route in table if route.path.startswith("/api/")})
-    base = "base URL, which ends with {prefix}/v1"
+    base = "base URL {prefix}/v1"
     return {
-        "/v1": f"Give a client of OpenAI's API the {base}; it asks for {', '.join(known)} below that.",
-        "/api": f"Of Ollama's API there are {', '.join(ours)} below that; for OpenAI's give the client the {base}.",
+        "/v1": f"Give a client of OpenAI's API the {base}. The routes below it are {', '.join(known)}.",
+        "/api": f"Of Ollama's API this server has {', '.join(ours)}. Give a client of OpenAI's API the {base}.",
     }

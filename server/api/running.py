@@ -1,8 +1,8 @@
-"""Requests in work by their ids, so that others can have a say in them: POST /v1/abort ends one, for clients that can't
-just hang up, and POST /v1/chat/completions/control its thinking.
+"""The register of running requests by id, and the routes that act on them: POST /v1/abort ends a request, and POST
+/v1/chat/completions/control ends its reasoning.
 
-Filled and read by connection threads. An id is what the client sees of a request: its X-Request-Id (a client may choose
-it, and several may choose the same), or the id of an answer in OpenAI's form.
+Connection threads fill and read it, under a lock. A request's ids are its X-Request-Id, which clients may choose, even
+the same one twice, and the id of its answer in OpenAI's form.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from server.web.message import Request, Response
 
 @record(eq=False)
 class Entry:
-    """One request in work. `finish` ends it, `end_thinking` what the model thinks before it answers; both say whether
-    there was something to end."""
+    """One running request. `finish` ends it, `end_thinking` ends its reasoning; both return whether there was any."""
 
     key_id: str
     finish: Callable[[], bool]
@@ -43,7 +42,7 @@ class RunningRequests:
         finish: Callable[[], bool],
         end_thinking: Callable[[], bool] = lambda: False,
     ) -> Iterator[None]:
-        """Inside the block the request is found under all of its `ids` ("" is none)."""
+        """Keep the request in the register under all of its `ids` while the block runs. Empty ids are skipped."""
         entry = Entry(key_id, finish, end_thinking)
         ids = [id_ for id_ in ids if id_]
         with self._lock:
@@ -59,11 +58,11 @@ class RunningRequests:
                         del self._entries[id_]
 
     def abort(self, id_: str, key_id: str) -> bool:
-        """End what runs under this id and came with the same API key; whether there was anything."""
+        """End the requests with this id and API key. Returns whether there were any."""
         return any([entry.finish() for entry in self._found(id_, key_id)])
 
     def end_thinking(self, id_: str, key_id: str) -> bool:
-        """Have the models come to their answers, of the same requests; whether one was thinking."""
+        """End the reasoning of the requests with this id and API key. Returns whether any was reasoning."""
         return any([entry.end_thinking() for entry in self._found(id_, key_id)])
 
     def _found(self, id_: str, key_id: str) -> list[Entry]:
@@ -72,28 +71,28 @@ class RunningRequests:
 
 
 class RunningHandlers:
-    """Answers what is asked of requests in work; another key's are as unknown as those that have ended."""
+    """Handlers of the two routes. To a client, requests of another key don't exist."""
 
     def __init__(self, running: RunningRequests) -> None:
         self._running = running
 
     def control(self, request: Request) -> Response:
-        """POST /v1/chat/completions/control: whether the model was thinking."""
+        """POST /v1/chat/completions/control. `success` is whether a request was reasoning."""
         body, id_ = _body(request)
         if body.get("action") != "reasoning_end":
-            raise ApiError(400, "action: the only one is 'reasoning_end'")
+            raise ApiError(400, "action: only 'reasoning_end' is supported")
         return CONTROL.reply({"id": id_, "success": self._running.end_thinking(id_, request.key_id)}, body)
 
     def abort(self, request: Request) -> Response:
-        """POST /v1/abort: whether something was stopped."""
+        """POST /v1/abort. `stopped` is whether a request was ended."""
         body, id_ = _body(request)
         return ABORT.reply({"id": id_, "stopped": self._running.abort(id_, request.key_id)}, body)
 
 
 def _body(request: Request) -> tuple[dict[str, Any], str]:
-    """A body, and the id of the request that it is about. ApiError 400 without one."""
+    """The body, and the id in it. ApiError 400 without one."""
     body: Any = request.json()
     id_ = body.get("id") if isinstance(body, dict) else None
     if not isinstance(id_, str) or not id_:
-        raise ApiError(400, "id: give the X-Request-Id of a request, or the id of its answer")
+        raise ApiError(400, "id: the X-Request-Id of a request, or the id of its answer, is required")
     return body, id_

@@ -1,4 +1,7 @@
-"""The engine's messages and settings as JSON, in the words of the documents. Pure functions, connection threads."""
+"""Writes the engine's messages and settings as JSON. Pure functions; connection threads call them.
+
+The names of the fields are those of llama-server's documents.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ log = get_logger("api")
 
 
 def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
-    """`generation_settings`: the options as they took effect, under the documents' names."""
+    """`generation_settings`: the settings that a task ran with."""
     params = sampling_json(task.sampling)
     if task.sampling.ignore_eos:
         params["logit_bias"] += [[token, False] for token in model.info.eog_tokens]
@@ -59,7 +62,7 @@ def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
 
 
 def sampling_json(params: SamplingParams) -> dict[str, Any]:
-    """`SamplingParams` as JSON; a banned token has the bias false, as requests write it."""
+    """`SamplingParams` as JSON. A banned token has the bias false, as in requests."""
     fields = {field.name: getattr(params, field.name) for field in record_fields(params)}
     fields["samplers"] = list(params.samplers)
     fields["dry_sequence_breakers"] = list(params.dry_sequence_breakers)
@@ -72,8 +75,8 @@ def sampling_json(params: SamplingParams) -> dict[str, Any]:
 
 
 def trigger_json(trigger: Trigger) -> dict[str, Any]:
-    """A trigger in llama.cpp's form: its `type` is 0 for a token, 1 for a word, 2 for a pattern, 3 for a pattern that
-    has to match from the beginning of the text on."""
+    """A grammar trigger in llama.cpp's form. Its `type` is 0 for a token, 1 for a word, 2 for a pattern, and 3 for a
+    pattern that matches from the beginning of the text."""
     if trigger.kind == TOKEN:
         return {"type": 0, "token": trigger.token}
     if trigger.kind == WORD:
@@ -84,7 +87,7 @@ def trigger_json(trigger: Trigger) -> dict[str, Any]:
 
 
 def progress_json(progress: Progress) -> dict[str, Any]:
-    """`prompt_progress`; with `queue_position` as long as the task waits."""
+    """`prompt_progress`, with `queue_position` while the task waits."""
     result: dict[str, Any] = {
         "total": progress.n_prompt,
         "cache": progress.n_cached,
@@ -97,12 +100,12 @@ def progress_json(progress: Progress) -> dict[str, Any]:
 
 
 def progress_timings(progress: Progress) -> dict[str, Any]:
-    """`timings` as long as the prompt is being read."""
+    """`timings` during prefill."""
     return timings_json(Timings(progress.n_cached, progress.n_processed - progress.n_cached, progress.ms, 0, 0.0))
 
 
 def timings_json(timings: Timings) -> dict[str, Any]:
-    """`timings`: milliseconds and rates; a rate over no time is 0, never infinite."""
+    """`timings`: milliseconds and rates. A rate over zero time is 0."""
     n_steps = max(timings.predicted_n - 1, 0)
     drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n >= 0 else {}
     return {
@@ -120,7 +123,8 @@ def timings_json(timings: Timings) -> dict[str, Any]:
 
 
 def cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
-    """`cache`: what is null isn't known, or there is nothing of the kind. Made once for each answer."""
+    """`cache`: how the KV cache was used. Fields are null where they are unknown or don't apply. Made once per
+    answer."""
     if final.id not in asked.cache:
         difference = final.cache.first_difference
         asked.cache[final.id] = {
@@ -132,8 +136,9 @@ def cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
 
 
 def _difference_json(difference: Difference, asked: TextRequest, final: Final) -> dict[str, Any]:
-    """Text before the place, then token by token: two texts may look the same and be cut differently. A part of an
-    image or a sound (a negative number) is `[file]`. What was lost by it costs its share of reading the prompt."""
+    """Where prompt and cached tokens differ: the text before, then both sides token by token, since equal text can have
+    different tokens. Tokens of an image or a sound (negative ids) are shown as `[file]`. `cost_ms` is the time of
+    prefill that the lost rows took, in proportion."""
     before, prompt, cached = (
         [b"[file]" if token < 0 else asked.model.vocab.piece(token) for token in tokens]
         for tokens in (difference.before, difference.prompt, difference.cached)
@@ -157,14 +162,14 @@ def _difference_json(difference: Difference, asked: TextRequest, final: Final) -
 def _place(asked: TextRequest, id_task: int, at: int, n_same: int) -> Place | None:
     try:
         return asked.prompt_of(id_task).place(asked.model.vocab, at, n_same)
-    except Exception:  # the answer is worth more than what is said about it
+    except Exception:  # this is only an explanation: a fault in it must not fail the answer
         log.exception("the place of a difference could not be found")
         return None
 
 
 def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, Any]:
-    """One item of `completion_probabilities`: 2024's `content` and `probs`, today's `logprob` and `top_logprobs`
-    (or `prob` and `top_probs` with `post_sampling_probs`)."""
+    """One item of `completion_probabilities`. It has the fields of 2024 (`content`, `probs`) and today's (`logprob` and
+    `top_logprobs`, or `prob` and `top_probs` with `post_sampling_probs`)."""
     piece = vocab.piece(probs.token)
     text = piece.decode("utf-8", "replace")
     result = {
@@ -184,13 +189,13 @@ def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict
 
 
 def token_json(token: int, vocab: Vocab, **numbers: float | None) -> dict[str, Any]:
-    """A token as `id`, text and bytes, and how likely it is."""
+    """A token with its id, text and bytes, and its probability under the given name."""
     piece = vocab.piece(token)
     return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece), **numbers}
 
 
 def _own(value: float, default: float) -> float:
-    """A task's value, the server's where it is negative."""
+    """The task's own value, or the server's default where that is negative."""
     return default if value < 0 else value
 
 

@@ -1,7 +1,7 @@
-"""POST /tokenize, /detokenize, /apply-template, the counting of chats' tokens, GET /tokenizer_info. Connection thread;
-the engine is asked only what files take.
+"""POST /tokenize, /detokenize, /apply-template and the routes that count tokens; GET /tokenizer_info.
 
-Texts come as llama-server's clients send them (`content`), or as vLLM's do (`prompt`, or the `messages` of a chat).
+Runs on connection threads. The engine is asked only for the size of files. Requests may have llama-server's form
+(`content`) or vLLM's (`prompt`, or the `messages` of a chat).
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from server.models.model import Model
 from server.models.models import Models
 from server.web.message import Items, Request, Response, json_response
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 4096  # tokens that are turned into JSON at a time
 SPECIAL = {"pad_token": "padding", "unk_token": "unknown"}
-"""By the names that the model's file has for them."""
+"""Names in the answer, and the names that GGUF files have for these tokens."""
 
 
 class TokenHandlers:
-    """Text to token ids and back, chats to text."""
+    """Handlers of the routes about tokens and prompts."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
 
     def tokenize(self, request: Request) -> Response:
-        """`{"tokens": [...]}`; with `with_pieces` each is `{"id", "piece"}`. To vLLM's clients also their number."""
+        """`{"tokens": [...]}`. With `with_pieces` each token is `{"id", "piece"}`. Requests in vLLM's form get `count`,
+        too."""
         body = request.json_object()
         model = self._models.spell(body.get("model"), request)
         given = [name for name in ("content", "prompt", "messages") if body.get(name) is not None]
         if len(given) > 1:
-            raise ApiError(400, f"{given[0]} and {given[1]} exclude each other; give one of them")
+            raise ApiError(400, f"{given[0]} and {given[1]} can't be used together")
         if given == ["messages"]:
             return _tokenize_chat(model, body, request)
         vocab, values = model.vocab, TOKENIZE.read(body)
@@ -52,7 +53,7 @@ class TokenHandlers:
         return TOKENIZE.reply({"tokens": Items(items, TOKENS_AT_ONCE)}, body)
 
     def detokenize(self, request: Request) -> Response:
-        """`{"content": text}`, for vLLM's clients also as `prompt`; bytes that are no UTF-8 become U+FFFD."""
+        """`{"content": text}`, for vLLM's clients also as `prompt`. Invalid UTF-8 becomes U+FFFD."""
         body = request.json_object()
         vocab = self._models.spell(body.get("model"), request).vocab
         if not isinstance(body.get("tokens", []), list):
@@ -62,7 +63,7 @@ class TokenHandlers:
         return DETOKENIZE.reply({"content": text, "prompt": text}, body)
 
     def info(self, request: Request) -> Response:
-        """What a tokenizer's configuration file says, in the words of vLLM's route; null is what the model hasn't."""
+        """The fields of a tokenizer's configuration, as in vLLM. A field is null where the model has no such token."""
         model = self._models.spell(request.query.get("model"), request)
         info, vocab = model.info, model.vocab
         special = {name: special_token(model, key) for name, key in SPECIAL.items()}
@@ -81,7 +82,7 @@ class TokenHandlers:
         )
 
     def apply_template(self, request: Request) -> Response:
-        """The prompt that `messages` would become."""
+        """Renders the prompt of a chat."""
         body = request.json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
@@ -89,7 +90,7 @@ class TokenHandlers:
         return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
 
     def count(self, request: Request) -> Response:
-        """How many tokens the prompt of `messages` has."""
+        """Counts the tokens of a chat's prompt."""
         body = request.json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
@@ -101,7 +102,7 @@ class TokenHandlers:
         return CHAT.reply(answer, body, chat.warnings)
 
     def count_messages(self, request: Request) -> Response:
-        """The same in Anthropic's dialect."""
+        """Counts the tokens of a chat's prompt, in Anthropic's dialect."""
         body = request.json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
@@ -113,8 +114,8 @@ class TokenHandlers:
 
 
 def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request) -> int:
-    """How many tokens a prompt has. Files have to be decoded for that, in turns with those of others, and as if an
-    answer were wanted, by a model that is awake: ApiError 400 if they can't be, or are too long."""
+    """The number of tokens of a prompt. A prompt with files needs the loaded model to decode them, so it waits its turn
+    as a task would. ApiError 400 if a file can't be decoded or is too long."""
     if not prompt.media:
         return len(prompt.tokens)
     model = models.get(model.name, request)
@@ -126,17 +127,17 @@ def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request)
 
 
 def _tokenize_chat(model: Model, body: dict[str, Any], request: Request) -> Response:
-    """The tokens of the prompt that `messages` would become."""
+    """The tokens of the prompt of a chat."""
     values, files = TOKENIZE_CHAT.read(body, model.defaults), Files(model, request)
     chat = chat_prompt(model, read_conversation(model, body, files), files)
     if chat.prompt.media:
-        raise ApiError(400, f"{chat.prompt.media[0].where}: no token ids stand for a file")
+        raise ApiError(400, f"{chat.prompt.media[0].where}: a file has no token ids")
     answer = counted(model, chat.prompt.tokens, values["return_token_strs"])
     return TOKENIZE_CHAT.reply(answer, body, chat.warnings)
 
 
 def counted(model: Model, tokens: Sequence[int], with_texts: bool) -> dict[str, Any]:
-    """Tokens and their number, as vLLM's clients read them; `with_texts` also what each of them says."""
+    """Tokens and their number in vLLM's form; `with_texts` adds the text of each token."""
     answer = {"count": len(tokens), "max_model_len": model.info.n_ctx_slot, "tokens": Items(tokens, TOKENS_AT_ONCE)}
     if with_texts:
         texts = (model.vocab.piece(token).decode("utf-8", "replace") for token in tokens)
@@ -145,7 +146,7 @@ def counted(model: Model, tokens: Sequence[int], with_texts: bool) -> dict[str, 
 
 
 def special_token(model: Model, key: str) -> str | None:
-    """The name of the token whose id the model's file gives under this key."""
+    """The text of the token whose id the model's file has under this key; None without one."""
     text = model.info.meta.get(f"tokenizer.ggml.{key}_token_id", "")
     if not text.isdecimal() or len(text) > 9 or int(text) >= model.vocab.n_tokens:
         return None
@@ -153,7 +154,7 @@ def special_token(model: Model, key: str) -> str | None:
 
 
 def piece_json(piece: bytes) -> str | list[int]:
-    """A token's text, or its bytes as numbers where they are no UTF-8 of their own."""
+    """A token's text, or a list of its bytes if they aren't valid UTF-8."""
     try:
         return piece.decode("utf-8")
     except UnicodeDecodeError:

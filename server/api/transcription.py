@@ -1,8 +1,8 @@
-"""The dialect of POST /v1/audio/transcriptions and /v1/audio/translations: a form with a sound in, its text out.
-Connection thread.
+"""The dialect of POST /v1/audio/transcriptions and /v1/audio/translations. A form with a sound file is answered with
+text. Runs on a connection thread.
 
-A model that hears is a model that chats: the sound stands in a message of the user's, behind what is to be done with
-it. It doesn't say when it has heard what, so there are no subtitles and no times of words.
+The request becomes a chat: a user message with an instruction and the sound. Chat models don't report when something
+was said, so there are no subtitles and no timestamps.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from server.web.sse import DONE, PING, named_event
 from server.web.sse import event as sse_event
 
 WISHES = {"transcribe": "Transcribe audio to text", "translate": "Translate audio to English text"}
-"""What the model is told to do, by the task's name."""
+"""The instruction to the model, by the kind of task."""
 SYSTEMS = {"<|tool_list_start|>": "Perform ASR."}
-"""What the system says instead to models that were trained so, by a mark of their templates (LFM2-Audio)."""
+"""For models trained with a system prompt instead: that prompt, by a text in their chat templates (LFM2-Audio)."""
 FORMATS = ("json", "text", "verbose_json")
-NO_TIMES = "this server doesn't know when something was said"
+NO_TIMES = "this server can't tell when something was said"
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------
 
 
 def read_form(request: Request) -> dict[str, Any]:
-    """The form as an object: texts become what their fields hold, a name that ends with [] a list. ApiError 400."""
+    """The form as an object. Values are converted to the types of their fields; a name that ends with [] makes a list.
+    ApiError 400 if a field is given twice."""
     body: dict[str, Any] = {}
     kinds = {name: field.kind for field in TRANSCRIPTION.rows for name in (field.name, *field.aliases)}
     for part in request.form:
@@ -55,27 +56,25 @@ def read_form(request: Request) -> dict[str, Any]:
 
 
 def _value(part: Part, kind: type) -> Any:
-    """The value of a field that is no file: JSON, unless it is a text."""
+    """The value of a field that isn't a file: parsed as JSON unless the field is a text."""
     text = part.text()
     if kind is str or part.name.endswith("[]"):
         return text
     try:
         return parse_json((text.lower() if kind is bool else text).encode())
     except ApiError:
-        return text  # whoever reads it says what is wrong
+        return text  # the check of the field reports the error
 
 
 def read_transcription(incoming: Incoming, task: str) -> TextRequest:
-    """A sound, whose text is wanted."""
+    """Read a request for the text of a sound."""
     model, body, files = incoming.model, incoming.body, incoming.files
     if not model.info.audio:
-        raise ApiError(
-            501, "this model doesn't hear, so it writes no sound down; one that does is started with --mmproj FILE"
-        )
+        raise ApiError(501, "this model can't hear: start the server with a model for audio and --mmproj FILE")
     own = TRANSCRIPTION.read(body, {**model.defaults, "temperature": 0.0})
     _check_shape(own)
     if not isinstance(own["file"], Part):
-        raise ApiError(400, "file: this field is required, a file with a sound (WAV, MP3, FLAC)")
+        raise ApiError(400, "file: a sound file (WAV, MP3, FLAC) is required")
     values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **own, "n_cmpl": 1}
     sound = files.add_bytes(own["file"].take(), "file", AUDIO)
     asked = {"messages": messages(model, own, task, sound), "enable_thinking": False}
@@ -92,7 +91,7 @@ def read_transcription(incoming: Incoming, task: str) -> TextRequest:
 
 
 def messages(model: Model, values: Mapping[str, Any], task: str, sound: str) -> list[dict[str, Any]]:
-    """What the model is told. `sound` is the marker of the file."""
+    """The messages of the chat. `sound` is the marker that stands for the file."""
     source, system = model.chat_template.source, ""
     if task == "transcribe" and not values["prompt"]:
         system = next((text for mark, text in SYSTEMS.items() if mark in source), "")
@@ -106,14 +105,16 @@ def messages(model: Model, values: Mapping[str, Any], task: str, sound: str) -> 
 
 
 def _check_shape(values: Mapping[str, Any]) -> None:
-    """ApiError 400 for an answer in a shape that can't be had."""
+    """ApiError 400 for a form of the answer that isn't supported."""
     shape = values["response_format"]
     if shape in ("srt", "vtt", "diarized_json"):
-        raise ApiError(400, f"response_format: no {shape}, because {NO_TIMES}; known are {', '.join(FORMATS)}")
+        raise ApiError(
+            400, f"response_format: {shape} isn't supported, because {NO_TIMES}; use one of {', '.join(FORMATS)}"
+        )
     if shape not in FORMATS:
-        raise ApiError(400, f"response_format: {shape[:40]!r} is unknown; known are {', '.join(FORMATS)}")
+        raise ApiError(400, f"response_format: {shape[:40]!r} is unknown; use one of {', '.join(FORMATS)}")
     if values["stream"] and shape != "json":
-        raise ApiError(400, f"stream: what comes in parts comes as json, not as {shape}")
+        raise ApiError(400, f"stream: a stream needs the response_format json, not {shape}")
     if values["timestamp_granularities[]"]:
         raise ApiError(400, f"timestamp_granularities[]: {NO_TIMES}")
 
@@ -122,7 +123,7 @@ def _check_shape(values: Mapping[str, Any]) -> None:
 
 
 class TranscriptReply:
-    """Writes the text: by itself, in an object, or piece by piece."""
+    """Writes the transcript as plain text, as an object, or as a stream."""
 
     id = ""
     ping = PING
@@ -133,7 +134,7 @@ class TranscriptReply:
         self._parts: list[str] = []
 
     def event(self, index: int, event: Event) -> bytes:
-        """What a stream sends; at the end the whole text once more."""
+        """Events of a stream: pieces of text, and at the end the whole text."""
         if type(event) is Text and event.text:
             self._parts.append(event.text)
             return sse_event({"type": "transcript.text.delta", "delta": event.text})
@@ -150,7 +151,7 @@ class TranscriptReply:
         return named_event("error", error_body(error))
 
     def whole(self, answers: Sequence[Answer]) -> object:
-        """The text in the shape that was asked for."""
+        """The text in the requested form."""
         [answer] = answers
         assert answer.final is not None
         shape = self._asked.values["response_format"]
@@ -175,7 +176,7 @@ class TranscriptReply:
 
 
 def dialect(task: str) -> Dialect:
-    """That of a task."""
+    """The dialect for one kind of task, "transcribe" or "translate"."""
     return Dialect(
         partial(read_transcription, task=task),
         partial(TranscriptReply, task=task),

@@ -1,8 +1,8 @@
-"""Vertex AI's predictions: several requests in one, for the routes that there are. Connection thread, and some more
-that ask for instances at the same time.
+"""Vertex AI's predictions: one request that holds several requests for other routes.
 
-An instance is the body of another route with that route's name in `@requestFormat`: its path, or a word made of that
-("chatCompletions"). Without one its fields say it. What goes wrong with an instance is its prediction.
+Runs on a connection thread, which starts threads for the instances. An instance is the body for another route. Its
+field `@requestFormat` names the route by its path, or by a word made of the path ("chatCompletions"); without it the
+route follows from the fields. An error of one instance becomes the prediction of that instance.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ASKED = (
     *("/completion", "/infill", "/embedding", "/tokenize", "/detokenize", "/apply-template"),
     *("/v1/chat/completions/input_tokens", "/v1/messages/count_tokens"),
 )
-"""Which routes instances may ask."""
-MAX_INSTANCES, N_AT_ONCE = 128, 16
+"""The routes that instances may use."""
+MAX_INSTANCES, N_AT_ONCE = 128, 16  # in one request, and how many of them run at the same time
 FORMAT = "@requestFormat"
 BODY = Body((), ((Field("instances", list, None, "bodies of other routes"),),))
 
 
 class PredictHandler:
-    """The route of predictions, over the other routes."""
+    """Handles the route of predictions."""
 
     def __init__(self, models: Models, table: Iterable[Route]) -> None:
         self._models = models
@@ -39,15 +39,15 @@ class PredictHandler:
         self._paths = {word_for(path): path for path in self._routes}
 
     def handle(self, request: Request) -> Response:
-        """`{"predictions": [...]}`, an answer for each of the `instances`."""
-        from concurrent.futures import ThreadPoolExecutor  # here, because hardly anybody asks
+        """`{"predictions": [...]}`: one answer for each instance."""
+        from concurrent.futures import ThreadPoolExecutor  # imported here: few servers need it
 
         body = request.json_object()
-        if self._models.lone is not None:  # else each instance has the model that it names
+        if self._models.lone is not None:  # with several models, each instance names its own
             self._models.get(None, request)
         instances = BODY.read(body)["instances"]
         if not isinstance(instances, list):
-            raise ApiError(400, "instances: give a list of objects")
+            raise ApiError(400, "instances: a list of objects is required")
         if len(instances) > MAX_INSTANCES:
             raise ApiError(400, f"instances: {len(instances)} are too many, at most {MAX_INSTANCES} are allowed")
         share = memory.current()
@@ -62,15 +62,15 @@ class PredictHandler:
         return Response(200, b'{"predictions":[%b]}' % predictions, headers)
 
     def _predict(self, request: Request, instance: object) -> bytes:
-        """The JSON that the route of an instance answers, or its error."""
+        """The answer of an instance's route as JSON, or its error."""
         shape: ErrorShape = error_body
         try:
             if not isinstance(instance, dict):
-                raise ApiError(400, "an instance is not an object")
+                raise ApiError(400, "the instance is not an object")
             route = self._route(instance)
             shape = route.error_shape
             fields = {name: value for name, value in instance.items() if name != FORMAT}
-            if "stream" in fields or route.path == "/infill":  # which may stream unless it is told not to
+            if "stream" in fields or route.path == "/infill":  # /infill streams by default
                 fields["stream"] = False
             data = to_json(fields)
             memory.hold(len(data))
@@ -78,7 +78,7 @@ class PredictHandler:
             try:
                 answer = route.handler(own)
             finally:
-                own.end()  # others may want the room of its model
+                own.end()  # lets go of the model, whose memory another request may need
             assert isinstance(answer, Response)
             return answer.body
         except ApiError as error:
@@ -92,7 +92,7 @@ class PredictHandler:
             name = "chatCompletions" if "messages" in instance else "completions"
         path = self._paths.get(name, name) if isinstance(name, str) else None
         if path not in self._routes:
-            raise ApiError(400, f"{FORMAT}: {str(name)[:80]!r} is unknown; known are {', '.join(self._paths)}")
+            raise ApiError(400, f"{FORMAT}: {str(name)[:80]!r} is unknown; use one of {', '.join(self._paths)}")
         return self._routes[path]
 
 

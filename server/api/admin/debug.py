@@ -1,8 +1,8 @@
-"""What helps to find out why something is slow. Connection thread.
+"""Routes for finding out why something is slow. Run on connection threads.
 
-POST /debug/stacks: what every Python thread of the server is doing, as text. Off unless asked for with --debug-stacks:
-it shows paths of this machine. GET /debug/cache: what the prompt cache did for the latest requests of the key that
-asks, and what it could not do.
+POST /debug/stacks returns the call stacks of all Python threads as text. It needs --debug-stacks, because stacks show
+paths of this machine. GET /debug/cache shows what the prompt cache saved in the latest requests of the caller's key,
+and why it saved no more.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from server.web.message import Request, Response, json_response
 
 
 class DebugHandler:
-    """`stacks` answers 501 unless the server was started with `--debug-stacks`, `cache` where slots are hidden."""
+    """Both answer 501 where they are off: `stacks` without `--debug-stacks`, `cache` without `--slots`."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def stacks(self, request: Request) -> Response:
-        """This process first, then the engine's, if it has one of its own."""
+        """The stacks of this process, then those of the engine's process, if there is one."""
         if not self._context.options.debug_stacks:
-            raise ApiError(501, "This server doesn't show its stacks. Start it with `--debug-stacks`")
+            raise ApiError(501, "this server doesn't show its stacks: start it with --debug-stacks")
         text = stacks("web process") + "\n" + self._context.models.stacks()
         return Response(200, text.encode("utf-8", "replace"), {"Content-Type": "text/plain; charset=utf-8"})
 
     def cache(self, request: Request) -> Response:
-        """All requests that are remembered for this key, or those to the model that the query names."""
+        """Notes on the latest requests of this key, for one model if the query names it."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         name = request.query.get("model")

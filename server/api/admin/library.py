@@ -1,8 +1,8 @@
-"""Fetching and removing models by request: POST and DELETE /models, /api/pull, /api/delete. Connection thread.
+"""Downloads and removes models by request: POST and DELETE /models, /api/pull, /api/delete. Runs on connection threads.
 
-Only with --manage-models, and only for an admin's key. Nothing that a request says becomes a path or an address: a
-download is named by its repository, and what is removed is a model of the list. Progress goes to /models/sse, in
-llama-server's words, and into the answer of /api/pull, in Ollama's.
+Needs --manage-models and an admin's key. No text of a request becomes a path or an address: a download is named by its
+repository, and only a model of the list can be removed. Progress is sent to /models/sse in llama-server's format, and
+in the answer of /api/pull in Ollama's.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from server.library.library import Download, Library
 
 STREAM_TYPE = "application/x-ndjson"
-TELL_EVERY_S = 5.0
-FINISHED = "finished"  # as the library has it, which only some servers import
+TELL_EVERY_S = 5.0  # longest time without a line of progress, in seconds
+FINISHED = "finished"  # the library's own constant; the library is imported only where models are managed
 
 
 class LibraryHandlers:
-    """The routes."""
+    """Handlers of these routes."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def fetch(self, request: Request) -> Response:
-        """POST /models: begin to download a model, which the answer doesn't wait for."""
+        """POST /models: start to download a model, and answer at once."""
         library = self._library(request)
         body = request.json_object()
         name = named(MANAGE.read(body)["model"])
@@ -39,14 +39,14 @@ class LibraryHandlers:
         return MANAGE.reply({"success": True, "model": download.name}, body)
 
     def remove(self, request: Request) -> Response:
-        """DELETE /models: a model's files, or a download of it that is running. The query or the body names it."""
+        """DELETE /models: delete a model's files, or stop its download. The query or the body names the model."""
         self._library(request)
         body = request.json_object() if request.body else {}
         self._remove(request, named(request.query.get("model") or MANAGE.read(body)["model"]))
         return MANAGE.reply({"success": True}, body)
 
     def pull(self, request: Request) -> Response | EventStream:
-        """POST /api/pull: download a model, with lines of progress unless `stream` is false."""
+        """POST /api/pull: download a model. The answer has lines of progress unless `stream` is false."""
         library = self._library(request)
         body = request.json_object()
         own = OLLAMA_PULL.read(body)
@@ -65,14 +65,14 @@ class LibraryHandlers:
         return json_response({"status": "success"}, headers=headers)
 
     def delete(self, request: Request) -> Response:
-        """DELETE /api/delete: a model's files."""
+        """DELETE /api/delete: delete a model's files."""
         self._library(request)
         body = request.json_object()
         self._remove(request, named(OLLAMA_DELETE.read(body)["model"]))
         return Response(200, b"", warning_header(OLLAMA_DELETE.unread(body)))
 
     def _library(self, request: Request) -> Library:
-        """The library, if the request may use it. ApiError 501 where there is none, 403 without an admin's key."""
+        """The library. ApiError 501 on a server without one, 403 without an admin's key."""
         self._context.require_manager(request, "fetch or remove models")
         library = self._context.library
         assert library is not None
@@ -83,7 +83,7 @@ class LibraryHandlers:
         if library.stop(name):
             return
         if models.lone is not None:
-            raise ApiError(501, "this server was started with one model, which it keeps")
+            raise ApiError(501, "the only model of this server can't be removed")
         entry = models.find(name, request.key_id)
         others = [other.source for other in models.entries if other is not entry]
         library.check_removable(entry.source, others)
@@ -96,14 +96,14 @@ class LibraryHandlers:
 
 
 def named(name: Any) -> str:
-    """The name of a model in a request. ApiError 400 without one."""
+    """The name of a model from a request. ApiError 400 without one."""
     if not isinstance(name, str) or not name:
-        raise ApiError(400, "model: give the name of a model")
+        raise ApiError(400, "model: the name of a model is required")
     return name
 
 
 def download_event(download: Download) -> dict[str, Any]:
-    """What /models/sse says of a download, as llama-server does."""
+    """The event of a download on /models/sse, in llama-server's format."""
     event: dict[str, Any] = {"model": download.name, "event": "download_progress", "data": {}}
     if download.has_ended:
         is_there = download.state == FINISHED
@@ -112,15 +112,15 @@ def download_event(download: Download) -> dict[str, Any]:
 
 
 def reason_of(download: Download) -> dict[str, str]:
-    """Why there is no model, where there is none."""
+    """The reason of a failed download, else nothing."""
     return {"reason": download.reason} if download.reason else {}
 
 
 def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
-    """The answer of /api/pull: lines of JSON, the last of which says `success` or has an `error`."""
+    """The answer of /api/pull: lines of JSON. The last one has `"status": "success"` or an `error`."""
     watch = library.watch(download, TELL_EVERY_S)
     try:
-        for _ in watch:  # a line each time, also without news: only a write shows that the client has left
+        for _ in watch:  # a line even without progress, since only a failing write shows that the client has left
             if download.has_ended:
                 break
             yield _line(progress_json(download))
@@ -134,7 +134,8 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
 
 
 def progress_json(download: Download) -> dict[str, Any]:
-    """How far a file is. Clients have a bar for each digest; the file's own isn't known before it is there."""
+    """The progress of one file. Clients draw a bar per digest; the digest is made of the file's name, because the
+    file's own is unknown until it has been read."""
     if not download.file:
         return {"status": "pulling manifest"}
     digest = hashlib.sha256(download.file.encode("utf-8", "replace")).hexdigest()

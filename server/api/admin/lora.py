@@ -1,4 +1,4 @@
-"""GET and POST /lora-adapters: the adapters' scales for requests that name none. Connection thread."""
+"""GET and POST /lora-adapters: the scales of adapters for requests that set none. Runs on connection threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.web.message import Request, Response, json_response
 
 
 class LoraHandlers:
-    """The scales for requests that don't say otherwise."""
+    """Handlers of the two routes."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -20,7 +20,7 @@ class LoraHandlers:
         return json_response(model.engine.command("get_lora")["adapters"])
 
     def set(self, request: Request) -> Response:
-        """Take over `[{"id", "scale"}, ...]`; adapters that are not named are switched off."""
+        """Set the scales of `[{"id", "scale"}, ...]`; adapters that aren't listed are switched off."""
         model = self._models.get(request.query.get("model"), request)
         body = request.json()
         scales = lora_scales(body, model)

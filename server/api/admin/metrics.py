@@ -1,4 +1,4 @@
-"""GET /metrics: the snapshot's counters in Prometheus' text format (version 0.0.4). Connection thread."""
+"""GET /metrics: counters of the engine's snapshot in Prometheus' text format 0.0.4. Runs on a connection thread."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PREFIX = "llamacpp:"
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 HISTOGRAM_HELP = {
-    "queue_wait_seconds": "Time a request waited for a slot.",
+    "queue_wait_seconds": "Time a task waited for a slot.",
     "time_to_first_token_seconds": "Time from a request's arrival to its first token.",
-    "time_between_tokens_seconds": "Time between two tokens of one text.",
+    "time_between_tokens_seconds": "Time between two tokens of one answer.",
     "step_seconds": "Time of one step of the engine.",
-    "prompt_throughput_tokens_per_second": "Reading speed of one prompt.",
-    "predicted_throughput_tokens_per_second": "Generation speed of one text.",
+    "prompt_throughput_tokens_per_second": "Prefill speed of one task.",
+    "predicted_throughput_tokens_per_second": "Generation speed of one task.",
 }
 
 
@@ -50,7 +50,7 @@ class MetricsHandler:
 
 
 def render(snapshots: Mapping[str, Snapshot]) -> Iterable[str]:
-    """The lines for the snapshots of models by their names; that of one alone has the name "" and no label."""
+    """The lines for these snapshots, by model name. A server with one model has it under "" and writes no label."""
     rows = {name: scalars(snapshot) for name, snapshot in snapshots.items()}
     for i, (kind, metric, help, _) in enumerate(scalars(Snapshot())):
         yield f"# HELP {PREFIX}{metric} {help}\n# TYPE {PREFIX}{metric} {kind}\n"
@@ -68,14 +68,14 @@ def render(snapshots: Mapping[str, Snapshot]) -> Iterable[str]:
 
 
 def labels(model: str, **others: str) -> str:
-    """The labels of a sample."""
+    """The labels of a sample; an empty `model` gets none."""
     named = {**({"model": model} if model else {}), **others}
     escaped = (f'{name}="{value.translate(ESCAPES)}"' for name, value in named.items())
     return f"{{{','.join(escaped)}}}" if named else ""
 
 
 def refused(numbers: dict[str, int]) -> Iterable[str]:
-    """The lines about refused requests: one for each reason that there is."""
+    """The lines about refused requests, one for each reason."""
     name = f"{PREFIX}requests_refused_total"
     yield f"# HELP {name} Requests that were refused, by reason.\n# TYPE {name} counter\n"
     for reason in REASONS:
@@ -83,29 +83,29 @@ def refused(numbers: dict[str, int]) -> Iterable[str]:
 
 
 def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
-    """Rows of (type, name, help, value)."""
+    """Rows of (type, name, help text, value)."""
     return [
-        ("counter", "prompt_tokens_total", "Number of prompt tokens processed.", s.n_prompt_tokens),
-        ("counter", "prompt_seconds_total", "Prompt process time in seconds.", s.prompt_ms / 1e3),
-        ("counter", "tokens_predicted_total", "Number of generation tokens processed.", s.n_predicted_tokens),
-        ("counter", "tokens_predicted_seconds_total", "Predict process time in seconds.", s.predicted_ms / 1e3),
+        ("counter", "prompt_tokens_total", "Prompt tokens processed.", s.n_prompt_tokens),
+        ("counter", "prompt_seconds_total", "Time spent on prefill in seconds.", s.prompt_ms / 1e3),
+        ("counter", "tokens_predicted_total", "Tokens generated.", s.n_predicted_tokens),
+        ("counter", "tokens_predicted_seconds_total", "Time spent on generation in seconds.", s.predicted_ms / 1e3),
         (
             "counter",
             "sampler_seconds_total",
-            "Time to choose tokens after their steps in seconds, grammars included.",
+            "Time spent on sampling in seconds, grammars included.",
             s.sampler_ms / 1e3,
         ),
         ("counter", "prompt_tokens_reused_total", "Prompt tokens found in the cache.", s.n_reused_tokens),
-        ("counter", "n_decode_total", "Number of steps of the engine.", s.n_steps),
-        ("counter", "stalls_total", "Steps that kept running streams waiting for long.", s.n_stalls),
-        ("counter", "requests_set_aside_total", "How often a text had to wait in memory for room.", s.n_asides),
+        ("counter", "n_decode_total", "Steps of the engine.", s.n_steps),
+        ("counter", "stalls_total", "Steps that held up running streams for long.", s.n_stalls),
+        ("counter", "requests_set_aside_total", "Times a task was paused to make room in the KV cache.", s.n_asides),
         ("counter", "spec_decode_num_drafts_total", "Steps that verified drafted tokens.", s.n_drafts),
         ("counter", "spec_decode_num_draft_tokens_total", "Tokens drafted by speculative decoding.", s.n_draft_tokens),
-        ("counter", "spec_decode_num_accepted_tokens_total", "Drafted tokens that proved right.", s.n_draft_accepted),
+        ("counter", "spec_decode_num_accepted_tokens_total", "Drafted tokens that were accepted.", s.n_draft_accepted),
         ("counter", "engine_restarts_total", "Restarts of the engine's process after it died.", s.n_restarts),
-        ("counter", "engine_replays_total", "Requests taken up again by a new engine.", s.n_replays),
-        ("counter", "engine_suspects_total", "Requests given up because the engine died of them.", s.n_suspects),
-        ("counter", "log_lines_lost_total", "Log lines that nobody read in time or no disk took.", n_lost()),
+        ("counter", "engine_replays_total", "Tasks continued by a new engine.", s.n_replays),
+        ("counter", "engine_suspects_total", "Tasks given up because they made the engine die.", s.n_suspects),
+        ("counter", "log_lines_lost_total", "Log lines dropped because the output was too slow or full.", n_lost()),
         (
             "gauge",
             "prompt_tokens_seconds",
@@ -121,12 +121,12 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
         (
             "gauge",
             "kv_cache_usage_ratio",
-            "KV-cache usage. 1 means 100 percent usage.",
+            "Used part of the KV cache, from 0 to 1.",
             s.kv_used / s.n_ctx if s.n_ctx else 0.0,
         ),
         ("gauge", "kv_cache_tokens", "KV-cache tokens.", s.kv_used),
-        ("gauge", "requests_processing", "Number of requests processing.", s.n_processing),
-        ("gauge", "requests_deferred", "Number of requests deferred.", s.n_deferred),
+        ("gauge", "requests_processing", "Tasks in slots.", s.n_processing),
+        ("gauge", "requests_deferred", "Tasks waiting for a slot.", s.n_deferred),
     ]
 
 

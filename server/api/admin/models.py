@@ -1,7 +1,7 @@
-"""Which models there are, and what state they are in: /models, /v1/models; load and unload them; events of all changes.
+"""/models and /v1/models: lists models and their states, loads and unloads them, and sends events about changes.
 
-Connection thread. The shapes are OpenAI's list (`data`), Ollama's beside it (`models`), and llama-server's `status`.
-Nothing here wakes or loads a model but what says so.
+Runs on connection threads. An entry has OpenAI's fields (in the list `data`), Ollama's (in `models`), and
+llama-server's `status`. Only the route to load a model loads or wakes one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from server.models.entry import FAILED, LOADING, Entry
 from server.web import sse
 from server.web.message import EventStream, Request, Response, json_response
 
-PING_S = 15.0
+PING_S = 15.0  # seconds without an event after which the stream of events sends a ping
 
 
 class ModelHandlers:
-    """The routes."""
+    """Handlers of these routes."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def list(self, request: Request) -> Response:
-        """All models that the key may use."""
+        """Lists the models that the key may use."""
         entries = self._context.models.seen_by(request.key_id)
         return json_response(
             {
@@ -41,17 +41,17 @@ class ModelHandlers:
         )
 
     def one(self, request: Request) -> Response:
-        """One of them, by any of its names."""
+        """Describes one model, found by any of its names."""
         models = self._context.models
         name = request.params["name"]
         entry = models.find(name, request.key_id)
-        if name not in entry.names and models.lone is not None:  # which answers to every name
-            raise ApiError(404, f"model: there is no {name[:80]!r} here; GET /v1/models lists what there is")
+        if name not in entry.names and models.lone is not None:  # a lone model is found under any name
+            raise ApiError(404, f"model: there is no {name[:80]!r}; GET /v1/models lists all models")
         return json_response(self._entry(entry))
 
     def load(self, request: Request) -> Response:
-        """Begin to load one; `GET /models` and `/models/sse` tell how it goes on. Options of its own need the rights of
-        fetching and removing."""
+        """Start to load a model; `GET /models` and `/models/sse` report its progress. To pass options, the request
+        needs the rights of an admin."""
         body, name = named_in(request)
         options = LOAD.read(body)["options"]
         if options is not None:
@@ -60,13 +60,13 @@ class ModelHandlers:
         return LOAD.reply({"success": True, "model": entry.name, "status": self._status(entry)}, body)
 
     def unload(self, request: Request) -> Response:
-        """Unload one, once its work is done."""
+        """Unload a model once its running requests have ended."""
         body, name = named_in(request)
         entry = self._context.models.unload(name, request.key_id)
         return MODEL.reply({"success": True, "model": entry.name, "status": self._status(entry)}, body)
 
     def events(self, request: Request) -> EventStream:
-        """Server-sent events: every change of state, beginning with the states at present."""
+        """A stream of server-sent events: first the states of all models, then every change."""
         return EventStream(self._iterate(request.key_id))
 
     def _iterate(self, key_id: str) -> Iterator[bytes]:
@@ -91,7 +91,7 @@ class ModelHandlers:
                     yield event_of(entry, state, **({"failed": True, "reason": reason} if state == FAILED else {}))
 
     def _status(self, entry: Entry) -> dict[str, Any]:
-        """`value`, and what belongs to that: `progress` from 0 to 1, or why it has `failed`."""
+        """The model's state in `value`, with `progress` (0 to 1) while it loads, or the reason if that failed."""
         value = self._context.models.status(entry)
         status: dict[str, Any] = {"value": value}
         if value == LOADING:
@@ -133,7 +133,7 @@ class ModelHandlers:
         }
 
     def _capabilities(self, entry: Entry) -> Any:
-        """None is not known yet: the model has never been loaded."""
+        """What the model can do; None while that is unknown because the model has never been loaded."""
         model = entry.model
         if model is not None and model.info is not None:
             entry.capabilities = tuple(model_capabilities(model))
@@ -141,21 +141,21 @@ class ModelHandlers:
 
 
 def named_in(request: Request) -> tuple[dict[str, Any], str]:
-    """A body, and the model that it names. ApiError 400 without one."""
+    """The body, and the name of a model in it. ApiError 400 without a name."""
     body = request.json_object()
     name = body.get("model")
     if not isinstance(name, str) or not name:
-        raise ApiError(400, "model: give the name of a model, as GET /models lists them")
+        raise ApiError(400, "model: a name is required; GET /models lists all models")
     return body, name
 
 
 def event_of(entry: Entry, value: str, **more: object) -> bytes:
-    """That a model is in this state."""
+    """The event that a model is in this state now."""
     return sse.event({"model": entry.name, "event": "model_status", "data": {"status": value, **more}})
 
 
 def meta_json(info: ModelInfo) -> dict[str, Any]:
-    """What is known of a model that has been loaded."""
+    """Facts about a model that has been loaded at least once."""
     return {
         "n_vocab": info.n_vocab,
         "n_ctx": info.n_ctx_slot,
@@ -170,7 +170,7 @@ def meta_json(info: ModelInfo) -> dict[str, Any]:
 
 
 def details(info: ModelInfo | None) -> dict[str, Any]:
-    """What kind of model it is in Ollama's words, as far as its file says so."""
+    """Format and size of a model in Ollama's form, as far as its file has them."""
     family = "" if info is None else info.meta.get("general.architecture", "")
     return {
         "parent_model": "",
@@ -183,13 +183,13 @@ def details(info: ModelInfo | None) -> dict[str, Any]:
 
 
 def count_text(n: int) -> str:
-    """A number of parameters: 134.52M, 7.2B."""
+    """A number of parameters as text: 134.52M, 7.2B."""
     if n >= 10**9:
         return f"{n / 1e9:.1f}B"
     return f"{n / 1e6:.2f}M" if n >= 10**6 else f"{n / 1e3:.2f}K"
 
 
 def quantization(desc: str) -> str:
-    """The type of the weights from llama.cpp's description of a model, such as `llama 7B Q4_K - Medium`."""
+    """The type of the weights, taken from llama.cpp's description of a model such as `llama 7B Q4_K - Medium`."""
     kind = " ".join(desc.split(" ")[2:]).removeprefix("all ")
     return re.sub(r" - ([SML])\w+", r"_\1", kind).split(" ")[0]

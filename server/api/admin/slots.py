@@ -1,6 +1,6 @@
-"""POST /slots/{id}?action=save|restore|erase. Connection thread; the engine does the work between two steps.
+"""POST /slots/{id}?action=save|restore|erase. Runs on a connection thread; the engine does the work between two steps.
 
-File names come from clients: only plain names inside `--slot-save-path` are taken, and no symbolic link is followed.
+File names come from clients: only plain names inside `--slot-save-path` are accepted, and symbolic links are refused.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from server.api.request.fields import SLOT
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
-MAX_NAME = 200  # bytes; most file systems take 255, and a half-written file has a longer name
+MAX_NAME = 200  # bytes; most file systems allow 255, and a half-written file has a suffix
 FORBIDDEN = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
 
 class SlotHandlers:
-    """`act` does what the query's `action` says."""
+    """Handles the route."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def act(self, request: Request) -> Response:
-        """The documents' answers for save, restore and erase."""
+        """Do what `action` in the query says, and return the result."""
         body = request.json() if request.body else {}
         named = body.get("model") if isinstance(body, dict) else None
         model = self._context.models.get(request.query.get("model") or named, request)
@@ -34,14 +34,14 @@ class SlotHandlers:
             raise ApiError(501, "This server does not support slots action. Start it with `--slot-save-path`")
         engine = model.engine
         if not re.fullmatch(r"\d{1,9}", request.params["id_slot"]):
-            raise ApiError(400, "the slot's id in the URL is not a number")
+            raise ApiError(400, "the id of the slot in the URL is not a number")
         id_slot = int(request.params["id_slot"])
         action = request.query.get("action", "")
         if action == "erase":
             done = engine.command("erase", id_slot=id_slot)
             return json_response({"id_slot": id_slot, **done})
         if action not in ("save", "restore"):
-            raise ApiError(400, f"action: '{action[:40]}' is unknown; known are save, restore, erase")
+            raise ApiError(400, f"action: '{action[:40]}' is unknown; use one of save, restore, erase")
         name = body.get("filename") if isinstance(body, dict) else None
         path = slot_path(model.options.slot_save_path, name)
         done = engine.command(action, id_slot=id_slot, path=str(path))
@@ -50,9 +50,9 @@ class SlotHandlers:
 
 
 def slot_path(folder: str, name: object) -> Path:
-    """The file `name` inside `folder`; ApiError 400 for anything that isn't a plain file name."""
+    """The file `name` inside `folder`. ApiError 400 unless it is a plain name of a regular or new file."""
     if not isinstance(name, str) or not name:
-        raise ApiError(400, "filename: give the name of a file")
+        raise ApiError(400, "filename: the name of a file is required")
     if (
         len(os.fsencode(name)) > MAX_NAME
         or name.startswith(".")

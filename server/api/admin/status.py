@@ -1,4 +1,7 @@
-"""What the server is and does: /health, /props, /slots. Snapshots only; nothing here waits."""
+"""/health, /props, /slots: the server's state and settings. Runs on connection threads.
+
+All answers are read from the engine's latest snapshot, so none waits for the engine.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,20 @@ from server.web.message import Request, Response, error_body, json_response
 
 BUILD_INFO = "llama_srv"
 NO = ("", "0", "false", "no", "off")
-STUCK = "the engine has work and makes no progress"
+STUCK = "the engine has work but makes no progress"
 
-COMING_BACK = "the engine has died and is being started again; requests are accepted and wait"
+COMING_BACK = "the engine died and is restarting; requests are accepted and will wait"
 
 
 class StatusHandlers:
-    """Read-only routes."""
+    """Handlers of these routes."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def health(self, request: Request) -> Response:
-        """200 ok or no slot available (503 with `fail_on_no_slot`), 503 while loading, 500 after a failed load; with
-        `strict` 503 also when the engine has work and makes no progress."""
+        """Answers 200 "ok", or "no slot available" (503 with `fail_on_no_slot`); 503 while loading, 500 after a failed
+        load. With `strict` it also answers 503 while the engine has work but makes no progress."""
         models = self._context.models
         if models.lone is None or models.lone.state != LOADED:
             return self._health_of_many(request)
@@ -64,7 +67,8 @@ class StatusHandlers:
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def _health_of_many(self, request: Request) -> Response:
-        """Of a server that serves whether its models are loaded or not: the slots are those of all that are."""
+        """The health of a server with several models: 200 whether they are loaded or not, with the slots of all loaded
+        ones."""
         models = self._context.models
         if request.query.get("strict", "0") not in NO and models.is_stuck:
             return json_response({"status": "error", **error_body(ApiError(503, STUCK))}, 503)
@@ -82,11 +86,12 @@ class StatusHandlers:
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def live(self, request: Request) -> Response:
-        """200 as long as this process answers at all: whoever restarts it for anything else loses what it is doing."""
+        """Answers 200 as long as this process can answer. A restart for any other reason would only lose running
+        requests."""
         return json_response({"status": "ok"})
 
     def ready(self, request: Request) -> Response:
-        """200 when a request would be served now, else 503 with the reason: for who spreads requests over servers."""
+        """Answers 200 if a request would be served now, else 503 with the reason. For load balancers."""
         models = self._context.models
         engine = models.default.engine if models.lone is not None and models.lone.state == LOADED else None
         if engine is not None and engine.state != READY:
@@ -101,7 +106,7 @@ class StatusHandlers:
         return json_response({"status": "ok"})
 
     def props(self, request: Request) -> Response:
-        """Settings of the server and the defaults of requests."""
+        """The server's settings, and the defaults of request fields."""
         context = self._context
         models, name = context.models, request.query.get("model")
         if models.lone is None and not name:
@@ -142,7 +147,7 @@ class StatusHandlers:
         )
 
     def _props_of_many(self) -> Response:
-        """What holds for all models, in the words of llama-server's router."""
+        """The settings that all models share, in the format of llama-server's router."""
         context, models = self._context, self._context.models
         return json_response(
             {
@@ -162,7 +167,7 @@ class StatusHandlers:
         )
 
     def set_props(self, request: Request) -> Response:
-        """POST /props: the system prompt is what can be changed at run time; needs `--props`."""
+        """POST /props: change the system prompt. Needs `--props`."""
         if not self._context.options.props:
             raise ApiError(501, "This server does not support changing global properties. Start it with `--props`")
         body = request.json_object()
@@ -172,7 +177,7 @@ class StatusHandlers:
         return PROPS.reply({"success": True}, body)
 
     def slots(self, request: Request) -> Response:
-        """Every slot with its latest task; with `fail_on_no_slot` 503 when none is free."""
+        """Every slot with its latest task. With `fail_on_no_slot` answers 503 when no slot is free."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         models, name = self._context.models, request.query.get("model")
@@ -184,7 +189,7 @@ class StatusHandlers:
         return json_response(self._slots(model, request))
 
     def _all_slots(self, request: Request) -> list[dict[str, Any]]:
-        """Those of all loaded models, each with its model's name."""
+        """The slots of all loaded models, each with the name of its model."""
         models = self._context.models
         mine = [entry.model for entry in models.seen_by(request.key_id)]
         return [
@@ -201,7 +206,7 @@ class StatusHandlers:
         task = model.engine.task(slot.id_task)
         is_foreign = self._context.is_shared and task is not None and task.owner != request.owner
         if is_foreign:
-            task = None  # its prompt, grammar and stop texts are somebody else's
+            task = None  # another user's: hide its prompt, grammar and stop texts
         flat = settings_json(model, task, False) if task else default_settings(model)
         prompt = model.vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""
         next_token = {
@@ -235,7 +240,7 @@ class StatusHandlers:
 
 
 def template_source(model: Model) -> str:
-    """The chat template in use; the model's own where that can't be compiled."""
+    """The chat template in use; the one in the model's file if that template can't be compiled."""
     try:
         return model.chat_template.source
     except ApiError:
@@ -243,7 +248,7 @@ def template_source(model: Model) -> str:
 
 
 def template_caps(model: Model) -> dict[str, Any]:
-    """What the chat template can show by itself, and how its model writes calls; {} where it can't be compiled."""
+    """What the chat template can express, and how the model writes calls. {} if the template can't be compiled."""
     try:
         template = model.chat_template
     except ApiError:
@@ -252,8 +257,8 @@ def template_caps(model: Model) -> dict[str, Any]:
 
 
 def model_capabilities(model: Model) -> list[str]:
-    """What the model can do, in words that lists of models use. All models that chat can call tools: where the template
-    has no place for them, they stand in the system's message."""
+    """What the model can do, in the terms of lists of models. Every chat model can call tools: if its template has no
+    place for them, they are described in the system message."""
     info = model.info
     assert info is not None
     words = ["completion", "tools"] if info.is_generative and not model.vocab.is_none else ["embedding"]
@@ -262,7 +267,7 @@ def model_capabilities(model: Model) -> list[str]:
 
 
 def default_settings(model: Model) -> dict[str, Any]:
-    """`generation_settings` of a request that says nothing."""
+    """`generation_settings` of a request without any fields."""
     values = COMPLETION.read({}, model.defaults)
     [params] = sampling_params(
         {**values, "seed": 0, "n_cmpl": 1}, model.vocab, model.defaults, Constraint(values["grammar"])
@@ -272,12 +277,13 @@ def default_settings(model: Model) -> dict[str, Any]:
 
 
 def sources(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Where defaults come from: `model` for what its file advises, `option` for the server's; others are built in."""
+    """Where defaults come from: `model` for the model's file, `option` for the command line. Built-in ones are left
+    out."""
     requests = model.options.requests
     return {name: "model" if name in requests.advised else "option" for name in requests.values if name in settings}
 
 
 def modalities(info: ModelInfo | None) -> dict[str, list[str]]:
-    """What goes into the model and comes out of it, as lists of models say it."""
+    """Kinds of input and output of the model, as lists of models have them."""
     taken = [] if info is None else ["image"] * info.vision + ["audio"] * info.audio
     return {"input_modalities": ["text", *taken], "output_modalities": ["text"]}

@@ -1,6 +1,6 @@
-"""GET /slots/timeline: which task each slot read or wrote for in the last minute, who waits, and whose tasks they are.
+"""GET /slots/timeline: the tasks of each slot in the last minute, and the waiting tasks, with their owners.
 
-Connection thread. Names of owners are short hashes with a salt of this process: they tell users apart and nothing else.
+Runs on a connection thread. Owners are shown as short hashes, salted per process: they tell users apart, nothing more.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from server.api.context import Context
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
-SECONDS = 60.0
-JUST_NOW = 0.01  # seconds since the end of a span that ended this moment: 0 is one that goes on
+SECONDS = 60.0  # the length of the timeline
+JUST_NOW = 0.01  # seconds; the least `to` of a span that has ended, because 0 means that it goes on
 
 
 class TimelineHandler:
-    """`show` answers 501 where slots are hidden."""
+    """Handles the route. Answers 501 where slots are hidden."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._salt = os.urandom(16)
 
     def show(self, request: Request) -> Response:
-        """Times are seconds before now; a span that goes on has `to` 0."""
+        """The timeline. Times are seconds before now; a span that goes on has `to` 0."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         engine = self._context.models.known(request.query.get("model"), request.key_id).engine
@@ -53,7 +53,7 @@ class TimelineHandler:
         )
 
     def _owners(self, spans: list[dict[str, Any]], waiting: list[str], mine: str) -> list[dict[str, Any]]:
-        """What each owner has had and has, the busiest first: `seconds` of slots, tasks `working` and `waiting`."""
+        """For each owner, the busiest first: `seconds` in slots, and the number of tasks `working` and `waiting`."""
         seconds: Counter[str] = Counter()
         for span in spans:
             seconds[span["owner"]] += span["from"] - span["to"]

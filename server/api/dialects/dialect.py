@@ -1,4 +1,7 @@
-"""What a dialect consists of. `server.api.generation` runs requests of any of them."""
+"""The parts that every dialect has, and the collected form of an answer. `server.api.generation` runs all of them.
+
+Runs on connection threads (events of a stream also on the engine's reader thread).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from server.web.message import EVENT_STREAM, ErrorShape, Request, Response, erro
 
 @record
 class Call:
-    """A tool call in an answer: the JSON text of its arguments in `parts`."""
+    """A tool call in an answer. `parts` are pieces of the JSON text of its arguments."""
 
     id: str
     name: str
@@ -24,13 +27,13 @@ class Call:
 
     @property
     def arguments(self) -> str:
-        """All of them."""
+        """The JSON text of all arguments."""
         return "".join(self.parts)
 
 
 @record
 class Section:
-    """A stretch of text or of reasoning (`kind` is the event's class) in `parts`."""
+    """A run of text or of reasoning. `kind` is the class of its events, `parts` are its pieces."""
 
     kind: type
     parts: list[str] = field(default_factory=list)
@@ -38,9 +41,11 @@ class Section:
 
 @record
 class Answer:
-    """What one task has said, collected from its events. `tokens` and `probs` are those of the text; `judged` are all
-    events of text, reasoning and calls where tokens have probabilities. `sections` are texts, reasoning and calls in
-    their order."""
+    """The answer of one task, collected from its events.
+
+    `tokens` and `probs` belong to the text. `judged` has all events of text, reasoning and calls if tokens have
+    probabilities. `sections` has texts, reasoning and calls in their order.
+    """
 
     task: Task
     parts: list[str] = field(default_factory=list)
@@ -55,16 +60,16 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole text."""
         return "".join(self.parts)
 
     @property
     def reasoning(self) -> str:
-        """What the model has thought before, as far as that is told from the text."""
+        """The whole reasoning, where the parser separates it from the text."""
         return "".join(self.thoughts)
 
     def add(self, event: Event) -> None:
-        """The next event."""
+        """Add the next event."""
         if isinstance(event, (Text, Reasoning, ToolCall)) and (event.probs or self.judged):
             self.judged.append(event)
         if type(event) is Text:
@@ -86,13 +91,13 @@ class Answer:
             self.prompt_probs.append(event)
 
     def events(self) -> Iterator[Text | Reasoning | ToolCall]:
-        """The answer once more, an event for each section."""
+        """The answer as events again, one per section."""
         for section in self.sections:
             text = "".join(section.parts)
             yield ToolCall(0, section.id, section.name, text) if isinstance(section, Call) else section.kind(text)
 
     def _say(self, kind: type, text: str) -> None:
-        """More of a section, or the beginning of one."""
+        """Continue the last section, or begin one of this kind."""
         last = self.sections[-1] if self.sections else None
         if isinstance(last, Section) and last.kind is kind:
             last.parts.append(text)
@@ -101,35 +106,38 @@ class Answer:
 
 
 class Reply(Protocol):
-    """Writes the answers to one request: event by event into a stream, or as a whole."""
+    """Writes the answers to one request, event by event for a stream, or as a whole."""
 
     id: str
-    """What the client knows the answer by; "" if it has no id."""
+    """The id of the answer, as clients see it; "" if the dialect has none."""
     ping: bytes
-    """What a stream sends that has been silent for a while; clients ignore it."""
+    """Sent when a stream has been silent for a while; clients ignore it."""
 
     def event(self, index: int, event: Event) -> bytes:
-        """What a stream sends for an event of the answer `index`; b"" for nothing."""
+        """The bytes of an event of the answer with this index; b"" if the dialect doesn't show it."""
 
     def end(self) -> bytes:
-        """What a stream sends after the last event."""
+        """The bytes behind the last event of a stream."""
 
     def error(self, error: ApiError) -> bytes:
-        """What a stream that has begun sends before it breaks off."""
+        """The bytes that end a stream with an error."""
 
     def whole(self, answers: Sequence[Answer]) -> object:
-        """The JSON of the whole answer."""
+        """The answers as one JSON value (or a Response)."""
 
 
 def no_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Those of a dialect whose answers have their warnings in their JSON."""
+    """For dialects that write warnings into their JSON: no headers."""
     return {}
 
 
 @record(frozen=True)
 class Waiting:
-    """What a stream sends before its model is there: how far that is (`event`, given the request's arrival, the model's
-    name and `load_progress`), or that it won't come (`error`), which ends the stream."""
+    """What a stream sends while its model is being loaded.
+
+    `event` makes a progress event of the request's arrival, the model's name and `load_progress`. `error` makes the
+    last event if loading fails.
+    """
 
     event: Callable[[Arrival, str, dict[str, Any]], bytes]
     error: Callable[[ApiError], bytes]
@@ -137,16 +145,19 @@ class Waiting:
 
 @record(frozen=True)
 class Dialect:
-    """`read` checks a request's JSON and makes a typed request of it, `reply` makes what writes the answers to that,
-    `error` is the shape of errors, `headers` are those of an answer with these warnings,
-    `stream_type` is the content type of its streams. Where nothing is to be written `read` gives the answer itself.
-    `read_body` makes the JSON of a body that is none. `waiting` is for streams with `return_progress`, None where their
-    form has no place for it."""
+    """The functions and settings that make up a dialect."""
 
     read: Callable[[Incoming], TextRequest | Response]
+    """Checks a body and makes the tasks; returns a Response where the model has nothing to write."""
     reply: Callable[[Context, TextRequest], Reply]
+    """Makes the object that writes the answers."""
     error: ErrorShape = error_body
+    """Makes the JSON of an error."""
     headers: Callable[[Sequence[str]], dict[str, str]] = no_headers
+    """Makes the headers that carry an answer's warnings."""
     stream_type: str = EVENT_STREAM
+    """The content type of streams."""
     read_body: Callable[[Request], dict[str, Any]] = Request.json_object
+    """Makes an object of the body, also where the body is a form."""
     waiting: Waiting | None = None
+    """For streams with `return_progress`; None if the dialect can't show how a model is loaded."""

@@ -1,8 +1,7 @@
-"""`echo` with `logprobs` in /v1/completions: how likely the model finds the tokens of the prompt. Connection thread.
+"""`echo` with `logprobs` in /v1/completions: the probabilities of the prompt's tokens. Runs on a connection thread.
 
-Evaluation programs compare texts this way: they send a prompt, want no more than one new token, and add up the numbers
-of the part they are interested in. So every token has its entry, also those that are no text (BOS, and the end of the
-text that comes after it).
+Evaluation programs compare texts with it: they send a prompt, ask for at most one new token, and add up the log
+probabilities of the part they are interested in. So every token has an entry, even those without text (BOS, EOS).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from server.models.model import Vocab
 
 
 class EchoedPrompt:
-    """One prompt: its tokens, its text as it is echoed, and what the engine has told about it so far."""
+    """One prompt: its tokens, its text as it is echoed, and the probabilities received so far."""
 
     def __init__(self, tokens: Sequence[int], text: str, vocab: Vocab) -> None:
         self.text = text
@@ -26,11 +25,11 @@ class EchoedPrompt:
         self._probs: dict[int, TokenProbs] = {}
 
     def add(self, item: PromptProbs) -> None:
-        """The next part; the same again does no harm."""
+        """Add the next probabilities. The same part may come twice."""
         self._probs.update(enumerate(item.probs, item.start))
 
     def logprobs(self, n_top: int) -> dict[str, list[Any]]:
-        """Parallel lists as OpenAI has them. The first token has no number: nothing is before it."""
+        """OpenAI's parallel lists. The first token has no probability, since no token is before it."""
         probs = [self._probs.get(i) for i in range(len(self._tokens))]
         return {
             "tokens": [token_name(self._vocab.piece(token)) for token in self._tokens],
@@ -49,7 +48,8 @@ class EchoedPrompt:
         }
 
     def _offsets(self) -> list[int]:
-        """At which character of the echoed text each token begins. Tokens may have a blank more in front than it."""
+        """The character of the echoed text at which each token begins. The tokens may have one more space at the start
+        than the text."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         offsets, n = [], 0
         for token in self._tokens:
@@ -61,13 +61,13 @@ class EchoedPrompt:
 
 
 def top_logprobs(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, float]:
-    """The likeliest tokens in a token's place, and the token itself, which may be one more."""
+    """The `n_top` most likely tokens at this place, plus the token itself if it is not one of them."""
     pairs = [*probs.top_logprobs[:n_top], (probs.token, probs.logprob)]
     return {token_name(vocab.piece(id_)): logprob for id_, logprob in pairs}
 
 
 def token_name(piece: bytes) -> str:
-    """A token as a name: its text, or `bytes:\\xe2\\x82` where it is no UTF-8 of its own, as OpenAI writes it."""
+    """A token's text, or in OpenAI's notation its bytes if they aren't valid UTF-8: `bytes:\\xe2\\x82`."""
     try:
         return piece.decode("utf-8")
     except UnicodeDecodeError:
@@ -75,6 +75,6 @@ def token_name(piece: bytes) -> str:
 
 
 def joined(parts: Sequence[dict[str, list[Any]] | None]) -> dict[str, list[Any]] | None:
-    """Parallel lists one behind the other; None if there are none."""
+    """The parallel lists of several texts joined into one set of lists; None if there are none."""
     known = [part for part in parts if part]
     return {name: [value for part in known for value in part[name]] for name in known[0]} if known else None

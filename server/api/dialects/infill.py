@@ -1,8 +1,8 @@
-"""POST /infill: the text that belongs between a prefix and a suffix. Connection thread.
+"""POST /infill: writes the text between a prefix and a suffix. Runs on a connection thread.
 
-Builds the model's fill-in-the-middle prompt from its own tokens and goes on as a completion. Other files of the
-project (`input_extra`) come first, with repository tokens where the vocabulary has them. With `--compat 2024` it
-streams unless `stream` is false, as those documents say.
+The prompt is made of the model's fill-in-the-middle tokens; the rest is an ordinary completion. Other files of the
+project (`input_extra`) come first, with repository tokens if the vocabulary has them. With `--compat 2024` the answer
+is streamed unless `stream` is false.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.errors import ApiError
 from server.models.model import Model, Vocab
 
-RESERVE = 16
-MAX_LETTER = 4  # bytes of a character
+RESERVE = 16  # tokens of the context that stay free beside prompt and answer
+MAX_LETTER = 4  # most bytes of a character
 
 
 def read_infill(incoming: Incoming) -> TextRequest:
@@ -42,15 +42,11 @@ def read_infill(incoming: Incoming) -> TextRequest:
 def infill_prompt(
     model: Model, input_prefix: str, input_suffix: str, n_predict: int, begin: str = "", input_extra: object = ()
 ) -> Prompt:
-    """The fill-in-the-middle prompt. `begin` is what the answer must begin with. ApiError 501 as above."""
+    """The fill-in-the-middle prompt. The answer will start with the text `begin`. ApiError 501 as above."""
     vocab = model.vocab
     missing = [name for name in ("pre", "suf", "mid") if name not in vocab.fim]
     if missing:
-        raise ApiError(
-            501,
-            "Infill is not supported by this model: its vocabulary has no "
-            f"{', '.join(missing)} token for filling in the middle",
-        )
+        raise ApiError(501, f"this model can't fill in the middle: its vocabulary has no {', '.join(missing)} token")
     prefix = [*tokenize_part(vocab, input_prefix, is_end=True), *tokenize_part(vocab, begin, is_end=True)]
     suffix = tokenize_part(vocab, input_suffix, is_end=False)
     room = model.info.n_ctx_slot - RESERVE - max(n_predict, 0)
@@ -63,16 +59,16 @@ def infill_prompt(
 
 
 def tokenize_part(vocab: Vocab, text: str, is_end: bool) -> list[int]:
-    """Tokens of the end of a text, or of its beginning, by far more than fit: the rest would be dropped anyway."""
+    """Tokens of the end (or the beginning) of a text. Text that can't fit into the context anyway is not tokenized."""
     n = vocab.max_bytes // (2 * MAX_LETTER)
     return vocab.tokenize(text[-n:] if is_end else text[:n], False, False, must_fit=False)
 
 
 def extra_tokens(vocab: Vocab, files: object, room: int) -> list[int]:
-    """As much of the other files as there is room for, the last ones: repository form where the vocabulary has its
-    tokens, plain snippets else."""
+    """Tokens of as many other files as fit, the last ones first. They have repository tokens if the vocabulary has
+    them, else they are plain snippets."""
     if not isinstance(files, (list, tuple)):
-        raise ApiError(400, "input_extra: give a list of objects with filename and text")
+        raise ApiError(400, "input_extra: a list of objects with filename and text is required")
     for file in files:
         if not isinstance(file, dict) or not isinstance(file.get("text"), str):
             raise ApiError(400, "input_extra: every item needs a text")
@@ -97,8 +93,8 @@ def extra_tokens(vocab: Vocab, files: object, room: int) -> list[int]:
 
 
 def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], list[int]]:
-    """The end of the prefix and the beginning of the suffix that fit into `room`: three parts to one if both are
-    long."""
+    """The end of the prefix and the beginning of the suffix that fit into `room` tokens. If both are long, the prefix
+    gets three quarters."""
     if len(prefix) + len(suffix) <= room:
         return prefix, suffix
     n_suffix = min(len(suffix), max(room // 4, room - len(prefix)))

@@ -1,6 +1,6 @@
-"""The dialect of POST /completion and /infill: a prompt in, text out, whole or as a stream. Connection thread.
+"""The dialect of POST /completion (and of the answers of /infill): text for a prompt. Runs on a connection thread.
 
-Answers carry the fields of the 2024 documents and those of today's server side by side.
+Answers have the fields of llama-server's documents of 2024 and those of today's llama-server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MISSING = object()
 
 
 def read_completion(incoming: Incoming) -> TextRequest:
-    """POST /completion. Its `system_prompt` counts from now on, and for all."""
+    """Read POST /completion. Its `system_prompt` replaces the server's for all later requests."""
     model, body = incoming.model, incoming.body
     if body.get("system_prompt") is not None:
         model.set_system_prompt(body["system_prompt"])
@@ -56,12 +56,13 @@ def read_completion(incoming: Incoming) -> TextRequest:
 
 
 def default_ping_s(context: Context) -> int:
-    """The documents of 2024 know no comments in streams, so here there are none unless somebody wants them."""
+    """Seconds of silence after which a stream sends a comment. Off by default, since clients of 2024 don't expect
+    comments."""
     return context.options.native_ping_interval
 
 
 class NativeReply:
-    """Answers in this dialect."""
+    """Writes answers in this dialect."""
 
     id = ""
     ping = PING
@@ -74,11 +75,11 @@ class NativeReply:
         self._is_verbose = context.options.is_verbose or asked.values["verbose"]
         self._fields = strings("response_fields", asked.values["response_fields"] or ())
         self._has_new_line = [False] * len(asked.tasks)
-        self._held = [""] * len(asked.tasks)  # text without tokens: it goes into the last object
+        self._held = [""] * len(asked.tasks)  # text without tokens, for the last object of the stream
 
     def event(self, index: int, event: Event) -> bytes:
-        """What a stream sends. The ordinary piece of text, one per token and reader, is put together by hand: that
-        takes a tenth of what building and encoding a dict takes."""
+        """The bytes of one event. The common event, text without probabilities, is formatted by hand, which takes a
+        tenth of the time of a JSON encoder."""
         if type(event) is Text:
             if "\n" in event.text:
                 self._has_new_line[index] = True
@@ -109,7 +110,7 @@ class NativeReply:
         return chunk
 
     def end(self) -> bytes:
-        """Nothing: the last object has `stop: true`."""
+        """Empty: the last object has `stop: true`."""
         return b""
 
     def error(self, error: ApiError) -> bytes:
@@ -117,7 +118,7 @@ class NativeReply:
         return error_event(error)
 
     def whole(self, answers: Sequence[Answer]) -> object:
-        """An object, or a list of them in the order of the prompts."""
+        """One object, or a list of them in the order of the prompts."""
         results = [self._last(i, answer) for i, answer in enumerate(answers)]
         return results if self._asked.is_list else results[0]
 
@@ -127,7 +128,7 @@ class NativeReply:
 
 
 def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bool, is_verbose: bool) -> dict[str, Any]:
-    """The last object of an answer: all of it, or what a stream hasn't sent yet."""
+    """The last object of an answer: the whole answer, or in a stream the part that hasn't been sent yet."""
     task, final, values, vocab = answer.task, answer.final, asked.values, asked.model.vocab
     result: dict[str, Any] = {
         "index": index,
@@ -154,7 +155,7 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         **asked.extras.get(index, {}),
     }
     probs = answer.probs
-    if final.stopping_word:  # without the tokens of the word, counted as llama-server does: by its own
+    if final.stopping_word:  # leave out its tokens; like llama-server, find their number by tokenizing the word
         probs = probs[: -len(vocab.tokenize(final.stopping_word, False, False)) or None]
     if probs:
         result["completion_probabilities"] = [probs_json(one, vocab, values["post_sampling_probs"]) for one in probs]
@@ -166,8 +167,8 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
 
 
 def pick(result: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
-    """`response_fields`: only these fields; `a/b` reaches into objects and keeps its flat name. Absent ones are left
-    out; no paths means everything."""
+    """`response_fields`: keep only these fields. `a/b` picks a field of an inner object and is also its new name.
+    Unknown fields are skipped; without any paths everything is kept."""
     if not paths:
         return result
     picked: dict[str, Any] = {}
@@ -181,13 +182,13 @@ def pick(result: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
 
 
 def error_event(error: ApiError) -> bytes:
-    """An `error:` line as the 2024 server sent it, and a last `data:` object."""
+    """An `error:` line as in 2024, and a last `data:` object."""
     body = error_body(error)
     return b"error: " + to_json(body["error"]) + b"\n" + sse_event({**body, "content": "", "stop": True})
 
 
 def load_event(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
-    """That the model is being loaded: a piece without text."""
+    """A progress event while the model is loaded: an object without text."""
     return sse_event({"index": 0, "content": "", "tokens": [], "stop": False, "load_progress": progress})
 
 

@@ -1,6 +1,7 @@
-"""What OpenAI's chat and text dialects have in common: fields, envelopes, chunks, usage. Connection thread.
+"""The common part of OpenAI's chat and text dialects: fields, envelopes, chunks, usage. Runs on connection threads.
 
-Every native field may be given as an extra. The two differ in how a choice looks, which is a `Form`'s business.
+Requests may have all native fields besides OpenAI's. The two dialects differ only in their choices, which a `Form`
+makes.
 """
 
 from __future__ import annotations
@@ -26,41 +27,42 @@ from server.web.message import error_body, to_json
 from server.web.sse import DONE, PING, named_event
 from server.web.sse import event as sse_event
 
-MARK = secrets.token_hex(16)  # where a chunk's text goes; no client knows it
+MARK = secrets.token_hex(16)  # placeholder for the text of a chunk; random, so that no text contains it
 Part = Text | Reasoning | ToolCall
 
-PlacedToken = tuple[TokenProbs, int]  # and the character at which it begins
+PlacedToken = tuple[TokenProbs, int]
+"""A token, and the character of the text at which it begins."""
 
 
 class Form(Protocol):
-    """How the choices of one dialect look. Made for one request."""
+    """Makes the choices of one dialect for one request."""
 
     object_name: str
     chunk_name: str
     id_prefix: str
     n_echoed: list[int] | None
-    """Characters of the prompt that come before each text, if its tokens count; see `TokenPlaces`."""
+    """If the prompt's tokens get logprobs: the number of its characters before each text (see `TokenPlaces`)."""
     calls_finish: str
     """The `finish_reason` of a choice that calls tools."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The choice of a chunk before any text; None for no chunk."""
+        """The choice of the first chunk, before any text; None if there is no such chunk."""
 
     def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
-        """The choice of a chunk; the last one has no part."""
+        """The choice of a chunk with a part of the answer, or of the last chunk, which has no part."""
 
     def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
-        """A whole choice. `rest` are the logprobs of tokens behind all text."""
+        """A whole choice. `rest` are the logprobs of tokens after all text."""
 
     def logprobs(self, tokens: Sequence[PlacedToken]) -> object:
-        """The `logprobs` object of tokens and their places in the text."""
+        """The `logprobs` object of tokens and their places."""
 
     def judged(self, index: int, part: PromptProbs) -> None:
-        """How likely tokens of the prompt are."""
+        """Note the probabilities of some of the prompt's tokens."""
 
 
 class OpenAiReply:
-    """Answers in either dialect."""
+    """Writes answers in either dialect."""
 
     ping = PING
 
@@ -83,13 +85,14 @@ class OpenAiReply:
         ]
         self._is_legacy = values.get("reasoning_format") == "deepseek-legacy"
         self._finals: dict[int, Final] = {}
-        self._calling: set[int] = set()  # which choices have called tools
+        self._calling: set[int] = set()  # indexes of choices that have called tools
         self._frames: dict[object, tuple[bytes, bytes]] = {}
 
     # ---- streams ----------------------------------------------------------------------------------------------
 
     def event(self, index: int, event: Event) -> bytes:
-        """What a stream sends. Around an ordinary piece of text all is the same each time, and encoded once."""
+        """The bytes of one event. The JSON around a plain piece of text is always the same, so it is encoded only
+        once."""
         if type(event) is Text:
             if not self._has_probs and event.timings is None:
                 if not event.text:
@@ -117,14 +120,14 @@ class OpenAiReply:
         return b"" if opening is None else sse_event(self._chunk([opening]))
 
     def _frame(self, key: object, index: int, part: Part) -> tuple[bytes, bytes]:
-        """The bytes before and behind the text of a plain chunk; `part` has MARK in its place."""
+        """Encode a chunk once: the bytes before and after its text. `part` has MARK as its text."""
         data = sse_event(self._chunk([self._form.delta(index, part, None, None)]))
         before, _, behind = data.partition(to_json(MARK))
         self._frames[key] = before, behind
         return before, behind
 
     def _framed(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
-        """What is no text of the answer, with its `text` in the frame that `key` names."""
+        """A chunk with reasoning or arguments. `key` finds the encoded JSON around the text."""
         if not text:
             return b""
         if part.timings is not None:
@@ -152,7 +155,7 @@ class OpenAiReply:
         return sse_event(chunk)
 
     def _last_chunk(self, index: int, final: Final) -> dict[str, Any]:
-        """Why a choice has ended; it has no text."""
+        """The last chunk of a choice, with its `finish_reason` and no text."""
         choice = self._form.delta(index, None, self._rest(index), self._finish(index, final))
         last = self._chunk([{**choice, **self._asked.extras.get(index, {})}])
         last |= self._numbers(final)
@@ -163,7 +166,7 @@ class OpenAiReply:
         return last
 
     def end(self) -> bytes:
-        """Usage if asked for, then `[DONE]`."""
+        """The usage, if the request asks for it, then `[DONE]`."""
         if not self._include_usage:
             return DONE
         usage = {**self._chunk([]), "usage": self._usage(), **self._numbers(self._finals[0])}
@@ -203,30 +206,30 @@ class OpenAiReply:
     # ---- parts of both ----------------------------------------------------------------------------------------
 
     def _tokens(self, index: int, part: Part) -> list[PlacedToken]:
-        """The tokens of the next part of a choice's text; none of what isn't its text."""
+        """The tokens of the next part of a choice's text, or none if the part isn't text."""
         places = self._places[index]
         places.add(part.probs)
-        if type(part) is Reasoning and not self._is_legacy:  # else it is part of the text as well
+        if type(part) is Reasoning and not self._is_legacy:  # in the legacy format it is a part of the text, too
             places.take(part.text)
         return places.take(part.text) if type(part) is Text else []
 
     def _logprobs(self, tokens: Sequence[PlacedToken]) -> object:
-        """The `logprobs` object of tokens, None unless it was asked for."""
+        """The `logprobs` object of tokens; None unless the request asks for it."""
         return self._form.logprobs(tokens) if self._has_probs else None
 
     def _rest(self, index: int) -> object:
-        """The `logprobs` object of tokens behind all text (an end of text, where those count), else None."""
+        """The `logprobs` object of tokens after all text (such as EOS) if those count, else None."""
         rest = self._places[index].rest()
         return self._form.logprobs(rest) if rest else None
 
     def _finish(self, index: int, final: Final) -> str:
-        """Why a choice has ended. One that was cut off may hold half a call, which is none yet."""
+        """The `finish_reason` of a choice. An answer that was cut off ends with "length" even within a call."""
         if final.stop == STOP_LIMIT:
             return "length"
         return self._form.calls_finish if index in self._calling and final.stop != STOP_ABORT else "stop"
 
     def _native(self, index: int, answer: Answer) -> dict[str, Any]:
-        """What POST /completion would say."""
+        """The answer as POST /completion would write it."""
         return answer_json(self._asked, index, answer, "\n" in answer.text, self._is_verbose)
 
     def _head(self, object_name: str) -> dict[str, Any]:
@@ -242,7 +245,7 @@ class OpenAiReply:
         return {**self._head(self._form.chunk_name), "choices": choices}
 
     def _numbers(self, final: Final) -> dict[str, Any]:
-        """What an answer took."""
+        """Timings and cache use of an answer."""
         return {"timings": timings_json(final.timings), "cache": cache_json(self._asked, final)}
 
     def _usage(self) -> dict[str, Any]:
@@ -261,12 +264,12 @@ class OpenAiReply:
 
 
 def error_event(error: ApiError) -> bytes:
-    """An `error` event, after which the stream ends."""
+    """An `error` event. The stream ends after it."""
     return named_event("error", error_body(error))
 
 
 def waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
-    """What streams of such chunks send while a model is loaded: an empty `choice`."""
+    """For streams that begin while a model is loaded: chunks with an empty `choice`."""
 
     def event(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
         return sse_event(
@@ -284,14 +287,14 @@ def waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting
 
 
 class TokenPlaces:
-    """Which tokens a text is made of, and at which character each begins.
+    """Finds the tokens that a text consists of, and the character at which each begins.
 
-    Tokens are known before their text is: that of half a character or of what may become a stop word is held back, and
-    a stop word's never comes. Control tokens, such as the one that ends a text, are no part of it; they are kept for
-    `rest` where the text goes on behind an echoed prompt of `n_echoed` characters, since then each token counts.
+    Tokens come before their text does: half a character, or what may become a stop word, is held back, and a stop word
+    is never sent. Control tokens, such as EOS, have no text. They are kept for `rest` if the text follows an echoed
+    prompt of `n_echoed` characters, since then every token has an entry.
 
-    Where marks of calls and reasoning have been left out of the text (`is_parsed`), it is looked for in what the tokens
-    say; `preserved` are control tokens that are part of that.
+    If the markers of calls and reasoning were removed from the text (`is_parsed`), the text is searched for in the text
+    of the tokens; the control tokens in `preserved` are a part of that.
     """
 
     def __init__(
@@ -305,11 +308,11 @@ class TokenPlaces:
         self._control: list[PlacedToken] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[PlacedToken] = []
-        self._n_tokens = self._n_text = 0  # characters: of all tokens, and of the text taken so far
-        self._untaken = ""  # what tokens say behind the text taken so far
+        self._n_tokens = self._n_text = 0  # characters of all tokens, and of the text taken so far
+        self._untaken = ""  # text of tokens after the text taken so far
 
     def add(self, probs: Iterable[TokenProbs]) -> None:
-        """The next tokens."""
+        """Add the next tokens."""
         for item in probs:
             if item.token in self._preserved or not self._vocab.is_control(item.token):
                 self._waiting.append((item, self._n_tokens))
@@ -335,12 +338,12 @@ class TokenPlaces:
         return taken
 
     def rest(self) -> list[PlacedToken]:
-        """Tokens that are no text, at the end."""
+        """At the end: the control tokens."""
         rest, self._control = self._control, []
         return rest
 
 
 def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, Any]:
-    """A token as chats show it, with its likeliest rivals."""
+    """A token in the form of chats, with the most likely alternatives."""
     top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
     return {**token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}

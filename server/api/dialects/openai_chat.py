@@ -1,4 +1,4 @@
-"""The dialect of POST /v1/chat/completions: messages in, a message out. Connection thread."""
+"""The dialect of POST /v1/chat/completions. Runs on connection threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from server.errors import ApiError
 
 
 def read_chat(incoming: Incoming) -> TextRequest:
-    """A conversation, whose next message is wanted."""
+    """Read a conversation; the model writes its next message."""
     model, body = incoming.model, incoming.body
     values, unread = CHAT.read(body, model.defaults), CHAT.unread(body)
     if values["logprobs"]:
@@ -39,20 +39,20 @@ def read_chat(incoming: Incoming) -> TextRequest:
 
 
 class ChatForm:
-    """Choices with a message."""
+    """Choices with a `message`."""
 
     object_name, chunk_name, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
     n_echoed: list[int] | None = None
 
     def __init__(self, asked: TextRequest) -> None:
         values = asked.values
-        self._is_old = bool(values["functions"])  # the request's form is the answer's
+        self._is_old = bool(values["functions"])  # requests with `functions` are answered with `function_call`
         self.calls_finish = "function_call" if self._is_old else "tool_calls"
         self._n_top = values["top_logprobs"] if values["logprobs"] else values["n_probs"]
         self._vocab = asked.model.vocab
 
     def opening(self, index: int) -> dict[str, Any]:
-        """The role."""
+        """The role of the message."""
         delta = {"role": "assistant", "content": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
@@ -68,7 +68,7 @@ class ChatForm:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
     def _call_delta(self, part: ToolCall) -> dict[str, Any]:
-        """The beginning of a call, or more of its arguments."""
+        """A delta that begins a call, or continues its arguments."""
         function = {**({"name": part.name} if part.name else {}), "arguments": part.arguments}
         if self._is_old:
             return {"function_call": function}
@@ -76,7 +76,7 @@ class ChatForm:
         return {"tool_calls": [{"index": part.index, **head, "function": function}]}
 
     def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
-        """The message. Its content is null where it has calls and no text."""
+        """The whole message. Its content is null if it has calls and no text."""
         text, reasoning = answer.text, answer.reasoning
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not answer.calls else None}
         if reasoning:
@@ -96,7 +96,7 @@ class ChatForm:
         return {"content": [likely_json(item, self._n_top, self._vocab) for item, _ in tokens], "refusal": None}
 
     def judged(self, index: int, part: PromptProbs) -> None:
-        """Chats don't ask for that."""
+        """Never called: chats don't echo prompts."""
 
 
 DIALECT = Dialect(

@@ -1,7 +1,7 @@
-"""The dialect of POST /v1/completions: prompts in, their continuations out. Connection thread.
+"""The dialect of POST /v1/completions: continues prompts. Runs on connection threads.
 
-With `suffix` the text in between is wanted, with `echo` the prompt comes first, and with `logprobs` as well its tokens
-are judged, too: then all tokens have their entries, and offsets count the prompt.
+With `suffix` the model fills in the text between prompt and suffix. With `echo` the answer begins with the prompt; with
+`echo` and `logprobs` the prompt's tokens have logprobs, too, and offsets count from the start of the prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.models.model import Model
 
 
 def read_text(incoming: Incoming) -> TextRequest:
-    """Prompts, whose continuations are wanted, in the order of the choices."""
+    """Read one or more prompts; choices are in their order."""
     model, body = incoming.model, incoming.body
     values, unread = TEXT.read(body, model.defaults), TEXT.unread(body)
     if values["prompt"] is None:
@@ -51,21 +51,21 @@ def read_text(incoming: Incoming) -> TextRequest:
 
 
 def between(model: Model, values: Mapping[str, Any], is_judged: bool) -> Prompt:
-    """The prompt for what belongs between `prompt` and `suffix`."""
+    """The prompt for the text between `prompt` and `suffix`."""
     if not isinstance(values["prompt"], str):
-        raise ApiError(400, f"prompt: {str(values['prompt'])[:40]!r} is not a string, which a suffix needs")
+        raise ApiError(400, f"prompt: {str(values['prompt'])[:40]!r} is not a string; `suffix` needs one")
     if is_judged:
-        raise ApiError(400, "suffix: probabilities of the prompt (echo and logprobs) are for texts without one")
+        raise ApiError(400, "suffix: it can't be used together with both echo and logprobs")
     return infill_prompt(model, values["prompt"], values["suffix"], values["n_predict"])
 
 
 def n_top(values: Mapping[str, Any]) -> int:
-    """How many alternatives to a token are shown."""
+    """The number of alternatives that are shown for each token."""
     return values["n_probs"] if values["logprobs"] is None else values["logprobs"]
 
 
 class TextForm:
-    """Choices with a text."""
+    """Choices with a `text`."""
 
     object_name = chunk_name = "text_completion"
     id_prefix = "cmpl-"
@@ -83,7 +83,7 @@ class TextForm:
             self.n_echoed = [len(text) for text in self._prompts]
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """With `echo`, the prompt."""
+        """The prompt, if the request has `echo`."""
         if self._prompts is None:
             return None
         logprobs = self._judged[index].logprobs(self._n_top) if self._judged else None
@@ -95,7 +95,7 @@ class TextForm:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def choice(self, index: int, answer: Answer, logprobs: Any, rest: Any, finish: str) -> dict[str, Any]:
-        """The text."""
+        """The whole text."""
         text = answer.text
         if self._judged:
             logprobs = joined([self._judged[index].logprobs(self._n_top), logprobs, rest])
@@ -107,7 +107,7 @@ class TextForm:
         }
 
     def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
-        """Parallel lists, with offsets into the text; the chat form's list beside them."""
+        """OpenAI's parallel lists, with offsets into the text, and the list of the chat form."""
         piece = self._vocab.piece
         return {
             "tokens": [token_name(piece(item.token)) for item, _ in tokens],
@@ -118,12 +118,12 @@ class TextForm:
         }
 
     def judged(self, index: int, part: PromptProbs) -> None:
-        """The next tokens of a prompt."""
+        """Note the probabilities of some of the prompt's tokens."""
         self._judged[index].add(part)
 
 
 def prompt_texts(asked: TextRequest) -> list[str]:
-    """What `echo` puts before each choice: the prompt as it came, or the text of its tokens."""
+    """What `echo` writes before each choice: the prompt's text as it came, or else the text of its tokens."""
     given: list[Any] = asked.shown if isinstance(asked.shown, list) else [asked.shown]
     if all(isinstance(prompt, str) for prompt in given) and len(given) * asked.n == len(asked.tasks):
         return [prompt for prompt in given for _ in range(asked.n)]
