@@ -1,10 +1,10 @@
-"""The dialect of POST /v1/messages, as Anthropic's clients speak it: blocks in, blocks out. Connection thread.
+"""The dialect of POST /v1/messages, for Anthropic's clients. Runs on connection threads.
 
-A message is a list of blocks. Here it becomes one message or several of a `Conversation`: the results of tools have
-messages of their own. In an answer a block ends where the model goes on with something else: thinking, text, a call.
+A message of a request is a list of blocks. It becomes one or more messages of a `Conversation`, since each result of a
+tool is a message of its own. In an answer, a new block begins where the model changes between thinking, text and calls.
 
-A stream begins as soon as the engine has begun to read the prompt, because its first event says how much of the prompt
-was cached. `thinking` blocks have a signature because clients wait for one. Nothing is signed, and none is checked.
+A stream begins as soon as prefill has begun, because its first event reports how much of the prompt was cached.
+`thinking` blocks have a signature because clients expect one; it signs nothing, and signatures in requests are ignored.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ CHOICES = {"auto": AUTO, "any": REQUIRED, "tool": REQUIRED, "none": NONE}
 THINKING = ("enabled", "disabled", "adaptive")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 SIGNATURE = "unsigned"
-UNTHREADED = {"error_code": "thread_unsupported_request"}  # who reads it sends the whole conversation from then on
-BILLING = "x-anthropic-billing-header:"  # a block that is not for the model; it differs from request to request
-MARK = secrets.token_hex(16)  # where a delta's text goes; no client knows it
+UNTHREADED = {"error_code": "thread_unsupported_request"}  # makes clients send the whole conversation from then on
+BILLING = "x-anthropic-billing-header:"  # begins a system block for Anthropic's billing, which changes per request
+MARK = secrets.token_hex(16)  # placeholder for the text of a delta; random, so that no text contains it
 EMPTY: dict[str, dict[str, Any]] = {
     "text": {"type": "text", "text": ""},
     "thinking": {"type": "thinking", "thinking": "", "signature": ""},
@@ -60,14 +60,14 @@ CALL_DELTA = ("input_json_delta", "partial_json")
 
 Message = dict[str, Any]
 Placed = tuple[dict[str, Any], str]
-"""A block, and its place in the request."""
+"""A block, and its place in the request for error messages."""
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------
 
 
 def read_messages(incoming: Incoming) -> TextRequest:
-    """A conversation, whose next message is wanted."""
+    """Read a conversation; the model writes its next message."""
     model, body = incoming.model, incoming.body
     if body.get("max_tokens") is None:
         raise ApiError(400, "max_tokens: this field is required")
@@ -93,9 +93,9 @@ def read_messages(incoming: Incoming) -> TextRequest:
 
 
 def read_conversation(model: Model, values: Mapping[str, Any], files: Files) -> Conversation:
-    """The conversation of a request with these fields. ApiError 400 says which part of it is wrong."""
+    """Read the conversation. ApiError 400 names the wrong part."""
     if values["thread"] is not None:
-        raise ApiError(400, "thread: no conversation is kept here; send all of it", details=UNTHREADED)
+        raise ApiError(400, "thread: this server keeps no threads; send the whole conversation", details=UNTHREADED)
     tools, skipped = read_tools(values["tools"], values["tool_choice"])
     messages = [*read_system(values["system"]), *read_turns(values["messages"], files)]
     require_few(len(messages))
@@ -112,7 +112,7 @@ def read_conversation(model: Model, values: Mapping[str, Any], files: Files) -> 
 
 
 def read_wish(thinking: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`thinking` and the effort of `output_config` in the words that all chats have for it."""
+    """`thinking` and `output_config.effort`, under the names that all chat dialects share."""
     wish: dict[str, Any] = {}
     if thinking is not None:
         kind = one_of(THINKING, thinking.get("type"), "thinking.type")
@@ -120,7 +120,7 @@ def read_wish(thinking: Mapping[str, Any] | None, config: Mapping[str, Any] | No
         if kind == "enabled":
             budget = thinking.get("budget_tokens")
             if type(budget) is not int or not 1 <= budget <= INT_MAX:
-                raise ApiError(400, f"thinking.budget_tokens: {str(budget)[:40]!r} is not a number from 1 on")
+                raise ApiError(400, f"thinking.budget_tokens: {str(budget)[:40]!r} is not a positive number")
             wish["reasoning_budget_tokens"] = budget
     effort = (config or {}).get("effort")
     if effort is not None:
@@ -129,19 +129,19 @@ def read_wish(thinking: Mapping[str, Any] | None, config: Mapping[str, Any] | No
 
 
 def read_format(config: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Wanted | None:
-    """What the answer must look like."""
+    """The format that the answer must have."""
     form = (config or {}).get("format")
     if form is None:
         return read_wanted({}, defaults)
     if not isinstance(form, dict) or form.get("type") != "json_schema":
-        raise ApiError(400, "output_config.format: give an object with the type json_schema and a schema")
+        raise ApiError(400, "output_config.format: only an object with the type json_schema and a schema is allowed")
     if not isinstance(form.get("schema"), dict):
         raise ApiError(400, "output_config.format.schema is not an object")
     return Wanted("output_config.format.schema", form["schema"])
 
 
 def read_tools(value: object, choice: Mapping[str, Any] | None) -> tuple[Tools, tuple[str, ...]]:
-    """The tools and which calls are wanted; a warning about those that only Anthropic's own models know."""
+    """The tools and the choice among them, with a warning about tools that only Anthropic's servers have."""
     tools, strange = [], []
     for tool, where in list_items(value, "tools"):
         if not isinstance(tool, dict):
@@ -153,12 +153,12 @@ def read_tools(value: object, choice: Mapping[str, Any] | None) -> tuple[Tools, 
             tools.append(read_tool(tool, where))
         else:
             strange.append(kind)
-    warnings = (f"tools: left out, because this server has none of these types: {listed(strange)}",) if strange else ()
+    warnings = (f"tools: ignored, because this server doesn't have these types: {listed(strange)}",) if strange else ()
     return choose_tools(tools_by_name(tools, "tools"), choice or {"type": "auto"}), warnings
 
 
 def choose_tools(tools: Mapping[str, Tool], choice: Mapping[str, Any]) -> Tools:
-    """What `tool_choice` says about these tools."""
+    """Apply `tool_choice` to these tools."""
     kind = one_of(CHOICES, choice.get("type"), "tool_choice.type")
     is_single = is_true(choice, "disable_parallel_tool_use", "tool_choice")
     names = list(tools)
@@ -175,18 +175,18 @@ def choose_tools(tools: Mapping[str, Tool], choice: Mapping[str, Any]) -> Tools:
 
 
 def read_tool(tool: Mapping[str, Any], where: str) -> Tool:
-    """A tool in the form that all chats have."""
+    """A tool in the form that all chat dialects share."""
     schema = tool.get("input_schema")
     if not isinstance(schema, dict):
         raise ApiError(400, f"{where}.input_schema is not an object")
     if schema.get("type", "object") != "object":
-        raise ApiError(400, f"{where}.input_schema.type: {str(schema['type'])[:40]!r} is not object")
+        raise ApiError(400, f"{where}.input_schema.type: {str(schema['type'])[:40]!r} is not 'object'")
     function = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
     return check_tool({"function": {**function, "parameters": schema}}, where, where)
 
 
 def read_system(value: object) -> list[Message]:
-    """The system's message, if there is one."""
+    """The system message, or nothing."""
     if value is None:
         return []
     parts = [part for block in blocks_of(value, "system") for part in text_parts(*block, None)]
@@ -195,9 +195,9 @@ def read_system(value: object) -> list[Message]:
 
 
 def read_turns(value: object, files: Files) -> Iterator[Message]:
-    """The messages of `messages`. Several in a row of one role count as one."""
+    """The messages of `messages`. Messages of one role in a row are joined."""
     if not isinstance(value, list) or not value:
-        raise ApiError(400, "messages: give a non-empty list of messages")
+        raise ApiError(400, "messages: a non-empty list of messages is required")
     require_few(len(value))
     turns: list[tuple[str, list[Placed]]] = []
     for i, message in enumerate(value):
@@ -214,7 +214,7 @@ def read_turns(value: object, files: Files) -> Iterator[Message]:
 
 
 def blocks_of(content: object, where: str) -> list[Placed]:
-    """Content as blocks: a string is a block of text."""
+    """Content as a list of blocks; a string is one block of text."""
     if isinstance(content, str):
         return [({"type": "text", "text": content}, where)]
     if not isinstance(content, list):
@@ -226,7 +226,7 @@ def blocks_of(content: object, where: str) -> list[Placed]:
 
 
 def read_user(blocks: list[Placed], files: Files) -> Iterator[Message]:
-    """What the user says, and messages with the results of tools."""
+    """The user's message, and one message per result of a tool."""
     parts: list[Part] = []
     for block, where in blocks:
         if block["type"] != "tool_result":
@@ -241,7 +241,7 @@ def read_user(blocks: list[Placed], files: Files) -> Iterator[Message]:
 
 
 def tool_result(block: Mapping[str, Any], where: str, files: Files) -> Message:
-    """What a tool has said. That it failed has no place of its own in templates, so it is said in the text."""
+    """The message with a tool's result. Templates have no field for a failure, so its text mentions it."""
     parts = [text_part("Error:")] if is_true(block, "is_error", where) else []
     if block.get("content") is not None:
         for inner, place in blocks_of(block["content"], f"{where}.content"):
@@ -250,7 +250,7 @@ def tool_result(block: Mapping[str, Any], where: str, files: Files) -> Message:
 
 
 def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
-    """What the model has said before, as one message."""
+    """One message of the assistant from its blocks."""
     texts, thoughts, calls = [], [], []
     for block, where in blocks:
         kind = block["type"]
@@ -260,7 +260,7 @@ def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
             thoughts.append(required(block, "thinking", where))
         elif kind == "tool_use":
             calls.append(tool_call(block, where))
-        elif kind != "redacted_thinking":  # which nobody here can read
+        elif kind != "redacted_thinking":  # encrypted by Anthropic, so it is skipped
             raise strange_block(kind, where)
     message: Message = {"role": "assistant", "content": "".join(texts)}
     if any(thoughts):
@@ -271,7 +271,7 @@ def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
 
 
 def tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A call in the form that all chats have."""
+    """A call in the form that all chat dialects share."""
     if not isinstance(block.get("input"), dict):
         raise ApiError(400, f"{where}.input is not an object")
     function = {"name": required(block, "name", where), "arguments": block["input"]}
@@ -279,7 +279,7 @@ def tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_later_system(blocks: list[Placed], files: Files) -> Iterator[Message]:
-    """A system's message among the others."""
+    """A system message between other messages."""
     yield {"role": "system", "content": joined([part for block in blocks for part in text_parts(*block, None)])}
 
 
@@ -291,21 +291,21 @@ ROLES: dict[str, Callable[[list[Placed], Files], Iterator[Message]]] = {
 
 
 def content_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
-    """The parts that a block becomes: texts, and markers of images."""
+    """The content parts of a block: texts, and markers of images."""
     if block["type"] not in BLOCKS:
         raise strange_block(block["type"], where)
     return BLOCKS[block["type"]](block, where, files)
 
 
 def text_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
-    """A block of text; ApiError 400 for others."""
+    """The part of a text block. ApiError 400 for other blocks."""
     if block["type"] != "text":
         raise strange_block(block["type"], where)
     return [text_part(required(block, "text", where))]
 
 
 def image_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
-    """An image, in base64 or where a URL says."""
+    """The part of an image, from base64 or a URL."""
     source = source_of(block, where)
     if source["type"] == "base64":
         marker = files.add_base64(source.get("data"), where, IMAGE)
@@ -317,7 +317,7 @@ def image_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part
 
 
 def document_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
-    """A document of text or blocks, with its title and what is said about it in front."""
+    """The parts of a document (text or blocks), after its title and its context."""
     source = source_of(block, where)
     heads = [text_part(required(block, name, where)) for name in ("title", "context") if block.get(name) is not None]
     if source["type"] == "text":
@@ -325,20 +325,20 @@ def document_parts(block: Mapping[str, Any], where: str, files: Files) -> list[P
     if source["type"] != "content":
         raise ApiError(
             400,
-            f"{where}.source is of type {source['type'][:40]!r}; of documents only text is read here, and no PDF: send "
-            "their text (a source of type text), or images of their pages",
+            f"{where}.source: the type {source['type'][:40]!r} isn't supported (PDF isn't either); send the "
+            "document's text (a source of the type text) or images of its pages",
         )
     inner = blocks_of(source.get("content"), f"{where}.source.content")
     return heads + [part for one, place in inner for part in plain_parts(one, place, files)]
 
 
 def plain_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
-    """What may be inside of a document: text and images."""
+    """The parts of a block inside a document: text or image."""
     return (image_parts if block["type"] == "image" else text_parts)(block, where, files)
 
 
 def search_result_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
-    """What a search has found, with its title and source in front."""
+    """The parts of a search result, after its title and its source."""
     heads = [text_part(required(block, name, where)) for name in ("title", "source")]
     inner = blocks_of(block.get("content"), f"{where}.content")
     return heads + [part for one, place in inner for part in text_parts(one, place, files)]
@@ -353,7 +353,7 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any], str, Any], list[Part]]] = {
 
 
 def source_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Where the content of a block comes from."""
+    """The `source` object of a block."""
     source = block.get("source")
     if not isinstance(source, dict) or not isinstance(source.get("type"), str):
         raise ApiError(400, f"{where}.source is not an object with a type")
@@ -361,20 +361,20 @@ def source_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def strange_block(kind: str, where: str) -> ApiError:
-    """For a block that can't be read here."""
-    return ApiError(400, f"{where} is of type {kind[:40]!r}, which can't be read here")
+    """The error for a block of an unsupported type."""
+    return ApiError(400, f"{where}: blocks of the type {kind[:40]!r} aren't supported")
 
 
 def strange_source(source: Mapping[str, Any], where: str) -> ApiError:
-    """For a source that can't be read."""
-    return ApiError(400, f"{where}.source is of type {source['type'][:40]!r}, which can't be read here")
+    """The error for a source of an unsupported type."""
+    return ApiError(400, f"{where}.source: the type {source['type'][:40]!r} isn't supported")
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------
 
 
 class MessagesReply:
-    """Writes one answer. Of a stream one block is open at a time."""
+    """Writes one answer. In a stream, one block is open at a time."""
 
     ping = named_event("ping", {"type": "ping"})
 
@@ -385,11 +385,12 @@ class MessagesReply:
         self._is_hidden = (asked.values["thinking"] or {}).get("display") == "omitted"
         self._has_begun = self._has_calls = False
         self._index = -1
-        self._kind = ""  # of the block that is open
-        self._frame = (b"", b"")  # around the text of its deltas
+        self._kind = ""  # of the open block
+        self._frame = (b"", b"")  # the bytes before and after the text of its deltas
 
     def event(self, index: int, event: Event) -> bytes:
-        """What a stream sends. Around an ordinary piece of text all is the same each time, and encoded once."""
+        """The bytes of one event. The JSON around a piece of text is always the same within a block, so it is encoded
+        only once."""
         if type(event) is Text:
             return self._begin() + self._go_on("text") + self._delta(event.text) if event.text else b""
         if type(event) is Reasoning:
@@ -407,7 +408,7 @@ class MessagesReply:
         return b""
 
     def end(self) -> bytes:
-        """The last event."""
+        """The event `message_stop`."""
         return named_event("message_stop", {"type": "message_stop"})
 
     def error(self, error: ApiError) -> bytes:
@@ -415,7 +416,7 @@ class MessagesReply:
         return named_event("error", error_json(error))
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The message. A call that was cut off isn't part of it."""
+        """The whole message, without a call that was cut off."""
         [answer] = answers
         assert answer.final is not None
         blocks = [block for section in answer.sections if (block := self._whole_block(section)) is not None]
@@ -433,7 +434,7 @@ class MessagesReply:
     # ---- blocks of a stream -------------------------------------------------------------------------------------
 
     def _begin(self, n_cached: int = 0) -> bytes:
-        """The first event, once."""
+        """The event `message_start`, sent once."""
         if self._has_begun:
             return b""
         self._has_begun = True
@@ -442,7 +443,7 @@ class MessagesReply:
         return named_event("message_start", {"type": "message_start", "message": message})
 
     def _go_on(self, kind: str) -> bytes:
-        """Nothing if a block of this kind is open, else the end of another one and a new one's beginning."""
+        """Make sure that a block of this kind is open: if not, close the open one and begin a new one."""
         return b"" if kind == self._kind else self._open(kind, EMPTY[kind], *DELTAS[kind])
 
     def _call(self, call: ToolCall) -> bytes:
@@ -450,7 +451,7 @@ class MessagesReply:
         return self._open("call", {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}, *CALL_DELTA)
 
     def _open(self, kind: str, block: Mapping[str, Any], delta: str, field: str) -> bytes:
-        """A new block, whose deltas have their text in a field."""
+        """Begin a block. `delta` is the type of its deltas and `field` the name of their text."""
         closed = self._close()
         self._kind = kind
         self._index += 1
@@ -461,7 +462,7 @@ class MessagesReply:
         return closed + self._block("content_block_start", content_block=block)
 
     def _close(self) -> bytes:
-        """The end of the block that is open."""
+        """End the open block."""
         if not self._kind:
             return b""
         signature = b""
@@ -475,7 +476,7 @@ class MessagesReply:
         return before + encode_basestring(text).encode("utf-8", "replace") + behind
 
     def _block(self, name: str, **fields: object) -> bytes:
-        """An event about the block that is open."""
+        """An event about the open block."""
         return named_event(name, {"type": name, "index": self._index, **fields})
 
     # ---- parts of both ------------------------------------------------------------------------------------------
@@ -488,7 +489,8 @@ class MessagesReply:
         return {"type": "message_delta", "delta": self._why(final), "usage": usage(final)}
 
     def _why(self, final: Final) -> dict[str, Any]:
-        """Why the answer has ended. Stop words of the server's own are an end like any other."""
+        """The stop reason. Only stop words of the request count as `stop_sequence`; those of the server are a normal
+        end."""
         word, reason = None, "end_turn"
         if final.stop == STOP_LIMIT:
             is_full = final.truncated and final.n_predicted < self._task.n_predict
@@ -501,7 +503,7 @@ class MessagesReply:
 
 
 def tool_use(call: Call) -> dict[str, Any] | None:
-    """A call's block; None where its arguments aren't complete."""
+    """The block of a call; None if its arguments are incomplete."""
     try:
         return {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
     except (ValueError, RecursionError):
@@ -509,13 +511,13 @@ def tool_use(call: Call) -> dict[str, Any] | None:
 
 
 def usage(final: Final) -> dict[str, Any]:
-    """What an answer took."""
+    """Token counts of an answer."""
     thinking = {"output_tokens_details": {"thinking_tokens": final.n_reasoning}} if final.n_reasoning else {}
     return {**usage_json(final.n_prompt, final.timings.cache_n, final.n_predicted), **thinking}
 
 
 def usage_json(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str, Any]:
-    """Tokens: those of the prompt that were cached count apart."""
+    """Token counts; `input_tokens` doesn't include cached tokens of the prompt."""
     return {
         "input_tokens": n_prompt - n_cached,
         "cache_creation_input_tokens": 0,
@@ -525,7 +527,7 @@ def usage_json(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str, Any]
 
 
 def error_json(error: ApiError) -> dict[str, Any]:
-    """An error in this dialect's shape. Of a prompt that is too long clients know these words, and shorten it."""
+    """An error in this dialect's form. Clients recognise the words for a prompt that is too long, and shorten it."""
     kind = ERROR_TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "api_error")
     message = error.message
     if error.type == "exceed_context_size_error":

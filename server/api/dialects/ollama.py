@@ -1,8 +1,8 @@
-"""The dialect of POST /api/chat, as Ollama's clients speak it: lines of JSON. Connection thread.
+"""The dialect of POST /api/chat, for Ollama's clients: answers are lines of JSON. Runs on connection threads.
 
-Here are also the fields and the answers that it shares with POST /api/generate, see `ollama_generate`. Calls of tools
-have no ids there: those that templates want are made here, and results find their calls by name and order. In answers
-calls are objects, so each is sent when it is whole; one that was cut off isn't sent.
+The module also has what /api/generate shares with it (see `ollama_generate`). Ollama's tool calls have no ids: this
+module makes the ids that templates need, and matches results to calls by name and order. Arguments of calls are JSON
+objects, so a call is sent only when it is complete, and never if it was cut off.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 DURATION = re.compile(rf"[+-]?(?:{NUMBER}|(?:{NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+)")
 DURATION_PART = re.compile(rf"({NUMBER})(ns|us|µs|μs|ms|s|m|h|)")
 UNITS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-FOR_EVER_S = 1e9
-MAX_DURATION = 64  # characters
-MAX_NAME = 256  # characters of the model's name as the request has it, which each line repeats
-MAX_CALLS = 128  # of one message: each result is looked for among them
+FOR_EVER_S = 1e9  # longer times mean that the model stays loaded
+MAX_DURATION = 64  # characters of a `keep_alive`
+MAX_NAME = 256  # characters of the model's name in a request; every line of the answer repeats it
+MAX_CALLS = 128  # in one message; each result is searched among them
 NS_PER_MS = 1_000_000
-MARK = secrets.token_hex(16)  # where a line's text goes; no client knows it
+MARK = secrets.token_hex(16)  # placeholder for the text of a line; random, so that no text contains it
 MESSAGE_TYPES = {
     "content": (str, "a string"),
     "thinking": (str, "a string"),
@@ -59,14 +59,14 @@ MESSAGE_TYPES = {
 Message = dict[str, Any]
 Part = Text | Reasoning | ToolCall
 MakePart = Callable[[str, str, list[Message]], Message]
-"""Makes the part of a line that has text, thinking and calls."""
+"""Makes the part of a line that holds text, thinking and calls."""
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------
 
 
 def read_chat(incoming: Incoming) -> TextRequest | Response:
-    """A conversation, whose next message is wanted; without messages, that the model be loaded."""
+    """Read a conversation. Without messages, the request only loads or unloads the model."""
     model, files = incoming.model, incoming.files
     own = OLLAMA_CHAT.read(incoming.body)
     unknown = OLLAMA_CHAT.unread(incoming.body)
@@ -91,7 +91,7 @@ def read_chat(incoming: Incoming) -> TextRequest | Response:
 def read_values(
     model: Model, own: Mapping[str, Any], warnings: Sequence[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """All fields of a request for text, from its own fields and its options, and what of them has no effect."""
+    """All values of a request for text, from its own fields and its `options`; also warnings about ignored fields."""
     given = own["options"]
     options = OLLAMA_OPTIONS.read(given, model.defaults, "options.")
     values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **options, "n_cmpl": 1}
@@ -100,25 +100,26 @@ def read_values(
     lines = [f"options: {line}" for line in OLLAMA_OPTIONS.unread(given)]
     n_ctx = model.info.n_ctx_slot
     if (options["num_ctx"] or 0) > n_ctx:
-        lines.append(f"options.num_ctx has no effect: the context of this server has {n_ctx} tokens (--ctx-size)")
+        lines.append(f"options.num_ctx has no effect: this server's context has {n_ctx} tokens (--ctx-size)")
     return values, (*warnings, *lines, *keep_alive(model, own["keep_alive"]))
 
 
 def keep_alive(model: Model, value: object) -> tuple[str, ...]:
-    """Have a model stay so long without work. ApiError 400 for what is no time; a line where it stays in any case."""
+    """Set how long the model stays loaded without work. Returns a warning if it is never unloaded. ApiError 400 for an
+    invalid time."""
     if value is None:
         return ()
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ApiError(400, f"keep_alive: {shorten(value)} is neither a number of seconds nor a text such as '5m'")
     if isinstance(value, str) and not (len(value) <= MAX_DURATION and DURATION.fullmatch(value)):
-        raise ApiError(400, f"keep_alive: {shorten(value)} is no time; give a number of seconds, or '5m', '1h30m'")
+        raise ApiError(400, f"keep_alive: {shorten(value)} is not a time; examples are 300, '5m' and '1h30m'")
     if model.keep(seconds_of(value)) or not is_zero(value):
         return ()
-    return ("keep_alive has no effect: the model stays loaded as long as the server runs",)
+    return ("keep_alive has no effect: this server keeps its model loaded",)
 
 
 def seconds_of(value: float | str) -> float:
-    """A checked `keep_alive`; below 0 is for ever, and so is what is longer than a server runs."""
+    """A valid `keep_alive` in seconds. Negative and very long times mean for ever."""
     if not isinstance(value, str):
         return float(value) if abs(value) < FOR_EVER_S else -1.0
     seconds = sum(float(number) * UNITS[unit] for number, unit in DURATION_PART.findall(value))
@@ -126,12 +127,13 @@ def seconds_of(value: float | str) -> float:
 
 
 def is_zero(value: object) -> bool:
-    """Whether a `keep_alive` asks for the model's end."""
+    """Whether a `keep_alive` asks to unload the model at once."""
     return not any(digit in "123456789" for digit in value) if isinstance(value, str) else value == 0
 
 
 def conversation(model: Model, messages: list[Message], think: object, tools: Tools = Tools()) -> Conversation:
-    """The conversation of messages in OpenAI's form; if the assistant has spoken last, the answer goes on with that."""
+    """Make the conversation of messages in OpenAI's form. If the last message is the assistant's, the answer continues
+    it."""
     wish = read_wish(think)
     values = read(wish, CHAT_FIELDS, model.defaults)
     variables = template_variables(model, values, wish, tools)
@@ -144,16 +146,16 @@ def conversation(model: Model, messages: list[Message], think: object, tools: To
 
 
 def read_wish(think: object) -> dict[str, Any]:
-    """`think` in the words that all chats have for it."""
+    """`think`, under the names that all chat dialects share."""
     if think is None or isinstance(think, bool):
         return {} if think is None else {"enable_thinking": think}
     if think not in EFFORTS:
-        raise ApiError(400, f"think: {shorten(think)} is unknown; known are true, false, {', '.join(EFFORTS)}")
+        raise ApiError(400, f"think: {shorten(think)} is unknown; use true, false, {', '.join(EFFORTS)}")
     return {"enable_thinking": True, "reasoning_effort": think}
 
 
 def read_format(value: object, defaults: Mapping[str, Any]) -> Wanted | None:
-    """What the answer must look like."""
+    """The format that the answer must have."""
     if value is None or value == "":
         return read_wanted({}, defaults)
     if value != "json" and not isinstance(value, dict):
@@ -162,11 +164,11 @@ def read_format(value: object, defaults: Mapping[str, Any]) -> Wanted | None:
 
 
 def read_turns(value: object, files: Files) -> list[Message]:
-    """The messages, in OpenAI's form. ApiError 400 says which one is wrong."""
+    """The messages in OpenAI's form. ApiError 400 names the wrong one."""
     if not isinstance(value, list):
-        raise ApiError(400, "messages: give a list of messages")
+        raise ApiError(400, "messages: a list of messages is required")
     require_few(len(value))
-    pending: list[tuple[str, str]] = []  # calls without a result: name and id
+    pending: list[tuple[str, str]] = []  # name and id of each call without a result so far
     n_calls = 0
     turns = []
     for i, message in enumerate(value):
@@ -174,7 +176,7 @@ def read_turns(value: object, files: Files) -> list[Message]:
         turn = read_turn(message, where, files)
         if turn.get("tool_calls"):
             if len(turn["tool_calls"]) > MAX_CALLS:
-                raise ApiError(400, f"{where}.tool_calls: more than {MAX_CALLS} in one message are too many")
+                raise ApiError(400, f"{where}.tool_calls: too many, at most {MAX_CALLS} are allowed in one message")
             turn["tool_calls"] = [
                 read_call(call, f"{where}.tool_calls[{k}]", n_calls + k) for k, call in enumerate(turn["tool_calls"])
             ]
@@ -191,7 +193,7 @@ def read_turns(value: object, files: Files) -> list[Message]:
 
 
 def read_turn(message: object, where: str, files: Files) -> Message:
-    """One message; its calls are still as they came."""
+    """Check one message. Its calls stay as they came."""
     if not isinstance(message, dict):
         raise ApiError(400, f"{where} is not an object")
     role = message.get("role")
@@ -215,7 +217,7 @@ def read_turn(message: object, where: str, files: Files) -> Message:
 
 
 def with_images(text: str, images: object, where: str, files: Files) -> str | list[Message]:
-    """A message's content: its images, then its text."""
+    """The content of a message: its images, then its text."""
     if not isinstance(images, list) or not images:
         return text
     markers = [files.add_base64(image, f"{where}images[{k}]") for k, image in enumerate(images)]
@@ -223,7 +225,7 @@ def with_images(text: str, images: object, where: str, files: Files) -> str | li
 
 
 def read_call(call: object, where: str, number: int) -> Message:
-    """A call, with an id that all templates take unless it has one."""
+    """A call in OpenAI's form. If it has no id, it gets one that every template accepts."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise ApiError(400, f"{where}.function is not an object")
@@ -244,7 +246,7 @@ def read_call(call: object, where: str, number: int) -> Message:
 
 
 def chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
-    """A line of a chat has a message."""
+    """The part of a line of /api/chat: a message."""
     message: Message = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
@@ -254,7 +256,7 @@ def chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
 
 
 class OllamaReply:
-    """Answers in this dialect. With `has_context` the last line has the tokens of prompt and answer."""
+    """Writes answers in this dialect. With `has_context` the last line has the tokens of prompt and answer."""
 
     id = ""
 
@@ -264,7 +266,7 @@ class OllamaReply:
         self._has_context = make_part is not chat_part
         self._head = head(asked.model, asked.values["model"])
         self._begun = time.monotonic_ns()
-        self._call: Call | None = None  # the one that is being written
+        self._call: Call | None = None  # the call that is being written
         self._n_calls = 0
         self._tokens: list[int] = []
         self._text_frame = self._frame(MARK, "")
@@ -272,7 +274,7 @@ class OllamaReply:
         self.ping = self._line(make_part("", "", []))
 
     def event(self, index: int, event: Event) -> bytes:
-        """What a stream sends. Around a piece of text all is the same each time, and encoded once."""
+        """The bytes of one event. The JSON around a piece of text is always the same, so it is encoded only once."""
         if type(event) is Text:
             self._tokens += event.tokens if self._has_context else ()
             return self._framed(event, event.text, self._text_frame)
@@ -293,15 +295,15 @@ class OllamaReply:
         return b""
 
     def end(self) -> bytes:
-        """Nothing: the last line says that it is done."""
+        """Empty: the last line has `done`."""
         return b""
 
     def error(self, error: ApiError) -> bytes:
-        """A line with the error, after which the stream ends."""
+        """A line with the error. The stream ends after it."""
         return to_json(error_json(error)) + b"\n"
 
     def whole(self, answers: Sequence[Answer]) -> Message:
-        """One object with all of the answer."""
+        """The whole answer as one object."""
         answer = answers[0]
         calls = [made for i, call in enumerate(answer.calls) if (made := call_json(call, i))]
         result = {**self._head, **self._make_part(answer.text, answer.reasoning, calls)}
@@ -313,7 +315,7 @@ class OllamaReply:
         return to_json({**self._head, "done": False, **fields}) + b"\n"
 
     def _frame(self, text: str, thinking: str) -> tuple[bytes, bytes]:
-        """The bytes of a line before and behind its text."""
+        """The bytes of a line before and after its text."""
         before, _, behind = self._line(self._make_part(text, thinking, [])).partition(to_json(MARK))
         return before, behind
 
@@ -327,7 +329,7 @@ class OllamaReply:
         return done + before + encode_basestring(text).encode("utf-8", "replace") + behind
 
     def _end_of_call(self) -> bytes:
-        """The line of the call that is whole now, if there is one."""
+        """The line of the call that is complete now, if there is one."""
         call, self._call = self._call, None
         made = call and call_json(call, self._n_calls)
         if not made:
@@ -336,7 +338,7 @@ class OllamaReply:
         return self._line(self._make_part("", "", [made]))
 
     def _logprobs(self, probs: Sequence[TokenProbs]) -> list[Message]:
-        """Tokens with their likeliest rivals."""
+        """Tokens with their most likely alternatives."""
         vocab, n_top = self._asked.model.vocab, self._asked.values["top_logprobs"]
         result = []
         for one in probs:
@@ -347,8 +349,8 @@ class OllamaReply:
         return result
 
     def _numbers(self, final: Final | None, tokens: list[int]) -> Message:
-        """What the last line says besides; times are in ns. What isn't spent on tokens counts as loading: the model is
-        there, but a slot may have to be waited for."""
+        """The counts and times (ns) of the last line. Time that isn't spent on tokens is called loading, though it may
+        also be time in the queue."""
         assert final is not None
         timings = final.timings
         prompt_ns, eval_ns = int(timings.prompt_ms * NS_PER_MS), int(timings.predicted_ms * NS_PER_MS)
@@ -369,13 +371,13 @@ class OllamaReply:
 
 
 def head(model: Model, name: object) -> Message:
-    """How all lines begin: the model as the request calls it, and when the answer began."""
+    """The first fields of each line: the model's name from the request, and the time when the answer began."""
     now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return {"model": name if isinstance(name, str) and 0 < len(name) <= MAX_NAME else model.name, "created_at": now}
 
 
 def call_json(call: Call, index: int) -> Message | None:
-    """A call of an answer; None for one whose arguments were cut off."""
+    """The JSON of a call; None if its arguments were cut off."""
     try:
         arguments = parse_json((call.arguments or "{}").encode("utf-8", "replace"))
     except ApiError:
@@ -384,7 +386,7 @@ def call_json(call: Call, index: int) -> Message | None:
 
 
 def loaded(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_part: MakePart) -> Response:
-    """The answer to a request that only wants the model to be there, or to be gone."""
+    """The answer to a request that only loads or unloads the model."""
     warnings = (*warnings, *keep_alive(model, own["keep_alive"]))
     is_end = own["keep_alive"] is not None and is_zero(own["keep_alive"])
     reason = {"done": True, "done_reason": "unload" if is_end else "load"}
@@ -393,7 +395,7 @@ def loaded(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_p
 
 
 def error_json(error: ApiError) -> Message:
-    """The shape of errors."""
+    """The JSON of an error."""
     return {"error": error.message}
 
 

@@ -1,8 +1,8 @@
-"""POST /api/generate of Ollama's dialect: one prompt in, text out. Connection thread.
+"""POST /api/generate in Ollama's dialect: text for one prompt. Runs on connection threads.
 
-The prompt is the user's message of a chat, unless the request has a template of its own (`template`), has written all
-of it (`raw`), or wants what belongs before a `suffix`. Of the language of Ollama's templates only what such a template
-needs is known: the three variables, and conditions on them. The rest, which is about lists of messages, is refused.
+The prompt becomes the user's message of a chat, except in three cases: the request has its own `template`, sends the
+complete text (`raw`), or wants the text before a `suffix`. Of Ollama's template language, only the three variables for
+text and conditions on them are supported; loops over messages are refused.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from server.records import replace
 from server.web.message import Response
 
 ACTION = re.compile(r"\{\{([^{}]{0,200})\}\}")
-MAX_TEMPLATE = 1 << 16  # characters
-MAX_DEPTH = 16
+MAX_TEMPLATE = 1 << 16  # characters of a template
+MAX_DEPTH = 16  # conditions within each other
 
 
 def read_generate(incoming: Incoming) -> TextRequest | Response:
-    """A prompt; without one, that the model be loaded."""
+    """Read a prompt. Without one, the request only loads or unloads the model."""
     model, body, files = incoming.model, incoming.body, incoming.files
     own = OLLAMA_GENERATE.read(body)
     if not own["prompt"] and not own["suffix"]:
         return loaded(model, own, OLLAMA_GENERATE.unread(body), generate_part)
     if own["raw"] and (own["template"] or own["system"] or own["context"]):
-        raise ApiError(400, "raw: a prompt that is the whole text has no template, system or context")
+        raise ApiError(400, "raw: it can't be used together with template, system or context")
     values, warnings = read_values(model, own, OLLAMA_GENERATE.unread(body))
     wanted = read_format(own["format"], model.defaults)
     if own["suffix"] or own["raw"] or own["template"]:
@@ -72,16 +72,16 @@ def read_generate(incoming: Incoming) -> TextRequest | Response:
 
 
 def turns(own: Mapping[str, Any], files: Files) -> list[Message]:
-    """The request as messages."""
+    """The messages of the chat."""
     user = {"role": "user", "content": with_images(own["prompt"], own["images"], "", files)}
     return [*([{"role": "system", "content": own["system"]}] if own["system"] else []), user]
 
 
 def written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: Files) -> tuple[Prompt, str]:
-    """The prompt of a request that leaves the model's template alone, and its text."""
+    """The prompt of a request that doesn't use the model's chat template; also its text."""
     if own["suffix"]:
         if own["images"]:
-            raise ApiError(400, "images don't go with a suffix")
+            raise ApiError(400, "images can't be used together with a suffix")
         return infill_prompt(model, own["prompt"], own["suffix"], n_predict), own["prompt"]
     text = plain_text(with_images(own["prompt"], own["images"], "", files))
     segments = [(text, False)]
@@ -94,8 +94,8 @@ def written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: 
 
 
 def fill_template(source: str, values: Mapping[str, str]) -> Segments:
-    """A template of Ollama's with these variables, up to the place of the answer. ApiError 400 for what it may not
-    have."""
+    """Fill a template of Ollama's with these variables, up to where the answer begins. ApiError 400 for unsupported
+    parts."""
     if len(source) > MAX_TEMPLATE:
         raise ApiError(400, f"template: {len(source)} characters are too many, at most {MAX_TEMPLATE} are allowed")
     segments: Segments = []
@@ -118,31 +118,30 @@ def fill_template(source: str, values: Mapping[str, str]) -> Segments:
             conditions += [not last] if word == "else" else []
         elif word not in values or name:
             raise ApiError(
-                400,
-                f"template: {part.strip()[:60]!r} can't be read; known are {', '.join(values)}, and if, else and end",
+                400, f"template: {part.strip()[:60]!r} isn't supported; use {', '.join(values)}, if, else and end"
             )
         elif all(conditions):
             if word == ".Response":
                 return segments
             segments.append((values[word], True))
     if conditions:
-        raise ApiError(400, "template: an if has no end")
+        raise ApiError(400, "template: an if without an end")
     return segments
 
 
 def behind(context: object, prompt: Prompt, model: Model) -> Prompt:
-    """A prompt behind the tokens of an earlier answer."""
+    """The prompt after the tokens of an earlier answer (`context`)."""
     if not context:
         return prompt
     if not isinstance(context, list):
-        raise ApiError(400, "context: give the list of numbers of an earlier answer")
+        raise ApiError(400, "context: the list of numbers from an earlier answer is required")
     earlier = tuple(token_id("context", token, model.vocab) for token in context)
     tokens = prompt.tokens[1:] if prompt.tokens[:1] == (model.vocab.bos,) else prompt.tokens
     return replace(prompt, tokens=(*earlier, *tokens))
 
 
 def generate_part(text: str, thinking: str, calls: list[Message]) -> Message:
-    """A line has a text, and no calls."""
+    """The part of a line of /api/generate: a text, no calls."""
     return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 

@@ -1,9 +1,10 @@
-"""The items of a response and the events of its stream, as OpenAI's clients count and order them. Connection thread.
-Used by the dialect (`responses.py`), and by the store for responses that have ended.
+"""The items of a response and the events of its stream, numbered and ordered as in OpenAI's API.
 
-An item of the output is announced, so is the part in which its text lies, then come deltas, and at the end all of it
-once more. Every event has a number. `replay` makes the same stream of a response that is stored: a client that has lost
-it goes on behind the last number that it has seen.
+Runs on connection threads and on those of background responses. The dialect (`responses.py`) and the store use it.
+
+For each item of the output the stream has an event when it begins, one when its part with the text begins, deltas, and
+at the end events with the complete text. Every event has a number. `replay` makes the same stream from a stored
+response, so a client that lost the stream can continue after the last number that it received.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from server.web.message import to_json
 from server.web.sse import named_event
 
 Placed = tuple[Any, str]
-"""An item, and its place in the request."""
+"""An item, and its place in the request for error messages."""
 
-N_TOKEN = 24  # bytes of what is drawn for an id
+N_TOKEN = 24  # random bytes in an id
 PREFIXES = {
     "message": "msg",
     "function_call": "fc",
@@ -34,25 +35,30 @@ PREFIXES = {
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
 }
-MARK = secrets.token_hex(16)  # where a delta's text goes; no client knows it
+MARK = secrets.token_hex(16)  # placeholder for the text of a delta; random, so that no text contains it
 QUEUED, IN_PROGRESS, COMPLETED = "queued", "in_progress", "completed"
 INCOMPLETE, FAILED, CANCELLED = "incomplete", "failed", "cancelled"
-LAST_EVENTS = {COMPLETED: "response.completed", FAILED: "response.failed"}  # of others `response.incomplete`
+LAST_EVENTS = {COMPLETED: "response.completed", FAILED: "response.failed"}
+"""The last event by the status of the response; for other statuses it is `response.incomplete`."""
 
 
 @record(frozen=True)
 class Kind:
-    """A kind of items: their type, what their ids begin with, how the events with their text are named, and the field
-    that has it. There it lies in a list with a part of the type `part`, unless that is ""; `index` is what events call
-    its place in that list, `part_events` how those about it are named."""
+    """A kind of output items: how the API writes their text and names their events."""
 
     type: str
     prefix: str
+    """The beginning of their ids."""
     events: str
+    """The names of the events with their text begin with this."""
     field: str
+    """The field with the text."""
     part: str = ""
+    """The type of the part that holds the text in a list; "" if the field is the text itself."""
     index: str = "content_index"
+    """The field of events that has the part's index in that list."""
     part_events: str = "response.content_part"
+    """The names of the events about the part begin with this."""
 
 
 MESSAGE = Kind("message", "msg", "response.output_text", "content", "output_text")
@@ -64,42 +70,47 @@ SUMMARY = Kind(
 FUNCTION_CALL = Kind("function_call", "fc", "response.function_call_arguments", "arguments")
 CUSTOM_CALL = Kind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
 KINDS = (MESSAGE, SUMMARY, REASONING, FUNCTION_CALL, CUSTOM_CALL)
-LOGPROBS, SEALED = "message.output_text.logprobs", "reasoning.encrypted_content"  # of `include`
-PROB_BYTES = 2000  # of a token's likelihood in an answer
+LOGPROBS, SEALED = "message.output_text.logprobs", "reasoning.encrypted_content"  # values of `include`
+PROB_BYTES = 2000  # memory for the logprobs of one token of an answer
 NO_RESULTS = dict.fromkeys(("usage", "error", "incomplete_details", "completed_at")) | {"output": []}
 RESULTS = (*NO_RESULTS, "timings", "cache", "warnings")
-"""What a response has at its end only."""
+"""Fields that only a finished response has."""
 CODES = {429: "rate_limit_exceeded"}
 NO_TEXT: dict[str, dict[str, Any]] = {"message": {"role": "assistant"}, "reasoning": {"summary": []}}
 
 
 @record(frozen=True)
 class Exchange:
-    """What of a request for a response the store has to know: whose it is, how it is called (`token`), and the items of
-    its input, each with an id. With `is_stored` it can be asked for later, and others can go on from it. The items go
-    into `conversation`, too, unless that is "". In the background it is made whether or not there is a client, which
-    gets a stream of it where it `is_streamed`. `customs` are the names of the tools that take text."""
+    """The data of a request for a response that the store needs."""
 
     token: str
+    """The common part of the ids of the response and its items."""
     key_id: str
     created: int
+    """Seconds since the epoch."""
     items: tuple[Any, ...]
+    """The items of the input, each with an id."""
     customs: frozenset[str]
+    """The names of the tools that take text instead of JSON."""
     conversation: str = ""
+    """The conversation that input and output are added to; "" for none."""
     is_stored: bool = False
+    """Whether the response can be fetched and continued later."""
     is_background: bool = False
+    """Whether the response is made even without a client."""
     is_streamed: bool = False
+    """Whether the client of a background response gets its stream."""
 
     @property
     def id(self) -> str:
-        """That of the response."""
+        """The id of the response."""
         return "resp_" + self.token
 
 
 @record
 class Item:
-    """An item of the output, whose text is in `parts`: of a call the JSON of its arguments. `fields` are those that it
-    has besides. With `is_sealed` a client that keeps no more than `encrypted_content` of reasoning keeps it all."""
+    """An item of the output. `parts` are the pieces of its text (for a call: the JSON of its arguments), `fields` its
+    other fields. With `is_sealed`, reasoning has `encrypted_content`, too: some clients keep nothing else of it."""
 
     kind: Kind
     id: str
@@ -111,12 +122,12 @@ class Item:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole text."""
         text = "".join(self.parts)
         return custom_input(text) if self.kind is CUSTOM_CALL else text
 
     def json(self) -> dict[str, Any]:
-        """The item; as long as it is in progress it is shown empty."""
+        """The item as JSON. While it is in progress, it is written without text."""
         kind = self.kind
         is_begun = self.status == IN_PROGRESS
         item = {"id": self.id, "type": kind.type, "status": self.status, **NO_TEXT.get(kind.type, {}), **self.fields}
@@ -126,13 +137,13 @@ class Item:
         return {**item, "encrypted_content": seal(self.text)} if self.is_sealed and not is_begun else item
 
     def part(self) -> dict[str, Any]:
-        """The part in which its text lies."""
+        """The part that holds the text."""
         part: dict[str, Any] = {"type": self.kind.part, "text": self.text}
         return {**part, "annotations": [], "logprobs": self.logprobs} if self.kind is MESSAGE else part
 
 
 def custom_input(arguments: str) -> str:
-    """What the model says to a tool that takes text; "" of a call that was cut off."""
+    """The text for a tool that takes text; "" if the call was cut off."""
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -144,14 +155,14 @@ SEAL = "unsealed:"
 
 
 def seal(text: str) -> str:
-    """Reasoning for a client to keep and to send again. Nothing is encrypted: it may read this."""
-    import base64  # here, because few ask for it
+    """Pack reasoning for a client that stores it and sends it again. It isn't encrypted: the client may read it."""
+    import base64  # imported here: few requests need it
 
     return SEAL + base64.b64encode(text.encode("utf-8", "replace")).decode()
 
 
 def unseal(text: object) -> str:
-    """What `seal` was given; "" for what comes from elsewhere."""
+    """Unpack the result of `seal`; "" for other texts."""
     import base64
 
     if not isinstance(text, str) or not text.startswith(SEAL):
@@ -163,8 +174,8 @@ def unseal(text: object) -> str:
 
 
 class EventWriter:
-    """Writes the stream of one response; `response` is it before there is any output. Events up to the number `after`
-    are counted and left out. One item is open at a time."""
+    """Writes the events of one response, whose JSON without output is `response`. Events up to the number `after` are
+    counted but not written. One item is open at a time."""
 
     def __init__(self, response: Mapping[str, Any], after: int = -1) -> None:
         self.items: list[Item] = []
@@ -173,20 +184,20 @@ class EventWriter:
         self._number = 0
         self._open: Item | None = None
         self._place: dict[str, Any] = {}
-        self._frame = (b"", b"")  # around the text of a delta
+        self._frame = (b"", b"")  # the bytes before and after the text of a delta
 
     def begin(self) -> bytes:
-        """The first events, of a response in the background those before the engine begins with it."""
+        """The first events. A background response has its events for a queued response here."""
         if not self._response["background"]:
             return self._state("created", IN_PROGRESS) + self._state(IN_PROGRESS, IN_PROGRESS)
         return self._state("created", QUEUED) + self._state(QUEUED, QUEUED)
 
     def progress(self) -> bytes:
-        """Behind them, once the engine has begun."""
+        """The event that the engine has begun; only a background response has it."""
         return self._state(IN_PROGRESS, IN_PROGRESS) if self._response["background"] else b""
 
     def open(self, item: Item) -> bytes:
-        """Another item, of which nothing is there yet, behind the end of the one before."""
+        """Begin an item, after closing the one before."""
         closed = self.close(COMPLETED)
         kind = item.kind
         self._open = item
@@ -204,8 +215,8 @@ class EventWriter:
         return closed + added
 
     def delta(self, text: str, logprobs: Sequence[Any] = ()) -> bytes:
-        """More text of the open item. Around an ordinary piece all but the number is the same each time, and encoded
-        once. What goes to a tool that takes text is sent at the end: it is written as JSON."""
+        """Add text to the open item. Only the number changes in the JSON around a plain piece, so the rest is encoded
+        once. Text for a tool that takes text is sent when the item is closed, because the model writes it as JSON."""
         item = self._open
         assert item is not None
         if not text:
@@ -223,7 +234,7 @@ class EventWriter:
         return before + encode_basestring(text).encode("utf-8", "replace") + behind % (self._number - 1)
 
     def close(self, status: str) -> bytes:
-        """The end of the item that is open."""
+        """End the open item with this status."""
         item, self._open = self._open, None
         if item is None:
             return b""
@@ -255,8 +266,9 @@ class EventWriter:
 
 
 def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun: bool, after: int) -> Iterator[bytes]:
-    """The stream of a response that has ended, from behind the number `after` on. `cuts` are how many characters each
-    delta of each item had; what they don't say comes at once. `was_begun` says whether the engine began with it."""
+    """The stream of a finished response, after the event with the number `after`. `cuts` has the lengths (characters)
+    of the deltas of each item; text beyond them is sent as one delta. `was_begun` is whether the engine had begun with
+    it."""
     before = {name: value for name, value in response.items() if name not in RESULTS}
     writer = EventWriter({**before, **NO_RESULTS}, after)
     yield writer.begin()
@@ -276,7 +288,7 @@ def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun
 
 
 def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
-    """An item as the writer takes it, and its text: the other way round than `Item.json`."""
+    """An item from its JSON, and its text: the reverse of `Item.json`."""
     kind = next(kind for kind in KINDS if kind.type == found["type"] and found.get(kind.field) not in (None, []))
     text = found[kind.field][0]["text"] if kind.part else found[kind.field]
     fields = {name: found[name] for name in ("name", "call_id") if name in found}
@@ -288,12 +300,13 @@ def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
 
 
 def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]:
-    """The items in `field` in their full form, each with an id: its own, or one by which it can be found."""
+    """The items in `field` in their full form, each with an id: its own, or one made of `token`, by which it can be
+    found."""
     if value is None:
         return ()
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
-    if isinstance(value, tuple):  # which have them
+    if isinstance(value, tuple):  # items that have ids
         return value
     if not isinstance(value, list):
         raise ApiError(400, f"{field} is neither a text nor a list of items")
@@ -315,7 +328,7 @@ def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]
 
 
 def conversation_id(value: object) -> str:
-    """What `conversation` says: an id, or an object with one."""
+    """The id in `conversation`, which is a text or an object; "" without one."""
     if value is None:
         return ""
     if isinstance(value, dict):
@@ -326,10 +339,10 @@ def conversation_id(value: object) -> str:
 
 
 def earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
-    """What a request goes on from. ApiError 404 where that isn't stored, or is somebody else's."""
+    """The items that a request continues from. ApiError 404 if they aren't stored for this key."""
     conversation, previous = conversation_id(values["conversation"]), values["previous_response_id"]
     if conversation and previous:
-        raise ApiError(400, "conversation and previous_response_id exclude each other")
+        raise ApiError(400, "conversation and previous_response_id can't be used together")
     if conversation:
         found = context.stored.get(conversation, key_id)
         if found is None:
@@ -342,7 +355,7 @@ def earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> l
 
 
 def earlier_records(context: Context, key_id: str, id_: str) -> list[dict[str, Any]]:
-    """A stored response and those that it goes on from, the first one first."""
+    """A stored response and all that it continues from, the oldest first."""
     found: dict[str, dict[str, Any]] = {}
     while id_:
         one = context.stored.get(id_, key_id) if id_ not in found else None
@@ -356,15 +369,15 @@ def earlier_records(context: Context, key_id: str, id_: str) -> list[dict[str, A
 
 
 def items_of_record(found: Mapping[str, Any]) -> list[Any]:
-    """The items of a stored response: those of its input, and what the model has said."""
+    """The items of a stored response: its input, then its output."""
     return [*found["input"], *found["response"]["output"]]
 
 
 def referred_item(
     context: Context, key_id: str, item: Mapping[str, Any], where: str, pool: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The stored item that a reference means. Ids that are made here say where to look. What has been looked up is in
-    `pool`, but for items that have been referred to: a request can't multiply what is stored."""
+    """Find the stored item that a reference names. The id tells which response or conversation to read. Items that were
+    read stay in `pool`, but each can be referred to only once, so a request can't multiply stored data."""
     id_ = required(item, "id", where)
     token = id_.partition("_")[2][: 2 * N_TOKEN]
     if token not in pool:
@@ -373,5 +386,5 @@ def referred_item(
         pool[token] = {one["id"]: one for one in items if one["type"] != "item_reference"}
     found: dict[str, Any] | None = pool[token].pop(id_, None)
     if found is None:
-        raise ApiError(404, f"{where}: there is no stored item {id_[:80]!r}, or only once", param=where)
+        raise ApiError(404, f"{where}: there is no stored item {id_[:80]!r}, or it is referred to twice", param=where)
     return found

@@ -1,1 +1,1 @@
-"""What is kept for a key between its requests: responses and conversations. Connection threads."""
+"""Stores data of a key between its requests: responses, conversations, files, streams. Runs on connection threads."""

@@ -1,7 +1,6 @@
-"""/v1/batches: begin a batch, list them, ask how far one is, cancel it. Connection thread.
+"""/v1/batches: starts, lists, shows and cancels batches. Runs on connection threads; `server.batches` does the work.
 
-What the lines of a batch are answered by is `server.batches`. Another key's batches are as unknown as those that are
-gone.
+To a client, batches of another key don't exist.
 """
 
 from __future__ import annotations
@@ -22,20 +21,22 @@ from server.web.message import Request, Response, json_response
 
 
 class BatchHandlers:
-    """Answers what is asked about batches."""
+    """Handlers of these routes."""
 
     def __init__(self, context: Context, batches: Batches) -> None:
         self._context, self._batches = context, batches
 
     def create(self, request: Request) -> Response:
-        """Begin one with a file that was uploaded."""
+        """Start a batch over an uploaded file."""
         batches, body = self._batches, request.json_object()
         values = BATCH.read(body)
         check_metadata(values["metadata"])
         if values["endpoint"] not in ENDPOINTS:
-            raise ApiError(400, f"endpoint: {str(values['endpoint'])[:80]!r} is none of {', '.join(ENDPOINTS)}")
+            raise ApiError(
+                400, f"endpoint: {str(values['endpoint'])[:80]!r} is unknown; use one of {', '.join(ENDPOINTS)}"
+            )
         if values["completion_window"] != WINDOW:
-            raise ApiError(400, f"completion_window: the only one is {WINDOW!r}")
+            raise ApiError(400, f"completion_window: only {WINDOW!r} is supported")
         id_ = values["input_file_id"]
         file = batches.files.get(id_, request.key_id) if isinstance(id_, str) else None
         if file is None or file.purpose != UPLOADED:
@@ -46,17 +47,17 @@ class BatchHandlers:
         return BATCH.reply(batches.create(asked).as_json(), body)
 
     def list(self, request: Request) -> Response:
-        """Those of this key, the newest first."""
+        """Lists the key's batches, the newest first."""
         require_own(self._context, request)
         found = self._batches.of_key(request.key_id)
         return json_response(page(request, [batch.as_json() for batch in found]))
 
     def get(self, request: Request) -> Response:
-        """How far it is."""
+        """Shows one batch and its progress."""
         return json_response(self._found(request).as_json())
 
     def cancel(self, request: Request) -> Response:
-        """Have it end; the answers that there are stay."""
+        """Stop a batch. Answers written so far are kept."""
         batch = self._found(request)
         self._batches.cancel(batch)
         return json_response(batch.as_json())
@@ -70,5 +71,5 @@ class BatchHandlers:
 
 
 def _age(said: Any) -> int:
-    """After how many seconds the files of a batch go."""
+    """Seconds after which the files of a batch are deleted."""
     return MAX_AGE_S if said is None else read_age(said.get("anchor"), said.get("seconds"))

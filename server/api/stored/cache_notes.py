@@ -1,7 +1,7 @@
-"""What the prompt cache did for the latest requests of each key, and in which place they keep differing.
+"""Remembers how much of each request's prompt was cached, and where prompts of a key keep differing.
 
-Filled and read by connection threads; in memory only. How many keys and how many requests of each are remembered has
-bounds. A key gets its own requests back and nobody else's.
+Connection threads fill and read it, under a lock. It is kept in memory, for a bounded number of keys and requests. A
+key sees only its own requests.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_OWNERS = 100
-MAX_NOTES = 50
-MIN_SAME = 3
-"""Requests that differ in one place before that is worth a hint."""
+MAX_NOTES = 50  # per owner
+MIN_SAME = 3  # requests that must differ in one place before a hint mentions it
 SHOWN = ("model", "field", "message", "role", "position", "before", "prompt", "cached")
 
 Note = Mapping[str, Any]
-"""A request: `time`, `id`, `path`, `model`, `prompt_n`, `cache_n`, and the object `cache` of its answer."""
+"""One request: `time`, `id`, `path`, `model`, `prompt_n`, `cache_n`, and its answer's object `cache`."""
 
 
 class CacheNotes:
-    """The register."""
+    """The notes of all owners."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects _notes
-        self._notes: OrderedDict[str, deque[Note]] = OrderedDict()  # the owner first who has asked nothing for longest
+        self._notes: OrderedDict[str, deque[Note]] = OrderedDict()  # the owner whose last request is oldest comes first
 
     def add(self, owner: str, note: Note) -> None:
         """Remember a request of this owner."""
@@ -37,8 +36,7 @@ class CacheNotes:
                 self._notes.popitem(last=False)
 
     def report(self, owner: str, model: str | None = None) -> dict[str, Any]:
-        """The latest requests of this owner (to this model, or to all), the last one first, with their sums and with
-        hints."""
+        """The latest requests of this owner (to one model, or to all), the newest first, with sums and hints."""
         with self._lock:
             notes = list(reversed(self._notes.get(owner, ())))
         notes = [note for note in notes if model in (None, note["model"])]
@@ -46,7 +44,7 @@ class CacheNotes:
 
 
 def sums(notes: Sequence[Note]) -> dict[str, Any]:
-    """What these requests reused, evaluated, and lost by differences."""
+    """The sums over these requests: tokens reused, tokens computed, tokens lost by differences."""
     lost = [note["cache"]["first_difference"] or {} for note in notes]
     return {
         "requests": len(notes),
@@ -58,8 +56,8 @@ def sums(notes: Sequence[Note]) -> dict[str, Any]:
 
 
 def hints(notes: Sequence[Note]) -> list[dict[str, Any]]:
-    """The places in which most requests to a model differ, so that all behind them is lost each time; the most
-    expensive first. Notes come with the last one first."""
+    """Places in which most requests to a model differ, so that the cache behind them is lost each time. The most
+    expensive place comes first. `notes` has the newest request first."""
     n_asked: dict[str, int] = {}
     places: dict[tuple[str, str | None, int], list[dict[str, Any]]] = {}
     for note in notes:

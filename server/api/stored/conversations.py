@@ -1,6 +1,6 @@
-"""/v1/conversations: lists of items that responses go on from and are added to. Connection thread.
+"""/v1/conversations: stored lists of items, which responses continue from and are added to. Runs on connection threads.
 
-A conversation of another key is as unknown as one that is gone. It grows as long as there is room for it in the store.
+To a client, conversations of another key don't exist. A conversation can grow until the store is full.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from server.api.stored.responses import page
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
-MAX_ADDED = 20  # items at once
+MAX_ADDED = 20  # items in one request
 
 
 class ConversationHandlers:
-    """Answers what is asked about conversations."""
+    """Handlers of these routes."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def create(self, request: Request) -> Response:
-        """A new one."""
+        """Create a conversation."""
         body = {} if not request.body else request.json_object()
         values = CONVERSATION.read(body)
         check_metadata(values["metadata"])
@@ -43,15 +43,15 @@ class ConversationHandlers:
         }
         found = {"conversation": about, "items": new_items(values["items"], token)}
         if not self._context.stored.put(id_, request.key_id, found):
-            raise ApiError(503, "there is no room for this conversation (--store-size)", reason="memory")
+            raise ApiError(503, "no room is left for this conversation (--store-size)", reason="memory")
         return CONVERSATION.reply(about, body)
 
     def get(self, request: Request) -> Response:
-        """What is said about it."""
+        """Shows a conversation without its items."""
         return json_response(self._found(request)["conversation"])
 
     def update(self, request: Request) -> Response:
-        """Other metadata."""
+        """Replace its metadata."""
         body = request.json_object()
         values = CONVERSATION.read(body)
         check_metadata(values["metadata"])
@@ -60,18 +60,18 @@ class ConversationHandlers:
         return CONVERSATION.reply(self._found(request)["conversation"], body)
 
     def delete(self, request: Request) -> Response:
-        """Forget it and its items."""
+        """Delete it with its items."""
         id_ = request.params["id"]
         if not id_.startswith("conv_") or not self._context.stored.delete(id_, request.key_id):
             raise unknown(id_)
         return json_response({"id": id_, "object": "conversation.deleted", "deleted": True})
 
     def list_items(self, request: Request) -> Response:
-        """Its items, the latest first."""
+        """Lists its items, the newest first."""
         return json_response(page(request, self._found(request)["items"]))
 
     def add_items(self, request: Request) -> Response:
-        """More of them."""
+        """Add items."""
         body = request.json_object()
         token = request.params["id"].partition("_")[2]
         added = new_items(CONVERSATION.read(body)["items"], token)
@@ -81,14 +81,14 @@ class ConversationHandlers:
         return CONVERSATION.reply({**data, **ends}, body)
 
     def get_item(self, request: Request) -> Response:
-        """One of them."""
+        """Shows one item."""
         for item in self._found(request)["items"]:
             if item["id"] == request.params["item"]:
                 return json_response(item)
         raise unknown(request.params["item"])
 
     def delete_item(self, request: Request) -> Response:
-        """Forget one of them; what is said about the conversation."""
+        """Delete one item; answers with the conversation."""
         self.get_item(request)
         id_ = request.params["item"]
         self._change(request, lambda found: {**found, "items": [item for item in found["items"] if item["id"] != id_]})
@@ -104,15 +104,15 @@ class ConversationHandlers:
     def _change(self, request: Request, change: Callable[[Any], object]) -> None:
         self._found(request)
         if not self._context.stored.change(request.params["id"], request.key_id, change):
-            raise ApiError(503, "there is no room for this conversation (--store-size)", reason="memory")
+            raise ApiError(503, "no room is left for this conversation (--store-size)", reason="memory")
 
 
 def new_items(value: object, token: str) -> list[Any]:
-    """Items that come in, each with an id by which it can be found."""
+    """Items of a request, each with an id by which it can be found."""
     if not isinstance(value, (list, type(None))):
-        raise ApiError(400, "items: give a list of items")
+        raise ApiError(400, "items: a list of items is required")
     if len(value or ()) > MAX_ADDED:
-        raise ApiError(400, f"items: {len(value or ())} at once are too many, at most {MAX_ADDED} are allowed")
+        raise ApiError(400, f"items: {len(value or ())} are too many, at most {MAX_ADDED} are allowed in one request")
     items = list(with_ids(value, f"{token}{secrets.token_hex(4)}", "items"))
     for i, item in enumerate(items):
         one_of((*ITEMS, *FOREIGN), item.get("type"), f"items[{i}].type")
@@ -120,5 +120,5 @@ def new_items(value: object, token: str) -> list[Any]:
 
 
 def unknown(id_: str) -> ApiError:
-    """For what isn't there."""
-    return ApiError(404, f"There is no {id_[:80]!r} here.")
+    """The error for an unknown id."""
+    return ApiError(404, f"there is no {id_[:80]!r}")

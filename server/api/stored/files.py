@@ -1,6 +1,6 @@
-"""/v1/files: upload, list, fetch and remove the files of batches. Connection thread.
+"""/v1/files: uploads, lists, sends and deletes the files of batches. Runs on connection threads.
 
-Only where the server has a folder for them (--store-dir). Another key's files are as unknown as those that are gone.
+Needs a folder for them (--store-dir). To a client, files of another key don't exist.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from server.web.http1.multipart import Part
 from server.web.message import EventStream, Request, Response, json_response
 
 MIN_AGE_S = 3600
-MAX_NAME, MAX_FIELD = 255, 100  # letters, bytes
+MAX_NAME, MAX_FIELD = 255, 100  # characters of a file's name, bytes of a form field
 MOST = 10_000  # files in one page of a list
 CHUNK_BYTES = 1 << 18
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 
 
 def require_own(context: Context, request: Request) -> None:
-    """ApiError 403 for who wants a list where all clients are one, and others' things would be in it."""
+    """ApiError 403 for a list that would show other users' things, because there are no keys to tell users apart."""
     if context.is_shared and not request.key_id:
-        raise ApiError(403, "without API keys there are no lists on a server that others can reach", "permission_error")
+        raise ApiError(403, "lists need API keys on a server that other machines can reach", "permission_error")
 
 
 class FileHandlers:
-    """Answers what is asked about files."""
+    """Handlers of these routes."""
 
     def __init__(self, context: Context, batches: Batches) -> None:
         self._context, self._batches = context, batches
@@ -39,28 +39,28 @@ class FileHandlers:
         return self._batches.files
 
     def upload(self, request: Request) -> Response:
-        """Keep a file. ApiError 400, or 413 where there is no room."""
+        """Store a file. ApiError 400 for a bad form, 413 if no room is left."""
         files = self._files
         part, values = read_form(request.form)
         if values.get("purpose") != UPLOADED:
-            raise ApiError(400, f"purpose: {values.get('purpose', '')!r} is unknown; files are for {UPLOADED!r} here")
+            raise ApiError(400, f"purpose: {values.get('purpose', '')!r} is unknown; only {UPLOADED!r} is supported")
         age_s = read_age(values.get("expires_after[anchor]"), values.get("expires_after[seconds]"))
         name = "".join(letter for letter in part.filename if letter.isprintable())[:MAX_NAME] or "file.jsonl"
         return json_response(files.add(request.key_id, name, part.data, age_s).as_json())
 
     def list(self, request: Request) -> Response:
-        """Those of this key, the newest first; with `purpose` those that are for that."""
+        """Lists the key's files, the newest first; `purpose` selects some of them."""
         require_own(self._context, request)
         purpose = request.query.get("purpose")
         found = [file for file in self._files.of_key(request.key_id) if purpose in (None, file.purpose)]
         return json_response(page(request, [file.as_json() for file in found], MOST, MOST))
 
     def get(self, request: Request) -> Response:
-        """What is said about a file."""
+        """Describes a file."""
         return json_response(self._found(request).as_json())
 
     def content(self, request: Request) -> EventStream:
-        """All of it."""
+        """Sends the content of a file."""
         file = self._found(request)
         stream = self._files.open(file.id)
 
@@ -72,7 +72,7 @@ class FileHandlers:
         return EventStream(chunks(), {"Content-Type": "application/octet-stream"})
 
     def delete(self, request: Request) -> Response:
-        """Remove it. ApiError 409 while a batch needs it."""
+        """Delete a file. ApiError 409 while a batch needs it."""
         id_ = request.params["id"]
         if not self._files.delete(id_, request.key_id):
             raise unknown(id_)
@@ -87,33 +87,33 @@ class FileHandlers:
 
 
 def read_form(parts: Sequence[Part]) -> tuple[Part, dict[str, str]]:
-    """The file of a form, and its fields. ApiError 400."""
+    """The file and the fields of a form. ApiError 400."""
     files = [part for part in parts if part.is_file]
     if len(files) != 1 or files[0].name != "file":
-        raise ApiError(400, "file: give one file in the form")
+        raise ApiError(400, "file: exactly one file is required in the form")
     values: dict[str, str] = {}
     for part in parts:
         if part.is_file:
             continue
         if part.name not in FIELDS or part.name in values or len(part.data) > MAX_FIELD:
-            raise ApiError(400, f"{part.name[:40]!r} is no field of this form, is there twice, or is too long")
+            raise ApiError(400, f"{part.name[:40]!r} is not a field of this form, is given twice, or is too long")
         values[part.name] = part.text()
     return files[0], values
 
 
 def read_age(anchor: object, seconds: object) -> int:
-    """After how many seconds a file goes: OpenAI's `expires_after`. ApiError 400."""
+    """OpenAI's `expires_after`: the seconds until a file is deleted. ApiError 400."""
     if anchor is None and seconds is None:
         return MAX_AGE_S
     text = str(seconds)
     is_number = text.isascii() and text.isdigit() and len(text) < 10 and not isinstance(seconds, bool)
     if anchor != "created_at" or not is_number or not MIN_AGE_S <= int(text) <= MAX_AGE_S:
         raise ApiError(
-            400, f"expires_after: the anchor is created_at, the seconds are a number from {MIN_AGE_S} to {MAX_AGE_S}"
+            400, f"expires_after: the anchor must be created_at, the seconds from {MIN_AGE_S} to {MAX_AGE_S}"
         )
     return int(text)
 
 
 def unknown(id_: str) -> ApiError:
-    """For what isn't there."""
-    return ApiError(404, f"There is no {id_[:80]!r} here.")
+    """The error for an unknown id."""
+    return ApiError(404, f"there is no {id_[:80]!r}")
