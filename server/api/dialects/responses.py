@@ -1,11 +1,11 @@
-"""The dialect of POST /v1/responses, OpenAI's newer interface: items in, items out. Connection thread.
+"""The dialect of POST /v1/responses, OpenAI's newer API. Runs on connection threads.
 
-An item is a message, a call, a call's result or what the model has thought. Here those that the model has said in a row
-become one message of a `Conversation`. A response may go on from an earlier one or from a conversation, whose items are
-stored (`server/api/stored`); what the store has to know of a request is its `Exchange`.
+Input and output are lists of items: messages, calls, results of calls, reasoning. Items of the model in a row become
+one message of a `Conversation`. A response can continue from an earlier response or a conversation, whose items are
+stored (`server/api/stored`); an `Exchange` holds what the store needs to know of a request.
 
-A tool that takes text (`custom`) is a function with one argument to the model. What a model thinks is sent as a summary
-where one is asked for, since who asks for it shows nothing else, and else in its own words; the text is the same.
+A `custom` tool takes text; to the model it is a function with one argument. Reasoning is sent as a summary if the
+request asks for one, because such clients show nothing else. The summary is the full text of the reasoning.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ TRUNCATIONS = ("auto", "disabled")
 CHOICES = (AUTO, NONE, REQUIRED)
 FORMATS = ("text", "json_object", "json_schema")
 SYNTAXES = ("regex", "lark")
-MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512  # of metadata
+MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512  # of `metadata`: pairs, and characters of a name and of a value
 FOREIGN = (
     *("additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction"),
     *("computer_call", "computer_call_output", "configuration_update", "file_search_call", "image_generation_call"),
@@ -92,20 +92,20 @@ FOREIGN = (
     *("mcp_list_tools", "program", "program_output", "shell_call", "shell_call_output", "tool_search_call"),
     *("tool_search_output", "web_search_call"),
 )
-"""Items about tools that OpenAI's own servers have."""
+"""Items of tools that only OpenAI's servers have."""
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------
 
 
 def read_response(incoming: Incoming) -> TextRequest:
-    """A request for a response."""
+    """Read a request for a response."""
     context, model, body = incoming.context, incoming.model, incoming.body
     own = read_fields(model, body)
     key_id, token = incoming.files.request.key_id, secrets.token_hex(N_TOKEN)
     is_stored = own["store"] and context.stored.n_max > 0
     if own["background"] and not is_stored:
-        raise ApiError(400, "background: what nobody waits for has to be stored (store, --store-size)")
+        raise ApiError(400, "background: such a response must be stored (`store`, and the server's --store-size)")
     own["input"] = items = with_ids(own["input"], token)
     chat, customs = read_conversation(context, model, own, incoming.files)
     exchange = Exchange(
@@ -147,8 +147,8 @@ def read_response(incoming: Incoming) -> TextRequest:
 
 
 def fitting_prompt(model: Model, chat: Conversation, files: Files, n_predict: int) -> ChatPrompt:
-    """The prompt of a conversation without as many of its oldest turns as don't fit into the context; what the system
-    says in front of them stays, and so does the latest turn."""
+    """The prompt of a conversation. If it doesn't fit into the context, the oldest turns are left out, but never the
+    system messages at the start or the latest turn."""
     n_ctx = model.info.n_ctx_slot
     room = n_ctx - min(n_predict if n_predict > 0 else n_ctx, n_ctx // 4)
     roles = [message["role"] for message in chat.messages]
@@ -156,7 +156,7 @@ def fitting_prompt(model: Model, chat: Conversation, files: Files, n_predict: in
     cuts = sorted({n_first, *(i for i, role in enumerate(roles) if role == "user" and i > n_first)})
 
     def prompt_from(cut: int) -> ChatPrompt:
-        left_out = f"truncation: {cut - n_first} messages don't fit into the context and are left out"
+        left_out = f"truncation: left out {cut - n_first} messages that don't fit into the context"
         messages = [*chat.messages[:n_first], *chat.messages[cut:]]
         warnings = chat.warnings if cut == n_first else (*chat.warnings, left_out)
         return chat_prompt(model, replace(chat, messages=messages, warnings=warnings), files)
@@ -173,12 +173,12 @@ def fitting_prompt(model: Model, chat: Conversation, files: Files, n_predict: in
 
 
 def read_fields(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the dialect's own fields, as far as each can be checked alone."""
+    """The values of the dialect's own fields, each checked by itself."""
     values = RESPONSES.read(body, model.defaults)
     if values["prompt"] is not None:
-        raise ApiError(400, "prompt: no prompts are kept here; give their text as instructions and input")
+        raise ApiError(400, "prompt: this server stores no prompts; send the text as instructions and input")
     if values["input"] is None and values["previous_response_id"] is None and values["conversation"] is None:
-        raise ApiError(400, "input: this field is required: a text, or a list of items")
+        raise ApiError(400, "input: a text or a list of items is required")
     one_of(TRUNCATIONS, values["truncation"], "truncation")
     values["include"] = strings("include", values["include"])
     check_metadata(values["metadata"])
@@ -186,9 +186,9 @@ def read_fields(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> None:
-    """ApiError 400 unless they are few short texts."""
+    """ApiError 400 if `metadata` has too many or too long entries."""
     if len(metadata or {}) > MAX_PAIRS:
-        raise ApiError(400, f"metadata: more than {MAX_PAIRS} pairs")
+        raise ApiError(400, f"metadata: at most {MAX_PAIRS} pairs are allowed")
     for name, value in (metadata or {}).items():
         if len(name) > MAX_KEY or not isinstance(value, str) or len(value) > MAX_VALUE:
             raise ApiError(
@@ -201,8 +201,8 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> None:
 def read_conversation(
     context: Context, model: Model, values: Mapping[str, Any], files: Files
 ) -> tuple[Conversation, frozenset[str]]:
-    """The conversation of a request with these fields, behind what it goes on from, and which of its tools take text.
-    ApiError 400 says which part of it is wrong."""
+    """The conversation of a request, including the items that it continues from, and the names of the tools that take
+    text. ApiError 400 names the wrong part."""
     tools, customs, warnings = read_tools(values["tools"], values["tool_choice"], values["parallel_tool_calls"])
     before = earlier_items(context, files.request.key_id, values)
     messages, left_out = read_messages(context, values, before, files)
@@ -223,8 +223,8 @@ def read_conversation(
 def read_messages(
     context: Context, values: Mapping[str, Any], before: list[Placed], files: Files
 ) -> tuple[list[Message], tuple[str, ...]]:
-    """The messages of a request behind the items `before`, and a warning about those that only OpenAI's own servers
-    know what to do with."""
+    """The messages of a request after the items in `before`, and a warning about items that only OpenAI's servers can
+    use."""
     messages: list[Message] = []
     if values["instructions"]:
         messages.append({"role": "system", "content": [text_part(values["instructions"])]})
@@ -242,15 +242,15 @@ def read_messages(
         else:
             ITEMS[kind](messages, item, where, files)
     if not messages:
-        raise ApiError(400, "input: there is nothing to answer")
+        raise ApiError(400, "input: it has no message to answer")
     messages = [{**message, "content": joined(message["content"])} for message in messages]
     require_short_arguments(messages, "input")
-    left_out = f"input: left out, because this server has no tools of these kinds: {listed(foreign)}"
+    left_out = f"input: ignored, because this server doesn't have these tools: {listed(foreign)}"
     return messages, (left_out,) if foreign else ()
 
 
 def read_wish(values: Mapping[str, Any]) -> dict[str, Any]:
-    """How much the model is to think, in the words that all chats have for it."""
+    """The effort of reasoning, under the names that all chat dialects share."""
     names = ("enable_thinking", "reasoning_budget_tokens", "chat_template_kwargs")
     wish = {name: values[name] for name in names if values[name] is not None}
     effort = (values["reasoning"] or {}).get("effort")
@@ -260,7 +260,7 @@ def read_wish(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_format(text: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Wanted | None:
-    """What the answer must look like."""
+    """The format that the answer must have."""
     form = (text or {}).get("format")
     if form is None:
         return read_wanted({}, defaults)
@@ -282,8 +282,8 @@ def read_format(text: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> 
 
 
 def read_tools(value: object, choice: object, is_parallel: bool) -> tuple[Tools, frozenset[str], tuple[str, ...]]:
-    """The tools and which calls are wanted; those that take text; a warning about those that only OpenAI's own servers
-    have."""
+    """The tools and the choice among them, the names of tools that take text, and a warning about tools that only
+    OpenAI's servers have."""
     tools, customs, strange = [], [], []
     for tool, where in list_items(value, "tools"):
         if not isinstance(tool, dict):
@@ -299,7 +299,7 @@ def read_tools(value: object, choice: object, is_parallel: bool) -> tuple[Tools,
             strange.append(kind)
     by_name = tools_by_name(tools, "tools")
     mode, names = read_choice(choice, tuple(by_name))
-    warnings = (f"tools: left out, because this server has none of these types: {listed(strange)}",) if strange else ()
+    warnings = (f"tools: ignored, because this server doesn't have these types: {listed(strange)}",) if strange else ()
     if not tools:
         return Tools(), frozenset(), warnings
     is_named = isinstance(choice, dict) and choice["type"] != "allowed_tools"
@@ -308,8 +308,8 @@ def read_tools(value: object, choice: object, is_parallel: bool) -> tuple[Tools,
 
 
 def custom_function(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A tool that takes text as a function with the argument `input`. A regular expression binds that; of a grammar in
-    Lark's language the model is told only."""
+    """A tool that takes text, as a function with the argument `input`. A regular expression constrains the text; a
+    grammar in Lark's language is only described to the model."""
     form = tool.get("format") or {"type": "text"}
     if not isinstance(form, dict):
         raise ApiError(400, f"{where}.format is not an object")
@@ -327,7 +327,7 @@ def custom_function(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """`tool_choice`: which choice, and which tools it leaves."""
+    """`tool_choice`: the kind of choice, and the names of the allowed tools."""
     if choice is None:
         return AUTO, names
     if not isinstance(choice, dict):
@@ -343,10 +343,10 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
     for tool, where in list_items(choice.get("tools"), "tool_choice.tools"):
         if not isinstance(tool, dict):
             raise ApiError(400, f"{where} is not an object")
-        if tool.get("type") in ("function", "custom"):  # others are left out as among the tools
+        if tool.get("type") in ("function", "custom"):  # other types are ignored, as in `tools`
             allowed.append(known_name(tool, where, names))
     if not allowed:
-        raise ApiError(400, "tool_choice.tools: give one of the tools at least")
+        raise ApiError(400, "tool_choice.tools: at least one of the tools is required")
     return mode, tuple(name for name in names if name in allowed)
 
 
@@ -354,7 +354,7 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
 
 
 def add_message(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """What somebody says. What a user says in a row is one message."""
+    """Add a message. Messages of the user in a row are joined."""
     role = one_of(ROLES, item.get("role"), f"{where}.role")
     parts = content_parts(item.get("content"), f"{where}.content", files)
     if role == "assistant":
@@ -366,13 +366,13 @@ def add_message(messages: list[Message], item: Mapping[str, Any], where: str, fi
 
 
 def add_reasoning(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """What the model has thought, which begins a message."""
+    """Add reasoning to a message of the assistant; if the last one already has text or calls, begin a new one."""
     texts = [
         required(part if isinstance(part, dict) else {}, "text", f"{place}")
         for name in ("content", "summary")
         for part, place in list_items(item.get(name), f"{where}.{name}")
     ]
-    if item.get("content"):  # the summary of it needn't be read
+    if item.get("content"):  # the full reasoning is here, so the summary isn't needed
         texts = texts[: len(item["content"])]
     text = "\n\n".join(texts) or unseal(item.get("encrypted_content"))
     last = said(messages)
@@ -383,7 +383,7 @@ def add_reasoning(messages: list[Message], item: Mapping[str, Any], where: str, 
 
 
 def add_call(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """A call of a function, or of a tool that takes text. One that was cut off is left out."""
+    """Add a call of a function or of a tool that takes text, unless it was cut off."""
     name, call_id = required(item, "name", where), required(item, "call_id", where)
     if item["type"] == "function_call":
         arguments = required(item, "arguments", where)
@@ -395,13 +395,13 @@ def add_call(messages: list[Message], item: Mapping[str, Any], where: str, files
 
 
 def add_output(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """What a call has resulted in."""
+    """Add the result of a call."""
     parts = content_parts(item.get("output"), f"{where}.output", files)
     messages.append({"role": "tool", "tool_call_id": required(item, "call_id", where), "content": parts})
 
 
 def said(messages: list[Message]) -> Message:
-    """The message of the assistant that is last, or a new one."""
+    """The last message if it is the assistant's, else a new one."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": []})
     return messages[-1]
@@ -418,7 +418,7 @@ ITEMS: dict[str, Callable[[list[Message], Mapping[str, Any], str, Files], None]]
 
 
 def content_parts(content: object, where: str, files: Files) -> list[Part]:
-    """The parts of a message: texts, and markers of images and sounds."""
+    """The parts of a message's content: texts, and markers of images and sounds."""
     if isinstance(content, str):
         return [text_part(content)]
     if not isinstance(content, list):
@@ -436,27 +436,27 @@ def content_parts(content: object, where: str, files: Files) -> list[Part]:
 
 
 def image_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
-    """An image, at a URL."""
+    """The part of an image, which is given as a URL."""
     if part.get("image_url") is None:
-        raise ApiError(400, f"{where}: no files are kept here; give an image as image_url")
+        raise ApiError(400, f"{where}: this server stores no files for prompts; send the image as image_url")
     return {**text_part(files.add_image(required(part, "image_url", where), where)), "is_media": True}
 
 
 def sound_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
-    """A sound."""
+    """The part of a sound."""
     return {**text_part(files.add_part(part, where)), "is_media": True}
 
 
 def file_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
-    """A file of text, with its name in front."""
+    """The part of a text file, which begins with the file's name."""
     if part.get("file_data") is None:
-        raise ApiError(400, f"{where}: no files are kept or fetched here; give one as file_data")
+        raise ApiError(400, f"{where}: this server can't fetch files; send the content as file_data")
     data = decode(part["file_data"], where, "file_data")
     memory.hold(len(data))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ApiError(400, f"{where}: only files of text (UTF-8) can be read here; send a document as text") from None
+        raise ApiError(400, f"{where}: only text files (UTF-8) are supported; send the document's text") from None
     return text_part(text if part.get("filename") is None else f"{required(part, 'filename', where)}\n{text}")
 
 
@@ -472,8 +472,8 @@ FILES: dict[str, Callable[[Mapping[str, Any], str, Files], Part]] = {
 
 
 class ResponsesReply:
-    """Writes one response, and stores it when it has ended unless `is_copy`. Of a stream the events up to the number
-    `after` are left out."""
+    """Writes one response. Stores it at its end, unless `is_copy`. Events up to the number `after` are left out of the
+    stream."""
 
     ping = PING
 
@@ -482,16 +482,16 @@ class ResponsesReply:
         self._exchange: Exchange = asked.own
         self.id = self._exchange.id
         self.response = response_head(asked)
-        self.was_begun = False  # by the engine
+        self.was_begun = False  # whether the engine has begun
         self.share = memory.current()
         self._writer = EventWriter(self.response, after)
-        self._is_open = False  # the stream
-        self._kind: Kind | None = None  # of the latest item
+        self._is_open = False  # whether the stream has begun
+        self._kind: Kind | None = None  # of the last item
         self._places = TokenPlaces(asked.model.vocab, asked.tasks[0].preserved_tokens, None, asked.is_parsed)
         self._thoughts = SUMMARY if wants_summary(asked.values["reasoning"]) else REASONING
 
     def event(self, index: int, event: Event) -> bytes:
-        """What a stream sends."""
+        """The bytes of one event."""
         if isinstance(event, Progress) and event.place:
             return b""
         begun = self.begin()
@@ -510,23 +510,23 @@ class ResponsesReply:
         return self._writer.begin()
 
     def finish(self, response: dict[str, Any]) -> bytes:
-        """The last events of a response that has ended in this way."""
+        """The last events of a response that ended like this."""
         begun = self.begin() + self._writer.close(COMPLETED if response["status"] == COMPLETED else INCOMPLETE)
         output = [item.json() for item in self._writer.items]
         self.response = self._kept({**response, "output": output})
         return begun + self._writer.end(self.response)
 
     def end(self) -> bytes:
-        """Nothing comes behind the last event."""
+        """Empty: the last event has been sent."""
         return b""
 
     def error(self, error: ApiError) -> bytes:
-        """The last events of a stream that breaks off."""
+        """The last events of a response that failed."""
         code = CODES.get(error.status) or ("invalid_prompt" if error.status < 500 else "server_error")
         return self.finish({**self.response, "status": FAILED, "error": {"code": code, "message": error.message}})
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The response."""
+        """The whole response."""
         [answer] = answers
         assert answer.final is not None
         for event in answer.judged or answer.events():
@@ -535,7 +535,7 @@ class ResponsesReply:
         return self.response
 
     def _more(self, event: Text | Reasoning | ToolCall) -> bytes:
-        """More of the latest item, or the beginning of another one."""
+        """Continue the last item, or begin another."""
         logprobs = self._logprobs(event)
         if type(event) is ToolCall:
             opened = b""
@@ -555,20 +555,20 @@ class ResponsesReply:
         return self._writer.open(Item(kind, id_, fields, is_sealed=is_sealed))
 
     def _logprobs(self, event: Text | Reasoning | ToolCall) -> list[dict[str, Any]]:
-        """Those of the tokens that a text is made of; none of what isn't the answer's text."""
+        """The logprobs of the tokens of a text; empty for reasoning and calls."""
         if not event.probs and not self._asked.values["n_probs"]:
             return []
         self._places.add(event.probs)
         tokens = self._places.take(event.text) if type(event) is not ToolCall else []
         if type(event) is not Text:
             return []
-        if self.share is not None:  # the last event has all of them once more
+        if self.share is not None:  # the last event repeats them all, so they are held until then
             self.share.take(PROB_BYTES * sum(1 + len(item.top_logprobs) for item, _ in tokens))
         n_top, vocab = self._asked.values["top_logprobs"], self._asked.model.vocab
         return [likely_json(item, n_top, vocab) for item, _ in tokens]
 
     def _ended(self, final: Final) -> dict[str, Any]:
-        """The response, all but its output. One that somebody has stopped is cancelled."""
+        """The finished response without its output. Its status is `cancelled` if it was aborted."""
         status = {STOP_LIMIT: INCOMPLETE, STOP_ABORT: CANCELLED}.get(final.stop, COMPLETED)
         warnings = {"warnings": list(self._asked.warnings)} if self._asked.warnings else {}
         return {
@@ -583,7 +583,7 @@ class ResponsesReply:
         }
 
     def _kept(self, response: dict[str, Any]) -> dict[str, Any]:
-        """The response, which is stored if it is to be; where there is no room for it, it says so."""
+        """Store the response if it is to be stored, and return it; it has a warning if there was no room."""
         exchange, stored = self._exchange, self._context.stored
         if self._is_copy:
             return response
@@ -593,17 +593,17 @@ class ResponsesReply:
         lines = []
         is_kept = exchange.is_stored and stored.put(self.id, exchange.key_id, found)
         if exchange.is_stored and not is_kept:
-            lines.append("store: there is no room for this response (--store-size)")
+            lines.append("store: no room is left for this response (--store-size)")
         items = [*exchange.items, *response["output"]]
         if exchange.conversation and not stored.extend(exchange.conversation, exchange.key_id, items):
-            lines.append("conversation: there is no room for these items (--store-size), or it has been deleted")
+            lines.append("conversation: no room is left for these items (--store-size), or it has been deleted")
         if not lines:
             return response
         return {**response, "store": is_kept, "warnings": [*response.get("warnings", ()), *lines]}
 
 
 def response_head(asked: TextRequest) -> dict[str, Any]:
-    """A response before there is any output: what was asked for, and how it took effect."""
+    """A response without output: the settings that it runs with."""
     values, sampling = asked.values, asked.tasks[0].sampling
     exchange: Exchange = asked.own
     reasoning = values["reasoning"] or {}
@@ -636,12 +636,12 @@ def response_head(asked: TextRequest) -> dict[str, Any]:
 
 
 def wants_summary(reasoning: Mapping[str, Any] | None) -> bool:
-    """Whether what the model thinks is to come as a summary."""
+    """Whether the request wants reasoning as a summary."""
     return any((reasoning or {}).get(name) not in (None, "none") for name in ("summary", "generate_summary"))
 
 
 def usage(final: Final) -> dict[str, Any]:
-    """What a response took."""
+    """Token counts of a response."""
     return {
         "input_tokens": final.n_prompt,
         "input_tokens_details": {"cached_tokens": final.timings.cache_n, "cache_write_tokens": 0},

@@ -1,9 +1,9 @@
-"""Responses that are made in the background: whether or not a client waits, and as often streamed as clients ask.
+"""Background responses: they are made even if no client waits, and clients may stream them at any time.
 
-Each has a thread of its own, `response`, which writes the stream once, for nobody: that is how the response comes
-together and is stored. Clients get it by writing it again from the same events, each on its connection's thread, so
-that all of them see the same numbers. The events are kept until the response has ended; from then on the stored
-response and the lengths of its deltas are enough (`replay`).
+Each response has a thread, `response`, that takes the engine's events, keeps them and finally stores the response.
+Every client gets a stream written from the same events on its own connection's thread, so all see the same numbers.
+When the response has ended the events are dropped: a stream can then be made from the stored response and the lengths
+of its deltas (`replay`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from server.log import get_logger, inherit
 from server.web.message import EventStream, Request, Response, json_response
 from server.web.sse import PING
 
-MAX_RUNS, MAX_RUNS_OF_KEY = 64, 16
-WAIT_S = 30.0  # for the end of a run that has been told to end
-PING_S = 15.0
-EVENT_BYTES = 300  # in memory, until the response has ended
+MAX_RUNS, MAX_RUNS_OF_KEY = 64, 16  # responses at the same time, of all keys and of one
+WAIT_S = 30.0  # longest wait for the end of a response that is cancelled
+PING_S = 15.0  # seconds without an event after which a stream sends a ping
+EVENT_BYTES = 300  # memory per event until the response has ended
 
 log = get_logger("api")
 
 
 class Run:
-    """One response that is being made."""
+    """One response while it is being made."""
 
     def __init__(self, context: Context, asked: TextRequest, request: Request) -> None:
         self._context = context
@@ -46,30 +46,30 @@ class Run:
         self._generation = Generation(context, asked, self._detached)
         share = memory.current()
         self._reply.share = self._share = share and share.another()
-        self._changed = threading.Condition()  # protects the rest
+        self._changed = threading.Condition()  # its lock protects the fields below
         self._events: list[Event] = []
         self._results: Any = None
         self._is_cancelled = self.has_ended = False
 
     @property
     def key_id(self) -> str:
-        """Whose it is."""
+        """The id of the key that the response belongs to."""
         return self._exchange.key_id
 
     @property
     def response(self) -> dict[str, Any]:
-        """The response as it is now: its output is there once it has ended."""
+        """The response so far. It has no output until it has ended."""
         response = self._reply.response
         return (
             {**response, "status": IN_PROGRESS} if self._reply.was_begun and response["status"] == QUEUED else response
         )
 
     def begin(self) -> None:
-        """Have the model, too, before the client's request gives it back."""
+        """Hold the model, before the end of the client's request lets go of it."""
         self._context.models.share(self.asked.model, self._detached)
 
     def work(self) -> None:
-        """Its thread: have the model write, to the end."""
+        """Run the response to its end. The main function of its thread."""
         memory.use(self._share)
         try:
             if self._share is not None:
@@ -86,7 +86,7 @@ class Run:
             self._reply.error(error)
         except Exception:
             log.exception("the response %s failed", self._reply.id)
-            self._reply.error(ApiError(500, "the server has a fault, which its log shows"))
+            self._reply.error(ApiError(500, "internal error; see the server's log"))
         finally:
             self._detached.end()
             with self._changed:
@@ -106,7 +106,7 @@ class Run:
             self._changed.notify_all()
 
     def cancel(self) -> bool:
-        """End it with what there is, and wait until it has ended; whether it has."""
+        """End the response with its text so far, and wait for that. Returns whether it has ended in time."""
         with self._changed:
             self._is_cancelled, results = True, self._results
         if results is not None:
@@ -115,9 +115,9 @@ class Run:
             return self._changed.wait_for(lambda: self.has_ended, WAIT_S)
 
     def stream(self, request: Request, after: int) -> Iterator[bytes]:
-        """The stream of it for the client of this request, from behind the event `after` on, as it comes."""
+        """The stream for the client of this request, after the event with the number `after`."""
         reply = ResponsesReply(self._context, self.asked, after, is_copy=True)
-        signs: list[bool] = []  # of the client: True when it has left, False when it may have
+        signs: list[bool] = []  # True: the client has left; False: it may have left, so a ping is due
         with request.on_disconnect(partial(self._wake, signs, True), partial(self._wake, signs, False)):
             yield reply.begin()
             n_sent = n_signs = 0
@@ -142,7 +142,7 @@ class Run:
 
 
 class Runs:
-    """Those that are being made, by the ids of their responses."""
+    """The running background responses, by their ids."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -150,7 +150,7 @@ class Runs:
         self._runs: dict[str, Run] = {}
 
     def start(self, asked: TextRequest, request: Request) -> Run:
-        """Begin with one. ApiError 503 when there are too many already."""
+        """Start a response. ApiError 503 if too many are running."""
         run = Run(self._context, asked, request)
         id_ = run.response["id"]
         with self._lock:
@@ -158,7 +158,7 @@ class Runs:
             if len(self._runs) >= MAX_RUNS or n_own >= MAX_RUNS_OF_KEY:
                 raise ApiError(
                     503,
-                    f"background: {n_own} responses of yours are being made already; wait for one of them",
+                    f"background: {n_own} of your responses are running; wait until one of them ends",
                     headers={"Retry-After": "5"},
                     reason="queue_full",
                 )
@@ -167,13 +167,13 @@ class Runs:
         found = {"response": run.response, "input": exchange.items, "was_begun": False}
         if not self._context.stored.put(id_, exchange.key_id, found):
             self._forget(id_)
-            raise ApiError(503, "background: there is no room to store this response (--store-size)", reason="memory")
+            raise ApiError(503, "background: no room is left for this response (--store-size)", reason="memory")
         run.begin()
         threading.Thread(target=inherit(self._work), args=(id_, run), name="response", daemon=True).start()
         return run
 
     def get(self, id_: str, key_id: str) -> Run | None:
-        """One of this key's that has not ended."""
+        """The running response with this id, if it belongs to this key."""
         with self._lock:
             run = self._runs.get(id_)
         return run if run is not None and run.key_id == key_id and not run.has_ended else None
@@ -190,7 +190,7 @@ class Runs:
 
 
 class ResponseHandler(TextHandler):
-    """Makes responses, those in the background, too."""
+    """Handles POST /v1/responses, including background responses."""
 
     def __init__(self, context: Context, runs: Runs, dialect: Any) -> None:
         super().__init__(context, dialect)

@@ -1,15 +1,15 @@
-"""Streams that a client can take up again after its connection broke: their bytes are kept for a while.
+"""Resumable streams: their bytes are kept for a while, so that a client can continue after its connection broke.
 
-A request for a stream that brings `X-Conversation-Id` is written into a `Recording` by a thread of its own, `stream`,
-and its connection is the first to read that. So a connection that breaks changes nothing for the text, and GET
-/v1/stream goes on at any byte. Routes, header and fields are llama-server's. A conversation has one stream, the latest,
-and belongs to the key that began it.
+If a request for a stream has the header `X-Conversation-Id`, a thread `stream` writes the answer into a `Recording`,
+and the connection only reads from it. A broken connection therefore doesn't end the answer, and GET /v1/stream
+continues at any byte. Routes, header and fields are llama-server's. A conversation has one stream, the latest, which
+belongs to the key that started it.
 
-Bounded in number, in bytes (of a long stream the beginning is forgotten), in age once a stream is complete, and in how
-long one is written that nobody reads.
+There are bounds on the number of streams, their bytes (a long stream loses its beginning), their age after the end, and
+the time that a stream is written without a reader.
 
-Not taken: event ids and `Last-Event-ID`. Not every dialect writes server-sent events, a connection may break within
-one, and what a client has got of an answer is a number of bytes.
+Way not taken: event ids and `Last-Event-ID`. Not every dialect sends server-sent events, and a connection may break
+inside an event, while a client always knows how many bytes it has received.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from server.log import get_logger, inherit
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response
 
 MAX_STREAMS, MAX_OF_KEY = 32, 16
-MAX_BYTES = 4 << 20  # of a stream; a quarter more until its beginning is cut off
-KEPT_S = 300.0  # after the end
-ALONE_S = 3600.0  # a stream that nobody reads is written so long
-READ_BYTES = 1 << 16
-MAX_IDS = 1000
+MAX_BYTES = 4 << 20  # kept per stream; it may grow by a quarter more before its beginning is cut off
+KEPT_S = 300.0  # how long a finished stream is kept
+ALONE_S = 3600.0  # how long a stream is written without a reader
+READ_BYTES = 1 << 16  # most bytes that a reader takes at a time
+MAX_IDS = 1000  # conversations in one lookup
 ID = re.compile(r"[ -~]{1,512}")
 OFFSET = re.compile(r"[0-9]{1,15}")
 
@@ -40,30 +40,30 @@ log = get_logger("api")
 
 
 class Source(Protocol):
-    """What a stream is made of: its chunks, a way to let it end where it is, and one to give it up."""
+    """The answer that a recording is made of."""
 
     def __iter__(self) -> Iterator[bytes]:
         """The chunks."""
 
     def finish(self) -> bool:
-        """From any thread: let the answer end with what there is."""
+        """End the answer with the text so far. Any thread may call this."""
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """Give the answer up."""
 
 
 class Recording:
-    """The bytes of one stream, whose answer has these `headers`. One thread writes, any number read, each from where it
-    likes."""
+    """The bytes of one stream; `headers` are those of its answer. One thread writes, any number of readers read from
+    any byte on."""
 
     def __init__(self, headers: dict[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         self.headers = headers
         self.started_at, self.completed_at = int(time.time()), 0
         self.t_completed = clock()
         self._clock = clock
-        self._changed = threading.Condition()  # its lock protects the rest
+        self._changed = threading.Condition()  # its lock protects the fields below
         self._data = bytearray()
-        self._n_lost = 0  # bytes before those of `_data`
+        self._n_lost = 0  # bytes before the start of `_data`
         self._n_readers = 0
         self._t_left = clock()
         self._source: Source | None = None
@@ -72,30 +72,30 @@ class Recording:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the stream has ended."""
         return self.completed_at > 0
 
     @property
     def n_bytes(self) -> int:
-        """What has been written since the beginning."""
+        """The number of bytes written so far, including those no longer kept."""
         return self._n_lost + len(self._data)
 
     def begin(self, source: Source) -> None:
-        """What the stream is made of is there."""
+        """Set the source of the bytes."""
         with self._changed:
             self._source, is_finished = source, self._is_finished
         if is_finished:
             source.finish()
 
     def finish(self) -> None:
-        """From any thread: let it end with what there is."""
+        """End the answer with the text so far. Any thread may call this."""
         with self._changed:
             self._is_finished, source = True, self._source
         if source is not None:
             source.finish()
 
     def write(self) -> None:
-        """The thread `stream`: all of it, to its end."""
+        """Write the whole stream. The main function of the thread `stream`."""
         source: Source = self._source  # type: ignore[assignment]
         try:
             for chunk in source:
@@ -106,7 +106,7 @@ class Recording:
         except ApiError as error:
             self._end(error)
         except Exception:
-            log.exception("a stream that can be taken up again failed")
+            log.exception("a resumable stream failed")
             self._end(ApiError(500, "this stream failed; see the server's log"))
         finally:
             source.close()
@@ -130,16 +130,16 @@ class Recording:
     # ---- readers ------------------------------------------------------------------------------------------------
 
     def check(self, offset: int) -> None:
-        """ApiError 400 if there is nothing to read from this byte on."""
+        """ApiError 400 if the stream can't be read from this byte on."""
         with self._changed:
             if offset > self.n_bytes:
                 raise ApiError(400, f"from: the stream has {self.n_bytes} bytes so far")
             if offset < self._n_lost:
-                raise ApiError(400, f"Stream offset lost, please restart: it is kept from byte {self._n_lost} on")
+                raise ApiError(400, f"Stream offset lost, please restart: it starts at byte {self._n_lost} now")
 
     def read(self, offset: int, is_open: Callable[[], bool]) -> bytes:
-        """The next bytes from `offset` on, as soon as there are some; none at the end. ApiError if the stream failed
-        before its first byte; one with status 499 if the rest can't be had, or isn't wanted any more (`is_open`)."""
+        """Wait for the next bytes from `offset` on; b"" at the end. Raises the stream's ApiError if it failed before
+        its first byte, and one with status 499 if the rest is lost or the reader has left (`is_open`)."""
         with self._changed:
             while is_open() and offset == self.n_bytes and not self.is_done:
                 self._changed.wait()
@@ -152,19 +152,20 @@ class Recording:
             return data
 
     def wake(self) -> None:
-        """Have all readers look whether they are still open."""
+        """Wake all readers, so that they check whether they are still open."""
         with self._changed:
             self._changed.notify_all()
 
     def count_reader(self, n: int) -> None:
-        """One reader more, or less."""
+        """Add `n` (1 or -1) to the number of readers."""
         with self._changed:
             self._n_readers += n
             self._t_left = self._clock()
 
 
 class Reader:
-    """The chunks of a recording for one connection. With `is_late` the answer's head goes out before there are any."""
+    """The chunks of a recording for one connection. With `is_late` the answer's head is sent before the first byte
+    exists."""
 
     def __init__(self, recording: Recording, request: Request, offset: int = 0, is_late: bool = False) -> None:
         self._recording, self._offset, self._is_late = recording, offset, is_late
@@ -188,7 +189,7 @@ class Reader:
         return data
 
     def close(self) -> None:
-        """The connection has ended, or its client has left."""
+        """Called when the connection has ended."""
         self._stack.close()
 
     def _leave(self) -> None:
@@ -197,7 +198,7 @@ class Reader:
 
 
 class Recordings:
-    """All of them, by key and conversation, in the order in which they began."""
+    """All recordings by key and conversation, the oldest first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -205,8 +206,8 @@ class Recordings:
         self._kept: dict[tuple[str, str], Recording] = {}
 
     def begin(self, request: Request, id_: str, make: Callable[[], Source], headers: dict[str, str]) -> EventStream:
-        """A stream that is kept. The conversation's latest one ends where it is. What `make` raises is the answer, and
-        so is an error before the first byte."""
+        """Start a recorded stream, and end an earlier one of the conversation. An error of `make`, or one before the
+        first byte, is raised."""
         key = request.key_id, id_
         recording = Recording({"Content-Type": headers["Content-Type"], "X-Conversation-Id": id_}, self._clock)
         self._add(key, recording)
@@ -225,7 +226,7 @@ class Recordings:
         return EventStream(reader, {**headers, **recording.headers})
 
     def find(self, key_id: str, id_: str) -> Recording:
-        """The stream of a conversation; ApiError 404 if there is none that this key began."""
+        """The stream of a conversation. ApiError 404 if this key has started none."""
         with self._lock:
             self._expire()
             recording = self._kept.get((key_id, id_))
@@ -234,7 +235,7 @@ class Recordings:
         return recording
 
     def matching(self, key_id: str, ids: list[str]) -> list[tuple[str, Recording]]:
-        """Those of these conversations, also under the names `ID::...` that they have with several models."""
+        """The streams of these conversations; a client with several models has them under names `ID::...`."""
         starts = tuple(id_ + "::" for id_ in ids)
         with self._lock:
             self._expire()
@@ -245,7 +246,7 @@ class Recordings:
             ]
 
     def stop(self, key_id: str, id_: str) -> None:
-        """Forget a stream, and let it end with what there is."""
+        """End a stream with its text so far, and forget it."""
         with self._lock:
             recording = self._kept.pop((key_id, id_), None)
         if recording is not None:
@@ -256,7 +257,7 @@ class Recordings:
         recording.write()
         if share is not None:
             share.close()
-        if not recording.n_bytes:  # its only reader has been told why
+        if not recording.n_bytes:  # it failed at once, and its only reader has received the error
             self._forget(key, recording)
 
     def _forget(self, key: tuple[str, str], recording: Recording) -> None:
@@ -265,7 +266,7 @@ class Recordings:
                 del self._kept[key]
 
     def _add(self, key: tuple[str, str], recording: Recording) -> None:
-        """ApiError 503 if there is no room: all that there may be are being written."""
+        """Add a recording. ApiError 503 if the greatest number is being written already."""
         with self._lock:
             self._expire()
             before = self._kept.pop(key, None)
@@ -276,7 +277,7 @@ class Recordings:
                     if done is None:
                         raise ApiError(
                             503,
-                            f"{len(names)} streams that can be taken up again are being written; try later",
+                            f"{len(names)} resumable streams are being written already; try again later",
                             headers={"Retry-After": "5"},
                             reason="queue_full",
                         )
@@ -292,47 +293,46 @@ class Recordings:
 
 
 def conversation_id(request: Request) -> str:
-    """What the client calls the conversation whose stream is to be kept, "" if none is. ApiError 400 for what can't be
-    one."""
+    """The conversation whose stream the request wants to be kept, "" for none. ApiError 400 for an invalid id."""
     id_ = request.headers.get("x-conversation-id", "")
     return _checked("X-Conversation-Id", id_) if id_ else ""
 
 
 def _checked(name: str, id_: str) -> str:
     if not ID.fullmatch(id_):
-        raise ApiError(400, f"{name}: give 1 to 512 printable ASCII characters")
+        raise ApiError(400, f"{name}: 1 to 512 printable ASCII characters are required")
     return id_
 
 
 class StreamHandlers:
-    """GET and DELETE /v1/stream, POST /v1/streams/lookup. Another key's streams are as unknown as those that are
-    gone."""
+    """Handlers of GET and DELETE /v1/stream and POST /v1/streams/lookup. To a client, streams of another key don't
+    exist."""
 
     def __init__(self, recordings: Recordings) -> None:
         self._recordings = recordings
 
     def read(self, request: Request) -> EventStream:
-        """What is there from the byte `from` on, and what comes."""
+        """The stream from the byte `from` on, as far as it has got and as it continues."""
         recording = self._recordings.find(request.key_id, self._id(request))
         text = request.query.get("from", "0")
         if not OFFSET.fullmatch(text):
-            raise ApiError(400, "from: give the number of bytes that you have")
+            raise ApiError(400, "from: the number of bytes received so far is required")
         recording.check(int(text))
         return EventStream(Reader(recording, request, int(text), is_late=True), dict(recording.headers))
 
     def stop(self, request: Request) -> Response:
-        """The text ends where it is, and its stream is forgotten; no error if there is none."""
+        """End a stream with its text so far, and forget it. It is no error if there is none."""
         self._recordings.stop(request.key_id, self._id(request))
         return Response(204)
 
     def lookup(self, request: Request) -> Response:
-        """Which of these conversations have a stream."""
+        """Tells which of these conversations have a stream."""
         body: Any = request.json_object()
         ids = body.get("conversation_ids")
         if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
-            raise ApiError(400, "conversation_ids: give a list of strings")
+            raise ApiError(400, "conversation_ids: a list of strings is required")
         if len(ids) > MAX_IDS:
-            raise ApiError(400, f"conversation_ids: more than {MAX_IDS}")
+            raise ApiError(400, f"conversation_ids: at most {MAX_IDS} are allowed")
         found = self._recordings.matching(request.key_id, [id_ for id_ in ids if id_])
         return LOOKUP.reply(
             [

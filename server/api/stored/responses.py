@@ -1,7 +1,7 @@
-"""What can be asked about stored responses: GET, DELETE, /input_items and /cancel under /v1/responses/{id}.
+"""Routes of stored responses: GET, DELETE, /input_items and /cancel under /v1/responses/{id}. Run on connection
+threads.
 
-Connection thread. Another key's are as unknown as those that are gone. A response that was being made when its server
-ended has failed, which shows when it is asked for.
+To a client, responses of another key don't exist. A response that was running when its server ended counts as failed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from server.errors import ApiError
 from server.web.message import EventStream, Request, Response, json_response
 
 ORDERS = ("asc", "desc")
-MAX_LIMIT, LIMIT = 100, 20
-LOST = {"code": "server_error", "message": "the server ended while this response was being made"}
+MAX_LIMIT, LIMIT = 100, 20  # items in one page of a list: at most, and by default
+LOST = {"code": "server_error", "message": "the server ended before this response was complete"}
 
 
 class ResponseHandlers:
-    """Answers about responses that were stored, or are being made in the background."""
+    """Handlers of these routes, for stored responses and for running ones in the background."""
 
     def __init__(self, context: Context, runs: Runs) -> None:
         self._context = context
         self._runs = runs
 
     def get(self, request: Request) -> Response | EventStream:
-        """The response, or its stream once more, with `starting_after` from behind that event on."""
+        """The response, or its stream again, after the event `starting_after`."""
         id_ = request.params["id"]
         is_streamed = request.query.get("stream", "").lower() in ("true", "1")
         after = number(request, "starting_after", -1, -1, 2**31) if is_streamed else -1
@@ -46,34 +46,34 @@ class ResponseHandlers:
         return EventStream(replay(found["response"], found.get("cuts", ()), found["was_begun"], after))
 
     def delete(self, request: Request) -> Response:
-        """Forget it, and end it if it is being made."""
+        """Delete a response; a running one is ended first."""
         id_ = request.params["id"]
         run = self._runs.get(id_, request.key_id)
         if run is not None and not run.cancel():
-            raise ApiError(503, "this response doesn't come to an end; try again", headers={"Retry-After": "5"})
+            raise ApiError(503, "this response hasn't ended yet; try again", headers={"Retry-After": "5"})
         self._found(request)
         self._context.stored.delete(id_, request.key_id)
         return json_response({"id": id_, "object": "response", "deleted": True})
 
     def cancel(self, request: Request) -> Response:
-        """End a response in the background; the response, with what there is of it. What has ended stays as it is."""
+        """End a background response and return it with its text so far. A finished one stays as it is."""
         run = self._runs.get(request.params["id"], request.key_id)
         if run is not None:
             run.cancel()
             return json_response(run.response)
         response = self._found(request)["response"]
         if not response["background"]:
-            raise ApiError(400, "only responses in the background can be cancelled")
+            raise ApiError(400, "only background responses can be cancelled")
         return json_response(response)
 
     def input_items(self, request: Request) -> Response:
-        """What it was made of: the items of its input and of all that it goes on from, the latest first."""
+        """Lists the items of its input and of all that it continues from, the newest first."""
         *before, own = earlier_records(self._context, request.key_id, self._require(request))
         items = [item for found in before for item in items_of_record(found)]
         return json_response(page(request, [*items, *own["input"]]))
 
     def count(self, request: Request) -> Response:
-        """How many tokens the prompt of a request has."""
+        """Counts the tokens of a request's prompt."""
         body = request.json_object()
         models = self._context.models
         model = models.spell(body.get("model"), request)
@@ -84,7 +84,7 @@ class ResponseHandlers:
         return RESPONSES.reply(answer, body, chat.warnings)
 
     def _found(self, request: Request) -> dict[str, Any]:
-        """What is stored of a response that isn't being made."""
+        """The stored response, unless it is running."""
         id_ = self._require(request)
         found: dict[str, Any] = self._context.stored.get(id_, request.key_id)
         response = found["response"]
@@ -93,18 +93,18 @@ class ResponseHandlers:
         return found
 
     def _require(self, request: Request) -> str:
-        """The id of a response that is there; ApiError 404."""
+        """The id of an existing response. ApiError 404."""
         id_ = request.params["id"]
         if not id_.startswith("resp_") or self._context.stored.get(id_, request.key_id) is None:
-            raise ApiError(404, f"There is no response {id_[:80]!r} here.")
+            raise ApiError(404, f"there is no response {id_[:80]!r}")
         return id_
 
 
 def page(request: Request, items: Sequence[Any], default: int = LIMIT, most: int = MAX_LIMIT) -> dict[str, Any]:
-    """Some of these items as a list, as the query wants it: `order`, `after` the item with this id, `limit`."""
+    """One page of a list, as the query wants it: `order`, `after` (the id of an item), `limit`."""
     order = request.query.get("order", "desc")
     if order not in ORDERS:
-        raise ApiError(400, f"order: {order[:40]!r} is unknown; known are {', '.join(ORDERS)}")
+        raise ApiError(400, f"order: {order[:40]!r} is unknown; use one of {', '.join(ORDERS)}")
     limit = number(request, "limit", default, 1, most)
     ordered = list(items if order == "asc" else reversed(items))
     after = request.query.get("after")
@@ -119,7 +119,7 @@ def page(request: Request, items: Sequence[Any], default: int = LIMIT, most: int
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """A number of the query. ApiError 400 for anything else."""
+    """A number from the query. ApiError 400 for other texts."""
     text = request.query.get(name)
     if text is None:
         return default

@@ -1,11 +1,11 @@
-"""Things that clients have stored, each of which only its key gets back: in memory, or in a folder.
+"""The store of responses and conversations, in memory or in a folder. A key gets back only its own things.
 
-Connection threads. How many they are, how many bytes they take and how old they get has bounds. Where there is no more
-room, the key that has most loses what it has not used for longest. In a folder each thing is a file: written whole or
-not at all, readable for this user only, named after its id and its key. A checksum shows damage; a damaged file counts
-as gone.
+Runs on connection threads, under a lock. Number, bytes and age are bounded. When the store is full, the key with the
+most bytes loses the thing that it hasn't used for longest. In a folder each thing is a file that is written whole or
+not at all, readable for this user only, and named after its id and its key. Checksums find damaged files, which count
+as deleted.
 
-Not taken: a database. What is looked up here is one thing by its id.
+Way not taken: a database. All look-ups are by id.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from server.web.message import parse_json, to_json
 
 MAX_THINGS = 20_000
 MAX_AGE_S = 30 * 86400
-SWEEP_S = 3600  # how often what is too old is looked for
-THING_BYTES = 500  # what a thing takes besides its JSON
+SWEEP_S = 3600  # seconds between two searches for things that are too old
+THING_BYTES = 500  # memory for a thing besides its JSON
 FILE = re.compile(r"((?:resp|conv)_[0-9a-f]{1,64})\.([0-9a-f]{0,64})\.json")
 BINARY = getattr(os, "O_BINARY", 0)
 
@@ -38,30 +38,31 @@ log = get_logger("api")
 
 @record
 class Thing:
-    """One stored thing: its size in bytes, when it was put here (seconds since 1970), and its JSON unless that is in a
-    file."""
+    """One stored thing."""
 
     n_bytes: int
     at: float
+    """When it was stored, in seconds since the epoch."""
     data: bytes | None
+    """Its JSON; None if a file has it."""
 
 
 class Store:
-    """At most `n_max` bytes of things; 0 stores nothing. StartError for a folder that can't be used."""
+    """A store of at most `n_max` bytes; 0 stores nothing. StartError if the folder can't be used."""
 
     def __init__(self, n_max: int, folder: str | None = None, now: Callable[[], float] = time.time) -> None:
         self.n_max = n_max
         self._folder = Path(folder) if folder and n_max else None
         self._now = now
-        self._lock = threading.RLock()  # protects the rest, and the files
-        self._by_key: dict[str, dict[str, Thing]] = {}  # of each key those first that it hasn't used for longest
+        self._lock = threading.RLock()  # protects the fields below and the files
+        self._by_key: dict[str, dict[str, Thing]] = {}  # within a key, the thing that was used longest ago comes first
         self._n_bytes: dict[str, int] = {}
         self._swept = now()
         if self._folder:
             self._open(self._folder)
 
     def put(self, id_: str, key_id: str, value: object) -> bool:
-        """Keep this under an id that was made here; False if there is no room for it at all."""
+        """Store a value under an id made by this server. Returns False if there is no room."""
         data = to_json(value)
         with self._lock:
             if len(data) + THING_BYTES > self.n_max or not self._write(id_, key_id, data):
@@ -72,7 +73,7 @@ class Store:
         return True
 
     def get(self, id_: str, key_id: str) -> Any:
-        """What is kept under this id for this key, anew; None if there is nothing."""
+        """A new copy of the value with this id and key; None if there is none."""
         with self._lock:
             thing = self._by_key.get(key_id, {}).get(id_)
             if thing is None:
@@ -85,20 +86,21 @@ class Store:
         return parse_json(data)
 
     def delete(self, id_: str, key_id: str) -> bool:
-        """Forget it; whether it was there."""
+        """Delete a value. Returns whether it existed."""
         with self._lock:
             is_there = id_ in self._by_key.get(key_id, {})
             self._drop(id_, key_id)
         return is_there
 
     def change(self, id_: str, key_id: str, change: Callable[[Any], object]) -> bool:
-        """Put in its place what `change` makes of it, nobody else in between; False if it is gone or has no room."""
+        """Replace a value by what `change` returns for it, atomically. Returns False if it doesn't exist or has no
+        room."""
         with self._lock:
             value = self.get(id_, key_id)
             return value is not None and self.put(id_, key_id, change(value))
 
     def extend(self, id_: str, key_id: str, items: Sequence[Any]) -> bool:
-        """Add to the items of a conversation; see `change`."""
+        """Add items to a conversation. Returns as `change` does."""
         return self.change(id_, key_id, lambda value: {**value, "items": [*value["items"], *items]})
 
     # ---- books, with the lock held ------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class Store:
                 self._path(id_, key_id).unlink()
 
     def _make_room(self) -> None:
-        """Drop what is too old, and as much as is too much."""
+        """Drop what is too old, then as much as exceeds the bounds."""
         now = self._now()
         if now - self._swept > SWEEP_S:
             self._swept = now
@@ -133,7 +135,7 @@ class Store:
     # ---- files, with the lock held ------------------------------------------------------------------------------
 
     def _open(self, folder: Path) -> None:
-        """Find what an earlier server has left."""
+        """Find what an earlier server has stored."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = []
@@ -142,7 +144,7 @@ class Store:
                 if name is not None and path.is_file():
                     about = path.stat()
                     found.append((about.st_mtime, name[1], name[2], about.st_size))
-                elif path.name.endswith(".json.tmp"):  # of a server that was killed
+                elif path.name.endswith(".json.tmp"):  # half written by a server that was killed
                     path.unlink()
         except OSError as error:
             raise StartError(f"--store-dir {folder} can't be used: {error.strerror}") from None
@@ -173,7 +175,7 @@ class Store:
         return True
 
     def _read(self, id_: str, key_id: str, thing: Thing) -> bytes | None:
-        """The JSON of a thing; None if its file is gone or damaged."""
+        """The JSON of a thing; None if its file is missing or damaged."""
         if thing.data is not None:
             return thing.data
         memory.hold(thing.n_bytes)
@@ -183,6 +185,6 @@ class Store:
             log.error("--store-dir: %s could not be read: %s", id_, error)
             return None
         if checksum != b"%08x" % zlib.crc32(data):
-            log.error("--store-dir: %s is damaged, and counts as gone", id_)
+            log.error("--store-dir: %s is damaged and counts as deleted", id_)
             return None
         return data
