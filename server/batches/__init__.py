@@ -1,1 +1,1 @@
-"""Many requests as the lines of one file: what is in it, who has been answered, and the threads that ask."""
+"""Batches: files with a request in each line, the threads that run them, and the files with their answers."""

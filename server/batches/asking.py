@@ -1,8 +1,8 @@
-"""Asks one line of a batch as a client would ask it: through the handler of its route, without a connection.
+"""Runs one line of a batch through the handler of its route, like a client's request but without a connection.
 
-Threads of batches. What a request can be refused for, the handler says, as it does to everybody; here is only what is
-special about nobody waiting at the other end: no streams, another try where the server was busy, and a `Client` that
-leaves when the batch is cancelled.
+Runs on threads of batches. The handler validates the request as usual. This module has what differs without a waiting
+client: no streams, a signal to try again where the server is busy, and a `Client` that leaves when the batch is
+cancelled.
 """
 
 from __future__ import annotations
@@ -21,40 +21,43 @@ from server.web.message import CLIENT_CLOSED, Request, Response, to_json
 from server.web.presence import Presence
 from server.web.router import Route
 
-MAX_HELD = 512 << 20  # bytes that the requests of all lines hold in memory together
+MAX_HELD = 512 << 20  # memory for the requests of all running lines, in bytes
 OWNER = "batch"
-"""Whose requests they are where there are no keys."""
+"""The owner of the requests on a server without keys."""
 UNAVAILABLE = 503
-MAX_WAIT_S = 5.0  # for the line before: one that takes long to read shall not hold up all others
+MAX_WAIT_S = 5.0  # longest wait for the line before: a line that takes long to read doesn't hold up the others
 
 log = get_logger("batches")
 
 
 @record(frozen=True)
 class Answer:
-    """What came out: a status of HTTP and JSON, and why it was refused. With status `CLIENT_CLOSED` it isn't wanted any
-    more."""
+    """The answer to a line. With status `CLIENT_CLOSED` there is none, because the line was stopped."""
 
     status: int
+    """The HTTP status."""
     body: bytes
+    """JSON."""
     reason: str = ""
+    """Why the request was refused (the counter's name in the metrics)."""
 
     @property
     def is_left(self) -> bool:
-        """Whether there is none, because the line's client has left."""
+        """Whether the line was stopped before it had an answer."""
         return self.status == CLIENT_CLOSED
 
     @property
     def has_given_way(self) -> bool:
-        """Whether there is none, because others' requests needed the room."""
+        """Whether the line was stopped to make room for other requests."""
         return self.reason == GAVE_WAY
 
 
 class Client(Presence):
-    """Stands where the client of a request would: it stays until it is told to `leave`. Any thread.
+    """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
-    Its request is read once the one before it has gone to the engine (`before`), so that they come there in their
-    order; `is_in` says that it has."""
+    A line is read once the line before it has been submitted to the engine (`before`), so that they arrive in order.
+    `is_in` is set when this one has been submitted.
+    """
 
     __slots__ = ("before", "is_in")
 
@@ -63,24 +66,24 @@ class Client(Presence):
         self.before, self.is_in = before, threading.Event()
 
     def on_disconnect(self, on_gone: Callable[[], None], on_end: Callable[[], None] | None = None) -> Any:
-        """See `Presence`. A handler calls it when the engine has the request."""
+        """See `Presence`. A handler calls it when it has submitted the request."""
         self.is_in.set()
         return super().on_disconnect(on_gone, on_end)
 
     def leave(self) -> None:
-        """End what is computed for it."""
+        """Stop the line's request."""
         self._leave()
 
 
 class Asking:
-    """`ask` answers the body of a line, by the routes of a server."""
+    """Runs lines through the routes of a server."""
 
     def __init__(self, table: Iterable[Route]) -> None:
         self._routes = {route.path: route for route in table if route.method == "POST" and route.path in ENDPOINTS}
         self._budget = Budget(MAX_HELD)
 
     def ask(self, id_: str, url: str, body: dict[str, Any], key_id: str, client: Client) -> Answer:
-        """The answer, whatever it is."""
+        """Run a request, and return its answer or its error."""
         route, share = self._routes[url], Share(self._budget)
         if client.before is not None:
             client.before.wait(MAX_WAIT_S)
@@ -101,7 +104,7 @@ class Asking:
             return Answer(error.status, to_json(route.error_shape(error)), error.reason)
         except Exception:
             log.exception("a line of a batch failed (%s)", id_)
-            return Answer(500, to_json(route.error_shape(ApiError(500, "the server has a fault, which its log shows"))))
+            return Answer(500, to_json(route.error_shape(ApiError(500, "internal error; see the server's log"))))
         finally:
             client.is_in.set()
             use(None)
@@ -109,17 +112,17 @@ class Asking:
 
 
 def as_batched(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of a request that nobody reads a stream of. ApiError 400 if it wants that."""
+    """The body of a line, changed to fit a batch. ApiError 400 for fields that need a waiting client."""
     for name in ("stream", "background"):
         if body.get(name):
-            raise ApiError(400, f"{name}: not in a batch, whose answers are read at its end")
+            raise ApiError(400, f"{name}: not allowed in a batch, whose answers are read when it has ended")
     if url == "/v1/responses" and body.get("store") is None:
-        return {**body, "store": False}  # thousands of them would drive out what others have stored
+        return {**body, "store": False}  # thousands of stored responses would push out those of other requests
     return body
 
 
 def line_of(id_: str, custom_id: str, answer: Answer | None, code: str = "", message: str = "") -> bytes:
-    """A line of the file of answers, or of that of errors: with an answer, or why there is none."""
+    """A line of the file of answers or of the file of errors: with an answer, or with the reason why there is none."""
     response = b"null"
     if answer is not None:
         response = b'{"status_code":%d,"request_id":%b,"body":%b}' % (answer.status, to_json(id_), answer.body)

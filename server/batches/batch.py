@@ -1,12 +1,13 @@
-"""One batch of a server: what is said about it as OpenAI has it, kept in a file, and its way from state to state.
+"""One batch: its description in OpenAI's form, kept in a file, and its states.
 
     validating -> in_progress -> finalizing -> completed
-        |              |-> cancelling -> cancelled      (with the answers that there are)
-        |              `-> expired                      (the same; the other lines are errors)
-        `-> failed                                      (nothing was asked)
+        |              |-> cancelling -> cancelled      (keeps its answers so far)
+        |              `-> expired                      (the same; the remaining lines are errors)
+        `-> failed                                      (no line was run)
 
-Threads of batches, one at a time for each batch (`Runner` sees to that). The file is written whole, at each change of
-state, so a server that was killed finds each batch in one of these states. A batch that was in progress goes on.
+Runs on threads of batches, one at a time per batch (`Batches` in `runner.py` sees to that). The file is written whole
+at each change of state. After a crash the next server therefore finds each batch in one of these states, and continues
+it.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from server.errors import ApiError, StartError
 from server.log import get_logger
 from server.records import record
 
-WINDOW, WINDOW_S = "24h", 86400
+WINDOW, WINDOW_S = "24h", 86400  # the completion window, the only one that OpenAI has
 VALIDATING, IN_PROGRESS, FINALIZING, COMPLETED = "validating", "in_progress", "finalizing", "completed"
 CANCELLING, CANCELLED, EXPIRED, FAILED = "cancelling", "cancelled", "expired", "failed"
 OPEN = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
 STAMPS = (IN_PROGRESS, FINALIZING, COMPLETED, FAILED, EXPIRED, CANCELLING, CANCELLED)
-"""States that a batch says the time of, as `completed_at`."""
-BUSY_S = 1.0  # before a journal that another process has is looked at again
+"""States whose time a batch shows, for example as `completed_at`."""
+BUSY_S = 1.0  # seconds until the next try if another process has locked the files
 LATE = "This request could not be executed before the completion window expired."
 
 log = get_logger("batches")
@@ -42,18 +43,19 @@ log = get_logger("batches")
 
 @record(frozen=True)
 class Asked:
-    """What a client wants of a batch."""
+    """A client's request for a batch."""
 
     key_id: str
     file: File
     endpoint: str
     metadata: Mapping[str, str]
     age_s: int = MAX_AGE_S
+    """Seconds after which its files are deleted."""
 
 
 class Batch:
-    """`about` is what is said about it; `own` is what else has to be known of it: its key, and the ids that its files
-    will have. `work` is there while it is in progress."""
+    """A batch. `about` is its description for clients; `own` has its key and the ids of the files it will write. `work`
+    is there while lines are run."""
 
     def __init__(
         self, path: Path, files: Files, about: dict[str, Any], own: dict[str, Any], now: Callable[[], float]
@@ -61,15 +63,15 @@ class Batch:
         self._path, self._files, self._now = path, files, now
         self.about, self.own = about, own
         self.work: Work | None = None
-        self.t_next = 0.0  # nothing can be done before
-        self.fault = ""  # why it can't go on
+        self.t_next = 0.0  # nothing is done before this time
+        self.fault = ""  # the reason why it can't continue
         self._lock = threading.Lock()  # protects changes of `about`
         if self.is_open:
             files.use(about["input_file_id"])
 
     @classmethod
     def begin(cls, folder: Path, files: Files, asked: Asked, now: Callable[[], float] = time.time) -> Batch:
-        """A new one. OSError if it can't be written."""
+        """Create a batch. OSError if its file can't be written."""
         created, id_ = int(now()), "batch_" + secrets.token_hex(16)
         about = {
             "id": id_,
@@ -94,7 +96,7 @@ class Batch:
 
     @classmethod
     def read(cls, path: Path, files: Files, now: Callable[[], float] = time.time) -> Batch | None:
-        """One that an earlier server has left; None for what is damaged."""
+        """Read the batch of an earlier server. None if its file is damaged."""
         try:
             said = json.loads(path.read_bytes())
             about, own = said["about"], said["own"]
@@ -106,22 +108,22 @@ class Batch:
                     return cls(path, files, about, own, now)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
-        log.error("--store-dir: %s is damaged, and counts as gone", path.name)
+        log.error("--store-dir: %s is damaged and counts as deleted", path.name)
         return None
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The batch's id."""
         return str(self.about["id"])
 
     @property
     def key_id(self) -> str:
-        """Whose it is."""
+        """The id of the key that it belongs to."""
         return str(self.own["key_id"])
 
     @property
     def status(self) -> str:
-        """Its state."""
+        """The batch's state."""
         return str(self.about["status"])
 
     @property
@@ -131,11 +133,11 @@ class Batch:
 
     @property
     def growing(self) -> tuple[str, ...]:
-        """The files that it writes."""
+        """The ids of the files that it is writing."""
         return (self.own["answers"], self.own["errors"]) if self.is_open else ()
 
     def as_json(self) -> dict[str, Any]:
-        """As OpenAI has it, now."""
+        """The batch in OpenAI's form, with current counts."""
         return {**self.about, "request_counts": self._counts()}
 
     def _counts(self) -> dict[str, int]:
@@ -147,11 +149,12 @@ class Batch:
     # ---- from state to state ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Read the input, and the answers that there are: from now on there is work, unless something is wrong."""
+        """Read the input and the answers of an earlier run. Afterwards lines can be run, unless the input has
+        faults."""
         try:
             journal = Journal(self._files.path(self.own["answers"]), self._files.path(self.own["errors"]))
         except Busy:
-            self.t_next = self._now() + BUSY_S  # a server that is about to end, mostly
+            self.t_next = self._now() + BUSY_S  # usually a server that is about to end
             return
         except StartError as error:
             self.fail([Fault(None, "server_error", str(error))])
@@ -171,17 +174,17 @@ class Batch:
         self._turn(IN_PROGRESS, VALIDATING)
 
     def fail(self, faults: Sequence[Fault]) -> None:
-        """It ends, because of these."""
+        """End the batch because of faults in its input."""
         data = [{"code": fault.code, "message": fault.message, "param": None, "line": fault.line} for fault in faults]
         self._end(FAILED, errors={"object": "list", "data": data})
 
     def cancel(self) -> None:
-        """Nothing more is asked; it ends once what is being asked has been told so."""
+        """Stop running lines. The batch ends when the running ones have been stopped."""
         if self._turn(CANCELLING, VALIDATING, IN_PROGRESS) and self.work is not None:
             self.work.stop()
 
     def check_room(self, work: Work) -> None:
-        """Count what has been written for it. ApiError 413 if there is no more room for that."""
+        """Count the bytes of its answers. ApiError 413 if the store is full."""
         for file, id_ in zip((work.journal.answered, work.journal.failed), self.growing):
             self._files.grow(id_, file.n_bytes)
 
@@ -192,11 +195,11 @@ class Batch:
 
     @property
     def is_late(self) -> bool:
-        """Whether its time is over."""
+        """Whether its completion window is over."""
         return self._now() >= self.about["expires_at"]
 
     def complete(self) -> None:
-        """All lines are answered, or no more will be: its files are there from now on. OSError."""
+        """End the batch when no line is left to run, and turn its answers into files. OSError."""
         work, last = self.work, COMPLETED
         if self.fault:
             self.fail([Fault(None, "server_error", self.fault)])
@@ -210,7 +213,7 @@ class Batch:
             self._end(last)
 
     def _end(self, status: str, errors: object = None) -> None:
-        """Its last state. What it has written becomes files, if there is anything in them."""
+        """Change to the last state. Files with answers or errors are registered unless they are empty."""
         changes: dict[str, Any] = {"errors": errors, "request_counts": self._counts()}
         work, self.work = self.work, None
         if work is not None:
@@ -229,7 +232,7 @@ class Batch:
         self._turn(status, **changes)
 
     def _turn(self, status: str, *before: str, **changes: Any) -> bool:
-        """Another state, if it is in one of those `before` (none: any); whether it was. OSError."""
+        """Change the state if it is one of `before` (none: any state). Returns whether it was changed. OSError."""
         with self._lock:
             if before and self.status not in before:
                 return False
@@ -241,6 +244,6 @@ class Batch:
         write_whole(self._path, json.dumps({"about": self.about, "own": self.own}).encode())
 
     def forget(self) -> None:
-        """Its file goes; the files that it has left stay for as long as they do."""
+        """Delete its description. Its files are kept until they expire."""
         with suppress(OSError):
             self._path.unlink()

@@ -1,8 +1,8 @@
-"""Files that clients upload and that batches leave: in a folder, each of which only its key gets back.
+"""Uploaded files and the files that batches write, in a folder. A key gets back only its own files.
 
-Connection threads and those of batches. A file is its content (`ID.jsonl`) and what is said about it (`ID.json`), which
-is written last and removed first: content without that is no file, and goes with the next start. How many they are, how
-many bytes they take and how old they get has bounds. Nothing is dropped to make room: who uploads is told instead.
+Runs on connection threads and threads of batches, under a lock. A file is its content (`ID.jsonl`) and its description
+(`ID.json`). The description is written last and deleted first; content without one is deleted at the next start.
+Number, bytes and age are bounded. Nothing is deleted to make room: instead, an upload is refused.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from server.records import record
 
 MAX_FILES = 10_000
 MAX_AGE_S = 30 * 86400
-SWEEP_S = 600.0
-N_ID = 16  # bytes
+SWEEP_S = 600.0  # seconds between two searches for expired files
+N_ID = 16  # random bytes in an id
 UPLOADED, WRITTEN = "batch", "batch_output"
-"""OpenAI's purposes."""
+"""Values of OpenAI's `purpose`: of uploads, and of files that batches write."""
 CONTENT = re.compile(r"(file-[0-9a-f]{32})\.jsonl")
 BINARY = getattr(os, "O_BINARY", 0)
 
@@ -36,7 +36,7 @@ log = get_logger("api")
 
 @record(frozen=True)
 class File:
-    """What is said about a file. Times are seconds since 1970."""
+    """The description of a file. Times are in seconds since the epoch."""
 
     id: str
     key_id: str
@@ -47,7 +47,7 @@ class File:
     expires_at: int
 
     def as_json(self) -> dict[str, Any]:
-        """As OpenAI has it."""
+        """The file in OpenAI's form."""
         return {
             "id": self.id,
             "object": "file",
@@ -62,17 +62,17 @@ class File:
 
 
 class Files:
-    """At most `n_max` bytes of files in `folder`. StartError if that can't be used."""
+    """The files in `folder`, at most `n_max` bytes together. StartError if the folder can't be used."""
 
     def __init__(self, folder: Path, n_max: int, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
         self.n_max = n_max
         self._now = now
-        self._lock = threading.Lock()  # protects the rest
+        self._lock = threading.Lock()  # protects the fields below
         self._files: dict[str, File] = {}
-        self._used: dict[str, int] = {}  # files that must stay, and how many batches want them
-        self._n_growing: dict[str, int] = {}  # bytes of what isn't a file yet
-        self._n_bytes = 0  # of all files
+        self._used: dict[str, int] = {}  # files that can't be deleted, with the number of batches that need each
+        self._n_growing: dict[str, int] = {}  # bytes of content that isn't a file yet
+        self._n_bytes = 0  # of all files together
         self._t_swept = now()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,7 +84,8 @@ class Files:
             raise StartError(f"--store-dir {folder} can't be used: {error.strerror}") from None
 
     def tidy(self, growing: Collection[str]) -> None:
-        """Remove content that belongs to no file and isn't `growing`: of uploads that were cut off."""
+        """Delete content without a description, left by interrupted uploads, unless a batch is writing it
+        (`growing`)."""
         for path in self._folder.iterdir():
             found = CONTENT.fullmatch(path.name)
             if path.suffix == ".tmp" or found is not None and found[1] not in self._files and found[1] not in growing:
@@ -92,7 +93,7 @@ class Files:
                     path.unlink()
 
     def add(self, key_id: str, filename: str, data: bytes | bytearray, age_s: int = MAX_AGE_S) -> File:
-        """Keep what was uploaded. ApiError 413 if there is no room for it."""
+        """Store an upload. ApiError 413 if no room is left."""
         id_ = new_id()
         with self._lock:
             self._sweep()
@@ -110,12 +111,12 @@ class Files:
                 self._n_growing.pop(id_, None)
 
     def grow(self, id_: str, n_bytes: int) -> None:
-        """The content that becomes this file has so many bytes now. ApiError 413 if that is too much."""
+        """Note the size of content that a batch is writing. ApiError 413 if no room is left."""
         with self._lock:
             self._take(id_, n_bytes)
 
     def finish(self, id_: str, key_id: str, filename: str, purpose: str, age_s: int = MAX_AGE_S) -> File:
-        """What has been written to `path(id_)` is a file now. OSError if that can't be noted."""
+        """Make a file of the content at `path(id_)`. OSError if its description can't be written."""
         now = int(self._now())
         size = self.path(id_).stat().st_size
         file = File(id_, key_id, filename, purpose, size, now, now + age_s)
@@ -126,58 +127,58 @@ class Files:
         return file
 
     def drop(self, id_: str) -> None:
-        """Remove content that has become no file."""
+        """Delete content that didn't become a file."""
         with self._lock:
             self._n_growing.pop(id_, None)
         with contextlib.suppress(OSError):
             self.path(id_).unlink()
 
     def get(self, id_: str, key_id: str) -> File | None:
-        """The file of this id, if it is this key's."""
+        """The file with this id, if it belongs to this key."""
         with self._lock:
             self._sweep()
             file = self._files.get(id_)
         return file if file is not None and file.key_id == key_id else None
 
     def of_key(self, key_id: str) -> list[File]:
-        """All of a key, the oldest first."""
+        """All files of a key, the oldest first."""
         with self._lock:
             self._sweep()
             found = [file for file in self._files.values() if file.key_id == key_id]
         return sorted(found, key=lambda file: (file.created_at, file.id))
 
     def use(self, id_: str) -> None:
-        """A batch needs this file."""
+        """A batch needs the file from now on."""
         with self._lock:
             self._used[id_] = self._used.get(id_, 0) + 1
 
     def release(self, id_: str) -> None:
-        """It doesn't any more."""
+        """A batch no longer needs the file."""
         with self._lock:
             self._used[id_] = self._used.get(id_, 1) - 1
             if self._used[id_] <= 0:
                 del self._used[id_]
 
     def delete(self, id_: str, key_id: str) -> bool:
-        """Remove a file; False if there is none. ApiError 409 while a batch needs it."""
+        """Delete a file. Returns False if there is none. ApiError 409 while a batch needs it."""
         with self._lock:
             file = self._files.get(id_)
             if file is None or file.key_id != key_id:
                 return False
             if id_ in self._used:
-                raise ApiError(409, f"{id_} is the input of a batch that hasn't ended; cancel that first")
+                raise ApiError(409, f"{id_} is the input of a running batch; cancel that first")
             self._remove(id_)
         return True
 
     def open(self, id_: str) -> BinaryIO:
-        """Its content. ApiError 404 if that is gone."""
+        """Open a file's content. ApiError 404 if it was deleted."""
         try:
             return open(self.path(id_), "rb")
         except OSError:
-            raise ApiError(404, f"The content of {id_} is gone.") from None
+            raise ApiError(404, f"the content of {id_} was deleted") from None
 
     def path(self, id_: str) -> Path:
-        """Where its content is."""
+        """The path of a file's content."""
         return self._folder / f"{id_}.jsonl"
 
     def _about(self, id_: str) -> Path:
@@ -188,10 +189,10 @@ class Files:
     def _take(self, id_: str, n_bytes: int) -> None:
         others = sum(n for other, n in self._n_growing.items() if other != id_)
         if len(self._files) + len(self._n_growing) >= MAX_FILES and id_ not in self._n_growing:
-            raise ApiError(413, f"there are {MAX_FILES:,} files here; delete some")
+            raise ApiError(413, f"the server has {MAX_FILES:,} files already; delete some")
         if self._n_bytes + others + n_bytes > self.n_max:
             raise ApiError(
-                413, f"there is no room: all files together may have {self.n_max >> 20} MiB (--store-size); delete some"
+                413, f"no room is left: all files together may have {self.n_max >> 20} MiB (--store-size); delete some"
             )
         self._n_growing[id_] = n_bytes
 
@@ -215,12 +216,12 @@ class Files:
 
 
 def new_id() -> str:
-    """For a file."""
+    """A random id for a file."""
     return "file-" + secrets.token_hex(N_ID)
 
 
 def write_whole(path: Path, data: bytes | bytearray) -> None:
-    """Have all of it on the disk under this name, or nothing. OSError."""
+    """Write a file whole or not at all, and wait until it is on the disk. OSError."""
     new = path.with_name(path.name + ".tmp")
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o600)
@@ -240,7 +241,7 @@ def _fields(file: File) -> dict[str, Any]:
 
 
 def _read(path: Path) -> File | None:
-    """What is said about a file; None if it can't be read, or its content is gone."""
+    """The description of a file; None if it is damaged or the content is missing."""
     try:
         said = json.loads(path.read_bytes())
         file = File(**{name: said[name] for name in File.__match_args__})
@@ -250,5 +251,5 @@ def _read(path: Path) -> File | None:
             return file
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    log.error("--store-dir: %s is damaged, and counts as gone", path.name)
+    log.error("--store-dir: %s is damaged and counts as deleted", path.name)
     return None

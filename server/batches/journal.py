@@ -1,11 +1,11 @@
-"""What a batch has answered so far: two files of lines, one with its answers and one with its errors.
+"""The answers of a batch so far, in two files of lines: answers and errors.
 
-They are what the client gets, and they are the journal: a line is answered once it stands in one of them, whole. So
-whoever goes on after a `kill -9` reads them, cuts off what was being written, and asks for what isn't there. Each line
-is one write at the end of its file. The system is told to have it on the disk (`fsync`) once a second: a machine that
-loses its power loses the answers of a second, which are computed again.
+The files are both the result for the client and the journal: a line has been answered once one of them holds its answer
+completely. After a crash they are read, a half-written last line is cut off, and only the missing lines are run. Each
+answer is a single write at the end of a file. `fsync` is called once a second, so a power failure costs the answers of
+a second, which are computed again.
 
-Not taken: a database, or a journal beside the answers; two places could say different things.
+Way not taken: a database or a separate journal. Two places could contradict each other.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from pathlib import Path
 
 from server.errors import StartError
 
-SYNC_S = 1.0
+SYNC_S = 1.0  # seconds between two calls of fsync
 ID = re.compile(rb'\{"id":"(batch_req_[0-9a-f]{32})"')
 START = b'{"id":"batch_req_'
 BINARY = getattr(os, "O_BINARY", 0)
 
 
 class Damaged(StartError):
-    """A file that should have answers has something else."""
+    """A file that should hold answers holds something else."""
 
 
 class Busy(StartError):
-    """Another process writes answers there."""
+    """Another process is writing these files."""
 
 
 class Journal:
-    """The files `answers` and `errors`, made if they aren't there. Any thread. Damaged if they have anything else, Busy
-    while another process has them.
+    """The files `answers` and `errors`, created if they don't exist. Any thread may use it. Raises Damaged if they hold
+    anything but answers, Busy while another process writes them.
 
-    `answered` and `failed` have the ids of the lines that are in them."""
+    `answered` and `failed` are the ids of the lines in the two files.
+    """
 
     def __init__(self, answers: Path, errors: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()  # protects the files
@@ -56,8 +57,8 @@ class Journal:
         return id_ in self.answered.ids or id_ in self.failed.ids
 
     def add(self, id_: str, data: bytes, is_failed: bool) -> None:
-        """The answer to a line, which must be one line itself. OSError if it can't be written: then nothing of it is
-        there."""
+        """Add the answer to a line; `data` must be a single line. OSError if it can't be written; then nothing of it is
+        kept."""
         with self._lock:
             (self.failed if is_failed else self.answered).add(id_, data)
             now = self._clock()
@@ -67,24 +68,24 @@ class Journal:
 
     @property
     def n_bytes(self) -> int:
-        """Of both files."""
+        """The size of both files."""
         return self.answered.n_bytes + self.failed.n_bytes
 
     def close(self) -> None:
-        """All of it is on the disk now."""
+        """Write everything to the disk, and close the files."""
         with self._lock:
             self._sync()
             self.answered.close()
             self.failed.close()
 
     def _sync(self) -> None:
-        with contextlib.suppress(OSError):  # a file system that can't
+        with contextlib.suppress(OSError):  # a file system without fsync
             self.answered.sync()
             self.failed.sync()
 
 
 class AnswerFile:
-    """One of the two."""
+    """One of the two files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -107,7 +108,7 @@ class AnswerFile:
         data += b"\n"
         try:
             n = os.write(self._descriptor, data)
-            while n < len(data):  # a full disk, mostly: the next write says so
+            while n < len(data):  # a short write usually means a full disk; the next write raises the error
                 n += os.write(self._descriptor, data[n:])
         except OSError:
             with contextlib.suppress(OSError):
@@ -124,12 +125,12 @@ class AnswerFile:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Close the file."""
         os.close(self._descriptor)
 
 
 def lock(descriptor: int, path: Path) -> None:
-    """Have a file for this process alone, until it is closed. Busy."""
+    """Lock a file for this process until it is closed. Raises Busy."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -142,29 +143,31 @@ def lock(descriptor: int, path: Path) -> None:
 
 
 def read_answers(path: Path) -> tuple[set[str], int]:
-    """The ids of the answers in a file, and how many bytes those before the first damaged one have: that was being
-    written when its process or the machine ended. Damaged if there is anything else, or one answer twice."""
+    """The ids of the answers in a file, and the number of bytes before the first incomplete one, which was being
+    written when the process or the machine stopped. Raises Damaged if there is anything else, or an answer twice."""
     ids: set[str] = set()
     n_bytes = 0
     with open(path, "rb") as stream:
         if not may_be_answer(stream.read(len(START))):
-            raise Damaged(f"{path} has something else than the answers of a batch: name another file")
+            raise Damaged(f"{path} doesn't hold the answers of a batch: name another file")
         stream.seek(0)
         for data in stream:
             found = ID.match(data)
             if found is None or not data.endswith(b"}\n"):
                 if not may_be_answer(data):
-                    raise Damaged(f"{path} has something else than the answers of a batch from byte {n_bytes} on")
+                    raise Damaged(
+                        f"{path} holds something other than answers from byte {n_bytes} on: name another file"
+                    )
                 break
             id_ = found[1].decode("ascii")
             if id_ in ids:
-                raise Damaged(f"{path} has the answer {id_} twice")
+                raise Damaged(f"{path} holds the answer {id_} twice: name another file")
             ids.add(id_)
             n_bytes += len(data)
     return ids, n_bytes
 
 
 def may_be_answer(data: bytes) -> bool:
-    """Whether this begins as an answer does, or as what never reached the disk."""
+    """Whether this can be the beginning of an answer, or zeros that a power failure left in its place."""
     text = data.partition(b"\0")[0]
     return START.startswith(text) or text.startswith(START)

@@ -1,12 +1,13 @@
-"""The input of a batch: a file with a request in each line, as OpenAI has it; checked, and put in order.
+"""The input of a batch: a file with one request per line, in OpenAI's format. Checks it and orders the lines.
 
-Pure but for reading the file. A line is an object with `custom_id`, `method`, `url` and `body`. What is kept of it is
-where it is and what it begins with: the requests themselves stay in the file until they are asked.
+Only reads files; any thread may call it. A line is an object with `custom_id`, `method`, `url` and `body`. In memory
+stay only the line's place in the file and hashes of its beginning.
 
-Lines whose prompts begin alike come one after the other, because the engine reads what they have in common once. Alike
-is what has the same hash over its first 256 bytes, its first 512, and so on. Groups come as their first lines do.
+Lines whose prompts begin alike are run one after the other, because the engine then computes the common prefix once.
+Prompts begin alike if the hashes of their first 256 bytes are equal, then of their first 512, and so on. Groups are in
+the order of their first lines.
 
-Not taken: sorting the texts themselves. It would need all of them in memory.
+Way not taken: sorting the texts, because all of them would have to be in memory.
 """
 
 from __future__ import annotations
@@ -22,40 +23,45 @@ from server.web.message import parse_json, to_json
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 16 << 20
-MAX_CUSTOM_ID = 512  # letters
-MAX_FAULTS = 100  # that are told of one file
-BEGINNINGS = tuple(256 << i for i in range(8))  # bytes of a prompt's JSON
+MAX_CUSTOM_ID = 512  # characters
+MAX_FAULTS = 100  # most faults that are reported of one file
+BEGINNINGS = tuple(256 << i for i in range(8))  # bytes of a prompt's JSON that are hashed
 HASH_BYTES, ID_BYTES = 8, 16
 PROMPT = ("tools", "instructions", "messages", "prompt", "input")
-"""What prompts are made of, in the order in which they have it."""
+"""Fields of a body that make the prompt, in the order in which the prompt has them."""
 
 
 @record(frozen=True)
 class Line:
-    """One request: its number in the file (from 1), where its bytes are, the `id` of its answer, which is made of all
-    of them, and what its prompt begins with: a hash for each of `BEGINNINGS` that it reaches."""
+    """One request of the file."""
 
     number: int
+    """From 1."""
     offset: int
+    """The line's first byte in the file."""
     n_bytes: int
     id: str
+    """The id of its answer: a hash of the whole line."""
     custom_id: str
     url: str
     model: str
     beginnings: tuple[bytes, ...]
+    """One hash for each of `BEGINNINGS` that the prompt is long enough for."""
 
 
 @record(frozen=True)
 class Fault:
-    """Why a file is no batch: in which line (None: as a whole), OpenAI's code for it, and in words."""
+    """A reason why a file can't be a batch."""
 
     line: int | None
+    """None for the file as a whole."""
     code: str
+    """OpenAI's code of the error."""
     message: str
 
 
 def read_lines(stream: BinaryIO, endpoint: str = "") -> tuple[list[Line], list[Fault]]:
-    """All lines of a file, and what is wrong with it. With `endpoint` all must be for that. Empty lines don't count."""
+    """All lines of a file, and its faults. If `endpoint` is given, every line must have it. Empty lines are skipped."""
     lines: list[Line] = []
     faults: list[Fault] = []
     seen: set[str] = set()
@@ -65,14 +71,14 @@ def read_lines(stream: BinaryIO, endpoint: str = "") -> tuple[list[Line], list[F
         n_bytes = len(data)
         try:
             if len(lines) == MAX_LINES:
-                raise Wrong("too_many_lines", f"there are more than {MAX_LINES:,} requests")
+                raise Wrong("too_many_lines", f"the file has more than {MAX_LINES:,} requests")
             if n_bytes > MAX_LINE_BYTES:
                 n_bytes += _skip_line(stream)
                 raise Wrong("line_too_long", f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
             if not data.isspace():
                 line = _line(number, offset, data, endpoint)
                 if line.custom_id in seen:
-                    raise Wrong("duplicate_custom_id", f"custom_id {line.custom_id[:80]!r} is there twice")
+                    raise Wrong("duplicate_custom_id", f"custom_id {line.custom_id[:80]!r} is used twice")
                 seen.add(line.custom_id)
                 lines.append(line)
         except Wrong as wrong:
@@ -81,12 +87,12 @@ def read_lines(stream: BinaryIO, endpoint: str = "") -> tuple[list[Line], list[F
                 break
         offset += n_bytes
     if not lines and not faults:
-        faults.append(Fault(None, "empty_file", "there is no request in the file"))
+        faults.append(Fault(None, "empty_file", "the file has no request"))
     return lines, faults
 
 
 def in_order(lines: Iterable[Line]) -> list[Line]:
-    """Those for one model together, and among them those that begin alike."""
+    """Sort lines so that those of one model are together, and among them those whose prompts begin alike."""
     first: dict[object, int] = {}
 
     def place(line: Line) -> list[int]:
@@ -97,7 +103,7 @@ def in_order(lines: Iterable[Line]) -> list[Line]:
 
 
 def read_body(stream: BinaryIO, line: Line) -> dict[str, Any]:
-    """The body of a line, once more out of its file. ApiError 500 if that isn't what it was."""
+    """Read the body of a line from its file again. ApiError 500 if it has changed."""
     stream.seek(line.offset)
     data = stream.read(line.n_bytes)
     if answer_id(data) != line.id:
@@ -108,12 +114,12 @@ def read_body(stream: BinaryIO, line: Line) -> dict[str, Any]:
 
 
 def answer_id(data: bytes) -> str:
-    """The id of the answer to a line: the same whenever the same line is asked."""
+    """The id of the answer to a line; equal lines have equal ids."""
     return "batch_req_" + hashlib.sha256(data.strip()).hexdigest()[: 2 * ID_BYTES]
 
 
 class Wrong(Exception):
-    """What is wrong with a line."""
+    """A fault of one line."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -129,11 +135,11 @@ def _line(number: int, offset: int, data: bytes, endpoint: str) -> Line:
         raise Wrong("invalid_json_line", "the line is not a JSON object")
     custom_id, method, url, body = (said.get(name) for name in ("custom_id", "method", "url", "body"))
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
-        raise Wrong("invalid_custom_id", f"custom_id is not a text of 1 to {MAX_CUSTOM_ID} letters")
+        raise Wrong("invalid_custom_id", f"custom_id is not a text of 1 to {MAX_CUSTOM_ID} characters")
     if method != "POST":
         raise Wrong("invalid_method", "method is not 'POST'")
     if url not in ENDPOINTS:
-        raise Wrong("invalid_url", f"url {str(url)[:80]!r} is none of {', '.join(ENDPOINTS)}")
+        raise Wrong("invalid_url", f"url {str(url)[:80]!r} is unknown; use one of {', '.join(ENDPOINTS)}")
     if endpoint and url != endpoint:
         raise Wrong("invalid_url", f"url {url!r} is not the batch's endpoint, {endpoint}")
     if not isinstance(body, dict):
@@ -157,7 +163,7 @@ def _beginnings(text: bytes) -> tuple[bytes, ...]:
 
 
 def _skip_line(stream: BinaryIO) -> int:
-    """Go to the end of a line that is too long; how many bytes that was."""
+    """Skip the rest of a line that is too long. Returns its number of bytes."""
     n = 0
     while data := stream.readline(1 << 20):
         n += len(data)

@@ -1,8 +1,8 @@
-"""The batches of a server: whose there are, and the threads that ask their lines beside everybody else's requests.
+"""The batches of a server, and the threads that run their lines beside other requests.
 
-Connection threads ask about them; threads `batch` (as many as lines are asked at the same time) do the work, and are
-there only while there is some. Of each key the batch that came first is worked on, and keys take turns line by line.
-What has to be done for a batch as a whole (read its input, end it) is a piece of work like a line.
+Connection threads create, read and cancel batches. Threads `batch` do the work; they exist only while there is some,
+and their number is that of the lines that run at the same time. Keys take turns line by line; of each key the oldest
+batch is worked on. Reading the input of a batch and ending it are jobs for the same threads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from server.errors import ApiError, StartError
 from server.log import get_logger
 from server.web.router import Route
 
-MAX_OPEN, MAX_OPEN_OF_KEY = 64, 16
-MAX_KEPT = 1000  # batches that have ended, of all keys
+MAX_OPEN, MAX_OPEN_OF_KEY = 64, 16  # unfinished batches, of all keys and of one
+MAX_KEPT = 1000  # finished batches of all keys
 MAX_AGE_S = 30 * 86400
-POLL_S = 0.5  # how often what nobody tells of is looked at: the model, the clock
-LEAVE_S = 5.0  # that lines which are being asked get to end when the server does
+POLL_S = 0.5  # seconds between two looks at what sends no notification: models and the clock
+LEAVE_S = 5.0  # longest wait for running lines when the server ends
 
 log = get_logger("batches")
 
@@ -34,8 +34,8 @@ Job = Callable[[], None]
 
 
 class Batches:
-    """See above. `files` has their inputs and what they leave, `n_at_once` lines are asked at the same time, while
-    `is_ready` says that models can be asked."""
+    """All batches. `files` holds their inputs and outputs, `n_at_once` lines run at the same time, and only while
+    `is_ready` says that a model can answer."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class Batches:
         self._folder, self.files, self._now = folder, files, now
         self._is_ready, self._n_at_once = is_ready, n_at_once
         self._asking = Asking(())
-        self._changed = threading.Condition()  # its lock protects the rest
-        self._batches: dict[str, Batch] = {}  # the oldest first
-        self._at_work: set[str] = set()  # batches for which something as a whole is being done
-        self._turns: list[str] = []  # keys: who has waited longest for a line comes first
+        self._changed = threading.Condition()  # its lock protects the fields below
+        self._batches: dict[str, Batch] = {}  # the oldest comes first
+        self._at_work: set[str] = set()  # batches that are being read or ended
+        self._turns: list[str] = []  # keys; the one whose last turn is oldest comes first
         self._threads: set[threading.Thread] = set()
         self._is_closed = False
         try:
@@ -66,13 +66,13 @@ class Batches:
     # ---- for handlers -----------------------------------------------------------------------------------------------
 
     def create(self, asked: Asked) -> Batch:
-        """Begin a batch. ApiError 429 when there are too many already."""
+        """Create a batch. ApiError 429 if there are too many unfinished ones."""
         with self._changed:
             self._sweep()
             open_ones = [batch for batch in self._batches.values() if batch.is_open]
             n_own = sum(batch.key_id == asked.key_id for batch in open_ones)
             if len(open_ones) >= MAX_OPEN or n_own >= MAX_OPEN_OF_KEY:
-                raise ApiError(429, f"{n_own} batches of yours haven't ended; wait for one of them, or cancel it")
+                raise ApiError(429, f"{n_own} of your batches are running; wait for one of them, or cancel it")
             try:
                 batch = Batch.begin(self._folder, self.files, asked, self._now)
             except OSError as error:
@@ -83,33 +83,33 @@ class Batches:
         return batch
 
     def get(self, id_: str, key_id: str) -> Batch | None:
-        """The batch of this id, if it is this key's."""
+        """The batch with this id, if it belongs to this key."""
         with self._changed:
             batch = self._batches.get(id_)
         return batch if batch is not None and batch.key_id == key_id else None
 
     def of_key(self, key_id: str) -> list[Batch]:
-        """All of a key, the oldest first."""
+        """All batches of a key, the oldest first."""
         with self._changed:
             self._sweep()
             return [batch for batch in self._batches.values() if batch.key_id == key_id]
 
     def cancel(self, batch: Batch) -> None:
-        """Have it end. ApiError 409 if it has."""
+        """Stop a batch. ApiError 409 if it has ended."""
         with self._changed:
             if batch.status not in OPEN:
-                raise ApiError(409, f"the batch has ended, it is {batch.status}")
+                raise ApiError(409, f"the batch has ended already: it is {batch.status}")
             batch.cancel()
             self._changed.notify_all()
 
     # ---- the server -------------------------------------------------------------------------------------------------
 
     def use(self, table: Iterable[Route]) -> None:
-        """Lines are asked by these routes."""
+        """Set the routes that lines are run by."""
         self._asking = Asking(table)
 
     def close(self) -> None:
-        """Stop asking, so that the server can end; what isn't answered is asked when there is a server again."""
+        """Stop running lines, so that the server can end. The next server continues with the rest."""
         with self._changed:
             if self._is_closed:
                 return
@@ -126,7 +126,7 @@ class Batches:
                 batch.work.close()
 
     def wake(self) -> None:
-        """See to it that there are threads, if there is work: also what an earlier server has left."""
+        """Start threads if there is work, also for batches of an earlier server."""
         with self._changed:
             if self._is_closed or not any(batch.is_open for batch in self._batches.values()):
                 return
@@ -134,8 +134,8 @@ class Batches:
                 thread = threading.Thread(target=self._work, name="batch", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # the system gives no more: those that there are do it, or the next that is asked
-                    log.warning("a batch goes on with %d threads: the system gives no more", len(self._threads))
+                except RuntimeError:  # the system's limit; existing threads do the work, or a later call starts some
+                    log.warning("batches run with %d threads only: the system allows no more", len(self._threads))
                     break
                 self._threads.add(thread)
             self._changed.notify_all()
@@ -143,15 +143,15 @@ class Batches:
     # ---- threads ----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """The thread `batch`."""
+        """The main function of the threads `batch`."""
         while (job := self._next()) is not None:
             try:
                 job()
             except Exception:
-                log.exception("a piece of a batch's work failed")
+                log.exception("a job of a batch failed")
 
     def _next(self) -> Job | None:
-        """What is to be done now, waited for; None once there is nothing left."""
+        """Wait for the next job; None once all batches have ended or the server is closing."""
         with self._changed:
             while True:
                 open_ones = [batch for batch in self._batches.values() if batch.is_open]
@@ -163,7 +163,7 @@ class Batches:
                 self._changed.wait(POLL_S)
 
     def _whole(self, batches: Iterable[Batch]) -> Job | None:
-        """What is to be done for a batch as a whole. The lock is held."""
+        """A job for a batch as a whole: read its input, or end it. The lock is held."""
         for batch in batches:
             step = None if batch.id in self._at_work or batch.is_blocked else self._step(batch)
             if step is not None:
@@ -186,14 +186,14 @@ class Batches:
             step()
         except OSError as error:
             log.error("%s: %s", batch.id, error)
-            batch.fault = f"what is answered can't be kept: {error}"
+            batch.fault = f"the answers can't be written: {error}"
         finally:
             with self._changed:
                 self._at_work.discard(batch.id)
                 self._changed.notify_all()
 
     def _line(self, batches: list[Batch]) -> Job | None:
-        """The next line of the key that has waited longest. The lock is held."""
+        """The job of running the next line, of the key whose last turn is oldest. The lock is held."""
         firsts: dict[str, Batch] = {}
         for batch in batches:
             if batch.work is not None and batch.work.has_waiting:
@@ -206,18 +206,18 @@ class Batches:
         return None
 
     def _ask(self, batch: Batch, work: Work, asked: AskedLine) -> None:
-        """One line, to its answer."""
+        """Run a line and write its answer."""
         try:
             work.answer(asked, work.ask(self._asking, asked, batch.key_id))
             batch.check_room(work)
         except (OSError, ApiError) as error:
             log.error("%s: %s", batch.id, error)
-            batch.fault = f"what is answered can't be kept: {error}"
+            batch.fault = f"the answers can't be written: {error}"
         with self._changed:
             self._changed.notify_all()
 
     def _sweep(self) -> None:
-        """Forget what ended long ago, or is too much. The lock is held."""
+        """Forget finished batches that are too old or too many. The lock is held."""
         ended = [batch for batch in self._batches.values() if not batch.is_open]
         oldest = self._now() - MAX_AGE_S
         for i, batch in enumerate(ended):

@@ -1,6 +1,7 @@
-"""What is still to be asked of one batch: lines that wait, those that are being asked, and what has been answered.
+"""The lines of one batch that remain: waiting, running, and answered ones.
 
-Any thread. A line goes from `take` by `ask` to `answer`, which notes its answer or has it wait again.
+Any thread may use it. A line is taken with `take`, run with `ask`, and given to `answer`, which writes the answer or
+lets the line wait again.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from server.log import get_logger
 from server.records import record
 from server.web.message import error_body, to_json
 
-MAX_TRIES = 8
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+MAX_TRIES = 8  # of a line while the server answers that it is busy
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # between two tries; the wait doubles with each
 
 log = get_logger("batches")
 
 
 @record(eq=False)
 class Asked:
-    """A line that is being asked, and who can have it ended."""
+    """A running line; `client` can stop it."""
 
     line: Line
     client: Client
@@ -36,7 +37,7 @@ class Asked:
 
 
 class Work:
-    """`path` is the input, `lines` are all of its lines. Those that the journal has are answered already."""
+    """The work on the input at `path`, whose lines are `lines`. Lines in the journal are answered already."""
 
     def __init__(
         self, path: Path, lines: list[Line], journal: Journal, clock: Callable[[], float] = time.monotonic
@@ -47,42 +48,42 @@ class Work:
         self.journal = journal
         self.n_total = len(lines)
         self.n_before = sum(line.id in journal for line in lines)
-        self._lock = threading.Lock()  # protects the rest
+        self._lock = threading.Lock()  # protects the fields below
         self._waiting = deque(line for line in in_order(lines) if line.id not in journal)
         self._asked: dict[str, Asked] = {}
         self._n_tries: dict[str, int] = {}
-        self._latest: threading.Event | None = None  # set once the line that was taken last is with the engine
-        self._t_next = 0.0  # nothing is taken before: the server was busy
+        self._latest: threading.Event | None = None  # set when the last line taken has been submitted to the engine
+        self._t_next = 0.0  # no line is taken before this time, because the server was busy
         self._is_closed = False
 
     @property
     def n_completed(self) -> int:
-        """Lines with an answer."""
+        """The number of lines with an answer."""
         return len(self.journal.answered.ids)
 
     @property
     def n_failed(self) -> int:
-        """Lines with an error."""
+        """The number of lines with an error."""
         return len(self.journal.failed.ids)
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing waits and nothing is being asked."""
+        """Whether no line is waiting or running."""
         with self._lock:
             return not (self._waiting or self._asked)
 
     @property
     def has_waiting(self) -> bool:
-        """Whether there is a line that isn't answered, nor being asked."""
+        """Whether a line is waiting."""
         return bool(self._waiting)
 
     @property
     def n_asked(self) -> int:
-        """How many are being asked."""
+        """The number of running lines."""
         return len(self._asked)
 
     def take(self) -> Asked | None:
-        """The next line; None if there is none now."""
+        """Take the next line; None if there is none at the moment."""
         with self._lock:
             if self._is_closed or not self._waiting or self._clock() < self._t_next:
                 return None
@@ -92,7 +93,7 @@ class Work:
             return asked
 
     def ask(self, asking: Asking, asked: Asked, key_id: str) -> Answer:
-        """Have a line answered."""
+        """Run a line."""
         line = asked.line
         try:
             with self._reading:
@@ -101,13 +102,13 @@ class Work:
             asked.client.is_in.set()
             if not isinstance(error, ApiError):
                 log.exception("line %d of a batch can't be read", line.number)
-                error = ApiError(500, f"line {line.number} of the file can't be read any more")
+                error = ApiError(500, f"line {line.number} of the file can't be read again")
             return Answer(error.status, to_json(error_body(error)))
         return asking.ask(line.id, line.url, body, key_id, asked.client)
 
     def answer(self, asked: Asked, answer: Answer) -> None:
-        """Note the answer to a line. Where the server was busy the line waits again instead, and the others with it for
-        a while. OSError if it can't be written: then it waits, too."""
+        """Write the answer to a line. If the server was busy, the line waits again, and no other is taken for a while.
+        OSError if the answer can't be written; then the line waits again, too."""
         line, waits_again = asked.line, True
         try:
             if answer.is_left or answer.has_given_way:
@@ -124,7 +125,7 @@ class Work:
                     self._waiting.appendleft(line)
 
     def _write(self, line: Line, answer: Answer) -> bool:
-        """Whether it has been written: not once it has been told to stop, when an answer may have been cut short."""
+        """Write the answer. Returns False after `stop`, because the answer may have been cut short."""
         if self._is_closed:
             return False
         is_failed = not 200 <= answer.status < 300
@@ -132,7 +133,7 @@ class Work:
         return True
 
     def give_up(self, code: str, message: str) -> None:
-        """All lines that wait get this error instead of an answer. OSError."""
+        """Write this error for all waiting lines. OSError."""
         while True:
             with self._lock:
                 if not self._waiting:
@@ -141,7 +142,7 @@ class Work:
             self.journal.add(line.id, line_of(line.id, line.custom_id, None, code, message), True)
 
     def stop(self) -> None:
-        """Nothing more is taken, and what is being asked ends without an answer."""
+        """Take no more lines, and stop the running ones without an answer."""
         with self._lock:
             self._is_closed = True
             asked = list(self._asked.values())
@@ -149,6 +150,6 @@ class Work:
             one.client.leave()
 
     def close(self) -> None:
-        """Nobody works on it any more."""
+        """Close the files, once no thread uses this any more."""
         self._stream.close()
         self.journal.close()

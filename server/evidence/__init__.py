@@ -1,4 +1,6 @@
-"""Evidence about answers: what was asked, with what it was computed, and whether it comes out the same again.
+"""Evidence about answers: the request, the model and settings that computed the answer, and whether it can be
+reproduced.
 
-`chain` is the file of --record, `recorder` fills it, `case` is what is noted of one request, `replay` runs it again.
+`chain` is the file of --record, `recorder` writes it, `case` is the record of one request, `replay` runs it again;
+`attribution` finds the parts of a prompt that an answer rests on.
 """

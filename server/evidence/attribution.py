@@ -1,17 +1,18 @@
-"""On which parts of its prompt an answer rests: how much less likely it gets when a part is taken away.
+"""Attribution: measures how much less likely an answer becomes when a part of its prompt is removed.
 
-Connection thread. The answer's tokens are judged once with the whole prompt, once with none of the spans, and once more
-without each of them, one task after the other, behind everybody else's. Two ways: `exact` reads the prompt without the
-span. `fast` takes a span's keys and values out of a copy of what is in the cache, and computes the last tokens before
-the answer again. What lies between was computed with the span, and knows of it: so the first of two sentences about one
-thing weighs too much. Therefore the heaviest are judged exactly, until the one on top is one of those.
+Runs on a connection thread. It computes the probabilities of the answer's tokens with the whole prompt, without any of
+the spans, and without each of them. Each of these is a task with low priority, one after the other. There are two
+methods. `exact` computes the prompt without the span. `fast` removes a span's keys and values from a copy of the cache
+and computes only the last tokens before the answer again. The tokens between them were computed with the span and still
+contain some of it; of two sentences about the same thing, the first one therefore gets too much weight. So the heaviest
+spans are measured exactly, until the heaviest of all is an exact one.
 
-A fact that stands twice rests on neither of its places. So where no span explains half of what all of them do, those
-that restore most of the answer when they stand alone are taken away by twos.
+If a fact is stated twice, removing one of the places changes little. So if no single span explains half of the effect
+of all spans together, pairs are removed: pairs of those spans that by themselves restore most of the answer.
 
-Not taken: gradients or attention weights. llama.cpp gives neither, and weights don't say what an answer would be
-without a text. Leaving the tokens before the answer as they are: they carry what the question found in the span, and
-the sentence on top was another one in every sixth answer. All pairs of spans: they grow with the square.
+Ways not taken: gradients or attention weights, which llama.cpp doesn't provide, and which don't tell what the answer
+would be without a text. Keeping the last tokens before the answer as they are: they carry what the question found in
+the span, so the heaviest span was wrong in every sixth answer. All pairs of spans, whose number grows with the square.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from server.web.message import Request
 FAST, EXACT = "fast", "exact"
 MOST_SPANS = 100
 MOST_ROWS = 200_000
-"""Of prompts and answers, in all judgements of one answer together."""
+"""Most tokens to be computed for the attribution of one answer."""
 
 TAIL = 32
-"""So many tokens before the answer `fast` computes again: half a tile, which costs little more than the answer's rows.
-In most chats they are the question and what the template writes around it."""
+"""The number of tokens before the answer that `fast` computes again: half a tile of rows, which costs little more than
+the answer's own rows. In most chats these are the question and the template's text around it."""
 
 PAIRED, N_PAIRS = 4, 6
-"""So many spans are taken away by twos: in so many pairs."""
+"""The number of spans that pairs are made of, and the number of pairs."""
 
 CONFIRMED = 3
-"""So many spans that `fast` finds heavy are judged exactly at most, and so many pairs."""
+"""The most spans, and the most pairs, of a `fast` attribution that are measured exactly."""
 
 FACTOR = 0.7
-"""Nats: a change by the factor two. Less is what rounding does, with quantised models."""
+"""Nats: half as likely. Smaller differences may be caused by rounding in quantised models."""
 
 FIELDS = {"spans": list, "method": str, "part": str}
 Weigh = Callable[..., float]
@@ -53,31 +54,33 @@ Weigh = Callable[..., float]
 
 @record(frozen=True)
 class Wanted:
-    """What is to be attributed: to which texts (None: the sentences), how ("": fast where the model's memory can, else
-    exact), and which part of the answer ("": all)."""
+    """A request for an attribution."""
 
     spans: tuple[str, ...] | None = None
+    """The texts of the prompt to attribute to; None: its sentences."""
     method: str = ""
+    """"" is `fast` if the model's memory can do that, else `exact`."""
     part: str = ""
+    """A part of the answer; "" is all of it."""
 
 
 def read_wanted(value: object) -> Wanted | None:
-    """The field `attribute`: true, a list of texts, or an object with `spans`, `method` and `part`; None if it isn't
-    wanted. ApiError 400."""
+    """The field `attribute`: true, a list of texts, or an object with `spans`, `method` and `part`. None if no
+    attribution is requested. ApiError 400."""
     if value is None or value is False:
         return None
     said: Any = {} if value is True else {"spans": value} if isinstance(value, list) else value
     if not isinstance(said, dict) or any(
         name not in FIELDS or not isinstance(one, FIELDS[name]) for name, one in said.items() if one is not None
     ):
-        raise ApiError(400, "attribute: give true, a list of texts, or an object with spans, method and part")
+        raise ApiError(400, "attribute: use true, a list of texts, or an object with spans, method and part")
     spans, method = said.get("spans"), said.get("method") or ""
     if method not in ("", FAST, EXACT):
-        raise ApiError(400, f"attribute: the method is {FAST} or {EXACT}")
+        raise ApiError(400, f"attribute: the method must be {FAST} or {EXACT}")
     if spans is not None and not all(isinstance(one, str) and one.strip() for one in spans):
-        raise ApiError(400, "attribute: the spans are texts of the prompt")
+        raise ApiError(400, "attribute: the spans must be texts of the prompt")
     if spans is not None and len(spans) > MOST_SPANS:
-        raise ApiError(400, f"attribute: at most {MOST_SPANS} spans", reason="too_many")
+        raise ApiError(400, f"attribute: at most {MOST_SPANS} spans are allowed", reason="too_many")
     return Wanted(None if spans is None else tuple(spans), method, said.get("part") or "")
 
 
@@ -89,8 +92,8 @@ def attribute(
     texts: Sequence[tuple[int | None, str]],
     wanted: Wanted,
 ) -> dict[str, Any] | None:
-    """The attribution of an answer to a task's prompt; None if there is no answer. ApiError 400 where the prompt has
-    files or that would take too much, 501 where the model's memory can't do what is wanted."""
+    """Attribute an answer to the prompt of a task; None for an empty answer. ApiError 400 if the prompt has files or
+    the computation would be too large, 501 if the model's memory doesn't support the method."""
     try:
         return attribute_by(wanted.method or FAST, model, request, task, answer, texts, wanted)
     except ApiError as error:
@@ -108,13 +111,13 @@ def attribute_by(
     texts: Sequence[tuple[int | None, str]],
     wanted: Wanted,
 ) -> dict[str, Any] | None:
-    """The same by one method."""
+    """Attribute with one of the methods."""
     vocab = model.vocab
     answer = list(answer)
     while answer and vocab.is_control(answer[-1]):
         answer.pop()
     if task.media:
-        raise ApiError(400, "attribute: prompts with images or sound can't be taken apart")
+        raise ApiError(400, "attribute: prompts with images or sound can't be attributed")
     if not answer:
         return None
     spans = find_spans(texts, [vocab.piece(token) for token in task.prompt], wanted.spans)
@@ -153,21 +156,21 @@ def attribute_by(
 
 
 def require_few(n_spans: int, n_answer: int, n_prompt: int, is_read_again: bool) -> None:
-    """ApiError 400 if there are too many spans, or too many rows for all judgements; `is_read_again`: each of them may
-    have to read the whole prompt."""
+    """ApiError 400 if there are too many spans, or too many tokens to compute. `is_read_again`: removing a span may
+    require to compute the whole prompt again."""
     n_exact, n_others = 2 + min(CONFIRMED, n_spans) + CONFIRMED * (n_spans > 1), 2 * n_spans + N_PAIRS
     n_rows = n_exact * (n_prompt + n_answer) + n_others * ((n_prompt if is_read_again else TAIL) + n_answer)
     if n_spans > MOST_SPANS or n_rows > MOST_ROWS:
         raise ApiError(
             400,
-            f"attribute: {n_spans} spans for an answer of {n_answer} tokens are too much; at most {MOST_SPANS} spans, "
-            f"and {MOST_ROWS} tokens to be computed in all (here {n_rows}). Name the spans that matter",
+            f"attribute: {n_spans} spans and an answer of {n_answer} tokens are too many: at most {MOST_SPANS} spans, "
+            f"and {MOST_ROWS} tokens to compute ({n_rows} here), are allowed. Name only the spans that matter",
             reason="too_many",
         )
 
 
 def confirm(nats: list[float], exactly: Callable[[int], float]) -> set[int]:
-    """Which of the spans are to be judged exactly: the heaviest, until the one on top has been."""
+    """The spans to measure exactly: the heaviest ones, until the heaviest of all has been measured exactly."""
     nats, known = list(nats), set[int]()
     while nats and len(known) < CONFIRMED:
         top = max(range(len(nats)), key=nats.__getitem__)
@@ -181,8 +184,9 @@ def confirm(nats: list[float], exactly: Callable[[int], float]) -> set[int]:
 def find_pairs(
     spans: Sequence[Span], nats: Sequence[float], of_all: float, weigh: Weigh, weigh_exactly: Weigh
 ) -> list[dict[str, Any]]:
-    """The pairs of spans that weigh half as much again together as one by one, the heaviest first. `of_all` nats are
-    those of all spans together; `weigh` says by how many an answer falls without some."""
+    """The pairs of spans that weigh at least half more than the sum of both, the heaviest first. `of_all` is the weight
+    of all spans together in nats; `weigh` returns by how many nats the answer's log probability falls without some
+    spans."""
     if len(spans) < 2 or of_all < FACTOR or max(nats) * 2 >= of_all:
         return []
     alone = [weigh(*spans[:i], *spans[i + 1 :]) for i in range(len(spans))]
@@ -194,7 +198,8 @@ def find_pairs(
 
 
 def way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, Any]:
-    """How spans are taken away: out of the prompt, but for `fast` those before its tail out of the cache."""
+    """How a task removes spans: from the prompt, or with `fast` from the cache if they lie before the prompt's last
+    tokens."""
     at = len(prompt) - TAIL if method == FAST else 0
     cuts: list[tuple[int, int]] = []
     for first, last in sorted((span.first, min(span.last, at)) for span in taken if span.first < at):
@@ -207,7 +212,7 @@ def way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, 
 
 
 def judging(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, ...], **cuts: Any) -> Task:
-    """A task that says how likely an answer is."""
+    """A task that returns the probabilities of an answer's tokens and generates nothing."""
     return Task(
         model.engine.new_id(),
         (*prompt, *answer),
@@ -224,7 +229,8 @@ def judging(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, 
 
 
 def judged(model: Model, request: Request, task: Task) -> list[float]:
-    """The log probability of each token from `probs_from` on. A task that gave its slot to others is asked again."""
+    """The log probability of each token from `probs_from` on. A task that was stopped to make room is submitted
+    again."""
     while True:
         found: dict[int, float] = {}
         try:
@@ -245,7 +251,7 @@ def judged(model: Model, request: Request, task: Task) -> list[float]:
 
 @record(frozen=True)
 class Part:
-    """A part of the answer: its text, and its tokens [first, last)."""
+    """A part of the answer: its text, and its tokens from `first` up to `last`, which isn't included."""
 
     text: str
     first: int
@@ -253,11 +259,11 @@ class Part:
 
 
 def parts_of(answer: Sequence[int], wanted: str, piece: Callable[[int], bytes]) -> list[Part]:
-    """The sentences of an answer, which have all of its tokens, or the wanted part of it. ApiError 400 if that isn't in
-    there."""
+    """The sentences of an answer (together they have all of its tokens), or only the wanted part. ApiError 400 if the
+    answer doesn't contain that part."""
     pieces = [piece(token) for token in answer]
     ends = list(accumulate(map(len, pieces)))
-    text = b"".join(pieces).decode("utf-8", "surrogateescape")  # an answer may end within a character
+    text = b"".join(pieces).decode("utf-8", "surrogateescape")  # the answer may end inside a character
 
     def n_bytes(n: int) -> int:
         return len(text[:n].encode("utf-8", "surrogateescape"))
@@ -265,7 +271,7 @@ def parts_of(answer: Sequence[int], wanted: str, piece: Callable[[int], bytes]) 
     if wanted := wanted.strip():
         at = text.find(wanted)
         if at < 0:
-            raise ApiError(400, "attribute: the answer has no such part")
+            raise ApiError(400, "attribute: the answer doesn't contain this part")
         return [Part(wanted, bisect_right(ends, n_bytes(at)), bisect_left(ends, n_bytes(at + len(wanted))) + 1)]
     places = list(sentences(text))
     firsts = [0, *(bisect_right(ends, n_bytes(start)) for start, _ in places[1:]), len(answer)]

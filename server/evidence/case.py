@@ -1,7 +1,7 @@
-"""What is noted of one request for the record and for certificates: its tasks, the tokens as they come, how each ends.
+"""The record of one request, for --record and for certificates: its tasks, their tokens and how each ended.
 
-Connection thread, and the engine's reader thread for the tokens of a stream, one at a time. What leads from text to
-text is in the tasks; who asked isn't. Files of a prompt count by their hashes.
+Runs on a connection thread; tokens of a stream may be noted on the engine's reader thread, never on both at once. The
+tasks contain everything that determines the answer, but not the user. Files of a prompt are recorded as hashes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ NEUTRAL = frozenset(
         *("progress", "timings", "stream", "resume", "resume_ms", "media"),
     )
 )
-"""Fields of a task that don't change what comes out."""
+"""Fields of a task that don't affect its answer."""
 FILE_KEYS = frozenset(
     ("data", "url", "file_data", "input_audio", "image_url", "images", "image_data", "multimodal_data")
 )
 SECRET_KEYS = frozenset(("api_key", "authorization_token"))
-MIN_DATA = 256  # letters of base64; shorter texts are words
+MIN_DATA = 256  # characters from which base64 counts as a file; shorter texts may be words
 
 
 def fixed(model: Model, tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks so that nothing they depend on is left to the moment: tokens of the prompt as they are, and where there
-    are adapters, those that the server has set now for tasks that name none."""
+    """Make the tasks independent of the server's state: the prompt's tokens stay as they are, and tasks without
+    adapters get the ones that the server uses now."""
     if not model.info.adapters:
         return tuple(replace(task, may_respell=False) for task in tasks)
     adapters = model.engine.command("get_lora")["adapters"]
@@ -42,24 +42,28 @@ def fixed(model: Model, tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 @record
 class Case:
-    """One request. `tokens` and `finals` are by task id; a task without a `Final` was ended before. `ends_thinking` has
-    the tasks that were told to come to an end, and behind which token."""
+    """The record of one request."""
 
     model: Model
     tasks: tuple[Task, ...]
     system_prompt: str
     request_id: str
     path: str
+    """The path of its route."""
     body: Mapping[str, Any]
     body_sha256: str
     key_id: str
     started: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    """The tokens of each answer, by task id."""
     finals: dict[int, Final] = field(default_factory=dict)
+    """How each task ended, by id. A task without an entry was stopped before."""
     ends_thinking: dict[int, int] = field(default_factory=dict)
+    """For tasks whose reasoning was ended by request: the number of tokens before that, by id."""
 
     def note(self, message: object) -> None:
-        """A message of the engine about one of the tasks."""
+        """Note a message of the engine about one of the tasks."""
         if type(message) is Piece:
             self.tokens.setdefault(message.id, []).extend(message.tokens)
         elif type(message) is Final:
@@ -67,13 +71,12 @@ class Case:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes in memory."""
+        """An estimate of its size in memory, in bytes."""
         n_tokens = sum(len(task.prompt) for task in self.tasks[:1]) + sum(map(len, self.tokens.values()))
         return 2000 + 36 * n_tokens + _size(self.body)
 
     def certificate(self, task: Task, model_hash: str) -> dict[str, str]:
-        """What leads to an answer and the answer, as hashes: of the model with all that computes it, the settings, the
-        prompt and the tokens; and one over these."""
+        """The hashes of an answer and of what determines it: model, settings and prompt; and one hash over these."""
         prompt = [list(task.prompt), [media.hash for media in task.media], self.system_prompt]
         parts = {
             "model": model_hash,
@@ -84,7 +87,7 @@ class Case:
         return {"sha256": sha256_of(parts), **parts}
 
     def line(self, model_hash: str) -> dict[str, Any]:
-        """The request as a line of the record. What its tasks have in common is written once."""
+        """The request as a line of the record. Settings that its tasks share are written once."""
         prompts: list[Any] = []
         settings: list[Any] = []
         answers = []
@@ -125,7 +128,7 @@ class Case:
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """A body without its files and secrets: in their places are hashes."""
+    """A body with hashes in place of its files and secrets."""
     if isinstance(value, dict):
         return {name: masked(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -139,19 +142,19 @@ def masked(value: Any, key: str = "") -> Any:
 
 
 def sha256_of(value: Any) -> str:
-    """The hash of a plain value."""
+    """The hash of plain data."""
     return hashlib.sha256(encode(value).encode()).hexdigest()
 
 
 def _place(values: list[Any], value: Any) -> int:
-    """Where a value is in a list; it is put there if it isn't yet."""
+    """The index of a value in a list; it is added if it isn't there."""
     if value not in values:
         values.append(value)
     return values.index(value)
 
 
 def _size(value: Any) -> int:
-    """About how many bytes a plain value takes."""
+    """An estimate of the size of plain data, in bytes."""
     if isinstance(value, dict):
         return 200 + sum(_size(item) for item in value.values())
     if isinstance(value, list):

@@ -1,13 +1,14 @@
-"""The file of `--record`: JSON lines of which each carries the hash of the one before, so that a change is found.
+"""The file of `--record`: lines of JSON. Each line contains the hash of the line before, so that changes are found.
 
-A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}` and has a number
-`n`, one more than the line before. One byte that differs anywhere breaks a hash or the form. A full file becomes
-FILE.1, that FILE.2 and so on; the chain goes on in the next one. What a machine that stopped left half written is
-closed by a line of the kind `torn`, which has its hash.
+A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}`. Its number `n` is
+one more than the line before has. Changing any byte breaks a hash or the format. When a file is full, it is renamed to
+FILE.1, that to FILE.2 and so on, and the chain continues in a new file. A line that is half written because the machine
+stopped is followed by a line of the kind `torn`, which has the fragment's hash.
 
-`Chain` writes, for one thread and process at a time; `check` and `read_lines` read. Standard library only. Not taken: a
-key. Whoever can write the file can have the key, too; the last hash, noted elsewhere, is what proves that no whole end
-was replaced.
+`Chain` writes, for one thread and process at a time; `check` and `read_lines` read. Imports only the standard library.
+
+Way not taken: signing with a key. A person who can write the file can usually read the key, too. To prove that the end
+of the file wasn't replaced as a whole, keep the last hash elsewhere.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from typing import Any
 from server.errors import StartError
 from server.records import record
 
-START = "0" * 64  # what the first line has as its `prev`
-N_FILES = 4  # one that grows, and older ones
-MAX_LINE = 32 << 20
+START = "0" * 64  # `prev` of the first line
+N_FILES = 4  # the file that grows, and older ones
+MAX_LINE = 32 << 20  # bytes
 TAIL = re.compile(rb',"prev":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"\}\n')
 N_HASH = len(',"hash":""}\n') + 64
 N_TAIL = len(',"prev":""') + 64 + N_HASH
@@ -36,14 +37,15 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class RecordError(StartError):
-    """A file is no record, or isn't what was written; one line."""
+    """The file is not a record, or was changed. The text is one line for the user."""
 
 
 @record(frozen=True)
 class Line:
-    """One line: where it is, its content, and its hash."""
+    """One line of a record."""
 
     path: Path
+    """The file that it is in."""
     number: int
     content: dict[str, Any]
     hash: str
@@ -51,27 +53,32 @@ class Line:
 
 @record
 class Sums:
-    """What `check` has counted: lines, requests, requests that are missing and how many times that was told, starts
-    that no stop has followed, half-written lines; the numbers of the first and the last line, and the last hash."""
+    """Counts of a whole record."""
 
     n_lines: int = 0
     n_requests: int = 0
     n_lost: int = 0
+    """Requests that couldn't be recorded."""
     n_unclosed: int = 0
+    """Starts of the server without a stop after them."""
     n_torn: int = 0
+    """Half-written lines."""
     first: int = 0
+    """The number of the first line."""
     last: int = -1
+    """The number of the last line."""
     hash: str = START
+    """The hash of the last line."""
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a record, oldest first."""
+    """The files of a record, the oldest first."""
     older = (path.with_name(f"{path.name}.{i}") for i in range(N_FILES - 1, 0, -1))
     return [one for one in (*older, path) if one.is_file()]
 
 
 def cut(line: bytes) -> tuple[dict[str, Any], str, str] | None:
-    """A line's content, `prev` and hash; None if it isn't what was written."""
+    """The content, `prev` and hash of a line; None if it was changed."""
     found = TAIL.fullmatch(line[-N_TAIL:])
     if found is None:
         return None
@@ -95,10 +102,10 @@ def join(content: dict[str, Any], prev: str) -> tuple[bytes, str]:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """All lines of a record that hold together. RecordError at the first that doesn't, or if there is none."""
+    """Yield all lines of a record. RecordError at the first changed line, or if there are none."""
     files = files_of(path)
     if not files:
-        raise RecordError(f"{path}: there is no such file")
+        raise RecordError(f"{path}: this file doesn't exist")
     prev, is_first, torn, bad = START, True, b"", ""
     n: Any = 0
     for file in files:
@@ -107,7 +114,7 @@ def read_lines(path: Path) -> Iterator[Line]:
                 where, found = f"{file}, line {number}", cut(line)
                 if torn:
                     if not (found and found[0].get("kind") == "torn" and found[0].get("sha256") == _sha256(torn[:-1])):
-                        raise RecordError(f"{bad}: it isn't what was written")
+                        raise RecordError(f"{bad}: it was changed")
                     torn = b""
                 elif found is None:
                     torn, bad = line, where
@@ -116,17 +123,17 @@ def read_lines(path: Path) -> Iterator[Line]:
                 if is_first:
                     prev, n, is_first = (START if content.get("n") == 0 else before), content.get("n"), False
                 if before != prev or content.get("n") != n or type(n) is not int:
-                    raise RecordError(f"{where}: it doesn't follow the line before; lines are missing or were changed")
+                    raise RecordError(f"{where}: it doesn't follow the line before: lines are missing or were changed")
                 yield Line(file, number, content, digest)
                 prev, n = digest, n + 1
     if torn:
-        raise RecordError(f"{bad}, the last one: it isn't what was written, or was cut off")
+        raise RecordError(f"{bad}, the last one: it was changed or cut off")
     if is_first:
         raise RecordError(f"{path} has no lines")
 
 
 def check(path: Path) -> Sums:
-    """Read all of a record. RecordError if one byte isn't what was written."""
+    """Read a whole record. RecordError if any byte was changed."""
     sums, is_open = Sums(), False
     for line in read_lines(path):
         content, kind = line.content, line.content.get("kind")
@@ -143,16 +150,16 @@ def check(path: Path) -> Sums:
 
 
 def report(path: Path) -> str:
-    """`verify FILE`, for people. RecordError if one byte isn't what was written."""
+    """The output of `verify FILE`. RecordError if any byte was changed."""
     sums = check(path)
-    lines = [f"{path}: {sums.n_lines} lines, {sums.n_requests} requests; all are what was written"]
+    lines = [f"{path}: {sums.n_lines} lines, {sums.n_requests} requests; nothing was changed"]
     notes = (
-        (sums.first, f"the lines before number {sums.first} are in files that are gone"),
-        (sums.n_lost, f"{sums.n_lost} requests are missing, and it says where"),
-        (sums.n_torn, f"{sums.n_torn} lines are cut off: the machine had stopped"),
+        (sums.first, f"lines before number {sums.first} were in older files, which have been deleted"),
+        (sums.n_lost, f"{sums.n_lost} requests couldn't be recorded; lines in their places say so"),
+        (sums.n_torn, f"{sums.n_torn} lines are cut off, because the machine stopped while writing"),
         (
             sums.n_unclosed,
-            f"{sums.n_unclosed} times the server was killed: the last requests before that may be missing",
+            f"the server was killed {sums.n_unclosed} times: the last requests before that may be missing",
         ),
     )
     lines += [text for is_so, text in notes if is_so]
@@ -168,13 +175,13 @@ def _sha256(data: bytes) -> str:
 
 
 class Chain:
-    """A record that grows, at most `most` bytes in all its files. RecordError if the file is something else, or if
+    """A record that grows, to at most `most` bytes in all its files. RecordError if the file is not a record, or if
     another server writes it."""
 
     def __init__(self, path: Path, most: int) -> None:
         self._path = path
         self._most = most // N_FILES
-        self.is_new = True  # the file has no line yet
+        self.is_new = True  # whether the file has no line yet
         self._n, self._prev = 0, START
         self._file = self._size = -1
         try:
@@ -183,7 +190,7 @@ class Chain:
             raise RecordError(f"--record {path}: {error.strerror or error}") from None
 
     def append(self, content: dict[str, Any]) -> None:
-        """One more line. OSError if it can't be written: the file is as before then. ValueError if it is too long."""
+        """Add a line. OSError if it can't be written, and then the file is as before. ValueError if it is too long."""
         line, digest = join({**content, "n": self._n}, self._prev)
         if len(line) > MAX_LINE:
             raise ValueError(f"a line of {len(line)} bytes")
@@ -191,7 +198,7 @@ class Chain:
         self._n, self._prev, self.is_new = self._n + 1, digest, False
 
     def make_room(self) -> None:
-        """Go on in a new file if this one is full; `is_new` tells."""
+        """Continue in a new file if this one is full; then `is_new` is true."""
         if self._size < self._most:
             return
         os.close(self._file)  # an open file can't be renamed on Windows
@@ -206,25 +213,25 @@ class Chain:
             self.is_new = not self._size
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)
 
     def _open(self) -> None:
-        """Find the end of what is there, and close what is half written behind it."""
+        """Find the end of the chain, and close a half-written line."""
         self._file = _open_locked(self._path)
         try:
             self._size = os.fstat(self._file).st_size
             lines = _last_lines(self._path)
             torn = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-            if torn and cut(torn + b"\n"):  # only its end is missing
+            if torn and cut(torn + b"\n"):  # only the line end is missing
                 self._write(b"\n")
                 lines, torn = [torn + b"\n"], b""
             older = files_of(self._path)[:-1]
-            if not lines and older:  # it was killed between two files
+            if not lines and older:  # the server was killed between two files
                 lines = _last_lines(older[-1])
             last = cut(lines[-1]) if lines else None
             if last is None and (lines or not (torn or b"{").startswith(b"{")):
-                raise RecordError(f"--record {self._path}: this file is no record, or its last line has been changed")
+                raise RecordError(f"--record {self._path}: this file is not a record, or its last line was changed")
             if last is not None:
                 self._n, self._prev = last[0]["n"] + 1, last[2]
             if torn:
@@ -246,7 +253,7 @@ class Chain:
 
 
 def _last_lines(path: Path) -> list[bytes]:
-    """The last two lines of a file, or what there is; the very last may be cut off."""
+    """The last two lines of a file, or fewer; the very last one may be cut off."""
     with open(path, "rb") as stream:
         end = at = stream.seek(0, os.SEEK_END)
         data = b""
@@ -269,5 +276,5 @@ def _open_locked(path: Path) -> int:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             os.close(file)
-            raise RecordError(f"--record {path}: another server writes this file") from None
+            raise RecordError(f"--record {path}: another server is writing this file") from None
     return file

@@ -1,8 +1,8 @@
-"""What computes the answers of a model: the content of its files, its settings, the libraries and their CPU build.
+"""Identifies what computes a model's answers: the content of its files, settings, libraries and their CPU build.
 
-Any thread of the web process. The engine knows it (`server/model_files/identity.py`), once it has read the files: that
-takes about a second per gigabyte, once for a file. Asked again when the engine has been restarted, since another one
-may have found other files.
+Any thread of the web process may call it. The engine hashes the files (`server/model_files/identity.py`), which takes
+about a second per gigabyte, once per file. After a restart the engine is asked again, because the files may have
+changed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from server.models.model import Engine, Model
 
 
 class KnownModels:
-    """What is known so far, by engine."""
+    """The identities found so far, by engine."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Engine, tuple[int, str, dict[str, Any]]] = WeakKeyDictionary()
 
     def get(self, model: Model) -> tuple[str, dict[str, Any]]:
-        """The hash that names what computes, and what it is over. ApiError where the files can't be read."""
+        """The hash of a model's identity, and the facts that it covers. ApiError if the files can't be read."""
         n_restarts = model.engine.snapshot.n_restarts
         known = self._known.get(model.engine)
         if known is None or known[0] != n_restarts:
@@ -32,12 +32,11 @@ class KnownModels:
 
 
 def about_engine(engine: Engine) -> dict[str, Any]:
-    """The facts of the files, their CPU build, and the engine's configuration. ApiError where the files can't be
-    read."""
+    """The facts: files, CPU build and the engine's configuration. ApiError if the files can't be read."""
     found, info = engine.command("identity"), engine.info
     return {**found, "variant": info.variant, "n_ctx_slot": info.n_ctx_slot}
 
 
 def hash_of(about: Mapping[str, Any]) -> str:
-    """The name of what computes: the same on two machines with the same files, settings and CPU build."""
+    """The hash of an identity. Machines with equal files, settings and CPU build have the same one."""
     return sha256_of({"facts": about["facts"], "variant": about["variant"]})

@@ -1,10 +1,10 @@
-"""`--record FILE`: what is asked and answered, a line for each request, written by a thread of its own.
+"""`--record FILE`: a thread of its own writes one line per request, with the request and its answers.
 
-`add` is called by connection threads and never waits. What is on its way is bounded; a request that finds no room, or
-whose line can't be written, is missing then, and the next line says how many are. The first line about a model in each
-file tells what computes it: the thread asks the engine, which may have to read the model's files first.
+Connection threads call `add`, which never waits. The queue is bounded. If it is full, or a line can't be written, the
+request is not recorded, and the next line tells how many requests are missing. In each file, the first line about a
+model identifies it; for that the thread asks the engine, which may have to hash the model's files first.
 
-Not taken: writing on the connection's thread. A slow disk would keep answers waiting.
+Way not taken: writing on the connection's thread. A slow disk would delay answers.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from server.evidence.chain import Chain
 from server.evidence.models import KnownModels
 from server.log import get_logger
 
-MOST_WAITING = 64 << 20  # bytes
-CLOSE_S = 10.0
+MOST_WAITING = 64 << 20  # bytes in the queue
+CLOSE_S = 10.0  # longest wait for the queue when the server ends
 
 log = get_logger("api")
 
 
 class Recorder:
-    """Writes the record at `path`, at most `most` bytes. RecordError if there can be none."""
+    """Writes the record at `path`, to at most `most` bytes. RecordError if the file can't be used."""
 
     def __init__(self, path: str, most: int, known: KnownModels, about: dict[str, Any]) -> None:
-        """`about` goes into the line that tells of the start."""
+        """`about` describes the server in the line about its start."""
         self._chain = Chain(Path(path), most)
         self._known = known
         self._about = about
         self._queue: SimpleQueue = SimpleQueue()
-        self._lock = threading.Lock()  # protects the two below
+        self._lock = threading.Lock()  # protects the two fields below
         self._n_bytes = self._n_lost = 0
         self._is_troubled = False
-        self._told: set[str] = set()  # hashes of models that this file has
+        self._told: set[str] = set()  # hashes of models that this file identifies already
         self._thread = threading.Thread(target=self._run, name="record", daemon=True)
         self._thread.start()
 
     def add(self, case: Case) -> None:
-        """Any thread: a request has ended."""
+        """Record a request that has ended. Any thread may call this."""
         size = case.size
         with self._lock:
             if self._n_bytes + size > MOST_WAITING:
@@ -54,7 +54,7 @@ class Recorder:
         self._queue.put((case, size))
 
     def close(self) -> None:
-        """Write what is waiting, for some seconds at most."""
+        """Write what is in the queue, for at most CLOSE_S."""
         self._queue.put(None)
         self._thread.join(CLOSE_S)
 
@@ -91,7 +91,7 @@ class Recorder:
             self._chain.append({**line, "body": None})
 
     def _tell_lost(self) -> None:
-        """Say how many requests are missing at this place."""
+        """Write how many requests are missing at this place."""
         with self._lock:
             n, self._n_lost = self._n_lost, 0
         if n and not self._write({"kind": "lost", "time": round(time.time(), 3), "requests": n}):
@@ -113,7 +113,7 @@ class Recorder:
         self._say(error)
 
     def _say(self, error: Exception) -> None:
-        """Log what is wrong, once until it is right again."""
+        """Log a fault, but not again until writing has succeeded."""
         if not self._is_troubled:
-            log.error("--record: what is asked can't be written: %s", error, exc_info=not isinstance(error, OSError))
+            log.error("--record: requests can't be written: %s", error, exc_info=not isinstance(error, OSError))
         self._is_troubled = True

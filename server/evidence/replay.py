@@ -1,8 +1,8 @@
-"""`replay FILE`: the requests of a record run again, one by one with `--exact`, and their tokens compared.
+"""`replay FILE`: runs the requests of a record again, one by one with `--exact`, and compares the tokens.
 
-Main thread; `app` starts an engine for each model of the record and passes it on. What ended before its time (the
-client left, a limit of time) is compared as far as it had got. Requests with images or sounds are left out: the record
-has only their hashes. A record that doesn't hold together isn't run at all.
+Main thread; `server/commands/records.py` starts an engine for each model of the record. An answer that was cut short
+(the client left, or a time limit) is compared as far as it goes. Requests with images or sound are skipped, because the
+record has only their hashes. A changed record isn't run at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.model_files.identity import difference
 from server.models.model import Engine, Vocab
 from server.records import record, replace
 
-N_SHOWN = 8  # tokens of a difference
+N_SHOWN = 8  # tokens of a difference that are printed
 CUT_SHORT = (None, STOP_ABORT, STOP_LIMIT)
 
 Content = dict[str, Any]
@@ -29,7 +29,7 @@ Content = dict[str, Any]
 
 @record
 class Verdicts:
-    """How many answers came out the same, came out otherwise, and can't be run again."""
+    """How many answers were identical, different, and skipped."""
 
     n_same: int = 0
     n_other: int = 0
@@ -42,7 +42,7 @@ class Verdicts:
 
 
 def read(path: Path) -> list[tuple[Content, list[Content]]]:
-    """What is recorded about each model, and the requests to it. RecordError if the record doesn't hold together."""
+    """The recorded identity of each model, and the requests to it. RecordError if the record was changed."""
     abouts: dict[str, Content] = {}
     requests: dict[str, list[Content]] = {}
     for line in read_lines(path):
@@ -52,17 +52,16 @@ def read(path: Path) -> list[tuple[Content, list[Content]]]:
         elif kind == "request" and name in abouts:
             requests.setdefault(name, []).append(line.content)
     if not requests:
-        raise RecordError(f"{path} has no requests to a known model")
+        raise RecordError(f"{path} has no requests to replay")
     return [(abouts[name], some) for name, some in requests.items()]
 
 
 def config_of(about: Content) -> EngineConfig:
-    """The configuration of an engine that computes as the recorded one did, but exactly. RecordError if what is
-    recorded can't be read."""
+    """The configuration of an engine like the recorded one, but with `exact`. RecordError if it can't be read."""
     try:
         config = from_plain(EngineConfig, about["config"])
     except (ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"the model of this record can't be read: {error}") from None
+        raise RecordError(f"the recorded model can't be used: {error}") from None
     n_slots = config.n_slots if config.exact else 1
     return replace(
         config,
@@ -80,15 +79,15 @@ def config_of(about: Content) -> EngineConfig:
 
 
 def other_model(recorded: Content, ours: Content) -> str:
-    """In what the engine that runs now differs from the recorded one; "" if both compute the same."""
+    """How the engine that runs now differs from the recorded one; "" if both compute the same."""
     if hash_of(recorded) == hash_of(ours):
         return ""
     found = difference(recorded["facts"], ours["facts"])
-    return found or f"another CPU build ({recorded['variant']}); this is {ours['variant']}"
+    return found or f"another CPU build ({recorded['variant']}; this one is {ours['variant']})"
 
 
 def run(engine: Engine, requests: list[Content], verdicts: Verdicts) -> Iterator[str]:
-    """Run the requests; a line about each answer that isn't identical."""
+    """Run the requests, and yield a line about each answer that isn't identical."""
     for request in requests:
         for i, answer in enumerate(request["answers"]):
             where = f"{request['n']}: {request['path']} {request['id']}" + (f", answer {i}" if i else "")
@@ -133,7 +132,7 @@ def _tokens(engine: Engine, task: Task) -> list[int]:
 
 
 def _difference(recorded: list[int], ours: list[int], vocab: Vocab) -> str:
-    """Where two answers part, in words."""
+    """The first difference between two answers, as text."""
     n = next((i for i, pair in enumerate(zip(recorded, ours)) if pair[0] != pair[1]), min(len(recorded), len(ours)))
     was, now = (vocab.detokenize(tokens[n : n + N_SHOWN]).decode("utf-8", "replace") for tokens in (recorded, ours))
-    return f"token {n} of {len(recorded)} is the first that differs: recorded {was!r}, now {now!r}"
+    return f"token {n} of {len(recorded)} differs: recorded {was!r}, now {now!r}"

@@ -1,7 +1,7 @@
-"""Which part of a prompt is which: the texts of a request cut into sentences, each with its place among the tokens.
+"""Cuts the texts of a request into sentences, and finds their tokens in the prompt.
 
-Pure functions; connection thread. A template may write texts in its own way: one that isn't found in the prompt as it
-came has no spans. Offsets are characters within the text that a span is from.
+Pure functions; connection threads call them. A template may change a text: one that isn't in the prompt as it came has
+no spans. Offsets are characters within the span's text.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ BOUNDARY = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 
 @record(frozen=True)
 class Span:
-    """`text` at characters [start, end) of a text of `message` (None: of the prompt), as tokens [first, last) of the
-    prompt."""
+    """A part of a text of the request, with its place in the prompt."""
 
     text: str
     start: int
+    """Its first character in the text of its message."""
     end: int
+    """The character after its last one."""
     message: int | None
+    """The index of its message; None if the request has a prompt instead."""
     first: int
+    """Its first token in the prompt."""
     last: int
+    """The token after its last one."""
 
 
 def texts_of(body: Mapping[str, Any]) -> list[tuple[int | None, str]]:
-    """The texts of a request in their order, with the numbers of their messages."""
+    """The texts of a request in their order, with the indexes of their messages."""
     messages = body.get("messages")
     if not isinstance(messages, list):
         prompt = body.get("prompt")
@@ -46,7 +50,7 @@ def texts_of(body: Mapping[str, Any]) -> list[tuple[int | None, str]]:
 
 
 def sentences(text: str) -> Iterable[tuple[int, int]]:
-    """Where the sentences and lines of a text are, without the white space around them."""
+    """Start and end of each sentence or line of a text, without the white space around it."""
     at = 0
     for end, behind in (*((found.start(), found.end()) for found in BOUNDARY.finditer(text)), (len(text), len(text))):
         stripped = text[at:end].strip()
@@ -57,7 +61,7 @@ def sentences(text: str) -> Iterable[tuple[int, int]]:
 
 
 def wanted_places(text: str, wanted: Sequence[str]) -> Iterable[tuple[int, int]]:
-    """Where the wanted texts are, each at its first place."""
+    """Start and end of each wanted text, at its first occurrence."""
     for one in wanted:
         at = text.find(one)
         if at >= 0:

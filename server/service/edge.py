@@ -1,7 +1,7 @@
-"""The HTTP edge as the options want it: address, limits, keys, TLS, CORS, static files. Main thread, at start.
+"""Sets up the HTTP edge from the options: address, limits, keys, TLS, CORS, static files. Main thread, at the start.
 
-`KeyFiles` is looked after by the main thread's loop while the server runs, so that changed keys count without a
-restart. Imports `server.web` and the leaves; nothing here knows models.
+The main thread's loop calls `KeyFiles.refresh` while the server runs, so changed keys take effect without a restart.
+Imports `server.web` and leaves, nothing about models.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from server.web.router import Router
 from server.web.static import StaticFiles
 
 BODY_SHARE, TEXT_SHARE = 12, 180
-"""What the largest body takes at most while it is read, and the longest text while it is tokenized, in times its size:
-alone they have to fit."""
+"""Memory that the largest body takes while it is parsed, and the longest text while it is tokenized, as multiples of
+their sizes. The memory limit must allow one of each."""
 
 log = get_logger("http")
 
 
 class KeyFiles:
-    """The API keys of the command line and of `--api-key-file`, which is read again when it has changed."""
+    """The API keys of the command line and of `--api-key-file`, which is read again when it changes."""
 
     def __init__(self, options: HttpOptions) -> None:
         self._given: tuple[str | Grant, ...] = (
@@ -46,10 +46,10 @@ class KeyFiles:
             except (OSError, UnicodeDecodeError) as error:
                 raise OptionError(f"--api-key-file {self._path} can't be read: {error}") from None
             if not len(self.ring):
-                raise OptionError(f"--api-key-file {self._path} holds no key")
+                raise OptionError(f"--api-key-file {self._path} has no keys")
 
     def refresh(self, force: bool = False) -> None:
-        """Read the file again if it has changed; a file that can't be read keeps the keys as they are."""
+        """Read the file again if it has changed. If that fails, the keys stay as they are."""
         if self._path is None:
             return
         try:
@@ -68,18 +68,18 @@ class KeyFiles:
             self.ring.replace([*self._given, *keys])
             hide(*(grant.key for grant in keys))
         else:
-            log.error("%s holds no key any more, the keys stay as they are", path)
+            log.error("%s has no keys any more, the keys stay as they are", path)
         self._stamp = stamp
 
 
 def stamp_of(path: Path) -> tuple[float, int]:
-    """What tells that a file has changed."""
+    """Time and size of a file, to notice that it has changed."""
     status = path.stat()
     return status.st_mtime, status.st_size
 
 
 def tls_context(options: HttpOptions) -> ssl.SSLContext | None:
-    """TLS with the certificate of the options, None without one. OptionError when it can't be used."""
+    """The TLS context for the certificate of the options; None without one. OptionError if it can't be used."""
     if not options.ssl_cert_file:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -94,7 +94,7 @@ def tls_context(options: HttpOptions) -> ssl.SSLContext | None:
 
 
 def limits(options: HttpOptions) -> Limits:
-    """`--timeout` counts where somebody gave it; otherwise a slow client has the edge's own, shorter limits."""
+    """The limits of the edge. `--timeout` is used only if it was set; the edge's own limits are shorter."""
     made = Limits(body_bytes=options.max_body << 20, n_connections=room_for_connections(options.max_connections))
     least = max(BODY_SHARE * options.max_body, TEXT_SHARE * options.max_text) << 20
     made = replace(made, all_requests_bytes=max(made.all_requests_bytes, least))
@@ -104,10 +104,10 @@ def limits(options: HttpOptions) -> Limits:
 
 
 def http_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Path, refusals: Refusals) -> HttpServer:
-    """The server, bound and not started. BindError when the address can't be had."""
+    """Create and bind the server, without starting it. BindError if the address can't be used."""
     folder = Path(options.path) if options.path else public
     if not folder.is_dir():
-        raise OptionError(f"--path {folder}: there is no such folder")
+        raise OptionError(f"--path {folder}: this folder doesn't exist")
     return HttpServer(
         options.host,
         options.port,
@@ -131,14 +131,14 @@ def is_shared(options: HttpOptions) -> bool:
 
 
 def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_verbose: bool) -> None:
-    """Say so when the whole network can use this server, and when its log shows one user what others write."""
+    """Warn if the whole network can use the server, and if its log shows users' texts."""
     if not server.is_local and not len(keys.ring):
         log.warning(
-            "listening on %s without an API key: everybody who reaches this machine can use the model "
-            "(--api-key sets one)",
+            "listening on %s without an API key: every machine that reaches this one can use the model "
+            "(--api-key sets a key)",
             ", ".join(options.host),
         )
     if "127.0.0.1" in options.host and not options.allowed_hosts:
-        log.info("only requests to a name of this machine are served: behind a proxy, --allowed-hosts has the proxy's")
+        log.info("only names of this machine are accepted as Host; behind a proxy, set --allowed-hosts to its name")
     if is_verbose and is_shared(options):
-        log.warning("with --verbose, what all users write and get is in the log")
+        log.warning("--verbose writes all users' prompts and answers to the log")

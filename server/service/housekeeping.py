@@ -1,10 +1,10 @@
-"""What a running server does besides serving: say how it is, and take over what has changed on disk. Main thread.
+"""What the main thread does while the server runs: report its state, and reload changed files.
 
-Tells the world by `--pid-file`, `--state-file` and systemd's socket; re-reads keys, certificate and log file on SIGHUP
-(keys also by themselves); prints all stacks on SIGUSR1. Signal handlers only set a flag: the work is done by `tick`,
-which the main thread calls about twice a second.
+State is reported by `--pid-file`, `--state-file` and systemd's socket. SIGHUP reloads keys, certificate and log file
+(keys are also reloaded when their file changes); SIGUSR1 prints all stacks. Signal handlers only set a flag; `tick`
+does the work, and the main thread calls it about twice a second.
 
-Not taken: a thread for it. The main thread has nothing else to do, and signals come there anyway.
+Way not taken: a thread for it. The main thread has nothing else to do, and signals arrive there anyway.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from server.service.systemd import Notifier
 from server.stacks import stacks
 from server.web.httpd import HttpServer
 
-TICK_S = 0.5
+TICK_S = 0.5  # seconds between two calls of `tick`
 EXTEND_US = 60_000_000
-"""How much longer systemd is to wait for a model that is still being read."""
+"""Time that systemd is asked to wait longer for a model that is being loaded, in microseconds."""
 
 log = get_logger("app")
 
 
 class Engine(Protocol):
-    """What is asked of the engine here."""
+    """The engine, as far as this module needs it."""
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it has work and has said nothing for longer than a step can take."""
+        """Whether it has work but has been silent for longer than a step can take."""
 
     def stacks(self) -> str:
-        """What the engine's own process is doing, "" if it has none."""
+        """The stacks of the engine's process; "" if it has none of its own."""
 
 
 class Housekeeping:
-    """`stop` is called when the terminal that the server was started from has gone. `model` is its name for others."""
+    """`stop` is called when the terminal that started the server is closed. `model` is the model's name in reports."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Housekeeping:
         self._started = time.time()
 
     def start(self) -> None:
-        """Write the files and take the signals; RunFileError when a file can't be written."""
+        """Write the files and install the signal handlers. RunFileError if a file can't be written."""
         self._write("loading")
         self._state = "loading"
         if hasattr(signal, "SIGHUP"):
@@ -85,7 +85,7 @@ class Housekeeping:
             signal.signal(signal.SIGUSR1, lambda *_: self._must_print.set())
 
     def report(self, state: str) -> None:
-        """The server is in another state: ready or stopping."""
+        """Report a new state: ready or stopping."""
         self._state = state
         try:
             self._write(state)
@@ -97,14 +97,14 @@ class Housekeeping:
             self._notifier.send(STOPPING=1, STATUS="stopping")
 
     def loading(self, progress: float) -> None:
-        """How much of the model has been read, from 0 to 1."""
+        """Report how much of the model has been loaded, from 0 to 1."""
         if progress != self._progress:
             self._progress = progress
             self._notifier.send(STATUS=f"loading the model, {progress:.0%}", EXTEND_TIMEOUT_USEC=EXTEND_US)
         self.tick()
 
     def tick(self) -> None:
-        """What has come up since the last time."""
+        """Do what has become due since the last call."""
         self._keys.refresh()
         if self._must_print.is_set():
             self._must_print.clear()
@@ -112,7 +112,7 @@ class Housekeeping:
         if self._must_reload.is_set():
             self._must_reload.clear()
             if self._had_terminal and not has_terminal():
-                log.info("the terminal has gone")
+                log.info("the terminal was closed")
                 self._stop()
                 return
             self.reload()
@@ -120,20 +120,20 @@ class Housekeeping:
             self._notifier.alive()
 
     def reload(self) -> None:
-        """Read keys and certificate again and open the log file anew. What can't be read stays as it is."""
+        """Read keys and certificate again, and open the log file anew. What can't be read stays as it is."""
         self._notifier.reloading()
         logging_setup.reopen()
         self._keys.refresh(force=True)
         try:
             self._server.tls = edge.tls_context(self._http)
         except OptionError as error:
-            log.error("the certificate stays as it is: %s", error)
+            log.error("the certificate can't be read and stays as it is: %s", error)
         log.info("reloaded")
         if self._state == "ready":
             self._notifier.send(READY=1)
 
     def close(self) -> None:
-        """Take the files away and give the signals back."""
+        """Remove the files and restore the signal handlers."""
         self._files.remove()
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -144,13 +144,14 @@ class Housekeeping:
         )
 
     def _print_stacks(self) -> None:
-        """Of both processes. Not by `faulthandler`, which reads frames of running threads and may get lost in them."""
+        """Print the stacks of both processes. `faulthandler` isn't used: it reads frames of running threads and may
+        crash."""
         for line in (stacks("web process") + "\n" + self._engine.stacks()).splitlines():
             log.info("%s", line)
 
 
 def has_terminal() -> bool:
-    """Whether this process still has a terminal of its own (never on Windows)."""
+    """Whether this process has a controlling terminal (never on Windows)."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | getattr(os, "O_NOCTTY", 0)))
     except OSError:

@@ -1,11 +1,12 @@
-"""Removes the UNIX sockets of a server that was killed: a small process that waits for the server's end.
+"""Removes the UNIX sockets of a server that was killed. A small process waits for the server's end.
 
-`Janitor` is the server's side (main thread, only where it listens on such sockets), `main` the process, which the
-hidden flag `--janitor` starts. It reads from a pipe that nobody writes to, until the server has gone, whatever it died
-of. Then it removes what is still there and is still the same file (another server may have put its own in that place).
+`Janitor` is the server's side (main thread, only if it listens on such sockets), `main` is the process, started with
+the hidden flag `--janitor`. The process reads from a pipe that the server holds open, so it notices the server's end
+however it died. Then it removes the sockets that are still the server's; another server may have created its own in the
+same place.
 
-Not taken: leaving that to the engine's process, which on Linux is to die with the server at once; leaving it to the
-next start (that takes such a socket over, but may never come).
+Ways not taken: doing this in the engine's process, which on Linux is killed together with the server; doing it at the
+next start, which may never come.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from collections.abc import Iterable, Sequence
 from server.program import own_command
 
 FLAG = "--janitor"
-IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # meant for the server
-END_S = 5.0
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # those are meant for the server
+END_S = 5.0  # longest wait for the process when the server ends
 
 
 class Janitor:
-    """The process, as long as the server runs. With no paths there is none."""
+    """The process while the server runs. Without paths, none is started."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         """OSError if it can't be started."""
@@ -44,7 +45,7 @@ class Janitor:
         )
 
     def close(self) -> None:
-        """The server has removed everything itself. Idempotent."""
+        """End the process, because the server has removed its sockets itself. May be called twice."""
         process, self._process = self._process, None
         if process is not None:
             process.stdin.close()
@@ -60,7 +61,7 @@ def main(rows: Sequence[str]) -> None:
     for name in IGNORED_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    os.chdir("/")  # keeps no folder busy
+    os.chdir("/")  # so that no folder is in use
     while os.read(0, 4096):
         pass
     for row in rows:
@@ -70,10 +71,10 @@ def main(rows: Sequence[str]) -> None:
 
 
 def remove(path: str, device: int, inode: int) -> None:
-    """Unlink a file, if it is the one that was meant."""
+    """Remove a file if it is still the same one."""
     try:
         status = os.lstat(path)
         if (status.st_dev, status.st_ino) == (device, inode):
             os.unlink(path)
     except OSError:
-        pass  # gone, or not ours to remove
+        pass  # it was removed already, or may not be removed

@@ -1,7 +1,7 @@
-"""What systemd wants to hear from a service: ready, alive, stopping. Main thread; imports nothing of the product.
+"""Tells systemd that the service is ready, alive or stopping. Main thread; imports nothing of the program.
 
-The protocol is one datagram of `NAME=value` lines to the socket that `NOTIFY_SOCKET` names (sd_notify(3)); not worth a
-library. Without that variable, and where there are no UNIX sockets, everything here does nothing.
+The protocol (sd_notify(3)) sends a datagram of `NAME=value` lines to the socket in `NOTIFY_SOCKET`, too little for a
+library. Without that variable or UNIX sockets, nothing is sent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 
 class Notifier:
-    """`watchdog_s` is how often systemd wants to hear that the service is alive; 0 for never."""
+    """`watchdog_s` is the longest time between two signs of life that systemd allows, in seconds; 0 for none."""
 
     def __init__(self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
@@ -24,7 +24,7 @@ class Notifier:
         self._t_alive = -1e9
 
     def send(self, **fields: object) -> bool:
-        """One message; False if nobody took it. A service must not fail because its manager doesn't listen."""
+        """Send one message. Returns False if it could not be sent; that must not make the service fail."""
         if not self.is_wanted:
             return False
         text = "\n".join(f"{name}={value}" for name, value in fields.items())
@@ -38,19 +38,19 @@ class Notifier:
         return True
 
     def alive(self) -> None:
-        """The service makes progress; to be called often, sends twice as often as systemd demands."""
+        """Send a sign of life. Call it often: it sends twice as often as systemd demands, not each time."""
         now = self._clock()
         if self.watchdog_s and now - self._t_alive >= self.watchdog_s / 2:
             self._t_alive = now
             self.send(WATCHDOG=1)
 
     def reloading(self) -> None:
-        """A reload begins; `READY=1` ends it."""
+        """Report that a reload begins; `READY=1` ends it."""
         self.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:
-    """The interval, if it is meant for this process."""
+    """systemd's interval, if it is meant for this process."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = environ.get("WATCHDOG_USEC", "")

@@ -193,8 +193,8 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> None:
         if len(name) > MAX_KEY or not isinstance(value, str) or len(value) > MAX_VALUE:
             raise ApiError(
                 400,
-                f"metadata: {name[:MAX_KEY]!r} is no pair of a name of at most {MAX_KEY} characters and a text of at "
-                f"most {MAX_VALUE}",
+                f"metadata: {name[:MAX_KEY]!r} must be a name of at most {MAX_KEY} characters with a text of at most "
+                f"{MAX_VALUE}",
             )
 
 
