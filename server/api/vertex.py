@@ -70,7 +70,7 @@ class PredictHandler:
             route = self._route(instance)
             shape = route.error_shape
             fields = {name: value for name, value in instance.items() if name != FORMAT}
-            if "stream" in fields or route.path == "/infill":  # /infill streams by default
+            if "stream" in fields or route.path == "/infill":  # with --compat 2024, /infill streams by default
                 fields["stream"] = False
             data = to_json(fields)
             memory.hold(len(data))

@@ -1,8 +1,8 @@
-"""The workload `agent`: the steps of a recorded agent loop, one request after the other, each with all that was before.
+"""The workload `agent`: the steps of a recorded agent loop, one request after the other, each with the whole history.
 
-Run on the main thread of the measuring process. Each prompt is the recorded one, whatever the model answered, and each
-answer as long as the recorded one. A model that answers as recorded (`python -m tests.recited_loop` makes one of any
-size) shows what guesses are worth; others write something else.
+Main thread of the measuring process. Each prompt has the recorded history, whatever the model answers, and each answer
+has the recorded length. A model that gives the recorded answers (`python -m tests.recited_loop` makes one of any size)
+shows the gain from speculative decoding; other models write something else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FIELDS = {"temperature": 0.0}
 
 
 def run(peer: Any, plan: Any) -> tuple:
-    """Tokens a second from the first token of each answer to its last, and over whole requests."""
+    """Tokens per second: from the first to the last token of each answer, and over whole requests."""
     peer.generate([WARM_UP])
     steps = prompts(min(plan.count(len(STEPS)), len(STEPS)))
     n_tokens, generating, whole = 0, 0.0, 0.0

@@ -1,8 +1,8 @@
-"""A recorded agent at work: it reads a small program, finds a fault, mends it, and adds what was asked for.
+"""The recording of an agent that reads a small program, fixes a bug and adds a feature.
 
-Data, a leaf. Ten steps, each an answer of the model (a sentence or two and a call of a tool) and what the tool gave
-back. Files are shown, edited, and written again as a whole, as agents do it: so much of an answer stands somewhere
-before, but within JSON, with its line ends spelled out. Not taken: a log of a real session, which would be somebody's.
+Data, a leaf. Each of the ten steps is an answer of the model (a sentence or two and a tool call) and the tool's result.
+As with real agents, files are shown, edited and rewritten as a whole, so much of an answer repeats the prompt, but
+inside JSON with escaped line ends. Way not taken: the log of a real session, which would contain a user's data.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """What the model answers, and what comes back before its next answer."""
+    """An answer of the model, and the tool's result before the next answer."""
 
     answer: str
     result: str
@@ -202,7 +202,7 @@ hall.py:53: BookingError
 
 
 def call(name: str, **arguments: str) -> str:
-    """A call of a tool as the model writes it."""
+    """A tool call as the model writes it."""
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
@@ -243,12 +243,12 @@ STEPS = (
 
 
 def turn(role: str, text: str) -> str:
-    """A message as ChatML has it."""
+    """A message in ChatML."""
     return f"<|im_start|>{role}\n{text}<|im_end|>\n"
 
 
 def prompts(n_steps: int = len(STEPS)) -> list[tuple[str, str]]:
-    """(prompt, answer) of each step: a prompt is all that was said before."""
+    """(prompt, answer) of each step; a prompt contains all earlier steps."""
     said = turn("system", SYSTEM) + turn("user", TASK)
     pairs = []
     for step in STEPS[:n_steps]:

@@ -1,8 +1,8 @@
-"""A chart of what was measured, as SVG: a row for each figure, a bar for each server, longest is best.
+"""Draws a chart of the results as SVG: a row per metric, a bar per server; longer is better.
 
-Pure text in, text out. Imports the standard library and the types of this package. Bars are relative within a row,
-because tokens per second and milliseconds share no scale: the best server's bar is full, another's is as long as it
-is as good. The way not taken: a plotting package, for forty rectangles.
+Pure text in and out. Imports the standard library and the types of this package. Tokens per second and milliseconds
+share no scale, so bars are relative within a row: the best server has the full length. Way not taken: a plotting
+package, for forty rectangles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COLOURS = ("#2f6f4f", "#c46b2d", "#4a6fa5", "#8a5a83", "#7a7a3a")
 
 
 def svg_of(outcomes: list, peers: list, title: str) -> str:
-    """The chart. Workloads that nobody could do are left out."""
+    """The chart. Workloads that no server could run are left out."""
     parts, y = [], 56
     for i, peer in enumerate(peers):
         parts.append(_box(16 + 150 * i, 32, 10, 10, i) + _text(31 + 150 * i, 41, peer))
@@ -45,7 +45,7 @@ def svg_of(outcomes: list, peers: list, title: str) -> str:
 
 
 def _figure_row(outcome: Outcome, i_metric: int, peers: list) -> tuple | None:
-    """(label, bars as (index of the peer, length from 0 to 1, text)); None without a figure."""
+    """(label, bars as (index of the peer, length from 0 to 1, text)); None if there is no result."""
     metric = outcome.workload.metrics[i_metric]
     found = figures(outcome, i_metric, peers[0])
     medians = {peer: value for peer, value in found.medians.items() if value > 0}

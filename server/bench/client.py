@@ -1,12 +1,12 @@
-"""What a measured server is asked, and what came back when: completions over HTTP with the standard library.
+"""The client of a measured server: sends completions over HTTP and notes when their events arrive.
 
-Runs in the measuring process, a thread for each request in flight. Imports the standard library only.
-Nothing is parsed while an answer arrives: a read is stamped, its events are counted, the JSON waits until all is over,
-because this client shares the machine with the server that it measures. Any server that speaks llama.cpp's
-/completion, /tokenize and /health will do.
+Runs in the measuring process, with a thread for each running request. Imports the standard library only. Answers are
+not parsed while they arrive: reads are timestamped and events counted, and JSON is parsed at the end, because the
+client shares the machine with the server. Works with any server that has llama.cpp's /completion, /tokenize and
+/health.
 
-The way not taken: an event loop for all streams. http.client in threads costs a few microseconds more per event, the
-same for every server, and is code that a reader can check.
+Way not taken: an event loop. Threads with http.client cost a few microseconds more per event, the same for every
+server, and the code is easy to check.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import NamedTuple
 
 READ_BYTES = 1 << 16
-PATIENCE_S = 1800.0
+PATIENCE_S = 1800.0  # time limit of a socket operation
 EVENT_END = b"\n\n"
 
 clock = time.perf_counter
 
 
 class BenchError(Exception):
-    """One line: which server or figure can't be measured, and why."""
+    """A server or a metric can't be measured. The text is one line."""
 
 
 class Ask(NamedTuple):
-    """One completion to ask for; always for exactly `n_predict` tokens. `fields` are further request fields."""
+    """A completion of exactly `n_predict` tokens. `fields` are additional request fields."""
 
     prompt: str
     n_predict: int
@@ -39,10 +39,8 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back. Times in seconds since all requests were let go; `arrivals` is empty for a plain answer.
-
-    `n_evaluated` counts the prompt tokens that were computed, `n_prompt` all of them.
-    """
+    """The result of a completion. Times are in seconds since the common start of all requests. `arrivals` are the times
+    of events, empty without a stream. `n_evaluated` is the number of computed prompt tokens, `n_prompt` that of all."""
 
     arrivals: tuple
     ended: float
@@ -53,7 +51,7 @@ class Answer(NamedTuple):
 
 
 class HttpPeer:
-    """A running server. Raises BenchError, naming the server, whenever it doesn't do what is asked."""
+    """A running server. BenchError, with the server's name, whenever it fails."""
 
     def __init__(self, name: str, host: str, port: int, key: str = "") -> None:
         self.name = name
@@ -61,7 +59,7 @@ class HttpPeer:
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
     def generate(self, asks: list) -> list:
-        """All of `asks` at once, each on a connection of its own that is open before the clock starts."""
+        """Run all of `asks` at once. Each has its own connection, opened before the clock starts."""
         started = [0.0]
         answers: list = [None] * len(asks)
         troubles: list = []
@@ -76,7 +74,7 @@ class HttpPeer:
                 finally:
                     connection.close()
             except threading.BrokenBarrierError:
-                pass  # another request failed before the start, and says so itself
+                pass  # another request failed before the start, and reports that itself
             except (OSError, HTTPException, ValueError, KeyError, BenchError) as error:
                 troubles.append(error)
                 gate.abort()
@@ -91,7 +89,7 @@ class HttpPeer:
         return answers
 
     def read_along(self, ask: Ask) -> BackgroundReader:
-        """Start a stream that is read while other things happen."""
+        """Start a stream that a thread reads while other requests run."""
         return BackgroundReader(self, ask)
 
     def tokenize(self, text: str, n_times: int = 1) -> tuple:
@@ -110,7 +108,7 @@ class HttpPeer:
             connection.close()
 
     def embed(self, texts: list) -> float:
-        """Seconds of one request for the embeddings of `texts`, each of which has to come back."""
+        """Seconds for one request with the embeddings of all `texts`."""
         connection = self._open()
         try:
             begun = clock()
@@ -119,7 +117,7 @@ class HttpPeer:
             ).read()
             seconds = clock() - begun
             if len(json.loads(answer)["data"]) != len(texts):
-                raise BenchError(f"{self.name}: /v1/embeddings left texts out")
+                raise BenchError(f"{self.name}: /v1/embeddings didn't answer all texts")
             return seconds
         except (OSError, HTTPException, ValueError, KeyError) as error:
             raise self._failure("/v1/embeddings", error) from None
@@ -127,7 +125,7 @@ class HttpPeer:
             connection.close()
 
     def models(self) -> list:
-        """The names of all models that it has."""
+        """The names of its models."""
         connection = self._open()
         try:
             connection.request("GET", "/v1/models", headers=self._headers)
@@ -139,7 +137,7 @@ class HttpPeer:
             connection.close()
 
     def health(self) -> int:
-        """The status code of GET /health; 0 if nobody listens."""
+        """The status of GET /health; 0 if nothing listens."""
         connection = HTTPConnection(self._host, self._port, timeout=5)
         try:
             connection.request("GET", "/health")
@@ -175,7 +173,7 @@ class HttpPeer:
         if final is None or "error" in final:
             raise BenchError(f"a stream ended with {events[-1:] or 'nothing'}")
         text = "".join(event["content"] for event in events)
-        # the last event brings no token, only the summary
+        # the last event has no token, only the summary
         return _answer(final, text, tuple(at - started for at in arrivals[: len(events) - 1]), ended)
 
     def _post(self, connection: HTTPConnection, path: str, body: bytes) -> HTTPResponse:
@@ -195,7 +193,7 @@ class HttpPeer:
 
 
 class BackgroundReader:
-    """One stream on a thread of its own; `arrivals` grows with the clock's time of each event."""
+    """A stream read by a thread of its own. `arrivals` grows by the time of each event."""
 
     def __init__(self, peer: HttpPeer, ask: Ask) -> None:
         self.arrivals: list = []
@@ -205,15 +203,15 @@ class BackgroundReader:
         self._thread.start()
 
     def wait_for(self, n_events: int, patience_s: float = 600.0) -> None:
-        """Until so many events have come, or the stream has ended."""
+        """Wait until this many events have arrived, or the stream has ended."""
         deadline = clock() + patience_s
         while len(self.arrivals) < n_events and self._thread.is_alive():
             if clock() > deadline:
-                raise BenchError(f"a stream brought {len(self.arrivals)} events in {patience_s:.0f} s")
+                raise BenchError(f"a stream had only {len(self.arrivals)} events in {patience_s:.0f} s")
             time.sleep(0.002)
 
     def finish(self) -> list:
-        """Hang up, and give the arrivals."""
+        """Close the connection and return the arrivals."""
         self._stop.set()
         self._thread.join(PATIENCE_S)
         self._connection.close()
@@ -223,7 +221,7 @@ class BackgroundReader:
         try:
             read_events(self._response, self.arrivals, self._stop.is_set)
         except (OSError, HTTPException):
-            pass  # the arrivals so far are what is measured
+            pass  # the arrivals so far are the result
 
 
 def read_events(
@@ -241,13 +239,13 @@ def read_events(
         parts.append(data)
         n_events = (held + data).count(EVENT_END)
         arrivals.extend([now] * n_events)
-        # an event's two line ends may come apart; a single one that was counted must not be counted again
+        # an event's two line ends may arrive separately; an end that was counted must not be counted again
         held = b"\n" if data.endswith(b"\n") and not (held + data).endswith(EVENT_END) else b""
     return arrivals, b"".join(parts)
 
 
 def parse_events(raw: bytes) -> list:
-    """The JSON objects of the `data:` lines."""
+    """The JSON objects of all `data:` lines."""
     lines = (line[6:] for line in raw.split(b"\n") if line.startswith(b"data: "))
     return [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
 

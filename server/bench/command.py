@@ -1,7 +1,7 @@
-"""`--bench`: measure this server on the user's own model, and print a table.
+"""`--bench`: measures this server with the user's model, and prints a table.
 
-Runs on the main thread, instead of serving. The server is started as a child, the same program with the same
-options, on a port of its own, so that what is measured is what would be served. Imports this package only.
+Main thread, instead of serving. The server is a child: the same program with the same options, on another port, so the
+results are those of the real server. Imports this package only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["OWN", "BenchError", "measure"]
 
 OWN = "startup,single,sampled,constrained,prefill,tokenize,streams8,memory"
 REPEAT = 3
-IDLE_LOAD = 0.5
+IDLE_LOAD = 0.5  # load average above which a warning is printed
 PLACES = ("--host", "127.0.0.1", "--port", "{port}", "-t", "{threads}", "-np", "{slots}", "-c", "{ctx}")
 
 
@@ -35,13 +35,13 @@ def measure(
     repeat: int = REPEAT,
     scale: float = 1.0,
 ) -> int:
-    """The exit code: 0 if all was measured. `program` and `argv` are the words that started this program; what they
-    say about slots, context and the address is replaced. BenchError for unknown names of workloads."""
+    """Measure, and return the exit code: 0 if all workloads could be measured. `program` and `argv` started this
+    program; their options for slots, context and address are replaced. BenchError for unknown workloads."""
     workloads = choose(names)
     settings = Settings(Path(model or "model"), threads if threads > 0 else core_count(), repeat, scale)
     spec = ServerSpec("ours", (*program, *without_bench(argv), *PLACES), {}, key)
     if (load := load_average()) > IDLE_LOAD:
-        print(f"this machine isn't idle (load {load:.1f}): figures will be worse than they could be", file=sys.stderr)
+        print(f"this machine isn't idle (load {load:.1f}): results will be worse than possible", file=sys.stderr)
     print(f"{settings.model.name}, {settings.threads} threads, medians of {repeat} runs\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="llama-srv-bench-") as folder:
         bench = Bench([spec], settings, Path(folder), _show)
@@ -55,7 +55,7 @@ def measure(
 
 
 def without_bench(argv: Sequence[str]) -> list[str]:
-    """The command line without `--bench` and its value: the child serves."""
+    """The command line without `--bench` and its value, for the child."""
     words, rest = [], list(argv)
     while rest:
         word = rest.pop(0)

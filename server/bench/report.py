@@ -1,11 +1,10 @@
-"""From single runs to figures: medians, ratios, the text summary and the JSON file.
+"""Turns runs into results: medians, ratios, a text summary and a JSON file.
 
-Pure functions of what was collected. Imports the standard library and the types of `workloads` only. A ratio
-is always the first server's over the other's, whatever is better: the median of the ratios of runs that followed each
-other, because a machine that gets slower in the course of a minute does so for both. The JSON has every single run, so
-that anybody may calculate otherwise.
+Pure functions. Imports the standard library and the types of `workloads`. A ratio is always the first server's value
+over the other's, for every metric. It is the median over pairs of consecutive runs, because a machine that slows down
+over time affects both runs of a pair. The JSON file has every single run.
 
-The way not taken: means. One hiccup of the machine moves a mean, and a benchmark on a desktop has hiccups.
+Way not taken: means. One disturbed run shifts a mean, and such runs are common on a desktop.
 """
 
 from __future__ import annotations
@@ -23,13 +22,15 @@ from server.bench.workloads import LESS, Metric, Workload
 FORMAT = 2
 BARE = "bare"
 NAME_WIDTH = 30
-NOISE = 0.05
+NOISE = 0.05  # share of processor time from which other programs count as a disturbance
 
 
 class Outcome(NamedTuple):
-    """All runs of one workload: `runs[peer]` is a list of one tuple per repetition, with a value per metric;
-    `troubles[peer]` says why a peer has none. `foreign` is the share (0 to 1) of the processor time spent meanwhile
-    that went to other programs, None where the system doesn't tell."""
+    """All runs of one workload.
+
+    `runs[peer]` has one tuple per repetition, with a value per metric; `troubles[peer]` is the reason why a peer has no
+    runs. `foreign` is the share (0 to 1) of processor time that other programs used meanwhile, None if unknown.
+    """
 
     workload: Workload
     runs: dict
@@ -38,8 +39,8 @@ class Outcome(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """One metric of one workload. `ratios[peer]` is first peer over that peer; `goal` says what was aimed at and
-    whether it was reached, "" where nothing was or nobody is there to compare with."""
+    """The results of one metric. `ratios[peer]` is the first peer's value over that peer's. `goal` tells the target and
+    whether it was reached; "" without a target, or without another server."""
 
     values: dict
     medians: dict
@@ -48,7 +49,7 @@ class Figures(NamedTuple):
 
 
 def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
-    """Medians and ratios of a metric over all peers that could do the workload."""
+    """Medians and ratios of a metric, over all peers that could run the workload."""
     values = {peer: [run[i_metric] for run in runs] for peer, runs in outcome.runs.items() if runs}
     medians = {peer: statistics.median(numbers) for peer, numbers in values.items()}
     ratios = {
@@ -60,17 +61,18 @@ def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
 
 
 def pairwise(ours: list, theirs: list) -> float | None:
-    """The median of the ratios of runs that followed each other; None if nothing can be divided by."""
+    """The median of the ratios of consecutive runs; None if all divisors are 0."""
     ratios = [own / other for own, other in zip(ours, theirs) if other]
     return statistics.median(ratios) if ratios else None
 
 
 def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
-    """`>= 1.00 reached` or `<= 0.20 missed`: against the best of the other servers, the loop, or a value.
+    """The target and the result, such as `>= 1.00 reached` or `<= 0.20 missed`.
 
-    A ratio to the loop counts only where no server is compared.
+    The target is relative to the best other server or to the bare loop, or it is a value. The loop only counts if no
+    other server is measured.
     """
-    best = max if metric.better == LESS else min  # of the ratios: the strongest opponent
+    best = max if metric.better == LESS else min  # the ratio to the strongest other server
     servers = [ratio for peer, ratio in ratios.items() if peer != BARE]
     for bound, value in (
         (metric.limit, medians.get(first)),
@@ -84,7 +86,7 @@ def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
 
 
 def text_of(outcome: Outcome, peers: list) -> list:
-    """Lines for one workload: its metrics with a column per peer, then the ratios, then troubles."""
+    """The lines for one workload: metrics with a column per peer, then ratios, then failures."""
     first, others = peers[0], peers[1:]
     head = f"{outcome.workload.name}: {outcome.workload.help}"
     columns = [*peers, *(f"{first}/{peer}" for peer in others)]
@@ -100,12 +102,12 @@ def text_of(outcome: Outcome, peers: list) -> list:
         lines.append(f"  {name:<{NAME_WIDTH}}" + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths)) + arrow)
     lines += [f"  {peer} failed: {trouble}" for peer, trouble in outcome.troubles.items()]
     if outcome.foreign is not None and outcome.foreign > NOISE:
-        lines.append(f"  (disturbed: other programs took {outcome.foreign:.0%} of the processor time meanwhile)")
+        lines.append(f"  (disturbed: other programs used {outcome.foreign:.0%} of the processor time)")
     return [*lines, ""]
 
 
 def number(value: float | None) -> str:
-    """Four digits are more than a benchmark is good for, but never an exponent."""
+    """A number with at most four digits and no exponent."""
     if value is None:
         return "-"
     if not math.isfinite(value) or abs(value) >= 1000:
@@ -114,7 +116,7 @@ def number(value: float | None) -> str:
 
 
 def json_of(outcomes: list, peers: list, settings: dict) -> dict:
-    """Everything, for a file: settings, machine, and every run."""
+    """All settings, facts about the machine, and every run, for a JSON file."""
     rows = []
     for outcome in outcomes:
         metrics = []
@@ -151,7 +153,7 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
 
 
 def machine() -> dict:
-    """What somebody has to know to compare figures; nothing that tells whose machine it is."""
+    """Facts about the machine that are needed to compare results, without anything personal."""
     return {
         "system": platform.system(),
         "release": platform.release(),
@@ -163,7 +165,7 @@ def machine() -> dict:
 
 
 def processor() -> str:
-    """The CPU's name where the system tells it."""
+    """The CPU's name, where the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,8 +1,8 @@
-"""Run workloads on servers, alternately, and collect what came out.
+"""Runs workloads on servers in turns, and collects the results.
 
-Runs on the main thread of the measuring process. Imports the standard library and this package. Servers of one workload
-stay loaded side by side and are asked in turn, each repetition beginning with another one: machines get warm and
-throttle, and other programs come and go; so all suffer alike. Not taken: one server after the other.
+Main thread of the measuring process. Imports the standard library and this package. All servers of a workload stay
+loaded and run in turns, and each repetition begins with another server, so that a throttling machine or other programs
+affect all alike. Way not taken: one server after the other.
 """
 
 from __future__ import annotations
@@ -26,31 +26,34 @@ WARM_UP = Ask("Once upon a time", 8, {"temperature": 0.0})
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. `scale` shrinks all sizes; `patience_s` is what a server may take to start; `extra` are words for
-    every server's command line."""
+    """How to measure."""
 
     model: Path
     threads: int
     repeat: int = 5
     scale: float = 1.0
+    """Factor for all sizes."""
     seed: int = 0
     patience_s: float = 600.0
+    """Time limit for the start of a server."""
     one_at_a_time: bool = False
+    """Whether only one server is loaded at a time."""
     extra: tuple = ()
+    """Words for the command line of every server."""
 
 
 class Bench:
-    """One measurement: the peers, how to run them, and what came out."""
+    """One benchmark: the servers, the settings and the results."""
 
     def __init__(self, specs: list, settings: Settings, folder: Path, show: Callable[[str], None]) -> None:
         self.specs = specs
         self.names = [spec.name for spec in specs]
         self._settings, self._folder, self._show = settings, folder, show
         if len(set(self.names)) < len(self.names):
-            raise BenchError(f"two servers have the same name ({', '.join(self.names)}): name them apart")
+            raise BenchError(f"two servers have the same name ({', '.join(self.names)}): give them different names")
 
     def run(self, workloads: list, tell: Callable[[Outcome], None]) -> list:
-        """An Outcome for each workload, told as soon as it is there."""
+        """Run the workloads and return an Outcome for each; `tell` gets each as soon as it is complete."""
         outcomes = []
         for _, group in itertools.groupby(workloads, key=lambda row: (self._setup(row), self._is_fresh(row))):
             rows = list(group)
@@ -76,7 +79,7 @@ class Bench:
         )
 
     def _start_all(self, rows: list, stack: contextlib.ExitStack) -> tuple:
-        """(running peers by name, why others don't run)."""
+        """Start all servers. Returns the running ones by name, and the reasons why others failed."""
         peers, troubles = {}, {}
         for spec in self.specs:
             if spec.name == BARE and not any(row.bare for row in rows):
@@ -94,7 +97,7 @@ class Bench:
         return spec.run(self._setup(workload), self._folder, self._settings.patience_s)
 
     def _measure(self, workload: Workload, peers: dict, troubles: dict) -> Outcome:
-        """All repetitions; a peer that fails once is out of this workload."""
+        """Run all repetitions. A peer that fails once has no results for this workload."""
         runs: dict = {}
         before = cpu_seconds()
         for repetition in range(self._settings.repeat):
@@ -112,7 +115,7 @@ class Bench:
         return Outcome(workload, runs, troubles, foreign_share(before, cpu_seconds()))
 
     def _run_once(self, workload: Workload, spec: Any, peer: Any, plan: Plan) -> tuple:
-        time.sleep(PAUSE_S)  # let the one before fall asleep: its compute threads spin for a while
+        time.sleep(PAUSE_S)  # compute threads of the server before spin for a while, then sleep
         if peer is not None:
             return workload.run(peer, plan)
         with self._start(spec, workload) as fresh:
@@ -122,19 +125,19 @@ class Bench:
 
 
 def choose(names: str | None) -> list:
-    """Rows of the table for `a,b,c`, in the table's order; all that any server can do for None. BenchError names the
-    known ones."""
+    """The workloads `a,b,c` in the table's order; for None all that any server can run. BenchError lists the known
+    ones."""
     usual = [row.name for row in WORKLOADS if not row.is_special]
     wanted = [name.strip() for name in names.split(",")] if names else usual
     known = [row.name for row in WORKLOADS]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise BenchError(f"--workloads: {', '.join(unknown)} is unknown; known are {', '.join(known)}")
+        raise BenchError(f"--workloads: {', '.join(unknown)} is unknown; use {', '.join(known)}")
     return [row for row in WORKLOADS if row.name in wanted]
 
 
 def foreign_share(before: tuple | None, after: tuple | None) -> float | None:
-    """The part of the processor time between two `cpu_seconds` that wasn't ours; None if that isn't known."""
+    """The share of other programs in the processor time between two `cpu_seconds`; None if unknown."""
     if before is None or after is None or after[0] <= before[0]:
         return None
     return max(1 - (after[1] - before[1]) / (after[0] - before[0]), 0.0)

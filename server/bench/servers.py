@@ -1,10 +1,10 @@
-"""The programs that are measured: a server given as a command. Start, wait, ask, stop.
+"""Starts, awaits and stops the servers that are measured, each given as a command.
 
-Runs in the measuring process, on its main thread. Imports the standard library and this package. A command is split
-as a shell would and may begin with VAR=value words; {model}, {port} and the like are put in after that, so paths with
-blanks need no quotes. Each program gets its own process group and a log file, whose end is shown if it fails.
+Main thread of the measuring process. Imports the standard library and this package. A command is split like a shell's
+and may begin with VAR=value words. Placeholders such as {model} and {port} are filled in after that, so paths with
+spaces need no quotes. Each server has its own process group and a log file; if it fails, the end of the log is shown.
 
-The way not taken: a configuration file of servers. One line in the user's shell history is enough.
+Way not taken: a configuration file. One line in the shell's history is enough.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 NAME = re.compile(r"[A-Za-z0-9._+-]+")
 POLL_S = 0.005
 LOG_LINES = 3
-NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # with it Python compiles at every start what is newer than its bytecode
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # makes Python compile changed sources at every start
 
 
 class Setup(NamedTuple):
-    """What a workload wants of a server: `ctx` is the whole context in tokens, shared by `slots`; `extra` are words for
-    its command line."""
+    """How a workload needs its server. `ctx` is the whole context in tokens, shared by `slots`; `extra` are words for
+    the command line."""
 
     model: Path
     threads: int
@@ -47,7 +47,7 @@ class Setup(NamedTuple):
 
 
 class ServerSpec(NamedTuple):
-    """A server by name and command, with placeholders still in it; `key` is an API key for it."""
+    """A server's name and its command with placeholders; `key` is an API key for it."""
 
     name: str
     words: tuple
@@ -56,7 +56,7 @@ class ServerSpec(NamedTuple):
 
     @contextlib.contextmanager
     def run(self, setup: Setup, folder: Path, patience_s: float) -> Iterator[ServerPeer]:
-        """Start it, wait until it is ready, and end it afterwards. Raises BenchError with the end of its log."""
+        """Start the server, wait until it is ready, and stop it after the block. BenchError has the end of its log."""
         port = free_port()
         values = {
             "model": setup.model,
@@ -77,7 +77,8 @@ class ServerSpec(NamedTuple):
 
 
 class ServerPeer(HttpPeer):
-    """A server that was started here. `listen_s`, `ready_s`: from its start to the first answer, to the first 200."""
+    """A server that was started here. `listen_s` and `ready_s` are the times from its start to its first answer, and to
+    its first answer with status 200."""
 
     def __init__(self, name: str, port: int, pid: int, key: str = "") -> None:
         super().__init__(name, HOST, port, key)
@@ -85,7 +86,7 @@ class ServerPeer(HttpPeer):
         self.listen_s = self.ready_s = 0.0
 
     def wait_until_ready(self, child: subprocess.Popen, log: Path, patience_s: float) -> None:
-        """Poll /health; measures the start on the way."""
+        """Poll /health until it answers 200, and note the times."""
         begun = clock()
         while (status := self.health()) != 200:
             if status and not self.listen_s:
@@ -99,12 +100,12 @@ class ServerPeer(HttpPeer):
         self.listen_s = self.listen_s or self.ready_s
 
     def peak_memory(self) -> float:
-        """Highest resident memory so far, in MiB, of the process and those it started; BenchError if unknown here."""
+        """The peak resident memory in MiB of the process and its children. BenchError if the system can't tell."""
         return peak_memory(self._pid)
 
 
 def parse_server(text: str) -> ServerSpec:
-    """`NAME=[VAR=value ...] command with {placeholders}`; BenchError says what is wrong with it."""
+    """Parse `NAME=[VAR=value ...] command with {placeholders}`. BenchError."""
     name, equals, command = text.partition("=")
     if not equals or not NAME.fullmatch(name) or name == BARE:
         raise BenchError(
@@ -119,31 +120,31 @@ def parse_server(text: str) -> ServerSpec:
         variable, _, value = words.pop(0).partition("=")
         environment[variable] = value
     if not words:
-        raise BenchError(f"--server {name}: there is no command behind the name")
+        raise BenchError(f"--server {name}: the command is missing after the name")
     if not any("{port}" in word for word in [*words, *environment.values()]):
-        raise BenchError(f"--server {name}: the command must say where {{port}} goes")
+        raise BenchError(f"--server {name}: the command needs the placeholder {{port}}")
     return ServerSpec(name, tuple(words), environment)
 
 
 def core_count() -> int:
-    """Cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_average() -> float:
-    """How many programs wanted to run in the last minute; 0 where the system doesn't tell."""
+    """The load average of the last minute; 0 if the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def fill(word: str, values: dict) -> str:
-    """Put the values in; other braces (JSON, say) are left alone."""
+    """Fill in placeholders; other braces, such as those of JSON, stay."""
     for name, value in values.items():
         word = word.replace("{" + name + "}", str(value))
     return word
 
 
 def free_port() -> int:
-    """A port that nobody used a moment ago."""
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
@@ -151,7 +152,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def child_of(name: str, command: list, folder: Path, environment: dict, **streams: Any) -> Iterator[tuple]:
-    """(process, log file); the process and all that it started end with the block."""
+    """Yield (process, log file). The process and its children end with the block."""
     log = folder / f"{name}.log"
     own_group: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
     with open(log, "ab") as out:
@@ -171,24 +172,24 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
 
 
 def child_environment(environment: dict) -> dict:
-    """Ours with that on top, but for a variable which would have each start measure Python's compiler."""
+    """Our environment with these variables, but without NO_BYTECODE, which would slow down each start."""
     inherited = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
     return {**inherited, **environment}
 
 
 def log_end(log: Path) -> str:
-    """The last lines of what a program printed, as one line."""
+    """The last lines of a log, joined to one line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-LOG_LINES:]) or "it printed nothing"
+    return " | ".join(lines[-LOG_LINES:]) or "its log is empty"
 
 
 # --- processor time --------------------------------------------------------------------------------------------
 
 
 def cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
-    """(seconds all cores were busy, seconds of them that were ours) since the machine started; None if it won't tell.
+    """(seconds that all cores were busy, seconds that our processes were) since the machine started; None if unknown.
 
-    Ours is this process (`ours`, by default) and every program that `child_of` has started, ended ones included.
+    Our processes are this one (`ours` by default) and all that `child_of` started, also those that have ended.
     """
     try:
         ticks = [int(cell) for cell in (proc / "stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
@@ -202,7 +203,7 @@ def cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
 
 
 def stat_rows(proc: Path) -> Iterator[tuple]:
-    """(pid, the cells of its stat file behind the name: state, ppid, pgrp, session, ...) of every process."""
+    """For every process: (pid, the fields of its stat file after the name: state, ppid, pgrp, session, ...)."""
     for folder in proc.glob("[0-9]*"):
         with contextlib.suppress(OSError):
             text = (folder / "stat").read_text(encoding="utf-8", errors="replace")
@@ -210,8 +211,8 @@ def stat_rows(proc: Path) -> Iterator[tuple]:
 
 
 def family(rows: list, first: int) -> Iterator[tuple]:
-    """The rows of process `first`, of all that it and those started, and of their sessions: a server may put a process
-    of its own into a session of its own, and a parent may have died."""
+    """The rows of the process `first`, its descendants, and their sessions: a server may put a process into a session
+    of its own, and a parent may have ended."""
     found = {first}
     sessions = {pid for pid, cells in rows if int(cells[3]) == pid and (pid == first or int(cells[1]) == first)}
     while more := {pid for pid, cells in rows if int(cells[1]) in found or int(cells[3]) in sessions} - found:
@@ -224,7 +225,8 @@ def family(rows: list, first: int) -> Iterator[tuple]:
 
 
 def peak_memory(pid: int) -> float:
-    """MiB. Linux and Windows know the peak, elsewhere it is what is used now. Mapped model pages count."""
+    """Peak memory in MiB; on systems other than Linux and Windows the current memory. Mapped pages of the model
+    count."""
     if sys.platform == "linux":
         return sum(linux_peaks(Path("/proc"), pid)) / 1024
     if sys.platform == "win32":
@@ -235,8 +237,7 @@ def peak_memory(pid: int) -> float:
 
 
 def linux_peaks(proc: Path, server: int) -> Iterator[int]:
-    """KiB of each process that a server is made of: those in the session that `child_of` opened for it, and all that
-    they started, in sessions of their own, too."""
+    """The peak in KiB of each process of a server: those in its session, and their descendants in other sessions."""
     for pid, _ in family(list(stat_rows(proc)), server):
         with contextlib.suppress(OSError):
             found = re.search(r"VmHWM:\s+(\d+) kB", (proc / str(pid) / "status").read_text(encoding="utf-8"))
@@ -244,7 +245,7 @@ def linux_peaks(proc: Path, server: int) -> Iterator[int]:
 
 
 def windows_peak(pid: int) -> int:
-    """Bytes of the process alone."""
+    """The peak in bytes of the process alone."""
 
     class Counters(ctypes.Structure):
         _fields_ = [
@@ -263,5 +264,5 @@ def windows_peak(pid: int) -> int:
     if handle:
         kernel.CloseHandle(ctypes.c_void_p(handle))
     if not done:
-        raise BenchError(f"Windows didn't tell the memory of process {pid}: leave the workload memory out")
+        raise BenchError(f"Windows didn't report the memory of process {pid}: leave out the workload memory")
     return counters.peak

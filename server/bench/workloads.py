@@ -1,12 +1,11 @@
-"""The table of workloads: what a server is asked to do, and which figures come out of it.
+"""The table of workloads: what each of them asks of a server, and which metrics result.
 
-Pure descriptions and the functions behind them; run on the main thread of the measuring process. Imports the standard
-library and this package. A function gets a peer (a server, or the bare loop) and a `Plan`, and returns a value for
-each of its metrics. Texts are made of common words by a seeded generator: the same for every peer in a repetition,
-new in each repetition, so that no cache helps where it isn't meant to.
+Main thread of the measuring process. Imports the standard library and this package. The function of a workload gets a
+peer (a server, or the bare loop) and a `Plan`, and returns a value for each metric. Texts consist of common words from
+a seeded generator: the same for all peers in a repetition, new in each repetition, so no cache helps unintentionally.
 
-The way not taken: recorded conversations. They would have to be shipped, and their length couldn't be chosen. One is
-there all the same (`agent`), because what agents repeat can't be made of random words.
+Way not taken: recorded conversations. They would have to be shipped, and their length would be fixed. `agent` is the
+exception, because random words can't imitate the repetitions of agents.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ WORDS = (
 
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 7}
-# an endless list of flat objects: every token is constrained, and none may end it
+# an endless list of flat objects: the grammar constrains every token and never allows the end
 JSON_LIST = r"""
 root   ::= "[" object ("," object)*
 object ::= "{\"name\":\"" [a-z]+ "\",\"size\":" [0-9]+ "}"
@@ -46,7 +45,7 @@ KEYS = "title author publisher country language genre summary audience setting h
 
 
 def list_schema(properties: dict) -> dict:
-    """A list of objects with these keys, in this order, that can't end within an answer."""
+    """The schema of an endless list of objects with these keys in this order."""
     return {
         "type": "array",
         "minItems": 60,
@@ -60,37 +59,40 @@ def list_schema(properties: dict) -> dict:
 
 
 SMALL_SCHEMA = list_schema({"name": {"type": "string"}, "age": {"type": "integer"}})
-# whose text is mostly given: keys and signs
+# most of the text is fixed by the schema: keys and punctuation
 KEYS_SCHEMA = list_schema({key: {"type": "string", "maxLength": 24} for key in KEYS})
 NO_GUESSES = {"speculative.n_max": 0}
 MORE, LESS = "more", "less"
-SWAP_PAUSE_S = 1.5
+SWAP_PAUSE_S = 1.5  # longer than a server needs to get ready for the next swap
 
 
 class Metric(NamedTuple):
-    """One figure: `better` is MORE or LESS. `target` is the ratio to the best other server that is aimed at, `bare`
-    that to the bare loop, `limit` a value that the figure itself should keep to; None for none."""
+    """One metric."""
 
     name: str
     unit: str
     better: str
+    """MORE or LESS."""
     target: float | None = None
+    """The ratio to the best other server that we aim at."""
     bare: float | None = None
+    """The ratio to the bare loop that we aim at."""
     limit: float | None = None
+    """A bound for the value itself."""
 
 
 class Plan(NamedTuple):
-    """Sizes and texts of one repetition. `scale` shrinks everything for a try-out."""
+    """Sizes and texts of one repetition. `scale` is a factor for all sizes."""
 
     repetition: int
     scale: float = 1.0
 
     def count(self, n: int) -> int:
-        """`n` words, tokens or requests, scaled, at least 4."""
+        """`n` words, tokens or requests, scaled; at least 4."""
         return max(4, round(n * self.scale))
 
     def text(self, n_words: int, *key: object) -> str:
-        """Sentences of `n_words` (scaled) words; `key` tells texts of one repetition apart."""
+        """Sentences with `n_words` (scaled) words. Different keys make different texts in one repetition."""
         chance = random.Random(f"{self.repetition} {key}")
         words = [chance.choice(WORDS) for _ in range(self.count(n_words))]
         sentences = [" ".join(words[at : at + 12]).capitalize() + "." for at in range(0, len(words), 12)]
@@ -98,33 +100,38 @@ class Plan(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """A row. `slots` and `slot_ctx` (tokens) are what a server is started with, `bare` says whether the bare loop can
-    do it, `fresh` asks for a newly started server each time; `extra` are words for its command line, and `warms` says
-    whether it answers completions that name no model. One that `is_special` runs only where it is named."""
+    """A row of the table."""
 
     name: str
     help: str
     run: Callable
     metrics: tuple
     slots: int
+    """Slots that the server is started with."""
     slot_ctx: int
+    """Tokens of context per slot."""
     bare: bool = False
+    """Whether the bare loop can run it."""
     fresh: bool = False
+    """Whether each repetition needs a newly started server."""
     extra: tuple = ()
+    """Words for the server's command line."""
     warms: bool = True
+    """Whether a completion without a model's name can warm the server up."""
     is_special: bool = False
+    """Whether it only runs if it is named."""
 
 
 # --- the workloads -----------------------------------------------------------------------------------------------
 
 
 def start_up(peer: Any, plan: Plan) -> tuple:
-    """Measured while the peer was started."""
+    """The times were measured when the peer was started."""
     return peer.listen_s, peer.ready_s
 
 
 def one_stream(fields: dict) -> Callable:
-    """One request at a time: streamed (from first to last token), then plain (whole request)."""
+    """One request at a time: as a stream (first to last token), then plain (whole request)."""
 
     def run(peer: Any, plan: Plan) -> tuple:
         n_tokens = plan.count(200)
@@ -136,13 +143,13 @@ def one_stream(fields: dict) -> Callable:
 
 
 def prefill(peer: Any, plan: Plan) -> tuple:
-    """One long prompt that no cache knows, and one token."""
+    """One long prompt that is in no cache, and one token."""
     (answer,) = peer.generate([Ask(plan.text(1200, "prefill"), 1, GREEDY, stream=False)])
     return (answer.n_evaluated / answer.ended,)
 
 
 def many_streams(n_streams: int, n_tokens: int) -> Callable:
-    """`n_streams` requests at once, first plain, then streamed."""
+    """`n_streams` requests at once, first plain, then as streams."""
 
     def run(peer: Any, plan: Plan) -> tuple:
         def asks(stream: bool) -> list:
@@ -164,27 +171,27 @@ def many_streams(n_streams: int, n_tokens: int) -> Callable:
 
 
 def tokenize(peer: Any, plan: Plan) -> tuple:
-    """One text after the other on one connection."""
+    """Requests for one text, one after the other on one connection."""
     n_times = plan.count(300)
     _, seconds = peer.tokenize(plan.text(200, "tokenize"), n_times)
     return (n_times / seconds,)
 
 
 def memory(peer: Any, plan: Plan) -> tuple:
-    """After eight long requests at once, so that all buffers have been used."""
+    """Peak memory after eight long requests at once, so that all buffers have been used."""
     peer.generate([Ask(plan.text(600, "memory", i), plan.count(32), SAMPLED) for i in range(8)])
     return (peer.peak_memory(),)
 
 
 def disturbed_reader(peer: Any, plan: Plan) -> tuple:
-    """Somebody reads a stream while four long prompts arrive at once."""
+    """One stream, while four long prompts arrive at once."""
     reader = peer.read_along(Ask(plan.text(30, "reader"), 3600, SAMPLED))
     try:
         reader.wait_for(16)
         n_before = len(reader.arrivals)
         intruders = peer.generate([Ask(plan.text(1200, "intruder", i), plan.count(16), SAMPLED) for i in range(4)])
         n_after = len(reader.arrivals)
-        reader.wait_for(n_after + 1)  # a gap that is still open counts, too
+        reader.wait_for(n_after + 1)  # so that the gap that is still open counts, too
     finally:
         arrivals = reader.finish()
     gaps = gaps_of(arrivals[n_before - 1 : n_after + 1]) or [math.inf]
@@ -204,7 +211,7 @@ def shared_prefix(peer: Any, plan: Plan) -> tuple:
 
 
 def conversations(peer: Any, plan: Plan) -> tuple:
-    """Six conversations in step, four turns, on two slots: each turn brings all that was said before."""
+    """Six conversations in step, with four turns, on two slots. Each turn contains the whole history."""
     said = [plan.text(250, "opening", i) for i in range(6)]
     seconds, n_evaluated = 0.0, 0
     for turn in range(4):
@@ -215,12 +222,12 @@ def conversations(peer: Any, plan: Plan) -> tuple:
             f"{text}{answer.text}\n\n{plan.text(60, 'turn', turn, i)}\n\n"
             for i, (text, answer) in enumerate(zip(said, answers))
         ]
-        time.sleep(0.05)  # people don't answer within a millisecond; slots get free meanwhile
+        time.sleep(0.05)  # users don't answer within a millisecond; meanwhile slots become free
     return seconds, n_evaluated
 
 
 def rewrite(peer: Any, plan: Plan) -> tuple:
-    """A text of 300 words again, with small edits: most of the answer stands in the prompt."""
+    """A copy of a text of 300 words with small edits, so most of the answer is in the prompt."""
     text = plan.text(300, "rewrite")
     before, _, after = text.partition(". ")
     (answer,) = peer.generate(
@@ -237,7 +244,7 @@ def rewrite(peer: Any, plan: Plan) -> tuple:
 
 
 def schema(peer: Any, plan: Plan) -> tuple:
-    """Short answers under a small schema; a long one, and one that is free; objects with twelve given keys."""
+    """Short and long answers under a small schema, a long one without, and objects with twelve given keys."""
     small = {**SAMPLED, "json_schema": SMALL_SCHEMA}
     short = [ask_alone(peer, plan.text(30, "short", i), plan.count(40), small) for i in range(6)]
     rates = []
@@ -257,23 +264,23 @@ def schema(peer: Any, plan: Plan) -> tuple:
 
 
 def ask_alone(peer: Any, prompt: str, n_tokens: int, fields: dict) -> Any:
-    """One plain request while there is no other."""
+    """One plain request while no other is running."""
     (answer,) = peer.generate([Ask(prompt, n_tokens, fields, stream=False)])
     return answer
 
 
 def embed(peer: Any, plan: Plan) -> tuple:
-    """Thirty-two texts of 60 words in one request."""
+    """Embeddings of thirty-two texts of 60 words in one request."""
     texts = [plan.text(60, "embed", i) for i in range(32)]
     return (len(texts) / peer.embed(texts),)
 
 
 def swap(peer: Any, plan: Plan) -> tuple:
-    """Two models in turns, of which one may be loaded: from each request to its first token, the larger figure first.
-    The pauses are as people make them: longer than it takes to get ready for the next swap."""
+    """Requests to two models in turns, of which only one may be loaded: seconds to the first token of each, the larger
+    first. There are pauses between them as with human users."""
     names = peer.models()
     if len(names) != 2:
-        raise BenchError(f"{peer.name}: swapping takes a server of two models, and it has {len(names)}")
+        raise BenchError(f"{peer.name}: the workload swap needs a server with two models; it has {len(names)}")
     seconds = {}
     for name in (names[0], names[1], names[0]):
         time.sleep(SWAP_PAUSE_S)
@@ -291,7 +298,7 @@ STREAMS = (
     Metric("between tokens, median", "ms", LESS),
     Metric("between tokens, 99 %", "ms", LESS, 0.8),
 )
-# the targets are about 8 streams; with 32 the same figures are only shown
+# the targets hold for 8 streams; with 32 there are none
 MANY_STREAMS = tuple(metric if metric.better == MORE else metric._replace(target=None) for metric in STREAMS)
 
 WORKLOADS = (
@@ -419,17 +426,17 @@ WORKLOADS = (
 
 
 def decode_rate(answer: Any) -> float:
-    """Tokens per second from the first token's arrival to the last one's."""
+    """Tokens per second from the first token to the last."""
     return (answer.n_predicted - 1) / (answer.arrivals[-1] - answer.arrivals[0])
 
 
 def throughput(answers: list) -> float:
-    """All tokens over the time until the last answer is complete."""
+    """All tokens divided by the time until the last answer is complete."""
     return sum(answer.n_predicted for answer in answers) / max(answer.ended for answer in answers)
 
 
 def one_after_the_other(answers: list) -> float:
-    """Tokens per second of whole requests, none of which was asked before the one before had come."""
+    """Tokens per second of whole requests that ran one after the other."""
     return sum(answer.n_predicted for answer in answers) / sum(answer.ended for answer in answers)
 
 
@@ -439,10 +446,10 @@ def median_rate(gaps: list) -> float:
 
 
 def gaps_of(times: list) -> list:
-    """Times between neighbours."""
+    """The differences between consecutive times."""
     return [later - earlier for earlier, later in zip(times, times[1:])]
 
 
 def percentile(ordered: list, percent: float) -> float:
-    """By nearest rank: a value that occurred."""
+    """The percentile by nearest rank, so always one of the values."""
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]

@@ -1,2 +1,1 @@
-"""What the program does when its first word is a command: models, show, pull, rm, ps, run, verify, replay. No server
-imports it."""
+"""What the program does when its first word is a command, such as `models`, `pull` or `run`. No server imports this."""

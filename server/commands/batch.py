@@ -1,10 +1,10 @@
-"""`batch IN.jsonl OUT.jsonl -m MODEL`: the requests of a file answered without a server.
+"""`batch IN.jsonl OUT.jsonl -m MODEL`: answers the requests of a file without a server.
 
-The main thread waits and shows how far it is; threads `batch` ask the lines, by the handlers of the routes, and the
-model is computed by an engine's process as ever. The files of answers are the journal (`server.batches.journal`), so
-the same command goes on after whatever has ended it.
+The main thread shows the progress; threads `batch` run the lines through the handlers of the routes, and an engine's
+process computes them as in a server. The files with the answers are the journal (`server.batches.journal`), so running
+the command again continues after any interruption.
 
-Not taken: a server as a child and HTTP. It would take time for each line and give nothing.
+Way not taken: a server as a child, over HTTP. It would only add time to each line.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from server.models.models import Models
 from server.options.groups import Options, group
 from server.options.parser import OptionError, parse
 
-SLOTS = 16
-MIN_AT_ONCE, MAX_AT_ONCE = 16, 64
-MAX_SHOWN = 10  # of what is wrong with the input
-POLL_S = 0.1
-STOPPED = 130
-LEAVE_S = 10.0  # that requests get to end after Ctrl-C
-SWITCH_INTERVAL_S = 0.0005
+SLOTS = 16  # the default of --parallel here
+MIN_AT_ONCE, MAX_AT_ONCE = 16, 64  # lines that run at the same time
+MAX_SHOWN = 10  # faults of the input that are printed
+POLL_S = 0.1  # seconds between two updates of the progress
+STOPPED = 130  # exit code after Ctrl-C
+LEAVE_S = 10.0  # longest wait for running lines after Ctrl-C
+SWITCH_INTERVAL_S = 0.0005  # of Python's threads, as in a server
 
 
 def run(call: Call) -> int:
-    """Answer all lines that aren't answered yet; the exit code: 1 if there are errors. OptionError, StartError."""
+    """Answer all remaining lines. Returns the exit code: 1 if there are errors. OptionError, StartError."""
     source, target = Path(call.names[0]), Path(call.names[1])
     words = [word for _, word in call.options]
     options = group(parse([*words, *([] if call.settings.is_set("parallel") else ["-np", str(SLOTS)])], os.environ))
@@ -56,7 +56,7 @@ def run(call: Call) -> int:
     if faults:
         for fault in faults[:MAX_SHOWN]:
             tell(f"{source}{f':{fault.line}' if fault.line else ''}: {fault.message}")
-        tell(f"error: {source} is no batch; nothing was asked")
+        tell(f"error: {source} is not a valid batch; no line was run")
         return MISCONFIGURED
     work = open_work(source, target, lines)
     bar = Bar()
@@ -70,24 +70,24 @@ def run(call: Call) -> int:
     n_done = work.n_completed + work.n_failed
     n_open, n_now = work.n_total - n_done, n_done - work.n_before
     errors = f", {work.n_failed:,} errors in {failures}" if work.n_failed else ""
-    tell(f"{work.n_completed:,} of {work.n_total:,} lines are answered in {target}{errors}")
+    tell(f"{work.n_completed:,} of {work.n_total:,} lines have answers in {target}{errors}")
     if n_now:
-        tell(f"{n_now:,} of them in {duration(bar.seconds)}, {n_now / bar.seconds:.1f}/s")
+        tell(f"{n_now:,} of them were answered now in {duration(bar.seconds)}, {n_now / bar.seconds:.1f}/s")
     if is_stopped:
-        tell(f"stopped with {n_open:,} lines to go; the same command goes on with them")
+        tell(f"stopped with {n_open:,} lines left; run the same command to continue")
         return STOPPED
     return FAILED if work.n_failed else 0
 
 
 def level(call: Call) -> int:
-    """How much is logged: warnings, unless the options say otherwise."""
+    """The verbosity of the log: warnings, unless the options say otherwise."""
     if call.settings.verbose:
         return 5
     return min(call.settings.log_verbosity, 5) if call.settings.is_set("log_verbosity") else 2
 
 
 def read_input(path: Path) -> tuple[list[Line], list[Fault]]:
-    """The lines of the input, and what is wrong with it. OptionError if it can't be read."""
+    """The lines of the input, and its faults. OptionError if it can't be read."""
     try:
         with open(path, "rb") as stream:
             return read_lines(stream)
@@ -96,14 +96,14 @@ def read_input(path: Path) -> tuple[list[Line], list[Fault]]:
 
 
 def errors_path(target: Path) -> Path:
-    """Where the errors of a batch go whose answers go to `target`."""
+    """The path of the errors for a file of answers."""
     return target.with_name(f"{target.stem}.errors{target.suffix}")
 
 
 def open_work(source: Path, target: Path, lines: list[Line]) -> Work:
-    """What is to be done. OptionError where the files have answers to something else."""
+    """The work that remains. OptionError if the files have answers to other requests."""
     if target.resolve() == source.resolve():
-        raise OptionError("the answers can't go to the file with the requests: name another one")
+        raise OptionError("the answers can't be written to the file with the requests: name another file")
     journal = Journal(target, errors_path(target))
     known = {line.id for line in lines}
     if not journal.answered.ids <= known or not journal.failed.ids <= known:
@@ -113,7 +113,7 @@ def open_work(source: Path, target: Path, lines: list[Line]) -> Work:
 
 
 def answer_all(options: Options, work: Work, bar: Bar) -> bool:
-    """Load the model and ask all lines; False if that was stopped. StartError."""
+    """Load the model and run all lines. Returns False if that was interrupted. StartError."""
     stop = threading.Event()
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
@@ -143,7 +143,8 @@ def answer_all(options: Options, work: Work, bar: Bar) -> bool:
 
 
 def ask_all(asking: Asking, work: Work, n_at_once: int, stop: threading.Event, bar: Bar) -> bool:
-    """Ask all lines, so many at the same time; False if that was stopped. StartError if answers can't be written."""
+    """Run all lines, `n_at_once` at the same time. Returns False if that was interrupted. StartError if answers can't
+    be written."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     faults: list[OSError] = []
 
@@ -171,7 +172,7 @@ def ask_all(asking: Asking, work: Work, n_at_once: int, stop: threading.Event, b
 def show_until_done(
     work: Work, threads: Iterable[threading.Thread], stop: threading.Event, faults: list[OSError], bar: Bar
 ) -> None:
-    """The main thread: wait until all threads have ended, because there is nothing left or because they are told to."""
+    """Wait for the threads on the main thread, and show the progress. Ctrl-C stops them."""
     while any(thread.is_alive() for thread in threads) and not faults and not stop.wait(POLL_S):
         if bar.is_due():
             n_done = work.n_completed + work.n_failed
@@ -186,7 +187,7 @@ def show_until_done(
 
 
 def progress(work: Work, n_now: int, seconds: float) -> str:
-    """How far it is, how quick, and how long it will take: `n_now` lines were answered in `seconds`."""
+    """The progress as text: lines, speed and remaining time. `n_now` lines were answered in `seconds`."""
     n_left = work.n_total - work.n_before - n_now
     text = f"{work.n_total - n_left:,} of {work.n_total:,} lines"
     if work.n_failed:
@@ -197,7 +198,7 @@ def progress(work: Work, n_now: int, seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: 40 s, 3 min, 2 h 5 min."""
+    """A duration as text: 40 s, 3 min, 2 h 5 min."""
     if seconds < 60:
         return f"{int(seconds)} s"
     minutes = round(seconds / 60)

@@ -1,6 +1,6 @@
-"""The models of this machine for commands: find one by its name, fetch one, remove one.
+"""The models of this machine, for commands: find one by name, download one, remove one. Main thread.
 
-Main thread, instead of serving. The catalogue itself is `server.models.catalogue`.
+The catalogue itself is `server.models.catalogue`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from server.records import record
 
 @record(frozen=True)
 class Call:
-    """One command: its options, the words that are none, and the options as they were given: (name, word) pairs."""
+    """One command: its settings, its words that aren't options, and its options as given, in (name, word) pairs."""
 
     settings: Settings
     names: list[str]
@@ -30,12 +30,12 @@ class Call:
 
 
 def tell(line: str) -> None:
-    """A line that isn't what was asked for: a note, an error."""
+    """Print a note or an error to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def entries_of(settings: Settings, with_notes: bool = True) -> list[ModelEntry]:
-    """All models that a server with these options would have."""
+    """All models that a server with these settings would have."""
     options = CatalogueOptions(
         models_dir=settings.models_dir,
         models_preset=settings.models_preset,
@@ -47,7 +47,7 @@ def entries_of(settings: Settings, with_notes: bool = True) -> list[ModelEntry]:
 
 
 def find(settings: Settings, name: str) -> tuple[ModelEntry, list[ModelEntry]]:
-    """The model of this name, or in this file; and all there are. OptionError with names like it."""
+    """The model with this name or path, and all models. OptionError suggests similar names."""
     entries = entries_of(settings, with_notes=False)
     for is_it in (str.__eq__, lambda a, b: a.lower() == b.lower()):
         for entry in entries:
@@ -55,25 +55,25 @@ def find(settings: Settings, name: str) -> tuple[ModelEntry, list[ModelEntry]]:
                 return entry, entries
     if os.path.isfile(name):
         return ModelEntry(stem_of(Path(name).name), path=name, parts=(name,), source="option"), entries
-    raise OptionError(f"there is no model {name!r} here{near(name, entries)}")
+    raise OptionError(f"there is no model {name!r}{near(name, entries)}")
 
 
 def near(name: str, entries: Sequence[ModelEntry]) -> str:
-    """The end of a sentence about a name that there isn't."""
+    """The end of the error about an unknown name: what to do."""
     import difflib
 
     known = {own.lower(): own for entry in entries for own in (entry.name, *entry.aliases)}
     close = [one for one in known if name.lower() in one][:3]
     close = close or difflib.get_close_matches(name.lower(), known, 3, 0.5)
     if close:
-        return ", do you mean " + " or ".join(known[one] for one in close) + "?"
+        return ", did you mean " + " or ".join(known[one] for one in close) + "?"
     if not entries:
-        return "; pull USER/MODEL fetches one, --models-dir DIR names a folder of them"
-    return "; the command models lists what there is"
+        return "; pull USER/MODEL downloads one, --models-dir DIR names a folder of models"
+    return "; the command models lists all models"
 
 
 def pull(call: Call) -> int:
-    """`pull NAME`: fetch it into the cache, or finish what was begun; the exit code."""
+    """`pull NAME`: download a model into the cache, or continue an interrupted download. Returns the exit code."""
     path = fetch(call.settings, call.names[0])
     print(path)
     tell(f"run it with: {program.program()} run {call.names[0]}")
@@ -81,13 +81,13 @@ def pull(call: Call) -> int:
 
 
 def fetch(settings: Settings, name: str) -> Path:
-    """Fetch a model, and the projector that its repository has; its path. OptionError, PassingError."""
+    """Download a model and the projector of its repository. Returns its path. OptionError, PassingError."""
     from server.download import DownloadError, fetch_model, fetch_projector
 
     repo = repository(name)
     is_url = repo is None and name.startswith(("http://", "https://"))
     if not (repo or is_url):
-        raise OptionError(f"'{name}' can't be fetched: name USER/MODEL, USER/MODEL:QUANT or the address of a GGUF file")
+        raise OptionError(f"{name!r} can't be downloaded: use USER/MODEL, USER/MODEL:QUANT or the URL of a GGUF file")
     token = settings.hf_token
     try:
         path = fetch_model(name if is_url else None, repo, settings.hf_file, sha256=settings.model_sha256, token=token)
@@ -96,13 +96,13 @@ def fetch(settings: Settings, name: str) -> Path:
     except DownloadError as error:
         raise PassingError(str(error)) from None
     except KeyboardInterrupt:
-        tell("\nstopped; what has arrived is kept, and the same command goes on with it")
+        tell("\nstopped; run the same command to continue the download")
         raise
     return path
 
 
 def remove(call: Call) -> int:
-    """`rm NAME`: remove its files; the exit code."""
+    """`rm NAME`: delete a model's files. Returns the exit code."""
     settings = call.settings
     entry, entries = find(settings, call.names[0])
     roots = [program.cache_folder() / "models", *([Path(settings.models_dir)] if settings.models_dir else [])]

@@ -1,7 +1,7 @@
-"""Lists for people: which models there are and whether they fit, all about one, which of a server are in memory.
+"""Lists models and whether they fit into memory, describes one, and lists the models of a running server. Main thread.
 
-Main thread, instead of serving. Whether a model fits is said by the planner that the server asks (`memory_plan`), on
-this machine's devices, so the native libraries are loaded for it; without them it isn't said.
+The server's planner (`memory_plan`) tells whether a model fits on this machine's devices. That needs the native
+libraries; without them the answer is "unknown".
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ TEXTS = (
 
 
 def list_models(call: Call) -> int:
-    """`models`: a line for each, with its size, quantisation and context, and whether it fits into memory."""
+    """`models`: one line per model with its size, quantisation, context, and whether it fits into memory."""
     entries = entries_of(call.settings)
     if not entries:
-        print("no models here: pull USER/MODEL fetches one, --models-dir DIR names a folder of them")
+        print("no models found: pull USER/MODEL downloads one, --models-dir DIR names a folder of models")
         return 0
     width = max(len(name) for name in ("NAME", *(entry.name for entry in entries)))
     for row in (HEAD, *(_row(call, entry) for entry in entries)):
@@ -49,7 +49,7 @@ def list_models(call: Call) -> int:
 def _row(call: Call, entry: ModelEntry) -> tuple[str, ...]:
     size = size_text(entry.size) if entry.size else ""
     if entry.fault or not entry.path:
-        return entry.name, size, quant_of(entry.path), "", entry.fault or "not fetched yet"
+        return entry.name, size, quant_of(entry.path), "", entry.fault or "not downloaded yet"
     try:
         headers = read_all(entry.path)
         return entry.name, size, type_of(entry, headers), context_of(headers[0]), fit_text(call, entry)
@@ -58,12 +58,12 @@ def _row(call: Call, entry: ModelEntry) -> tuple[str, ...]:
 
 
 def size_text(n: int) -> str:
-    """Bytes for people, as file managers count."""
+    """Bytes as text, in decimal units as in file managers."""
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def type_of(entry: ModelEntry, headers: Sequence[Gguf]) -> str:
-    """The quantisation: what the name says, else the type that most of the weights have."""
+    """The quantisation, from the file's name or else the type of most weights."""
     found: Counter[int] = Counter()
     for header in headers:
         for tensor in header.tensors.values():
@@ -73,26 +73,26 @@ def type_of(entry: ModelEntry, headers: Sequence[Gguf]) -> str:
 
 
 def context_of(header: Gguf) -> str:
-    """The context that the model was trained for."""
+    """The length of the context that the model was trained with."""
     n = header.metadata.get(f"{header.metadata.get('general.architecture')}.context_length")
     return str(n) if isinstance(n, int) else ""
 
 
 def plan_of(call: Call, entry: ModelEntry) -> EngineConfig:
-    """What an engine would be told for this model. StartError, OptionError, LibsError."""
+    """The configuration that a server would give the engine for this model. StartError, OptionError, LibsError."""
     engines = EngineOptions(libs=call.settings.libs, engine="process")
     downloads = DownloadOptions(hf_token=None, offline=True)
     return read_model(model_options(entry, (), os.environ), engines, downloads, None)[1]
 
 
 def fit_text(call: Call, entry: ModelEntry) -> str:
-    """Whether it fits: `yes`, with how much context if that isn't all, or why not."""
+    """`yes`, `yes` with the context that fits, or the reason why the model doesn't fit."""
     try:
         plan = backend.plan_of(plan_of(call, entry))
     except (StartError, OptionError) as error:
         return f"no: {error}"
     except LibsError:
-        return "unknown: there are no native libraries"
+        return "unknown: the native libraries are missing"
     if plan is None:
         return "unknown"
     n_slot = plan.n_ctx // plan.n_slots
@@ -100,7 +100,7 @@ def fit_text(call: Call, entry: ModelEntry) -> str:
 
 
 def show(call: Call) -> int:
-    """`show NAME`: all about a model; the exit code."""
+    """`show NAME`: describe a model. Returns the exit code."""
     entry, _ = find(call.settings, call.names[0])
     for label, text in _facts(entry):
         print(f"{label + ':':<14}{printable(text)}")
@@ -121,7 +121,7 @@ def _facts(entry: ModelEntry) -> Iterator[tuple[str, str]]:
     if entry.fault:
         yield "fault", entry.fault
     if not entry.path:
-        yield "file", "not fetched yet"
+        yield "file", "not downloaded yet"
         return
     yield "file", entry.path + (f" and {len(entry.parts) - 1} more" if len(entry.parts) > 1 else "")
     yield "size", size_text(sum(Path(part).stat().st_size for part in entry.parts if os.path.isfile(part)))
@@ -144,7 +144,7 @@ def _facts(entry: ModelEntry) -> Iterator[tuple[str, str]]:
 
 
 def list_running(call: Call) -> int:
-    """`ps`: the models of a running server and their states; the exit code."""
+    """`ps`: list the models of a running server with their states. Returns the exit code."""
     models = Peer.of(call.settings).models()
     rows = [(model.name, model.state, size_text(model.size) if model.size else "", model.context) for model in models]
     width = max(len(row[0]) for row in (("NAME",), *rows))

@@ -1,9 +1,10 @@
-"""Commands of the command line, their options and their help: from words to a function that does it.
+"""Reads the command line of a command and runs it. Main thread, instead of serving.
 
-Main thread, instead of serving. Options are rows of the same table as the server's, read by the same parser; a command
-has those that it uses, and `run` all that are about a model. Mistakes are one line and the exit codes of the server.
+Options of commands are rows of the server's table, read by the same parser. A command has the options that it uses;
+`run` and `batch` have all that are about a model. Mistakes are reported in one line, with the server's exit codes.
 
-Not taken: commands as options (`--pull`). They take names and words of their own, and people know them so from others.
+Way not taken: options instead of commands (`--pull`). Commands have their own words and names, and people know them
+from other programs.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from server.options.row import Option
 from server.options.table import OPTIONS
 
 HELP = Option("help", ("-h", "--help"), "show this and exit", "", None, False)
-WIDTH = 100
+WIDTH = 100  # columns of the help
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what the command `argv[0]` says; the exit code, see `shells.EXIT_STATUS`."""
+    """Run the command `argv[0]`. Returns the exit code (`shells.EXIT_STATUS`)."""
     command = COMMANDS[argv[0]]
     try:
         call = read(command, argv[1:])
@@ -51,14 +52,14 @@ def table_of(command: Command) -> list[Option]:
 
 
 def read(command: Command, words: Sequence[str]) -> Call | None:
-    """What is to be done, and with what; None to show the help. OptionError."""
+    """The command's settings and words; None if the help is wanted. OptionError."""
     settings, names, rest = read_command(words, os.environ, table_of(command))
     if settings.help:
         return None
     if len(names) < command.n_words:
         raise OptionError(f"{command.name} needs {command.words}: see {command.name} --help")
     if len(names) > command.n_words and not command.takes_text:
-        raise OptionError(f"'{names[command.n_words]}' is one word too many: see {command.name} --help")
+        raise OptionError(f"unexpected word '{names[command.n_words]}': see {command.name} --help")
     return Call(settings, names, rest)
 
 
@@ -73,7 +74,7 @@ def usage(command: Command) -> str:
     shown = [option for option in table_of(command) if not command.takes_model_options or option.name in SHOWN]
     lines += [line for option in shown for line in help_lines(option, WIDTH, is_short=True)]
     if command.takes_model_options:
-        lines += ["", "All options of the server about a model work here, too: see --help all."]
+        lines += ["", "The server's options about a model work here, too: see --help all."]
     return "\n".join(lines)
 
 
@@ -81,7 +82,7 @@ SHOWN = (
     *("help", "url", "port", "api_key", "files", "models_dir", "models_preset", "ctx_size", "parallel", "temperature"),
     *("threads", "libs"),
 )
-"""The options that the help shows of the many that commands about a model have."""
+"""The options about a model that the help of a command shows."""
 
 
 def _models(call: Call) -> int:

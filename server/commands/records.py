@@ -1,6 +1,6 @@
-"""`verify FILE` and `replay FILE`: was a record of --record changed, and do its answers come out the same again?
+"""`verify FILE` and `replay FILE`: was a record of --record changed, and are its answers reproduced? Main thread.
 
-Main thread, with an engine's process of its own for `replay`. What a record is stands in `server.evidence`.
+`replay` starts an engine's process. `server.evidence` has the format of records.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from server.model_sources import libs_folder
 from server.options.groups import EngineOptions, Settings
 from server.records import replace
 
-STEP_S = 60.0  # a step may take so long before the engine counts as hanging
+STEP_S = 60.0  # longest time of one step, after which the engine counts as hanging
 
 
 def verify(call: Call) -> int:
-    """Whether every byte is what was written. RecordError if not."""
+    """Check that no byte was changed. RecordError."""
     print(chain.report(Path(call.names[0])))
     return 0
 
 
 def run_again(call: Call) -> int:
-    """An engine for each model of the record; a line for each answer that isn't identical. The exit code says whether
-    all are. RecordError if the record doesn't hold together."""
+    """Run the requests of a record with an engine per model, and print a line for each answer that differs. Returns the
+    exit code: 0 if all are identical. RecordError if the record was changed."""
     verdicts = replay.Verdicts()
     for about, requests in replay.read(Path(call.names[0])):
         config = here(call.settings, replay.config_of(about))
@@ -54,7 +54,7 @@ def run_again(call: Call) -> int:
 
 
 def here(settings: Settings, recorded: EngineConfig) -> EngineConfig:
-    """The recorded configuration with what the command line says of this machine."""
+    """The recorded configuration, with this machine's settings from the command line."""
     must_find = settings.libs or not Path(recorded.libs).is_dir()
     return replace(
         recorded,

@@ -1,8 +1,8 @@
-"""`run NAME`: a chat in the terminal, or one answer for a script, by a server of its own or a running one.
+"""`run NAME`: a chat in the terminal, or one answer for a script, with a server of its own or a running one.
 
-Main thread; the server is this program once more, as a child that ends with it, whatever happens to it. Words and keys
-are in `docs/models.md`. Not taken: an engine in this process. Ctrl-C in the middle of a step would have to be told from
-one at the prompt, and a crash would take the conversation along.
+Main thread. Its own server is this program as a child that ends with it, however it ends. `docs/models.md` has the
+words and keys. Way not taken: an engine in this process. Ctrl-C during a step would be hard to tell from Ctrl-C at the
+prompt, and a crash would lose the conversation.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from server.options.parser import OptionError
 from server.records import field, record
 
 READY = re.compile(r"is ready: (\S+)")
-MOST_INPUT = 16 << 20
+MOST_INPUT = 16 << 20  # bytes of a message from stdin
 QUOTES = '"""'
-OWN_FIELDS = ("messages", "model", "stream")
+OWN_FIELDS = ("messages", "model", "stream")  # fields that /set can't change
 NOT_FOR_A_CHILD = re.compile(
     "LLAMA_ARG_(MODEL|MODEL_URL|HF_REPO|HF_FILE|MODELS_DIR|MODELS_PRESET|MMPROJ|MMPROJ_URL|ALIAS|HOST|PORT)"
     "|LLAMA_ARG_(SSL|API)_.*"
     "|LLAMA_API_KEY"
 )
-"""Variables that say of the user's server what isn't so of this one."""
+"""Environment variables for the user's server that a server of our own must not get."""
 GREY, PLAIN = "\x1b[2m", "\x1b[0m"
 HELP = """\
-  /set              show what has been set
+  /set              show the fields that are set
   /set NAME VALUE   send this field with every request, e.g. /set temperature 0.2
   /set NAME         stop sending it
-  /system TEXT      what the model is told before everything else; without TEXT nothing
+  /system TEXT      set the system message; without TEXT remove it
   /clear            forget the conversation
-  /bye              end, as Ctrl-D does
-  \"\"\"               begin a message of several lines, and end it
+  /bye              leave, as Ctrl-D does
+  \"\"\"               begin or end a message of several lines
   Ctrl-C            stop the answer"""
 
 
 class Leave(Exception):
-    """The user has had enough."""
+    """The user wants to leave."""
 
 
 @record
 class Chat:
-    """A conversation. `fields` go with every request."""
+    """A conversation. `fields` are sent with every request."""
 
     peer: Peer
     model: str
@@ -64,8 +64,8 @@ class Chat:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def answer(self, text: str, show: Callable[[str, str], None]) -> None:
-        """Send a message and show the answer piece by piece. What is left or breaks off stays in the conversation as
-        far as it came; without any answer the message doesn't stay, either."""
+        """Send a message and show the answer as it comes. An answer that is stopped or breaks off stays in the
+        conversation as far as it came; if nothing came, the message is removed."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         asked = [*self.messages, {"role": "user", "content": text}]
         said = ""
@@ -82,7 +82,7 @@ class Chat:
 
 
 class Screen:
-    """Where answers are shown. Thoughts are grey on a terminal, and nowhere else."""
+    """Shows answers. Reasoning is grey on a terminal, and isn't shown elsewhere."""
 
     def __init__(self, out: TextIO, is_terminal: bool) -> None:
         self._out = out
@@ -91,7 +91,7 @@ class Screen:
         self._kind = TEXT
 
     def show(self, kind: str, piece: str) -> None:
-        """The next piece."""
+        """Show the next piece of text or reasoning."""
         if kind == THOUGHT and not self._is_terminal:
             return
         if kind != self._kind:
@@ -105,14 +105,15 @@ class Screen:
         self._kind = kind
 
     def end(self) -> None:
-        """The answer is over, or has been stopped."""
+        """End the answer."""
         self._out.write((PLAIN if self._kind == THOUGHT and self._has_colors else "") + "\n")
         self._out.flush()
         self._kind = TEXT
 
 
 def run(call: Call) -> int:
-    """Chat until the user leaves, or give one answer where the words or the input bring a message; the exit code."""
+    """Chat until the user leaves; if the command line or stdin has a message, answer only that. Returns the exit
+    code."""
     for stream in (sys.stdin, sys.stdout):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -121,7 +122,7 @@ def run(call: Call) -> int:
     if not is_typed and sys.stdin is not None:
         text = "\n\n".join(filter(None, (text, sys.stdin.read(MOST_INPUT).strip())))
         if not text:
-            raise OptionError("there is nothing to answer: the input is empty")
+            raise OptionError("stdin is empty: there is no message to answer")
     with contextlib.ExitStack() as stack:
         chat = stack.enter_context(peer_for(call))
         screen = Screen(sys.stdout, sys.stdout.isatty())
@@ -135,7 +136,7 @@ def run(call: Call) -> int:
 
 @contextlib.contextmanager
 def peer_for(call: Call) -> Iterator[Chat]:
-    """A conversation with the model, on the server that the options name or on one of our own."""
+    """A conversation with the model, on the server that the options name or on a server of our own."""
     name = call.names[0]
     if call.settings.url or call.settings.is_set("port"):
         yield Chat(Peer.of(call.settings), name)
@@ -154,7 +155,7 @@ def peer_for(call: Call) -> Iterator[Chat]:
 
 
 def child_words(entry: ModelEntry, call: Call) -> list[str]:
-    """The command line of a server with this model."""
+    """The command line of a server for this model."""
     settings = call.settings
     words = [word for name, word in call.options if name not in FOLDERS] + [
         "--port",
@@ -175,8 +176,8 @@ def child_words(entry: ModelEntry, call: Call) -> list[str]:
 
 @contextlib.contextmanager
 def own_server(words: list[str]) -> Iterator[Peer]:
-    """A server of our own, ready; it ends with the block. Its progress and its errors go to the terminal by
-    themselves. SystemExit with its exit code if it can't start."""
+    """Start a server of our own and wait until it is ready; it ends with the block. Its output goes to the terminal.
+    SystemExit with its exit code if it can't start."""
     key = secrets.token_hex(16)
     environment = {name: text for name, text in os.environ.items() if not NOT_FOR_A_CHILD.fullmatch(name)}
     environment |= {"LLAMA_API_KEY": key, program.OWNED: "1"}
@@ -202,15 +203,15 @@ def own_server(words: list[str]) -> Iterator[Peer]:
 
 
 def talk(chat: Chat, screen: Screen, read: Callable[[str], str] = input) -> None:
-    """Until the user leaves. `read` gives a line, without its end; EOFError at the end."""
+    """Chat until the user leaves. `read` returns a line without its end, and raises EOFError at the end of input."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives `input` its keys)
-    print(f"{chat.model}: type a message; /help shows what else there is", flush=True)
+        import readline  # noqa: F401  (line editing for `input`)
+    print(f"{chat.model}: type a message, or /help", flush=True)
     while True:
         try:
             text = read_message(read)
         except KeyboardInterrupt:
-            print("\n(Ctrl-D or /bye ends)", flush=True)
+            print("\n(Ctrl-D or /bye to leave)", flush=True)
             continue
         except EOFError:
             print(flush=True)
@@ -236,7 +237,7 @@ def _say(chat: Chat, screen: Screen, text: str) -> None:
 
 
 def read_message(read: Callable[[str], str]) -> str:
-    """A line, or several between triple quotes."""
+    """Read a line, or several lines between triple quotes."""
     line = read(">>> ").strip()
     if not line.startswith(QUOTES):
         return line
@@ -248,7 +249,7 @@ def read_message(read: Callable[[str], str]) -> str:
 
 
 def command(chat: Chat, text: str) -> str:
-    """Do what a line with a slash says; what to answer."""
+    """Run a line that begins with a slash. Returns the text to show."""
     word, _, rest = text.partition(" ")
     rest = rest.strip()
     if word in ("/bye", "/exit", "/quit"):
@@ -257,24 +258,24 @@ def command(chat: Chat, text: str) -> str:
         return HELP
     if word == "/clear":
         chat.messages = []
-        return "the conversation is forgotten"
+        return "the conversation was cleared"
     if word == "/system":
         chat.system = rest
-        return "the model will be told so" if rest else "the model is told nothing beforehand"
+        return "the system message was set" if rest else "the system message was removed"
     if word == "/set":
         return set_field(chat, rest)
-    return f"there is no {word}; /help shows what there is"
+    return f"unknown command {word}; see /help"
 
 
 def set_field(chat: Chat, text: str) -> str:
     """`/set`, `/set NAME` and `/set NAME VALUE`."""
     name, _, value = text.partition(" ")
     if name in OWN_FIELDS:
-        return f"{name} can't be set"
+        return f"{name} can't be changed"
     if not value:
         if name:
             chat.fields.pop(name, None)
-        return "\n".join(f"{name} = {json.dumps(value)}" for name, value in chat.fields.items()) or "nothing is set"
+        return "\n".join(f"{name} = {json.dumps(value)}" for name, value in chat.fields.items()) or "no field is set"
     try:
         chat.fields[name] = json.loads(value)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""What commands ask a server: its models, and answers of a chat as they are written. HTTP of the standard library.
+"""Asks a server for its models and for streamed answers of a chat, over the standard library's HTTP. Main thread.
 
-Main thread. The server may be any that speaks OpenAI's chat; nothing that it says is trusted with the terminal.
+The server may be any with OpenAI's chat API. Its output is not trusted: control characters never reach the terminal.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from server.options.groups import Settings
 from server.options.parser import OptionError
 from server.records import record
 
-CONNECT_S = 10.0
-MOST = 64 << 20
+CONNECT_S = 10.0  # longest wait for a connection
+MOST = 64 << 20  # bytes of an answer that are read at most
 TEXT, THOUGHT = "text", "thought"
 
 
 def visible(text: str) -> str:
-    """A text without what could steer the terminal: control characters but line breaks and tabs."""
+    """A text without control characters, which could steer the terminal. Line breaks and tabs stay."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
 @record(frozen=True)
 class Running:
-    """A model of a server. `state` is as /models has it, `context` in tokens, as a text."""
+    """A model of a server. `state` is the value from /models, `size` is in bytes, `context` in tokens, as text."""
 
     name: str
     state: str
@@ -38,26 +38,26 @@ class Running:
 
 @record(frozen=True)
 class Peer:
-    """A server. `url` has no slash at its end. PassingError whenever it doesn't do what it is asked."""
+    """A server. `url` has no slash at its end. PassingError if the server fails or answers something unexpected."""
 
     url: str
     key: str = ""
 
     @classmethod
     def of(cls, settings: Settings) -> Peer:
-        """The one that the options name."""
+        """The server that the options name."""
         return cls((settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/"), next(iter(settings.api_key), ""))
 
     def models(self) -> list[Running]:
-        """Its models, in its order."""
+        """Its models, in its own order."""
         answer = self._json("GET", "/models", None)
         found = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(found, list):
-            raise PassingError(f"{self.url} doesn't list models as llama.cpp's servers do")
+            raise PassingError(f"{self.url} doesn't list models in llama-server's format")
         return [_running(model) for model in found if isinstance(model, dict)]
 
     def chat(self, body: dict[str, Any]) -> Generator[tuple[str, str]]:
-        """(`TEXT` or `THOUGHT`, a piece of it) as the model writes; ends the connection when it is left."""
+        """Yield pieces of the answer as (`TEXT` or `THOUGHT`, piece). Closing the generator ends the connection."""
         connection, response = self._send("POST", "/v1/chat/completions", {**body, "stream": True})
         try:
             while line := response.readline(MOST):
@@ -66,7 +66,7 @@ class Peer:
                     continue
                 yield from _pieces(json.loads(value))
         except (OSError, HTTPException, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise PassingError(f"{self.url} broke the answer off: {error or type(error).__name__}") from None
+            raise PassingError(f"{self.url}: the answer broke off: {error or type(error).__name__}") from None
         finally:
             connection.close()
 
@@ -80,7 +80,7 @@ class Peer:
             connection.close()
 
     def _send(self, method: str, path: str, body: object) -> tuple[HTTPConnection, HTTPResponse]:
-        """The beginning of an answer that is a success."""
+        """Send a request and read the head of the answer, which must have a success status."""
         parts = urlsplit(self.url)
         if not parts.hostname:
             raise OptionError(f"--url: '{self.url}' is not an address such as http://127.0.0.1:8080")
@@ -94,16 +94,16 @@ class Peer:
             connection.request(method, parts.path + path, data, headers)
             response = connection.getresponse()
         except (OSError, HTTPException, ValueError) as error:
-            raise PassingError(f"no server answers at {self.url} ({error or type(error).__name__})") from None
+            raise PassingError(f"there is no server at {self.url} ({error or type(error).__name__})") from None
         if response.status != 200:
-            message = _message(response.read(MOST)) or f"it answers {response.status} {response.reason}"
+            message = _message(response.read(MOST)) or f"it answered {response.status} {response.reason}"
             connection.close()
             raise PassingError(visible(message))
         return connection, response
 
 
 def _message(data: bytes) -> str:
-    """What an error's body says."""
+    """The message in the body of an error; "" without one."""
     try:
         error = json.loads(data)["error"]
         return str(error["message"] if isinstance(error, dict) else error)

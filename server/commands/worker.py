@@ -1,8 +1,8 @@
-"""The command `rpc-worker`: lend this machine's devices to a server on another one, over llama.cpp's RPC backend.
+"""The command `rpc-worker`: lends this machine's devices to a server on another machine, by llama.cpp's RPC backend.
 
-A thread of its own is in the library for good, which answers one client after the other; the main thread waits for
-Ctrl-C. Imports the bindings alone of the product's lower half: a worker has no model, no engine and no HTTP. Not taken:
-starting a worker anew that a client has crashed, which service managers do well.
+A thread stays in the library, which serves one client after the other; the main thread waits for Ctrl-C. Imports only
+the C bindings: a worker has no model, no engine and no HTTP. Way not taken: restarting a worker that a client has
+crashed; service managers do that well.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from server.errors import FAILED, PassingError, StartError
 from server.model_files import host_cpus
 
 OPEN_TO_OTHERS = (
-    "WARNING: who reaches {address} can use this worker without a key, and can crash it: leave only your server's "
-    "machine through the firewall, or use a tunnel (docs/rpc.md)"
+    "WARNING: every machine that can reach {address} can use this worker without a key, and can crash it: let only "
+    "your server's machine through the firewall, or use a tunnel (docs/rpc.md)"
 )
-LOOK_EVERY_S = 0.5  # Ctrl-C doesn't wake a thread that waits on Windows
+LOOK_EVERY_S = 0.5  # on Windows, Ctrl-C doesn't wake a waiting thread
 
 
 def serve(call: Call) -> int:
-    """Be a worker until Ctrl-C; the exit code. LibsError, PassingError where the address is taken."""
+    """Serve until Ctrl-C. Returns the exit code. LibsError; PassingError if the address is in use."""
     settings = call.settings
     folder = loader.find_folder(program.ROOT, settings.libs)
     libs = loader.load(folder, cpu_variant=settings.cpu_variant)
@@ -38,20 +38,20 @@ def serve(call: Call) -> int:
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
     for device in devices:
-        tell(f"lends {device.name}: {device.description} ({device.memory_free >> 20} MiB free)")
+        tell(f"lending {device.name}: {device.description} ({device.memory_free >> 20} MiB free)")
     if not is_loopback(settings.host):
         tell(OPEN_TO_OTHERS.format(address=address))
-    tell(f"llama.cpp {libs.version}, listening on {address}; Ctrl-C ends it")
+    tell(f"llama.cpp {libs.version}, listening on {address}; press Ctrl-C to stop")
     n_threads = settings.threads if settings.threads > 0 else host_cpus.usable_cores()
     return _wait(threading.Thread(target=rpc.serve, args=(libs, address, cache, n_threads, devices), daemon=True))
 
 
 def lent_devices(found: list[Device], names: tuple[str, ...] | None) -> list[Device]:
-    """Those with these names; without names all but the CPU, which is for machines that have nothing else."""
+    """The devices with these names. Without names all but the CPU, or the CPU if the machine has nothing else."""
     by_name = {device.name: device for device in found if device.backend != "RPC"}
     for name in names or ():
         if name not in by_name:
-            raise StartError(f"--device {name}: there is no such device; there are: {', '.join(by_name)}")
+            raise StartError(f"--device {name}: this device doesn't exist; use one of {', '.join(by_name)}")
     if names:
         return [by_name[name] for name in names]
     fast = [device for device in by_name.values() if device.type not in ("CPU", "ACCEL")]
@@ -59,7 +59,7 @@ def lent_devices(found: list[Device], names: tuple[str, ...] | None) -> list[Dev
 
 
 def check_address(host: str, port: int) -> None:
-    """PassingError in one line if nobody can listen there. The library would say no more than that it failed."""
+    """PassingError if the address can't be used. The library itself would only report that it failed."""
     try:
         with socket.create_server((host, port)):
             pass
@@ -68,7 +68,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is for this machine alone. A name other than localhost isn't known to be."""
+    """Whether only this machine can reach an address. Names other than localhost count as reachable by others."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -81,6 +81,6 @@ def _wait(thread: threading.Thread) -> int:
         while thread.is_alive():
             thread.join(LOOK_EVERY_S)
     except KeyboardInterrupt:
-        os._exit(0)  # the thread is in the library and doesn't come back
-    tell("error: the worker has ended: see what stands above")
+        os._exit(0)  # the thread never returns from the library
+    tell("error: the worker ended; see the messages above")
     return FAILED

@@ -1,1 +1,1 @@
-"""What the program does instead of serving: bundles, completion scripts, --tune."""
+"""What the program does instead of serving, by option: bundles, completion scripts, --tune, --verify."""

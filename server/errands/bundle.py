@@ -1,14 +1,14 @@
-"""A bundle: one file that holds this program, a model and the options to start it with. Finding and reading it.
+"""A bundle is one file with this program, a model and default options. This module finds and reads bundles.
 
-A leaf, used at start by `app` on the main thread. The parts lie behind the program, the index behind the parts and a
-trailer of fixed size at the very end, so a bundle is found by reading 56 bytes. The model begins at a multiple of
-ALIGN: llama.cpp maps it where it lies (`llama_model_load_from_file_ptr`), nothing is unpacked. A side file
-(`my-app.bundle` beside `my-app.exe`) is the same without a program, and its model is at its very beginning.
+A leaf; `app` uses it on the main thread at the start. The parts follow the program, the index (JSON) follows the parts,
+and a trailer of 56 bytes ends the file, so reading the trailer is enough to find a bundle. The model's offset is a
+multiple of ALIGN: llama.cpp maps it where it is (`llama_model_load_from_file_ptr`), and nothing is unpacked. A side
+file (`my-app.bundle` next to `my-app.exe`) is a bundle without a program, with the model at its start.
 
     program | padding | model | padding | mmproj ... | index (JSON) | trailer: magic, index's offset, size, sha256
 
-Not taken: a zip file. Its directory would do as an index, but nothing keeps the next zip program from moving the
-model off its alignment."""
+Way not taken: a zip file. Any zip program could rewrite it and move the model to another alignment.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from server.records import record
 MAGIC = b"LLSRVBDL"
 TRAILER = struct.Struct("<8sQQ32s")
 FORMAT = 1
-ALIGN = 65536  # the largest page size of machines that this runs on
+ALIGN = 65536  # the largest page size of supported machines
 SUFFIX = ".bundle"
-MAX_INDEX = 1 << 20
+MAX_INDEX = 1 << 20  # bytes
 MODEL, MMPROJ = "model", "mmproj"
 ONE_FILE_START = b"#!/bin/sh\n"
-ONE_FILE_SIZE = re.compile(rb"(?m)^head=(\d+) size=(\d+) ")  # in the first lines of build_scripts/one_file.sh
+ONE_FILE_SIZE = re.compile(rb"(?m)^head=(\d+) size=(\d+) ")  # from the first lines of build_scripts/one_file.sh
 
 
 class BundleError(Exception):
-    """What is wrong with a bundle, or why one can't be made: one line for the user."""
+    """A bundle is damaged or can't be made. The text is one line for the user."""
 
 
 @record(frozen=True)
 class Part:
-    """One file in a bundle. `role` is MODEL or MMPROJ, `name` the file's own, offset and size are in bytes."""
+    """One file in a bundle. `role` is MODEL or MMPROJ, `name` is the original file name; offset and size are in
+    bytes."""
 
     role: str
     name: str
@@ -48,7 +49,7 @@ class Part:
 
 @record(frozen=True)
 class Bundle:
-    """What the index says. `program_size` is 0 for a side file; `defaults` are (option, text) pairs."""
+    """The index of a bundle. `program_size` is 0 for a side file; `defaults` are (option, text) pairs."""
 
     path: Path
     program_size: int
@@ -58,30 +59,30 @@ class Bundle:
     program_sha256: str = ""
 
     def part(self, role: str) -> Part | None:
-        """The part with that role."""
+        """The part with this role, or None."""
         return next((part for part in self.parts if part.role == role), None)
 
 
 def find(own_file: Path) -> Bundle | None:
-    """The bundle that the program's own file is, or that lies beside it; None if there is none. BundleError."""
+    """The bundle that the program's own file is, or its side file; None without one. BundleError."""
     for path in (own_file, side_file(own_file)):
         bundle = read(path)
         if bundle is not None:
             return bundle
     if path.exists():
-        raise BundleError(f"{path} is incomplete: get it again")
+        raise BundleError(f"{path} is incomplete: download it again")
     return None
 
 
 def side_file(program: Path) -> Path:
-    """Where the side file of a program is: `my-app.bundle` for `my-app` and `my-app.exe`."""
+    """The path of a program's side file: `my-app.bundle` for `my-app` and `my-app.exe`."""
     return program.with_name((program.stem if program.suffix == ".exe" else program.name) + SUFFIX)
 
 
 def read(path: Path) -> Bundle | None:
-    """The bundle in `path`; None where there is no such file, or it is no bundle. BundleError for a damaged one."""
+    """The bundle in `path`; None if there is no such file or it isn't a bundle. BundleError if it is damaged."""
     if not path.is_file():
-        return None  # nor is a pipe one, which would have to be waited for
+        return None  # this also skips pipes, which would block
     try:
         with open(path, "rb") as stream:
             end = stream.seek(0, 2)
@@ -92,36 +93,36 @@ def read(path: Path) -> Bundle | None:
                 return None
             _, offset, size, digest = TRAILER.unpack(tail)
             if size > MAX_INDEX or offset + size + TRAILER.size != end:
-                raise BundleError(f"{path} was cut off or changed behind its model: get it again")
+                raise BundleError(f"{path} was cut off or changed after its model: download it again")
             stream.seek(offset)
             data = stream.read(size)
     except OSError:
         return None
-    import hashlib  # here, because most models are no bundles
+    import hashlib  # imported here: most models are not bundles
 
     if hashlib.sha256(data).digest() != digest:
-        raise BundleError(f"{path} has a damaged index: get it again")
+        raise BundleError(f"{path} has a damaged index: download it again")
     return _from_index(path, json.loads(data))
 
 
 def _refuse_cut_off(path: Path, stream: BinaryIO, end: int) -> None:
-    """BundleError for a one-file program with something behind it that isn't a bundle's end."""
+    """BundleError if data follows a one-file program but isn't a complete bundle."""
     stream.seek(0)
     if stream.read(len(ONE_FILE_START)) == ONE_FILE_START:
         size = program_size(stream.read(4096))
         if size and end > size:
-            raise BundleError(f"{path} is incomplete, a part of its model is missing: get it again")
+            raise BundleError(f"{path} is incomplete, a part of its model is missing: download it again")
 
 
 def program_size(start: bytes) -> int:
-    """Bytes of the one-file program that begins with `start`; 0 if it is none that says so."""
+    """The size in bytes of a one-file program that begins with `start`; 0 for other files."""
     found = ONE_FILE_SIZE.search(start)
     return int(found[1]) + int(found[2]) if found else 0
 
 
 def _from_index(path: Path, index: dict) -> Bundle:
     if index.get("format") != FORMAT:
-        raise BundleError(f"{path} was made by a newer version of this program ({index.get('made_by')}): use that one")
+        raise BundleError(f"{path} needs a newer version of this program ({index.get('made_by')})")
     return Bundle(
         path,
         index["program_size"],
@@ -133,8 +134,8 @@ def _from_index(path: Path, index: dict) -> Bundle:
 
 
 def tail_of(bundle: Bundle, offset: int) -> bytes:
-    """Index and trailer, which begin at `offset`: the end of the file."""
-    from dataclasses import asdict  # here, because nearly all starts come without
+    """Index and trailer as the end of a file; the index begins at `offset`."""
+    from dataclasses import asdict  # imported here: few starts need it
 
     index = {
         "format": FORMAT,

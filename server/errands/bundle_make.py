@@ -1,10 +1,10 @@
-"""Making bundles, showing what is in one, taking it apart, checking it: what `--bundle` and its like do.
+"""Makes bundles, shows and checks them, and takes them apart: `--bundle` and the options that belong to it.
 
-Runs on the main thread instead of a server. Imports the leaf `bundle`. A bundle is written under another name and
-renamed when complete. Copying and hashing is one pass; a file of several gigabytes takes as long as the disk.
+Main thread, instead of serving. Imports the leaf `bundle`. A bundle is written under a temporary name and renamed when
+it is complete. Copying and hashing are one pass, as fast as the disk.
 
-Not taken: hard links or reflinks into the new file. They'd save the copy on few file systems and only for aligned
-parts."""
+Way not taken: hard links or reflinks into the new file. Few file systems have them, and only for aligned parts.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make(
     defaults: tuple[tuple[str, str], ...],
     made_by: str,
 ) -> Bundle:
-    """Write `output` from the one-file program `base` (None: a side file alone) and the parts. BundleError."""
+    """Write the bundle `output` from the one-file program `base` (None for a side file) and the parts. BundleError."""
     sources = [(MODEL, model)] + ([(MMPROJ, mmproj)] if mmproj else [])
     for _, path in sources:
         _check_gguf(path)
@@ -76,7 +76,7 @@ def make_with_side_file(
     defaults: tuple[tuple[str, str], ...],
     made_by: str,
 ) -> list[Path]:
-    """Program and parts as two files; without `base` the second one alone. The paths written."""
+    """Write the program and its side file; without `base` only the side file. Returns the paths."""
     side = side_file(output)
     make(None, side, model, mmproj, defaults, made_by)
     if base is None:
@@ -89,7 +89,7 @@ def make_with_side_file(
 
 
 def info(bundle: Bundle) -> str:
-    """What is in it, for people."""
+    """The contents of a bundle as text."""
     lines = [f"{bundle.path}: made by {bundle.made_by}"]
     if bundle.program_size:
         lines.append(f"  program: {bundle.program_size} bytes")
@@ -101,7 +101,7 @@ def info(bundle: Bundle) -> str:
 
 
 def check(bundle: Bundle) -> None:
-    """Hash the program and all parts again; BundleError names those that aren't what they were."""
+    """Hash the program and all parts again. BundleError names those that were changed."""
     wrong = []
     pieces = [(part.name, part.offset, part.size, part.sha256) for part in bundle.parts]
     if bundle.program_sha256:
@@ -112,11 +112,11 @@ def check(bundle: Bundle) -> None:
             if _copy(stream, None, size, name) != sha256:
                 wrong.append(name)
     if wrong:
-        raise BundleError(f"{bundle.path} is damaged ({', '.join(wrong)}): get it again")
+        raise BundleError(f"{bundle.path} is damaged ({', '.join(wrong)}): download it again")
 
 
 def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
-    """Write program and parts into `folder`, each under its own name; refuses to overwrite. The paths written."""
+    """Write program and parts into `folder` under their own names, without overwriting. Returns the paths."""
     pieces = [(part.name, part.offset, part.size, part.sha256) for part in bundle.parts]
     if bundle.program_size:
         pieces.insert(0, ("llama-srv", 0, bundle.program_size, bundle.program_sha256))
@@ -124,20 +124,20 @@ def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
     paths = [folder / Path(name).name for name, *_ in pieces]
     for path in paths:
         if path.exists():
-            raise BundleError(f"{path} is there already: name another folder, or remove it")
+            raise BundleError(f"{path} exists already: name another folder, or remove the file")
     with open(bundle.path, "rb") as stream:
         for path, (name, offset, size, sha256) in zip(paths, pieces):
             stream.seek(offset)
             with _written(path, size) as out:
                 if _copy(stream, out, size, name) != sha256 and sha256:
-                    raise BundleError(f"{bundle.path} is damaged ({name}): get it again")
+                    raise BundleError(f"{bundle.path} is damaged ({name}): download it again")
     if bundle.program_size:
         paths[0].chmod(0o755)
     return paths
 
 
 def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
-    """The part as a file of its own in `cache`, for libraries that can only open a path; written once."""
+    """Write a part to a file in `cache`, once, for libraries that need a path. Returns the path."""
     path = cache / "parts" / f"{part.sha256[:16]}-{Path(part.name).name}"
     try:
         if path.stat().st_size == part.size:
@@ -147,12 +147,12 @@ def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
     with open(bundle.path, "rb") as stream, _written(path, part.size) as out:
         stream.seek(part.offset)
         if _copy(stream, out, part.size, part.name) != part.sha256:
-            raise BundleError(f"{bundle.path} is damaged ({part.name}): get it again")
+            raise BundleError(f"{bundle.path} is damaged ({part.name}): download it again")
     return path
 
 
 def _program_size(base: Path) -> int:
-    """Bytes of the program in `base`, which may be a bundle already."""
+    """The size in bytes of the program in `base`, which may be a bundle."""
     try:
         with open(base, "rb") as stream:
             start = stream.read(4096)
@@ -160,13 +160,13 @@ def _program_size(base: Path) -> int:
         raise BundleError(f"--base {base} can't be read: {error.strerror}") from None
     if not start.startswith((ONE_FILE_START, WINDOWS_START)):
         raise BundleError(
-            f"{base} is not the one-file program: name it with --base (llama-srv-PLATFORM-BACKEND"
+            f"{base} is not the one-file program: name one with --base (llama-srv-PLATFORM-BACKEND"
             + advice(", made by build_scripts/build_exe.py)", ")")
         )
     bundle = read(base)
     size = base.stat().st_size
     if bundle is None and program_size(start) > size:
-        raise BundleError(f"{base} is incomplete: get it again")
+        raise BundleError(f"{base} is incomplete: download it again")
     return bundle.program_size if bundle else size
 
 
@@ -182,12 +182,12 @@ def _check_gguf(path: Path) -> None:
 
 @contextlib.contextmanager
 def _written(path: Path, needed: int) -> Iterator[BinaryIO]:
-    """A new file, complete under its name or not there at all."""
+    """Open a new file that appears under its name only when it is complete."""
     temp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         free = shutil.disk_usage(path.parent).free
         if free < needed:
-            raise BundleError(f"not enough room in {path.parent}: {needed >> 20} MiB needed, {free >> 20} MiB free")
+            raise BundleError(f"{path.parent} has too little room: {needed >> 20} MiB needed, {free >> 20} MiB free")
         with open(temp, "wb") as out:
             yield out
         os.replace(temp, path)
@@ -198,13 +198,13 @@ def _written(path: Path, needed: int) -> Iterator[BinaryIO]:
 
 
 def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "") -> str:
-    """Copy `size` bytes and return their sha256; without a target only that. Shows progress on a terminal."""
+    """Copy `size` bytes and return their sha256; without a target only hash. Shows the progress on a terminal."""
     digest, left = hashlib.sha256(), size
     is_shown = bool(label) and shows_progress() and size > 16 * BLOCK
     while left:
         block = source.read(min(BLOCK, left))
         if not block:
-            raise BundleError(f"{getattr(source, 'name', 'the file')} ended {left} bytes early: get it again")
+            raise BundleError(f"{getattr(source, 'name', 'the file')} ended {left} bytes early: download it again")
         digest.update(block)
         if target is not None:
             target.write(block)
@@ -215,5 +215,5 @@ def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "")
 
 
 def default_output(model: Path) -> Path:
-    """Where a bundle goes without --output: `./NAME` for `.../NAME.gguf`."""
+    """The bundle's path without --output: `./NAME` for `.../NAME.gguf`."""
     return Path(model.stem + (".exe" if sys.platform == "win32" else ""))

@@ -1,10 +1,10 @@
-"""A start by a double click on the program, or by a model that was dropped on it: somebody looks at a window, not at a
-shell. The web page is opened, a missing model is asked for, and the window stays until an error has been read.
+"""A start by double click on the program, or by dropping a model on it: the user sees a window instead of a shell. The
+web page is opened, the model is asked for if none was given, and an error stays visible until a key is pressed.
 
-Main thread, called by `launch` around everything else. Only the executable on Windows and macOS is started so: there a
-click opens a console. A start with options comes from a shell or a service, and nobody is asked anything.
+Main thread; `launch` calls it. Only executables on Windows and macOS can be started like this, since a click there
+opens a console. A start with options comes from a shell or a service, and asks nothing.
 
-Not taken: a dialog for files. Consoles take a file that is dragged into them, and type its path.
+Way not taken: a file dialog. A file can be dragged into the console, which types its path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAREWELL = "Press Enter to close this window. "
 
 
 def is_one(argv: Sequence[str], system: str = sys.platform) -> bool:
-    """Whether this is such a start: no words, or one that a drop has left."""
+    """Whether this start is a double click or a drop."""
     if not program.is_frozen() or sys.stdin is None or not sys.stdin.isatty():
         return False
     if system == "win32":
@@ -29,7 +29,8 @@ def is_one(argv: Sequence[str], system: str = sys.platform) -> bool:
 
 
 def n_console_processes() -> int:
-    """How many processes share this console; in one that a click has opened, ours alone. The one-file one is two."""
+    """The number of processes in this console. A click opens a new console, with one process (two for the one-file
+    program)."""
     import ctypes
 
     return ctypes.WinDLL("kernel32").GetConsoleProcessList((ctypes.c_uint32 * 8)(), 8)  # type: ignore[attr-defined]
@@ -38,27 +39,27 @@ def n_console_processes() -> int:
 def words(
     argv: Sequence[str], has_model: bool, ask: Callable[[str], str] = input, system: str = sys.platform
 ) -> list[str]:
-    """The command line to go on with."""
+    """The command line to continue with."""
     model = [] if has_model else path_in(ask(QUESTION), system)
     return [*argv, *model, "--open"]
 
 
 def path_in(typed: str, system: str) -> list[str]:
-    """The path as a console types a dragged file: in quotes on Windows, with backslashes before blanks elsewhere."""
+    """The path of a dragged file as the console typed it: quoted on Windows, with escaped spaces elsewhere."""
     typed = typed.strip()
     if system != "win32":
-        import shlex  # here, because hardly any start is such a one
+        import shlex  # imported here: few starts need it
 
         try:
             typed = " ".join(shlex.split(typed))
         except ValueError:
-            pass  # a quote in the name, typed by hand
+            pass  # an unmatched quote, so the path was typed by hand
     path = typed.strip('"')
     return ["--model", path] if path else []
 
 
 def hold(ask: Callable[[str], str] = input) -> None:
-    """Leave the window open until what it says has been read."""
+    """Keep the window open until Enter is pressed."""
     try:
         ask(FAREWELL)
     except (EOFError, KeyboardInterrupt):

@@ -1,8 +1,7 @@
-"""What the program does instead of serving: show a completion script or the manual page, make bundles and open them
-up.
+"""Runs the options that replace serving: completion scripts, the manual page, making and opening bundles.
 
-Runs on the main thread, called by `app`, which knows what of this needs the native libraries and does that itself.
-A server imports this, too, for the place of its model; what only errands need is imported by them.
+Main thread; called by `app`, which itself handles those that need the native libraries. A server imports this module
+for the place of its model, so what only these options need is imported inside functions.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from server.records import record
 
 NO_BUNDLE = "this program holds no model: name a bundle with -m FILE, or make one with --bundle MODEL.gguf"
 NO_BASE = (
-    "a bundle needs the one-file program, and this is {what}: name one with --base FILE"
+    "a bundle needs the one-file program, but this is {what}: name one with --base FILE"
     + program.advice(" (build_scripts/build_exe.py makes it)", "")
-    + ", or take --side-file"
+    + ", or use --side-file"
 )
 
 
 @record(frozen=True)
 class ModelPlace:
-    """Where the model is: `path`, and for a bundle where in it. `size` 0 means to the end of the file."""
+    """The place of a model: the file `path`, and within a bundle offset and size in bytes (size 0: to the end)."""
 
     path: str
     offset: int = 0
@@ -37,21 +36,21 @@ class ModelPlace:
 
 
 def place_of(path: str) -> ModelPlace:
-    """Where the model of `-m path` is: in the file, or in the bundle that the file is."""
+    """The place of the model of `-m path`, which may be a bundle."""
     bundle = read(Path(path))
     return place_in(bundle) if bundle else ModelPlace(path)
 
 
 def place_in(bundle: Bundle) -> ModelPlace:
-    """Where a bundle has its model."""
+    """The place of the model in a bundle."""
     part = bundle.part(MODEL)
     if part is None:
-        raise BundleError(f"{bundle.path} holds no model")
+        raise BundleError(f"{bundle.path} has no model")
     return ModelPlace(str(bundle.path), part.offset, part.size, part.name, bundle)
 
 
 def run(options: ErrandOptions, sources: SourceOptions, own: Bundle | None, version: str) -> int | None:
-    """Do what the options ask for instead of serving: the exit code; None if this isn't the place for it."""
+    """Run the option that replaces serving, and return the exit code. None if no such option is set."""
     if options.completion or options.completion_bash:
         from server.options import shells
 
@@ -81,7 +80,7 @@ def _open_up(options: ErrandOptions, model: str | None, own: Bundle | None) -> N
     if options.bundle_check:
         bundle_make.check(bundle)
         what = f"{'the program and ' if bundle.program_sha256 else ''}all {len(bundle.parts)} parts"
-        print(f"{bundle.path}: {what} are what they were")
+        print(f"{bundle.path}: {what} are unchanged")
     if options.unbundle:
         print("\n".join(map(str, bundle_make.take_apart(bundle, Path(options.unbundle)))))
 
@@ -108,7 +107,7 @@ def _make(options: ErrandOptions, projector: str | None, version: str) -> None:
 
 
 def _base(options: ErrandOptions) -> tuple[Path | None, bool]:
-    """The program to put the model behind (None: only the side file is written), and whether there is a side file."""
+    """The program to put the model behind (None for a side file only), and whether to write a side file."""
     is_one_file = program.is_one_file()
     base = Path(options.base) if options.base else program.own_file() if is_one_file else None
     with_side_file = options.side_file or (base or Path()).suffix == ".exe"
@@ -118,7 +117,7 @@ def _base(options: ErrandOptions) -> tuple[Path | None, bool]:
 
 
 def projector_of(model: ModelPlace, cache: Path) -> str:
-    """The projector of the model's bundle as a file of its own, since libmtmd opens only such; "" if it has none."""
+    """The projector of the model's bundle, written to a file because libmtmd needs a path; "" without one."""
     bundle = model.bundle
     part = bundle.part(MMPROJ) if bundle else None
     if bundle is None or part is None:
@@ -129,7 +128,7 @@ def projector_of(model: ModelPlace, cache: Path) -> str:
 
 
 def open_page(url: str) -> bool:
-    """Open the page in the user's browser, without waiting for it; False where there is none."""
+    """Open the page in the user's browser without waiting. Returns False if there is none."""
     import webbrowser
 
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

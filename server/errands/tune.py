@@ -1,12 +1,11 @@
-"""`--tune`: find out which CPU plug-in, and how many threads, a model is quickest with here, and keep that.
+"""`--tune`: finds the fastest CPU plug-in and number of threads for a model on this machine, and remembers them.
 
-Main thread, instead of serving. llama.cpp takes the plug-in that knows most of the CPU's instructions, which isn't
-always the quickest: it depends on the type of the weights. Each is measured in a child process, the same program with
-the same options and `--tune --cpu-variant NAME`, since a process can hold only one. They take turns, and each is
-compared with llama.cpp's choice in the same turn, so that a machine that gets slower meanwhile favours none. Imports
-the standard library and `tuned`.
+Main thread, instead of serving. llama.cpp picks the plug-in that uses most of the CPU's instructions, which isn't
+always the fastest; that depends on the type of the weights. A process can load only one plug-in, so each is measured in
+a child: the same program with `--tune --cpu-variant NAME`. Candidates take turns and are compared with llama.cpp's
+choice of the same round, so a machine that becomes slower favours none. Imports the standard library and `tuned`.
 
-Not taken: a rule by type of weights and kind of CPU; there are figures of one machine only.
+Way not taken: a rule by weight type and CPU. There are measurements of one machine only.
 """
 
 from __future__ import annotations
@@ -24,52 +23,52 @@ from server.errands.tuned import AUTO, NOTHING, Tuned
 from server.program import shows_progress
 
 ROUNDS = 5
-HOPELESS = 0.85  # of the best one's speed: not measured again
-MOST_LEFT = 3  # that are measured in all rounds
-WORTH = 1.02  # of the speed with what is usual
-PATIENCE, PATIENCE_S = 4.0, 10.0  # how much longer than llama.cpp's choice another may take
-FEW_CORES = 4
+HOPELESS = 0.85  # a candidate below this share of the best speed is dropped
+MOST_LEFT = 3  # candidates that are measured in all rounds
+WORTH = 1.02  # least gain over the usual choice that counts
+PATIENCE, PATIENCE_S = 4.0, 10.0  # time limit of a candidate: this many times that of the usual choice, plus seconds
+FEW_CORES = 4  # with fewer cores, numbers of threads aren't compared
 FIGURE = re.compile(r"(\d+ rows?[a-z ]*(?: behind \d+)?) ([\d.]+) ms")
 
-Figures = dict[str, float]  # seconds by kind of step
+Figures = dict[str, float]  # seconds per step, by kind of step
 Run = Callable[[Sequence[str], "float | None"], "Figures | str"]
 
 
 def text_of(figures: Iterable[tuple[str, float]]) -> str:
-    """`1 row 5.02 ms, 8 rows behind 512 14.20 ms`, which `run_child` reads again."""
+    """Figures as text, such as `1 row 5.02 ms, 8 rows behind 512 14.20 ms`; `run_child` parses it."""
     return ", ".join(f"{kind} {seconds * 1e3:.2f} ms" for kind, seconds in figures)
 
 
 def without_tune(argv: Sequence[str]) -> list[str]:
-    """The command line that the children share."""
+    """The command line for the children."""
     return [word for word in argv if word != "--tune"]
 
 
 def in_ms(figures: Figures) -> str:
-    """The milliseconds alone, below each other in columns."""
+    """The milliseconds in columns."""
     return "".join(f"{seconds * 1e3:9.2f}" for seconds in figures.values())
 
 
 def speed(figures: Figures, usual: Figures) -> float:
-    """How many times as quick as usual, all kinds of steps counting alike."""
+    """The speed relative to the usual choice: the geometric mean over all kinds of steps."""
     ratios = [math.log(usual[kind] / figures[kind]) for kind in usual if kind in figures]
     return math.exp(sum(ratios) / len(ratios)) if ratios else 0.0
 
 
 def sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
-    """The same of several turns: at their best, or in most of them, whichever is less. A machine that is quicker at
-    times blurs the one, a turn that is disturbed the other."""
+    """The speed over several rounds: of the best rounds, or the median of rounds, whichever is less. The first is
+    unreliable on a machine whose speed varies, the second if a round is disturbed."""
     return min(speed(shortest(runs), shortest(usual)), median(map(speed, runs, usual)))
 
 
 def shortest(runs: Sequence[Figures]) -> Figures:
-    """The best of each kind of step."""
+    """The shortest time of each kind of step."""
     return {kind: min(figures.get(kind, seconds) for figures in runs) for kind, seconds in runs[0].items()}
 
 
 def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[str], None] = print) -> Tuned:
-    """Measure the plug-ins, then numbers of threads up to `n_cores` (0: that is settled). ValueError if llama.cpp's own
-    choice can't be measured, with what went wrong."""
+    """Measure the plug-ins, then numbers of threads up to `n_cores` (0: don't). ValueError if the usual choice
+    fails."""
     variant = AUTO
     if variants:
         variant = _quickest({name: ["--cpu-variant", name] for name in (AUTO, *variants)}, AUTO, run, say)
@@ -84,7 +83,7 @@ def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[st
 
 
 def _quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say: Callable[[str], None]) -> str:
-    """The name of the quickest candidate, or of the usual one if none is worth it."""
+    """The name of the fastest candidate; the usual one if no other is faster by WORTH."""
     found: dict[str, list[Figures]] = {name: [] for name in candidates}
     speeds: dict[str, float] = {}
     patience_s = None
@@ -111,13 +110,13 @@ def _quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say
         if list(found) == [usual]:
             return usual
     for name in sorted(found, key=lambda name: -speeds[name]):
-        say(f"{name:>18} {'is the measure' if name == usual else f'{100 * (speeds[name] - 1):+.0f} %'}")
+        say(f"{name:>18} {'(reference)' if name == usual else f'{100 * (speeds[name] - 1):+.0f} %'}")
     winner = max(found, key=speeds.__getitem__)
     return winner if speeds[winner] >= WORTH else usual
 
 
 def run_child(command: Sequence[str], words: Sequence[str], timeout_s: float | None) -> Figures | str:
-    """What a process prints that measures with these options besides, or why it doesn't."""
+    """The figures that a child measures with these options; as text the reason if it fails."""
     try:
         child = subprocess.run(
             [*command, *words, "--tune"], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
@@ -129,16 +128,16 @@ def run_child(command: Sequence[str], words: Sequence[str], timeout_s: float | N
         return found
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
     why = lines[-1].removeprefix("error: ") if lines else f"ended with code {child.returncode}"
-    return why.partition(";")[0]  # the rest would be advice
+    return why.partition(";")[0]  # the rest is advice
 
 
 def report(tuned: Tuned, path: Path | str) -> str:
-    """What has been found, and what follows from it."""
+    """The result as text."""
     if tuned == NOTHING:
-        return "\nnothing is quicker here than what llama.cpp chooses by itself"
+        return "\nnothing is faster here than llama.cpp's own choice"
     return (
-        f"\nfrom now on this model is served with {tuned}, unless these options are given "
-        f"(--cpu-variant auto is llama.cpp's choice)\nkept in {path}"
+        f"\nfrom now on this model is served with {tuned}, unless these options are set "
+        f"(--cpu-variant auto is llama.cpp's own choice)\nsaved in {path}"
     )
 
 

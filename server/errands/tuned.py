@@ -1,11 +1,11 @@
-"""What `--tune` has found out for a model on this machine, kept in the cache folder and looked up at each start.
+"""The results of `--tune` for models on this machine, in the cache folder. They are looked up at each start.
 
-Main thread. Imports next to nothing, because `launch` asks before the engine's process is started. One file for a
-model, by name and size, with a line for each CPU that it was measured on (homes are shared between machines). A line
-counts only where CPU and plug-in are the same as then, so that an update or another machine can't be told to use what
-isn't there. Whatever is wrong with such a file, it is as if there were none.
+Main thread. Imports very little, because `launch` asks before it starts the engine's process. Each model (by name and
+size) has a file with a line per CPU, since several machines may share a home folder. A line is used only if CPU and
+plug-in are still the same. A damaged file is ignored.
 
-Not taken: measuring without being asked. It takes the whole machine for some time, and a large model's weights twice.
+Way not taken: measuring without being asked. It needs the whole machine for some time, and twice the memory of the
+weights.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
 
 CPU_INFO = "/proc/cpuinfo"
 CPU_KEYS = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU ", b"Features")
-MOST_BYTES = 1 << 16
-MOST_THREADS = 1024
+MOST_BYTES = 1 << 16  # of a file
+MOST_THREADS = 1024  # larger numbers in a file are ignored
 
 
 class Tuned(NamedTuple):
-    """The CPU plug-in (None: the one that llama.cpp chooses) and how many threads (-1: as many as ever)."""
+    """The CPU plug-in (None: llama.cpp's choice) and the number of threads (-1: the default)."""
 
     cpu_variant: str | None = None
     n_threads: int = -1
 
     def __str__(self) -> str:
-        """As options."""
+        """The result as options."""
         words = [f"--cpu-variant {self.cpu_variant}"] * (self.cpu_variant is not None)
         return " ".join(words + [f"-t {self.n_threads}"] * (self.n_threads > 0))
 
 
-AUTO = "auto"  # as a CPU variant: llama.cpp's choice, whatever was found
+AUTO = "auto"  # the value of --cpu-variant for llama.cpp's choice, whatever was found
 NOTHING = Tuned()
 
 
 def chosen(options: ModelOptions, model: str, libs: Path) -> Tuned:
-    """What the options say, and where they leave it open what has been found for this model file ("" for none)."""
+    """The settings of the options, completed by what was found for this model file ("" for none)."""
     found = recall(model, libs) if model else NOTHING
     variant = options.cpu_variant or found.cpu_variant
     return Tuned(None if variant == AUTO else variant, options.threads if options.threads > 0 else found.n_threads)
 
 
 def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> Tuned:
-    """What is known of this model file with the libraries in this folder, on this CPU."""
+    """What was found for this model file, on this CPU with these libraries."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         cpu = cpu_name()
         for line in _read(file_of(model, environ)):
@@ -68,7 +68,7 @@ def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> T
 
 
 def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str, str] = os.environ) -> Path:
-    """Keep it for later starts; `plugin` is the file of `tuned.cpu_variant`. OSError where that can't be."""
+    """Save a result; `plugin` is the file of `tuned.cpu_variant`. OSError."""
     path, cpu = file_of(model, environ), cpu_name()
     lines = []
     with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str
 
 
 def cpu_name() -> str:
-    """This CPU and what it can do, as a few letters."""
+    """A short hash of this CPU's name and features."""
     try:
         with open(CPU_INFO, "rb") as file:
             first = file.read(MOST_BYTES).partition(b"\n\n")[0]
@@ -97,7 +97,7 @@ def cpu_name() -> str:
 
 
 def file_of(model: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where it is kept what is known of a model file. OSError if that isn't there."""
+    """The file with the results of a model. OSError if the model doesn't exist."""
     return cache_folder(environ) / "tuned" / f"{os.path.basename(model)}-{os.stat(model).st_size}"
 
 

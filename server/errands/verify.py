@@ -1,10 +1,11 @@
-"""`--verify`: are the files of this program, and llama.cpp's, what they were when they were made?
+"""`--verify`: checks that the files of this program and of llama.cpp are unchanged.
 
-Runs on the main thread instead of a server. Sums come from where each part was made: the bill of materials in the
-folder of an executable, the head of the one-file program, the manifest of the native libraries, a bundle's index.
+Main thread, instead of serving. Each part has its checksums: an executable's folder has a bill of materials, the
+one-file program has them in its head, the native libraries have a manifest, a bundle has its index.
 
-Not taken: hashing at each start. It takes 40 to 80 ms for the libraries alone, a fifth of the time until the server
-listens; a start compares their sizes, and the one-file program was compared as a whole before it was unpacked."""
+Way not taken: hashing at each start. The libraries alone would take 40 to 80 ms, a fifth of the time until the server
+listens. A start compares their sizes, and a one-file program is checked as a whole when it is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +27,29 @@ LIBRARY = re.compile(r"(?i)(?:lib)?(?:ggml|llama|mtmd)\b.*\.(?:so|dylib|dll)\b.*
 
 
 def report(libs: Path, own: Bundle | None) -> str:
-    """What was compared, for people. StartError names each file that isn't what it was, BundleError for a bundle's."""
+    """The result as text. StartError names each changed file of the program or the libraries, BundleError those of a
+    bundle."""
     wrong, lines = [], []
     for folder, sums in ((Path(sys.executable).parent, bill_sums()), (libs, library_sums(libs))):
         if sums:
             wrong += [str(folder / name) for name, digest in sums.items() if sha256_of(folder / name) != digest]
-            lines.append(f"{folder}: {len(sums)} files are what they were")
+            lines.append(f"{folder}: {len(sums)} files are unchanged")
     wrong += [str(path) for path in strange_libraries(libs)]
     if program.is_frozen() and not is_whole(program.own_file()):
         wrong.append(str(program.own_file()))
     if wrong:
-        raise StartError(f"not what it was: {', '.join(dict.fromkeys(wrong))}. Remove its folder and get it again")
+        raise StartError(
+            f"changed, or not part of the program: {', '.join(dict.fromkeys(wrong))}. "
+            "Remove the folder and download it again"
+        )
     if own:
         check(own)
-        lines.append(f"{own.path}: all parts are what they were")
+        lines.append(f"{own.path}: all parts are unchanged")
     return "\n".join(lines) or f"{libs} has no {MANIFEST}: nothing to compare with"
 
 
 def sha256_of(path: Path) -> str:
-    """The sum of a file; "" for one that can't be read."""
+    """The checksum of a file; "" if it can't be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:
@@ -56,7 +61,7 @@ def sha256_of(path: Path) -> str:
 
 
 def bill_sums() -> dict[str, str]:
-    """File -> sum, of the folder that this executable is in."""
+    """Checksums by file, for the folder of this executable."""
     bill = Path(sys.executable).parent / BILL
     if not program.is_frozen() or not bill.is_file():
         return {}
@@ -65,18 +70,18 @@ def bill_sums() -> dict[str, str]:
 
 
 def library_sums(libs: Path) -> dict[str, str]:
-    """File -> sum, of the native libraries."""
+    """Checksums by file, for the native libraries."""
     try:
         files = json.loads((libs / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError) as error:
-        raise StartError(f"{libs / MANIFEST} can't be read ({error}): get the libraries again") from None
+        raise StartError(f"{libs / MANIFEST} can't be read ({error}): download the libraries again") from None
     return {name: facts["sha256"] for name, facts in files.items()}
 
 
 def strange_libraries(libs: Path) -> list[Path]:
-    """Libraries that no manifest knows: llama.cpp would load them."""
+    """Libraries that the manifest doesn't list. llama.cpp would load them."""
     known = library_sums(libs)
     if not known:
         return []
@@ -85,7 +90,7 @@ def strange_libraries(libs: Path) -> list[Path]:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a one-file program is what its head says, the way build_scripts/one_file.sh looks; True for others."""
+    """Whether a one-file program matches its head, checked as build_scripts/one_file.sh does. True for other files."""
     with open(file, "rb") as stream:
         start = stream.read(4096)
         size, found = program_size(start), HEAD_SUM.search(start)
