@@ -99,7 +99,7 @@ def test_the_answer_is_judged_without_any_of_the_spans_too(two):
         ({"spans": [""]}, "spans"),
         ({"spans": "x"}, "spans"),
         ({"spans": ["x"] * 101}, "at most 100"),
-        ({"part": "elsewhere"}, "no such part"),
+        ({"part": "elsewhere"}, "doesn't contain this part"),
         ({"prompt": "One. " * 150}, "too much"),
         ({"messages": "x"}, "messages"),
     ],
@@ -108,7 +108,7 @@ def test_what_is_wrong_is_told_before_anything_is_computed(two, fields, says):
     n = len(two.backend.batches)
     answer = two.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is", **fields})
     assert answer.status == 400 and says in answer.error["message"]
-    assert len(two.backend.batches) - n <= 0 or says == "no such part"
+    assert len(two.backend.batches) - n <= 0 or says == "doesn't contain this part"
 
 
 @pytest.mark.parametrize("value", ["yes", 5, {"colour": 1}, {"spans": 3}, {"method": "guess"}])

@@ -114,7 +114,7 @@ def test_without_pooling_each_token_has_a_vector_as_the_model_made_it(make_api):
     assert api.post("/embedding", {"content": "hello"}).json() == {"embedding": rows}
     assert api.post("/embeddings", {"content": ["hello"]}).json() == [{"index": 0, "embedding": rows}]
     answer = api.post("/v1/embeddings", {"input": "hello"})
-    assert answer.status == 400 and "Pooling type 'none'" in answer.error["message"]
+    assert answer.status == 400 and "--pooling none" in answer.error["message"]
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_an_empty_text_is_refused_where_the_model_adds_nothing(make_api, monkeyp
         ({"input": "x", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "x", "encoding_format": 5}, "encoding_format"),
         ({"input": "x", "dimensions": 0}, "dimensions"),
-        ({"input": "x", "dimensions": 5}, "5 is more than this model has, 4"),
+        ({"input": "x", "dimensions": 5}, "5 is too many, this model's vectors have 4"),
         ({"input": "x", "embd_normalize": -2}, "embd_normalize"),
         ({"input": "x", "model": 5}, "model"),
         ({"input": ["x"] * 2049}, "at most 2048"),

@@ -416,7 +416,7 @@ def test_a_client_that_leaves_takes_its_count_along(make_api):
 
 def test_files_are_no_tokens_of_text(eyes: Api):
     answer = eyes.post("/tokenize", {"messages": [{"role": "user", "content": [image_part(CAT)]}]})
-    assert answer.status == 400 and answer.error["message"] == "messages[0].content[0]: no token ids stand for a file"
+    assert answer.status == 400 and answer.error["message"] == "messages[0].content[0]: a file has no token ids"
 
 
 def test_files_are_not_judged(eyes: Api):

@@ -135,7 +135,7 @@ def test_a_model_that_ranks_refuses_files(make_api):
     api = make_api(backend).start()
     answer = api.post("/embedding", {"content": "[img-1]", "image_data": [{"data": PNG, "id": 1}]})
     assert answer.status == 400
-    assert answer.json()["error"]["message"] == "image_data[0]: this model gives scores of texts, and none of files"
+    assert answer.json()["error"]["message"] == "image_data[0]: this model scores texts only, not files"
 
 
 def test_a_client_that_hangs_up_takes_its_files_along(make_api):

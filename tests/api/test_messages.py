@@ -132,15 +132,15 @@ WRONG: dict[str, tuple[dict, str]] = {
     "no source": ({"messages": [user({"type": "image"})]}, "messages[0].content[0].source is not an object"),
     "a file of another server": (
         {"messages": [user({"type": "image", "source": {"type": "file", "file_id": "x"}})]},
-        "messages[0].content[0].source is of type 'file'",
+        "messages[0].content[0].source: the type 'file'",
     ),
     "a PDF": (
         {"messages": [user({"type": "document", "source": {"type": "base64", "media_type": "application/pdf"}})]},
-        "messages[0].content[0].source is of type 'base64'; of documents only text is read here, and no PDF",
+        "messages[0].content[0].source: the type 'base64' isn't supported (PDF isn't either)",
     ),
     "a PDF of another server": (
         {"messages": [user({"type": "document", "source": {"type": "url", "url": "http://x/y.pdf"}})]},
-        "messages[0].content[0].source is of type 'url'; of documents only text is read here, and no PDF",
+        "messages[0].content[0].source: the type 'url' isn't supported (PDF isn't either)",
     ),
     "a result without a call": (
         {"messages": [user({"type": "tool_result"})]},
@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[dict, str]] = {
     "a budget": ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens: 'None' is not a number"),
     "a budget below nothing": ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens: '0'"),
     "an effort": ({"output_config": {"effort": "most"}}, "output_config.effort: 'most' is unknown"),
-    "a format": ({"output_config": {"format": {"type": "xml"}}}, "output_config.format: give an object"),
+    "a format": ({"output_config": {"format": {"type": "xml"}}}, "output_config.format: only an object with the type json_schema"),
     "a schema": ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema is not an object"),
     "a schema that is none": (
         {"output_config": {"format": {"type": "json_schema", "schema": {"type": "nothing"}}}},

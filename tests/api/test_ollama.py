@@ -320,7 +320,7 @@ def test_an_answer_goes_on_with_the_assistants_message_at_the_end(talker):
         (HI * 20_001, "messages: 20001 are too many"),
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 129}],
-            "messages[0].tool_calls: more than 128",
+            "messages[0].tool_calls: too many, at most 128",
         ),
     ],
 )
@@ -450,7 +450,7 @@ def test_what_belongs_before_a_suffix_is_found_by_models_that_can(make_api):
     assert context[:-1] == [BOS, 1, *b"ab", 2, *b"yz", 3]
     assert "insert" in api.post("/api/show", {"model": "x"}).json()["capabilities"]
     plain = make_api(FakeBackend()).start().post("/api/generate", {"prompt": "ab", "suffix": "yz"})
-    assert plain.status == 501 and "filling in the middle" in plain.json()["error"]
+    assert plain.status == 501 and "can't fill in the middle" in plain.json()["error"]
 
 
 # ---- the other routes --------------------------------------------------------------------------------------------

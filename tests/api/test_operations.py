@@ -158,7 +158,7 @@ def test_a_new_certificate_counts_after_a_reload_and_a_bad_one_does_not(make_api
     pem.write_text("half of a fi")
     house.reload()
     assert over_tls(api, "/health", trust=OTHER_PEM).status == 200
-    assert "certificate stays as it is" in caplog.text
+    assert "certificate can't be read and stays as it is" in caplog.text
 
 
 def test_keys_are_read_again_by_a_tick_when_they_changed_and_by_a_reload_anyway(make_api, tmp_path):

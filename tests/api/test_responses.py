@@ -266,9 +266,7 @@ def test_the_oldest_turns_are_left_out_where_that_is_wanted(make_api):
     )
     pairs = [pair for i in range(9 - n_kept, 9) for pair in (("user", f"{i}" * 40), ("assistant", "a"))]
     assert said_in(result) == said(chatml(("system", "be brief"), *pairs, ("user", "hi")), 6) and 0 < n_kept < 9
-    assert result["warnings"] == [
-        f"truncation: {2 * (9 - n_kept)} messages don't fit into the context and are left out"
-    ]
+    assert result["warnings"] == [f"truncation: left out {2 * (9 - n_kept)} messages that don't fit into the context"]
     assert "warnings" not in ask(api, truncation="auto") and "warnings" not in ask(api, "x" * 300, truncation="auto")
     alone = api.post(URL, {"input": [*turns, message("user", text("x" * 500))], "truncation": "auto"})
     assert alone.status == 400 and "exceeds the available context size" in alone.error["message"]
@@ -314,8 +312,8 @@ def test_what_does_nothing_is_named(api):
         tools=[{"type": "web_search"}, {"type": "namespace", "name": "n", "tools": []}],
     )
     assert result["warnings"] == [
-        "tools: left out, because this server has none of these types: 'web_search', 'namespace'",
-        "input: left out, because this server has no tools of these kinds: 'mcp_list_tools'",
+        "tools: ignored, because this server doesn't have these types: 'web_search', 'namespace'",
+        "input: ignored, because this server doesn't have these tools: 'mcp_list_tools'",
         "unknown and ignored: 'colour'",
         "client_metadata has no effect: the server identifies clients by API key and address",
         "safety_identifier has no effect: the server identifies clients by API key and address",
@@ -337,7 +335,7 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "prope
 CUSTOM = {"type": "custom", "name": "f"}
 WRONG: dict[str, tuple[dict, str]] = {
     "nothing": ({"input": None}, "input: this field is required"),
-    "an empty list": ({"input": []}, "input: there is nothing to answer"),
+    "an empty list": ({"input": []}, "input: it has no message to answer"),
     "a number": ({"input": 1}, "input is neither a text nor a list of items"),
     "a number for an item": (items(1), "input[0] is not an object"),
     "an item without a type": (items({}), "input[0].type: 'None' is unknown"),
@@ -350,11 +348,11 @@ WRONG: dict[str, tuple[dict, str]] = {
     "a text": (items(HI, message("user", text(1))), "input[1].content[0].text is not a string"),
     "blind": (part_of({"type": "input_image", "image_url": "data:x"}), "input[0].content[0]: this model can't see"),
     "deaf": (part_of({"type": "input_audio", "input_audio": {"data": ""}}), "input[0].content[0]: this model can't"),
-    "an image elsewhere": (part_of({"type": "input_image", "file_id": "f"}), "input[0].content[0]: no files are kept"),
-    "a file elsewhere": (part_of({"type": "input_file", "file_id": "f"}), "input[0].content[0]: no files are kept"),
+    "an image elsewhere": (part_of({"type": "input_image", "file_id": "f"}), "input[0].content[0]: this server stores no files"),
+    "a file elsewhere": (part_of({"type": "input_file", "file_id": "f"}), "input[0].content[0]: this server can't fetch files"),
     "a PDF": (
         part_of({"type": "input_file", "file_data": base64.b64encode(b"%PDF\xff").decode()}),
-        "input[0].content[0]: only files of text (UTF-8) can be read here",
+        "input[0].content[0]: only text files (UTF-8) are supported",
     ),
     "a file that is no base64": (part_of({"type": "input_file", "file_data": "!"}), "file_data is not base64"),
     "a file's name": (part_of({"type": "input_file", "file_data": FILE, "filename": 1}), "content[0].filename is not"),
@@ -378,12 +376,12 @@ WRONG: dict[str, tuple[dict, str]] = {
     "no room": ({"max_output_tokens": 0}, "max_output_tokens: 0 is out of range"),
     "truncation": ({"truncation": "some"}, "truncation: 'some' is unknown"),
     "include": ({"include": [1]}, "include: [1] is not a list of strings"),
-    "a prompt of another server": ({"prompt": {"id": "x"}}, "prompt: no prompts are kept here"),
+    "a prompt of another server": ({"prompt": {"id": "x"}}, "prompt: this server stores no prompts"),
     "too many logprobs": ({"top_logprobs": 101}, "top_logprobs: 101 is out of range"),
-    "too much metadata": ({"metadata": {str(i): "" for i in range(17)}}, "metadata: more than 16"),
-    "metadata": ({"metadata": {"a": 1}}, "metadata: 'a' is no pair"),
-    "long metadata": ({"metadata": {"a": "x" * 513}}, "metadata: 'a' is no pair"),
-    "a metadata name": ({"metadata": {"a" * 65: "x"}}, "metadata: '" + "a" * 64 + "' is no pair"),
+    "too much metadata": ({"metadata": {str(i): "" for i in range(17)}}, "metadata: at most 16"),
+    "metadata": ({"metadata": {"a": 1}}, "metadata: 'a' must be a name"),
+    "long metadata": ({"metadata": {"a": "x" * 513}}, "metadata: 'a' must be a name"),
+    "a metadata name": ({"metadata": {"a" * 65: "x"}}, "metadata: '" + "a" * 64 + "' must be a name"),
     "an effort": ({"reasoning": {"effort": 1}}, "reasoning.effort is not a string"),
     "reasoning": ({"reasoning": "high"}, "reasoning: 'high' is not an object"),
     "a format": ({"text": {"format": {"type": "xml"}}}, "text.format.type: 'xml' is unknown"),
@@ -433,11 +431,11 @@ WRONG: dict[str, tuple[dict, str]] = {
     ),
     "allowed tools": (
         {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}},
-        "tool_choice.tools: give one of the tools",
+        "tool_choice.tools: at least one of the tools",
     ),
     "a conversation and a response": (
         {"conversation": "conv_1", "previous_response_id": "resp_1"},
-        "conversation and previous_response_id exclude each other",
+        "conversation and previous_response_id can't be used together",
     ),
     "a conversation": ({"conversation": 1}, "conversation is neither an id nor an object with one"),
     "the background without a store": ({"background": True, "store": False}, "background: "),

@@ -236,7 +236,7 @@ def test_one_that_waits_for_its_turn_can_be_cancelled(held):
 
 def test_only_what_runs_in_the_background_can_be_cancelled(api):
     answer = api.send("POST", f"{URL}/{ask(api)['id']}/cancel", b"")
-    assert answer.status == 400 and "only responses in the background" in answer.error["message"]
+    assert answer.status == 400 and "only background responses" in answer.error["message"]
 
 
 def test_one_that_runs_is_ended_when_it_is_forgotten(held):
@@ -263,7 +263,7 @@ def test_one_that_fails_says_why(make_api):
 def test_a_key_can_not_fill_the_background(held):
     begun = [held.post(URL, {"input": "hi", "max_output_tokens": 1, "background": True}) for _ in range(17)]
     assert [answer.status for answer in begun] == [200] * 16 + [503]
-    assert "16 responses of yours" in begun[-1].error["message"] and begun[-1].headers["retry-after"]
+    assert "16 of your responses" in begun[-1].error["message"] and begun[-1].headers["retry-after"]
     held.backend.go()
     for answer in begun[:16]:
         assert wait_for(held, answer.json())["status"] == "incomplete"
@@ -309,11 +309,11 @@ def test_without_room_responses_say_that_they_are_not_stored(make_api):
     assert api.post(URL, {"input": "hi", "background": True}).status == 400
     api.context.stored.n_max = 2000
     long = ask(api, "x" * 2000)
-    assert long["store"] is False and long["warnings"] == ["store: there is no room for this response (--store-size)"]
+    assert long["store"] is False and long["warnings"] == ["store: no room is left for this response (--store-size)"]
     assert api.post(URL, {"input": "x" * 2000, "background": True}).status == 503
     talk = api.post(TALKS, {}).json()
     full = ask(api, "x" * 2000, conversation=talk["id"], store=False)
-    assert full["warnings"] == ["conversation: there is no room for these items (--store-size), or it has been deleted"]
+    assert full["warnings"] == ["conversation: no room is left for these items (--store-size), or it has been deleted"]
 
 
 # ---- conversations -----------------------------------------------------------------------------------------------
@@ -359,9 +359,9 @@ def test_items_of_a_conversation_come_and_go(api):
 
 @pytest.mark.parametrize(
     ("body", "word"),
-    [({"items": "x"}, "items: give a list"), ({"items": [1]}, "items[0] is not an object"),
+    [({"items": "x"}, "items: a list of items"), ({"items": [1]}, "items[0] is not an object"),
      ({"items": [{}]}, "items[0].type: 'None' is unknown"),
-     ({"items": [{"id": "msg_1"}]}, "items[0].type: 'item_reference' is unknown"), ({"items": [HI] * 21}, "items: 21 at once are too many"), ({"metadata": {"a": 1}}, "metadata: 'a' is no pair"),
+     ({"items": [{"id": "msg_1"}]}, "items[0].type: 'item_reference' is unknown"), ({"items": [HI] * 21}, "items: 21 are too many"), ({"metadata": {"a": 1}}, "metadata: 'a' must be a name"),
      ({"metadata": []}, "metadata: [] is not an object")],
 )  # fmt: skip
 def test_what_is_wrong_with_a_conversation_is_refused(api, body, word):

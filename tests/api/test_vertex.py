@@ -57,7 +57,7 @@ def test_health_is_where_vertex_asks_and_needs_no_key(make_vertex):
 
 def test_health_may_be_asked_where_it_is_anyway_and_nothing_else_may_be_hidden(make_vertex):
     assert make_vertex(AIP_HEALTH_ROUTE="/health").get("/health").status == 200
-    with pytest.raises(StartError, match="AIP_PREDICT_ROUTE: /completion is another route"):
+    with pytest.raises(StartError, match="AIP_PREDICT_ROUTE: /completion is already a route"):
         make_vertex(AIP_PREDICT_ROUTE="/completion")
 
 

@@ -119,7 +119,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.covers("D16")
 def test_a_chat_in_the_terminal(open_terminal, models, libs_folder):
     terminal = open_terminal("run", "small", "--models-dir", str(models), *QUICK, "-n", "400")
-    assert "small: type a message; /help shows what else there is" in terminal.until(">>> ")
+    assert "small: type a message, or /help" in terminal.until(">>> ")
     terminal.type("/set max_tokens 8\n")
     assert "max_tokens = 8" in terminal.until(">>> ")
     terminal.type('"""My name is\nBob."""\n')

@@ -65,7 +65,7 @@ def test_what_is_found_is_kept_and_told(tiny_spm_model, two_variants: Path, tmp_
     assert [line.split()[0] for line in lines[1:4]] == ["auto", "sse42", "x64"]
     found = recall(str(tiny_spm_model), two_variants, environment)
     assert found.cpu_variant in (None, "sse42", "x64") and found.n_threads == -1
-    assert ("nothing is quicker" in done.stdout) is (found == NOTHING)
+    assert ("nothing is faster" in done.stdout) is (found == NOTHING)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: sees a process's libraries in /proc")

@@ -110,7 +110,7 @@ def test_a_damaged_program_is_refused_and_never_unpacked(one_file, tmp_path, fli
         assert is_refused("incomplete"), size
     damaged.write_bytes(data)
     assert run([damaged], "--version", env=environment).stdout.startswith("llama_srv ")
-    assert "files are what they were" in run([damaged], "--verify", env=environment).stdout
+    assert "files are unchanged" in run([damaged], "--verify", env=environment).stdout
     library = next(place.rglob("libllama*.so"))
     middle = library.stat().st_size // 2
     write_at(library, middle, library.read_bytes()[middle] ^ 1)

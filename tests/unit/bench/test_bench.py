@@ -141,9 +141,9 @@ def test_repetitions_alternate_and_begin_with_another_server_each_time(tmp_path:
     [
         (["--server", "nonsense"], "write it as NAME=COMMAND"),
         (["--server", "bare=x {port}"], "write it as NAME=COMMAND"),
-        (["--server", "a="], "there is no command"),
-        (["--server", "a=VAR=1"], "there is no command"),
-        (["--server", "a=serve --port 80"], "must say where {port} goes"),
+        (["--server", "a="], "the command is missing"),
+        (["--server", "a=VAR=1"], "the command is missing"),
+        (["--server", "a=serve --port 80"], "needs the placeholder {port}"),
         (["--server", "a=serve '{port}"], "can't be split"),
         (["--server", "a=x {port}", "--server", "a=y {port}"], "same name"),
         (["--workloads", "single,doubel"], "doubel is unknown; known are startup, single,"),
@@ -284,7 +284,7 @@ def test_a_chart_without_figures_has_no_rows():
 def test_a_disturbed_run_says_so():
     quiet, noisy = (report.text_of(outcome({"a": [(1.0, 1.0)]}, foreign=share), ["a"]) for share in (0.02, 0.4))
     assert "disturbed" not in "".join(quiet)
-    assert "other programs took 40% of the processor time" in "".join(noisy)
+    assert "other programs used 40% of the processor time" in "".join(noisy)
 
 
 def test_processor_time_is_divided_into_ours_and_theirs(tmp_path: Path):
@@ -347,7 +347,7 @@ def test_swapping_asks_two_models_in_turns(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(workloads, "SWAP_PAUSE_S", 0.0)
     assert workloads.swap(TwoModels(), workloads.Plan(0)) == (0.3, 0.2) and asked == ["a", "b", "a"]
     TwoModels.has = ["a"]
-    with pytest.raises(client.BenchError, match="two models, and it has 1"):
+    with pytest.raises(client.BenchError, match="two models; it has 1"):
         workloads.swap(TwoModels(), workloads.Plan(0))
 
 

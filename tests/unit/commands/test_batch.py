@@ -64,9 +64,7 @@ def test_an_input_that_is_no_batch_is_told_by_line_before_anything_is_loaded(fil
     source.write_text(source.read_text("utf-8") * 2 + "hello\n", "utf-8")
     assert main(["batch", str(source), str(target), "-m", "none.gguf"]) == MISCONFIGURED
     said = capsys.readouterr().err
-    assert (
-        f"{source}:4: custom_id 'r0' is there twice" in said and f"{source}:7: " in said and "nothing was asked" in said
-    )
+    assert f"{source}:4: custom_id 'r0' is used twice" in said and f"{source}:7: " in said and "no line was run" in said
     assert not target.exists()
 
 
@@ -96,7 +94,7 @@ def test_what_is_answered_is_not_asked_again_and_no_model_is_loaded_for_it(files
     assert ask_all(work, Asking())
     work.close()
     assert main(["batch", str(source), str(target), "-m", "none.gguf"]) == 0
-    assert "3 of 3 lines are answered" in capsys.readouterr().err
+    assert "3 of 3 lines have answers" in capsys.readouterr().err
     assert not batch.errors_path(target).exists()
 
 

@@ -74,15 +74,15 @@ def test_the_help_of_a_command_shows_its_words_and_options(capsys, name):
     ("words", "message"),
     [
         (["pull"], "pull needs MODEL: see pull --help"),
-        (["rm", "a", "b"], "'b' is one word too many: see rm --help"),
+        (["rm", "a", "b"], "unexpected word 'b': see rm --help"),
         (["models", "--port", "1"], "unknown option --port"),
         (["show", "x", "--models-dir", "nowhere"], "--models-dir: there is no folder 'nowhere'"),
         (
             ["show", "x"],
-            "there is no model 'x' here; pull USER/MODEL fetches one, --models-dir DIR names a folder of them",
+            "there is no model 'x'; pull USER/MODEL downloads one, --models-dir DIR names a folder of models",
         ),
-        (["pull", "llama3"], "'llama3' can't be fetched: name USER/MODEL, USER/MODEL:QUANT or the address of a GGUF"),
-        (["pull", "../x"], "'../x' can't be fetched"),
+        (["pull", "llama3"], "'llama3' can't be downloaded: use USER/MODEL, USER/MODEL:QUANT or the URL of a GGUF"),
+        (["pull", "../x"], "'../x' can't be downloaded"),
         (["ps", "--url", "ftp://x"], "--url: 'ftp://x' is not an address that begins with http:// or https://"),
         (["run", "x", "hello", "--ctx-size", "many"], "--ctx-size: 'many' is not a whole number"),
         (["run", "x", "--slots"], "unknown option --slots"),
@@ -97,9 +97,9 @@ def test_names_like_a_wrong_one_are_told(capsys, folder):
     for name in ("gemma-3-4b-Q4_K_M.gguf", "Qwen3-8B.gguf"):
         (folder / name).write_bytes(MODEL)
     _, _, err = call(capsys, "show", "qwen3", "--models-dir", ".")
-    assert err == "error: there is no model 'qwen3' here, do you mean Qwen3-8B?\n"
+    assert err == "error: there is no model 'qwen3', did you mean Qwen3-8B?\n"
     _, _, err = call(capsys, "rm", "gema-3-4b", "--models-dir", ".")
-    assert err == "error: there is no model 'gema-3-4b' here, do you mean gemma-3-4b-Q4_K_M?\n"
+    assert err == "error: there is no model 'gema-3-4b', did you mean gemma-3-4b-Q4_K_M?\n"
 
 
 def test_everything_behind_two_dashes_is_text():
@@ -232,11 +232,11 @@ def test_the_list_has_size_type_context_and_faults(capsys, folder):
     assert (code, err) == (0, "") and list(rows) == ["NAME", "bad", "cut", "tiny"]
     assert "bad.gguf is not a GGUF file" in rows["bad"] and "truncated" in rows["cut"]
     assert rows["tiny"].split()[2:5] == ["MB", "F32", "512"] or "F32" in rows["tiny"]
-    assert rows["tiny"].endswith("unknown: there are no native libraries")
+    assert rows["tiny"].endswith("unknown: the native libraries are missing")
 
 
 def test_an_empty_machine_is_told_how_to_go_on(capsys):
-    assert call(capsys, "models")[1].startswith("no models here: pull USER/MODEL fetches one")
+    assert call(capsys, "models")[1].startswith("no models found: pull USER/MODEL downloads one")
 
 
 @pytest.mark.covers("D16")

@@ -114,13 +114,13 @@ def test_what_is_set_goes_with_every_request(capsys):
 @pytest.mark.parametrize("name", ["model", "messages", "stream"])
 def test_what_run_itself_says_cannot_be_set(name):
     chat = Chat(FakePeer(), "m")
-    assert command(chat, f"/set {name} x") == f"{name} can't be set" and chat.fields == {}
+    assert command(chat, f"/set {name} x") == f"{name} can't be changed" and chat.fields == {}
 
 
 def test_slash_words():
     chat = Chat(FakePeer(), "m", messages=[{"role": "user", "content": "x"}])
     assert command(chat, "/help") == command(chat, "/?") == run.HELP
-    assert command(chat, "/frob") == "there is no /frob; /help shows what there is"
+    assert command(chat, "/frob") == "unknown command /frob; see /help"
     command(chat, "/system   Be kind.  ")
     assert chat.system == "Be kind."
     command(chat, "/system")

@@ -85,7 +85,7 @@ def test_damage_is_told_apart(base, model, tmp_path):
     data = bytearray(made.path.read_bytes())
     data[made.part("model").offset + 100] ^= 1
     made.path.write_bytes(data)
-    with pytest.raises(BundleError, match=r"damaged \(small model ü.gguf\): get it again"):
+    with pytest.raises(BundleError, match=r"damaged \(small model ü.gguf\): download it again"):
         bundle_make.check(bundle.read(made.path))
     with pytest.raises(BundleError, match="damaged"):
         bundle_make.take_apart(made, tmp_path / "out")
@@ -105,7 +105,7 @@ def test_the_check_covers_the_program(base, model, tmp_path):
     data = bytearray(made.path.read_bytes())
     data[len(PROGRAM) // 2] ^= 4
     made.path.write_bytes(data)
-    with pytest.raises(BundleError, match=r"damaged \(the program\): get it again"):
+    with pytest.raises(BundleError, match=r"damaged \(the program\): download it again"):
         bundle_make.check(bundle.read(made.path))
     with pytest.raises(BundleError, match="damaged"):
         bundle_make.take_apart(made, tmp_path / "out")
@@ -182,7 +182,7 @@ def test_options_make_show_check_and_open_up(base, model, tmp_path, capsys):
     assert str(output) in capsys.readouterr().out
     assert run("-m", output, "--bundle-info", "--bundle-check") == 0
     text = capsys.readouterr().out
-    assert "starts with: ctx-size = 64" in text and "starts with: open = on" in text and "what they were" in text
+    assert "starts with: ctx-size = 64" in text and "starts with: open = on" in text and "are unchanged" in text
     assert run("-m", output, "--unbundle", tmp_path / "out") == 0
     assert (tmp_path / "out" / model.name).read_bytes() == model.read_bytes()
     place = one_shot.place_of(str(output))

@@ -130,7 +130,7 @@ def test_children_have_the_same_options():
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        (NOTHING, "nothing is quicker"),
+        (NOTHING, "nothing is faster"),
         (Tuned("haswell"), "--cpu-variant haswell,"),
         (Tuned("haswell", 6), "--cpu-variant haswell -t 6,"),
         (Tuned(None, 6), "with -t 6,"),

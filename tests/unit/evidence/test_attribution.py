@@ -119,7 +119,7 @@ def test_sentences_of_an_answer_have_the_tokens_that_write_them():
 def test_a_wanted_part_has_its_tokens_and_what_is_not_there_is_refused():
     [part] = parts_of([1, 2, 3, 4, 5, 6], "kitchen. O", PIECES.__getitem__)
     assert (part.first, part.last) == (2, 5)
-    with pytest.raises(ApiError, match="no such part"):
+    with pytest.raises(ApiError, match="doesn't contain this part"):
         parts_of([1, 2], "cellar", PIECES.__getitem__)
 
 
