@@ -132,7 +132,7 @@ def choose(names: str | None) -> list:
     known = [row.name for row in WORKLOADS]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise BenchError(f"--workloads: {', '.join(unknown)} is unknown; use {', '.join(known)}")
+        raise BenchError(f"--workloads: {', '.join(unknown)} is unknown; use one of {', '.join(known)}")
     return [row for row in WORKLOADS if row.name in wanted]
 
 

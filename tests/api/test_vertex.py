@@ -111,7 +111,7 @@ def test_a_fault_is_the_prediction_of_its_instance_alone(make_vertex):
     )
     for bad in found[:5] + found[6:7]:
         assert bad["error"]["code"] == 400 and bad["error"]["type"] == "invalid_request_error"
-    assert "is unknown; known are chatCompletions" in found[1]["error"]["message"]
+    assert "is unknown; use one of chatCompletions" in found[1]["error"]["message"]
     assert found[5] == {
         "type": "error",
         "error": {"type": "invalid_request_error", "message": "max_tokens: this field is required"},

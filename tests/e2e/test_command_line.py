@@ -247,7 +247,7 @@ def test_the_server_measures_itself(libs_folder, tiny_spm_model):
 def test_a_measurement_that_cannot_be_made(tiny_spm_model):
     key = str(ROOT / "tests" / "api" / "localhost_tls.pem")
     for arguments, words in (
-        (["--bench", "nonsense"], "nonsense is unknown; known are startup"),
+        (["--bench", "nonsense"], "nonsense is unknown; use one of startup"),
         (["--ssl-key-file", key, "--ssl-cert-file", key, "--bench"], "plain HTTP"),
     ):
         found = run_command(["-m", tiny_spm_model, *arguments])

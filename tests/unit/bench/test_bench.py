@@ -146,7 +146,7 @@ def test_repetitions_alternate_and_begin_with_another_server_each_time(tmp_path:
         (["--server", "a=serve --port 80"], "needs the placeholder {port}"),
         (["--server", "a=serve '{port}"], "can't be split"),
         (["--server", "a=x {port}", "--server", "a=y {port}"], "same name"),
-        (["--workloads", "single,doubel"], "doubel is unknown; known are startup, single,"),
+        (["--workloads", "single,doubel"], "doubel is unknown; use one of startup, single,"),
         (["--threads", "0"], "must be at least 1"),
     ],
 )
