@@ -35,8 +35,6 @@ FORMS = "give a string, a list of strings, a list of token ids, or a list of tho
 
 
 class EmbeddingHandlers:
-    """Handlers of the three routes."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 
@@ -123,7 +121,6 @@ def hold_vectors(n_rows: int, width: int) -> None:
 
 
 def read_embedding_fields(model: Model, body: dict[str, Any]) -> dict[str, Any]:
-    """Read and check the fields of a body."""
     values = EMBEDDING.read(body, model.defaults)
     if values["encoding_format"] not in FORMATS:
         raise ApiError(400, f"encoding_format: {values['encoding_format'][:40]!r} is neither float nor base64")
@@ -204,7 +201,6 @@ def numbered(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
 
 
 def mean(rows: Sequence[array]) -> array:
-    """The mean of several vectors."""
     return array("f", [sum(column) / len(rows) for column in zip(*rows)])
 
 
@@ -241,7 +237,6 @@ def _p_norm(row: array, p: int) -> float:
 
 
 def list_of(row: array) -> list[float]:
-    """A vector as a list for JSON."""
     return row.tolist()
 
 

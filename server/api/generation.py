@@ -46,7 +46,6 @@ class TextHandler:
         self._dialect = dialect
 
     def handle(self, request: Request) -> Response | EventStream:
-        """Read the request and answer it."""
         models, n_bytes = self._context.models, len(request.body)
         digest = hashlib.sha256(request.body).hexdigest() if self._context.recorder is not None else ""
         body = self._dialect.read_body(request)

@@ -33,8 +33,6 @@ WHOLE, DECIMAL = re.compile(r"-?[0-9]{1,18}"), re.compile(r"-?[0-9]{1,30}\.[0-9]
 
 
 class OllamaHandlers:
-    """Handlers of these routes."""
-
     def __init__(self, context: Context, embeddings: EmbeddingHandlers) -> None:
         self._context = context
         self._embeddings = embeddings
@@ -44,14 +42,12 @@ class OllamaHandlers:
         return json_response({"version": VERSION})
 
     def tags(self, request: Request) -> Response:
-        """Lists all models."""
         entries = self._context.models.seen_by(request.key_id)
         return json_response(
             {"models": [self._entry(entry, name) for entry in entries for name in tagged_names(entry)]}
         )
 
     def running(self, request: Request) -> Response:
-        """Lists the models that are loaded."""
         models = self._context.models
         return json_response(
             {
@@ -77,7 +73,6 @@ class OllamaHandlers:
         }
 
     def show(self, request: Request) -> Response:
-        """Describes one model."""
         body = request.json_object()
         own = OLLAMA_SHOW.read(body)
         model = self._context.models.get(own["model"], request)

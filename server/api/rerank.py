@@ -27,8 +27,6 @@ PLACES = re.compile(r"(\{query\}|\{document\})")
 
 
 class RerankHandler:
-    """Handles the rerank routes."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 

@@ -28,8 +28,6 @@ class Entry:
 
 
 class RunningRequests:
-    """The register."""
-
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects _entries
         self._entries: dict[str, list[Entry]] = {}

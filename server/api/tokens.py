@@ -27,8 +27,6 @@ SPECIAL = {"pad_token": "padding", "unk_token": "unknown"}
 
 
 class TokenHandlers:
-    """Handlers of the routes about tokens and prompts."""
-
     def __init__(self, models: Models) -> None:
         self._models = models
 
@@ -82,7 +80,6 @@ class TokenHandlers:
         )
 
     def apply_template(self, request: Request) -> Response:
-        """Renders the prompt of a chat."""
         body = request.json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
@@ -127,7 +124,6 @@ def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request)
 
 
 def _tokenize_chat(model: Model, body: dict[str, Any], request: Request) -> Response:
-    """The tokens of the prompt of a chat."""
     values, files = TOKENIZE_CHAT.read(body, model.defaults), Files(model, request)
     chat = chat_prompt(model, read_conversation(model, body, files), files)
     if chat.prompt.media:

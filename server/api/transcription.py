@@ -143,7 +143,6 @@ class TranscriptReply:
         return b""
 
     def end(self) -> bytes:
-        """`[DONE]`."""
         return DONE
 
     def error(self, error: ApiError) -> bytes:
@@ -151,7 +150,6 @@ class TranscriptReply:
         return named_event("error", error_body(error))
 
     def whole(self, answers: Sequence[Answer]) -> object:
-        """The text in the requested form."""
         [answer] = answers
         assert answer.final is not None
         shape = self._asked.values["response_format"]

@@ -30,8 +30,6 @@ BODY = Body((), ((Field("instances", list, None, "bodies of other routes"),),))
 
 
 class PredictHandler:
-    """Handles the route of predictions."""
-
     def __init__(self, models: Models, table: Iterable[Route]) -> None:
         self._models = models
         by_path = {route.path: route for route in table}

@@ -113,22 +113,18 @@ class Batch:
 
     @property
     def id(self) -> str:
-        """The batch's id."""
         return str(self.about["id"])
 
     @property
     def key_id(self) -> str:
-        """The id of the key that it belongs to."""
         return str(self.own["key_id"])
 
     @property
     def status(self) -> str:
-        """The batch's state."""
         return str(self.about["status"])
 
     @property
     def is_open(self) -> bool:
-        """Whether it hasn't ended."""
         return self.status in OPEN
 
     @property
@@ -195,7 +191,6 @@ class Batch:
 
     @property
     def is_late(self) -> bool:
-        """Whether its completion window is over."""
         return self._now() >= self.about["expires_at"]
 
     def complete(self) -> None:

@@ -153,7 +153,6 @@ class Files:
             self._used[id_] = self._used.get(id_, 0) + 1
 
     def release(self, id_: str) -> None:
-        """A batch no longer needs the file."""
         with self._lock:
             self._used[id_] = self._used.get(id_, 1) - 1
             if self._used[id_] <= 0:
@@ -178,7 +177,6 @@ class Files:
             raise ApiError(404, f"the content of {id_} was deleted") from None
 
     def path(self, id_: str) -> Path:
-        """The path of a file's content."""
         return self._folder / f"{id_}.jsonl"
 
     def _about(self, id_: str) -> Path:
@@ -216,7 +214,6 @@ class Files:
 
 
 def new_id() -> str:
-    """A random id for a file."""
     return "file-" + secrets.token_hex(N_ID)
 
 

@@ -68,7 +68,6 @@ class Journal:
 
     @property
     def n_bytes(self) -> int:
-        """The size of both files."""
         return self.answered.n_bytes + self.failed.n_bytes
 
     def close(self) -> None:
@@ -104,7 +103,6 @@ class AnswerFile:
         self._is_changed = False
 
     def add(self, id_: str, data: bytes) -> None:
-        """See `Journal.add`."""
         data += b"\n"
         try:
             n = os.write(self._descriptor, data)
@@ -125,7 +123,6 @@ class AnswerFile:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._descriptor)
 
 

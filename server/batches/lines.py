@@ -33,8 +33,6 @@ PROMPT = ("tools", "instructions", "messages", "prompt", "input")
 
 @record(frozen=True)
 class Line:
-    """One request of the file."""
-
     number: int
     """From 1."""
     offset: int

@@ -105,7 +105,6 @@ class Batches:
     # ---- the server -------------------------------------------------------------------------------------------------
 
     def use(self, table: Iterable[Route]) -> None:
-        """Set the routes that lines are run by."""
         self._asking = Asking(table)
 
     def close(self) -> None:
@@ -206,7 +205,6 @@ class Batches:
         return None
 
     def _ask(self, batch: Batch, work: Work, asked: AskedLine) -> None:
-        """Run a line and write its answer."""
         try:
             work.answer(asked, work.ask(self._asking, asked, batch.key_id))
             batch.check_room(work)

@@ -29,8 +29,6 @@ log = get_logger("batches")
 
 @record(eq=False)
 class Asked:
-    """A running line; `client` can stop it."""
-
     line: Line
     client: Client
     n_tries: int
@@ -58,12 +56,10 @@ class Work:
 
     @property
     def n_completed(self) -> int:
-        """The number of lines with an answer."""
         return len(self.journal.answered.ids)
 
     @property
     def n_failed(self) -> int:
-        """The number of lines with an error."""
         return len(self.journal.failed.ids)
 
     @property
@@ -74,12 +70,10 @@ class Work:
 
     @property
     def has_waiting(self) -> bool:
-        """Whether a line is waiting."""
         return bool(self._waiting)
 
     @property
     def n_asked(self) -> int:
-        """The number of running lines."""
         return len(self._asked)
 
     def take(self) -> Asked | None:
@@ -93,7 +87,6 @@ class Work:
             return asked
 
     def ask(self, asking: Asking, asked: Asked, key_id: str) -> Answer:
-        """Run a line."""
         line = asked.line
         try:
             with self._reading:

@@ -125,7 +125,6 @@ class HttpPeer:
             connection.close()
 
     def models(self) -> list:
-        """The names of its models."""
         connection = self._open()
         try:
             connection.request("GET", "/v1/models", headers=self._headers)
@@ -211,7 +210,6 @@ class BackgroundReader:
             time.sleep(0.002)
 
     def finish(self) -> list:
-        """Close the connection and return the arrivals."""
         self._stop.set()
         self._thread.join(PATIENCE_S)
         self._connection.close()
@@ -245,7 +243,6 @@ def read_events(
 
 
 def parse_events(raw: bytes) -> list:
-    """The JSON objects of all `data:` lines."""
     lines = (line[6:] for line in raw.split(b"\n") if line.startswith(b"data: "))
     return [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
 

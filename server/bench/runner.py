@@ -26,8 +26,6 @@ WARM_UP = Ask("Once upon a time", 8, {"temperature": 0.0})
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure."""
-
     model: Path
     threads: int
     repeat: int = 5

@@ -67,8 +67,6 @@ SWAP_PAUSE_S = 1.5  # longer than a server needs to get ready for the next swap
 
 
 class Metric(NamedTuple):
-    """One metric."""
-
     name: str
     unit: str
     better: str
@@ -446,7 +444,6 @@ def median_rate(gaps: list) -> float:
 
 
 def gaps_of(times: list) -> list:
-    """The differences between consecutive times."""
     return [later - earlier for earlier, later in zip(times, times[1:])]
 
 

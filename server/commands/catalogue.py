@@ -30,7 +30,6 @@ class Call:
 
 
 def tell(line: str) -> None:
-    """Print a note or an error to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

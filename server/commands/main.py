@@ -44,7 +44,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def table_of(command: Command) -> list[Option]:
-    """The options of a command."""
     own = [option for option in OPTIONS if option.name in command.options]
     if command.takes_model_options:
         own += [option for option in OPTIONS if scope_of(option) == MODEL and option not in own]
@@ -64,7 +63,6 @@ def read(command: Command, words: Sequence[str]) -> Call | None:
 
 
 def usage(command: Command) -> str:
-    """The text of `COMMAND --help`."""
     name = program.program().removeprefix("python ")
     lines = [f"usage: {name} {command.name} {command.words}".rstrip() + " [options]", ""]
     for paragraph in command.about.split("\n"):

@@ -105,7 +105,6 @@ class Screen:
         self._kind = kind
 
     def end(self) -> None:
-        """End the answer."""
         self._out.write((PLAIN if self._kind == THOUGHT and self._has_colors else "") + "\n")
         self._out.flush()
         self._kind = TEXT

@@ -45,7 +45,6 @@ class Peer:
 
     @classmethod
     def of(cls, settings: Settings) -> Peer:
-        """The server that the options name."""
         return cls((settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/"), next(iter(settings.api_key), ""))
 
     def models(self) -> list[Running]:

@@ -59,7 +59,6 @@ class Bundle:
     program_sha256: str = ""
 
     def part(self, role: str) -> Part | None:
-        """The part with this role, or None."""
         return next((part for part in self.parts if part.role == role), None)
 
 

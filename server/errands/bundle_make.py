@@ -89,7 +89,6 @@ def make_with_side_file(
 
 
 def info(bundle: Bundle) -> str:
-    """The contents of a bundle as text."""
     lines = [f"{bundle.path}: made by {bundle.made_by}"]
     if bundle.program_size:
         lines.append(f"  program: {bundle.program_size} bytes")

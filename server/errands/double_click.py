@@ -39,7 +39,6 @@ def n_console_processes() -> int:
 def words(
     argv: Sequence[str], has_model: bool, ask: Callable[[str], str] = input, system: str = sys.platform
 ) -> list[str]:
-    """The command line to continue with."""
     model = [] if has_model else path_in(ask(QUESTION), system)
     return [*argv, *model, "--open"]
 

@@ -42,7 +42,6 @@ def place_of(path: str) -> ModelPlace:
 
 
 def place_in(bundle: Bundle) -> ModelPlace:
-    """The place of the model in a bundle."""
     part = bundle.part(MODEL)
     if part is None:
         raise BundleError(f"{bundle.path} has no model")

@@ -45,7 +45,6 @@ def without_tune(argv: Sequence[str]) -> list[str]:
 
 
 def in_ms(figures: Figures) -> str:
-    """The milliseconds in columns."""
     return "".join(f"{seconds * 1e3:9.2f}" for seconds in figures.values())
 
 
@@ -132,7 +131,6 @@ def run_child(command: Sequence[str], words: Sequence[str], timeout_s: float | N
 
 
 def report(tuned: Tuned, path: Path | str) -> str:
-    """The result as text."""
     if tuned == NOTHING:
         return "\nnothing is faster here than llama.cpp's own choice"
     return (

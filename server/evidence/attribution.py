@@ -111,7 +111,6 @@ def attribute_by(
     texts: Sequence[tuple[int | None, str]],
     wanted: Wanted,
 ) -> dict[str, Any] | None:
-    """Attribute with one of the methods."""
     vocab = model.vocab
     answer = list(answer)
     while answer and vocab.is_control(answer[-1]):

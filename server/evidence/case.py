@@ -42,8 +42,6 @@ def fixed(model: Model, tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 @record
 class Case:
-    """The record of one request."""
-
     model: Model
     tasks: tuple[Task, ...]
     system_prompt: str
@@ -142,7 +140,6 @@ def masked(value: Any, key: str = "") -> Any:
 
 
 def sha256_of(value: Any) -> str:
-    """The hash of plain data."""
     return hashlib.sha256(encode(value).encode()).hexdigest()
 
 

@@ -42,8 +42,6 @@ class RecordError(StartError):
 
 @record(frozen=True)
 class Line:
-    """One line of a record."""
-
     path: Path
     """The file that it is in."""
     number: int
@@ -213,7 +211,6 @@ class Chain:
             self.is_new = not self._size
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._file)
 
     def _open(self) -> None:

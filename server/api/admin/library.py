@@ -25,8 +25,6 @@ FINISHED = "finished"  # the library's own constant; the library is imported onl
 
 
 class LibraryHandlers:
-    """Handlers of these routes."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 

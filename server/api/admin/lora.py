@@ -9,8 +9,6 @@ from server.web.message import Request, Response, json_response
 
 
 class LoraHandlers:
-    """Handlers of the two routes."""
-
     def __init__(self, models: Models) -> None:
         self._models = models
 

@@ -33,7 +33,6 @@ class MetricsHandler:
         self._context = context
 
     def handle(self, request: Request) -> Response:
-        """All metrics as text."""
         if not self._context.options.metrics:
             raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
         models, name = self._context.models, request.query.get("model")

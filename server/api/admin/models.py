@@ -24,8 +24,6 @@ PING_S = 15.0  # seconds without an event after which the stream of events sends
 
 
 class ModelHandlers:
-    """Handlers of these routes."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 

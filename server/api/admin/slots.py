@@ -20,8 +20,6 @@ DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
 
 class SlotHandlers:
-    """Handles the route."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 

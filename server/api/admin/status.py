@@ -28,8 +28,6 @@ COMING_BACK = "the engine died and is restarting; requests are accepted and will
 
 
 class StatusHandlers:
-    """Handlers of these routes."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 

@@ -158,7 +158,6 @@ def read_tools(value: object, choice: Mapping[str, Any] | None) -> tuple[Tools, 
 
 
 def choose_tools(tools: Mapping[str, Tool], choice: Mapping[str, Any]) -> Tools:
-    """Apply `tool_choice` to these tools."""
     kind = one_of(CHOICES, choice.get("type"), "tool_choice.type")
     is_single = is_true(choice, "disable_parallel_tool_use", "tool_choice")
     names = list(tools)
@@ -186,7 +185,6 @@ def read_tool(tool: Mapping[str, Any], where: str) -> Tool:
 
 
 def read_system(value: object) -> list[Message]:
-    """The system message, or nothing."""
     if value is None:
         return []
     parts = [part for block in blocks_of(value, "system") for part in text_parts(*block, None)]
@@ -305,7 +303,6 @@ def text_parts(block: Mapping[str, Any], where: str, files: Files | None) -> lis
 
 
 def image_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
-    """The part of an image, from base64 or a URL."""
     source = source_of(block, where)
     if source["type"] == "base64":
         marker = files.add_base64(source.get("data"), where, IMAGE)
@@ -353,7 +350,6 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any], str, Any], list[Part]]] = {
 
 
 def source_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The `source` object of a block."""
     source = block.get("source")
     if not isinstance(source, dict) or not isinstance(source.get("type"), str):
         raise ApiError(400, f"{where}.source is not an object with a type")
@@ -408,7 +404,6 @@ class MessagesReply:
         return b""
 
     def end(self) -> bytes:
-        """The event `message_stop`."""
         return named_event("message_stop", {"type": "message_stop"})
 
     def error(self, error: ApiError) -> bytes:
@@ -462,7 +457,6 @@ class MessagesReply:
         return closed + self._block("content_block_start", content_block=block)
 
     def _close(self) -> bytes:
-        """End the open block."""
         if not self._kind:
             return b""
         signature = b""
@@ -476,7 +470,6 @@ class MessagesReply:
         return before + encode_basestring(text).encode("utf-8", "replace") + behind
 
     def _block(self, name: str, **fields: object) -> bytes:
-        """An event about the open block."""
         return named_event(name, {"type": name, "index": self._index, **fields})
 
     # ---- parts of both ------------------------------------------------------------------------------------------
@@ -511,7 +504,6 @@ def tool_use(call: Call) -> dict[str, Any] | None:
 
 
 def usage(final: Final) -> dict[str, Any]:
-    """Token counts of an answer."""
     thinking = {"output_tokens_details": {"thinking_tokens": final.n_reasoning}} if final.n_reasoning else {}
     return {**usage_json(final.n_prompt, final.timings.cache_n, final.n_predicted), **thinking}
 

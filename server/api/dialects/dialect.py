@@ -60,7 +60,6 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The whole text."""
         return "".join(self.parts)
 
     @property
@@ -69,7 +68,6 @@ class Answer:
         return "".join(self.thoughts)
 
     def add(self, event: Event) -> None:
-        """Add the next event."""
         if isinstance(event, (Text, Reasoning, ToolCall)) and (event.probs or self.judged):
             self.judged.append(event)
         if type(event) is Text:

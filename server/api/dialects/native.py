@@ -62,8 +62,6 @@ def default_ping_s(context: Context) -> int:
 
 
 class NativeReply:
-    """Writes answers in this dialect."""
-
     id = ""
     ping = PING
 
@@ -114,7 +112,6 @@ class NativeReply:
         return b""
 
     def error(self, error: ApiError) -> bytes:
-        """See `error_event`."""
         return error_event(error)
 
     def whole(self, answers: Sequence[Answer]) -> object:

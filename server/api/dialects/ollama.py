@@ -303,7 +303,6 @@ class OllamaReply:
         return to_json(error_json(error)) + b"\n"
 
     def whole(self, answers: Sequence[Answer]) -> Message:
-        """The whole answer as one object."""
         answer = answers[0]
         calls = [made for i, call in enumerate(answer.calls) if (made := call_json(call, i))]
         result = {**self._head, **self._make_part(answer.text, answer.reasoning, calls)}
@@ -338,7 +337,6 @@ class OllamaReply:
         return self._line(self._make_part("", "", [made]))
 
     def _logprobs(self, probs: Sequence[TokenProbs]) -> list[Message]:
-        """Tokens with their most likely alternatives."""
         vocab, n_top = self._asked.model.vocab, self._asked.values["top_logprobs"]
         result = []
         for one in probs:
@@ -395,7 +393,6 @@ def loaded(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_p
 
 
 def error_json(error: ApiError) -> Message:
-    """The JSON of an error."""
     return {"error": error.message}
 
 

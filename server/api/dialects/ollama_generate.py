@@ -72,7 +72,6 @@ def read_generate(incoming: Incoming) -> TextRequest | Response:
 
 
 def turns(own: Mapping[str, Any], files: Files) -> list[Message]:
-    """The messages of the chat."""
     user = {"role": "user", "content": with_images(own["prompt"], own["images"], "", files)}
     return [*([{"role": "system", "content": own["system"]}] if own["system"] else []), user]
 

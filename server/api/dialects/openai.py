@@ -173,13 +173,11 @@ class OpenAiReply:
         return sse_event(usage) + DONE
 
     def error(self, error: ApiError) -> bytes:
-        """See `error_event`."""
         return error_event(error)
 
     # ---- whole answers ----------------------------------------------------------------------------------------
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """One object with all choices."""
         self._finals = {i: answer.final for i, answer in enumerate(answers) if answer.final is not None}
         self._calling = {i for i, answer in enumerate(answers) if answer.calls}
         result = {
@@ -245,7 +243,6 @@ class OpenAiReply:
         return {**self._head(self._form.chunk_name), "choices": choices}
 
     def _numbers(self, final: Final) -> dict[str, Any]:
-        """Timings and cache use of an answer."""
         return {"timings": timings_json(final.timings), "cache": cache_json(self._asked, final)}
 
     def _usage(self) -> dict[str, Any]:
@@ -312,7 +309,6 @@ class TokenPlaces:
         self._untaken = ""  # text of tokens after the text taken so far
 
     def add(self, probs: Iterable[TokenProbs]) -> None:
-        """Add the next tokens."""
         for item in probs:
             if item.token in self._preserved or not self._vocab.is_control(item.token):
                 self._waiting.append((item, self._n_tokens))

@@ -39,8 +39,6 @@ def read_chat(incoming: Incoming) -> TextRequest:
 
 
 class ChatForm:
-    """Choices with a `message`."""
-
     object_name, chunk_name, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
     n_echoed: list[int] | None = None
 
@@ -52,12 +50,10 @@ class ChatForm:
         self._vocab = asked.model.vocab
 
     def opening(self, index: int) -> dict[str, Any]:
-        """The role of the message."""
         delta = {"role": "assistant", "content": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
-        """The next part of the message."""
         delta: dict[str, Any] = {}
         if isinstance(part, Text):
             delta = {"content": part.text}
@@ -92,7 +88,6 @@ class ChatForm:
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
     def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
-        """A list of tokens with their alternatives."""
         return {"content": [likely_json(item, self._n_top, self._vocab) for item, _ in tokens], "refusal": None}
 
     def judged(self, index: int, part: PromptProbs) -> None:

@@ -60,13 +60,10 @@ def between(model: Model, values: Mapping[str, Any], is_judged: bool) -> Prompt:
 
 
 def n_top(values: Mapping[str, Any]) -> int:
-    """The number of alternatives that are shown for each token."""
     return values["n_probs"] if values["logprobs"] is None else values["logprobs"]
 
 
 class TextForm:
-    """Choices with a `text`."""
-
     object_name = chunk_name = "text_completion"
     id_prefix = "cmpl-"
     calls_finish = "stop"
@@ -90,12 +87,10 @@ class TextForm:
         return self.delta(index, Text(self._prompts[index]), logprobs, None)
 
     def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
-        """The next part of the text."""
         text = part.text if isinstance(part, Text) else ""
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def choice(self, index: int, answer: Answer, logprobs: Any, rest: Any, finish: str) -> dict[str, Any]:
-        """The whole text."""
         text = answer.text
         if self._judged:
             logprobs = joined([self._judged[index].logprobs(self._n_top), logprobs, rest])

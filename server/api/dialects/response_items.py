@@ -103,7 +103,6 @@ class Exchange:
 
     @property
     def id(self) -> str:
-        """The id of the response."""
         return "resp_" + self.token
 
 
@@ -122,7 +121,6 @@ class Item:
 
     @property
     def text(self) -> str:
-        """The whole text."""
         text = "".join(self.parts)
         return custom_input(text) if self.kind is CUSTOM_CALL else text
 

@@ -99,7 +99,6 @@ FOREIGN = (
 
 
 def read_response(incoming: Incoming) -> TextRequest:
-    """Read a request for a response."""
     context, model, body = incoming.context, incoming.model, incoming.body
     own = read_fields(model, body)
     key_id, token = incoming.files.request.key_id, secrets.token_hex(N_TOKEN)
@@ -395,7 +394,6 @@ def add_call(messages: list[Message], item: Mapping[str, Any], where: str, files
 
 
 def add_output(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """Add the result of a call."""
     parts = content_parts(item.get("output"), f"{where}.output", files)
     messages.append({"role": "tool", "tool_call_id": required(item, "call_id", where), "content": parts})
 
@@ -436,14 +434,12 @@ def content_parts(content: object, where: str, files: Files) -> list[Part]:
 
 
 def image_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
-    """The part of an image, which is given as a URL."""
     if part.get("image_url") is None:
         raise ApiError(400, f"{where}: this server stores no files for prompts; send the image as image_url")
     return {**text_part(files.add_image(required(part, "image_url", where), where)), "is_media": True}
 
 
 def sound_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
-    """The part of a sound."""
     return {**text_part(files.add_part(part, where)), "is_media": True}
 
 
@@ -491,7 +487,6 @@ class ResponsesReply:
         self._thoughts = SUMMARY if wants_summary(asked.values["reasoning"]) else REASONING
 
     def event(self, index: int, event: Event) -> bytes:
-        """The bytes of one event."""
         if isinstance(event, Progress) and event.place:
             return b""
         begun = self.begin()
@@ -526,7 +521,6 @@ class ResponsesReply:
         return self.finish({**self.response, "status": FAILED, "error": {"code": code, "message": error.message}})
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The whole response."""
         [answer] = answers
         assert answer.final is not None
         for event in answer.judged or answer.events():
@@ -535,7 +529,6 @@ class ResponsesReply:
         return self.response
 
     def _more(self, event: Text | Reasoning | ToolCall) -> bytes:
-        """Continue the last item, or begin another."""
         logprobs = self._logprobs(event)
         if type(event) is ToolCall:
             opened = b""
@@ -636,12 +629,10 @@ def response_head(asked: TextRequest) -> dict[str, Any]:
 
 
 def wants_summary(reasoning: Mapping[str, Any] | None) -> bool:
-    """Whether the request wants reasoning as a summary."""
     return any((reasoning or {}).get(name) not in (None, "none") for name in ("summary", "generate_summary"))
 
 
 def usage(final: Final) -> dict[str, Any]:
-    """Token counts of a response."""
     return {
         "input_tokens": final.n_prompt,
         "input_tokens_details": {"cached_tokens": final.timings.cache_n, "cache_write_tokens": 0},

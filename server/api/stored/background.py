@@ -53,7 +53,6 @@ class Run:
 
     @property
     def key_id(self) -> str:
-        """The id of the key that the response belongs to."""
         return self._exchange.key_id
 
     @property

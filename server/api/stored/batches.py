@@ -21,13 +21,10 @@ from server.web.message import Request, Response, json_response
 
 
 class BatchHandlers:
-    """Handlers of these routes."""
-
     def __init__(self, context: Context, batches: Batches) -> None:
         self._context, self._batches = context, batches
 
     def create(self, request: Request) -> Response:
-        """Start a batch over an uploaded file."""
         batches, body = self._batches, request.json_object()
         values = BATCH.read(body)
         check_metadata(values["metadata"])
@@ -53,7 +50,6 @@ class BatchHandlers:
         return json_response(page(request, [batch.as_json() for batch in found]))
 
     def get(self, request: Request) -> Response:
-        """Shows one batch and its progress."""
         return json_response(self._found(request).as_json())
 
     def cancel(self, request: Request) -> Response:

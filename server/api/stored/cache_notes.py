@@ -21,14 +21,11 @@ Note = Mapping[str, Any]
 
 
 class CacheNotes:
-    """The notes of all owners."""
-
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects _notes
         self._notes: OrderedDict[str, deque[Note]] = OrderedDict()  # the owner whose last request is oldest comes first
 
     def add(self, owner: str, note: Note) -> None:
-        """Remember a request of this owner."""
         with self._lock:
             self._notes.setdefault(owner, deque(maxlen=MAX_NOTES)).append(note)
             self._notes.move_to_end(owner)

@@ -23,13 +23,10 @@ MAX_ADDED = 20  # items in one request
 
 
 class ConversationHandlers:
-    """Handlers of these routes."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def create(self, request: Request) -> Response:
-        """Create a conversation."""
         body = {} if not request.body else request.json_object()
         values = CONVERSATION.read(body)
         check_metadata(values["metadata"])
@@ -47,7 +44,6 @@ class ConversationHandlers:
         return CONVERSATION.reply(about, body)
 
     def get(self, request: Request) -> Response:
-        """Shows a conversation without its items."""
         return json_response(self._found(request)["conversation"])
 
     def update(self, request: Request) -> Response:
@@ -67,11 +63,9 @@ class ConversationHandlers:
         return json_response({"id": id_, "object": "conversation.deleted", "deleted": True})
 
     def list_items(self, request: Request) -> Response:
-        """Lists its items, the newest first."""
         return json_response(page(request, self._found(request)["items"]))
 
     def add_items(self, request: Request) -> Response:
-        """Add items."""
         body = request.json_object()
         token = request.params["id"].partition("_")[2]
         added = new_items(CONVERSATION.read(body)["items"], token)
@@ -81,7 +75,6 @@ class ConversationHandlers:
         return CONVERSATION.reply({**data, **ends}, body)
 
     def get_item(self, request: Request) -> Response:
-        """Shows one item."""
         for item in self._found(request)["items"]:
             if item["id"] == request.params["item"]:
                 return json_response(item)
@@ -120,5 +113,4 @@ def new_items(value: object, token: str) -> list[Any]:
 
 
 def unknown(id_: str) -> ApiError:
-    """The error for an unknown id."""
     return ApiError(404, f"there is no {id_[:80]!r}")

@@ -29,8 +29,6 @@ def require_own(context: Context, request: Request) -> None:
 
 
 class FileHandlers:
-    """Handlers of these routes."""
-
     def __init__(self, context: Context, batches: Batches) -> None:
         self._context, self._batches = context, batches
 
@@ -56,11 +54,9 @@ class FileHandlers:
         return json_response(page(request, [file.as_json() for file in found], MOST, MOST))
 
     def get(self, request: Request) -> Response:
-        """Describes a file."""
         return json_response(self._found(request).as_json())
 
     def content(self, request: Request) -> EventStream:
-        """Sends the content of a file."""
         file = self._found(request)
         stream = self._files.open(file.id)
 
@@ -115,5 +111,4 @@ def read_age(anchor: object, seconds: object) -> int:
 
 
 def unknown(id_: str) -> ApiError:
-    """The error for an unknown id."""
     return ApiError(404, f"there is no {id_[:80]!r}")

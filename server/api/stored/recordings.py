@@ -72,7 +72,6 @@ class Recording:
 
     @property
     def is_done(self) -> bool:
-        """Whether the stream has ended."""
         return self.completed_at > 0
 
     @property
@@ -81,7 +80,6 @@ class Recording:
         return self._n_lost + len(self._data)
 
     def begin(self, source: Source) -> None:
-        """Set the source of the bytes."""
         with self._changed:
             self._source, is_finished = source, self._is_finished
         if is_finished:

@@ -84,7 +84,6 @@ class ResponseHandlers:
         return RESPONSES.reply(answer, body, chat.warnings)
 
     def _found(self, request: Request) -> dict[str, Any]:
-        """The stored response, unless it is running."""
         id_ = self._require(request)
         found: dict[str, Any] = self._context.stored.get(id_, request.key_id)
         response = found["response"]

@@ -38,8 +38,6 @@ log = get_logger("api")
 
 @record
 class Thing:
-    """One stored thing."""
-
     n_bytes: int
     at: float
     """When it was stored, in seconds since the epoch."""
@@ -135,7 +133,6 @@ class Store:
     # ---- files, with the lock held ------------------------------------------------------------------------------
 
     def _open(self, folder: Path) -> None:
-        """Find what an earlier server has stored."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = []
