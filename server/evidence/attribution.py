@@ -59,9 +59,9 @@ class Wanted:
     spans: tuple[str, ...] | None = None
     """The texts of the prompt to attribute to; None: its sentences."""
     method: str = ""
-    """"" is `fast` if the model's memory can do that, else `exact`."""
+    """If empty, `fast` if the model's memory can do that, else `exact`."""
     part: str = ""
-    """A part of the answer; "" is all of it."""
+    """A part of the answer; if empty, all of it."""
 
 
 def read_wanted(value: object) -> Wanted | None:
