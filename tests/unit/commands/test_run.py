@@ -83,7 +83,7 @@ def test_a_message_without_an_answer_does_not_stay(capsys):
 
 def test_ctrl_c_at_the_prompt_drops_the_line_and_ctrl_d_ends(capsys):
     _, shown = conversation(FakePeer("x"), KeyboardInterrupt(), "hi", EOFError(), "never")
-    assert shown == "x\n" and "Ctrl-D or /bye ends" in capsys.readouterr().out
+    assert shown == "x\n" and "Ctrl-D or /bye to leave" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_errors_are_told_in_the_servers_words(fake):
     with pytest.raises(PassingError, match=r"^too \[31mlong$"):
         list(Peer(fake.url).chat({}))
     fake.status, fake.body = 502, b"<html>"
-    with pytest.raises(PassingError, match="it answers 502"):
+    with pytest.raises(PassingError, match="it answered 502"):
         list(Peer(fake.url).chat({}))
     fake.status, fake.body = 200, b'data: {"error": {"message": "the engine has died"}}\n\n'
     with pytest.raises(PassingError, match="the engine has died"):

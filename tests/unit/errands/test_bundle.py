@@ -144,7 +144,7 @@ def test_what_cant_be_made_says_why_and_leaves_nothing(base, model, tmp_path):
 
 def test_taking_apart_never_overwrites(base, model):
     made = make(base, model)
-    with pytest.raises(BundleError, match="is there already"):
+    with pytest.raises(BundleError, match="exists already"):
         bundle_make.take_apart(made, model.parent)
     assert model.read_bytes().startswith(b"GGUF")
 

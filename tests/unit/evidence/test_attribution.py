@@ -104,7 +104,7 @@ def test_spans_and_rows_are_bounded_by_all_that_may_be_computed():
         (2, 10, 30_000, False),
         (1, 200_000, 32, False),
     ):
-        with pytest.raises(ApiError, match="too much"):
+        with pytest.raises(ApiError, match="too many"):
             require_few(n_spans, n_answer, n_prompt, is_read_again)
 
 
