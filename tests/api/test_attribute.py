@@ -100,7 +100,7 @@ def test_the_answer_is_judged_without_any_of_the_spans_too(two):
         ({"spans": "x"}, "spans"),
         ({"spans": ["x"] * 101}, "at most 100"),
         ({"part": "elsewhere"}, "doesn't contain this part"),
-        ({"prompt": "One. " * 150}, "too much"),
+        ({"prompt": "One. " * 150}, "too many"),
         ({"messages": "x"}, "messages"),
     ],
 )
@@ -128,7 +128,7 @@ def test_rows_are_bounded_by_what_each_way_has_to_compute(make_api, monkeypatch,
     monkeypatch.setattr(attribution, "MOST_ROWS", n_rows - 1)
     n = len(api.backend.batches)
     answer = api.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is", "method": method})
-    assert answer.status == 400 and "too much" in answer.error["message"] and len(api.backend.batches) == n
+    assert answer.status == 400 and "too many" in answer.error["message"] and len(api.backend.batches) == n
 
 
 def test_prompts_with_files_are_refused(make_api):

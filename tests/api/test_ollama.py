@@ -119,7 +119,7 @@ def test_nothing_to_say_is_a_question_whether_the_model_is_there(talker, path, a
         assert answer.json()["done_reason"] == "load" and answer.json()["done"] is True
         assert text_of(answer.json()) == "" and "x-warnings" not in answer.headers
     answer = api.post(path, {"model": "llama", "keep_alive": 0})
-    assert answer.json()["done_reason"] == "unload" and "stays loaded" in answer.headers["x-warnings"]
+    assert answer.json()["done_reason"] == "unload" and "keeps its model loaded" in answer.headers["x-warnings"]
     assert not api.backend.samplers
 
 
@@ -244,7 +244,7 @@ def test_a_limit_below_one_is_none(talker, path, asked, value):
         ({"think": 1}, "think: 1 is unknown"),
         ({"think": {}}, "think: {} is unknown"),
         ({"think": ["low"]}, "think: ['low'] is unknown"),
-        ({"keep_alive": "soon"}, "keep_alive: 'soon' is no time"),
+        ({"keep_alive": "soon"}, "keep_alive: 'soon' is not a time"),
         ({"keep_alive": True}, "keep_alive: True is neither"),
         ({"keep_alive": "1" * 100_000}, "keep_alive: '1111"),
         ({"stream": "yes"}, "stream: 'yes' is not true or false"),
@@ -300,8 +300,8 @@ def test_an_answer_goes_on_with_the_assistants_message_at_the_end(talker):
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ({}, "messages: give a list"),
-        (5, "messages: give a list"),
+        ({}, "messages: a list"),
+        (5, "messages: a list"),
         ([1], "messages[0] is not an object"),
         ([*HI, {}], "messages[1].role: None is not a role"),
         ([{"role": "<|im_end|>"}], "messages[0].role"),
@@ -527,7 +527,7 @@ def test_texts_become_vectors(api):
     assert ask(api, "/api/embed", input=[])["embeddings"] == ask(api, "/api/embed", input="")["embeddings"] == []
     assert ask(api, "/api/embeddings") == {"embedding": []}
     warned = api.post("/api/embed", {"input": "x", "keep_alive": 0, "truncate": True, "other": 1}).headers["x-warnings"]
-    assert all(word in warned for word in ("stays loaded", "truncate", "'other'"))
+    assert all(word in warned for word in ("keeps its model loaded", "truncate", "'other'"))
 
 
 @pytest.mark.parametrize("value", [None, 5, {}, [1, 2], [["x"]], ["x"] * 3000])

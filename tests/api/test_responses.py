@@ -334,7 +334,7 @@ def part_of(*parts: object) -> dict:
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
 CUSTOM = {"type": "custom", "name": "f"}
 WRONG: dict[str, tuple[dict, str]] = {
-    "nothing": ({"input": None}, "input: this field is required"),
+    "nothing": ({"input": None}, "input: a text or a list of items"),
     "an empty list": ({"input": []}, "input: it has no message to answer"),
     "a number": ({"input": 1}, "input is neither a text nor a list of items"),
     "a number for an item": (items(1), "input[0] is not an object"),

@@ -191,7 +191,7 @@ def test_a_model_that_does_not_hear_says_so(make_api):
         api = make_api(backend).start()
         for path in (URL, "/v1/audio/translations"):
             answer = post(api, form(), path)
-            assert answer.status == 501 and "doesn't hear" in answer.error["message"]
+            assert answer.status == 501 and "can't hear" in answer.error["message"]
             assert answer.error["type"] == "not_supported_error"
 
 
