@@ -1,5 +1,5 @@
-"""The engine: one thread that owns the llama.cpp context, and the plain-data seam in front of it.
+"""The engine: one thread that owns the llama.cpp context, and the messages between it and the web process.
 
-`task` holds what crosses the seam, `client` is the web side of it, `scheduler` the engine side. Only `backend`
-and `vocab` know the C library, so that everything else is tested without one.
+`seam` has the messages, `client` is the web process's half, `loop` the engine's. Only `llama` and `client.vocab` call
+the C library, so all else is tested without one.
 """

@@ -34,7 +34,7 @@ def test_models_whose_memory_cannot_be_cut_are_measured_too(tiny_mamba_model):
 def test_a_model_that_writes_nothing_is_one_line(bert_embed_model):
     done = run_command(["-m", bert_embed_model, "--tune", "--cpu-variant", "auto"])
     assert done.returncode == 2, done
-    assert done.stderr.splitlines()[-1] == ("error: --tune is for models that write text")
+    assert done.stderr.splitlines()[-1] == ("error: --tune is for models that generate text")
 
 
 def test_a_library_that_is_not_there_is_one_line(tiny_spm_model):

@@ -433,7 +433,7 @@ def test_several_metadata_overrides_count_together(opened):
 def test_the_cpu_alone_can_be_chosen_and_an_unknown_device_is_refused(opened):
     one = opened("-dev", "none")
     assert one.model.devices and not one.model.devices[0]
-    with pytest.raises(StartError, match="--device NOPE9: there is no such device"):
+    with pytest.raises(StartError, match="--device NOPE9: no such device"):
         opened("-dev", "NOPE9")
 
 
@@ -456,7 +456,7 @@ def test_tensors_go_where_they_are_told_to(opened, argv, names):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ffn=NOPE", "there is no such buffer; there are: .*CPU"),
+        ("ffn=NOPE", "no such buffer; available: .*CPU"),
         ("(ffn=CPU", "not a regular expression"),
         ("(?<=a)b=CPU", "can't load"),  # fine for Python, not for C++
     ],

@@ -48,7 +48,7 @@ def test_a_text_ends_where_the_table_of_positions_ends(engine, reference, gpt2_m
 def test_who_asks_for_more_than_the_table_has_is_told_so(engine, gpt2_model: Path, caplog):
     with caplog.at_level(logging.WARNING):
         engine(gpt2_model, n_ctx=1024)
-    assert "limited to 64 tokens for each slot instead of 1024: this model has learned positions" in caplog.text
+    assert "each slot's context has 64 tokens instead of 1024: the model has no more learned positions" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         engine(gpt2_model, n_ctx=256)  # to which llama.cpp rounds up anyway

@@ -167,6 +167,6 @@ def test_what_cant_be_embedded_is_refused_and_the_next_request_answered(see, tin
 
 def test_a_model_that_reads_a_whole_text_at_once_refuses_texts_with_images(see, tiny_bpe_model: Path, mmproj_mlp: Path):
     engine = see(tiny_bpe_model, mmproj_mlp, context_params={"attention_type": 1})
-    with pytest.raises(ApiError, match="reads a whole text at once") as caught:
+    with pytest.raises(ApiError, match="reads a whole input at once") as caught:
         ask(engine, CONVERSATIONS[0])
     assert caught.value.status == 400

@@ -77,7 +77,7 @@ def test_a_model_asked_for_by_its_pooling_answers_in_words_too(engine, ranker: P
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"words": ("yes", "no")}, "its metadata no template to ask it with"),
+        ({"words": ("yes", "no")}, "its metadata has no reranking template"),
         ({"rerank_template": TEMPLATE}, "'yes' and 'no' aren't tokens"),
         ({"rerank_template": TEMPLATE, "words": ("yes",)}, "'yes' and 'no' aren't tokens"),
     ],

@@ -1,1 +1,1 @@
-"""The ways to run the loop: a process, a thread, --tune."""
+"""The ways to run the engine's loop: in a process of its own, in a thread, or for `--tune`."""

@@ -1,15 +1,15 @@
-"""The engine's process: the program started with the hidden flag `--engine-process`, which this is the main of.
+"""The main function of the engine's process: the program started with the hidden flag `--engine-process`.
 
-It gets its configuration and its messages as frames on stdin, and answers with frames on what was its stdout: file
-descriptor 1 itself is pointed at stderr first, so that nothing that native code prints can get between the frames.
+It reads its configuration and messages as frames from stdin, and writes frames to its original stdout. Before that,
+file descriptor 1 is redirected to stderr, so that output of native code can't get between the frames.
 
-Threads: the main one loads the model, runs the scheduler and sends its frames; `reader` takes messages, `writer` sends
-what the pipe has no room for at the moment, `beat` tells each second that the process lives and how far it is. When the
-web process is gone, stdin ends and so does this process, even in the middle of a decode.
+Threads: the main thread loads the model, runs the scheduler and sends its frames. `reader` receives messages. `writer`
+sends frames that the pipe has no room for at once. `beat` sends a heartbeat each second. When the web process ends,
+stdin ends, and so does this process, even in the middle of a decode.
 
-May import the engine and the leaves; nothing of HTTP, so that it starts quickly. Not taken: `multiprocessing` (it
-starts copies in ways that differ per system and break in frozen programs); sending all from a thread of its own (it
-competes with the decode that follows, for a core that computes and for the interpreter's lock).
+May import the engine and the leaves, but nothing of HTTP, so that it starts fast.
+Not taken: `multiprocessing` (it starts processes in ways that differ per system and fail in frozen programs); sending
+all frames from `writer` (it would compete with the next decode for a core and for the GIL).
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ if TYPE_CHECKING:
     from server.engine.slots.backend import Backend
 
 READ_BYTES = 1 << 16
-MAX_WAITING = 256  # frames that the web side hasn't taken, ...
-MAX_PROBS = 50_000  # ... or probabilities in them; then the engine waits
-MAX_WAITING_LOGS = 4096
-MAX_STDERR_LINE = 500  # a pipe that has any room has room for it (POSIX: 512 bytes)
-FLUSH_S = 1.0
-ORPHAN_GRACE_S = 2.0  # from the end of the web process to our own, if the engine doesn't come to rest
-PROGRESS_S = 0.05
+MAX_WAITING = 256  # the engine waits while so many frames are unsent, ...
+MAX_PROBS = 50_000  # ... or so many probabilities in unsent frames
+MAX_WAITING_LOGS = 4096  # messages; with more unsent, log records are dropped
+MAX_STDERR_LINE = 500  # bytes: a pipe with any room takes 512 (POSIX)
+FLUSH_S = 1.0  # how long the engine waits until its current tasks are reported
+ORPHAN_GRACE_S = 2.0  # how long the engine may take to end after the web process
+PROGRESS_S = 0.05  # the least time between two `Loading` events
 SWITCH_INTERVAL_S = 0.0005  # see "The GIL" in docs/architecture.md
 PR_SET_PDEATHSIG = 1
-IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # a Ctrl-C or a service manager means the web process
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the web process handles them for both
 
 OpenBackend = Callable[[EngineConfig, Callable[[float], bool]], "Backend"]
 
@@ -72,9 +72,11 @@ log = get_logger("engine")
 
 
 def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> None:
-    """Run an engine over this process's stdin and stdout; never returns. The backend is libllama's unless given;
-    `hints` are its libraries' folder and CPU variant, where they are known beforehand."""
-    gc.disable()  # until the model is there: imports make no garbage
+    """Run an engine over this process's stdin and stdout; never returns.
+
+    The default backend is libllama's. `hints` are its libraries' folder and CPU variant, to load them early.
+    """
+    gc.disable()  # until the model is loaded: imports make no garbage
     inlet, outlet = _take_pipes()
     _live_and_die_with_parent()
     faulthandler.enable(file=2, all_threads=False)
@@ -84,7 +86,7 @@ def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> 
 
         open_backend = backend.open_backend
         if hints:
-            backend.preload(*hints)  # the web process needs some time yet to say what to load
+            backend.preload(*hints)  # meanwhile the web process finds out which model to load
     threading.Thread(target=_import_scheduler, name="imports", daemon=True).start()
     code = 1
     try:
@@ -93,11 +95,11 @@ def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> 
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os._exit(code)  # native threads may still run: there is nothing to gain from an orderly shutdown
+        os._exit(code)  # not `sys.exit`, because native threads may still run
 
 
 def _take_pipes() -> tuple[int, int]:
-    """File descriptors of our own for the two pipes; 0 is empty and 1 goes to stderr from now on."""
+    """Move the two pipes to new file descriptors. Then 0 is empty, and 1 is stderr."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -112,7 +114,7 @@ def _take_pipes() -> tuple[int, int]:
 
 
 def _live_and_die_with_parent() -> None:
-    """Signals meant for the server don't end the engine; on Linux the server's death does, whatever we are doing."""
+    """Ignore signals meant for the server; on Linux, have the system kill this process when the server dies."""
     for name in IGNORED_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -124,11 +126,11 @@ def _live_and_die_with_parent() -> None:
 
 
 class Outbox:
-    """Frames and log records on their way to the web process. The engine waits in `put` when too many are waiting.
+    """Sends frames and log records to the web process. `put` waits while too many are unsent.
 
-    Whoever puts a frame sends it, if nothing else is on its way and the pipe takes it at once; the thread `writer` has
-    the rest. Waking that thread for each step would have it compete with the next decode for a core. Where a pipe
-    can't be asked not to wait (Windows), `writer` sends everything.
+    The thread that calls `put` sends its frame, if nothing else is being sent and the pipe has room. The thread
+    `writer` sends the rest. If it were woken for each step, it would compete with the next decode for a core. On
+    Windows, where pipes can't be non-blocking, `writer` sends everything.
     """
 
     def __init__(self, fd: int, codec: Codec) -> None:
@@ -136,17 +138,17 @@ class Outbox:
         self._codec = codec
         self._never_waits = _unblocked(fd)
         self._lock = threading.Lock()  # guards the rest
-        self._work = threading.Condition(self._lock)  # there may be something for `writer` to do
-        self._progress = threading.Condition(self._lock)  # something was sent
+        self._work = threading.Condition(self._lock)  # notified when `writer` may have something to send
+        self._progress = threading.Condition(self._lock)  # notified when something was sent
         self._waiting: deque[Any] = deque()
-        self._n_probs = 0  # of what waits
-        self._rest = b""  # of a frame that the pipe has taken a part of
-        self._n_lost = 0
-        self._is_sending = False  # somebody writes into the pipe, without holding the lock
+        self._n_probs = 0  # probabilities in `_waiting`
+        self._rest = b""  # the unsent end of a frame
+        self._n_lost = 0  # log records dropped since the last report of that
+        self._is_sending = False  # a thread writes into the pipe, without holding the lock
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
     def put(self, message: Any) -> None:
-        """Any thread: send this. Waits while the web side is far behind."""
+        """On any thread: send a message. Waits while too many are unsent."""
         with self._lock:
             while len(self._waiting) >= MAX_WAITING or self._n_probs >= MAX_PROBS:
                 self._progress.wait()
@@ -168,7 +170,7 @@ class Outbox:
                     self._work.notify()
 
     def offer(self, message: LogLine) -> None:
-        """Any thread: send this, or drop it if that would mean waiting (a log record; they are counted)."""
+        """On any thread: send a log record, or drop and count it if too many messages are unsent."""
         with self._lock:
             if len(self._waiting) < MAX_WAITING_LOGS:
                 self._waiting.append(message)
@@ -177,13 +179,15 @@ class Outbox:
                 self._n_lost += 1
 
     def flush(self, patience_s: float) -> None:
-        """Wait until everything is sent, but not for ever."""
+        """Wait until everything is sent, at most `patience_s` seconds."""
         with self._lock:
             self._progress.wait_for(lambda: not (self._waiting or self._rest or self._is_sending), patience_s)
 
     def _write(self, data: bytes | memoryview) -> int:
-        """How many bytes the pipe has taken: all if nobody reads any more, which `reader` sees, too, and then ends
-        the process."""
+        """Write, and return the number of bytes that the pipe took.
+
+        If the pipe is closed that is all of them: `reader` notices the closed pipe, too, and ends the process.
+        """
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -200,7 +204,7 @@ class Outbox:
                 self._waiting.clear()
                 self._n_probs, self._rest = 0, b""
                 self._is_sending = True
-                self._progress.notify_all()  # there is room now, however long sending takes
+                self._progress.notify_all()  # `put` may append again
                 if self._n_lost:
                     messages.append(_lost(self._n_lost))
                     self._n_lost = 0
@@ -216,7 +220,7 @@ class Outbox:
 
 
 def _unblocked(fd: int) -> bool:
-    """Have writes to a pipe take what there is room for; False where that can't be (`select` there knows no pipes)."""
+    """Make a pipe non-blocking. False on Windows, where `select` can't wait for a pipe."""
     if sys.platform == "win32":
         return False
     os.set_blocking(fd, False)
@@ -224,13 +228,13 @@ def _unblocked(fd: int) -> bool:
 
 
 def n_probs(message: Any) -> int:
-    """Probabilities in a message: frames of hundreds of steps that have many would be too much to join."""
+    """The number of probabilities in a message, which bounds the size of merged frames."""
     events = message.events if type(message) is Frame else ()
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
 
 def merge_frames(messages: list[Any]) -> list[Any]:
-    """Neighbouring frames as one; of several snapshots the last one counts."""
+    """Join consecutive frames; of their snapshots keep the last one."""
     merged: list[Any] = []
     for message in messages:
         last = merged[-1] if merged else None
@@ -242,8 +246,8 @@ def merge_frames(messages: list[Any]) -> list[Any]:
 
 
 class PipeHandler(logging.Handler):
-    """Log records as messages. What is below `level` is dropped, but llama.cpp's own lines go to stderr: the web
-    process keeps the last of them and shows them when this process dies."""
+    """Sends log records as messages. Records below `level` are dropped, except llama.cpp's lines, which go to stderr:
+    the web process keeps the last of them, and shows them if this process dies."""
 
     def __init__(self, outbox: Outbox, level: int, fd: int = 2) -> None:
         super().__init__()
@@ -252,7 +256,7 @@ class PipeHandler(logging.Handler):
         self._fd = fd
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never raises and never waits."""
+        """Send a record. Never raises, never waits."""
         try:
             if record.levelno >= self._least:
                 self._outbox.offer(_log_line(record))
@@ -263,9 +267,11 @@ class PipeHandler(logging.Handler):
 
 
 def write_if_room(fd: int, line: bytes) -> None:
-    """A line for stderr, cut and dropped rather than waited for. Not by a descriptor that never waits: then a full pipe
-    would swallow the message of an abort, too."""
-    if sys.platform == "win32" or select.select((), (fd,), (), 0)[1]:  # on Windows pipes can't be asked
+    """Write a line to stderr, cut to `MAX_STDERR_LINE`; drop it if the pipe is full.
+
+    The descriptor stays blocking, because a full pipe would drop the message of an abort, too.
+    """
+    if sys.platform == "win32" or select.select((), (fd,), (), 0)[1]:  # Windows has no `select` for pipes
         os.write(fd, line[:MAX_STDERR_LINE] + b"\n")
 
 
@@ -287,7 +293,7 @@ def _lost(n: int) -> LogLine:
     return LogLine(
         "engine",
         logging.WARNING,
-        f"{n} log lines of the engine were lost: it logs faster than they are read",
+        f"{n} log lines of the engine were dropped: it logs faster than the server reads",
         "",
         0,
         "",
@@ -305,20 +311,20 @@ class EngineProcess:
         self._inlet = inlet
         self._open_backend = open_backend
         self._outbox = Outbox(outlet, self._codec)
-        self._first: SimpleQueue = SimpleQueue()  # the messages before there is a scheduler; None at the end
+        self._first: SimpleQueue = SimpleQueue()  # `Hello` and `Start`
         self._backend: Backend | None = None
         self._scheduler: Scheduler | None = None
         self._working: set[int] = set()
-        self._t_progress = 0.0  # when progress was told last
+        self._t_progress = 0.0  # time of the last `Loading` event
         self._is_closing = False
 
     def run(self) -> int:
-        """Load, serve, end; the exit code."""
+        """Load the model, serve, end. Returns the exit code."""
         self._outbox.put(self._codec.hello)
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         hello, start = self._first.get(), self._first.get()
         if hello != self._codec.hello or not isinstance(start, Start):
-            raise WireError(f"the server speaks another protocol: {hello} instead of {self._codec.hello}")
+            raise WireError(f"the server uses another protocol: {hello} instead of {self._codec.hello}")
         _forward_logs(self._outbox, start.log_level)
         threading.Thread(target=self._beat, args=(start.beat_s,), name="beat", daemon=True).start()
         self._serve(start.config)
@@ -337,7 +343,7 @@ class EngineProcess:
             self._outbox.put(Frame((LoadFailed(str(error), isinstance(error, StartError)),)))
             return
         try:
-            from server.engine.loop.scheduler import Scheduler  # there by now
+            from server.engine.loop.scheduler import Scheduler  # imported by the thread `imports`
 
             self._scheduler = scheduler = Scheduler(self._backend, config, self._emit, turns=turns)
             if self._is_closing:
@@ -350,7 +356,7 @@ class EngineProcess:
             self._backend.close()
 
     def _emit(self, frame: Frame) -> None:
-        """What the engine is about to work on has to be told before it can die of it."""
+        """Send a frame. If the running tasks change, wait until it is sent: the engine may die of a new task."""
         self._outbox.put(frame)
         working = self._working if frame.snapshot is None else frame.snapshot.working
         if working != self._working or any(type(event) is Starting for event in frame.events):
@@ -358,7 +364,7 @@ class EngineProcess:
             self._outbox.flush(FLUSH_S)
 
     def _on_progress(self, progress: float) -> bool:
-        """llama.cpp says it for each tensor: the first time is told, since it means that the vocabulary is read."""
+        """Called for each tensor. The first event is always sent, because it means that the vocabulary is read."""
         now = time.monotonic()
         if now - self._t_progress > PROGRESS_S or progress >= 1:
             self._t_progress = now
@@ -375,13 +381,13 @@ class EngineProcess:
         except OSError:
             pass
         except WireError as error:
-            log.error("from the server: %s", error)
+            log.error("invalid message from the server: %s", error)
         except BaseException:
             traceback.print_exc()
         self._end()
 
     def _take_all(self, messages: Iterator[Any]) -> None:
-        """A function of its own, so that no message (they may have files) is kept until the next one comes."""
+        """A function of its own, because the loop variable would keep a message with its files until the next one."""
         for message in messages:
             self._take(message)
 
@@ -395,17 +401,17 @@ class EngineProcess:
                 self._abort_later(message.grace_s + 0.1)
         elif isinstance(message, AskStacks):
             self._outbox.put(Stacks(stacks("engine process")))
-        elif self._scheduler is not None:  # nothing else is sent before Ready
+        elif self._scheduler is not None:  # the server sends no tasks before `Ready`
             self._scheduler.post(message)
 
     def _abort_later(self, delay_s: float) -> None:
-        """A decode that outlasts the grace time is aborted."""
+        """Abort a decode that outlasts the grace time."""
         timer = threading.Timer(delay_s, self._backend.abort)
         timer.daemon = True
         timer.start()
 
     def _end(self) -> None:
-        """The web process is gone: come to rest, or just end."""
+        """The web process is gone: end the engine, or exit after `ORPHAN_GRACE_S`."""
         self._is_closing = True
         if self._scheduler is not None:
             self._scheduler.post(Close(0.0))
@@ -424,7 +430,8 @@ class EngineProcess:
 
 
 def _import_scheduler() -> None:
-    """While nothing has been said yet, or libllama loads the model, without Python's lock."""
+    """Import the scheduler while the process waits for its first message, or libllama loads the model without the
+    GIL."""
     import server.engine.loop.scheduler  # noqa: F401
 
 

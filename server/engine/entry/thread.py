@@ -1,7 +1,7 @@
-"""The engine as a thread of this process: the simplest transport of the seam.
+"""The engine as a thread of the web process (`--engine thread`): the simplest transport.
 
-`post` puts into the scheduler's inbox, frames are handed to the client on the engine's thread. Loading happens on
-that thread too, so the server listens meanwhile.
+`post` puts a message into the scheduler's inbox. The engine's thread calls the client with each frame. It also loads
+the model, so that the server listens during the load.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from server.engine.slots.backend import Backend
 from server.errors import StartError
 from server.log import get_logger, inherit
 
-JOIN_MARGIN_S = 5.0
+JOIN_MARGIN_S = 5.0  # how long `close` waits after it has aborted a decode
 
 log = get_logger("engine")
 
 
 class ThreadTransport:
-    """Runs `open_backend(config, on_progress)` and then the scheduler on one thread called "engine". `step_s` is how
-    long a short step may take (`config.step_limit_s`); a thread that hangs can only be told of."""
+    """Runs `open_backend(config, on_progress)` and then the scheduler on one thread, `engine`.
+
+    `step_s` is the time limit of a short step (`config.step_limit_s`). If the thread exceeds it, that is only reported.
+    """
 
     def __init__(
         self,
@@ -42,18 +44,18 @@ class ThreadTransport:
         self._is_closing = False
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
-        """Begin to load on the engine's thread."""
+        """Start the engine's thread, which loads the model."""
         self._on_frame = on_frame
         self._thread = threading.Thread(target=inherit(self._run), name="engine", daemon=True)
         self._thread.start()
 
     def post(self, message: Any) -> None:
-        """Into the scheduler's inbox; nothing can be posted before `Ready`."""
+        """Put a message into the scheduler's inbox. Before `Ready` it is dropped."""
         if self._scheduler is not None:
             self._scheduler.post(message)
 
     def stacks(self, timeout_s: float) -> str:
-        """Nothing: whoever asks sees the engine's thread himself."""
+        """An empty text: the stacks of the web process have the engine's thread already."""
         return ""
 
     @property
@@ -72,7 +74,7 @@ class ThreadTransport:
             self._backend.abort()
         self._thread.join(JOIN_MARGIN_S)
         if self._thread.is_alive():
-            log.warning("the engine did not end in time")
+            log.warning("the engine's thread did not end in time")
 
     def _run(self) -> None:
         try:

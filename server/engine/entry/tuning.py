@@ -1,8 +1,9 @@
-"""How long a model's steps take on one set of libraries: what `--tune` compares.
+"""Measures how long a model's steps take with one set of libraries. `--tune` compares the results.
 
-Main thread of a process of its own, which holds but one CPU plug-in. What is measured are the backend's steps, with
-the options as they are: one row, one for each slot (or guesses, if there is but one), and rows of a prompt, each near
-the beginning and further on, since builds differ in attention, too. Noise only adds time, so the shortest counts.
+Main thread of a process of its own, which loads a single CPU plug-in. It measures steps of the backend with the user's
+options: one row; a row per slot (with one slot: a draft); rows of a prompt. Each is measured at the start of a context
+and further on, since the builds' attention differs, too. Of several runs the shortest counts, since noise only adds
+time.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from server.engine.slots.planner import Span
 from server.errors import StartError
 
 PROMPT_ROWS, MOST_SLOTS = 128, 8
-SHALLOW = 64
-DEEP = ((1 << 30, 512), (1 << 32, 256))  # bytes of a model -> tokens that are read before it is measured further on
-LEAST_DEEP = 128
-LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4
+SHALLOW = 64  # tokens before the first measurement
+DEEP = ((1 << 30, 512), (1 << 32, 256))  # (a model with fewer bytes, tokens before the second measurement)
+LEAST_DEEP = 128  # the same for larger models
+LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4  # runs of a step; after `ENOUGH_S` seconds the least number will do
 
 
 def measure(config: EngineConfig) -> list[tuple[str, float]]:
-    """(what kind of step, seconds). StartError if the model can't be loaded, or doesn't write text."""
+    """(kind of step, seconds) pairs. StartError if the model can't be loaded, or doesn't generate text."""
     backend = open_backend(config, lambda _: True)
     try:
         info = backend.info
         if not info.is_generative:
-            raise StartError("--tune is for models that write text")
-        n_ctx = info.n_ctx // config.n_slots  # also in one cache for all: the steps fill all slots
+            raise StartError("--tune is for models that generate text")
+        n_ctx = info.n_ctx // config.n_slots  # even in one cache for all, since the steps fill all slots
         steps = Steps(backend, min(config.n_slots, MOST_SLOTS), min(PROMPT_ROWS, n_ctx // 4, info.n_batch), n_ctx)
         deep = next((depth for size, depth in DEEP if info.size < size), LEAST_DEEP)
         figures = steps.measure(min(SHALLOW, n_ctx // 4), "")
-        if backend.can_share:  # else there is a state, and it is always as large
+        if backend.can_share:  # else the model has a state of constant size, and depth changes nothing
             deep = min(deep, n_ctx // 2)
             figures += steps.measure(deep, f" behind {deep}")
         return figures
@@ -43,7 +44,7 @@ def measure(config: EngineConfig) -> list[tuple[str, float]]:
 
 
 class Steps:
-    """Steps of one backend: `n_slots` sequences of at most `n_ctx` tokens, prompts of `n_prompt` rows."""
+    """Steps of one backend, with `n_slots` sequences of at most `n_ctx` tokens and prompts of `n_prompt` rows."""
 
     def __init__(self, backend: Backend, n_slots: int, n_prompt: int, n_ctx: int) -> None:
         self._backend = backend
@@ -52,7 +53,7 @@ class Steps:
         self._depth = 0
 
     def measure(self, depth: int, place: str) -> list[tuple[str, float]]:
-        """What the kinds of steps take behind `depth` tokens; `place` says so in their names."""
+        """(kind of step, seconds) after `depth` tokens. `place` is appended to the kinds' names."""
         self._depth = depth
         room = self._n_ctx - depth
         for seq in range(self._n_slots):
@@ -94,11 +95,11 @@ class Steps:
 
     def _decode(self, spans: list[Span]) -> None:
         if self._backend.decode(spans) != DECODE_OK:
-            raise StartError(f"a step of {sum(map(len, spans))} rows could not be computed")
+            raise StartError(f"could not compute a step of {sum(map(len, spans))} rows")
 
 
 def _shortest(step: Callable[[int], None], most: int) -> float:
-    """Seconds of the quickest of several runs of `step`, which is told the number of each."""
+    """The seconds of the fastest of several runs of `step`, which gets the number of the run."""
     begun = time.perf_counter()
     best = float("inf")
     for i in range(max(1, min(most, MOST_TIMES))):

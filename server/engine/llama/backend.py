@@ -1,8 +1,8 @@
-"""libllama behind the `Backend` interface: all that the engine asks of llama.cpp, on the engine's thread.
+"""The `Backend` interface over libllama: all that the engine asks of llama.cpp, on the engine's thread.
 
-Only this folder and the web process's vocabulary (`engine.client`) know `ctypes_api`. Per decoded row it costs five
-writes into C arrays; prompt rows are written by slices. The KV cache has one of two layouts (`is_split`): a stream for
-each sequence, where attention looks at nobody else's cells and what sequences have in common is copied, or one for all.
+In `server.engine` only this folder and the web process's vocabulary (`client`) may import `ctypes_api`. The KV cache
+has one of two layouts. Split (`is_split`): each sequence has a stream, attention reads only that, and common prefixes
+are copied. Else one stream for all: sequences share the cells of common prefixes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.engine.cache import kv_parts
 from server.engine.cache.rollback import Rollback, n_back
 from server.engine.llama.copies import SequenceCopies
 from server.engine.llama.draft import Likeliest, drafter_config, vocab_difference
-from server.engine.llama.draws import Draws, Meanwhile
+from server.engine.llama.draws import BackgroundCall, Draws
 from server.engine.llama.embed import (
     NON_CAUSAL,
     POOLING_NAMES,
@@ -62,10 +62,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LibsError", "LlamaBackend", "device_lines", "library_line", "open_backend", "preload"]
 
-MIN_CTX_SLOT = 32
-VOCAB_READ = "token to piece cache size"  # the last that llama.cpp says of a vocabulary
-_early_lines: list[tuple[int, str]] = []  # what the libraries said in `preload`
-BAD_FILES = ("mtmd_helper_", "mtmd_tokenize", "probe: ")  # lines about files in requests: the client is told
+MIN_CTX_SLOT = 32  # tokens
+VOCAB_READ = "token to piece cache size"  # llama.cpp's last log line about a vocabulary
+_early_lines: list[tuple[int, str]] = []  # logged by the libraries during `preload`
+BAD_FILES = ("mtmd_helper_", "mtmd_tokenize", "probe: ")  # log lines about a request's files: the answer has the error
 
 log = get_logger("engine")
 native_log = get_logger("llama")
@@ -78,7 +78,7 @@ def library_line(folder: str) -> str:
 
 
 def device_lines(folder: str, cpu_variant: str | None, workers: Sequence[str] = ()) -> list[str]:
-    """One line per device that llama.cpp can compute on, those of workers included."""
+    """A line per device that llama.cpp can compute on, including those of RPC workers."""
     libs = _load(folder, cpu_variant, workers)
     lines = [f"libraries: {libs.folder} (llama.cpp {libs.version})"]
     for device in list_devices(libs):
@@ -90,22 +90,20 @@ def device_lines(folder: str, cpu_variant: str | None, workers: Sequence[str] = 
 
 
 def plan_of(config: EngineConfig) -> Plan | None:
-    """What would be chosen for the model on this machine; None if nothing is known about the memory that it takes.
-    StartError if it can't fit and would not be loaded."""
+    """The plan for the model on this machine; None if its memory is unknown. StartError if it can't fit."""
     return make_plan(_load(config.libs, config.cpu_variant, config.rpc), config, find_shape(config))
 
 
 def plan_lines(config: EngineConfig) -> list[str]:
-    """What the model would take and what would be chosen, for `--dry-run`; the last line is the verdict. StartError if
-    it can't fit and would not be loaded."""
+    """The plan as text for `--dry-run`; the last line says whether the model fits. StartError as in `plan_of`."""
     plan = plan_of(config)
     if plan is None:
-        return [config.model, "whether it fits can't be said: nothing is known about the memory that it takes"]
+        return [config.model, "whether it fits is unknown: its memory can't be estimated"]
     return [config.model, *plan.lines(), plan.fault or "it fits"]
 
 
 def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
-    """Load the libraries and the model. StartError with one line if that can't be done."""
+    """Load the libraries and the model. StartError with one line if that fails."""
     try:
         return LlamaBackend(config, on_progress)
     except LibsError as error:
@@ -113,8 +111,7 @@ def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> 
 
 
 def preload(folder: str, cpu_variant: str | None = None) -> None:
-    """Load the libraries that a model will be opened with, before it is known which. What goes wrong is left to
-    `open_backend`, which comes to it again; so are the lines that they log."""
+    """Load the libraries before the model is known. `open_backend` repeats the errors and the log lines."""
     with contextlib.suppress(LibsError, OSError):
         loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=lambda *line: _early_lines.append(line))
 
@@ -133,12 +130,12 @@ def _load(folder: str, cpu_variant: str | None, workers: Sequence[str] = (), wit
 
 
 def _on_loading_log(level: int, line: str) -> None:
-    """While a model is being opened: errors come back as an exception's one line, so here they are details."""
+    """Log at debug level while a model is being opened, because an error is raised as an exception, too."""
     native_log.log(VERBOSE if level == GGML_LOG_LEVEL_DEBUG else DEBUG, "%s", line)
 
 
-def _telling(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """`_on_loading_log`, and word of progress when the vocabulary is read: somebody waits for that."""
+def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
+    """`_on_loading_log` that also reports progress 0 once the vocabulary is read: the web process waits for that."""
 
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
@@ -149,7 +146,7 @@ def _telling(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]
 
 
 def _on_native_log(abort: AbortFlag, level: int, line: str) -> None:
-    """From the load on. A decode that was aborted fails in three lines of llama.cpp, which is what was wanted."""
+    """Log what llama.cpp says after the load. Its errors for an aborted decode are expected, so they are details."""
     if abort.is_set() or line.startswith(BAD_FILES):
         native_log.debug("%s", line)
     elif level >= GGML_LOG_LEVEL_ERROR:
@@ -161,18 +158,18 @@ def _on_native_log(abort: AbortFlag, level: int, line: str) -> None:
 
 
 class LlamaBackend:
-    """A model and one context. See `Backend` for what the methods promise."""
+    """A model and its contexts. `Backend` documents the methods."""
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
         self._config = config
         self._abort = AbortFlag()
         self.drafter: Any = None  # a LlamaBackend
-        self._embeddings: LlamaEmbeddings | None = None  # this and the two below are made when they are first needed
+        self._embeddings: LlamaEmbeddings | None = None  # this and the two below are made at their first use
         self._media_embeddings: LlamaMediaEmbeddings | None = None
         self._likeliest: Likeliest | None = None
         report = LoadReport()
         self._open_libraries(report, on_progress)
-        files = _files_of(config, self._libs)  # as they are before anything is read of them
+        files = _files_of(config, self._libs)  # their sizes and times before anything is read
         plan = make_plan(self._libs, config, find_shape(config))
         self._open_model(plan, on_progress)
         self._open_contexts(plan)
@@ -187,7 +184,7 @@ class LlamaBackend:
             self._warm_up()
         self.drafter = self._open_drafter()
 
-    # The steps of `__init__`, in their order; each needs what those before it have opened.
+    # The steps of `__init__` in order; each needs those before it.
 
     def _open_libraries(self, report: LoadReport, on_progress: Callable[[float], bool]) -> None:
         config = self._config
@@ -195,10 +192,10 @@ class LlamaBackend:
         self._llama = self._libs.llama
         if config.numa:
             self._llama.llama_numa_init(config.numa)
-        self._libs.log.sink = report.listening(_telling(on_progress))
+        self._libs.log.sink = report.listening(_report_vocab(on_progress))
 
     def _open_model(self, plan: Plan | None, on_progress: Callable[[float], bool]) -> None:
-        """Weights, vocabulary and adapters, and what the model is like."""
+        """Load weights, vocabulary and adapters, and read the model's properties."""
         config, llama = self._config, self._llama
         self._model = model = Model(
             self._libs,
@@ -218,11 +215,11 @@ class LlamaBackend:
         self.is_split = config.is_split(self.window > 0)
 
     def _open_contexts(self, plan: Plan | None) -> None:
-        """The context that generates, and that for embeddings where it is wanted at once."""
+        """Open the context that generates, and the one for embeddings if an option asks for it."""
         config, llama = self._config, self._llama
         self._n_ctx = bounded_context(self._context_size(plan), config.n_slots, self._n_positions)
         self._pool = open_pool(self._libs, config)
-        eog_tokens = Meanwhile(
+        eog_tokens = BackgroundCall(
             lambda: frozenset(token for token in range(self._n_vocab) if llama.llama_vocab_is_eog(self._vocab, token))
         )
         with eog_tokens:
@@ -232,7 +229,7 @@ class LlamaBackend:
         self._pooling = pooling_of(self._model, config.context_params, self._is_generative)
         self._answers_in_words = self._is_generative and answers_in_words(self._pooling, config)
         if not self._is_generative:
-            self._context.close()  # such a model has no use for it; that for embeddings takes its place
+            self._context.close()  # the context for embeddings replaces it
             self._context = self.open_embeddings().context
         elif config.embeddings:
             self.open_embeddings()
@@ -252,12 +249,12 @@ class LlamaBackend:
         self._has_gpu = any(device.type != "CPU" for device in devices)
 
     def _look_at_cache(self) -> None:
-        """What can be done with the cache. StartError if what was asked for can't."""
+        """Find out what the KV cache can do. StartError if an option needs more."""
         config = self._config
         self._memory = self._context.memory
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
         if config.n_group > 1 and not self.can_shift:
-            raise StartError("--grp-attn-n: this model's cache can't be folded; leave self-extend off")
+            raise StartError("--grp-attn-n: this model's KV cache can't be shifted; leave self-extend off")
         self.can_share = not (config.exact or self._is_recurrent or self._is_hybrid)
         self._rollback = Rollback(int(self._llama.llama_n_rs_seq(self._context)))
         self.n_rollback = UNLIMITED if self.can_share else self._rollback.n
@@ -267,7 +264,7 @@ class LlamaBackend:
         self._n_batch = int(self._llama.llama_n_batch(self._context))
         self._batch = Batch(self._libs, self._n_batch)
         self._copies = SequenceCopies(self, self.window > 0)
-        self._shifted: set[int] = set()  # whose keys are turned with the next decode
+        self._shifted: set[int] = set()  # sequences whose keys the next decode rotates
         self._lora: tuple[tuple[int, float], ...] = ()
 
     def _identity(self, files: dict[str, list[Source]]) -> Identity:
@@ -286,14 +283,12 @@ class LlamaBackend:
         self._pieces: dict[int, bytes] = {}
 
     def _open_drafter(self) -> LlamaBackend | None:
-        """The small model of speculative decoding; None without. StartError if it can't draft for this one."""
+        """The draft model; None if there is none. StartError if it can't draft for this model."""
         config = self._config
         if not config.spec.model:
             return None
         if not self.can_share or config.n_group > 1:
-            log.warning(
-                "the draft model isn't loaded: with this model, or with --exact or self-extend, nothing is drafted"
-            )
+            log.warning("the draft model isn't loaded: recurrent models, --exact and self-extend don't allow drafts")
             return None
         try:
             drafter = LlamaBackend(drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
@@ -301,7 +296,7 @@ class LlamaBackend:
             if 0 < drafter._n_positions < self.info.n_ctx_slot:
                 why = f"it has {drafter._n_positions} learned positions, a slot {self.info.n_ctx_slot} tokens"
             if not drafter.can_share:
-                why = "it is recurrent, and can't take back wrong guesses"
+                why = "it is recurrent, and can't drop rejected tokens"
             if why:
                 drafter.close()
                 raise StartError(f"{config.spec.model} can't draft for {config.model}: {why}")
@@ -310,11 +305,10 @@ class LlamaBackend:
             raise
         return drafter
 
-    # What the steps above are made of.
+    # Helpers of the steps above.
 
     def _context_size(self, plan: Plan | None) -> int:
-        """Tokens in the whole KV cache: what was asked for, or what fits (the model's own, if nothing is to be
-        fitted)."""
+        """Tokens in the whole KV cache: as the user set it, else what fits, else the model's own context."""
         config = self._config
         n_train = self._llama.llama_model_n_ctx_train(self._model)
         n_ctx = config.n_ctx or n_train
@@ -323,14 +317,14 @@ class LlamaBackend:
         if n_ctx // config.n_slots < MIN_CTX_SLOT:
             raise StartError(
                 f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
-                f"{config.n_slots} slots; enlarge it or take fewer slots"
+                f"{config.n_slots} slots; increase it, or reduce --parallel"
             )
         return n_ctx
 
     def _open_context(self) -> Context:
         config, n_ctx = self._config, self._n_ctx
         has_states = self._is_recurrent or self._is_hybrid
-        # one each for the system prompt and the block cache; a batch without a row for each would end the process
+        # one more for the system prompt, one for the block cache; llama.cpp ends the process if n_batch < n_seq_max
         n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
         n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
         fields = {
@@ -345,7 +339,7 @@ class LlamaBackend:
         return Context(self._model, abort=self._abort, **(fields | config.context_params))
 
     def _compute(self) -> dict[str, Any]:
-        """What all contexts have in common: they compute one after the other, with the same threads."""
+        """Parameters of all contexts. They compute one after the other, so they share the threads."""
         n_threads, n_threads_batch = thread_counts(self._config)
         return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True, "pool": self._pool}
 
@@ -366,7 +360,7 @@ class LlamaBackend:
     def _model_info(self) -> ModelInfo:
         config, llama, model = self._config, self._llama, self._model
         n_ctx = int(llama.llama_n_ctx(self._context))
-        if self.is_split:  # where llama.cpp has rounded up each slot's part
+        if self.is_split:  # undo llama.cpp's rounding of each slot's part
             n_ctx = min(n_ctx, -(-self._n_ctx // fit.CELLS) * fit.CELLS)
         n_ctx_train = int(llama.llama_model_n_ctx_train(model))
         return ModelInfo(
@@ -397,8 +391,8 @@ class LlamaBackend:
         )
 
     def _slot_context(self, n_ctx: int, n_ctx_train: int) -> int:
-        """The most tokens that a slot may have: its part of the cache, or of one for all the whole. Where the context
-        was left open, that isn't more than the model was made for, unless a part would be."""
+        """The most tokens of a slot: its part of a split cache, else the whole cache. If the user set no context size,
+        at most the model's training context or the slot's part, whichever is larger."""
         config = self._config
         part = n_ctx // config.n_slots if self._is_generative else n_ctx
         n = part if self.is_split else n_ctx
@@ -407,8 +401,10 @@ class LlamaBackend:
         return min(n, config.n_ctx_slot or n, self._n_positions or n)
 
     def _warm_up(self) -> None:
-        """One decode, so that the first request finds weights and buffers in memory. By one thread: the web process
-        opens the vocabulary meanwhile, and threads that share a core take longer."""
+        """Decode one token, so that the first request finds weights and buffers in memory.
+
+        On one thread, because the web process opens the vocabulary at the same time, and shared cores are slower.
+        """
         token = max(self._llama.llama_vocab_bos(self._vocab), 0)
         if self._is_generative:
             self.leave_cores(max(thread_counts(self._config)))
@@ -416,13 +412,11 @@ class LlamaBackend:
             self.leave_cores(0)
             self._llama.llama_memory_clear(self._memory, True)
 
-    # ---- what `Backend` promises ------------------------------------------------------------------------------
+    # ---- the methods of `Backend` -----------------------------------------------------------------------------
 
     def decode(self, spans: Sequence[Span]) -> int:
-        """Write the rows into the batch and evaluate them; waits until the logits are there.
-
-        On a CPU they are when `llama_decode` returns; a second call would only give the GIL away once more.
-        """
+        """See `Backend`. Waits for the logits: on a CPU they are ready when `llama_decode` returns, and the call of
+        `llama_synchronize` would only release the GIL once more."""
         batch, at = self._batch, 0
         for span in spans:
             n = len(span)
@@ -454,11 +448,11 @@ class LlamaBackend:
         self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in thread_counts(self._config)))
 
     def abort(self) -> None:
-        """Any thread: a decode on the CPU ends at the next node of its graph."""
+        """See `Backend`. A decode on the CPU ends at the next node of its graph."""
         self._abort.set()
 
     def piece(self, token: int, named: bool = False) -> bytes:
-        """The bytes of a token, cached; placeholders of media have none, nor control tokens unless they are shown."""
+        """See `Backend`; cached. Placeholders of media have no bytes."""
         if named:
             return vocabulary.token_to_piece(self._libs, self._vocab, token, True)
         piece = self._pieces.get(token) if token >= 0 else b""
@@ -473,11 +467,11 @@ class LlamaBackend:
         return self.piece(token) if is_text else b""
 
     def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> LlamaSampler:
-        """A chain for one task."""
+        """See `Backend`."""
         return LlamaSampler(self._samplers, self._context, stages, grammar, waits)
 
     def draw_ahead(self, wanted: Sequence[tuple[Any, int]]) -> None:
-        """See `Backend`. The first look at a batch's logits may put them in order, so it isn't left to the helpers."""
+        """See `Backend`. The first access to a batch's logits may reorder them, so this thread makes it."""
         jobs = [(sampler.draw_ahead, row) for sampler, row in wanted if sampler.can_draw_ahead]
         if jobs:
             self._llama.llama_get_logits_ith(self._context, jobs[0][1])
@@ -499,7 +493,7 @@ class LlamaBackend:
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
 
     def least_left(self, seq: int) -> int:
-        """See `Backend`. llama.cpp overwrites cells that windows have passed, and leaves them out of states."""
+        """See `Backend`. llama.cpp overwrites cells outside all windows, and omits them from states."""
         first = int(self._llama.llama_memory_seq_pos_min(self._memory, seq)) if self.window else 0
         return first + self.window - 1 if first > 0 else 0
 
@@ -515,49 +509,52 @@ class LlamaBackend:
         return self._copies.swap(a, b)
 
     def seq_copy_stream(self, source: int, target: int) -> None:
-        """All of a stream, with the next decode; in a split cache only."""
+        """Copy a whole stream with the next decode; in a split cache only."""
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
         """See `Backend`; llama.cpp aborts the process where `can_shift` is False."""
         if not self.can_shift:
-            raise ApiError(501, "this model's cache can't be shifted")
+            raise ApiError(501, "this model's KV cache can't be shifted")
         self._copies.forget(seq)
         self._shifted.add(seq)
         self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
 
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
-        """See `Backend`. Position by position, upwards, so that what has moved is never met again.
+        """See `Backend`. Upwards from `start`, so that no moved position is moved again.
 
-        Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it notes the way back as the way to go, so that positions come
-        out right and keys are turned in the wrong direction (a native test compares the two).
+        Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it rotates the keys in the wrong direction (a native test
+        compares the two).
         """
         if not self.can_shift:
-            raise ApiError(501, "this model's cache can't be divided")
+            raise ApiError(501, "this model's KV cache can't be shifted")
         for position in range(start, end):
             if position // factor != position:
                 self.seq_add(seq, position, position + 1, position // factor - position)
 
     def unshare(self, seq: int) -> None:
-        """Out and in again: what comes in gets cells of its own."""
+        """See `Backend`. Reads the sequence out and in again, which allocates cells of its own."""
         state = bytearray(self.state(seq))
         self.seq_rm(seq, -1, -1)
         if not self.set_state(seq, state):
-            raise RuntimeError("a sequence's state did not fit back into the cache it came from")
+            raise RuntimeError("a sequence's state did not fit back into its own KV cache")
 
     def state(self, seq: int) -> memoryview:
-        """See `Backend`. A form that isn't known goes as it is, and fits only into as many slots again."""
+        """See `Backend`. An unknown format stays unchanged, and fits only a cache with the same number of slots."""
         state = self.raw_state(seq)
         with contextlib.suppress(kv_parts.UnknownState):
             return kv_parts.with_streams(state, 1, self._is_hybrid) if self._n_streams > 1 else state
         return state
 
     def raw_state(self, seq: int) -> memoryview:
-        """As llama.cpp writes it, with all streams of the cache. Keys that are still to be turned are turned before."""
+        """The state as llama.cpp writes it, with all streams of the cache.
+
+        After a shift a dummy row is decoded first, because the keys are rotated only within a decode.
+        """
         if seq in self._shifted:
             pos = int(self._llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
             code = self.decode([Span(seq, seq, pos, [0], False)])
-            self._shifted.clear()  # that comes before anything else of a decode
+            self._shifted.clear()  # a decode rotates the keys first, even if it fails later
             if code not in (DECODE_OK, DECODE_NO_ROOM):
                 raise RuntimeError("a context shift could not be completed")
             self.seq_rm(seq, pos, -1)
@@ -582,7 +579,7 @@ class LlamaBackend:
         return self._get_state(seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
 
     def state_bytes(self, seq: int) -> int:
-        """How long `state` is now; costs next to nothing."""
+        """The size of `raw_state`; cheap."""
         return self._llama.llama_state_seq_get_size_ext(self._context, seq, 0)
 
     def _get_state(self, seq: int, flags: int) -> memoryview:
@@ -614,7 +611,7 @@ class LlamaBackend:
         return n == len(state)
 
     def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
-        """See `Backend`; costs nothing while nothing changes."""
+        """See `Backend`; cheap if nothing changes."""
         if scales == self._lora:
             return
         n = len(scales)
@@ -625,7 +622,7 @@ class LlamaBackend:
         self._lora = scales
 
     def open_embeddings(self) -> LlamaEmbeddings:
-        """See `Backend`; the same one every time."""
+        """See `Backend`; opened once."""
         if self._embeddings is None:
             config, model = self._config, self._model
             fields = {**self._compute(), **config.context_params}
@@ -640,7 +637,7 @@ class LlamaBackend:
 
     def open_media_embeddings(self, n_at_once: int) -> LlamaMediaEmbeddings:
         """See `Backend`."""
-        from server.engine.llama.embed_media import LlamaMediaEmbeddings  # here, because hardly anybody asks
+        from server.engine.llama.embed_media import LlamaMediaEmbeddings  # here, because few requests need it
 
         if self._media_embeddings is None or self._media_embeddings.n_rows < n_at_once:
             config, old = self._config, self._media_embeddings
@@ -657,7 +654,7 @@ class LlamaBackend:
         return [(adapter, scale) for adapter, (_, scale) in zip(self._adapters, self._config.lora)]
 
     def close(self) -> None:
-        """The contexts go before their model."""
+        """Free everything, contexts before their model."""
         self._draws.close()
         for context in (self._embeddings, self._media_embeddings):
             if context is not None:
@@ -676,7 +673,7 @@ class LlamaBackend:
 
 
 def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]]:
-    """What states depend on, by the names of `Identity`. All plug-ins count: they are one build, whichever is taken."""
+    """The files that a state depends on, for `Identity`. All plug-ins count, whichever is used: they are one build."""
     files = libs.files
     libraries = {*files.order, *files.plugins.values(), *files.fallbacks.values()}
     if config.mmproj and files.mtmd:
@@ -690,7 +687,7 @@ def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]
 
 
 def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, Any]:
-    """The model's parameters, with as many layers on the GPU as the plan has where that was left open."""
+    """The model's parameters, with the plan's number of layers on GPUs if the user set none."""
     params: dict[str, Any] = dict(config.model_params)
     if plan:
         for line in plan.lines():

@@ -1,12 +1,11 @@
-"""Sequences of a split KV cache as copies of each other: what one has computed, another gets without computing it.
+"""Copies a sequence of a split KV cache to another one, so that a common prefix is computed once.
 
-Engine thread; a part of the backend. A sequence is read out as bytes and read in for another one. That costs as much
-as is copied, some microseconds per token; the bytes are kept until the next decode, since several tasks often take the
-same beginning at once.
+Engine thread; part of the backend. The source sequence is read out as bytes and written into the target. The cost grows
+with the number of tokens. The bytes are kept until the next decode, since several tasks often take the same prefix.
 
-Not taken: `llama_memory_seq_cp`, which copies a whole stream, used or not (10 ms where 900 tokens of a small model take
-8 and 100 take 0.5), and only within the next decode, so that reading or filling either sequence before that goes
-wrong. It is the way where a model has sliding windows: their cells are left out when a sequence is read out.
+Not taken: `llama_memory_seq_cp`. It copies a whole stream, used or not, and only within the next decode: reading or
+filling either sequence before that goes wrong. It is used only for models with sliding windows, whose state as bytes
+lacks cells.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from server.engine.slots.planner import Span
 
 
 class Sequences(Protocol):
-    """What of a backend is needed here; see `Backend`."""
+    """The methods of a backend that copying needs; see `Backend`."""
 
     def decode(self, spans: list[Span]) -> int:
         """Evaluate rows."""
@@ -27,10 +26,10 @@ class Sequences(Protocol):
         """Drop positions."""
 
     def seq_copy_stream(self, source: int, target: int) -> None:
-        """Have all of a stream copied with the next decode."""
+        """Copy a whole stream with the next decode."""
 
     def state_bytes(self, seq: int) -> int:
-        """How long a sequence is when read out."""
+        """The size of `raw_state`."""
 
     def raw_state(self, seq: int) -> memoryview:
         """Read a sequence out."""
@@ -49,8 +48,7 @@ class SequenceCopies:
         self._state = memoryview(b"")  # of `_source`
 
     def copy(self, source: int, target: int, n: int) -> None:
-        """Let `target` have the first `n` positions of `source`, and nothing else. RuntimeError if that fails; the
-        target is empty then."""
+        """Make `target` a copy of the first `n` positions of `source`. If that fails: RuntimeError, and it is empty."""
         if self._has_window:
             self._copy_stream(source, target, n)
             return
@@ -58,11 +56,11 @@ class SequenceCopies:
             self._source, self._state = source, self._backend.raw_state(source)
         if not self._backend.put_raw_state(target, self._state):
             self._backend.seq_rm(target, -1, -1)
-            raise RuntimeError("a sequence could not be copied")
+            raise RuntimeError("could not copy a sequence of the KV cache")
         self._backend.seq_rm(target, n, -1)
 
     def swap(self, a: int, b: int) -> bool:
-        """See `Backend`. RuntimeError if something is lost."""
+        """See `Backend`. RuntimeError if a sequence was lost."""
         if self._has_window:
             return False
         try:
@@ -72,21 +70,24 @@ class SequenceCopies:
         if self._put(b, states[0]) and self._put(a, states[1]):
             return True
         if not (self._put(a, states[0]) and self._put(b, states[1])):
-            raise RuntimeError("two sequences could not be exchanged")
+            raise RuntimeError("could not swap two sequences of the KV cache")
         return False
 
     def _put(self, seq: int, state: memoryview) -> bool:
-        """An empty state leaves in place what is there."""
+        """Replace the sequence. It is emptied first, because an empty state wouldn't replace anything."""
         self._backend.seq_rm(seq, -1, -1)
         return self._backend.put_raw_state(seq, state)
 
     def forget(self, seq: int | None = None) -> None:
-        """A sequence, or any, is about to change. (Chunks of media go in another way; they make it longer.)"""
+        """Drop the kept bytes, because `seq` (None: any sequence) is about to change.
+
+        Chunks of media don't call this: they only make a sequence longer, and `copy` compares the length.
+        """
         if seq is None or seq == self._source:
             self._source, self._state = -1, memoryview(b"")
 
     def _copy_stream(self, source: int, target: int, n: int) -> None:
-        """A row that nobody wants makes llama.cpp copy now, before anything else happens to the two."""
+        """Copy by `llama_memory_seq_cp`. A dummy row is decoded to make llama.cpp copy now."""
         self._backend.seq_rm(target, -1, -1)
         self._backend.seq_copy_stream(source, target)
         self._backend.seq_rm(target, n, -1)
@@ -94,4 +95,4 @@ class SequenceCopies:
         self._backend.seq_rm(target, n, -1)
         if code != DECODE_OK:
             self._backend.seq_rm(target, -1, -1)
-            raise RuntimeError("a sequence could not be copied")
+            raise RuntimeError("could not copy a sequence of the KV cache")

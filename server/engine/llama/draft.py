@@ -1,9 +1,8 @@
-"""The small model of speculative decoding over libllama: opening it beside the large one, and its sure guesses.
+"""The draft model of speculative decoding: its configuration, the check of its vocabulary, and its guesses.
 
-Engine thread. It is a `LlamaBackend` of its own with as many sequences and cells; what it needs beyond that is
-`Likeliest`, a sampler chain that picks the most likely token and says how likely it is among the ten likeliest (over
-the whole vocabulary would mean copying all logits to Python). The texts of all tokens are compared once: a draft is
-token ids, and means something only if both models mean the same by them.
+Engine thread. A draft model is a second `LlamaBackend` with as many sequences and KV cells as the large one, plus
+`Likeliest`, a sampler chain that picks the most likely token and its probability. A draft consists of token ids, so
+both models must have the same tokens: their texts are compared once.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from server.engine.llama.sampler import CustomSamplers, SamplerFactory
 from server.engine.seam.config import EngineConfig
 from server.engine.slots.sampling import Stage
 
-N_BEST = 10
-MAX_SIZE_DIFFERENCE = 128  # vocabularies that differ only in padding, as llama.cpp's `common` has it
+N_BEST = 10  # candidates of the softmax: one over the whole vocabulary would copy all logits to Python
+MAX_SIZE_DIFFERENCE = 128  # tokens of padding by which the vocabularies may differ, as in llama.cpp's `common`
 
 
 class Likeliest:
-    """Picks from the logits of a batch row. One for all sequences: it remembers nothing."""
+    """Picks the most likely token of a batch row. It keeps no state, so one serves all sequences."""
 
     def __init__(self, factory: SamplerFactory, ctx: Any) -> None:
         self._llama = factory.llama
@@ -32,7 +31,7 @@ class Likeliest:
         factory.llama.llama_sampler_chain_add(self._chain, self._custom.make(b"likeliest", self._pick))
 
     def sample(self, row: int) -> tuple[int, float]:
-        """The token and its share among the likeliest."""
+        """The token, and its probability among the `N_BEST` likeliest."""
         token = self._llama.llama_sampler_sample(self._chain, self._ctx, row)
         return token, self._chance
 
@@ -41,7 +40,7 @@ class Likeliest:
         self._llama.llama_sampler_free(self._chain)
 
     def _pick(self, candidates: llama_token_data_array) -> None:
-        """C's call: the candidates are sorted by now."""
+        """Called by C, with the candidates sorted by the top-k sampler."""
         rows = candidates.data
         best = rows[0].logit
         self._chance = 1.0 / sum(math.exp(rows[i].logit - best) for i in range(min(candidates.size, N_BEST)))
@@ -49,7 +48,7 @@ class Likeliest:
 
 
 def drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineConfig:
-    """The small model as an engine of its own: the large one's shape, its own file and parameters, no extras."""
+    """The draft model's configuration: slots, context and batches of the large model, its own file and parameters."""
     spec = config.spec
     return EngineConfig(
         model=spec.model,
@@ -70,7 +69,7 @@ def drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineCo
 
 
 def vocab_difference(llama: Any, large: int, small: int) -> str:
-    """Why the small model's tokens aren't those of the large one, "" if they are; both are vocabularies."""
+    """How the draft model's vocabulary `small` differs from `large`; "" if it doesn't."""
     if llama.llama_vocab_type(large) != llama.llama_vocab_type(small):
         return "it has another kind of vocabulary"
     for name in ("bos", "eos"):
@@ -83,12 +82,9 @@ def vocab_difference(llama: Any, large: int, small: int) -> str:
     text = llama.llama_vocab_get_text
     for token in range(min(sizes)):
         if text(large, token) != text(small, token):
-            return (
-                f"token {token} is {_shown(text(small, token))} there and {_shown(text(large, token))} in the "
-                "model itself"
-            )
+            return f"its token {token} is {_quote(text(small, token))}, not {_quote(text(large, token))}"
     return ""
 
 
-def _shown(text: bytes) -> str:
+def _quote(text: bytes) -> str:
     return repr(text.decode("utf-8", "replace"))[:40]

@@ -1,12 +1,12 @@
-"""Draw the tokens of a step's rows on several threads at once: what waits for its turn is a tenth of a step.
+"""Draws the tokens of a step's rows on several threads at once.
 
-The engine's thread calls `run` right after a decode, when the compute threads have nothing to do. Sampling is a C call
-without the GIL, each row has its own sampler, and logits are only read; so helpers (`draw-1`, ...) and the engine's
-thread take rows from one list until it is empty. Nobody waits for a helper that has got nothing done: one whose core is
-busy costs nothing but its help. The draws are the same whoever makes them, since chance is the sampler's.
+The engine's thread calls `run` right after a decode, when the compute threads are idle. Sampling is a C call without
+the GIL, each row has its own sampler, and logits are only read. So the helper threads (`draw-1`, ...) and the engine's
+thread take rows from one list until it is empty. A helper whose core is busy takes no rows, and delays none. The result
+doesn't depend on the thread, because the random state belongs to the sampler.
 
-Not taken: a share of the rows for each thread (the slowest one would be waited for); a thread pool of the standard
-library (a future for each row costs as much as a tenth of its draw).
+Not taken: a fixed share of the rows per thread (all would wait for the slowest thread); a thread pool of the standard
+library (a future per row costs too much).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Generic, TypeVar
 
 from server.log import get_logger
 
-MIN_ROWS = 4  # waking a helper takes as long as half a draw
+MIN_ROWS = 4  # with fewer rows, waking the helpers takes longer than they save
 MAX_HELPERS = 3
-JOIN_S = 5.0
+JOIN_S = 5.0  # how long `close` waits for a helper, in seconds
 
 T = TypeVar("T")
 log = get_logger("engine")
@@ -30,17 +30,17 @@ Job = tuple[Callable[[int], None], int]
 
 
 class Draws:
-    """`n_helpers` threads (0: everything is drawn when it is asked for), begun when they are first needed."""
+    """`n_helpers` threads, started at the first `run` that needs them. With 0 `run` does nothing."""
 
     def __init__(self, n_helpers: int) -> None:
         self._n_helpers = max(min(n_helpers, MAX_HELPERS), 0)
-        self._jobs: list[Job] = []  # taken from its end, by all; `pop` is one step under the GIL
+        self._jobs: list[Job] = []  # all threads take from its end; `pop` is atomic under the GIL
         self._calls: SimpleQueue = SimpleQueue()
         self._done: SimpleQueue = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Make all draws, unless they are too few to share. One that raises is left for whoever asks for its token."""
+        """Make all draws, unless they are fewer than `MIN_ROWS`. A draw that raises is repeated by `sample`."""
         if not self._n_helpers or len(jobs) < MIN_ROWS:
             return
         if not self._threads:
@@ -81,29 +81,28 @@ class Draws:
             try:
                 draw(row)
             except Exception as error:
-                log.debug("row %d could not be drawn from ahead: %s", row, error)
+                log.debug("drawing ahead from row %d failed: %s", row, error)
             self._done.put(None)
 
 
-class Meanwhile(Generic[T]):
-    """Does `work` on a thread of its own, while this one is in C without Python's lock. As a context manager: after the
-    block it is done, whatever happens in it."""
+class BackgroundCall(Generic[T]):
+    """Calls `work` on a thread of its own. The end of the `with` block waits for it, even after an exception."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._results: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="meanwhile", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="background-call", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Meanwhile[T]:
+    def __enter__(self) -> BackgroundCall[T]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._thread.join()
 
     def result(self) -> T:
-        """What `work` returned; what it raised is raised."""
+        """The return value of `work`; re-raises its exception."""
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -1,12 +1,11 @@
-"""The embedding context over libllama: a second context on the model that is loaded, for vectors instead of text.
+"""The embedding context over libllama: a second context of the loaded model, for vectors instead of text.
 
-Engine thread only; a part of the backend. Two kinds of models differ in what can be cut. An encoder (BERT and its
-kin) looks at a whole input at once, so all rows of a batch go through one ubatch, which has to be as long as the
-longest input. A generative model has a KV cache: what is behind a token doesn't change it, so an input can be spread
-over batches as long as its vector is that of the last token, or of each token.
+Engine thread only; part of the backend. An encoder (such as BERT) attends to a whole input at once, so its ubatch must
+be as long as the longest input. A generative model is causal and has a KV cache. Its inputs can be split over batches,
+unless the pooling needs all tokens of an input in one batch.
 
-llama.cpp computes logits of all rows along with the embeddings, so batches of generative models with large
-vocabularies are kept small: their buffer has a float for each row and word.
+llama.cpp computes the logits of all rows along with the embeddings. Their buffer has a float per row and token of the
+vocabulary, so batches of generative models with large vocabularies are kept small.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ POOLING_NAMES = {
     LLAMA_POOLING_TYPE_LAST: "last",
     LLAMA_POOLING_TYPE_RANK: "rank",
 }
-NON_CAUSAL = 1
-N_SEQS = 64
-N_SEQS_RECURRENT = 8  # each sequence of a recurrent model has a whole state
-MAX_LOGITS = 2**25  # floats: 128 MiB
-LEARNED_POSITIONS = ("bert",)
-MIN_ROWS, MAX_ROWS = 32, 512
+NON_CAUSAL = 1  # LLAMA_ATTENTION_TYPE_NON_CAUSAL
+N_SEQS = 64  # inputs in a batch
+N_SEQS_RECURRENT = 8  # fewer: each sequence of a recurrent model takes memory for a whole state
+MAX_LOGITS = 2**25  # floats of a batch: 128 MiB
+LEARNED_POSITIONS = ("bert",)  # architectures with a table of positions
+MIN_ROWS, MAX_ROWS = 32, 512  # rows of a batch of a generative model
 
 
 @record(frozen=True)
 class EmbeddingShape:
-    """How large a context has to be, and what it can do; see `EmbeddingBackend` for the names."""
+    """The sizes of a context for embeddings; `EmbeddingBackend` explains the names."""
 
     pooling: int
     n_input: int
@@ -62,7 +61,8 @@ class EmbeddingShape:
 
 
 def pooling_of(model: Model, params: Mapping[str, Any], is_generative: bool) -> int:
-    """The pooling that is asked for, else the model's own; generative models that name none: the last token's."""
+    """The pooling type that the user set, else the model's own. Without either: "rank" for a generative model with a
+    reranking template, "last" for other generative models, "none" for encoders."""
     asked = params.get("pooling_type")
     if isinstance(asked, int) and asked >= 0:
         return asked
@@ -76,9 +76,9 @@ def pooling_of(model: Model, params: Mapping[str, Any], is_generative: bool) -> 
 
 
 def longest_input(model: Model, n_ctx: int, params: Mapping[str, Any]) -> int:
-    """Tokens that an encoder can take: no more than it was trained on, unless rope settings stretch it.
+    """The most tokens of an encoder's input: its training context, unless RoPE options stretch it.
 
-    With learned positions (plain BERT) there is no row for a position beyond, and ggml ends the process.
+    Learned positions (plain BERT) can't be stretched: ggml ends the process at a position beyond their table.
     """
     is_stretched = any(name.startswith(("rope_", "yarn_")) for name in params)
     if is_stretched and model.meta().get("general.architecture") not in LEARNED_POSITIONS:
@@ -87,7 +87,7 @@ def longest_input(model: Model, n_ctx: int, params: Mapping[str, Any]) -> int:
 
 
 def class_labels(model: Model) -> tuple[str, ...]:
-    """Names of a classifier's outputs; those without one are called by their number. Empty without a single name."""
+    """The labels of a classifier's outputs, with numbers for missing ones; empty if it has no labels."""
     llama = model.libs.llama
     labels = [llama.llama_model_cls_label(model, i) for i in range(llama.llama_model_n_cls_out(model))]
     if not any(labels):
@@ -96,7 +96,7 @@ def class_labels(model: Model) -> tuple[str, ...]:
 
 
 def use_adapters(context: Context, adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Have a context compute with these adapters from now on."""
+    """Use these adapters in a context from now on."""
     used = [(adapter, scale) for adapter, scale in adapters if scale]
     if used:
         raw = (ctypes.c_void_p * len(used))(*(adapter.raw for adapter, _ in used))
@@ -106,7 +106,7 @@ def use_adapters(context: Context, adapters: Sequence[tuple[Adapter, float]]) ->
 
 
 def encoder_shape(pooling: int, n_ctx: int, n_ubatch: int) -> EmbeddingShape:
-    """For a model without a KV cache. Longer inputs than `n_ubatch` make the ubatch larger, one at a time."""
+    """The shape for a model without a KV cache. An input longer than `n_ubatch` is a batch of its own."""
     n = max(n_ctx, n_ubatch)
     return EmbeddingShape(
         pooling,
@@ -116,14 +116,14 @@ def encoder_shape(pooling: int, n_ctx: int, n_ubatch: int) -> EmbeddingShape:
         n,
         n,
         False,
-        "give it shorter texts, or start the server with a larger --ctx-size if the model can do with one",
+        "send shorter texts, or start the server with a larger --ctx-size if the model allows one",
     )
 
 
 def generative_shape(
     pooling: int, n_ctx: int, n_ubatch: int, n_vocab: int, is_recurrent: bool, is_causal: bool
 ) -> EmbeddingShape:
-    """For a model with a KV cache, or with a recurrent state."""
+    """The shape for a model with a KV cache or a recurrent state."""
     n_seqs = N_SEQS_RECURRENT if is_recurrent else N_SEQS
     if is_causal and pooling in (LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_LAST):
         n_rows = min(max(MAX_LOGITS // n_vocab, MIN_ROWS), MAX_ROWS, n_ubatch)
@@ -135,7 +135,7 @@ def generative_shape(
             n_ctx + n_rows,
             n_rows,
             True,
-            "give it shorter texts, or start the server with a larger --ctx-size",
+            "send shorter texts, or start the server with a larger --ctx-size",
         )
     return EmbeddingShape(
         pooling,
@@ -145,18 +145,18 @@ def generative_shape(
         max(n_ctx, n_ubatch),
         n_ubatch,
         False,
-        f"give it shorter texts, or start the server with a larger --ubatch-size (--pooling "
-        f"{POOLING_NAMES[pooling]} needs a whole text in one)",
+        f"send shorter texts, or start the server with a larger --ubatch-size (--pooling "
+        f"{POOLING_NAMES[pooling]} needs a whole text in one ubatch)",
     )
 
 
 class LlamaEmbeddings:
-    """See `EmbeddingBackend`. `fields` are those of the context that generates: threads, cache types and so on."""
+    """See `EmbeddingBackend`. `fields` are parameters of the context that generates: threads, cache types and so on."""
 
     def __init__(self, model: Model, shape: EmbeddingShape, abort: AbortFlag, fields: Mapping[str, Any]) -> None:
         self._llama = model.libs.llama
         self._abort = abort
-        n_seqs = min(shape.n_seqs, shape.n_ubatch)  # llama.cpp ends the process if outputs are fewer
+        n_seqs = min(shape.n_seqs, shape.n_ubatch)  # llama.cpp ends the process if n_ubatch < n_seq_max
         self.context = Context(
             model,
             abort=abort,
@@ -186,12 +186,12 @@ class LlamaEmbeddings:
 
     @staticmethod
     def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
-        """What the context is for."""
+        """The parameters that differ between embeddings and word scores."""
         return {"embeddings": True, "pooling_type": shape.pooling}
 
     @staticmethod
     def _outputs(span: Span) -> bytes:
-        """Which rows are outputs: all, whatever their flag says."""
+        """A flag per row, 1 for outputs: here all rows are."""
         return b"\x01" * len(span)
 
     def embed(self, spans: Sequence[Span]) -> int:
@@ -235,42 +235,43 @@ class LlamaEmbeddings:
         return not memory or bool(self._llama.llama_memory_seq_rm(memory, seq, start, -1))
 
     def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
-        """Compute with these adapters from now on."""
+        """Use these adapters from now on."""
         use_adapters(self.context, adapters)
 
     def close(self) -> None:
-        """More than once is fine."""
+        """Free the context; may be called again."""
         self.context.close()
 
     def _copy(self, vector: Any) -> bytes:
         if not vector:
-            raise RuntimeError("llama.cpp has no embedding for a row that it has computed")
+            raise RuntimeError("llama.cpp returned no embedding for a computed row")
         return ctypes.string_at(vector, 4 * self.width)
 
 
 # ---- rerankers without a classification head -------------------------------------------------------------------------
 
-# Models that are asked whether a document fits, and say "yes" or "no". Such a model (Qwen3-Reranker as published) is an
-# ordinary text model with a template for the question. A document's score is the softmax over the logits of the two
-# words behind the prompt, which is what a conversion with a head computes, too. Logits of other words and other rows
-# aren't needed, so this context computes none of them for the rows before the last. Without a template nothing is known
-# of the question, and any number would be an invention.
+# Such a model (Qwen3-Reranker as published) is an ordinary text model with a template that asks whether a document
+# fits a query. It answers "yes" or "no". A document's score is the softmax over the logits of these two words after
+# the prompt; a conversion with a head computes the same. So this context computes logits for the last row only.
+# A model without a template is refused, because the question is unknown.
 WORDS = ("yes", "no")
 
 
 def answers_in_words(pooling: int, config: EngineConfig) -> bool:
-    """Whether a model ranks although it has no head to do so."""
+    """Whether the model has to rank, but has no classification head."""
     if pooling != LLAMA_POOLING_TYPE_RANK:
         return False
-    from server.model_files import gguf  # here, because hardly any model gets here
+    from server.model_files import gguf  # here, because few models get here
 
     parts = gguf.read_all(config.model, span=(config.model_offset, config.model_size))
     return not has_head(tensor for part in parts for tensor in part.tensors)
 
 
 class LlamaWordScores(LlamaEmbeddings):
-    """See `EmbeddingBackend`: a row has the chances of "yes" and of "no". `shape` is that of a context which pools the
-    last token; StartError if nothing says that this model can be asked."""
+    """See `EmbeddingBackend`. A row has the probabilities of "yes" and "no". `shape` is that of pooling "last".
+
+    StartError if the model has no template, or the words aren't tokens of it.
+    """
 
     def __init__(
         self, model: Model, shape: EmbeddingShape, n_ubatch: int, abort: AbortFlag, fields: Mapping[str, Any]
@@ -278,13 +279,12 @@ class LlamaWordScores(LlamaEmbeddings):
         self._words = tuple(vocabulary.tokenize(model.libs, model.vocab, word.encode(), False, False) for word in WORDS)
         if not template_of(model.meta()) or not shape.can_split:
             raise StartError(
-                "this model can't rank: it has no classification head, and its metadata no template "
-                f"to ask it with ({TEMPLATE_KEY})"
+                "this model can't rank: it has no classification head, and its metadata has no reranking template "
+                f"({TEMPLATE_KEY})"
             )
         if any(len(tokens) != 1 for tokens in self._words):
             raise StartError(
-                "this model can't rank: it has no classification head, and 'yes' and 'no' aren't "
-                "tokens of its vocabulary"
+                "this model can't rank: it has no classification head, and 'yes' and 'no' aren't single tokens"
             )
         n_cells = shape.n_input + n_ubatch
         super().__init__(model, replace(shape, n_rows=n_ubatch, n_ubatch=n_ubatch, n_ctx=n_cells), abort, fields)
@@ -292,7 +292,7 @@ class LlamaWordScores(LlamaEmbeddings):
 
     @staticmethod
     def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
-        """A context for text whose outputs are one row of each sequence."""
+        """A context with logits, for one row per sequence."""
         return {"embeddings": False, "pooling_type": LLAMA_POOLING_TYPE_NONE, "n_outputs_max": n_seqs}
 
     @staticmethod

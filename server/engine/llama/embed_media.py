@@ -1,12 +1,12 @@
-"""The embedding context for inputs with images or sound: texts and chunks by turns, a vector for each token.
+"""The embedding context for inputs with images or sound: text and chunks in turn, a vector for each token.
 
-Engine thread only; a part of the backend. What a context pools it pools per batch, and an input with files takes
-several: libllama takes tokens or embeddings in one. So this context pools nothing, and the vectors are pooled by
-whoever asked. For a model that reads from left to right that is the same, since no token's vector depends on what
-comes behind it; a model that looks at a whole text at once can't be cut like that, and is refused.
+Engine thread only; part of the backend. A context pools per batch, but an input with files takes several batches,
+because a batch of libllama holds tokens or embeddings, not both. So this context doesn't pool; the web process pools
+the vectors. For a causal model the result is the same, since a token's vector doesn't depend on later tokens. A model
+with non-causal attention can't be split like that, and is refused.
 
-Not taken: the context that texts are embedded with, where it doesn't pool either. It would have to be kept from
-computing a text between two parts of such an input, and saves memory for that one kind of pooling only.
+Not taken: sharing the context for texts where that doesn't pool either. No text could be computed between two parts of
+such an input, and it would save memory for one kind of pooling only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LlamaMediaEmbeddings:
         fields: Mapping[str, Any],
     ) -> None:
         if not shape.can_split:
-            raise ApiError(400, "this model reads a whole text at once, so it can't embed texts with files in them")
+            raise ApiError(400, "this model reads a whole input at once, so it can't embed inputs with files")
         self._llama = model.libs.llama
         self._projector, self._abort = projector, abort
         self.n_rows = max(shape.n_rows, n_at_once)
@@ -60,7 +60,7 @@ class LlamaMediaEmbeddings:
         self._encoded: Any = None
 
     def encode(self, chunk: Chunk) -> None:
-        """See `MediaEmbeddingBackend`. A copy, since the projector keeps one chunk only, and a slot may want it."""
+        """See `MediaEmbeddingBackend`. Copied, since a slot may encode its own chunk before this one is embedded."""
         self._encoded = None
         self._projector.encode(chunk)
         self._encoded = self._projector.encoded(chunk)
@@ -93,15 +93,15 @@ class LlamaMediaEmbeddings:
         return bool(self._llama.llama_memory_seq_rm(self.context.memory, 0, start, -1))
 
     def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
-        """Compute with these adapters from now on."""
+        """Use these adapters from now on."""
         use_adapters(self.context, adapters)
 
     def close(self) -> None:
-        """More than once is fine."""
+        """Free the context; may be called again."""
         self.context.close()
 
     def _compute(self, batch: Batch, rows: list[bytes]) -> int:
-        """Evaluate a batch, all rows of which are outputs, and append their vectors."""
+        """Evaluate a batch with all rows as outputs, and append their vectors to `rows`."""
         n = batch.n_tokens
         batch.logits[:n] = b"\x01" * n
         code = self._llama.llama_decode(self.context, batch.struct)

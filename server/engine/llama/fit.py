@@ -1,7 +1,7 @@
-"""The plan for this machine: what the config asks for, the model's header and the free memory, given to `memory_plan`.
+"""Calls `memory_plan` with the config, the model's header, and the free memory of this machine's devices.
 
-A part of the backend (it knows `ctypes_api`); engine's thread, before the model is loaded, and `--dry-run`. Reads the
-header only if nobody has done so before: that takes ten to a hundred milliseconds.
+Part of the backend: it may import `ctypes_api`. Runs on the engine's thread before the model is loaded, and for
+`--dry-run`. Reads the header only if the config doesn't have its shape already.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from server.model_files import host_memory
 from server.model_files import memory_plan as fit
 from server.model_files.shape import Shape
 
-AUTO_CTX = fit.UNKNOWN_CTX  # for an open context where nothing is known about the model or the machine
+AUTO_CTX = fit.UNKNOWN_CTX  # tokens of the context if --ctx-size is not set and nothing can be estimated
 OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
-MAX_CTX = 2**31 - 1
+MAX_CTX = 2**31 - 1  # tokens: llama.cpp counts them in an int32
 
 log = get_logger("engine")
 
 
 def find_shape(config: EngineConfig) -> Shape | None:
-    """What the header says of the model; None if it can't be read."""
+    """The model's shape from its header; None if that can't be read."""
     if config.shape is not None:
         return config.shape
-    from server.model_files.shape_reader import read_shape  # here, because nearly always it is known
+    from server.model_files.shape_reader import read_shape  # here, because the config nearly always has the shape
 
     try:
         return read_shape(config.model, (config.model_offset, config.model_size), pinned_patterns(config.model_params))
     except (OSError, ValueError) as error:
-        log.warning("the memory that the model takes can't be estimated: %s", error)
+        log.warning("can't estimate the model's memory: %s", error)
         return None
 
 
 def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan | None:
-    """What to load with; None if it can't be estimated. StartError with the figures if it can't fit."""
+    """The context size and layers on GPUs to load with; None without a shape. StartError if the model can't fit."""
     if shape is None:
         return None
     room = host_memory.available()
     if room is None:
-        log.info("this system doesn't tell how much memory is free")
+        log.info("the amount of free memory is unknown on this system")
         room = 1 << 62 if config.n_ctx is not None else _fallback_room(shape, config)
     memory = fit.Place("memory", room)
     plan = fit.plan(shape, wish_of(config, bool(shape.window)), memory, places_of(list_devices(libs), config))
     if plan.n_ctx > MAX_CTX:
-        raise StartError(f"a context of {plan.n_ctx} tokens is more than llama.cpp can count")
+        raise StartError(f"a context of {plan.n_ctx} tokens is too large: llama.cpp allows at most {MAX_CTX}")
     if plan.fault and config.is_fitted:
         raise StartError(plan.fault)
     return plan
 
 
 def _fallback_room(shape: Shape, config: EngineConfig) -> int:
-    """As if there were just enough for `AUTO_CTX` tokens."""
+    """Bytes that suffice for a context of `AUTO_CTX` tokens: assumed where the free memory is unknown."""
     wish = wish_of(config, bool(shape.window))
     n_ctx = min(AUTO_CTX, shape.n_ctx_train * config.n_slots)
     cache = fit.cache_bytes(shape.layers, wish, n_ctx, shape.window)
@@ -65,7 +65,7 @@ def _fallback_room(shape: Shape, config: EngineConfig) -> int:
 
 
 def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
-    """The config in the planner's words. Only what the user has set is in the `*_params`."""
+    """The config as the planner's input. The `*_params` hold only what the user has set."""
     model, context = config.model_params, config.context_params
     n_gpu_layers = model.get("n_gpu_layers", -1)
     return fit.Wish(
@@ -93,10 +93,10 @@ def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
 
 
 def _draft_shape(config: EngineConfig) -> Shape | None:
-    """Of the draft model; None without one, or if loading it will say what is wrong with its file."""
+    """The draft model's shape; None without a draft model, or if its file is bad: loading it will report that."""
     if not config.spec.model:
         return None
-    from server.model_files.shape_reader import read_shape  # here, because hardly anybody has one
+    from server.model_files.shape_reader import read_shape  # here, because few servers have a draft model
 
     try:
         return read_shape(config.spec.model)
@@ -105,7 +105,7 @@ def _draft_shape(config: EngineConfig) -> Shape | None:
 
 
 def places_of(devices: Iterable[Device], config: EngineConfig) -> tuple[fit.Place, ...]:
-    """The devices that layers may go to: those named, or all GPUs (integrated ones only if there are no others)."""
+    """The devices for layers: the named ones, else all discrete GPUs, else integrated ones."""
     named = config.model_params.get("devices")
     found = [device for device in devices if device.type in ("GPU", "IGPU") and device.memory_total]
     if named is not None:
@@ -127,20 +127,19 @@ def _size_of(path: str) -> int:
 
 # ---- models with a table of positions --------------------------------------------------------------------------------
 
-# Most models have as many positions as one likes, those with a learned table no more than its rows. ggml reads the
-# table's row for each token and ends the process where there is none, so a slot of such a model never gets more cells
-# than the table has rows. llama.cpp doesn't say whether a model has one, so the file's header is read again, but only
-# for architectures that may.
+# A model with learned positions has a table with a row for each position. ggml ends the process at a position without
+# a row, so a slot of such a model never gets more KV cells than the table has rows. llama.cpp doesn't tell whether a
+# model has a table, so the file's header is read again, but only for architectures that may have one.
 TABLE = "position_embd.weight"
-ARCHITECTURES = ("bert", "gpt2", "mpt", "starcoder")  # of llama.cpp v0.5.0, with a table always or sometimes
-PADDING = 256  # llama.cpp makes contexts a multiple of that
+ARCHITECTURES = ("bert", "gpt2", "mpt", "starcoder")  # those of llama.cpp v0.5.0 that may have the table
+PADDING = 256  # tokens: llama.cpp rounds a context up to a multiple
 
 
 def learned_positions(architecture: str, config: EngineConfig) -> int:
     """The rows of the model's table of positions; 0 if it has none."""
     if architecture not in ARCHITECTURES:
         return 0
-    from server.model_files import gguf  # here, because hardly any model gets here
+    from server.model_files import gguf  # here, because few models get here
 
     for part in gguf.read_all(config.model, span=(config.model_offset, config.model_size)):
         if TABLE in part.tensors:
@@ -149,14 +148,13 @@ def learned_positions(architecture: str, config: EngineConfig) -> int:
 
 
 def bounded_context(n_ctx: int, n_slots: int, n_positions: int) -> int:
-    """The size of a context that was asked for, or what the slots can use of it."""
+    """`n_ctx`, or the number of tokens that the slots can use of it, with a warning, if that is less."""
     most = n_positions * n_slots
     if not n_positions or n_ctx <= most:
         return n_ctx
     if n_ctx > -(-most // PADDING) * PADDING:
         log.warning(
-            "the context is limited to %d tokens for each slot instead of %d: this model has learned "
-            "positions, and no more of them",
+            "each slot's context has %d tokens instead of %d: the model has no more learned positions",
             n_positions,
             n_ctx // n_slots,
         )

@@ -1,16 +1,16 @@
-"""Grammars over libllama: which tokens may come next. Engine thread; the vocabulary is read by a thread of its own.
+"""Grammars over libllama: which tokens are allowed next. Engine thread; the thread `vocabulary` reads the vocabulary.
 
-A grammar can be asked about any list of tokens. It is asked about the drawn token first, and only if it refuses that,
-all that it allows have to be found. To ask about a whole vocabulary takes 3.5 ms for 50,000 tokens, and most often few
-are allowed: a quote, digits, a key. So the vocabulary is kept as a tree of its tokens' bytes, and what begins with " t"
-is only asked about if the token " t" itself is allowed. Where many are, the likeliest are enough for a chain that
-looks at no others. What remains is to ask about all: in parts, for nothing can stop C in the middle of one.
+llama.cpp's grammar sampler checks any list of tokens. It checks the drawn token first; all allowed tokens are searched
+only if it refuses that one. Checking the whole vocabulary takes milliseconds, and most often few tokens are allowed:
+a quote, digits, a key. So the vocabulary is kept as a tree of its tokens' bytes, and tokens that begin with " t" are
+checked only if the token " t" is allowed. If many tokens are allowed, but the sampler chain considers only the
+likeliest, those alone are checked. Else all tokens are checked, in parts: a C call can't be interrupted.
 
-llama.cpp takes any bytes for a letter, also those that are no UTF-8. Here such tokens are ruled out: in the text they
-become another number of letters than the grammar has counted.
+llama.cpp counts invalid UTF-8 as one character each. The text would have another number of characters, so tokens that
+make the text invalid UTF-8 are refused here.
 
-Not taken: finding the allowed tokens from the grammar's text. It would be a second implementation of what llama.cpp
-does, and each difference would end the process, which throws when it is given a token that it refuses.
+Not taken: computing the allowed tokens from the grammar's text. Each difference from llama.cpp's own rules would end
+the process, because its sampler throws a C++ exception when it has to accept a token that it refuses.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from server.grammar.given import GivenText, Places
 
 FILTER_S = 0.8
-"""The processor's time for one filter of a grammar, for which all streams wait."""
+"""The most CPU seconds for one search of allowed tokens: all streams wait for it."""
 
 FILTER_TOKENS = 8192
-"""Tokens that are asked about with one call: nothing can stop it."""
+"""Tokens checked by one C call, which can't be interrupted."""
 
 SPLIT, DEEPEST = 128, 4
-"""Tokens of one beginning that are told apart by their next byte, and by how many bytes."""
+"""A branch of the tree splits by the next byte if it has more than `SPLIT` tokens, down to `DEEPEST` bytes."""
 
 MOST, MOST_PROBES, MOST_SHARE = 4096, 1024, 0.75
-"""Tokens that are asked about one by one, and the share of all whose beginning may be allowed. With more it is nearly
-as quick to ask about all."""
+"""Limits of a search in the tree: tokens to check, branches to probe, share of the vocabulary. Beyond them checking the
+whole vocabulary is as fast."""
 
-LONGEST = 512  # bytes of a token that are read
-KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # of which it is known what is given
+LONGEST = 512  # bytes: longer tokens are not read
+KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # entries of the caches of `Grammars.given` and `Grammars.spell`
 TEXTS_AND_CLASSES = re.compile(r'"(?:[^"\\]|\\.)*"|#[^\n]*|\[(?:[^\]\\]|\\.)*\]')
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]|\\[uU]|\\x[89a-fA-F]")
 
 
 class Branch(NamedTuple):
-    """`size` tokens that begin alike. `probe` is the one that is just this beginning, -1 if there is none; `tokens` are
-    those that aren't told apart any further."""
+    """`size` tokens with a common prefix. `probe` is the token that equals the prefix (-1: none); `tokens` are checked
+    one by one, the others are in `branches`."""
 
     size: int
     probe: int
@@ -61,7 +61,7 @@ class Branch(NamedTuple):
 
 
 def grow(pieces: Sequence[tuple[bytes, int]], depth: int = 0) -> Branch:
-    """A tree of (bytes, token) pairs that agree in the first `depth` bytes."""
+    """A tree of (bytes, token) pairs whose first `depth` bytes are equal."""
     probe = next((token for piece, token in pieces if len(piece) == depth), -1)
     if depth == DEEPEST or depth and len(pieces) <= SPLIT:
         return Branch(len(pieces), probe, [token for _, token in pieces], ())
@@ -78,8 +78,10 @@ def grow(pieces: Sequence[tuple[bytes, int]], depth: int = 0) -> Branch:
 
 
 def find(tree: Branch, always: Sequence[int], ask: Callable[[Sequence[int]], list[int]]) -> list[int] | None:
-    """Those of a tree's tokens, and of those that are `always` asked about, that are allowed; `ask` gives the allowed
-    ones of some. None where that takes too many questions."""
+    """The allowed tokens among those of the tree and `always`; None if the search exceeds its limits (`MOST`, ...).
+
+    `ask` returns the allowed tokens of a list.
+    """
     tokens, level = [*always, *tree.tokens], tree.branches
     while level:
         probes = [branch.probe for branch in level if branch.probe >= 0]
@@ -95,14 +97,17 @@ def find(tree: Branch, always: Sequence[int], ask: Callable[[Sequence[int]], lis
 
 
 def is_searchable(grammar: str) -> bool:
-    """Whether a token can't be allowed unless its beginning is. That isn't so for tokens that are named by themselves
-    (`<think>`), and llama.cpp refuses half a letter where any letter but some beyond ASCII is allowed."""
+    """Whether each allowed token has only allowed prefixes, as the search requires.
+
+    Tokens that the grammar names (`<think>`) don't. Neither do tokens within negated sets with characters beyond ASCII:
+    llama.cpp refuses the first bytes of a character there.
+    """
     negated = [found for found in TEXTS_AND_CLASSES.findall(grammar) if found.startswith("[^")]
     return "<" not in TEXTS_AND_CLASSES.sub("", grammar) and not any(map(BEYOND_ASCII.search, negated))
 
 
 def half_letter(text: bytes) -> bytes | None:
-    """The bytes of a letter that isn't complete at the end of this UTF-8, None if it is none."""
+    """The bytes of an incomplete character at the end of this text; None if the text isn't UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         decoder.decode(text)
@@ -112,15 +117,15 @@ def half_letter(text: bytes) -> bytes | None:
 
 
 class Grammars:
-    """What the grammars of one model share. `clock` is the processor's time of this thread, in seconds."""
+    """What the grammars of one model share. `clock` returns this thread's CPU time in seconds."""
 
     def __init__(self, llama: Any, vocab: Any, n_vocab: int) -> None:
         self.llama = llama
         self.vocab = vocab
         self.clock: Callable[[], float] = time.thread_time
-        self.ends: Sequence[int] = ()  # the tokens that end a text
-        self.tree: Branch | None = None  # once it is read
-        self.loose: Sequence[int] = ()  # the tokens that are no UTF-8 by themselves; once the tree is read
+        self.ends: Sequence[int] = ()  # tokens that end a text, or are too long for the tree; read with the tree
+        self.tree: Branch | None = None  # None until the vocabulary is read
+        self.loose: Sequence[int] = ()  # tokens that aren't UTF-8 by themselves; read with the tree
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(LONGEST)
         self._n_vocab = n_vocab
@@ -135,7 +140,7 @@ class Grammars:
         self._is_closing = False
 
     def make(self, text: str, root: str = "root") -> Grammar:
-        """ApiError 400 for a grammar that llama.cpp can't parse."""
+        """Parse a grammar; ApiError 400 if llama.cpp can't."""
         raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), root.encode())
         if not raw:
             raise ApiError(400, "Failed to parse grammar")
@@ -145,7 +150,7 @@ class Grammars:
         return Grammar(self, raw, text, root)
 
     def ask(self, raw: int, tokens: Sequence[int]) -> list[int]:
-        """Which of these tokens, at most `MOST`, a grammar allows."""
+        """The tokens of this list that a grammar allows. The list has at most `MOST` tokens."""
         n = len(tokens)
         self._ids[:n] = memoryview(array("i", tokens))
         self._logits[:n] = self._ones[:n]
@@ -162,7 +167,7 @@ class Grammars:
         return row.logit != -math.inf
 
     def given(self, text: str, root: str) -> GivenText | None:
-        """Follows a text through this grammar; None if the grammar is too long for that."""
+        """A follower of texts through this grammar; None if the grammar is too long or can't be read here."""
         from server.grammar.gbnf import GrammarError
         from server.grammar.given import MOST_BYTES, GivenText, Places  # not at start, for few requests need it
 
@@ -179,7 +184,7 @@ class Grammars:
         return None if places is None else GivenText(places)
 
     def spell(self, text: str) -> list[int]:
-        """The tokens in which the tokenizer writes a text that stands behind others; [] if that can't be found out."""
+        """The tokens of a text that follows other text; [] if unknown."""
         found = self._spelled.get(text)
         if found is None:
             if len(self._spelled) == KEPT_TEXTS:
@@ -188,7 +193,7 @@ class Grammars:
         return found
 
     def _tokenize(self, text: str) -> list[int]:
-        """Behind a line's end, because some tokenizers put a blank before a text."""
+        """Tokenize behind a newline, because some tokenizers add a space at the start of a text."""
         data = b"\n" + text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 8))()
         n = self.llama.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, False)
@@ -196,7 +201,7 @@ class Grammars:
         return tokens[behind + 1 : n]
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none of one that is too long."""
+        """The bytes of a token; b"" if it is too long."""
         found = self._pieces.get(token)
         if found is None:
             n = self.llama.llama_token_to_piece(self.vocab, token, self._buffer, LONGEST, 0, True)
@@ -204,17 +209,17 @@ class Grammars:
         return found
 
     def wait(self) -> None:
-        """Until the vocabulary is read."""
+        """Wait until the vocabulary is read."""
         if self._reader is not None:
             self._reader.join()
 
     def close(self) -> None:
-        """Let go of the vocabulary."""
+        """End the thread that reads the vocabulary."""
         self._is_closing = True
         self.wait()
 
     def _read(self) -> None:
-        """Thread `vocabulary`: 50 ms for 50,000 tokens, most of them with the interpreter's lock."""
+        """Read the texts of all tokens. Thread `vocabulary`."""
         to_piece, is_end = self.llama.llama_token_to_piece, self.llama.llama_vocab_is_eog
         buffer = ctypes.create_string_buffer(LONGEST)
         pieces, ends, loose = [], [], []
@@ -223,7 +228,7 @@ class Grammars:
             if is_end(self.vocab, token):
                 ends.append(token)
             elif n < 0:
-                ends.append(token)  # too long to be told apart: asked about, too
+                ends.append(token)  # longer than the buffer: always checked
             elif n and buffer.raw[0]:
                 pieces.append((buffer.raw[: min(n, DEEPEST + 1)], token))
             if n > 0 and not (text := buffer.raw[:n]).isascii() and half_letter(text) is None:
@@ -235,7 +240,7 @@ class Grammars:
 
 
 class Grammar:
-    """A grammar in use for one task. Only tokens that it has allowed may be accepted: C++ throws at others."""
+    """A grammar of one task. `accept` takes only allowed tokens: C++ throws an exception at others."""
 
     def __init__(self, shared: Grammars, raw: int, text: str, root: str) -> None:
         self._shared = shared
@@ -243,16 +248,16 @@ class Grammar:
         self._raw = raw
         self._text, self._root = text, root
         self._is_searchable = is_searchable(text)
-        self._half = b""  # a letter of which not all bytes have come
+        self._half = b""  # the first bytes of a character whose other bytes are still to come
         self._given: GivenText | None = None
-        self._unread: list[bytes] | None = []  # what `_given` has to be told; None if there will be none
+        self._unread: list[bytes] | None = []  # accepted bytes that `_given` hasn't read; None if there can't be one
 
     def allows(self, token: int) -> bool:
-        """Whether a token may come next."""
+        """Whether this token may come next."""
         return self._is_text(token) and self._shared.ask_one(self._raw, token)
 
     def accept(self, token: int) -> None:
-        """It is the next one."""
+        """Go on to the state after this token."""
         piece = self._shared.piece(token)
         if self._half or not piece.isascii():
             self._half = half_letter(self._half + piece) or b""
@@ -261,7 +266,7 @@ class Grammar:
         self._llama.llama_sampler_accept(self._raw, token)
 
     def foresee(self) -> list[int]:
-        """The tokens that come next if the text goes on in the only way that there is, [] where there are more."""
+        """The tokens of the text that must come next; [] if the grammar leaves a choice."""
         unread = self._unread
         if unread is None:
             return []
@@ -277,7 +282,7 @@ class Grammar:
         return self._shared.spell(text) if text else []
 
     def find_allowed(self) -> list[int] | None:
-        """The tokens that may come next if they are few and quickly found, else None."""
+        """The allowed tokens, if a search finds few of them; None if not."""
         shared = self._shared
         if self._half:
             shared.wait()
@@ -295,13 +300,13 @@ class Grammar:
         return [token for token in found or () if self._is_text(token)] or None
 
     def find_likeliest(self, rows: llama_token_data_array, n: int) -> list[int] | None:
-        """The tokens of these rows that may come next, None if they are fewer than `n`."""
+        """The allowed tokens of these rows; None if they are fewer than `n`."""
         likeliest = [rows.data[i].id for i in range(rows.size)]
         allowed = self._shared.ask(self._raw, [token for token in likeliest if self._is_text(token)])
         return allowed if len(allowed) >= n else None
 
     def filter(self, parts: Sequence[llama_token_data_array]) -> None:
-        """Rule out the tokens of these arrays that may not come next. ApiError if that takes too long."""
+        """Set the logits of refused tokens in these arrays to -inf. ApiError if that takes more than `FILTER_S`."""
         ends = self._shared.clock() + FILTER_S
         for part in parts:
             self._llama.call_llama_sampler_apply(self._raw, part)
@@ -316,7 +321,7 @@ class Grammar:
         self._llama.llama_sampler_free(self._raw)
 
     def _is_text(self, token: int) -> bool:
-        """Whether this token and what came before it are UTF-8."""
+        """Whether the text with this token is UTF-8; its last character may be incomplete."""
         piece = self._shared.piece(token)
         return (not self._half and piece.isascii()) or half_letter(self._half + piece) is not None
 
@@ -324,11 +329,11 @@ class Grammar:
         if self._shared.clock() > ends:
             raise ApiError(
                 400,
-                f"the grammar took more than {FILTER_S:g} s to choose from the tokens that may come "
-                "next, and others wait for it: it has too many ways to go on from here",
+                f"the grammar is too ambiguous here: it took more than {FILTER_S:g} s to find the tokens that may come "
+                "next, and other requests wait meanwhile",
             )
 
 
 def column(rows: ctypes.Array, format: Literal["i", "f"], place: int) -> Any:
-    """The ids (0) or logits (1) of an array of `llama_token_data`."""
+    """The ids ("i", 0) or logits ("f", 1) of an array of `llama_token_data`, as a memoryview."""
     return memoryview(rows).cast("B").cast(format)[place::3]

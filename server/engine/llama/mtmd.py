@@ -1,12 +1,12 @@
 """Images and sound through libmtmd: the projector's part of the backend.
 
-`least_tokens` and `prepare` run on the thread that prepares media, beside the engine's (libmtmd allows it); all else on
-the engine's thread. A projector makes of a file some ordinary tokens (`<start_of_image>`) and chunks. A chunk is
-encoded to one embedding per cell, and those are decoded like tokens, but in a batch of their own: libllama takes tokens
-or embeddings, and some models look at an image from all sides at once (non-causal), which holds for a whole batch.
+`least_tokens` and `prepare` run on the thread `media`, at the same time as the engine's (libmtmd allows that); all else
+runs on the engine's thread. A projector turns a file into ordinary tokens (such as `<start_of_image>`) and chunks. A
+chunk is encoded to one embedding per KV cell. The embeddings are decoded like tokens, but in a batch of their own:
+a batch of libllama holds tokens or embeddings, and is causal or non-causal as a whole.
 
-Not taken: `mtmd_helper_eval_chunks`. It does the same (a test compares the two) without a place to stop in between,
-and gives no logits where a prompt ends with an image.
+Not taken: `mtmd_helper_eval_chunks`. Its results are the same (a test compares them), but it can't be stopped between
+two batches, and returns no logits for a prompt that ends with an image.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from server.engine.slots.backend import DECODE_OK
 from server.engine.slots.media import Chunk, Prepared, placeholders
 from server.errors import ApiError, StartError
 
-N_POS_MROPE = 4
-MIN_SAMPLES_BYTES = 8  # libmtmd aborts the process on a sound of one sample
-PROBE_S = 60
+N_POS_MROPE = 4  # positions per row with M-RoPE: time, row, column and z
+MIN_SAMPLES_BYTES = 8  # two samples: libmtmd aborts the process on a sound of one
+PROBE_S = 60  # seconds of silence that tell the projector's tokens per second
 
 
 class Projector:
-    """One mmproj file beside a model and its context. See `slots.backend.MediaBackend`."""
+    """An mmproj file opened for a model and its context. See `slots.backend.MediaBackend`."""
 
     def __init__(self, model: Model, context: Context, config: EngineConfig, abort: AbortFlag) -> None:
         self._libs = model.libs
@@ -59,21 +59,23 @@ class Projector:
         self._audio_rate: float | None = None
 
     def least_tokens(self, media: Media) -> int:
-        """See `MediaBackend`. Exactly what an image takes, and a bit less than a sound longer than the probe does."""
+        """See `MediaBackend`. Exact for an image; a bit too low for a sound, and 0 for one of up to `PROBE_S`."""
         if media.kind == AUDIO:
             return int(media.seconds * self._tokens_per_second()) if media.seconds > PROBE_S else 0
         return self._count(media.width, media.height) if media.width else 0
 
     def _tokens_per_second(self) -> float:
-        """At least: measured once, between a second and a minute of silence. Projectors that cut a sound into windows
-        pad the last one, so the first of them counts for nothing."""
+        """A lower bound, measured once: a minute of silence less a second of it.
+
+        Projectors that cut a sound into windows pad the last one; the subtraction removes the padding.
+        """
         if self._audio_rate is None:
             n = self._mtmd.mtmd_get_audio_sample_rate(self._raw)
             self._audio_rate = max(self._count(PROBE_S * n) - self._count(n), 0) / PROBE_S
         return self._audio_rate
 
     def _count(self, width: int, height: int = 0) -> int:
-        """Tokens of an image, or of a sound of so many samples, without its data; 0 if that can't be told."""
+        """Tokens of an image of this size, or of a sound of `width` samples, without its data; 0 if unknown."""
         try:
             with EmptyBitmap(self._raw, width, height) as bitmap, Chunks(self._raw, bitmap) as chunks:
                 return sum(map(chunks.n_tokens, range(len(chunks))))
@@ -81,7 +83,7 @@ class Projector:
             return 0
 
     def prepare(self, media: Media) -> Prepared:
-        """Decode a file and see what it takes. ApiError 400 says what is wrong with it, and where it stands."""
+        """Decode a file and cut it into tokens and chunks. ApiError 400 for a bad file, with its place in the body."""
         if not (self.audio if media.kind == AUDIO else self.vision):
             raise ApiError(400, f"{media.where}: this model can't take {media.kind} input")
         try:
@@ -104,18 +106,18 @@ class Projector:
         if not is_causal and n_tokens > self._n_ubatch:
             raise ApiError(
                 400,
-                f"{media.where}: the {media.kind} has {n_tokens} tokens, which this model must see at "
-                f"once, and --ubatch-size is {self._n_ubatch}: start the server with a larger one",
+                f"{media.where}: the {media.kind} has {n_tokens} tokens, which this model must read in one ubatch; "
+                f"start the server with --ubatch-size {n_tokens} or more (now {self._n_ubatch})",
             )
         return Chunk(placeholders(f"{media.hash} {index}".encode(), n_pos), n_tokens, is_causal, raw)
 
     def encode(self, chunk: Chunk) -> None:
-        """Compute a chunk's embeddings; they stay until the next `encode`. RuntimeError if that fails."""
+        """Compute a chunk's embeddings and keep them until the next `encode`. RuntimeError if libmtmd fails."""
         if self._mtmd.mtmd_encode_chunk(self._raw, chunk.native) != 0:
-            raise RuntimeError("libmtmd could not encode it")
+            raise RuntimeError("libmtmd could not encode the file")
 
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
-        """Evaluate the embeddings of the chunk encoded last: a DECODE_* code, and the batch row of its end."""
+        """Evaluate the embeddings of the chunk encoded last. Returns a DECODE_* code and the batch row of its end."""
         self._abort.clear()
         with self.attending(self._context, chunk):
             for batch, is_last in self.batches(chunk, self._output(), seq, pos, self._n_batch):
@@ -135,7 +137,7 @@ class Projector:
 
     @contextlib.contextmanager
     def attending(self, context: Context, chunk: Chunk) -> Iterator[None]:
-        """Have a context look at a chunk as that wants to be looked at: in order, or from all sides at once."""
+        """Switch a context to the chunk's attention, causal or not, and back at the end of the block."""
         if not chunk.is_causal:
             self._llama.llama_set_causal_attn(context, False)
         try:
@@ -145,13 +147,13 @@ class Projector:
                 self._llama.llama_set_causal_attn(context, True)
 
     def batches(self, chunk: Chunk, source: int, seq: int, pos: int, n_batch: int) -> Iterator[tuple[Batch, bool]]:
-        """The chunk's embeddings, which lie at the address `source`, in batches, and which one is the last."""
+        """The chunk's embeddings at the address `source`, as batches of at most `n_batch` rows. True for the last."""
         for start in range(0, chunk.n_tokens, n_batch):
             n = min(n_batch, chunk.n_tokens - start)
             yield self._batch(chunk, source, start, n, seq, pos), start + n == chunk.n_tokens
 
     def close(self) -> None:
-        """Before the model."""
+        """Free the projector; must be called before the model is closed."""
         self._raw.close()
 
     def _output(self) -> Any:
@@ -159,7 +161,7 @@ class Projector:
         return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
 
     def _batch(self, chunk: Chunk, source: int, start: int, n: int, seq: int, pos: int) -> Batch:
-        """Rows [start, start + n) of the encoded chunk, which begins at position `pos`."""
+        """Rows [start, start + n) of the encoded chunk, whose first row has position `pos`."""
         batch = Batch(self._libs, n, n_embd=self._n_embd, n_pos=self._n_pos)
         row_bytes = self._n_embd * ctypes.sizeof(ctypes.c_float)
         ctypes.memmove(batch.embd, source + start * row_bytes, n * row_bytes)
@@ -170,7 +172,7 @@ class Projector:
         return batch
 
     def _positions(self, chunk: Chunk, pos: int) -> list[list[int]]:
-        """Per dimension the positions of all rows: one after the other, or by time, row and column (M-RoPE)."""
+        """The positions of all rows, per dimension: one dimension, or the `N_POS_MROPE` of M-RoPE."""
         line = list(range(pos, pos + chunk.n_tokens))
         if self._n_pos == 1:
             return [line]

@@ -1,7 +1,7 @@
-"""Option texts as the C structs that llama_model_params points at: devices, metadata and buffer overrides.
+"""Turns option texts into the C structs of llama_model_params: devices, metadata overrides and buffer overrides.
 
-Engine's thread, before the model is loaded. A part of the backend (it knows `ctypes_api`). What it returns goes as
-keywords into `ctypes_api.objects.Model`, which makes terminated arrays of lists and keeps them alive.
+Runs on the engine's thread, before the model is loaded. Part of the backend: it may import `ctypes_api`. Its results
+are keyword arguments of `ctypes_api.objects.Model`, which turns lists into terminated arrays and keeps them alive.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ log = get_logger("engine")
 
 
 def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
-    """Make devices of those workers that answer. The others are left out, as one is that died in the middle of a
-    request: the server's process has seen to it that all of them answered when it started."""
+    """Add the RPC workers that answer as devices; log and skip the others.
+
+    At the server's start all of them had to answer. A worker missing now has died since, so the engine goes on without
+    it.
+    """
     if not addresses:
         return
-    from ctypes_api import rpc  # here, because most servers have none
+    from ctypes_api import rpc  # here, because most servers have no workers
     from server.engine.seam.workers import reachable
 
     workers, faults = reachable(addresses)
@@ -54,7 +57,7 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
 
 
 def model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with names and texts replaced by what C wants. ApiError 400 names what this machine doesn't have."""
+    """`params` with names and texts replaced by C handles and structs. StartError for an unknown device or buffer."""
     fields = dict(params)
     if "devices" in fields:
         fields["devices"] = devices(libs, fields["devices"])
@@ -69,18 +72,18 @@ def model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> list[int]:
-    """Handles of the named devices; `none` alone is an empty list: the CPU only."""
+    """Handles of the named devices. `none` alone means the CPU only: an empty list."""
     if names == ("none",):
         return []
     known = {device.name: device.raw for device in list_devices(libs) if device.type != "CPU"}
     for name in names:
         if name not in known:
-            raise StartError(f"{option} {name}: there is no such device; there are: {', '.join(known) or 'none'}")
+            raise StartError(f"{option} {name}: no such device; available: {', '.join(known) or 'none'}")
     return [known[name] for name in names]
 
 
 def buffer_types(libs: Libs) -> dict[str, int]:
-    """Handles of the buffer types that tensors may be put into, by name."""
+    """Handles of the buffer types that can hold tensors, by name."""
     found = {}
     for device in list_devices(libs):
         buffer = libs.ggml.ggml_backend_dev_buffer_type(device.raw)
@@ -90,7 +93,7 @@ def buffer_types(libs: Libs) -> dict[str, int]:
 
 
 def kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
-    """One row of the metadata overrides."""
+    """One metadata override."""
     tag, field = KV_TYPES[kind]
     row = llama_model_kv_override(tag=tag, key=key.encode())
     setattr(row, field, value.encode() if isinstance(value, str) else value)
@@ -98,11 +101,9 @@ def kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
 
 
 def tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llama_model_tensor_buft_override:
-    """One row of the buffer overrides. llama.cpp matches with C++ regular expressions, which throw if malformed."""
+    """One buffer override. StartError for a malformed pattern: in llama.cpp it would throw a C++ exception."""
     if buffer not in known:
-        raise StartError(
-            f"--override-tensor {pattern}={buffer}: there is no such buffer; there are: {', '.join(known)}"
-        )
+        raise StartError(f"--override-tensor {pattern}={buffer}: no such buffer; available: {', '.join(known)}")
     try:
         re.compile(pattern)
     except re.error as error:
@@ -112,15 +113,14 @@ def tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llam
 
 # ---- the thread pool -------------------------------------------------------------------------------------------------
 
-# Compute threads wait in it between two graphs. Without a pool ggml starts its threads anew for each graph, and a step
-# has a graph for each micro-batch (for each change between CPU and GPU, too): a thirtieth of a step of a small model.
-# All contexts share one pool, since they compute one after the other. Not taken: threads that poll between two steps by
-# default, as llama-server's do: the web process and the clients need that core just then (`--poll` is for machines with
-# enough of them).
+# The pool keeps compute threads alive between two graphs. Without it ggml starts threads for each graph, and a step
+# has at least one graph per ubatch. All contexts share one pool, since they compute one after the other.
+# Not taken: threads that poll between two steps by default, as llama-server's do. The web process and the clients need
+# those cores then (`--poll` is for machines with cores to spare).
 
 
 def open_pool(libs: Libs, config: EngineConfig) -> Threadpool | None:
-    """The pool; None where one thread computes, which is the engine's own, and nothing is wanted of it."""
+    """The thread pool; None if only the engine's own thread computes and no pool option is set."""
     n_threads = max(thread_counts(config))
     if n_threads == 1 and not config.pool_params:
         return None

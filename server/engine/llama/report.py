@@ -1,7 +1,8 @@
-"""Where the model went: which device, how many layers, how much memory for what. One log line per device at start.
+"""Where the model was loaded: a log line per device with its layers, and its memory by use.
 
-Part of the backend, on the engine's thread. llama.cpp tells this nowhere but in its log, so the lines are read while
-it loads; one that is worded differently some day is left out of the report and harms nothing."""
+Part of the backend, on the engine's thread. Only llama.cpp's log has these figures, so its lines are parsed during the
+load. If a llama.cpp release words a line differently, the report lacks that figure; nothing else depends on it.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +16,20 @@ GPU_BACKENDS = tuple(name for name in BACKENDS if name != "cpu")
 BUFFER = re.compile(r"(\S+) +(model|KV|RS|output|compute) buffer size = +([\d.]+) MiB")
 OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 WORDS = {"model": "weights", "KV": "cache", "RS": "state", "output": "outputs", "compute": "work space"}
-NO_GPU = "no GPU can be used with these libraries here: computing on the CPU"
+NO_GPU = "the libraries found no usable GPU on this machine: computing on the CPU"
 
 Sink = Callable[[int, str], None]
 
 
 class LoadReport:
-    """Listens to llama.cpp's log between the beginning and the end of a load."""
+    """Collects figures from llama.cpp's log lines during a load."""
 
     def __init__(self) -> None:
         self._memory: dict[str, dict[str, float]] = {}  # device -> use -> MiB
-        self._layers = (0, 0)
+        self._layers = (0, 0)  # on GPUs, and of the model
 
     def listening(self, sink: Sink) -> Sink:
-        """`sink`, with an ear on what passes."""
+        """A sink that passes each line to `hear` and to `sink`."""
 
         def listen(level: int, line: str) -> None:
             self.hear(line)
@@ -37,9 +38,9 @@ class LoadReport:
         return listen
 
     def hear(self, line: str) -> None:
-        """Take what a line of the log tells."""
+        """Read the figures from a log line, if it has any."""
         if "buffer size" not in line and "offloaded" not in line:
-            return  # a thousand lines are about other things
+            return  # nearly all lines: not worth a regular expression
         if found := BUFFER.search(line):
             device = found[1].split("_")[0] if not found[1].endswith("_Host") else "CPU"  # pinned memory of the host
             uses = self._memory.setdefault(device, {})
@@ -48,7 +49,7 @@ class LoadReport:
             self._layers = (int(found[1]), int(found[2]))
 
     def lines(self, devices: Sequence[Device]) -> Iterator[str]:
-        """A line for each device that holds something, GPUs first, with the name and memory that `devices` knows."""
+        """A line for each device that holds a part of the model, GPUs first; names and free memory from `devices`."""
         known = {device.name: device for device in devices}
         for name in sorted(self._memory, key=lambda name: (self._is_cpu(name, known), name)):
             memory = self._memory[name]
@@ -63,11 +64,11 @@ class LoadReport:
 
     @staticmethod
     def _is_cpu(name: str, known: dict[str, Device]) -> bool:
-        """Whether it is the CPU, or memory that belongs to it (AMX, repacked weights)."""
+        """Whether this is the CPU or one of its own buffers (AMX, repacked weights)."""
         return name not in known or known[name].type in ("CPU", "ACCEL")
 
 
 def lacks_gpu(plugins: Sequence[str], notes: Sequence[str], devices: Sequence[Device]) -> bool:
-    """Whether plug-ins for a GPU are loaded, without a complaint, and there is no GPU."""
+    """Whether plug-ins for a GPU were loaded without a note, but found no GPU."""
     has_gpu_plugin = any(f"ggml-{backend}." in plugin for plugin in plugins for backend in GPU_BACKENDS)
     return has_gpu_plugin and not notes and all(device.type in ("CPU", "ACCEL") for device in devices)

@@ -1,11 +1,11 @@
-"""Sampler chains over libllama: one `LlamaSampler` per running task. Engine thread only.
+"""Sampler chains over libllama: one `LlamaSampler` per running task. Engine thread only, but for `draw_ahead`.
 
-`STAGES` turns the stages of `sampling` into C samplers. A token costs one C call (`llama_sampler_sample`). Where
-probabilities are wanted, or the grammar refuses the token, the logits are copied into a candidate array of our own, a
-strided copy done by `memoryview`, and the chain is applied to that; nothing ever loops over the vocabulary in Python.
+`STAGES` turns the stages of `sampling` into C samplers. A token costs one C call (`llama_sampler_sample`). If a request
+wants probabilities, or the grammar refuses the token, the logits are copied into a candidate array of our own and the
+chain is applied to that. The copy is a strided `memoryview` copy; no Python code loops over the vocabulary.
 
-The grammar (`grammar`) is asked after the draw: first about the drawn token alone, and only if it refuses, a second
-draw is made from the tokens that it allows. The chain learns which token it has become when that is known.
+The grammar (`grammar`) is checked after the draw: first for the drawn token alone, and if it refuses that, a second
+draw takes from the tokens that it allows. The chain accepts only the final token.
 
 At the end are samplers that libllama no longer has (`CustomSamplers`).
 """
@@ -36,16 +36,16 @@ from server.engine.slots.sampling import Stage
 from server.errors import ApiError
 
 GREEDY_STAGE = "greedy"
-MIROSTAT_M = 100
-MIN_PROB = 1e-45
+MIROSTAT_M = 100  # tokens that Mirostat estimates its curve from, as in llama.cpp
+MIN_PROB = 1e-45  # the least float32 above 0, for a logarithm
 
 LIKELIEST = 256
-"""Tokens that the grammar is asked about where it allows many and the chain looks at a quarter of them at most."""
+"""If a grammar allows many tokens, only so many of the likeliest are checked; `n_considered` says for which chains."""
 
 WITHOUT_COUNT = {"logit_bias", "penalties", "dry", "top_k", "top_p", "min_p", "temperature", "dist", "greedy"}
-DRY_KEPT = 8
-TFS_ROWS = 4096
-FLAT = 1e-6
+DRY_KEPT = 8  # DRY samplers kept for copying
+TFS_ROWS = 4096  # candidates that tail-free sampling looks at
+FLAT = 1e-6  # a sum of second differences below this means a flat curve
 
 
 class Candidates:
@@ -60,22 +60,24 @@ class Candidates:
         self._template = (llama_token_data * n_vocab)()
         column(self._template, "i", 0)[:] = memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
         self._logits = column(self._rows, "f", 1)
-        self._refused: Any = None  # the template with no logit that could be drawn, made when first needed
-        self._few: Any = None  # rows for some tokens, likewise
+        self._refused: Any = None  # the template with all logits -inf, made at its first use
+        self._few: Any = None  # rows for some tokens, made at their first use
         self._few_columns: Any = None
         self._n_vocab = n_vocab
         self.array = llama_token_data_array()
         self.parts = [self._part(start) for start in range(0, n_vocab, FILTER_TOKENS)]
 
     def fill(self, logits: Any) -> None:
-        """Take over the logits of one batch row (`n_vocab` floats)."""
+        """Copy the logits of one batch row (`n_vocab` floats)."""
         ctypes.memmove(self._rows, self._template, ctypes.sizeof(self._rows))
         self._logits[:] = self._floats(logits)
         self._reset(self._rows, self._n_vocab)
 
     def fill_only(self, logits: Any, tokens: Sequence[int]) -> None:
-        """The same for some tokens alone, in the order of their ids. A single one gets company that can't be drawn: it
-        takes as much chance to draw from as from all."""
+        """Copy the logits of some tokens only, in the order of their ids.
+
+        A single token gets a second row with -inf, so that the draw uses as many random numbers as one from all rows.
+        """
         if self._few is None:
             self._few = (llama_token_data * (max(MOST, LIKELIEST) + 1))()
             self._few_columns = column(self._few, "i", 0), column(self._few, "f", 1)
@@ -89,7 +91,7 @@ class Candidates:
         self._reset(self._few, len(tokens))
 
     def fill_few(self, logits: Any, tokens: Iterable[int]) -> None:
-        """The same as `fill` for some tokens; the others get -inf."""
+        """Copy the logits of some tokens; the other rows get -inf."""
         if self._refused is None:
             self._refused = (llama_token_data * self._n_vocab).from_buffer_copy(self._template)
             column(self._refused, "f", 1)[:] = memoryview(array("f", [-math.inf]) * self._n_vocab)
@@ -127,7 +129,7 @@ class Candidates:
 
 
 class SamplerFactory:
-    """Makes the samplers of one model; owns what they share."""
+    """Makes the samplers of one model, and owns what they share."""
 
     def __init__(self, llama: Any, vocab: Any, n_vocab: int) -> None:
         self.llama = llama
@@ -140,13 +142,13 @@ class SamplerFactory:
 
     @property
     def candidates(self) -> Candidates:
-        """The shared scratch array (1.5 MiB for 128k tokens), made when first needed."""
+        """The shared scratch array (1.5 MiB for 128k tokens), made at its first use."""
         if self._candidates is None:
             self._candidates = Candidates(self.n_vocab)
         return self._candidates
 
     def chain(self, stages: Sequence[Stage]) -> tuple[int, CustomSamplers]:
-        """A C sampler chain of `stages`, which the caller frees, and what must live as long as it does."""
+        """A C sampler chain of `stages`, to be freed by the caller, and the object that must outlive it."""
         raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
         custom = CustomSamplers(self.llama, self.newline)
         for stage in stages:
@@ -154,9 +156,9 @@ class SamplerFactory:
                 self.llama.llama_sampler_chain_add(raw, sampler)
         return raw, custom
 
-    def deaf(self, chain: int) -> tuple[int, object]:
-        """A chain that draws as `chain` does, which has to live longer, and tells it nothing of what it has drawn; and
-        what must live as long as it does."""
+    def without_accept(self, chain: int) -> tuple[int, object]:
+        """A chain that draws as `chain` does, but doesn't make it accept the token; and the object that must outlive
+        the new chain. `chain` must outlive it, too."""
         original = llama_sampler.from_address(chain)
         interface = llama_sampler_i(name=original.iface.contents.name, apply=original.iface.contents.apply)
         raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
@@ -172,8 +174,7 @@ class SamplerFactory:
         return [STAGES[stage.name](self, *stage.args)]
 
     def dry(self, *args: Any) -> int:
-        """A DRY sampler, copied from one that was made before if possible: making one looks for each breaker in each
-        token of the vocabulary."""
+        """A DRY sampler, copied from an equal one if possible: a new one searches all tokens for each breaker."""
         made = self._dry.pop(args, None)
         self._dry[args] = made = _dry(self, *args) if made is None else made
         if len(self._dry) > DRY_KEPT:
@@ -181,14 +182,14 @@ class SamplerFactory:
         return self.llama.llama_sampler_clone(made)
 
     def close(self) -> None:
-        """Free what is kept to be copied, and let go of the vocabulary."""
+        """Free the kept DRY samplers, and end the thread that reads the vocabulary."""
         self.grammars.close()
         while self._dry:
             self.llama.llama_sampler_free(self._dry.popitem()[1])
 
 
 class LlamaSampler:
-    """A chain, and perhaps a grammar, in use for one task. With `waits` the grammar holds from `begin_grammar` on."""
+    """A chain, and perhaps a grammar, of one task. With `waits` the grammar applies from `begin_grammar` on."""
 
     def __init__(
         self, factory: SamplerFactory, ctx: Any, stages: Sequence[Stage], grammar: str, waits: bool = False
@@ -203,23 +204,23 @@ class LlamaSampler:
             self._grammar, self._parsed = None, self._grammar
         self._chain: int | None
         self._chain, self._custom = factory.chain(stages)
-        self._deaf: int | None = None
+        self._draw_only: int | None = None  # `without_accept` of the chain
         if waits or grammar:
-            self._deaf, self._interface = factory.deaf(self._chain)
+            self._draw_only, self._interface = factory.without_accept(self._chain)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
-        self._n_enough = enough(stages)
+        self._n_considered = n_considered(stages)
         self._takes_few = takes_few(stages)
         self._ahead: int | None = None
-        if self._deaf is None:
+        if self._draw_only is None:
             self.sample = self._sample_plain  # type: ignore[method-assign]
 
     @property
     def can_draw_ahead(self) -> bool:
-        """Python's own samplers need the GIL."""
+        """False for chains with samplers in Python: they need the GIL."""
         return self._custom.is_empty
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Show the chain tokens of the prompt (the grammar starts behind it)."""
+        """Make the chain accept tokens of the prompt. The grammar starts after the prompt."""
         accept, chain = self._llama.llama_sampler_accept, self._chain
         for token in tokens:
             accept(chain, token)
@@ -232,20 +233,20 @@ class LlamaSampler:
         return token
 
     def draw_ahead(self, row: int) -> None:
-        """Any thread: what the next `sample` of this row would begin with. Without the GIL."""
-        self._ahead = self._llama.call_llama_sampler_sample(self._deaf or self._chain, self._ctx, row)
+        """On any thread, without the GIL: make the draw that the next `sample` of this row begins with."""
+        self._ahead = self._llama.call_llama_sampler_sample(self._draw_only or self._chain, self._ctx, row)
 
     def sample(self, row: int) -> int:
-        """Draw from batch row `row`, under the grammar if it holds, and accept."""
+        """Draw from batch row `row`, under the grammar if it applies, and accept the token."""
         return self._accept(self.draw(row))
 
     def draw(self, row: int) -> int:
-        """Draw from batch row `row`, under the grammar if it holds; nothing is accepted."""
-        if not self._deaf:
+        """Draw from batch row `row`, under the grammar if it applies; accept nothing."""
+        if not self._draw_only:
             return self._draw(row).selected
         token, self._ahead = self._ahead, None
         if token is None:
-            token = self._llama.llama_sampler_sample(self._deaf, self._ctx, row)
+            token = self._llama.llama_sampler_sample(self._draw_only, self._ctx, row)
         return token if self._grammar is None else self.fit(row, token)
 
     def commit(self, token: int) -> None:
@@ -253,13 +254,13 @@ class LlamaSampler:
         self._accept(token)
 
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
-        """Draw, accept, and report the `n_probs` likeliest tokens before and after the sampling settings."""
+        """Draw and accept a token; report the `n_probs` likeliest tokens before and after the sampler chain."""
         probs = self.draw_probs(row, n_probs)
         self._accept(probs.token)
         return probs
 
     def draw_probs(self, row: int, n_probs: int) -> TokenProbs:
-        """The same; nothing is accepted."""
+        """`sample_probs` that accepts nothing."""
         before, log_sum = self._model_probs(row, n_probs)
         candidates = self._draw(row)
         token = candidates.selected
@@ -282,30 +283,32 @@ class LlamaSampler:
         )
 
     def replay(self, row: int, token: int) -> None:
-        """See `TokenSampler`. Without chance in it a draw leaves no trace, so it can be left out.
+        """See `TokenSampler`. A greedy draw changes no random state, so it is skipped.
 
-        A token that the grammar doesn't allow would end the process: ApiError.
+        ApiError if the grammar refuses the token: accepting it would end the process.
         """
         if not self._is_greedy:
             self._draw(row)
         if self._grammar is not None and not self._grammar.allows(token):
-            raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
+            raise ApiError(
+                500, "after a restart of the engine, the grammar refuses a token that the answer has already"
+            )
         self._accept(token)
 
     def close(self) -> None:
-        """Free the C samplers; more than once is fine."""
-        for raw in (self._deaf, self._chain):
+        """Free the C samplers; may be called again."""
+        for raw in (self._draw_only, self._chain):
             if raw:
                 self._llama.llama_sampler_free(raw)
         for grammar in (self._grammar, self._parsed):
             if grammar:
                 grammar.close()
-        self._deaf = self._chain = self._grammar = self._parsed = None
+        self._draw_only = self._chain = self._grammar = self._parsed = None
 
     # ---- a grammar that begins inside the text ------------------------------------------------------------------
 
     def begin_grammar(self, begin: Begin) -> None:
-        """See `TokenSampler`. What stands before the grammar becomes a part of it, since a token may hold both."""
+        """See `TokenSampler`. The text before it becomes a part of the grammar, since a token may span both."""
         if begin.lead or begin.unless:
             name = "begin"
             while name in self._text:
@@ -317,7 +320,7 @@ class LlamaSampler:
         for token in begin.tokens:
             if not self.allows(token):
                 self.end_grammar()
-                raise ApiError(400, "grammar_triggers: the grammar doesn't begin with the text that triggers it")
+                raise ApiError(400, "grammar_triggers: the grammar doesn't allow the text that triggered it")
             self._grammar.accept(token)
 
     def end_grammar(self) -> None:
@@ -347,16 +350,16 @@ class LlamaSampler:
         return candidates
 
     def _draw_under_grammar(self, logits: Any) -> None:
-        """Draw from the tokens that the grammar allows."""
+        """Draw from the tokens that the grammar allows; the result is `selected` of the candidates."""
         candidates = self._fill_allowed(logits)
         self._llama.llama_sampler_apply(self._chain, candidates.array)
         if not self.allows(candidates.selected):
             self._draw_end(logits)
 
     def _draw_end(self, logits: Any) -> None:
-        """Grammar and biases together leave no token: end the text if the grammar allows that, else ApiError.
+        """Handle that grammar and biases leave no token: end the text if the grammar allows that, else ApiError.
 
-        Anything else would be accepted by a grammar that has refused it, which ends the process.
+        Any other token would be accepted by a grammar that refuses it, which ends the process.
         """
         llama, candidates = self._llama, self._fill_allowed(logits)
         best = STAGES["top_k"](self._factory, 1)
@@ -365,18 +368,18 @@ class LlamaSampler:
         candidates.array.selected = 0
         token = candidates.selected
         if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self.allows(token)):
-            raise ApiError(400, "the grammar and logit_bias together leave no token to choose")
+            raise ApiError(400, "the grammar and logit_bias together leave no token to choose from")
 
     def _fill_allowed(self, logits: Any) -> Candidates:
-        """The logits of the tokens that the grammar allows; the others have -inf. ApiError if that takes too long."""
+        """Candidates with the logits of the tokens that the grammar allows. ApiError if that takes too long."""
         candidates, grammar = self._factory.candidates, self._grammar
         few = grammar.find_allowed()
-        if few is None and self._n_enough:
+        if few is None and self._n_considered:
             candidates.fill(logits)
             best = STAGES["top_k"](self._factory, LIKELIEST)
             self._llama.llama_sampler_apply(best, candidates.array)
             self._llama.llama_sampler_free(best)
-            few = grammar.find_likeliest(candidates.array, self._n_enough)
+            few = grammar.find_likeliest(candidates.array, self._n_considered)
         if few is None:
             candidates.fill(logits)
             grammar.filter(candidates.parts)
@@ -397,7 +400,7 @@ class LlamaSampler:
         return token
 
     def _model_probs(self, row: int, n: int) -> tuple[list[tuple[int, float, float]], float]:
-        """The `n` likeliest tokens of the model itself as (id, logit, p), and the log of the softmax's sum."""
+        """The model's `n` likeliest tokens before the chain as (id, logit, p), and the log of the softmax's sum."""
         llama, candidates = self._llama, self._factory.candidates
         candidates.fill(llama.llama_get_logits_ith(self._ctx, row))
         for stage in (Stage("dist", (0,)), Stage("top_k", (max(n, 1),))):
@@ -408,7 +411,7 @@ class LlamaSampler:
         return rows[:n], rows[0][1] - math.log(max(rows[0][2], MIN_PROB))
 
     def _after_chain(self, candidates: Candidates, n: int, before: list) -> tuple[tuple[int, float], ...]:
-        """What the chain left, likeliest first, filled up to `n` with tokens that it ruled out (probability 0)."""
+        """The chain's candidates, likeliest first, filled up to `n` with tokens that it ruled out (probability 0)."""
         raw = STAGES["top_k"](self._factory, n)
         self._llama.llama_sampler_apply(raw, candidates.array)
         self._llama.llama_sampler_free(raw)
@@ -418,27 +421,27 @@ class LlamaSampler:
         return tuple(top[:n])
 
 
-def enough(stages: Sequence[Stage]) -> int:
-    """How many of the likeliest tokens a chain looks at; 0 if it might look at all."""
+def n_considered(stages: Sequence[Stage]) -> int:
+    """How many of the likeliest tokens a chain considers; 0 for all, or for more than a quarter of `LIKELIEST`."""
     first = stages[0]
     n = 1 if first.name == GREEDY_STAGE else first.args[0] if first.name == "top_k" else 0
     return n if n <= LIKELIEST // 4 else 0
 
 
 def takes_few(stages: Sequence[Stage]) -> bool:
-    """Whether a chain draws the same if tokens that can't be drawn are left out: others count them, too."""
+    """Whether a chain draws the same from the allowed tokens alone. Some samplers count the refused tokens, too."""
     return all(
         stage.name in WITHOUT_COUNT and (stage.name != "temperature" or stage.args[1] == 0.0) for stage in stages
     )
 
 
 def _literal(text: str) -> str:
-    """A text as GBNF has it."""
+    """A text as a GBNF literal."""
     return '"' + "".join(f"\\U{ord(char):08X}" for char in text) + '"'
 
 
 def _logit_bias(factory: SamplerFactory, bias: tuple[tuple[int, float], ...]) -> int:
-    numbers = chained.from_iterable(bias)  # packed at once: a struct each would take a second for a vocabulary
+    numbers = chained.from_iterable(bias)  # packed at once: a struct per token would be slow for a whole vocabulary
     rows = (llama_logit_bias * len(bias)).from_buffer_copy(struct.pack("if" * len(bias), *numbers))
     return factory.llama.llama_sampler_init_logit_bias(factory.n_vocab, len(bias), rows)
 
@@ -482,11 +485,11 @@ STAGES: dict[str, Callable[..., int]] = {
 
 
 class CustomSamplers:
-    """Makes the custom samplers of one chain, and holds what C points at: it must outlive the chain.
+    """Makes the Python samplers of one chain, and keeps alive what C points at: it must outlive the chain.
 
-    Each is a `llama_sampler_i` whose functions are Python; C calls them in the middle of a chain, with the GIL held by
-    the thread that samples. They touch a bounded number of rows: whoever wants tail-free sampling over the whole
-    vocabulary gets its first `TFS_ROWS` candidates sorted by C (the tail behind them weighs less than rounding).
+    Each is a `llama_sampler_i` of Python functions. C calls them within a chain, on the sampling thread, with the GIL.
+    They touch a bounded number of rows: tail-free sampling looks at the `TFS_ROWS` likeliest candidates, sorted by C
+    (the rest has less probability than rounding errors).
     """
 
     def __init__(self, llama: Any, newline: int) -> None:
@@ -496,12 +499,11 @@ class CustomSamplers:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the chain is C's alone."""
+        """Whether all samplers of the chain are C's."""
         return not self._alive
 
     def tail_free(self, z: float, min_keep: int) -> int:
-        """Tail-free sampling (2020, trentbrick.github.io/Tail-Free-Sampling): cut where the curve of the sorted
-        probabilities has flattened out, at the share `z` of its whole bend."""
+        """Tail-free sampling (2020, trentbrick.github.io/Tail-Free-Sampling); see `tail_free_length`."""
 
         def apply(candidates: llama_token_data_array) -> None:
             n_all = candidates.size
@@ -515,7 +517,7 @@ class CustomSamplers:
         return self.make(b"tfs_z", apply)
 
     def keep_newline(self) -> tuple[int, int]:
-        """A pair to put around a penalties sampler: the second restores the logit that the first has seen."""
+        """Two samplers to put around penalties: the second restores the newline's logit that the first has saved."""
         seen: list[float | None] = [None]
 
         def remember(candidates: llama_token_data_array) -> None:
@@ -531,7 +533,7 @@ class CustomSamplers:
         return self.make(b"newline-remember", remember), self.make(b"newline-restore", restore)
 
     def _newline_row(self, candidates: llama_token_data_array) -> int | None:
-        """Where the newline token is: at its own id in an array that nobody has reordered, else searched for."""
+        """The newline token's row: its id in an array that was not reordered, else found by a search."""
         newline = self._newline
         if newline < 0:
             return None
@@ -548,7 +550,7 @@ class CustomSamplers:
         self._llama.llama_sampler_free(sampler)
 
     def make(self, name: bytes, apply: Callable[[llama_token_data_array], None]) -> int:
-        """A C sampler around `apply`, to be freed with its chain."""
+        """A C sampler that calls `apply`; freed with its chain."""
         label = ctypes.create_string_buffer(name)
         interface = llama_sampler_i(
             name=llama_sampler_name_fn(lambda _: ctypes.addressof(label)),

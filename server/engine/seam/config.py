@@ -1,6 +1,6 @@
-"""What the engine has to know to start: plain data, made of a model's options by `model_sources`.
+"""The configuration of an engine: plain data that `model_sources` makes from a model's options.
 
-Part of the seam: an engine in its own process gets exactly this. Imports leaves only, and what counts cores.
+Part of the seam: an engine's process gets this and nothing else. Imports `host_cpus`, `shape` and leaves only.
 """
 
 from __future__ import annotations
@@ -15,23 +15,17 @@ from server.records import field, record
 
 @record(frozen=True)
 class SpecConfig:
-    """Speculative decoding. Off unless `lookup` (drafts from the text itself) or `model` (a file with a small model).
-    With `answers` the lookup knows what was answered to the same owner before.
+    """Speculative decoding; off without `lookup` and `model`."""
 
-    A draft has `n_min` to `n_max` tokens, one from the text at most `lookup_max`, found by `ngram` equal tokens. The
-    small model stops where its token is less likely than `p_min`; `n_threads` and the params are its own.
-    A draft is sent if it is expected to give `min_gain` times the tokens per time of the plain step; 0 sends all.
-    """
-
-    lookup: bool = False
-    answers: bool = False
-    ngram: int = 3
-    lookup_max: int = 127
-    n_max: int = 16
-    n_min: int = 0
-    p_min: float = 0.0
-    min_gain: float = 1.05
-    model: str = ""
+    lookup: bool = False  # copy drafts from the text so far
+    answers: bool = False  # copy them from earlier answers to the same owner, too
+    ngram: int = 3  # equal tokens that begin a copy
+    lookup_max: int = 127  # the most tokens of a copied draft
+    n_max: int = 16  # the most tokens of the draft model's drafts
+    n_min: int = 0  # the fewest tokens of a draft
+    p_min: float = 0.0  # a draft ends before a token that the draft model finds less probable
+    min_gain: float = 1.05  # the least expected gain in tokens per second for which a draft is used; 0: use all
+    model: str = ""  # the draft model's file; the fields below are its own
     n_threads: int = -1
     n_threads_batch: int = -1
     model_params: dict[str, Any] = field(default_factory=dict)
@@ -39,94 +33,73 @@ class SpecConfig:
 
 
 def pinned_patterns(model_params: Mapping[str, Any]) -> list[str]:
-    """Regular expressions of the tensors that the user keeps on the CPU."""
+    """Regular expressions of the tensors that options keep on the CPU."""
     return [pattern for pattern, buffer in model_params.get("tensor_buft_overrides", ()) if buffer == "CPU"]
 
 
-ROWS_PER_LIMIT = 256
+ROWS_PER_LIMIT = 256  # see `step_limit_s`
 
 
 def step_limit_s(limit_s: float, n_rows: int) -> float:
-    """How long a step of `n_rows` rows may take before a busy engine counts as hanging: `limit_s` for each
-    `ROWS_PER_LIMIT` of them that have begun, so that a long prompt on a slow machine isn't taken for a hang."""
+    """The seconds after which a step of `n_rows` rows counts as hanging: `limit_s`, and again for each `ROWS_PER_LIMIT`
+    rows, so that a long prompt on a slow machine doesn't count as a hang."""
     return limit_s * (1 + n_rows // ROWS_PER_LIMIT)
 
 
 @record(frozen=True)
 class EngineConfig:
-    """One model on one set of libraries.
+    """One model on one set of libraries. The `*_params` hold what the user has set, by the names of C fields."""
 
-    `n_ctx` 0 is the model's own, None what fits into memory, at most that for each slot. Of one cache for all a slot
-    may have `n_ctx_slot`, 0 for the whole. With `is_fitted` what can't fit is refused;
-    `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a
-    context to prefer layers on the GPU. `rpc` are `host:port` of workers whose devices are used, too.
-    `model_params` and `context_params` go by
-    name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `pool_params`
-    go into `ggml_threadpool_params`, where `cpumask` is a tuple of CPU numbers. `lora` are
-    (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
-    `mmproj_params` go by name into `mtmd_context_params`. `n_group` above 1 switches self-extend on. With `special`
-    answers show special tokens. `exact` evaluates each task alone and from its beginning. With `kv_unified` all
-    slots share one KV cache, None leaves that open (`is_split`). `max_stall_ms` is what a step
-    may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies
-    in its file (a bundle); size 0 is to its end. `shape` is what its header says, None if that isn't known.
-    `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
-    `cache_disk_mib`) take what leaves the KV cache. With `slot_files` slots may be saved to files. Models whose state
-    can't be cut keep up to `n_checkpoints` copies of it for each slot, `checkpoint_step` tokens apart.
-    `turns` is the file of the turns that engines on the same cores take (`seam.turns`), "" for an engine alone.
-    `embeddings`: their context is made at start, not at the first request. Tokens of streams may wait for
-    `stream_interval_s` seconds to be sent together.
-    """
-
-    model: str
-    libs: str
-    model_offset: int = 0
-    model_size: int = 0
-    shape: Shape | None = None
+    model: str  # path
+    libs: str  # folder
+    model_offset: int = 0  # where the model begins in its file (a bundle), in bytes
+    model_size: int = 0  # bytes; 0: to the end of the file
+    shape: Shape | None = None  # from the model's header; None: unknown
     cpu_variant: str | None = None
     n_slots: int = 1
-    n_ctx: int | None = None
-    n_ctx_slot: int = 0
-    n_batch: int = 2048
-    n_ubatch: int = 512
+    n_ctx: int | None = None  # tokens of the KV cache; 0: the model's own, None: what fits into memory
+    n_ctx_slot: int = 0  # the most tokens of a slot in one cache for all; 0: the whole
+    n_batch: int = 2048  # rows
+    n_ubatch: int = 512  # rows
     n_threads: int = -1
     n_threads_batch: int = -1
     warmup: bool = True
-    max_queue: int = 1024
-    max_stall_ms: float = 100.0
-    cache_ram: int | None = 0
-    cache_disk: str = ""
+    max_queue: int = 1024  # tasks
+    max_stall_ms: float = 100.0  # the most time of a step while a client reads a stream; 0: no limit
+    cache_ram: int | None = 0  # MiB for blocks that leave the KV cache; None: a part of the free memory, -1: no limit
+    cache_disk: str = ""  # folder for such blocks
     cache_disk_mib: int = 10240
-    slot_files: bool = False
-    n_checkpoints: int = 8
-    checkpoint_step: int = 1024
+    slot_files: bool = False  # requests may save slots to files
+    n_checkpoints: int = 8  # copies of the state per slot, for models that can't drop the end of a sequence
+    checkpoint_step: int = 1024  # tokens between two copies
     cont_batching: bool = True
     shift_context: bool = False
-    n_group: int = 1
-    group_width: int = 512
-    lora: tuple[tuple[str, float], ...] = ()
-    numa: int = 0
-    embeddings: bool = False
-    special: bool = False
-    exact: bool = False
-    kv_unified: bool | None = None
-    stream_interval_s: float = 0.0
-    is_fitted: bool = True
-    fit_target: tuple[int, ...] = ()
-    fit_ctx: int = 4096
-    rpc: tuple[str, ...] = ()
-    turns: str = ""
+    n_group: int = 1  # above 1: self-extend
+    group_width: int = 512  # tokens
+    lora: tuple[tuple[str, float], ...] = ()  # (path, scale)
+    numa: int = 0  # a GGML_NUMA_STRATEGY_*; 0: none
+    embeddings: bool = False  # open the context for embeddings at start, not at the first request
+    special: bool = False  # answers show special tokens
+    exact: bool = False  # evaluate each task alone and from its beginning
+    kv_unified: bool | None = None  # one KV cache for all slots; None: see `is_split`
+    stream_interval_s: float = 0.0  # how long tokens of streams may wait to be sent together
+    is_fitted: bool = True  # refuse a model that can't fit
+    fit_target: tuple[int, ...] = ()  # MiB to leave free, one value or one per GPU
+    fit_ctx: int = 4096  # tokens of context that take precedence over layers on GPUs
+    rpc: tuple[str, ...] = ()  # host:port of workers whose devices are used, too
+    turns: str = ""  # the file of the turns that engines on the same cores take (`seam.turns`); "": one engine
     spec: SpecConfig = field(default_factory=SpecConfig)
-    mmproj: str = ""
-    mmproj_params: dict[str, Any] = field(default_factory=dict)
-    model_params: dict[str, Any] = field(default_factory=dict)
-    context_params: dict[str, Any] = field(default_factory=dict)
-    pool_params: dict[str, Any] = field(default_factory=dict)
+    mmproj: str = ""  # the projector's file
+    mmproj_params: dict[str, Any] = field(default_factory=dict)  # of mtmd_context_params
+    model_params: dict[str, Any] = field(default_factory=dict)  # of llama_model_params
+    context_params: dict[str, Any] = field(default_factory=dict)  # of llama_context_params
+    pool_params: dict[str, Any] = field(default_factory=dict)  # of ggml_threadpool_params; `cpumask` has CPU numbers
 
     def is_split(self, has_window: bool) -> bool:
-        """Whether each slot has a part of the KV cache that nobody else's attention looks at (a "stream").
+        """Whether each slot has a part of the KV cache to itself (a "stream"), which other slots' attention skips.
 
-        `has_window`: the model has sliding windows. Their cells can't be read out and put back in parts, so there
-        sharing costs more than it saves as long as the layout is left open.
+        `has_window`: the model has sliding windows. Their cells can't be copied in parts, so a split cache isn't the
+        default there.
         """
         if self.exact:
             return True
@@ -136,20 +109,23 @@ class EngineConfig:
 
 
 def thread_counts(config: EngineConfig) -> tuple[int, int]:
-    """Threads for generating and for reading prompts."""
+    """The number of threads for decode, and for prefill."""
     n_threads = config.n_threads if config.n_threads > 0 else host_cpus.usable_cores()
     return n_threads, config.n_threads_batch if config.n_threads_batch > 0 else n_threads
 
 
 def threads_and_cores(config: EngineConfig) -> tuple[int, float]:
-    """Threads that compute at the same time, and the cores that there are for them."""
+    """The number of threads that compute at the same time, and of cores that they may use."""
     cpus = config.pool_params.get("cpumask", ())
     n_threads = max(*thread_counts(config), config.spec.n_threads, config.spec.n_threads_batch)
     return n_threads, min(host_cpus.available(), len(cpus) or float("inf"))
 
 
 def patience(config: EngineConfig) -> float:
-    """How many times longer a step may take than one whose threads have a core each, before it counts as hanging: each
-    of the many places where the threads meet waits for all that have no core, and there are more of both."""
+    """The factor for the time limit of a step if there are more threads than cores.
+
+    It is squared: threads wait for each other at each barrier, and both the barriers' waits and the threads without a
+    core increase.
+    """
     n_threads, n_cores = threads_and_cores(config)
     return max(n_threads / max(n_cores, 1.0), 1.0) ** 2

@@ -1,7 +1,7 @@
-"""Records as plain JSON with the names of their fields, for what is kept: a line in a file that is read years later.
+"""Converts records to plain JSON with field names and back, for files that later versions of the program read.
 
-Pure functions; both processes. Every field is written, also one that has its default, since defaults change. Not taken:
-the rows of `wire`, which have no names and fit one version only.
+Pure functions, for both processes. Every field is written, even with its default value, since defaults change.
+Not taken: the rows of `wire`. They have no field names, so only the same version can read them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from server.records import fields, is_record
 
-FLOATS = {"inf": math.inf, "-inf": -math.inf}  # which JSON can't write
+FLOATS = {"inf": math.inf, "-inf": -math.inf}  # JSON has no infinities
 
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
-"""The one text of a plain value, in ASCII, so that a hash over it means something."""
+"""Writes a plain value as ASCII, always in the same form, so that texts and their hashes can be compared."""
 
 
 def to_plain(value: Any, without: Container[str] = ()) -> Any:
-    """A record as an object but for the fields of `without`, tuples as lists. Bytes are left out."""
+    """Records as dicts without the fields in `without` and fields of bytes; tuples as lists; infinities as strings."""
     if is_record(value):
         found = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}
         return {name: to_plain(one) for name, one in found.items() if not isinstance(one, (bytes, bytearray))}
@@ -36,12 +36,14 @@ def to_plain(value: Any, without: Container[str] = ()) -> Any:
 
 
 def from_plain(kind: Any, value: Any) -> Any:
-    """A value of the type `kind` (an annotation) from what `to_plain` made of it; unknown fields of records are left
-    out. ValueError or TypeError if it isn't one."""
+    """The reverse of `to_plain`: a value of the type `kind` (an annotation). Unknown fields are ignored.
+
+    ValueError or TypeError for a value of another type.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_record(kind):
         if not isinstance(value, dict):
-            raise ValueError(f"{kind.__name__} isn't an object")
+            raise ValueError(f"{kind.__name__} is not an object")
         hints = typing.get_type_hints(kind)
         make: Any = kind
         return make(**{name: from_plain(hints[name], one) for name, one in value.items() if name in hints})
@@ -50,7 +52,7 @@ def from_plain(kind: Any, value: Any) -> Any:
     if origin is tuple:
         kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(value):
-            raise ValueError(f"{len(value)} values where {len(kinds)} are expected")
+            raise ValueError(f"{len(value)} values instead of {len(kinds)}")
         return tuple(from_plain(one, item) for one, item in zip(kinds, value))
     if origin is dict:
         return {name: from_plain(arguments[1], item) for name, item in value.items()}
@@ -59,5 +61,5 @@ def from_plain(kind: Any, value: Any) -> Any:
     if kind is Any:
         return tuple(from_plain(Any, item) for item in value) if isinstance(value, list) else value
     if type(value) is not kind:
-        raise ValueError(f"{str(value)[:40]!r} isn't {kind.__name__}")
+        raise ValueError(f"{str(value)[:40]!r} is not of the type {kind.__name__}")
     return value

@@ -1,10 +1,10 @@
-"""What crosses the seam between the web side and the engine: plain data, nothing else.
+"""The messages between the web process and the engine: plain data, nothing else.
 
-Every class here is made of ints, floats, strings, bytes, bools, None, tuples and dicts of those, so that the same
-messages can travel through a queue (engine as a thread) or a pipe (engine as a process). A test walks the
-annotations. Messages are not changed after they have been sent. Stdlib only; used on both sides.
+Every class here consists of ints, floats, strings, bytes, bools, None, and tuples and dicts of those, so that the same
+messages can travel through a queue (engine as a thread) or a pipe (engine as a process). A test checks the
+annotations. Messages are immutable. Used by both processes; imports the standard library and `server.records` only.
 
-Not taken: passing slots, futures or callbacks across; they would tie the engine to the web side's process.
+Not taken: messages with slots, futures or callbacks. They would tie the engine to the web process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SAMPLER_NAMES = (
     "adaptive_p",
 )
 
-# Other spellings seen in requests: llama.cpp's newer names and the long names of its command line.
+# Other spellings in requests: llama.cpp's newer names and the long names of its command line.
 SAMPLER_ALIASES = {
     "typ_p": "typical_p",
     "typ-p": "typical_p",
@@ -51,7 +51,7 @@ SAMPLER_ALIASES = {
     "tfs-z": "tfs_z",
 }
 
-# Upper bounds of the buckets of each histogram; one more bucket takes the rest.
+# Upper bounds of the buckets of each histogram. One more bucket counts larger values.
 HISTOGRAM_BOUNDS: dict[str, tuple[float, ...]] = {
     "queue_wait_seconds": (0.001, 0.01, 0.1, 0.5, 1, 5, 15, 60, 300),
     "time_to_first_token_seconds": (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
@@ -67,11 +67,13 @@ WORD, START, TOKEN, PATTERN, FULL = "word", "start", "token", "pattern", "full"
 
 @record(frozen=True)
 class Trigger:
-    """What begins a call in visible text: the `text` anywhere (WORD), the `text` behind nothing but white space
-    (START), the `token`, or what a regular expression matches, anywhere (PATTERN) or from the beginning on (FULL).
+    """What begins a tool call in visible text, by `kind`.
 
-    `states` is the automaton of an expression, which begins in row 0. A row is (1 if a match may end here, else 0; then
-    for each move the lowest character, the highest one, and the next row).
+    WORD: `text` anywhere. START: `text` with only white space before it. TOKEN: `token`. PATTERN and FULL: a match of a
+    regular expression, anywhere or from the start of the text.
+
+    `states` is the automaton of the expression; row 0 is its first state. A row is (1 if a match may end here, else 0;
+    then for each transition the lowest character, the highest character, and the next row).
     """
 
     kind: str
@@ -82,36 +84,22 @@ class Trigger:
 
 @record(frozen=True)
 class Thinking:
-    """How a model writes what it thinks before it answers: between the texts `open` and `close`, at the beginning of
-    its answer. With `is_opened` the prompt ends with `open`, else the model may leave it out.
-
-    `until` is a text that ends the thinking, too, and isn't part of it ("" for none): what a call begins with. With
-    `comes_again` the model may think anywhere in its answer, behind `open`.
-
-    `end_tokens` are a message and `close`. They are what the model says next once it has thought for `budget` tokens
-    (-1 no limit), or wherever it is told to come to an end.
-    """
+    """How a model writes its reasoning: at the beginning of its answer, between the texts `open` and `close`."""
 
     open: str
     close: str
-    is_opened: bool = False
-    budget: int = -1
-    end_tokens: tuple[int, ...] = ()
-    until: str = ""
-    comes_again: bool = False
+    is_opened: bool = False  # the prompt ends with `open`; else the model may write it
+    budget: int = -1  # tokens after which the reasoning is ended; -1: no limit
+    end_tokens: tuple[int, ...] = ()  # a message and `close`: the tokens that end the reasoning
+    until: str = ""  # another text that ends the reasoning, such as the beginning of a call; "": none
+    comes_again: bool = False  # the model may reason anywhere in its answer, not only at its beginning
 
 
 @record(frozen=True)
 class SamplingParams:
-    """Everything that shapes the choice of one token. Names and meanings are those of `/completion`.
+    """The settings of sampling and grammar. Names and meanings are those of `/completion` (docs/api.md)."""
 
-    `seed` is never -1 here: the web side draws it, so that a replay of the request makes the same draws.
-    `samplers` is the order of the truncating stages; `logit_bias` holds (token, bias), -inf bans the token.
-    With `grammar_lazy` text is free until one of `grammar_triggers` is complete. From that trigger's first character on
-    the grammar holds. Where the grammar isn't lazy, triggers only say where a call begins.
-    """
-
-    seed: int = 0
+    seed: int = 0  # never -1: the web process draws it, so that a replay makes the same draws
     temperature: float = 0.8
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
@@ -128,7 +116,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     penalize_nl: bool = True
-    penalty_prompt: tuple[int, ...] | None = None
+    penalty_prompt: tuple[int, ...] | None = None  # tokens for the penalties instead of the prompt
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
     dry_allowed_length: int = 2
@@ -139,7 +127,7 @@ class SamplingParams:
     mirostat_eta: float = 0.1
     adaptive_target: float = -1.0
     adaptive_decay: float = 0.9
-    samplers: tuple[str, ...] = (
+    samplers: tuple[str, ...] = (  # in this order
         "penalties",
         "dry",
         "top_n_sigma",
@@ -153,98 +141,75 @@ class SamplingParams:
     )
     min_keep: int = 0
     n_probs: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, bias); -inf bans the token
     ignore_eos: bool = False
     grammar: str = ""
-    grammar_lazy: bool = False
-    grammar_triggers: tuple[Trigger, ...] = ()
+    grammar_lazy: bool = False  # the grammar applies only from the first character of a completed trigger on
+    grammar_triggers: tuple[Trigger, ...] = ()  # if the grammar isn't lazy, they only mark where a call begins
 
 
 @record(frozen=True)
 class Media:
-    """A file in a prompt: `kind` is IMAGE or AUDIO, `hash` the SHA-256 of `data`, `where` its place in the request.
+    """A file in a prompt. The numbers are from its header, 0 if that wasn't read."""
 
-    What its header says: the size of an image, the length of a sound, and `n_bytes`, what decoding it takes (a PNG
-    inflates to no more). 0 where nobody has read it.
-    """
-
-    kind: str
+    kind: str  # IMAGE or AUDIO
     data: bytes
-    hash: str
-    where: str
-    n_bytes: int = 0
-    width: int = 0
-    height: int = 0
-    seconds: float = 0.0
+    hash: str  # SHA-256 of `data`
+    where: str  # its place in the request's body, for messages
+    n_bytes: int = 0  # the most memory that decoding takes
+    width: int = 0  # pixels
+    height: int = 0  # pixels
+    seconds: float = 0.0  # of a sound
 
 
 @record(frozen=True)
 class Task:
-    """One sequence to complete. `prompt` is token ids; `n_predict` -1 means until the end of the text.
-
-    `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot. `lora` None means the
-    server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none; that of `t_max_ms`
-    runs from the task's arrival to its last token. `owner` says whose task it is, for fair shares: the id of an API
-    key, else the client's address; of those that wait, tasks of higher `priority` go first. The limits of drafts
-    (speculative decoding; `draft_n_max` 0 is none) are the server's where they are negative. With `progress` and
-    `timings` the events carry those. Without `stream` nobody reads pieces before the end, and they may come late. A
-    negative id in `prompt` stands for a file: -1 for the first of `media`, and so on. `resume` are tokens that an
-    engine before this one has generated and delivered, in `resume_ms` ms: the task goes on behind them. `may_respell`:
-    the prompt has text that the model wrote, and the tokens that it chose for it will do. With `prompt_probs` 0 or more
-    the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`); that needs `cache_prompt`
-    False, unless only those from `probs_from` on are wanted. The tokens of `cuts` (first, behind the last; in order,
-    apart from each other) are taken out of the cache once the first `cut_at` of the prompt are there. Those between
-    stay as they were computed with them; those from `cut_at` on are computed without. The names of `preserved_tokens`
-    are part of the text, though they are control tokens. With `reasoning` the model may think before it answers: its
-    grammar, its triggers and its stop words are about what follows the thinking. Stop words end with the first trigger,
-    too. With `ends_thinking` 0 or more it is told to come to an end behind that many tokens. With `only_counts` its
-    files are prepared, and a `Final` says how many tokens the prompt has; nothing is computed.
-    """
+    """One sequence to complete."""
 
     id: int
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...]  # token ids; -1 stands for the first file of `media`, -2 for the second, and so on
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    n_predict: int = -1
-    n_keep: int = 0
-    n_discard: int = 0
-    stop: tuple[str, ...] = ()
-    id_slot: int = -1
+    n_predict: int = -1  # the most tokens to generate; -1: no limit
+    n_keep: int = 0  # tokens that a context shift keeps; -1: the whole prompt
+    n_discard: int = 0  # tokens that a context shift drops; 0: half of the others
+    stop: tuple[str, ...] = ()  # stop strings; ignored within reasoning and after the first trigger
+    id_slot: int = -1  # -1: any slot
     cache_prompt: bool = True
-    may_respell: bool = False
-    progress: bool = False
-    lora: tuple[tuple[int, float], ...] | None = None
-    n_indent: int = 0
-    t_max_prompt_ms: int = 0
-    t_max_predict_ms: int = 0
-    draft_n_max: int = -1
-    draft_n_min: int = -1
-    draft_p_min: float = -1.0
-    timings: bool = False
-    stream: bool = True
-    prompt_probs: int = -1
-    probs_from: int = 0
-    cuts: tuple[tuple[int, int], ...] = ()
-    cut_at: int = 0
-    t_max_ms: int = 0
-    owner: str = ""
-    priority: int = 0
+    may_respell: bool = False  # the prompt has text of the model; cached tokens of that text may replace the prompt's
+    progress: bool = False  # send `Progress` events
+    lora: tuple[tuple[int, float], ...] | None = None  # (adapter index, scale); None: the server's setting
+    n_indent: int = 0  # end before a line that is indented by fewer blanks
+    t_max_prompt_ms: int = 0  # limit of the prefill; 0: none
+    t_max_predict_ms: int = 0  # limit of the decode, applied after the first line break; 0: none
+    draft_n_max: int = -1  # tokens of a draft; 0: no drafts, -1: the server's setting
+    draft_n_min: int = -1  # tokens of a draft; -1: the server's setting
+    draft_p_min: float = -1.0  # the least probability of a drafted token; -1: the server's setting
+    timings: bool = False  # pieces carry `Timings`
+    stream: bool = True  # False: the client reads nothing before the end, so pieces may be late
+    prompt_probs: int = -1  # 0 or more: send `PromptProbs` with so many alternatives; needs `cache_prompt` False ...
+    probs_from: int = 0  # ... unless only the prompt's tokens from this one on are wanted
+    cuts: tuple[tuple[int, int], ...] = ()  # [start, end) of tokens to drop from the cache after `cut_at` tokens
+    cut_at: int = 0  # the prompt's tokens from here on are computed without those of `cuts`
+    t_max_ms: int = 0  # limit from the task's arrival to its last token; 0: none
+    owner: str = ""  # for fair shares: the id of the API key, else the client's address
+    priority: int = 0  # waiting tasks of a higher priority start first
     media: tuple[Media, ...] = ()
-    resume: tuple[int, ...] = ()
-    resume_ms: float = 0.0
-    preserved_tokens: tuple[int, ...] = ()
-    reasoning: Thinking | None = None
-    ends_thinking: int = -1
-    only_counts: bool = False
+    resume: tuple[int, ...] = ()  # tokens already delivered by a former engine: go on after them
+    resume_ms: float = 0.0  # how long those took
+    preserved_tokens: tuple[int, ...] = ()  # control tokens whose names are part of the text
+    reasoning: Thinking | None = None  # grammar, triggers and stop strings apply after the reasoning
+    ends_thinking: int = -1  # 0 or more: end the reasoning after so many tokens
+    only_counts: bool = False  # prepare the files and answer with a `Final` that has `n_prompt`; compute nothing
 
     @property
     def in_background(self) -> bool:
-        """Whether everybody else comes first."""
+        """Whether all other tasks come first."""
         return self.priority <= BACKGROUND
 
 
 BACKGROUND = -101
-"""The priority of what nobody waits for: lower than a request may choose. Such a task gets a part of the time beside
-others', and gives its slot to one that finds none (a `Failure` with the reason `GAVE_WAY`: ask again)."""
+"""The priority of tasks without a waiting client: lower than a request may choose. They get a part of the time beside
+other tasks. If a task finds no slot, one of them loses its slot (a `Failure` with the reason `GAVE_WAY`: try again)."""
 GAVE_WAY = "gave_way"
 
 
@@ -253,26 +218,22 @@ GAVE_WAY = "gave_way"
 
 @record(frozen=True)
 class Tasks:
-    """All tasks of one request, so that they come into the queue with the same step: what a task's neighbours in a
-    batch are can decide a near tie between two tokens. From then on each is a task like any other."""
+    """All tasks of one request. They enter the queue in the same step, so that their batches don't depend on timing."""
 
     tasks: tuple[Task, ...]
 
 
 @record(frozen=True)
 class Cancel:
-    """Task or command `id` isn't wanted any more: free its place in the queue or its slot. Unknown ids are ignored.
-
-    Nobody waits for an answer, unless `finish` asks for a `Final` with what there is so far (stop `abort`).
-    """
+    """Give up the task or command `id`: free its place in the queue, or its slot. Unknown ids are ignored."""
 
     id: int
-    finish: bool = False
+    finish: bool = False  # answer with a `Final` that ends the text here (stop `abort`); else there is no answer
 
 
 @record(frozen=True)
 class Command:
-    """Something else to do between two steps, by `name` with plain `args`; answered by one `Reply` with this `id`."""
+    """Do something else between two steps: `name` with `args`. Answered by one `Reply` with this `id`."""
 
     id: int
     name: str
@@ -281,24 +242,20 @@ class Command:
 
 @record(frozen=True)
 class Close:
-    """Take nothing new; running tasks may go on for `grace_s` seconds, then the engine ends."""
+    """Refuse new tasks, let running ones go on for `grace_s` seconds, then end the engine."""
 
     grace_s: float
 
 
 @record(frozen=True)
 class Embed:
-    """Vectors wanted of `inputs` (token ids each). Answered by one `Embedded` or a `Failure`.
-
-    A negative id in an input stands for a file: -1 for the first of `media`, and so on. With `in_background` nobody
-    waits for it, as with tasks of the priority `BACKGROUND`.
-    """
+    """Compute embeddings. Answered by one `Embedded` or a `Failure`."""
 
     id: int
-    inputs: tuple[tuple[int, ...], ...]
+    inputs: tuple[tuple[int, ...], ...]  # token ids, with files as in `Task.prompt`
     owner: str = ""
     media: tuple[Media, ...] = ()
-    in_background: bool = False
+    in_background: bool = False  # like tasks of the priority `BACKGROUND`
 
 
 # ---- engine -> web side ---------------------------------------------------------------------------------------
@@ -306,24 +263,20 @@ class Embed:
 
 @record(frozen=True)
 class TokenProbs:
-    """One generated token with alternatives.
-
-    `prob` and `top` are probabilities after the sampling settings (what the 2024 documents describe), `logprob` and
-    `top_logprobs` are of the model's own distribution. Pairs are (token id, value), most likely first.
-    """
+    """One generated token with alternatives. Pairs are (token id, value), most likely first."""
 
     token: int
-    prob: float
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    top_logprobs: tuple[tuple[int, float], ...]
+    prob: float  # after the sampler chain
+    logprob: float  # of the model, before the chain
+    top: tuple[tuple[int, float], ...]  # after the sampler chain
+    top_logprobs: tuple[tuple[int, float], ...]  # of the model, before the chain
 
 
 @record(frozen=True)
 class PromptProbs:
-    """How likely the model finds the prompt's tokens from `start` on (never the first: nothing is before it).
+    """The model's log probabilities of the prompt's tokens from `start` (at least 1) on.
 
-    Only the numbers of the model's own distribution are given. The same may come twice, after a restart.
+    `prob` and `top` are unused. After a restart of the engine the same probabilities may come twice.
     """
 
     id: int
@@ -333,118 +286,98 @@ class PromptProbs:
 
 @record(frozen=True)
 class Progress:
-    """Prefill of task `id` has reached `n_processed` of `n_prompt` tokens, `n_cached` of them reused.
-
-    `place` is that in the queue as long as the task waits (1 is the next one), and 0 from then on.
-    """
+    """How far the prefill of task `id` is."""
 
     id: int
-    n_prompt: int
-    n_cached: int
-    n_processed: int
-    ms: float
-    place: int = 0
+    n_prompt: int  # tokens of the prompt
+    n_cached: int  # tokens reused from the cache
+    n_processed: int  # tokens done, with the reused ones
+    ms: float  # since the prefill began, or since the task came while it waits
+    place: int = 0  # in the queue, from 1; 0: the task has started
 
 
 @record(frozen=True)
 class Timings:
-    """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones.
+    """Counts and times of one task, by the engine's clock."""
 
-    `draft_n` tokens were guessed (-1: nobody guesses here), and `draft_n_accepted` of those guesses were right.
-    """
-
-    cache_n: int
-    prompt_n: int
+    cache_n: int  # tokens of the prompt reused from the cache
+    prompt_n: int  # tokens of the prompt evaluated
     prompt_ms: float
-    predicted_n: int
+    predicted_n: int  # tokens generated
     predicted_ms: float
-    draft_n: int = -1
+    draft_n: int = -1  # tokens drafted; -1: without speculative decoding
     draft_n_accepted: int = 0
 
 
 @record(frozen=True)
 class Difference:
-    """Where a prompt leaves a cached one: at token `position`. A few tokens each: what is right `before` that place in
-    both, how the `prompt` goes on and how the `cached` one. `n_lost` of the prompt's tokens behind it are in the cached
-    one, too, and had to be evaluated all the same. `at` is the place in the prompt of the task as it was sent, -1 if it
-    is in the system prompt of all, or if the prompt was cut."""
+    """The first token at which a prompt differs from a cached text. The tuples hold a few tokens each."""
 
-    position: int
-    before: tuple[int, ...]
-    prompt: tuple[int, ...]
-    cached: tuple[int, ...]
-    n_lost: int = 0
-    at: int = -1
+    position: int  # of that token, counted with the server's system prompt
+    before: tuple[int, ...]  # the tokens right before it, equal in both
+    prompt: tuple[int, ...]  # the prompt's tokens from there on
+    cached: tuple[int, ...]  # the cached tokens from there on
+    n_lost: int = 0  # the prompt's tokens after it that are cached, too, but had to be evaluated again
+    at: int = -1  # its index in `Task.prompt`; -1: in the server's system prompt, or the prompt was cut
 
 
 @record(frozen=True)
 class CacheUse:
-    """Where the reused tokens of a prompt came from (a CACHE_*), and why not more.
+    """Which part of a prompt was reused, and why not more.
 
-    `reason` is for what is known and could not be reused all the same; "" if there is nothing of the kind.
-    `first_difference` is from the cached text of the same owner that the prompt has most in common with; None if the
-    prompt goes on where that one ends, or there is none.
+    `first_difference` compares the prompt with the same owner's cached text that has the longest common prefix. It is
+    None without such a text, or if the prompt continues it.
     """
 
-    source: str = CACHE_NONE
-    reason: str = ""
+    source: str = CACHE_NONE  # a CACHE_*: where the reused tokens were
+    reason: str = ""  # why cached tokens could not be reused; "": there were none
     first_difference: Difference | None = None
 
 
 @record(frozen=True)
 class Piece:
-    """A generated token and the text that is now safe to show (it can be "" while text is held back). Of several tokens
-    that were guessed rightly each has a piece of its own.
-
-    `timings` only if the task asks for them.
-    """
+    """A generated token and the text that is final with it. Each accepted token of a draft has a piece of its own."""
 
     id: int
     tokens: tuple[int, ...]
-    text: str
+    text: str  # "" while text is held back, because a stop string may have begun
     probs: tuple[TokenProbs, ...] = ()
-    timings: Timings | None = None
+    timings: Timings | None = None  # if `Task.timings`
 
 
 @record(frozen=True)
 class Final:
-    """The end of a task that went well. `text` is what had been held back and turned out to be no stop word.
-    `n_reasoning` of its `n_predicted` tokens are the model's thinking."""
+    """The end of a task that succeeded. Counts are of tokens."""
 
     id: int
     id_slot: int
-    text: str
-    stop: str
-    stopping_word: str
+    text: str  # text that was held back until now
+    stop: str  # a STOP_*
+    stopping_word: str  # the stop string, if `stop` is STOP_WORD
     n_prompt: int
     n_predicted: int
     n_cached: int
-    truncated: bool
+    truncated: bool  # tokens were dropped, or the text ended early, because the context was full
     timings: Timings
-    n_reasoning: int = 0
+    n_reasoning: int = 0  # of `n_predicted`
     cache: CacheUse = field(default_factory=CacheUse)
 
 
 @record(frozen=True)
 class Embedded:
-    """The answer to an `Embed`: rows of `width` float32 numbers, machine's byte order, one behind the other.
-
-    `n_rows` says how many belong to each input, in the order of the inputs: one, or one per token with the `pooling`
-    "none". With "rank" a row holds the scores of the model's classes. Nothing is normalised. Inputs with files have one
-    row per token with "mean", too: whoever asked takes their mean. `n_tokens` counts those inputs' tokens, 0 of others.
-    """
+    """The answer to an `Embed`: vectors that aren't normalised. With the pooling "rank" they are scores of classes."""
 
     id: int
     pooling: str
-    width: int
-    n_rows: tuple[int, ...]
-    vectors: bytes
-    n_tokens: int = 0
+    width: int  # numbers of a row
+    n_rows: tuple[int, ...]  # per input: 1; one per token with the pooling "none", or with files and "mean"
+    vectors: bytes  # all rows: float32, in the machine's byte order
+    n_tokens: int = 0  # tokens of inputs with files
 
 
 @record(frozen=True)
 class Failure:
-    """The end of a task that went wrong: what an `ApiError` has, but for the headers."""
+    """The end of a task that failed, with the fields of an `ApiError`."""
 
     id: int
     status: int
@@ -456,21 +389,21 @@ class Failure:
 
 @record(frozen=True)
 class Reply:
-    """The answer to a `Command`: `result`, or `error` as (status, message)."""
+    """The answer to a `Command`."""
 
     id: int
     result: dict[str, Any]
-    error: tuple[int, str] | None = None
+    error: tuple[int, str] | None = None  # (status, message)
 
 
 @record(frozen=True)
 class SlotState:
-    """One slot as `/slots` shows it. `id_task` is -1 before the first task; the rest is about the latest one."""
+    """One slot as `/slots` shows it. All but `id` and `n_ctx` is about the slot's latest task. Counts are of tokens."""
 
     id: int
-    id_task: int
+    id_task: int  # -1: no task yet
     is_processing: bool
-    n_ctx: int
+    n_ctx: int  # the most that the slot may hold
     n_cached: int
     n_prompt: int
     n_prompt_done: int
@@ -484,72 +417,63 @@ class SlotState:
 
 @record(frozen=True)
 class Snapshot:
-    """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache. `preparing` is
-    the task whose files are being decoded beside the loop.
-
-    `histograms` has for each name of HISTOGRAM_BOUNDS the counts per bucket and, last, the sum of all values.
-    """
+    """The engine's state after a step. What follows `n_ctx` are totals that only grow."""
 
     slots: tuple[SlotState, ...] = ()
-    preparing: int | None = None
-    n_deferred: int = 0
-    kv_used: int = 0
-    n_ctx: int = 0
+    preparing: int | None = None  # the task whose files the thread `media` decodes
+    n_deferred: int = 0  # tasks that wait
+    kv_used: int = 0  # tokens in the KV cache
+    n_ctx: int = 0  # tokens that fit into it
     n_steps: int = 0
-    n_prompt_tokens: int = 0
+    n_prompt_tokens: int = 0  # evaluated
     n_predicted_tokens: int = 0
-    n_timed_tokens: int = 0
-    n_reused_tokens: int = 0
-    n_stalls: int = 0
-    n_asides: int = 0
+    n_timed_tokens: int = 0  # the generated tokens that `predicted_ms` covers: all but the first of each answer
+    n_reused_tokens: int = 0  # prompt tokens found in the cache
+    n_stalls: int = 0  # steps that made running streams wait for long
+    n_asides: int = 0  # times that a task waited in memory for room in the KV cache
     n_drafts: int = 0
     n_draft_tokens: int = 0
     n_draft_accepted: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
     sampler_ms: float = 0.0
-    n_restarts: int = 0
-    n_replays: int = 0
-    n_suspects: int = 0
-    histograms: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    n_restarts: int = 0  # this and the two below are the web process's
+    n_replays: int = 0  # tasks continued by another engine
+    n_suspects: int = 0  # tasks given up because engines died of them
+    histograms: dict[str, tuple[float, ...]] = field(default_factory=dict)  # counts per bucket, then the sum of values
 
     @property
     def working(self) -> set[int]:
-        """The tasks that are being worked on."""
+        """The ids of the tasks in slots or in preparation."""
         tasks = {slot.id_task for slot in self.slots if slot.is_processing}
         return tasks if self.preparing is None else tasks | {self.preparing}
 
     @property
     def n_processing(self) -> int:
-        """How many slots work on a task."""
+        """How many slots have a running task."""
         return sum(slot.is_processing for slot in self.slots)
 
     @property
     def n_idle(self) -> int:
-        """How many slots are free."""
+        """How many slots have none."""
         return len(self.slots) - self.n_processing
 
 
 @record(frozen=True)
 class ModelInfo:
-    """What the engine knows about the loaded model. `n_ctx` is the whole KV cache, `n_ctx_slot` the most of it
-    that a slot may have.
-
-    `is_generative` is False for models that only embed. `pooling` is what embeddings are made with, `classes` are the
-    labels of a ranking model's scores, where it has any.
-    """
+    """What the engine knows about the loaded model."""
 
     path: str
     desc: str = ""
-    size: int = 0
+    size: int = 0  # bytes of all tensors
     n_params: int = 0
-    n_vocab: int = 0
-    n_ctx_train: int = 0
-    n_embd: int = 0
-    n_ctx: int = 0
-    n_ctx_slot: int = 0
+    n_vocab: int = 0  # tokens
+    n_ctx_train: int = 0  # tokens of the context that the model was trained with
+    n_embd: int = 0  # numbers of an embedding
+    n_ctx: int = 0  # tokens of the whole KV cache
+    n_ctx_slot: int = 0  # the most tokens of it for one slot
     n_slots: int = 1
-    n_batch: int = 0
+    n_batch: int = 0  # rows
     llama_version: str = ""
     variant: str = ""
     devices: tuple[str, ...] = ()
@@ -557,9 +481,9 @@ class ModelInfo:
     bos_token: str = ""
     eos_token: str = ""
     eog_tokens: tuple[int, ...] = ()
-    is_generative: bool = True
-    pooling: str = "last"
-    classes: tuple[str, ...] = ()
+    is_generative: bool = True  # False: the model only embeds
+    pooling: str = "last"  # of embeddings
+    classes: tuple[str, ...] = ()  # labels of a ranking model's scores, if it has any
     meta: dict[str, str] = field(default_factory=dict)
     vision: bool = False
     audio: bool = False
@@ -567,24 +491,24 @@ class ModelInfo:
 
 @record(frozen=True)
 class Loading:
-    """The model is being read: `progress` from 0 to 1."""
+    """The model's weights are being read: `progress` from 0 to 1."""
 
     progress: float
 
 
 @record(frozen=True)
 class Ready:
-    """The model is loaded and requests are served from now on."""
+    """The model is loaded; the engine takes tasks from now on."""
 
     info: ModelInfo
 
 
 @record(frozen=True)
 class LoadFailed:
-    """The model can't be served; `message` is one line for the user. `is_refusal`: the same start would fail again."""
+    """The model can't be loaded."""
 
-    message: str
-    is_refusal: bool = False
+    message: str  # one line for the user
+    is_refusal: bool = False  # another start would fail again
 
 
 @record(frozen=True)
@@ -594,14 +518,14 @@ class Closed:
 
 @record(frozen=True)
 class Starting:
-    """Task `id` is about to be started on a slot; told before, because the engine may die of it."""
+    """Task `id` is about to start on a slot. Sent before it starts, because the engine may die of it."""
 
     id: int
 
 
 @record(frozen=True)
 class Restarting:
-    """The engine has died of `cause`; another one is being started, and will go on with the open tasks."""
+    """The engine has died of `cause`. The supervisor starts another one, which goes on with the open tasks."""
 
     cause: str
 
@@ -625,7 +549,7 @@ Event = (
 
 @record(frozen=True)
 class Frame:
-    """All that one step has to tell, sent as one message; `snapshot` only when it says something new."""
+    """All events of one step."""
 
     events: tuple[Event, ...]
-    snapshot: Snapshot | None = None
+    snapshot: Snapshot | None = None  # None: unchanged

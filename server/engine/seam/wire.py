@@ -1,18 +1,17 @@
-"""The seam's messages as bytes: length-prefixed frames for two pipes. Pure functions of bytes: no thread, no file.
+"""Encodes the seam's messages as length-prefixed frames for two pipes, and decodes them. Pure: no thread, no I/O.
 
-Used by both processes. A frame is a header (magic, length of the JSON, length of the tail), one message as JSON, and
-a tail that holds the bytes fields, which JSON can't. What a message looks like is derived from the dataclasses of
-`task`, `config` and this module: a row `[number of the class, field, field, ...]`, nested the same way. So a new
-message or field needs no line here, and both sides compare a hash over all of it when they meet (`Codec.build`).
+Used by both processes. A frame is a header (magic, length of the JSON, length of the tail), one message as JSON, and a
+tail with the bytes fields. A message in JSON is a row `[number of the class, field, field, ...]`, and so are the
+messages in its fields. The format is derived from the records of `task`, `config` and this module, so a new message or
+field needs no line here. Both sides compare a hash of the format in their first message (`Codec.build`).
 
-Reading a frame keeps the interpreter's lock for as long as `json` needs, and a heart that beats in another thread waits
-for it. So what may be long is no JSON: token ids are packed into the tail, and of the tasks of one request each is
-written as what it has other than the one before.
+`json` keeps the GIL while it reads a frame, which would delay the heartbeat's thread. So long values are not written as
+JSON: token ids are packed into the tail, and each task of a request is written as its differences from the one before.
 
-Whatever is read is checked against the annotations, as deep as they go: a corrupted engine gives a `WireError`, which
-is the engine's death, never a crash of the server. Fields annotated `Any` hold any plain values; sequences in
-them arrive as tuples. Not taken: pickle and marshal (they trust the other side), a binary format of our own (the C
-code of `json` is faster than Python could pack).
+All that is read is checked against the annotations. A corrupted engine causes a `WireError`, which ends the engine,
+never the server. Fields annotated `Any` hold any plain values; their sequences arrive as tuples.
+Not taken: pickle and marshal (they trust the other side); a binary format of our own (slower than the C code of
+`json`).
 """
 
 from __future__ import annotations
@@ -37,22 +36,22 @@ from server.records import fields, is_record, record
 PROTOCOL = 3
 HEADER = struct.Struct(">4sII")
 MAGIC = b"LSV\x01"
-MAX_JSON = 256 << 20
-MAX_TAIL = 2 << 30
+MAX_JSON = 256 << 20  # bytes
+MAX_TAIL = 2 << 30  # bytes
 BYTES_KEY = "$bytes"
 INTS_KEY = "$ints"
-MIN_PACKED = 32  # fewer whole numbers are as quick in JSON
+MIN_PACKED = 32  # fewer ints are as fast in JSON
 
 _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class WireError(Exception):
-    """What came through the pipe is no message of ours; one line."""
+    """Bytes from the pipe that are not a valid message. One line."""
 
 
 @record(frozen=True)
 class Hello:
-    """The first frame in each direction: the protocol's number and the hash over all messages."""
+    """The first message in each direction: the protocol's number and the hash of all messages."""
 
     protocol: int
     build: str
@@ -60,26 +59,25 @@ class Hello:
 
 @record(frozen=True)
 class Start:
-    """To the engine, after Hello: what to load, from which level on to report log records, how often to beat."""
+    """To the engine, after Hello: load a model."""
 
     config: EngineConfig
-    log_level: int
-    beat_s: float
+    log_level: int  # the lowest level of log records to send
+    beat_s: float  # time between two `Beat`s
 
 
 @record(frozen=True)
 class Beat:
-    """From the engine: it lives. `n_steps` grows with every decode, `n_rows` is the size of the running one."""
+    """The engine's heartbeat."""
 
-    n_steps: int
-    n_rows: int
+    n_steps: int  # grows with every decode
+    n_rows: int  # of the running decode
     is_busy: bool
 
 
 @record(frozen=True)
 class LogLine:
-    """A log record of the engine; `trace` is a formatted traceback, `created` a time in seconds. `n_lost` others had to
-    be left out before it."""
+    """A log record of the engine."""
 
     name: str
     level: int
@@ -87,29 +85,29 @@ class LogLine:
     function: str
     line: int
     thread: str
-    created: float
-    trace: str
-    n_lost: int = 0
+    created: float  # seconds since the epoch
+    trace: str  # a formatted traceback
+    n_lost: int = 0  # records dropped before this one
 
 
 ROUTINE = b"\x1f"
-"""Begins the lines on the engine's stderr that say nothing of its death: llama.cpp's log below the log level."""
+"""Marks lines on the engine's stderr that don't explain its death: llama.cpp's log below the log level."""
 
 
 @record(frozen=True)
 class AskStacks:
-    """To the engine: say what your threads are doing. Answered by the thread that reads, whatever the others do."""
+    """To the engine: send the stacks of all threads. The thread `reader` answers, whatever the other threads do."""
 
 
 @record(frozen=True)
 class Stacks:
-    """From the engine: what its Python threads are doing, as text."""
+    """From the engine: the stacks of its Python threads."""
 
     text: str
 
 
 def classes(*modules: types.ModuleType) -> list[Any]:
-    """The dataclasses of these modules, in the order of their definition."""
+    """The records defined in these modules, in order."""
     return [
         value
         for module in modules
@@ -119,24 +117,24 @@ def classes(*modules: types.ModuleType) -> list[Any]:
 
 
 def describe(layout: Iterable[tuple[str, list[tuple[str, Any]]]]) -> str:
-    """A hash over names of classes and their (field, annotation) pairs."""
+    """A hash of the names of classes and their (field, annotation) pairs."""
     text = repr([(name, [(field, str(annotation)) for field, annotation in fields]) for name, fields in layout])
     return f"{zlib.crc32(text.encode()):08x}"
 
 
 class Tail:
-    """The bytes behind a frame's JSON: collected while encoding, cut up while decoding."""
+    """The bytes after a frame's JSON: collected by the encoder, cut into values by the decoder."""
 
     def __init__(self, data: bytes = b"") -> None:
         self.parts: list[bytes] = []
         self.size = 0
         self._data = data
-        self._places: dict[int, list[int]] = {}  # by identity; `parts` keeps what they name alive
-        self._packed: dict[int, tuple[object, bytes]] = {}  # by identity of the numbers, which are kept alive
+        self._places: dict[int, list[int]] = {}  # by id() of the value, which `parts` keeps alive
+        self._packed: dict[int, tuple[object, bytes]] = {}  # by id() of the ints, which are kept alive here
         self._unpacked: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def add(self, value: bytes) -> list[int]:
-        """Append; where it is. An object that is there already (a file of several tasks) isn't sent twice."""
+        """Append a value; returns its place as [start, size]. An object (a file of several tasks) is added once."""
         if id(value) not in self._places:
             self._places[id(value)] = [self.size, len(value)]
             self.parts.append(value)
@@ -144,15 +142,15 @@ class Tail:
         return self._places[id(value)]
 
     def cut(self, place: Any) -> bytes:
-        """The bytes at a place that `add` gave."""
+        """The bytes at a place that `add` returned."""
         if type(place) is list and list(map(type, place)) == [int, int]:
             start, size = place
             if 0 <= start <= start + size <= len(self._data):
                 return self._data[start : start + size]
-        raise WireError("a bytes field points outside its frame")
+        raise WireError("a bytes field is outside its frame")
 
     def add_ints(self, values: Sequence[int]) -> Any:
-        """Whole numbers as 32 bits each, once for each object; as they are if they are few, or larger than that."""
+        """Add ints as 32 bits each, once per object. A few ints, or larger ones, are returned as they are."""
         if len(values) < MIN_PACKED:
             return values
         if id(values) not in self._packed:
@@ -163,11 +161,11 @@ class Tail:
         return {INTS_KEY: self.add(self._packed[id(values)][1])}
 
     def cut_ints(self, value: dict[str, Any]) -> tuple[int, ...]:
-        """The reverse for packed numbers: the same object for the same place."""
+        """The packed ints at a place, as one object per place."""
         place: Any = value.get(INTS_KEY)
         data = self.cut(place)
         if len(value) > 1 or len(data) % array("i").itemsize:
-            raise WireError("no packed numbers")
+            raise WireError("invalid packed numbers")
         key = tuple(place)
         if key not in self._unpacked:
             numbers = array("i")
@@ -177,7 +175,7 @@ class Tail:
 
 
 class Codec:
-    """Messages to frames and back. Making one reads the annotations (a few ms); then it is shared by all threads."""
+    """Converts messages to frames and back. The constructor reads all annotations, so all threads share one codec."""
 
     def __init__(self) -> None:
         self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config, shape)]
@@ -204,7 +202,7 @@ class Codec:
         return [(field.name, hints[field.name]) for field in fields(cls)]
 
     def _events_in_columns(self) -> None:
-        """The one field with a form of its own (`events_out`, `events_in`): what each token of a stream comes in."""
+        """Use `events_out` and `events_in` for `Frame.events`, because every token of a stream is an event."""
         number, names = self._numbers[task.Frame], [field.name for field in fields(task.Frame)]
         place, kinds = names.index("events"), typing.get_args(task.Event)
 
@@ -221,7 +219,7 @@ class Codec:
         )
 
     def _tasks_by_changes(self) -> None:
-        """Tasks of one request differ in little, and what they share may be large: each is written as its changes."""
+        """Write each task of a request as its changes from the one before: they share most fields, and large ones."""
         number = self._numbers[task.Tasks]
 
         def encode(tasks: Sequence[task.Task], tail: Tail) -> list[Any]:
@@ -238,7 +236,7 @@ class Codec:
         self._encoders[number], self._decoders[number] = [(1, encode)], [decode]
 
     def changes(self, message: Any, base: Any, tail: Tail) -> list[list[Any]]:
-        """What a message has other than `base` of the same class: places of fields and their values."""
+        """The fields in which a message differs from `base` of the same class, as [place, value] pairs."""
         number = self._numbers[type(message)]
         encoders, values = dict(self._encoders[number]), self._getters[number](message)
         changes = []
@@ -259,7 +257,7 @@ class Codec:
         values, decoders = list(self._getters[number](base)), self._decoders[number]
         for change in changes if type(changes) is list else (None,):
             if type(change) is not list or len(change) != 2 or type(change[0]) is not int:
-                raise WireError("no changes of a message")
+                raise WireError("invalid changes of a message")
             place, value = change
             if not 0 <= place < len(values):
                 raise WireError(f"{type(base).__name__} has no field {place}")
@@ -270,7 +268,7 @@ class Codec:
         return type(base)(*values)
 
     def encode(self, message: Any) -> bytes:
-        """One frame. TypeError for what is no message, WireError for one that the other side wouldn't take."""
+        """A message as a frame. TypeError if it isn't a message, WireError if it is too long for the other side."""
         tail = Tail()
         data = _to_json(self.row(message, tail)).encode("ascii")
         if len(data) > MAX_JSON or tail.size > MAX_TAIL:
@@ -278,17 +276,17 @@ class Codec:
         return b"".join((HEADER.pack(MAGIC, len(data), tail.size), data, *tail.parts))
 
     def decode(self, data: bytes, tail: bytes) -> Any:
-        """The message in one frame's parts. WireError unless it is one, down to the last field."""
+        """The message of a frame. WireError if any field is invalid."""
         try:
             return self.message(json.loads(data), Tail(tail))
         except (ValueError, RecursionError) as error:
-            raise WireError(f"a frame holds no JSON: {str(error)[:100]}") from None
+            raise WireError(f"a frame has invalid JSON: {str(error)[:100]}") from None
 
     def row(self, message: Any, tail: Tail) -> list[Any]:
         """A message as its number and fields."""
         number = self._numbers.get(type(message))
         if number is None:
-            raise TypeError(f"{type(message).__name__} is no message of the seam")
+            raise TypeError(f"{type(message).__name__} is not a message of the seam")
         values = [number, *self._getters[number](message)]
         for place, encode in self._encoders[number]:
             values[place] = encode(values[place], tail)
@@ -298,10 +296,10 @@ class Codec:
         """The reverse of `row`; `allowed` limits the classes."""
         number = row[0] if type(row) is list and row else None
         if type(number) is not int or not 0 <= number < len(self._classes):
-            raise WireError("a frame holds no message")
+            raise WireError("a frame has no message")
         cls, decoders = self._classes[number], self._decoders[number]
         if allowed is not None and cls not in allowed:
-            raise WireError(f"{cls.__name__} in a place where it can't be")
+            raise WireError(f"{cls.__name__} is not allowed here")
         if len(row) != len(decoders) + 1:
             raise WireError(f"{cls.__name__} with {len(row) - 1} fields instead of {len(decoders)}")
         try:
@@ -311,21 +309,21 @@ class Codec:
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames, however it arrives. Memory is bounded by the largest allowed frame."""
+    """Cuts a stream of bytes into frames. Memory is bounded by the largest allowed frame."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """Take some bytes; the messages that they complete. WireError at the first that isn't one."""
+        """Take bytes and yield the messages that they complete. WireError at the first invalid one."""
         buffer = self._buffer
         buffer += data
         at = 0
         while len(buffer) - at >= HEADER.size:
             magic, n_json, n_tail = HEADER.unpack_from(buffer, at)
             if magic != MAGIC:
-                raise WireError(f"no frame begins with {bytes(buffer[at : at + 16])!r}")
+                raise WireError(f"a frame can't begin with {bytes(buffer[at : at + 16])!r}")
             if n_json > MAX_JSON or n_tail > MAX_TAIL:
                 raise WireError(f"a frame of {n_json} + {n_tail} bytes is too long")
             middle = at + HEADER.size + n_json
@@ -345,7 +343,7 @@ _SCALARS = (int, float, str, bool, type(None))
 
 
 def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """All fields of a message at once (in C for all but the shortest)."""
+    """A function that returns all fields of a message as a tuple, in C if there are several."""
     if len(names) > 1:
         return operator.attrgetter(*names)
     return lambda message: tuple(getattr(message, name) for name in names)
@@ -358,7 +356,7 @@ def _union_of(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _encoder(codec: Codec, annotation: Any) -> Encoder | None:
-    """How a field is written; None: as it is (JSON's own types, and sequences of those)."""
+    """The function that encodes a field; None if `json` can do that (its own types, and sequences of those)."""
     if annotation in _SCALARS:
         return None
     if annotation is bytes:
@@ -402,7 +400,7 @@ def _union_encoder(codec: Codec, members: tuple[Any, ...]) -> Encoder | None:
 
 
 def _any_out(value: Any, tail: Tail) -> Any:
-    """Any plain value, for fields annotated `Any`."""
+    """Encodes a field annotated `Any`: bytes move to the tail; keys that begin with "$" get a second "$"."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, (tuple, list)):
@@ -425,7 +423,7 @@ def _any_in(value: Any, tail: Tail) -> Any:
 
 
 def _decoder(codec: Codec, annotation: Any) -> Encoder:
-    """How a field is read and checked."""
+    """The function that decodes and checks a field."""
     if annotation in _SCALARS:
         return _scalar_decoder(annotation)
     if annotation is bytes:
@@ -448,7 +446,7 @@ def _decoder(codec: Codec, annotation: Any) -> Encoder:
 
 
 def _accepted(annotation: type) -> frozenset[type]:
-    """Python writes whole numbers into float fields here and there, and truth values into int ones."""
+    """The types that a field may have. Some of our code writes ints into float fields, and bools into int fields."""
     return frozenset({float: (float, int), int: (int, bool)}.get(annotation, (annotation,)))
 
 
@@ -472,7 +470,7 @@ def _list_decoder(codec: Codec, item: Any) -> Encoder:
                 return tuple(value)
             if item is int and type(value) is dict:
                 return tail.cut_ints(value)
-            raise WireError(f"no sequence of {item.__name__}")
+            raise WireError(f"not a sequence of {item.__name__}")
 
         return scalars
     decode = _decoder(codec, item)
@@ -489,7 +487,7 @@ def _row_decoder(decoders: list[Encoder]) -> Encoder:
     def decode(value: Any, tail: Tail) -> Any:
         if type(value) is list and len(value) == len(decoders):
             return tuple([decode(part, tail) for decode, part in zip(decoders, value)])
-        raise WireError(f"no sequence of {len(decoders)}")
+        raise WireError(f"not a sequence of {len(decoders)} values")
 
     return decode
 
@@ -522,17 +520,16 @@ def _union_decoder(codec: Codec, members: tuple[Any, ...]) -> Encoder:
 
 # ---- the events of a frame -------------------------------------------------------------------------------------------
 
-# Pieces of text travel in columns, all other events in rows. Nearly all events are plain pieces, one for each stream
-# and step. As columns (ids, tokens, texts) a run of them is written and checked by a few calls in C instead of some
-# twenty steps of Python for each, which is half of what a token costs between the two processes. Not taken: columns in
-# `Frame` itself; every reader of events would have to know of two kinds.
+# Nearly all events are plain pieces, one per stream and step. Consecutive pieces are written as columns (ids, tokens,
+# texts), which a few calls in C write and check. All other events are rows.
+# Not taken: columns in `Frame` itself. Every reader of events would have to handle two kinds.
 COLUMNS = -1
-"""In the place of a class's number: the row has the columns of neighbouring pieces."""
+"""Stands for a class's number in a row that has the columns of consecutive pieces."""
 _INTS, _STRINGS, _LISTS = frozenset((int,)), frozenset((str,)), frozenset((list,))
 
 
 def events_out(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> list[list[Any]]:
-    """The rows of `events`, in order; `row` makes that of one event."""
+    """Encodes events as rows; `row` encodes a single event."""
     rows: list[list[Any]] = []
     tokens: list[tuple[int, ...]]
     texts: list[str]
@@ -552,7 +549,7 @@ def events_out(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> li
 
 
 def events_in(rows: Any, event: Callable[[Any], Event]) -> tuple[Event, ...]:
-    """The reverse; `event` reads one row. ValueError for what `events_out` doesn't write."""
+    """The reverse of `events_out`; `event` decodes a single row. ValueError for invalid rows."""
     if type(rows) is not list:
         raise ValueError(f"{type(rows).__name__} instead of a sequence")
     events: list[Event] = []
@@ -575,4 +572,4 @@ def _pieces(row: list[Any]) -> list[Piece]:
             and all([_INTS.issuperset(map(type, some)) for some in tokens])
         ):
             return list(map(Piece, ids, map(tuple, tokens), texts))
-    raise ValueError("columns that are no pieces")
+    raise ValueError("invalid columns of pieces")

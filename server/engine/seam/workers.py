@@ -1,12 +1,12 @@
-"""Workers: machines that lend their devices over llama.cpp's RPC backend. Which of them answer, and what they have.
+"""Asks RPC workers for their devices. A worker is a machine that lends its devices over llama.cpp's RPC backend.
 
-Both processes ask, each on its own thread: the server's before it starts (a mistake in an address is told at once) and
-for the plan of its memory, the engine's before it loads, because the library ends its process where a worker is gone or
-of another version. Asking takes a connection of its own for a moment; a worker serves one client at a time. Plain
-sockets, standard library only. Not taken: asking through the library, which only a process that may die can do.
+The web process asks before it starts, to report a wrong address at once and to plan the memory. The engine's process
+asks before it loads, because the library ends the process if a worker is gone or has another version. The query takes a
+connection of its own for a moment, since a worker serves one client at a time. Plain sockets, standard library only.
+Not taken: asking through the library, which may end the process.
 
-A command is one byte, the length of its data (8 bytes, little endian) and the data; an answer is the same without the
-first byte (ggml-rpc.cpp of llama.cpp v0.5.0).
+The protocol (ggml-rpc.cpp of llama.cpp v0.5.0): a command is one byte, the length of its data (8 bytes, little endian)
+and the data. An answer is a length and data.
 """
 
 from __future__ import annotations
@@ -18,49 +18,49 @@ from collections.abc import Sequence
 from server.records import record
 
 PROTOCOL = 7
-"""Major version of the protocol of the libraries that this program comes with."""
+"""Major version of the protocol that this program's libraries use."""
 TIMEOUT_S = 5.0
 MAX_DEVICES = 64
 HELLO, DEVICE_COUNT, DEVICE_MEMORY = 14, 15, 11
-HELLO_DATA = bytes(24)  # what the connection could do besides TCP: nothing
+HELLO_DATA = bytes(24)  # transports other than TCP: none
 LENGTH, COUNT, MEMORY = struct.Struct("<Q"), struct.Struct("<I"), struct.Struct("<QQ")
 
 
 @record(frozen=True)
 class Worker:
-    """One that answered: for each of its devices, bytes that are free and bytes in all."""
+    """A worker that answered."""
 
     address: str
-    devices: tuple[tuple[int, int], ...]
+    devices: tuple[tuple[int, int], ...]  # (free bytes, all bytes) of each
 
 
 class WorkerError(Exception):
-    """A worker can't be used; one line with its address and the reason."""
+    """A worker can't be used. The message is one line with its address and the reason."""
 
 
 def ask(address: str, timeout_s: float = TIMEOUT_S) -> Worker:
-    """What the worker at `host:port` has. WorkerError."""
+    """Ask the worker at `host:port` for its devices. WorkerError if it can't be used."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as sock:
             version = _command(sock, HELLO, HELLO_DATA, 4 + len(HELLO_DATA))
             if version[0] != PROTOCOL:
                 raise WorkerError(
-                    f"the worker at {address} speaks version {version[0]}.{version[1]} of the protocol, and this "
-                    f"program {PROTOCOL}: run the same version at both ends"
+                    f"the worker at {address} uses version {version[0]}.{version[1]} of the RPC protocol, this program "
+                    f"version {PROTOCOL}: run the same llama.cpp version on both machines"
                 )
             (n_devices,) = COUNT.unpack(_command(sock, DEVICE_COUNT, b"", COUNT.size))
             if not 0 < n_devices <= MAX_DEVICES:
                 raise WorkerError(f"the worker at {address} has {n_devices} devices")
             return Worker(address, tuple(_memory(sock, i) for i in range(n_devices)))
     except TimeoutError:
-        raise WorkerError(f"the worker at {address} doesn't answer: it hangs, or serves somebody else") from None
+        raise WorkerError(f"the worker at {address} doesn't answer: it hangs, or serves another client") from None
     except OSError as error:
         raise WorkerError(f"the worker at {address} can't be reached: {error.strerror or error}") from None
 
 
 def reachable(addresses: Sequence[str]) -> tuple[list[Worker], list[str]]:
-    """The workers that can be used, and a line about each that can't."""
+    """The workers that can be used, and an error message for each of the others."""
     workers, faults = [], []
     for address in addresses:
         try:
@@ -76,11 +76,11 @@ def _memory(sock: socket.socket, device: int) -> tuple[int, int]:
 
 
 def _command(sock: socket.socket, command: int, data: bytes, n_answer: int) -> bytes:
-    """Send one command; its answer, which has `n_answer` bytes."""
+    """Send a command and return its answer of `n_answer` bytes."""
     sock.sendall(bytes([command]) + LENGTH.pack(len(data)) + data)
     (length,) = LENGTH.unpack(_receive(sock, LENGTH.size))
     if length != n_answer:
-        raise ConnectionError("what answers there is no worker, or one of another version")
+        raise ConnectionError("the answer is not from an RPC worker, or from another version")
     return _receive(sock, n_answer)
 
 

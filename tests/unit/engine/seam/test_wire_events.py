@@ -77,7 +77,7 @@ def test_neighbouring_pieces_share_columns_and_others_part_them():
     ],
 )
 def test_what_are_no_columns_is_refused(row):
-    with pytest.raises(ValueError, match="no pieces"):
+    with pytest.raises(ValueError, match="invalid columns"):
         events_in([row], lambda row: row)
     data = json.dumps([CODEC._numbers[Frame], [row], None]).encode()
     with pytest.raises(WireError):

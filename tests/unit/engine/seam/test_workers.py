@@ -71,14 +71,14 @@ def test_a_worker_says_what_memory_its_devices_have(piece):
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ([hello(6)], r"speaks version 6\.3 of the protocol, and this program 7: run the same version"),
+        ([hello(6)], r"uses version 6\.3 of the RPC protocol, this program version 7: run the same"),
         ([hello(), answer(struct.pack("<I", 0))], "has 0 devices"),
         ([hello(), answer(struct.pack("<I", 2**32 - 1))], "has 4294967295 devices"),
         ([], "closed the connection"),
         ([hello()[:20]], "closed the connection"),
         ([hello(), GOOD[1], memory(1, 2)[:9]], "closed the connection"),
-        ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "no worker, or one of another version"),
-        ([struct.pack("<Q", 2**63) + bytes(100)], "no worker, or one of another version"),
+        ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "not from an RPC worker, or from another version"),
+        ([struct.pack("<Q", 2**63) + bytes(100)], "not from an RPC worker, or from another version"),
     ],
     ids=str,
 )
