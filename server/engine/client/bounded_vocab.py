@@ -1,13 +1,12 @@
-"""The vocabulary as handlers use it: no text that they may pass on can end the server or stop the others. Connection
-threads.
+"""The vocabulary with limits on text, so that no text can end the server or block other requests. Connection threads.
 
-libllama's tokenizers take some 120 bytes of memory for each byte of a text, and the patterns of some models recurse
-once for each letter of a word (`std::regex`): 24,000 letters overflow an ordinary stack. So a text that can't fit is
-refused by its bytes, a long one is tokenized on a stack that is large enough, large ones go one after the other, and
-what they take is counted (`server.memory`).
+libllama's tokenizers take about 120 bytes of memory per byte of text. The patterns of some models recurse once per
+character of a word (`std::regex`), so a long word overflows an ordinary stack. So a text that can't fit the context is
+refused by its number of bytes, a long one is tokenized on a large stack, the largest are tokenized one at a time, and
+their memory is counted (`server.memory`).
 
-Not taken: cutting a text into parts (`vocab` does where no token can lie across the cut; elsewhere the ids may change);
-tokenizing in a process of its own, which would be a third one to start, feed and watch.
+Not taken: cutting texts into parts, which may change the tokens (`vocab` does it only where it can't); a process for
+tokenizing, which would be a third one to start and watch.
 """
 
 from __future__ import annotations
@@ -22,33 +21,35 @@ from server import memory
 from server.errors import ApiError
 
 T = TypeVar("T")
-MAX_TEXT = 4 << 20
-LONG = 1000  # characters; fewer fit on any thread's stack
-LARGE = 1 << 16  # bytes; of larger texts one is tokenized at a time
-N_AT_ONCE = 4  # of long ones
-WORK_BYTES = 120  # of libllama, for each byte of a text
-TOKEN_BYTES = 40  # of a number in a list
-STACK_BYTES = 1 << 20
-STACK_PER_LETTER = 512  # 340 measured with GCC on x86-64
+MAX_TEXT = 4 << 20  # bytes
+LONG = 1000  # characters: shorter texts fit on any thread's stack
+LARGE = 1 << 16  # bytes: longer texts are tokenized one at a time
+N_AT_ONCE = 4  # texts between `LONG` and `LARGE` that are tokenized at the same time
+WORK_BYTES = 120  # memory of libllama per byte of text
+TOKEN_BYTES = 40  # memory of an int in a list
+STACK_BYTES = 1 << 20  # stack sizes are multiples of it
+STACK_PER_LETTER = 512  # bytes of stack per character of a word: one and a half times what GCC's `std::regex` takes
 MAX_WORD = 400_000
-"""Characters without white space, or white space without anything else, that patterns are matched with."""
+"""Characters of the longest word, or run of white space, for tokenizers with patterns."""
 WORD = re.compile(r"\S+|\s+")
 
 _large = threading.Lock()
 _long = threading.BoundedSemaphore(N_AT_ONCE)
-_starting = threading.Lock()  # the size of new threads' stacks is everybody's
+_starting = threading.Lock()  # guards the stack size of new threads, which is global
 
 
 class BoundedVocab:
-    """See `models.model.Vocab`. `n_ctx` is what the context holds, `max_bytes` what any text may have. `cuts_prompts`:
-    the engine drops the middle of prompts that are too long."""
+    """See `models.model.Vocab`. `n_ctx` is the context's size in tokens, `max_bytes` the limit of any text.
+
+    `cuts_prompts`: the engine drops the middle of prompts that are too long.
+    """
 
     def __init__(self, vocab: Any, n_ctx: int, max_bytes: int = MAX_TEXT, cuts_prompts: bool = False) -> None:
         self._vocab = vocab
         self._n_ctx = n_ctx
         self._cuts_prompts = cuts_prompts
         self.max_bytes = max_bytes
-        self.piece, self.is_control = vocab.piece, vocab.is_control  # for each token: no detour
+        self.piece, self.is_control = vocab.piece, vocab.is_control  # called per token, so without `__getattr__`
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vocab, name)
@@ -78,7 +79,7 @@ class BoundedVocab:
         return tokens
 
     def detokenize(self, tokens: Sequence[int], most: int | None = None) -> bytes:
-        """See `Vocab`. ApiError 400 if the text would have more than `most` bytes."""
+        """See `Vocab`."""
         return self._vocab.detokenize(tokens, most)
 
     def measure(self, text: str) -> int:
@@ -87,15 +88,15 @@ class BoundedVocab:
         if n_bytes > self.max_bytes:
             raise ApiError(
                 400,
-                f"a text of {n_bytes:,} bytes is too long: this server tokenizes at most {self.max_bytes:,} at once "
+                f"a text of {n_bytes:,} bytes is too long: this server tokenizes at most {self.max_bytes:,} bytes "
                 "(--max-text)",
                 reason="too_large",
             )
         if len(text) > MAX_WORD and self._vocab.has_patterns and (n := longest_word(text)) > MAX_WORD:
             raise ApiError(
                 400,
-                f"{n:,} characters without a break are more than this model's tokenizer can take, {MAX_WORD:,}: put "
-                "white space in between",
+                f"{n:,} characters without a break are too many for this model's tokenizer, which takes {MAX_WORD:,}: "
+                "add white space",
                 reason="too_large",
             )
         return n_bytes
@@ -104,8 +105,8 @@ class BoundedVocab:
         if n_tokens > self._n_ctx:
             raise ApiError(
                 400,
-                f"a text of {n_bytes:,} bytes is too large to process: it has {n_tokens} tokens or more, which exceeds "
-                f"the available context size of {self._n_ctx}; shorten it, or start the server with a larger "
+                f"a text of {n_bytes:,} bytes is too large to process: it has at least {n_tokens} tokens, which "
+                f"exceeds the available context size of {self._n_ctx}; shorten it, or start the server with a larger "
                 "--ctx-size",
                 "exceed_context_size_error",
                 n_prompt_tokens=n_tokens,
@@ -114,12 +115,12 @@ class BoundedVocab:
 
 
 def longest_word(text: str) -> int:
-    """Its characters, or those of the longest white space: none of the models' patterns goes over both."""
+    """The characters of the longest word or run of white space. No model's pattern matches across both."""
     return max(len(found[0]) for found in WORD.finditer(text))
 
 
 def without_middle(text: str, n_bytes: int) -> str:
-    """At most so many bytes of a text: half of them from its beginning, half from its end."""
+    """The first and the last `n_bytes` / 2 bytes of a text; the whole text if it isn't longer."""
     data = text.encode()
     if len(data) <= n_bytes:
         return text
@@ -127,8 +128,7 @@ def without_middle(text: str, n_bytes: int) -> str:
 
 
 def on_deep_stack(work: Callable[[], T], n_bytes: int) -> T:
-    """What `work` returns or raises, on a thread of its own with a stack of so many bytes. Only what is used of it
-    takes memory."""
+    """Call `work` on a thread with a stack of `n_bytes`; return or raise what it does. Only used stack takes memory."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 
@@ -144,7 +144,7 @@ def on_deep_stack(work: Callable[[], T], n_bytes: int) -> T:
             thread = threading.Thread(target=run, name="tokenizer", daemon=True)
             thread.start()
         except RuntimeError:
-            raise ApiError(503, "the system gives no more threads; try again", reason="memory") from None
+            raise ApiError(503, "the system can't start another thread; try again", reason="memory") from None
         finally:
             threading.stack_size(before)
     thread.join()

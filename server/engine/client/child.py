@@ -1,8 +1,8 @@
-"""One engine process as the web side sees it: start it, talk to it, notice its end and say what it died of.
+"""One engine process, seen from the web process: starts it, exchanges messages with it, and finds out why it ended.
 
-Three threads each: `engine-reader` takes frames and hands them on, `engine-writer` sends what was posted (a stopped
-child fills its pipe, and no HTTP thread may wait for that), `engine-stderr` keeps the last lines that llama.cpp and
-Python's fault handler wrote, those of the routine log apart. Nothing is decided here; `supervisor` does that.
+Three threads per process. `engine-reader` receives frames and passes them on. `engine-writer` sends messages, so that
+no HTTP thread waits for a full pipe. `engine-stderr` keeps the last lines of llama.cpp and Python's fault handler, with
+routine log lines apart. All decisions are the supervisor's.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ from server.engine.seam.wire import ROUTINE, Beat, Codec, FrameReader, Hello, St
 from server.log import get_logger, inherit
 
 READ_BYTES = 1 << 16
-N_LAST_LINES = 60
-N_ROUTINE_LINES = 20
-STACKS_WAIT_S = 0.3
-STDERR_WAIT_S = 2.0  # a debugger that ggml has called for a backtrace may hold it open
+N_LAST_LINES = 60  # kept of stderr
+N_ROUTINE_LINES = 20  # kept of llama.cpp's log
+STACKS_WAIT_S = 0.3  # how long `kill` waits for the stacks
+STDERR_WAIT_S = 2.0  # for the end of stderr, which a debugger started by ggml may keep open
 
 OTHERS_SIGNALS = [
     -getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 ]
 
-END = object()  # no more is sent
-LARGE_BYTES = 1 << 20  # of files: what a pipe takes noticeable time for
+END = object()  # ends the writer's thread
+LARGE_BYTES = 1 << 20  # of files in a message: sending more takes noticeable time
 
 log = get_logger("engine")
 
 
 class Outbox:
-    """Messages on their way to the engine, in order. But those with large files let all others pass, and so does a
-    `Cancel` of what is in one of them."""
+    """Messages to the engine, in order. Only those with large files let others pass, and so does a `Cancel` of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the order of both queues
-        self._queue: SimpleQueue = SimpleQueue()  # None for each large one
+        self._queue: SimpleQueue = SimpleQueue()  # with None in the place of each large message
         self._large: deque[object] = deque()
 
     def put(self, message: object) -> None:
-        """Any thread."""
+        """On any thread: add a message."""
         with self._lock:
             if n_file_bytes(message) > LARGE_BYTES or (isinstance(message, Cancel) and self._has_large(message.id)):
                 self._large.append(message)
@@ -55,10 +54,10 @@ class Outbox:
             self._queue.put(message)
 
     def get(self) -> object:
-        """The next one, which is waited for."""
+        """Wait for the next message to send."""
         while (message := self._queue.get()) is None:
             with self._lock:
-                if self._queue.qsize() < len(self._large):  # all that wait are large
+                if self._queue.qsize() < len(self._large):  # only large ones wait
                     return self._large.popleft()
                 self._queue.put(None)
         return message
@@ -75,12 +74,12 @@ def tasks_in(message: object) -> tuple[Task | Embed, ...]:
 
 
 def n_file_bytes(message: object) -> int:
-    """How much of a message is files."""
+    """The bytes of a message's files."""
     return sum(len(media.data) for task in tasks_in(message) for media in task.media)
 
 
 class Child:
-    """A running engine process. `ended` is set once it is gone and everything it sent has been handed on."""
+    """A running engine process. `ended` is set once it is gone and all its messages have been passed on."""
 
     def __init__(
         self,
@@ -91,15 +90,18 @@ class Child:
         on_unsent: Callable[[object, Exception], None],
         process: subprocess.Popen | None = None,
     ) -> None:
-        """`process` is one that runs already; OSError if it has to be started and can't be. `on_unsent` gets what can't
-        be made a frame of, on the writer's thread."""
+        """Take over `process`, or start `command` (OSError if that fails).
+
+        `on_message` is called on the reader's thread. `on_unsent` is called on the writer's thread with a message that
+        can't be encoded.
+        """
         self._codec = codec
         self._on_message = on_message
         self._on_unsent = on_unsent
         self._outbox = Outbox()
         self._error = ""
-        self.is_taking = False  # the web side is busy with what it said
-        self.n_heard = 0  # how often anything was heard of it
+        self.is_taking = False  # the reader's thread handles messages, so silence doesn't count
+        self.n_heard = 0  # reads from the pipe
         self.last_lines: deque[str] = deque(maxlen=N_LAST_LINES)
         self.routine_lines: deque[str] = deque(maxlen=N_ROUTINE_LINES)
         self.beat = Beat(0, 0, False)
@@ -116,15 +118,15 @@ class Child:
                 ("engine-stderr", self._read_stderr),
             )
         ]
-        for thread in reversed(self._threads):  # the reader last: it waits for the one that reads stderr
+        for thread in reversed(self._threads):  # `engine-reader` last: it waits for `engine-stderr`
             thread.start()
 
     def send(self, message: object) -> None:
-        """Any thread, without waiting. What is sent to a dead engine is lost."""
+        """On any thread, without waiting: send a message. A dead engine doesn't get it."""
         self._outbox.put(message)
 
     def kill(self, why: str) -> None:
-        """End it at once. A live one is asked for its Python stacks first, which go to `last_lines`."""
+        """End the process at once. Before that, have it write its Python stacks, which go to `last_lines`."""
         self._error = self._error or why
         if hasattr(signal, "SIGUSR1") and self.process.poll() is None:
             self.process.send_signal(signal.SIGUSR1)
@@ -132,7 +134,7 @@ class Child:
         self.process.kill()
 
     def cause(self) -> str:
-        """What it died of, in a few words."""
+        """Why the process ended, in a few words."""
         code = self.process.returncode
         ending = f"exit code {code}"
         if code is not None and code < 0:
@@ -146,11 +148,11 @@ class Child:
 
     @property
     def was_ended_by_others(self) -> bool:
-        """Whether somebody ended it who is neither itself nor we: the system out of memory, or an operator."""
+        """Whether a signal from outside ended it: from the system (out of memory), or an operator."""
         return not self._error and self.process.returncode in OTHERS_SIGNALS
 
     def join(self) -> None:
-        """Wait for the threads; only after `ended`."""
+        """Wait for the threads. Call it only after `ended`."""
         self._outbox.put(END)
         for thread in self._threads:
             thread.join()
@@ -167,17 +169,17 @@ class Child:
                     self._take(message)
                 self.is_taking = False
         except (WireError, OSError) as error:
-            self._error = f"it sent nonsense: {error}"
+            self._error = f"it sent an invalid message: {error}"
         except Exception:
-            log.exception("a frame of the engine could not be handled")
-            self._error = "what it sent could not be handled"
+            log.exception("a message of the engine could not be handled")
+            self._error = "the server could not handle its message"
         self.is_taking = False
         if self._error:
             self.process.kill()
         self.process.wait()
         pipe.close()
         self._outbox.put(END)
-        self._threads[2].join(STDERR_WAIT_S)  # the last lines belong to the story
+        self._threads[2].join(STDERR_WAIT_S)  # the last lines say why it died
         self.ended.set()
 
     def _take(self, message: object) -> None:
@@ -188,7 +190,7 @@ class Child:
                 raise WireError(f"another protocol: {message} instead of {self._codec.hello}")
             self.is_greeted = True
         elif not self.is_greeted:
-            raise WireError("no greeting")
+            raise WireError(f"{type(message).__name__} before Hello")
         else:
             self._on_message(message)
 
@@ -197,15 +199,15 @@ class Child:
             while self._send_next():
                 pass
         except OSError:
-            pass  # it is dying; the reader will see its end
+            pass  # the process is dying; `engine-reader` notices its end
         try:
             self.process.stdin.close()
         except OSError:
             pass
 
     def _send_next(self) -> bool:
-        """Send a message; False at the end. A function of its own, so that nothing of it is kept while it waits for
-        the next one: files make messages large."""
+        """Send a message; False at the end. A function of its own, because local variables would keep the message with
+        its files while the thread waits for the next one."""
         message = self._outbox.get()
         if message is END:
             return False

@@ -1,11 +1,10 @@
-"""The web side of the engine: submit tasks, receive their events, know the engine's state.
+"""The web process's interface to the engine: submits tasks, receives their events, and has the engine's state.
 
-Used by all HTTP threads. `dispatch` is called by the transport for each frame (on the engine's thread, or on the
-reader of its pipe) and only moves events into queues; it never waits. A task's events arrive through its `Results`,
-which frees the engine when it is left early, for whatever reason: finished, failed write, client gone.
+Used by all HTTP threads. The transport calls `dispatch` for each frame, on the engine's thread or on `engine-reader`.
+It moves events into queues and never waits. A request reads the events of its tasks from its `Results`, which cancels
+the tasks if it is left early.
 
-A transport is anything with `start(on_frame)`, `post(message)`, `close(grace_s)`: `supervisor.ProcessTransport` or
-`thread.ThreadTransport`.
+The transport is `supervisor.ProcessTransport` or `thread.ThreadTransport`.
 """
 
 from __future__ import annotations
@@ -53,15 +52,16 @@ from server.log import get_logger, inherit
 from server.records import replace
 
 TAIL = 400  # characters of an answer that /slots shows
-RECENT_PER_SLOT = 8  # tasks that have ended; the latest of a slot can be asked for
+RECENT_PER_SLOT = 8  # ended tasks kept per slot, for /slots
 N_BACKLOG = 10_000
-"""Events that a streaming client may be behind: the engine never waits for it, and memory has an end."""
+"""Unread events at which a stream is cancelled, because the engine never waits for a client."""
 MAX_DIVERTED = 200
-"""Probabilities of one frame that the transport's thread writes itself: others' events come behind them."""
-N_COUNTED = 1024
+"""The most probabilities in a frame's events for which the transport's thread writes to the client itself, since the
+events of other requests wait meanwhile."""
+N_COUNTED = 1024  # the memory of an answer is counted every so many events
 EVENT_BYTES, QUEUED_BYTES, ANSWERED_BYTES = 300, 220, 2000
-"""What an event takes in memory until the answer is complete; what a probability takes in a queue, and in an answer."""
-LAST = (Final, Embedded, Failure)  # with one of these a task has ended
+"""Memory of an event until the answer is complete; of a probability in a queue; of a probability in an answer."""
+LAST = (Final, Embedded, Failure)  # the last events of a task
 
 log = get_logger("engine")
 
@@ -71,30 +71,30 @@ class Transport(Protocol):
 
     @property
     def step_limit_s(self) -> float:
-        """How long the step that runs now may take before a busy engine counts as hanging."""
+        """The seconds after which the running step counts as hanging."""
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
-        """Begin to load; every frame goes to `on_frame`, one at a time."""
+        """Begin to load the model. `on_frame` is called with every frame, one at a time."""
 
     def post(self, message: object) -> None:
-        """Hand over a message from any thread, without waiting."""
+        """On any thread, without waiting: send a message to the engine."""
 
     def stacks(self, timeout_s: float) -> str:
         """See `EngineClient.stacks`."""
 
     def close(self, grace_s: float) -> None:
-        """End the engine, after at most `grace_s` seconds for running tasks, and wait until it is gone."""
+        """Give running tasks `grace_s` seconds, end the engine, and wait for its end."""
 
 
 class Results:
-    """The events of one request's tasks, in order: iterate once. Leaving the `with` block early cancels them.
+    """The events of one request's tasks, in order. Iterate once. Leaving the `with` block early cancels the tasks.
 
-    With `stream` the events of a frame wake the reader; without, all are collected and handed over together at the end.
-    Iterating ends when every task has its `Final` (or `Embedded`); the first `Failure` is raised as an ApiError.
+    With `stream` each frame wakes the request's thread (the reader); without, only the end does. The iteration ends
+    when every task has its `Final` or `Embedded`. The first `Failure` is raised as an ApiError.
 
-    A stream can be diverted: while its reader waits, the transport's thread passes events that don't end a task to a
-    function instead of waking it. Nothing gets out of order, since the reader holds `_is_waiting` false until it has
-    dealt with all that it was woken for.
+    A stream can be diverted: while the reader waits, the transport's thread passes events that don't end a task to a
+    function, instead of waking the reader. The order is kept, since `_is_waiting` is false until the reader has handled
+    all events that it was woken for.
     """
 
     def __init__(self, client: EngineClient, tasks: Sequence[Task | Embed], stream: bool) -> None:
@@ -103,37 +103,37 @@ class Results:
         self._client = client
         self._stream = stream
         self._queue: SimpleQueue = SimpleQueue()
-        self._collected: list[Event] = []  # of a stream: those of the frame that is being dispatched
+        self._collected: list[Event] = []  # not handed over; of a stream: those of the frame that is being dispatched
         self._n_open = len(self.tasks)
-        self._n_queued = 0  # events that the reader hasn't taken
+        self._n_queued = 0  # events in `_queue`
         self._share = memory.current()
-        self._n_batch = 0  # events of the latest batch that the reader hasn't got
-        self._lock = threading.Lock()  # guards _collected, _n_queued, _is_waiting; held while diverted
-        self._is_waiting = False  # the reader sleeps, and lets others write
+        self._n_batch = 0  # events taken from the queue that the reader hasn't got
+        self._lock = threading.Lock()  # guards _collected, _n_queued, _is_waiting; held during a diverted write
+        self._is_waiting = False  # the reader sleeps, so the transport's thread may write
         self._divert: Callable[[list[Event]], bool] | None = None
         self._resume: Callable[[], None] = lambda: None
         self._t_diverted = 0.0
-        self._fault: Exception | None = None  # of `_divert`: the reader's own, as if it had called it
+        self._fault: Exception | None = None  # raised by `_divert`, to be raised again in the reader
         self.is_cancelled = False
-        self.ends_thinking: dict[int, int] = {}  # the tasks that were told to end their thinking: behind which token
+        self.ends_thinking: dict[int, int] = {}  # per task: the tokens after which `end_thinking` ended its reasoning
 
     def __enter__(self) -> Results:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.cancel()
-        self._divert = None  # a cycle with the reader, and with all that the request holds
+        self._divert = None  # it refers to the request, which refers to this object
 
     def __iter__(self) -> Iterator[Any]:
         return self.events(None)
 
     def divert(self, send: Callable[[list[Event]], bool], resume: Callable[[], None]) -> None:
-        """The reader: from now on give events to `send` while I wait. It must not wait; when it answers False (the
-        client's socket is full) I am woken, and call `resume` before anything else."""
+        """Call `send` with events while the reader waits. `send` must not wait. If it returns False (the client's
+        socket is full), the reader is woken, and calls `resume` before it goes on."""
         self._divert, self._resume = send, resume
 
     def events(self, silence_s: float | None) -> Iterator[Any]:
-        """Like iterating; whenever nothing has come for `silence_s` seconds, and after `ping`, a None comes instead."""
+        """Iterate over the events, with a None after `silence_s` seconds without any, and after `ping`."""
         n_open = len(self.tasks)
         while n_open:
             batch = self._next_batch(silence_s)
@@ -156,8 +156,7 @@ class Results:
                 n_open -= isinstance(event, LAST)
 
     def _next_batch(self, silence_s: float | None) -> Sequence[Event] | None:
-        """What the reader is woken for, or None after `silence_s`. Whatever that is, nobody else writes from then
-        on."""
+        """Wait for events; None after `silence_s`. From the return on only the reader writes to the client."""
         if self._divert is not None:
             with self._lock:
                 self._is_waiting = self._queue.empty()
@@ -173,8 +172,7 @@ class Results:
         return batch
 
     def _wait(self, silence_s: float | None) -> tuple[Sequence[Event], int] | None:
-        """The next batch, and the bytes that it holds; None after a ping, or after so much time in which nothing was
-        diverted either."""
+        """The next events and their bytes; None after a ping, or after `silence_s` without events, diverted or not."""
         left, started = silence_s, time.monotonic()
         while left is None or left > 0:
             try:
@@ -185,11 +183,11 @@ class Results:
 
     @property
     def has_more(self) -> bool:
-        """Whether the next event is there already."""
+        """Whether the next event can be read without waiting."""
         return self._n_batch > 0 or not self._queue.empty()
 
     def cancel(self, message: str = "the client closed the request", status: int = 499, reason: str = "") -> None:
-        """From any thread, any number of times: the answer isn't wanted any more. 499 is never sent to anybody."""
+        """On any thread, any number of times: end all tasks with a failure. (A 499 is never sent to a client.)"""
         if self._n_open > 0 and not self.is_cancelled:
             self.is_cancelled = True
             for task in self.tasks:
@@ -198,11 +196,11 @@ class Results:
                 self._hand_over([Failure(self.tasks[0].id, status, message, reason=reason)])
 
     def ping(self) -> None:
-        """From any thread, for a stream: have its reader get a None soon, as after silence."""
+        """On any thread: have the reader of a stream get a None, as after silence."""
         self._queue.put(None)
 
     def finish(self) -> bool:
-        """From any thread: let the answer end here, with what there is; False if it has ended."""
+        """On any thread: end the answer here, as if it were complete. False if it has ended already."""
         if self._n_open <= 0 or self.is_cancelled:
             return False
         for task in self.tasks:
@@ -210,22 +208,21 @@ class Results:
         return True
 
     def end_thinking(self) -> bool:
-        """From any other thread than the transport's: have the models come to their answers; whether one was
-        thinking."""
+        """On any thread but the transport's: end the reasoning of all tasks. Returns whether any was reasoning."""
         told = {task.id: self._client.command("end_thinking", id_task=task.id)["at"] for task in self.tasks}
         ended = {id_task: at for id_task, at in told.items() if at >= 0}
         self.ends_thinking |= ended
         return bool(ended)
 
     def abort(self) -> bool:
-        """From any thread: end it without an answer, which is an error then; False if it has ended."""
+        """On any thread: end the request with an error 409. False if it has ended already."""
         was_open = self._n_open > 0 and not self.is_cancelled
         self.cancel("the request was aborted", 409)
         return was_open
 
     def put(self, event: Event) -> bool:
-        """The transport's thread: the next event of one of the tasks. True if `flush` has to be called behind the
-        frame that it came in; the end of a task takes along what has come before it."""
+        """On the transport's thread: take an event. True if `flush` must be called after the frame. The end of a task
+        is handed over at once, with all events before it."""
         is_last = type(event) is not Piece and isinstance(event, LAST)
         if not (self._stream or is_last):
             self._collected.append(event)
@@ -238,25 +235,25 @@ class Results:
             if not is_last:
                 return len(self._collected) == 1
             if self._stream or self._n_open == 0 or isinstance(event, Failure):
-                self._is_waiting = False  # what comes next must not be sent before the reader has dealt with this
+                self._is_waiting = False  # the reader must handle the end before any diverted event
                 self._hand_over(self._take())
         return False
 
     def _count_memory(self) -> None:
-        """The latest event is large, or one of many. A request whose answer grows beyond all bounds ends here."""
+        """Count the latest events' memory. Cancels the request if its answer takes too much."""
         n_bytes = EVENT_BYTES * N_COUNTED if len(self._collected) % N_COUNTED == 0 else 0
         try:
             self._hold(n_bytes + ANSWERED_BYTES * n_probs(self._collected[-1:]))
         except ApiError as error:
-            self.cancel("the answer has grown too large; stream it, or ask for less", error.status, error.reason)
+            self.cancel("the answer has grown too large; stream it, or request less", error.status, error.reason)
 
     def _hold(self, n_bytes: int) -> None:
-        """The request holds so many bytes more. ApiError 503 when they aren't there."""
+        """Count bytes that the request holds (negative: gives back). ApiError 503 if there is no room."""
         if n_bytes and self._share is not None:
             self._share.take(n_bytes)
 
     def flush(self) -> None:
-        """The transport's thread, for a stream: hand over what has come with this frame."""
+        """On the transport's thread, for a stream: hand over the events of this frame, or divert them."""
         is_behind = False
         with self._lock:
             events = self._take()
@@ -266,7 +263,7 @@ class Results:
             if self._is_waiting and n <= MAX_DIVERTED:
                 if not self._is_sent(events):
                     self._is_waiting = False
-                    self._queue.put(((), 0))  # wakes the reader, which waits for its client
+                    self._queue.put(((), 0))  # wakes the reader, which then waits for the client's socket
                 return
             try:
                 self._hold(QUEUED_BYTES * n)
@@ -297,12 +294,12 @@ class Results:
 
 
 def n_probs(events: Sequence[Event]) -> int:
-    """Probabilities in them: what makes events large, and long to write."""
+    """The number of probabilities in events, which decides their size."""
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
 
 class EngineClient:
-    """The engine as the rest of the server sees it. `vocab` is there once `state` is READY."""
+    """The engine for the rest of the web process. `vocab` and `info` are None until `state` is READY."""
 
     def __init__(
         self,
@@ -311,66 +308,66 @@ class EngineClient:
         max_text: int = MAX_TEXT,
         cuts_prompts: bool = False,
     ) -> None:
-        """`max_text` and `cuts_prompts` are those of `BoundedVocab`."""
+        """`max_text` and `cuts_prompts`: see `BoundedVocab`."""
         self._transport = transport
         self._open_vocab = open_vocab
         self._text_bounds = max_text, cuts_prompts
         self._ids = itertools.count()
         self._results: dict[int, Results] = {}
         self._replies: dict[int, SimpleQueue] = {}
-        self._lock = threading.Lock()  # protects changes of _recent and _turnover: clients' threads end tasks, too
+        self._lock = threading.Lock()  # guards changes of _recent and _end_interval, since any thread may end a task
         self._recent: dict[int, Task] = {}
         self._tails: dict[int, str] = {}  # the latest text of open and recent tasks
         self._settled = threading.Event()
         self.state = LOADING
         self.error = ""
-        self.is_refused = False  # by the model's files or the options: no other start will do better
+        self.is_refused = False  # another start would fail for the same reason
         self.progress = 0.0
         self.info: ModelInfo | None = None
-        self.vocab: Any = None  # a `Vocab` once the engine is ready
+        self.vocab: Any = None  # a `Vocab`
         self._opened: object = None
         self._vocab_opening: threading.Thread | None = None
         self._vocab_trouble: Exception | None = None
         self.snapshot = Snapshot()
         self.timeline = Timeline(self._owner_of)
-        self._turnover = Turnover()
-        self._t_sign = time.monotonic()  # when the engine last gave a sign of life, or was given work
+        self._end_interval = EndInterval()
+        self._t_sign = time.monotonic()  # the time of the last frame, or of the first task after a pause
 
     def start(self, must_wait: bool = True) -> None:
-        """Begin to load the model; returns at once. `must_wait`: the vocabulary isn't opened before the engine has got
-        past it, because some files would end this process."""
+        """Begin to load the model; returns at once. With `must_wait` the vocabulary is opened only after the engine has
+        read it without harm, because a bad file would end this process."""
         if not must_wait:
             self._begin_vocab()
         self._transport.start(self.dispatch)
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
-        """Wait for READY or FAILED; False when it takes longer than `timeout_s`."""
+        """Wait for READY or FAILED; False after `timeout_s`."""
         return self._settled.wait(timeout_s)
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the engine has work and has said nothing for longer than a step can take."""
+        """Whether the engine has work, but has sent no frame for longer than a step may take."""
         return self.is_busy and time.monotonic() - self._t_sign > self._transport.step_limit_s
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything has been asked of the engine that it hasn't answered to its end."""
+        """Whether there are open tasks or commands."""
         return bool(self._results or self._replies)
 
     def stacks(self, timeout_s: float = 5.0) -> str:
-        """What all Python threads of the engine's process are doing; "" if that is this process, or doesn't answer."""
+        """The stacks of the Python threads in the engine's process; "" for `--engine thread`, or after `timeout_s`."""
         return self._transport.stacks(timeout_s)
 
     def advice(self, failure: Failure) -> dict[str, str]:
-        """Headers for the answer to a failed task: when to come back, if that is what helps."""
-        return {"Retry-After": str(math.ceil(self._turnover.interval_s))} if failure.status == 503 else {}
+        """Headers for the answer to a failed task: `Retry-After` with a 503."""
+        return {"Retry-After": str(math.ceil(self._end_interval.mean_s))} if failure.status == 503 else {}
 
     def new_id(self) -> int:
-        """A task id: they only grow, so they also tell the order of arrival."""
+        """A task id. Ids only grow, so they have the order of arrival."""
         return next(self._ids)
 
     def submit(self, *tasks: Task | Embed, stream: bool) -> Results:
-        """Queue the tasks of one request. ApiError 503 while the model is loading, 500 if it could not be loaded."""
+        """Send the tasks of one request to the engine. ApiError 503 while the model loads, 500 if that failed."""
         self.require_ready()
         results = Results(self, tasks, stream)
         if not self._results:
@@ -383,7 +380,7 @@ class EngineClient:
         return results
 
     def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
-        """Have the engine do `name` between two steps and give its answer. ApiError if it refuses."""
+        """Have the engine do `name` between two steps, and return its result. ApiError if it fails."""
         self.require_ready()
         id_command = self.new_id()
         queue = self._replies[id_command] = SimpleQueue()
@@ -402,19 +399,19 @@ class EngineClient:
         return reply.result
 
     def forget(self, id_task: int) -> None:
-        """Drop a task whose reader has gone."""
+        """Cancel a task whose events are not read any more."""
         results = self._results.pop(id_task, None)
         if results is not None:
             self._remember(results, id_task)
             self._transport.post(Cancel(id_task))
 
     def finish(self, id_task: int) -> None:
-        """Have an open task end with what it has."""
+        """Have an open task end here, as if it were complete."""
         if id_task in self._results:
             self._transport.post(Cancel(id_task, finish=True))
 
     def task(self, id_task: int) -> Task | None:
-        """What was asked in an open task, or in one that ended lately (a slot may still show it)."""
+        """An open task, or one that ended lately (a slot may still show it)."""
         results = self._results.get(id_task)
         if results is not None:
             return results.by_id[id_task]  # type: ignore[return-value]
@@ -425,22 +422,22 @@ class EngineClient:
         return "" if task is None else task.owner
 
     def waiting_owners(self) -> list[str]:
-        """Whose the open tasks are that no slot works on."""
+        """The owners of the open tasks that wait."""
         working = self.snapshot.working
         return [self._owner_of(id_task) for id_task in list(self._results) if id_task not in working]
 
     def latest_text(self, id_task: int) -> str:
-        """The end of what was generated for such a task, TAIL characters at most."""
+        """The last `TAIL` characters generated for an open or recent task."""
         return self._tails.get(id_task, "")
 
     def close(self, grace_s: float = 0.0) -> None:
         """End the engine; running tasks get `grace_s` seconds, the others fail with 503."""
         self._transport.close(grace_s)
         if self._vocab_opening is not None:
-            self._vocab_opening.join()  # the process mustn't end while libllama is at work in it
+            self._vocab_opening.join()  # the process mustn't end while this thread is in libllama
 
     def require_ready(self) -> None:
-        """ApiError unless requests can be served now."""
+        """ApiError unless the engine is ready, or restarting."""
         if self.state is LOADING:
             raise ApiError(503, "Loading model", headers={"Retry-After": "1"})
         if self.state is FAILED:
@@ -450,11 +447,11 @@ class EngineClient:
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be served, once `state` is FAILED: one line."""
+        """One line that says why `state` is FAILED."""
         return self.error if self.info is not None else f"the model could not be loaded: {self.error}"
 
     def dispatch(self, frame: Frame) -> None:
-        """The transport's thread: spread one frame. `snapshot` is replaced before anybody is woken."""
+        """On the transport's thread: pass a frame's events to their requests. `snapshot` is replaced before that."""
         self._t_sign = time.monotonic()
         if frame.snapshot is not None:
             self.snapshot = frame.snapshot
@@ -488,9 +485,9 @@ class EngineClient:
     def _remember(self, results: Results, id_task: int) -> None:
         task = results.by_id[id_task]
         with self._lock:
-            self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
+            self._end_interval.ended(time.monotonic(), is_busy=bool(self._results))
             if isinstance(task, Task):
-                if task.media or len(task.prompt) > self.info.n_ctx > 0:  # files, and what was cut
+                if task.media or len(task.prompt) > self.info.n_ctx > 0:  # keep no files, and no dropped tokens
                     task = replace(task, media=(), prompt=task.prompt[: self.info.n_ctx])
                 self._recent[id_task] = task
             while len(self._recent) > RECENT_PER_SLOT * self.info.n_slots:
@@ -499,7 +496,7 @@ class EngineClient:
                 self._tails.pop(oldest, None)
 
     def _on_loading(self, event: Loading) -> None:
-        """The engine reads weights, so it has got past the vocabulary: that can be opened here, too, meanwhile."""
+        """The engine reads weights, so the vocabulary is harmless: open it here, too."""
         self.progress = event.progress
         if self._vocab_opening is None:
             self._begin_vocab()
@@ -540,7 +537,7 @@ class EngineClient:
         self.state = RESTARTING
 
     def _on_starting(self, event: Starting) -> None:
-        """Of interest to the supervisor only."""
+        """Only the supervisor needs it."""
 
     def _on_reply(self, event: Reply) -> None:
         queue = self._replies.get(event.id)
@@ -573,29 +570,30 @@ class EngineClient:
     }
 
 
-SHORTEST_S, LONGEST_S = 1.0, 60.0
 # ---- how often a slot becomes free -----------------------------------------------------------------------------------
 
-# What a client that finds the queue full should wait before it asks again. Written by the thread that spreads the
-# engine's frames, read by any.
-WEIGHT = 0.2
-PAUSE_S = 300.0
+SHORTEST_S, LONGEST_S = 1.0, 60.0  # bounds of the mean
+WEIGHT = 0.2  # of the latest interval
+PAUSE_S = 300.0  # longer intervals don't count
 
 
-class Turnover:
-    """The mean time between the ends of two tasks while others wait or run."""
+class EndInterval:
+    """The mean time between the ends of two tasks: how long a client should wait if the queue is full.
+
+    Any thread may read `mean_s`.
+    """
 
     def __init__(self) -> None:
         self._mean_s = SHORTEST_S
         self._t_last = float("-inf")
 
     @property
-    def interval_s(self) -> float:
-        """Seconds, within reason."""
+    def mean_s(self) -> float:
+        """The mean, between `SHORTEST_S` and `LONGEST_S`."""
         return min(max(self._mean_s, SHORTEST_S), LONGEST_S)
 
     def ended(self, now: float, is_busy: bool) -> None:
-        """A task has ended; without others left, the time until the next one tells nothing."""
+        """Note the end of a task. If no other task is open (not `is_busy`), the next interval doesn't count."""
         gap = now - self._t_last
         if gap < PAUSE_S:
             self._mean_s += WEIGHT * (gap - self._mean_s)

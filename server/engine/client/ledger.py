@@ -1,16 +1,15 @@
-"""What the web side has asked of the engine and not yet been answered: the book from which a new engine goes on.
+"""The open tasks and commands: all that a new engine needs to go on where a dead one ended.
 
-Pure data, no thread and no pipe: `supervisor` holds a lock around every call. All that a replay needs is kept
-here: each open task with the tokens it has delivered, and the settings that commands have changed.
+Pure data, no thread and no pipe: `supervisor` holds a lock around every call. The ledger keeps each open task with the
+tokens that it has delivered, and the settings that commands have changed.
 
-Who is to blame for a death: the engine tells which tasks it works on before it computes. A task that was being
-worked on when the engine died, and was again when the next one died, without a token in between, is suspected. When
-engines have died so often that there would be no other, and nobody was at work, all tasks that the last one had are.
-Suspects are replayed alone, one at a time, while all others wait; one that dies alone twice running has done it, and
-fails for good. So an innocent neighbour never fails, and a death by chance (a kill, a full memory) costs nobody
-anything as long as there is progress between two of them. Where engines die so often that chance must be at work (more
-deaths within a window than it takes to find a culprit, and no culprit found), dying alone twice may be chance as well:
-it takes a third time then.
+It also finds the task that kills engines. The engine reports which tasks it works on before it computes. A task that
+two engines in a row worked on when they died, without a token in between, is a suspect. If no further engine would be
+started, and the last one reported no task, all its tasks are suspects. Suspects are replayed alone, one at a time,
+while all others wait. If two engines in a row die while they replay the same suspect, it is at fault and fails for
+good. So no other task fails, and a death by chance (a kill, out of memory) fails none, as long as there is progress
+between two deaths. If engines die more often than it takes to find the task at fault, chance is at work, and it takes
+three deaths instead of two.
 """
 
 from __future__ import annotations
@@ -39,13 +38,14 @@ from server.engine.seam.task import (
 from server.records import field, record, replace
 
 STRIKES = 2
+"""Deaths in a row that make a task a suspect, and as many of it alone that put it at fault."""
 UNLUCKY_STRIKES = 3
-"""Deaths alone that convict where others have died of something else lately."""
+"""The same for a task alone, if engines have also died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
-"""Deaths that it takes to find who brings the engine down: some together with others, some alone."""
-WINDOW_S = 60.0
+"""Deaths that it takes to find the task at fault: some with other tasks, some alone."""
+WINDOW_S = 60.0  # in which unexplained deaths are counted
 SETTINGS = ("set_lora", "system_prompt")
-"""Commands whose effect has to outlive the engine: the latest of each is repeated after a restart."""
+"""Commands whose effect outlives the engine: the latest of each is repeated after a restart."""
 NO_COUNTERS = (
     "slots",
     "preparing",
@@ -57,29 +57,29 @@ NO_COUNTERS = (
     "n_replays",
     "n_suspects",
 )
-"""Fields of a snapshot that aren't summed up over the lives of engines."""
+"""Fields of a snapshot that aren't summed over all engines."""
 
 
 @record
 class Entry:
-    """An open task: what it was given so far, and how often the engine has died over it without progress."""
+    """An open task and its history. Times are seconds of the ledger's clock."""
 
     task: Task | Embed
     t_posted: float
-    tokens: list[int] = field(default_factory=list)
-    lora: tuple[tuple[int, float], ...] | None = None
-    ms: float = 0.0
-    told_ms: float = 0.0  # what the client was told of that, by the engine's clock, which doesn't see the pipe
-    t_first: float = 0.0
-    t_last: float = 0.0
-    strikes: int = 0  # deaths over it without progress between them
-    n_alone: int = 0  # those of them when it was the only one
-    is_sent: bool = False
-    is_finishing: bool = False
-    ends_thinking: int = -1  # behind so many tokens it was told to
+    tokens: list[int] = field(default_factory=list)  # delivered
+    lora: tuple[tuple[int, float], ...] | None = None  # the server's adapters at the first token
+    ms: float = 0.0  # decode time with former engines
+    told_ms: float = 0.0  # decode time in the last timings for the client; by the engine's clock
+    t_first: float = 0.0  # first token from this engine
+    t_last: float = 0.0  # latest token
+    strikes: int = 0  # engines that died of it in a row, without progress in between
+    n_alone: int = 0  # those that worked on no other task
+    is_sent: bool = False  # to this engine
+    is_finishing: bool = False  # a `Cancel` with `finish` was posted
+    ends_thinking: int = -1  # the number of tokens after which a command ended its reasoning
 
     def on_piece(self, piece: Piece, now: float) -> None:
-        """Some more tokens were delivered."""
+        """Note delivered tokens."""
         self.tokens += piece.tokens
         if piece.timings is not None:
             self.told_ms = piece.timings.predicted_ms
@@ -87,13 +87,13 @@ class Entry:
         self.t_last = now
 
     def on_death(self) -> None:
-        """Forget what was true of the dead engine."""
+        """Reset what concerned the dead engine."""
         self.is_sent = False
         self.ms = max(self.ms + (self.t_last - self.t_first) * 1e3, self.told_ms)
         self.t_first = self.t_last = 0.0
 
     def replay(self, now: float) -> Task | Embed:
-        """The task as an engine gets it now. Vectors are computed anew."""
+        """The task to send to an engine now, with the delivered tokens. An `Embed` is sent unchanged."""
         task = self.task
         if isinstance(task, Embed):
             return task
@@ -112,12 +112,12 @@ class Entry:
 
 
 class Ledger:
-    """The open tasks and commands. `post` and `ready` return what to send to the engine now, in order."""
+    """The open tasks and commands. Several methods return the messages to send to the engine now, in order."""
 
     def __init__(self, lora: tuple[tuple[int, float], ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.n_restarts = self.n_replays = self.n_suspects = 0
         self.has_progressed = False  # since the last death
-        self.has_suspects = False  # somebody can be blamed for it
+        self.has_suspects = False  # at the last death
         self._tasks: dict[int, Entry] = {}
         self._commands = OpenCommands()
         self._settings: dict[str, Command] = {}
@@ -128,15 +128,15 @@ class Ledger:
         self._is_ready = False
         self._lora = lora
         self._clock = clock
-        self._base: Snapshot | None = None  # the sum of what earlier engines counted
+        self._base: Snapshot | None = None  # with the counters of all former engines
         self._latest = Snapshot()
-        self._n_delivered = 0  # tokens, by all engines
-        self._unexplained: deque[float] = deque()  # times of deaths that no conviction explains
+        self._n_delivered = 0  # tokens of all engines
+        self._unexplained: deque[float] = deque()  # times of deaths without a task at fault
 
     # ---- from the web side --------------------------------------------------------------------------------------
 
     def post(self, message: object) -> list[Any]:
-        """Note a message; it goes to the engine unless that must wait."""
+        """Note a message. Returns the messages to send now: none while there is no engine, or suspects are tried."""
         if isinstance(message, Cancel):
             return self._cancel(message)
         new: list[Entry] = []
@@ -149,22 +149,22 @@ class Ledger:
         self._tasks |= {entry.task.id: entry for entry in new}
         if not self._is_ready or self._probation:
             return []
-        tasks = [to_send for entry in new for to_send in self._send(entry)]  # what came before has been sent
-        return [*together(tasks), *self._release_commands()]
+        tasks = [to_send for entry in new for to_send in self._send(entry)]
+        return [*_join_tasks(tasks), *self._release_commands()]
 
     def _cancel(self, message: Cancel) -> list[Any]:
         entry = self._tasks.get(message.id)
         if entry is None:
             return [message] if self._commands.withdraw(message.id) else []
         sent = [message] if entry.is_sent else []
-        if message.finish:  # an answer is wanted, from this engine or the next one
+        if message.finish:  # the task stays open until an engine has answered
             entry.is_finishing = True
             return sent
         del self._tasks[message.id]
         return [*sent, *self._on_started(message.id), *self._end_probation(message.id)]
 
     def refuse(self, message: Task | Embed | Command, reason: str) -> tuple[list[Event], list[Any]]:
-        """What was to be sent can't be: its answer if anybody waits for it, and what to send instead."""
+        """Give up a message that can't be sent. Returns its answer unless it was cancelled, and messages to send."""
         if isinstance(message, Command):
             known = self._commands.answered(message.id) is not None
             return ([Reply(message.id, {}, (500, reason))] if known else []), []
@@ -175,7 +175,7 @@ class Ledger:
     # ---- from the engine ----------------------------------------------------------------------------------------
 
     def take(self, frame: Frame) -> tuple[Frame, list[Any]]:
-        """Note what a frame tells; the frame as the web side should see it, and what to send to the engine now."""
+        """Note a frame. Returns the frame for the web process, and the messages to send to the engine now."""
         to_send: list[Any] = []
         events: list[Event] = []
         for event in frame.events:
@@ -232,7 +232,7 @@ class Ledger:
             self._lora = tuple(sorted((i, scale) for i, scale in command.args["scales"] if scale))
 
     def summary(self) -> str:
-        """What the engine was doing, in one line."""
+        """The tasks that the engine worked on, as a line for the log."""
         working = ", ".join(
             f"{id_task} ({len(entry.tokens)} tokens, {entry.strikes} strikes)"
             for id_task, entry in self._tasks.items()
@@ -241,11 +241,13 @@ class Ledger:
         alone = f"; suspects, tried one by one: {self._probation}" if self._probation else ""
         return f"it was working on tasks {working or 'none'} of {len(self._tasks)}{alone}"
 
-    # ---- death and resurrection ---------------------------------------------------------------------------------
+    # ---- death and restart ---------------------------------------------------------------------------------------
 
     def died(self, cause: str, is_last: bool = False) -> list[Event]:
-        """The engine is gone. The answers of what won't be tried again. `is_last`: there will be no other one unless
-        somebody can be blamed."""
+        """Note that the engine has died. Returns the answers for tasks and commands that won't be tried again.
+
+        `is_last`: no other engine will be started unless there are suspects.
+        """
         working = self._blamed(is_last)
         self.has_suspects = bool(working)
         self._is_ready = False
@@ -254,7 +256,7 @@ class Ledger:
         self._to_start.clear()
         self._base = replace(
             self._latest, n_predicted_tokens=max(self._latest.n_predicted_tokens, self._n_delivered)
-        )  # a snapshot is up to 0.1 s old
+        )  # the latest snapshot is up to 0.1 s old
         for entry in self._tasks.values():
             entry.on_death()
         for entry in working:
@@ -270,14 +272,14 @@ class Ledger:
         return events
 
     def _blamed(self, is_last: bool) -> list[Entry]:
-        """Who was worked on. If the engine hasn't said: a suspect that it had alone; at the very last all it had."""
+        """The tasks that the engine worked on. If it reported none: the suspect on trial; with `is_last` all tasks."""
         working = [self._tasks[id_task] for id_task in sorted(self._working) if id_task in self._tasks]
         if not working and (self._probation or is_last):
             working = [entry for entry in self._tasks.values() if entry.is_sent]
         return working
 
     def _n_strikes(self) -> int:
-        """How often a task has to die alone to be at fault. Counts this death."""
+        """Count this death; returns the number of deaths of a task alone that put it at fault."""
         now = self._clock()
         self._unexplained.append(now)
         while now - self._unexplained[0] > WINDOW_S:
@@ -296,7 +298,7 @@ class Ledger:
         )
 
     def ready(self) -> list[Any]:
-        """A new engine is ready: first the settings, then (see `_on_set_up`) the tasks."""
+        """Note that an engine is ready. It gets the settings first; `_on_set_up` sends the tasks."""
         commands = [replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
         self._setting_up = {command.id for command in commands}
         return commands or self._set_up()
@@ -312,7 +314,7 @@ class Ledger:
         return self._send(self._tasks[self._probation[0]])
 
     def _end_probation(self, id_task: int) -> list[Any]:
-        """A suspect has made progress or is gone: the next one's turn, or all others'."""
+        """If this task was a suspect, clear it: the next suspect is tried, or all other tasks are sent."""
         if id_task not in self._probation:
             return []
         was_first = self._probation[0] == id_task
@@ -320,12 +322,12 @@ class Ledger:
         return self._set_up() if was_first and self._is_ready else []
 
     def _release(self) -> list[Any]:
-        """Send everything that the engine hasn't got."""
+        """All that hasn't been sent to this engine."""
         tasks = [message for entry in self._tasks.values() if not entry.is_sent for message in self._send(entry)]
         return [*tasks, *self._release_commands()]
 
     def _release_commands(self) -> list[Command]:
-        """Commands wait for all replayed tasks to be started: a system prompt must not get in before them."""
+        """The unsent commands, once all replayed tasks have started: a new system prompt must not affect them."""
         return [] if self._to_start or self._probation else self._commands.to_send()
 
     def _send(self, entry: Entry) -> list[Any]:
@@ -338,7 +340,7 @@ class Ledger:
     # ---- counters -----------------------------------------------------------------------------------------------
 
     def _summed(self, snapshot: Snapshot) -> Snapshot:
-        """Counters only grow: this engine's on top of those of its predecessors."""
+        """Add the counters of all former engines, so that counters only grow."""
         base = self._base
         if base is None:
             return snapshot
@@ -361,8 +363,8 @@ class Ledger:
         )
 
 
-def together(messages: list[Any]) -> list[Any]:
-    """Tasks in one message, if they are all there is to send."""
+def _join_tasks(messages: list[Any]) -> list[Any]:
+    """The messages as one `Tasks`, if there are several and all are tasks."""
     if len(messages) > 1 and all(isinstance(message, Task) for message in messages):
         return [Tasks(tuple(messages))]
     return messages
@@ -370,53 +372,52 @@ def together(messages: list[Any]) -> list[Any]:
 
 # ---- commands without an answer --------------------------------------------------------------------------------------
 
-# Most commands may be done twice: they only read (the adapters), leave the state that they name (scales, system prompt,
-# an empty slot), or begin from a file. The next engine is asked for those again, until it has died over them twice. A
-# slot that is being saved is gone with the engine; a second try would write an empty one over the file, so the client
-# that asked is told what happened.
+# Most commands may be repeated: they only read (the adapters), set a state (scales, system prompt, an empty slot), or
+# start from a file. The next engine gets them again, until two engines have died of one. Saving a slot is not repeated,
+# since the slot's contents are gone with the engine, and the next one would overwrite the file with an empty slot.
 MAX_DEATHS = 2
-ONCE = {"save": "what the slot held is lost, and the file is the one from before or the whole new one"}
-"""Commands that may not be repeated, and what to tell instead."""
+ONCE = {"save": "the slot's contents are lost; the file is either unchanged or complete"}
+"""Commands that are not repeated, with the end of their error message."""
 
 
 @record
 class _Open:
-    """A command without an answer: whether this engine has it, and how many have died with it."""
+    """A command without an answer."""
 
     command: Command
-    is_sent: bool = False
-    n_deaths: int = 0
+    is_sent: bool = False  # to this engine
+    n_deaths: int = 0  # engines that died before they answered it
 
 
 class OpenCommands:
-    """In the order in which they were asked for."""
+    """The commands without an answer, in the order in which they came."""
 
     def __init__(self) -> None:
         self._open: dict[int, _Open] = {}
 
     def add(self, command: Command) -> None:
-        """One more, not sent yet."""
+        """Add a command that isn't sent yet."""
         self._open[command.id] = _Open(command)
 
     def withdraw(self, id_command: int) -> bool:
-        """Nobody waits for it any more; whether the engine has it."""
+        """Drop a command. Returns whether the engine has it."""
         one = self._open.pop(id_command, None)
         return one is not None and one.is_sent
 
     def answered(self, id_command: int) -> Command | None:
-        """The command that a reply belongs to; it is done."""
+        """Remove the command with this id and return it; None if it was dropped."""
         one = self._open.pop(id_command, None)
         return None if one is None else one.command
 
     def to_send(self) -> list[Command]:
-        """What the engine hasn't got; from now on it has."""
+        """The unsent commands, which count as sent from now on."""
         fresh = [one for one in self._open.values() if not one.is_sent]
         for one in fresh:
             one.is_sent = True
         return [one.command for one in fresh]
 
     def died(self) -> list[Reply]:
-        """The engine is gone: answers to what is not repeated."""
+        """Note that the engine has died. Returns error replies for commands that are not repeated."""
         replies = []
         for one in [one for one in self._open.values() if one.is_sent]:
             one.is_sent = False
@@ -425,7 +426,7 @@ class OpenCommands:
             if name in ONCE:
                 message = f"the engine died before it answered '{name}': {ONCE[name]}"
             elif one.n_deaths >= MAX_DEATHS:
-                message = f"the engine died {one.n_deaths} times while '{name}' was under way; it is not tried again"
+                message = f"the engine died {one.n_deaths} times while it did '{name}'; it is not tried again"
             else:
                 continue
             del self._open[one.command.id]

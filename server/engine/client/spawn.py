@@ -1,9 +1,9 @@
-"""Starts this program once more, as the engine's process, and only that.
+"""Starts the engine's process, which runs this same program.
 
-Called by `launch` before nearly everything else is imported: so the two processes get ready at the same time, and this
-module imports as little as it can. `child` calls it for every engine after the first.
+`launch` calls it before nearly all other imports, so that both processes start at the same time. So this module imports
+as little as possible. `child` calls it for every later engine.
 
-Plain pipes and `subprocess` only, so it works the same on Windows: no fork, no descriptors to pass on.
+Uses `subprocess` with plain pipes, so that it works the same on Windows: no fork, no inherited descriptors.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ FLAG = "--engine-process"
 
 
 def engine_command(*hints: str) -> list[str]:
-    """This program once more, as the engine's process; see `process.main` for the hints."""
+    """The command that runs this program as the engine's process; see `process.main` for the hints."""
     return own_command(FLAG, *hints, is_bare=True)
 
 
 def start_process(command: Sequence[str]) -> subprocess.Popen:
-    """`command` with a pipe for each of its three streams, unbuffered. OSError if it can't be started."""
+    """Start `command` with an unbuffered pipe for each of its three streams. OSError if it can't be started."""
     return subprocess.Popen(
         list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **_own_group()
     )
 
 
 def end_process(process: subprocess.Popen) -> None:
-    """End one that nobody has taken over."""
+    """End a process that hasn't become a `Child`."""
     process.kill()
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
@@ -39,7 +39,7 @@ def end_process(process: subprocess.Popen) -> None:
 
 
 def _own_group() -> dict[str, Any]:
-    """So that a Ctrl-C in the terminal reaches the web process only."""
+    """Arguments for a process group of its own, so that Ctrl-C in the terminal reaches the web process only."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}

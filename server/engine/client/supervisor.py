@@ -1,13 +1,12 @@
-"""The engine as a supervised process of its own: the default transport of the seam. Loses nothing but time.
+"""The engine as a supervised process: the default transport. If the engine dies, requests go on after a pause.
 
-One thread, `engine-supervisor`, starts the child, watches it and starts another one when it dies: by a signal, an
-abort, an exit, a broken frame, or because it hangs (no heartbeat, or no step while there is work). What to tell the new
-one comes from `ledger`; the clients' streams stay open meanwhile. Deaths with progress between them are
-survived for ever; `max_deaths` in a row without any within `window_s` are the end: then everything open fails, and
-the web side goes on to say so. Not while somebody can be blamed: then he fails, and the others go on.
+The thread `engine-supervisor` starts the process, watches it, and starts another one when it dies: by a signal, an
+exit, an invalid message, or because it hangs (no heartbeat, or no step while there is work). The new engine gets the
+open tasks and settings from `ledger`; the clients' streams stay open. After `max_deaths` without progress within
+`window_s` the supervisor gives up: all open tasks fail, and the web process answers with the reason. But if the ledger
+has suspects, it goes on until the task at fault has failed.
 
-At the first start nothing is repeated: a model that can't be loaded ends the program with one line, as it does with
-the engine as a thread.
+The first start is not repeated: a model that can't be loaded ends the program with one line.
 """
 
 from __future__ import annotations
@@ -49,24 +48,20 @@ log = get_logger("engine")
 
 @record(frozen=True)
 class Limits:
-    """When an engine counts as hanging, and how often it is restarted. Seconds; `start_s` is the longest silence until
-    it is ready (opening large libraries holds the interpreter's lock), `silence_s` the one from then on; `step_s` is
-    that of a short step, see `config.step_limit_s`. `backoff_s` are the pauses before the first, second, ... restart
-    without progress in between; `end_s` is what an engine gets to end by itself."""
+    """When an engine counts as hanging, and how often it is restarted. All but `max_deaths` in seconds."""
 
-    start_s: float = 120.0
-    silence_s: float = 10.0
-    step_s: float = 60.0
-    beat_s: float = 1.0
-    max_deaths: int = 5
+    start_s: float = 120.0  # the longest silence until it is ready (opening large libraries holds the GIL)
+    silence_s: float = 10.0  # the longest silence from then on
+    step_s: float = 60.0  # the longest short step, see `config.step_limit_s`
+    beat_s: float = 1.0  # between two heartbeats
+    max_deaths: int = 5  # without progress, within `window_s`
     window_s: float = 60.0
-    end_s: float = 5.0
-    backoff_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    end_s: float = 5.0  # for a closed engine to end by itself
+    backoff_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the first, second, ... restart without progress
 
 
 class ProcessTransport:
-    """Runs `command` as the engine. `Transport` says what the methods promise. `first` runs already and becomes the
-    first engine."""
+    """Runs `command` as the engine; `first` is a running process that becomes the first engine. See `Transport`."""
 
     def __init__(
         self,
@@ -83,26 +78,26 @@ class ProcessTransport:
         self._lock = threading.Lock()  # guards _ledger, and the order in which its messages are sent
         self._ledger = Ledger(tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
         self._child: Child | None = None
-        self._info: ModelInfo | None = None  # what the first engine said it serves
+        self._info: ModelInfo | None = None  # of the first engine
         self._load_error, self._is_refusal = "", False
-        self._is_loaded = False  # this engine, now
+        self._is_loaded = False  # in the current engine
         self._thread: threading.Thread | None = None
         self._on_frame: Callable[[Frame], None] = lambda frame: None
         self._closing = threading.Event()
         self._deaths: deque[float] = deque()
         self._stacks: SimpleQueue = SimpleQueue()
-        self._asking = threading.Lock()  # one question for stacks at a time
+        self._asking = threading.Lock()  # one `AskStacks` at a time
 
-    # ---- the web side's threads ---------------------------------------------------------------------------------
+    # ---- on the web process's threads ---------------------------------------------------------------------------
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
-        """Begin to load."""
+        """Start the supervisor's thread, which starts the engine."""
         self._on_frame = on_frame
         self._thread = threading.Thread(target=inherit(self._run), name="engine-supervisor", daemon=True)
         self._thread.start()
 
     def post(self, message: object) -> None:
-        """Note it, and send it unless the engine is away."""
+        """Note a message in the ledger; send it if there is an engine."""
         with self._lock:
             self._send(self._ledger.post(message))
 
@@ -120,13 +115,13 @@ class ProcessTransport:
         self._thread.join()
 
     def stacks(self, timeout_s: float) -> str:
-        """What the engine's Python threads are doing; "" if it doesn't answer in time."""
+        """The stacks of the engine's Python threads; "" if it doesn't answer in time."""
         child = self._child
         if child is None:
             return ""
         with self._asking:
             with contextlib.suppress(Empty):
-                while True:  # an answer that came too late for an earlier question
+                while True:  # drop answers that came after the timeout
                     self._stacks.get_nowait()
             child.send(AskStacks())
             try:
@@ -142,11 +137,11 @@ class ProcessTransport:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the engine that runs now."""
+        """The process id of the current engine."""
         child = self._child
         return None if child is None or child.ended.is_set() else child.process.pid
 
-    # ---- the supervisor's thread ----------------------------------------------------------------------------------
+    # ---- on the supervisor's thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -160,7 +155,7 @@ class ProcessTransport:
             self._tell(Closed())
 
     def _live(self) -> bool:
-        """One engine from its start to its end; False if there shall be no other."""
+        """Run one engine from start to end. False if no other is to be started."""
         try:
             child = self._start_child()
         except OSError as error:
@@ -201,7 +196,7 @@ class ProcessTransport:
         return False
 
     def _after_death(self, cause: str) -> bool:
-        """Decide whether and when to try again; False after too many deaths."""
+        """Note a death and wait for the backoff. False after too many deaths."""
         now = time.monotonic()
         with self._lock:
             if self._ledger.has_progressed:
@@ -228,16 +223,16 @@ class ProcessTransport:
 
     def _give_up(self, cause: str, events: Sequence[Event]) -> None:
         message = (
-            f"the engine died {len(self._deaths)} times within {self._limits.window_s:g} s without getting "
-            f"anywhere, the last time of this: {cause}; it is not started again: restart the server"
+            f"the engine died {len(self._deaths)} times within {self._limits.window_s:g} s without any progress; "
+            f"the last cause: {cause}. It is not started again; restart the server"
         )
         log.error("%s", message)
         self._tell(*events, LoadFailed(message))
 
     def _watch(self, child: Child) -> None:
-        """Until the child has ended; a hanging one is killed.
+        """Wait until the process has ended; kill it if it hangs.
 
-        Time is counted in ticks: when the whole machine has slept, that is nobody's fault.
+        A tick counts at most twice its length, so that time in which the whole machine slept doesn't count.
         """
         limits = self._limits
         tick = min(0.25, limits.silence_s / 4, limits.step_s / 4)
@@ -256,18 +251,18 @@ class ProcessTransport:
                 child.kill(f"no step for {stuck_s:.1f} s with work to do")
 
     def _show(self, cause: str, child: Child) -> None:
-        """Why it died, for the log. Its last words tell more only if it has ended by itself, or hung."""
+        """Log why the engine died. Its last output is logged as errors, unless the death was caused from outside."""
         log.error("the engine process %d died: %s", child.process.pid, cause)
         for line in child.routine_lines:
             log.debug("its last log lines: %s", line)
         level = logging.DEBUG if child.was_ended_by_others else logging.ERROR
         for line in child.last_lines:
-            log.log(level, "its last words: %s", line)
+            log.log(level, "its last output: %s", line)
 
     def _tell(self, *events: Event) -> None:
         self._on_frame(Frame(events))
 
-    # ---- the reader's thread --------------------------------------------------------------------------------------
+    # ---- on the thread `engine-reader` ----------------------------------------------------------------------------
 
     def _on_message(self, message: object) -> None:
         if type(message) is Frame:
@@ -287,7 +282,7 @@ class ProcessTransport:
             )
             note_lost(message.n_lost)
         else:
-            raise WireError(f"{type(message).__name__} is nothing that an engine sends")
+            raise WireError(f"an engine can't send {type(message).__name__}")
 
     def _on_engine_frame(self, frame: Frame) -> None:
         events = frame.events
@@ -308,16 +303,16 @@ class ProcessTransport:
                 self._send(self._ledger.ready())
 
     def _is_for_clients(self, event: Event) -> bool:
-        """The supervisor alone says that there is no engine; a restart's progress is of no interest."""
+        """False for `Closed` and `LoadFailed`, which the supervisor sends itself, and for progress of a restart."""
         return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
 
     def _on_ready(self, info: ModelInfo) -> None:
-        """The second and later engines have to be what the first one was, but for devices of a worker that has gone."""
+        """Check that a later engine has the first one's model and libraries. Devices of workers may be missing."""
         if self._info is None:
             self._info = info
             self._config = replace(self._config, n_ctx=info.n_ctx)
         elif replace(info, devices=self._info.devices) != self._info:
-            raise WireError("the model or the libraries are not the same as at the first start: restart the server")
+            raise WireError("the model's file or the libraries have changed since the first start: restart the server")
         self._is_loaded = True
 
     def _send(self, messages: Sequence[object]) -> None:
@@ -325,12 +320,12 @@ class ProcessTransport:
             self._child.send(message)
 
     def _on_unsent(self, message: object, error: Exception) -> None:
-        """The writer's thread: whose message can't be sent fails, alone. Tasks that came together are tried apart."""
+        """On `engine-writer`: answer a message that can't be sent with an error. Several tasks are sent one by one."""
         if isinstance(message, Tasks):
             for task in message.tasks:
                 self._child.send(task)
             return
-        log.error("a message to the engine could not be sent: %s: %s", type(message).__name__, error)
+        log.error("could not send a message to the engine: %s: %s", type(message).__name__, error)
         if isinstance(message, (Task, Embed, Command)):
             with self._lock:
                 events, to_send = self._ledger.refuse(message, f"this request could not be sent to the engine: {error}")
@@ -343,4 +338,4 @@ _OWN = (Closed, LoadFailed)
 
 def _last(child: Child) -> str:
     lines = child.last_lines or child.routine_lines
-    return f"its last words: {lines[-1].strip()[:200]}" if lines else "it left no word"
+    return f"its last output: {lines[-1].strip()[:200]}" if lines else "it wrote nothing"

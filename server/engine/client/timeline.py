@@ -1,8 +1,8 @@
-"""Who worked on which slot in the last minutes: what a picture of the load is drawn from.
+"""Records which task each slot ran in the last minutes, for the web page's chart of the load.
 
-Written by the transport's thread and read by connection threads. It is read off the engine's snapshots, of which there
-are at most ten a second while there is work, so it costs nothing per token; a task that begins and ends between two of
-them isn't seen. Not taken: the engine keeping such books, which would have to travel with each snapshot.
+The transport's thread writes it, connection threads read it. It is derived from the engine's snapshots, at most ten per
+second, so it costs nothing per token, but misses a task that starts and ends between two snapshots.
+Not taken: recording it in the engine, which would have to send it with each snapshot.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ READING, WRITING = "reading", "writing"
 
 @record
 class Span:
-    """A time in which one slot did one thing for one task; `end` is None while it goes on. Times are of `clock`."""
+    """A time in which a slot was in one phase of one task. Times are seconds of `clock`."""
 
     id_slot: int
     id_task: int
     owner: str
-    phase: str
+    phase: str  # READING or WRITING
     start: float
-    end: float | None = None
+    end: float | None = None  # None while it goes on
 
 
 class Timeline:
-    """Spans of slots, and how many tasks waited. `owner_of` says whose a task is."""
+    """Spans of slots, and the number of waiting tasks over time. `owner_of` returns a task's owner."""
 
     def __init__(self, owner_of: Callable[[int], str], clock: Callable[[], float] = time.monotonic) -> None:
         self._owner_of = owner_of
@@ -41,10 +41,10 @@ class Timeline:
         self._lock = threading.Lock()  # protects the rest
         self._ended: deque[Span] = deque(maxlen=MAX_SPANS)
         self._open: dict[int, Span] = {}  # by slot
-        self._waits: deque[tuple[float, int]] = deque(maxlen=MAX_WAITS)  # (since when, how many)
+        self._waits: deque[tuple[float, int]] = deque(maxlen=MAX_WAITS)  # (time of a change, waiting tasks since then)
 
     def note(self, snapshot: Snapshot) -> None:
-        """Take what the engine says of itself now."""
+        """Record the state in a new snapshot."""
         now = self._clock()
         with self._lock:
             for slot in snapshot.slots:
@@ -54,7 +54,7 @@ class Timeline:
                 self._waits.append((now, snapshot.n_deferred))
 
     def _turn(self, now: float, id_slot: int, id_task: int, phase: str) -> None:
-        """What a slot does from now on; `phase` is "" for nothing."""
+        """End the slot's span if task or phase have changed, and begin another; `phase` is "" for an idle slot."""
         span = self._open.get(id_slot)
         if span is not None and (span.id_task, span.phase) == (id_task, phase):
             return
@@ -65,7 +65,8 @@ class Timeline:
             self._open[id_slot] = Span(id_slot, id_task, self._owner_of(id_task), phase, now)
 
     def since(self, seconds: float) -> tuple[float, list[Span], list[tuple[float, int]]]:
-        """The time now; spans of the last `seconds`; from when on how many tasks waited, the first from before that."""
+        """The time now, the spans of the last `seconds`, and the changes of the number of waiting tasks, beginning with
+        the last change before that time."""
         with self._lock:
             now = self._clock()
             spans = [

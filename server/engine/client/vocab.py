@@ -1,14 +1,12 @@
-"""The model's vocabulary in the web process: text to tokens and back, on any thread.
+"""The model's vocabulary in the web process: converts text to tokens and back, on any thread.
 
-A second, `vocab_only` load of the model file (20-50 MiB, a tenth of a second), opened after the engine has loaded the
-file successfully. libllama's tokenizer is thread-safe, so handler threads use it directly and the engine is never
-asked. Template and metadata strings are there too; sizes like n_embd are not, they come from the engine.
+A second, `vocab_only` load of the model file (20-50 MiB of memory). It is opened once the engine has read the
+vocabulary of the file without harm. libllama's tokenizer is thread-safe, so handler threads call it directly.
 
-For each character that has no token, SPM's tokenizer copies all tokens so far: minutes for a megabyte of them. Nothing
-can lie across the place before a character that no token has behind its first, so there, and only there, long texts are
-cut.
+SPM's tokenizer takes quadratic time for characters without a token, so long texts are tokenized in parts. A part begins
+only with a character that no token has except as its first: no token can span such a place.
 
-Not taken: sending text to the engine. It would put tokenizing on the one thread that must not wait.
+Not taken: sending text to the engine. All streams would wait while its thread tokenizes.
 """
 
 from __future__ import annotations
@@ -38,20 +36,20 @@ from ctypes_api.objects import Model
 from server.errors import ApiError
 
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
-CUT_CHARACTERS = 1 << 14  # of a text for SPM that is cut where it can be
-STRIPS = LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP
+CUT_CHARACTERS = 1 << 14  # the least length of a part of a long text for SPM
+STRIPS = LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP  # tokens that swallow white space beside them
 NAMED = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
 CHANGED_BY_NORMALISATION = "A  a\n\n b\ufb01\u2460\uff21e\u0301\u00e9"
 
 
 def preload(folder: str) -> None:
-    """Load the libraries beforehand. What goes wrong is left to `open_vocab`, which comes to it again."""
+    """Load the libraries early. `open_vocab` repeats any error."""
     with contextlib.suppress(LibsError, OSError):
         loader.load(Path(folder), with_backends=False)
 
 
 def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab | NoVocab:
-    """The vocabulary of `model` (from `offset` on in that file) through the libraries in `folder`."""
+    """Open the vocabulary of the model at byte `offset` of the file `model`, with the libraries in `folder`."""
     vocab = NativeVocab(loader.load(Path(folder), with_backends=False), model, offset)
     return NoVocab(vocab) if vocab.is_none else vocab
 
@@ -62,7 +60,7 @@ class NativeVocab:
     def __init__(self, libs: loader.Libs, path: str, offset: int = 0) -> None:
         self._libs = libs
         self._model = Model(libs, path, offset=offset, vocab_only=True)
-        weakref.finalize(self, self._model.close).atexit = False  # once no thread can be at work in it
+        weakref.finalize(self, self._model.close).atexit = False  # freed when no thread can use it any more
         self._vocab = libs.llama.llama_model_get_vocab(self._model)
         self._type = libs.llama.llama_vocab_type(self._vocab)
         self.is_none = self._type == LLAMA_VOCAB_TYPE_NONE
@@ -79,7 +77,7 @@ class NativeVocab:
         self.fim = {name: token for name, token in fim.items() if token >= 0}
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`; with `add_special` BOS and EOS where the model wants them."""
+        """Token ids of `text`; with `add_special` BOS and EOS as the model has them."""
         if len(text) > 2 * CUT_CHARACTERS and self._type == LLAMA_VOCAB_TYPE_SPM:
             return self._tokenize_cut(text, add_special, parse_special)
         return self._tokenize(text, add_special, parse_special)
@@ -88,8 +86,10 @@ class NativeVocab:
         return vocabulary.tokenize(self._libs, self._vocab, text.encode(), add_special, parse_special)
 
     def _tokenize_cut(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """The same tokens, one part of the text after the other. Where the model has texts begin with a space, the
-        parts behind the first get one that isn't there."""
+        """The tokens of a long text, tokenized in parts.
+
+        If the model prefixes texts with a space, the tokenizer adds one to each part; all but the first lose it again.
+        """
         parts = list(self._parts(text))
         first = parts[-1][:1]
         pieces = [self.piece(token) for token in self._tokenize(first, False, False)]
@@ -104,8 +104,8 @@ class NativeVocab:
         return tokens + ends[n_before:]
 
     def _parts(self, text: str) -> Iterator[str]:
-        """None begins where a token can lie across, nor behind a token that is found by its name: there a text begins
-        anew."""
+        """Cut a text where no token can span the cut. Not right after a token found by its name, since the tokenizer
+        starts a new text there."""
         start = 0
         while len(text) - start > 2 * CUT_CHARACTERS:
             found = self._foreign.search(text, start + CUT_CHARACTERS)
@@ -118,15 +118,14 @@ class NativeVocab:
         yield text[start:]
 
     def least_tokens(self, text: str) -> int:
-        """A text has no fewer tokens than that; 0 if its bytes say nothing, because white space, accents or unknown
-        words may vanish."""
+        """A lower bound for the number of tokens of a text, from its bytes; 0 if the tokenizer may drop characters."""
         longest, lost = self._longest_piece
         data = text.encode() if longest else b""
         return -(-(len(data) - sum(map(data.count, lost))) // max(longest, 1))
 
     @cached_property
     def _longest_piece(self) -> tuple[int, bytes]:
-        """The bytes of the longest token, and those bytes that have no token and vanish; 0 if nothing is certain."""
+        """The length of the longest token, and the byte values that the tokenizer drops. (0, b"") if unknown."""
         tokens = self._tokenize(CHANGED_BY_NORMALISATION, False, False)
         is_kept = b"".join(map(self.piece, tokens)).endswith(CHANGED_BY_NORMALISATION.encode())
         if self._type not in (LLAMA_VOCAB_TYPE_SPM, LLAMA_VOCAB_TYPE_BPE) or not is_kept:
@@ -138,26 +137,26 @@ class NativeVocab:
 
     @cached_property
     def _foreign(self) -> re.Pattern[str]:
-        """Finds a character that no token has, but at its beginning."""
+        """Matches a character that no token has except as its first."""
         texts = (self._text_of(token).decode("utf-8", "replace") for token in range(self.n_tokens))
         letters = {" ", "\u2581", "\0", *"".join(text[1:] for text in texts), *"".join(self._names)}
         return re.compile(f"[^{re.escape(''.join(letters))}]")
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        """Tokens that are looked for in texts before all else."""
+        """Texts of the tokens that the tokenizer searches for before all else."""
         named = [token for token in range(self.n_tokens) if self._attributes(token) & NAMED]
         return tuple(name for token in named if (name := self._text_of(token).decode("utf-8", "replace")))
 
     def _text_of(self, token: int) -> bytes:
-        """A token as the file has it: at least as long as its piece."""
+        """A token's text in the file: at least as long as its bytes."""
         return self._libs.llama.llama_vocab_get_text(self._vocab, token)
 
     def _attributes(self, token: int) -> int:
         return self._libs.llama.llama_vocab_get_attr(self._vocab, token)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, control tokens by their names; cached. Placeholders of media have none."""
+        """The bytes of a token, or the name of a control token; cached. Placeholders of media have no bytes."""
         piece = self._pieces.get(token) if token >= 0 else b""
         if piece is None:
             piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, True)
@@ -169,14 +168,14 @@ class NativeVocab:
 
     @property
     def builtin_templates(self) -> tuple[str, ...]:
-        """Names of the chat templates that libllama knows by itself."""
+        """Names of libllama's built-in chat templates."""
         n = self._libs.llama.llama_chat_builtin_templates(None, 0)
         names = (ctypes.c_char_p * n)()
         self._libs.llama.llama_chat_builtin_templates(names, n)
         return tuple(name.decode() for name in names)
 
     def apply_template(self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
-        """`llama_chat_apply_template`: `template` is a name of the list, or a Jinja text that it recognises."""
+        """Render (role, content) messages by a built-in template: its name, or a Jinja text that libllama knows."""
         chat = (llama_chat_message * len(messages))(
             *(llama_chat_message(role.encode(), content.encode()) for role, content in messages)
         )
@@ -187,15 +186,15 @@ class NativeVocab:
                 template.encode(), chat, len(messages), add_generation_prompt, buffer, size
             )
             if n < 0:
-                raise ApiError(400, "llama.cpp has no built-in chat template that fits; leave out --no-jinja")
+                raise ApiError(400, "llama.cpp has no built-in chat template for this model; leave out --no-jinja")
             if n <= size:
                 return buffer.raw[:n].decode("utf-8", "replace")
             size = n
-        raise ApiError(500, "llama.cpp's chat template did not fit its own measure")
+        raise ApiError(500, "llama.cpp's chat template is longer than llama.cpp said")
 
     def detokenize(self, tokens: Sequence[int], most: int | None = None) -> bytes:
-        """The bytes of a token list, special tokens included; placeholders of media have none. ApiError 400 if they are
-        more than `most`."""
+        """The bytes of a list of tokens, with special tokens and without placeholders of media. ApiError 400 for more
+        than `most` bytes."""
         tokens = [token for token in tokens if token >= 0]
         try:
             return vocabulary.detokenize(self._libs, self._vocab, tokens, unparse_special=True, most=most)
@@ -208,8 +207,8 @@ class NativeVocab:
 
 
 class NoVocab:
-    """That of a file which holds none: `tokenizer.ggml.model` is none there. Its model computes on token ids that
-    others have made; whatever needs text is refused with 501."""
+    """The vocabulary of a file without one (`tokenizer.ggml.model` is `none`). The model takes token ids; methods that
+    need text raise ApiError 501."""
 
     def __init__(self, vocab: NativeVocab) -> None:
         self._vocab = vocab
@@ -218,7 +217,7 @@ class NoVocab:
         return getattr(self._vocab, name)
 
     def refuse(self, *_: object, **__: object) -> NoReturn:
-        """ApiError, in the place of what needs tokens' texts."""
-        raise ApiError(501, "this model's file has no vocabulary: it takes lists of token ids and no text")
+        """ApiError 501."""
+        raise ApiError(501, "this model's file has no vocabulary: send lists of token ids instead of text")
 
     tokenize = detokenize = least_tokens = piece = is_control = refuse

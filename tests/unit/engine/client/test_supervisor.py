@@ -387,7 +387,7 @@ def test_the_last_words_are_errors_only_of_an_engine_that_ended_itself(engine, c
     one = engine(orders).start()
     assert one.complete("hello") == alone("hello", 40)
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "died: signal SIG" in errors[0] and ("its last words: sad" in errors[1:]) == is_told
+    assert "died: signal SIG" in errors[0] and ("its last output: sad" in errors[1:]) == is_told
     assert len(errors) == 1 or is_told
     assert not any("routine" in line for line in errors)
     details = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]

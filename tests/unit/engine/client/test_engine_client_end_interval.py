@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from server.engine.client.engine_client import LONGEST_S, SHORTEST_S, Turnover
+from server.engine.client.engine_client import LONGEST_S, SHORTEST_S, EndInterval
 
 
 def after(*ends: tuple[float, bool]) -> float:
-    turnover = Turnover()
+    interval = EndInterval()
     for now, is_busy in ends:
-        turnover.ended(now, is_busy)
-    return turnover.interval_s
+        interval.ended(now, is_busy)
+    return interval.mean_s
 
 
 def test_it_settles_at_the_time_between_two_ends():
