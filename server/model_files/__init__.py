@@ -1,1 +1,1 @@
-"""What can be known of a model's files before it is loaded: headers, checks, memory."""
+"""Reads a model's files before it is loaded: headers, checks, identity, and the plan of memory."""

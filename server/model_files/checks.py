@@ -1,9 +1,9 @@
-"""The first look at a model's files, before a server is started for them. Pure Python, no library.
+"""Checks a model's files before it is loaded. Pure Python, no library.
 
-Runs on the main thread of the web process. What passes has a sound header, weights within the file, all its parts, and
-none of the faults known to end a process that runs libllama. `server.model_files.gguf` reads, `header_checks` knows the
-faults; here they become one line for the user. What can't be seen in a header still can end the engine's process, and
-no more.
+Runs on the main thread of the web process, or on `model-load`. A file that passes has a valid header, its weights and
+all its parts, and none of the header faults known to end a process that runs libllama. `gguf` reads the header,
+`header_checks` finds faults, this module reports the first one in one line. Faults that no header shows can end the
+engine's process, but not the server.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
 def check_model_file(
     path: str, option: str = "-m", overrides: Iterable[tuple[str, str, object]] = (), span: tuple[int, int] = (0, 0)
 ) -> list[gguf.Gguf]:
-    """The headers of the model's files. StartError with one line for the user if they can't be what `option` takes.
+    """Read and check the headers of a model's files. StartError with one line if `option` can't use them.
 
-    `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`; `span` is offset
+    `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`; `span` is the offset
     and size of the model in a larger file.
     """
     file = Path(path)
@@ -58,7 +58,7 @@ def check_all(
     overrides: Iterable[tuple[str, str, object]] = (),
     span: tuple[int, int] = (0, 0),
 ) -> list[gguf.Gguf]:
-    """The model and what goes with it: `others` has paths by option. The model's headers."""
+    """Check the model and its other files (paths by option). Returns the model's headers."""
     for option, paths in others.items():
         for path in paths:
             check_model_file(path, option)
@@ -66,10 +66,10 @@ def check_all(
 
 
 def check_ranker(parts: list[gguf.Gguf]) -> None:
-    """StartError unless the model has a classification head or can be asked: without either libllama takes any number
-    for a score."""
+    """StartError if the model has neither a classification head nor a reranking template: its scores would mean
+    nothing."""
     if not has_head(tensor for part in parts for tensor in part.tensors) and not template_of(parts[0].metadata):
         raise StartError(
-            f"{parts[0].path} has no classification head, and no template that it could be asked with, "
-            "so it can't rank: leave out --reranking and --pooling rank, or take a reranking model"
+            f"{parts[0].path} has no classification head and no reranking template, "
+            "so it can't rank: leave out --reranking and --pooling rank, or use a reranking model"
         )

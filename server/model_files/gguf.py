@@ -1,9 +1,9 @@
-"""Read the header of a GGUF file: what it says about itself, checked against what is there.
+"""Reads and checks the header of a GGUF file.
 
-A leaf; pure Python, no library. Run by the web process before libllama sees the file, and by whoever plans memory.
-Nothing of the tensors' data is read, and long arrays (a vocabulary has up to half a million texts) are stepped over
-without making objects of their items. Everything a file claims is doubted: counts, lengths, types, offsets,
-alignment, sizes against the file's, names given twice. A fault ends in `GgufError`, one line that says what and where.
+A leaf; pure Python, no library. The web process runs it before libllama reads the file, and the engine to plan memory.
+It doesn't read the tensors' data, and skips long arrays (a vocabulary has up to half a million texts) without creating
+objects for their items. It checks counts, lengths, types, offsets and alignment, compares sizes with the file's size,
+and refuses duplicate names. A fault raises `GgufError`, one line with the fault and its place.
 
 Layout, little endian, after https://github.com/ggml-org/ggml/blob/master/docs/gguf.md:
     "GGUF", u32 version, u64 tensors, u64 pairs
@@ -31,83 +31,78 @@ __all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "printable", "read",
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-MAX_DIMS, MAX_NAME, MAX_KEY = 4, 64, 65535
+MAX_DIMS, MAX_NAME, MAX_KEY = 4, 64, 65535  # a name's and a key's bytes
 MAX_ALIGNMENT = 1 << 20
-SMALL_ARRAY = 2048  # items; shorter arrays of numbers are read at once
-CHUNK = 1 << 20
+SMALL_ARRAY = 2048  # items: longer arrays of numbers are skipped
+CHUNK = 1 << 20  # bytes read at once
 TEXT, ARRAY = 8, 9
 SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
 INCOMPLETE = "the file is truncated or its download incomplete"
 CONVERT = "convert the model with llama.cpp's convert_hf_to_gguf.py, or get it as GGUF"
 OTHER_FILES = (
-    (rb"$", "it is empty; get it anew"),
-    (rb"version ", "it is the note that Git LFS leaves for a file; fetch the file itself with `git lfs pull`"),
+    (rb"$", "it is empty; download it again"),
+    (rb"version ", "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"),
     (rb"(?i)<!doctype|<html", "it is a web page; download the file itself"),
     (rb"(?s).{8}\{", f"it is a safetensors file; {CONVERT}"),
-    (rb"PK\x03\x04|\x80\x02", f"it is a file of PyTorch or an archive; {CONVERT}"),
-    (rb"lmgg|fmgg|tjgg|algg", "it is a model of before GGUF; get it as GGUF"),
+    (rb"PK\x03\x04|\x80\x02", f"it is a PyTorch file or an archive; {CONVERT}"),
+    (rb"lmgg|fmgg|tjgg|algg", "its format is older than GGUF; get the model as GGUF"),
 )
-"""(beginning, what such a file is and what helps): what people take for a model."""
+"""Files that users mistake for a model: (pattern of the beginning, explanation)."""
 
-# type of a value -> struct code; texts and arrays are handled apart
+# type of a value -> struct code; texts and arrays are handled separately
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 class GgufError(ValueError):
-    """One line: what is wrong with which file, and where."""
+    """A fault in a file. One line with the file, the fault and its place."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 def printable(text: str) -> str:
-    """A line that may quote what a file says, fit for a terminal: no line breaks, no other controls."""
+    """The text with control characters escaped, since it may quote a file and goes to a terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @record(frozen=True)
 class Array:
-    """An array that was stepped over: the type of its items (see `SCALARS`, `TEXT`) and how many there are.
+    """An array that was skipped."""
 
-    `texts` has the different items, as bytes, of an array that `read` was asked to keep, and `repeated` one of those
-    that are there more than once (empty texts don't count).
-    """
-
-    kind: int
-    count: int
-    texts: frozenset[bytes] = frozenset()
-    repeated: bytes = b""
+    kind: int  # the type of its items: a key of `SCALARS`, or `TEXT`
+    count: int  # items
+    texts: frozenset[bytes] = frozenset()  # the items, if `read` had to keep them
+    repeated: bytes = b""  # an item of those that occurs twice; empty texts don't count
 
 
 @record(frozen=True)
 class Tensor:
-    """Name, dims innermost first, key of `TYPES`, offset in the data, and size in bytes without padding."""
+    """The header's entry of a tensor."""
 
     name: str
-    dims: tuple[int, ...]
-    kind: int
-    offset: int
-    n_bytes: int
+    dims: tuple[int, ...]  # innermost first
+    kind: int  # a key of `TYPES`
+    offset: int  # bytes from the start of the data
+    n_bytes: int  # without padding
 
 
 @record
 class Gguf:
-    """One file. `metadata` has numbers, truth values and texts as such, short arrays of numbers as tuples, other
-    arrays as `Array`."""
+    """The header of one file."""
 
     path: str
-    size: int
+    size: int  # bytes of the file
     version: int = 3
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)  # short arrays of numbers as tuples, others as `Array`
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    alignment: int = DEFAULT_ALIGNMENT
-    data_start: int = 0
+    alignment: int = DEFAULT_ALIGNMENT  # bytes
+    data_start: int = 0  # the byte at which the tensors' data begins
 
     def text(self, key: str, default: str = "") -> str:
         """The text at `key`; `default` if there is none. GgufError if it is something else."""
         value = self.metadata.get(key, default)
         if not isinstance(value, str):
-            raise GgufError(f"{self.path}: {key} is no text")
+            raise GgufError(f"{self.path}: {key} is not a text")
         return value
 
     @overload
@@ -115,17 +110,18 @@ class Gguf:
     @overload
     def number(self, key: str, default: None = None) -> int | None: ...
     def number(self, key: str, default: int | None = None) -> int | None:
-        """The whole number at `key`; `default` if there is none. GgufError if it is something else."""
+        """The integer at `key`; `default` if there is none. GgufError if it is something else."""
         value = self.metadata.get(key, default)
         if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
-            raise GgufError(f"{self.path}: {key} is no whole number")
+            raise GgufError(f"{self.path}: {key} is not an integer")
         return value
 
 
 def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> Gguf:
-    """Read and check one file. `keep` names arrays of texts whose items are wanted. OSError as `open` raises it.
+    """Read and check the header of one file. GgufError for a fault, OSError as `open` raises it.
 
-    `span` is offset and size of a file that lies inside a larger one; size 0 is to its end.
+    `keep` has the keys of arrays of texts whose items to keep. `span` is the offset and size of a GGUF file within a
+    larger file; size 0 means to its end.
     """
     with open(path, "rb") as stream:
         size = span[1] or os.fstat(stream.fileno()).st_size - span[0]
@@ -144,7 +140,7 @@ def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, in
 
 
 def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> list[Gguf]:
-    """The file and, if it is the first of a split model, the others. GgufError if one is missing or doesn't belong."""
+    """The headers of a file and, if it is the first of a split model, of all parts. GgufError if a part is missing."""
     first = read(path, keep, span)
     count = first.number("split.count", 0)
     if count <= 1:
@@ -153,7 +149,7 @@ def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int
     if first.number("split.no", 0) != 0:
         name = f"{found['prefix']}-00001-of-{count:05}.gguf" if found else "the one with 00001 in its name"
         raise GgufError(
-            f"{path} is part {first.number('split.no', 0) + 1} of {count} of a model: name the first, {name}"
+            f"{path} is part {first.number('split.no', 0) + 1} of {count} of a model: use the first part, {name}"
         )
     if not found or int(found["no"]) != 1 or int(found["count"]) != count:
         raise GgufError(f"{path} is the first of {count} parts; its name has to end in -00001-of-{count:05}.gguf")
@@ -174,7 +170,7 @@ def _other_parts(first: Gguf, paths: list[Path], count: int) -> list[Gguf]:
     for no, path in enumerate(paths, 1):
         part = read(path)
         if part.number("split.no") != no:
-            raise GgufError(f"{path} says that it is part {part.number('split.no', -1) + 1}, not {no + 1}")
+            raise GgufError(f"{path} has the header of part {part.number('split.no', -1) + 1}, not {no + 1}")
         for name in part.tensors:
             if name in names:
                 raise GgufError(f"{path}: tensor {name} is in another part, too")
@@ -182,12 +178,12 @@ def _other_parts(first: Gguf, paths: list[Path], count: int) -> list[Gguf]:
         parts.append(part)
     wanted = first.number("split.tensors.count", len(names))
     if wanted != len(names):
-        raise GgufError(f"{first.path}: its parts should have {wanted} tensors and have {len(names)}")
+        raise GgufError(f"{first.path}: its parts should have {wanted} tensors, but have {len(names)}")
     return parts
 
 
 class _Source:
-    """Bytes of the file in order, a chunk at a time. `position` is that of the next byte, counted from `origin`."""
+    """Reads the file's bytes in order, in chunks. `position` is that of the next byte, counted from `origin`."""
 
     def __init__(self, stream: Any, path: str, size: int, origin: int = 0) -> None:
         self._stream, self._path, self._size, self._origin = stream, path, size, origin
@@ -199,17 +195,17 @@ class _Source:
 
     @property
     def rest(self) -> int:
-        """Bytes up to the end of the file."""
+        """Bytes from here to the end of the file."""
         return self._size - self.position
 
     def fail(self, what: str) -> GgufError:
         return GgufError(f"{self._path}: {what}")
 
     def _need(self, n: int, what: str) -> None:
-        """Have `n` bytes at hand."""
+        """Make sure that `n` bytes are in the buffer. GgufError if the file ends before."""
         if n > self.rest:
             raise self.fail(
-                f"{what} needs {n} bytes at byte {self.position}, and the file ends at byte {self._size}: {INCOMPLETE}"
+                f"{what} needs {n} bytes at byte {self.position}, but the file ends at byte {self._size}: {INCOMPLETE}"
             )
         missing = n - (len(self._data) - self._at)
         if missing > 0:
@@ -219,7 +215,7 @@ class _Source:
                 raise self.fail(f"{what} at byte {self.position} can't be read: the file has become shorter")
 
     def unpack(self, code: str, what: str) -> tuple:
-        """Numbers by struct codes."""
+        """Read numbers by their struct codes."""
         n = struct.calcsize("<" + code)
         self._need(n, what)
         values = struct.unpack_from("<" + code, self._data, self._at)
@@ -227,7 +223,7 @@ class _Source:
         return values
 
     def skip(self, n: int, what: str) -> None:
-        """Step over `n` bytes."""
+        """Skip `n` bytes."""
         if n > self.rest or n <= len(self._data) - self._at:
             self._need(n, what)
             self._at += n
@@ -237,7 +233,7 @@ class _Source:
             self._stream.seek(self._origin + self._base)
 
     def text(self, what: str, longest: int) -> str:
-        """A text of at most `longest` bytes; faulty UTF-8 is replaced."""
+        """Read a text of at most `longest` bytes; invalid UTF-8 is replaced."""
         (n,) = self.unpack("Q", f"the length of {what}")
         if n > longest:
             raise self.fail(f"{what} would be {n} bytes long at byte {self.position}")
@@ -246,9 +242,9 @@ class _Source:
         return self._data[self._at - n : self._at].decode("utf-8", "replace")
 
     def texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
-        """Step over `count` texts: (those there are if they are to be kept, one that is there twice).
+        """Skip `count` texts. Returns the set of them if they are kept, and one that occurs twice.
 
-        This loop decides how long reading takes: a tenth of a second for a million texts, for 300,000 if they are kept.
+        Most of the time for reading a header is spent in this loop, so it is written for speed.
         """
         kept: list[bytes] = []
         unpack = struct.Struct("<Q").unpack_from
@@ -269,7 +265,7 @@ class _Source:
 
 
 def _repeated(texts: list[bytes]) -> bytes:
-    """One that is there more than once; empty ones don't count."""
+    """A text that occurs more than once; empty ones don't count."""
     seen: set[bytes] = {b""}
     for text in texts:
         if text in seen and text:
@@ -279,13 +275,13 @@ def _repeated(texts: list[bytes]) -> bytes:
 
 
 def _hint(source: _Source, magic: bytes) -> str:
-    """What the file seems to be instead, and what to do about it."""
+    """What the file seems to be, and what to do about it; "" if unknown."""
     beginning = magic + bytes(source.unpack(f"{min(source.rest, 8)}B", "the header"))
     return next((f": {words}" for start, words in OTHER_FILES if re.match(start, beginning)), "")
 
 
 def _head(gguf: Gguf, source: _Source) -> tuple[int, int]:
-    """Magic, version, counts."""
+    """Read magic, version and counts. Returns the numbers of tensors and metadata entries."""
     magic = bytes(source.unpack(f"{min(source.rest, 4)}B", "the header"))
     if magic != MAGIC:
         raise source.fail(f"is not a GGUF file (it begins with {magic!r}){_hint(source, magic)}")
@@ -293,7 +289,7 @@ def _head(gguf: Gguf, source: _Source) -> tuple[int, int]:
     if gguf.version & 0xFFFF == 0 and gguf.version:
         raise source.fail("is a big-endian GGUF file; convert it with llama.cpp's gguf_convert_endian.py")
     if gguf.version not in (2, 3):
-        old = "; convert the model anew with today's llama.cpp" if gguf.version < 2 else ""
+        old = "; convert the model again with a current llama.cpp" if gguf.version < 2 else ""
         raise source.fail(f"is GGUF version {gguf.version}; this server reads versions 2 and 3{old}")
     n_tensors, n_pairs = source.unpack("QQ", "the header")
     for n, what, least in ((n_pairs, "metadata entries", 13), (n_tensors, "tensors", 24)):
@@ -308,7 +304,7 @@ def _pair(gguf: Gguf, source: _Source, i: int, keep: Container[str]) -> None:
     if not key:
         raise source.fail(f"metadata entry {i} at byte {at} has an empty key")
     if key in gguf.metadata:
-        raise source.fail(f"the metadata entry {key!r} is there twice, again at byte {at}")
+        raise source.fail(f"the metadata entry {key!r} occurs twice, again at byte {at}")
     what = f"the value of {key!r}"
     (kind,) = source.unpack("I", what)
     if kind == TEXT:
@@ -340,7 +336,7 @@ def _array(source: _Source, key: str, what: str, keep: Container[str]) -> Array 
 def _alignment(gguf: Gguf) -> int:
     value = gguf.number("general.alignment", DEFAULT_ALIGNMENT)
     if not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
-        raise GgufError(f"{gguf.path}: general.alignment {value} is no power of two up to {MAX_ALIGNMENT}")
+        raise GgufError(f"{gguf.path}: general.alignment {value} is not a power of two up to {MAX_ALIGNMENT}")
     return value
 
 
@@ -355,29 +351,29 @@ def _tensor(gguf: Gguf, source: _Source, i: int) -> None:
         raise source.fail(f"{what} has {n_dims} dimensions at byte {source.position - 4}")
     *dims, kind, offset = source.unpack(f"{n_dims}QIQ", what)
     if kind not in TYPES:
-        raise source.fail(f"{what} has the type {kind}, which this llama.cpp doesn't know or has removed")
+        raise source.fail(f"{what} has the type {kind}, which llama.cpp doesn't support")
     type_name, block, n_block_bytes = TYPES[kind]
     n_elements = prod(dims)
     if not 0 < n_elements < 2**63 or max(dims) >= 2**63:
         raise source.fail(f"{what} has the impossible shape {'x'.join(map(str, dims))}")
     if dims[0] % block:
-        raise source.fail(f"{what} has rows of {dims[0]} elements, no multiple of the {block} of {type_name}")
+        raise source.fail(f"{what} has rows of {dims[0]} elements, no multiple of {block} as {type_name} needs")
     gguf.tensors[name] = Tensor(name, tuple(dims), kind, offset, n_elements // block * n_block_bytes)
 
 
 def _check_offsets(gguf: Gguf) -> None:
-    """Tensors follow each other without gaps (libllama insists on it), and all of them are within the file."""
+    """Check that all tensors are within the file, without gaps between them, as libllama requires."""
     expected = 0
     for tensor in gguf.tensors.values():
         if tensor.offset != expected:
             raise GgufError(
-                f"{gguf.path}: tensor {tensor.name} should begin at byte {gguf.data_start + expected} and "
+                f"{gguf.path}: tensor {tensor.name} should begin at byte {gguf.data_start + expected}, but the header "
                 f"says {gguf.data_start + tensor.offset}"
             )
         end = gguf.data_start + expected + tensor.n_bytes
         if end > gguf.size:
             raise GgufError(
-                f"{gguf.path}: tensor {tensor.name} ends at byte {end}, the file has {gguf.size}: the "
+                f"{gguf.path}: tensor {tensor.name} ends at byte {end}, but the file has {gguf.size} bytes: the "
                 "download is incomplete"
             )
         expected += -(-tensor.n_bytes // gguf.alignment) * gguf.alignment

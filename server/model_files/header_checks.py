@@ -1,12 +1,12 @@
-"""What makes libllama abort, rather than fail, and can be seen in a model's header: refused with one line.
+"""Finds faults in a model's header that make libllama end the process instead of reporting an error.
 
-Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libllama reports most faults,
-and those are left to it. But it asserts some things, and lets C++ exceptions out of its tokenizer: that ends a process
-without a word. The tokenizer even runs beside the web server (`vocab`), so its preconditions matter most. Line numbers
-would age; the names of the asserting functions of llama.cpp v0.5.0 are given instead.
+Pure functions of `server.model_files.gguf.Gguf`. Web process, before anything is loaded. libllama reports most faults
+itself. But it asserts some conditions, and its tokenizer throws C++ exceptions: both end the process without a message.
+The tokenizer's preconditions matter most, because it also runs in the web process (`client.vocab`). Comments name the
+functions of llama.cpp v0.5.0 that assert.
 
-Not taken: describing every architecture. There are 130, and for all but the common ones below libllama's own message
-about a missing key or tensor is as good.
+Not taken: checking the tensors of all 130 architectures. For others than the common ones below libllama's message about
+a missing key or tensor is as good.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 KEPT = (TOKENS,)
 MAX_LAYERS, MAX_EXPERTS = 512, 1024
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-HELD_BACK = ("hunyuan_vl", "hunyuan-dense")  # libllama forgets their experts if there is only one
+HELD_BACK = ("hunyuan_vl", "hunyuan-dense")  # libllama ignores their experts if there is only one
 COMMON = (
     "llama",
     "llama4",
@@ -52,14 +52,14 @@ COMMON = (
     "nomic-bert",
     "jina-bert-v2",
 )
-# types that llama.cpp computes with only in places of their own: integers, f64, and what products are rounded to
+# types that llama.cpp doesn't support for weights: integers, f64, and types of intermediate results
 NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K")
 REQUIRED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 
 
 @record(frozen=True)
 class Tokenizer:
-    """What a kind of vocabulary falls back to, and whether texts begin or end with a special token by default."""
+    """libllama's defaults for a kind of vocabulary: ids of special tokens, and which of them it adds to texts."""
 
     bos: int | None
     eos: int | None
@@ -79,16 +79,16 @@ TOKENIZERS = {
 
 
 def model_faults(parts: list[Gguf]) -> Iterator[str]:
-    """What is wrong with a model of one or more files, as lines without the path; none if nothing is known."""
+    """The known faults of a model of one or more files, as texts that follow the path in a message."""
     first = parts[0]
     architecture = first.text("general.architecture")
     kind = first.text("general.type", "model")
     if kind == "adapter" or "adapter.type" in first.metadata:
-        yield "is an adapter, not a model: give it with --lora, and its model with -m"
+        yield "is an adapter, not a model: use it with --lora, and its model with -m"
     elif architecture == "clip" or kind == "mmproj":
-        yield "is the image or audio part of a model: give it with --mmproj, and the text model with -m"
+        yield "is the image or audio part of a model: use it with --mmproj, and the text model with -m"
     elif not architecture:
-        yield "doesn't say what architecture it has (general.architecture)"
+        yield "doesn't name its architecture (general.architecture)"
     elif not any(part.tensors for part in parts):
         yield "has no weights, only a vocabulary"
     else:
@@ -100,9 +100,9 @@ def model_faults(parts: list[Gguf]) -> Iterator[str]:
 
 
 def adapter_faults(parts: list[Gguf]) -> Iterator[str]:
-    """The same for a LoRA adapter."""
+    """The known faults of a LoRA adapter."""
     if parts[0].text("general.type", "adapter") != "adapter" or not parts[0].text("adapter.type"):
-        yield "is not an adapter: --lora takes what convert_lora_to_gguf.py makes"
+        yield "is not an adapter: --lora takes files made by llama.cpp's convert_lora_to_gguf.py"
     elif not parts[0].tensors:
         yield "has no tensors"
 
@@ -113,17 +113,17 @@ def adapter_faults(parts: list[Gguf]) -> Iterator[str]:
 def _shape_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
     n_layers = gguf.number(f"{architecture}.block_count")
     if n_layers is not None and not 1 <= n_layers <= MAX_LAYERS:
-        yield f"says that it has {n_layers} layers; llama.cpp can do 1 to {MAX_LAYERS}"
+        yield f"says that it has {n_layers} layers; llama.cpp supports 1 to {MAX_LAYERS}"
     n_more = gguf.number(f"{architecture}.nextn_predict_layers", 0)
     if n_layers is not None and n_more > n_layers:
-        yield f"has {n_more} layers for prediction among {n_layers}"
+        yield f"says that {n_more} layers of its {n_layers} predict further tokens (nextn_predict_layers)"
     scaling = gguf.text(f"{architecture}.rope.scaling.type", "linear")
     if scaling not in ROPE_SCALINGS:
-        yield f"wants the position scaling {scaling!r}; llama.cpp knows {', '.join(ROPE_SCALINGS)}"
+        yield f"needs the position scaling {scaling!r}; llama.cpp supports {', '.join(ROPE_SCALINGS)}"
     for key in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
         epsilon = gguf.metadata.get(f"{architecture}.{key}", 0.0)
         if isinstance(epsilon, float) and not 0 <= epsilon < inf:
-            yield f"has {architecture}.{key} {epsilon}, which has to be a number from 0"
+            yield f"has {architecture}.{key} {epsilon}; it must be 0 or more"
     if architecture not in HELD_BACK:
         yield from _expert_faults(gguf, architecture)
 
@@ -140,11 +140,11 @@ def _expert_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
         or n_used > n_experts
         or (n_experts > 0) != (n_used > 0)
     ):
-        yield f"uses {n_used} of {n_experts} experts, which can't be (at most {MAX_EXPERTS} are possible)"
+        yield f"says that it uses {n_used} of {n_experts} experts, which is impossible (at most {MAX_EXPERTS} can be)"
     elif n_groups and (
         n_groups >= n_experts or n_groups > 1 and (n_experts % n_groups or not 0 < n_groups_used < n_groups)
     ):
-        yield f"uses {n_groups_used} of {n_groups} groups of {n_experts} experts, which can't be"
+        yield f"says that it uses {n_groups_used} of {n_groups} groups of {n_experts} experts, which is impossible"
 
 
 # ---- vocabulary: llama_vocab::impl::load and ::tokenize --------------------------------------------------------------
@@ -154,7 +154,7 @@ def _tokenizer_faults(gguf: Gguf) -> Iterator[str]:
     model = gguf.text("tokenizer.ggml.model")
     tokens = gguf.metadata.get(TOKENS)
     if not model or model in ("none", "no_vocab"):
-        return  # libllama says so, or does without
+        return  # libllama reports that, or needs none
     if not isinstance(tokens, Array) or tokens.kind != TEXT or not tokens.count:
         yield f"has no vocabulary ({TOKENS})"
         return
@@ -176,13 +176,13 @@ def _tokenizer_faults(gguf: Gguf) -> Iterator[str]:
         ]
         if missing:
             yield (
-                f"has no token for {len(missing)} of the 256 bytes (<0x{missing[0]:02X}> is missing): its tokenizer "
-                "would end the server at the first character that it doesn't know"
+                f"has no token for {len(missing)} of the 256 bytes (<0x{missing[0]:02X}> is missing): a text with such "
+                "a byte would end the server"
             )
 
 
 def _special_token_faults(gguf: Gguf, kind: Tokenizer, n_tokens: int) -> Iterator[str]:
-    """A text begins, ends or is separated by a token that doesn't exist: the tokenizer asserts that it does."""
+    """Find missing special tokens that the tokenizer adds to texts. It asserts that they exist."""
     rows = (
         ("bos", kind.bos, _is_added(gguf, "bos", kind.adds_bos), "the beginning of a text"),
         ("eos", kind.eos, _is_added(gguf, "eos", kind.adds_eos), "the end of a text"),
@@ -192,7 +192,7 @@ def _special_token_faults(gguf: Gguf, kind: Tokenizer, n_tokens: int) -> Iterato
         if is_needed and _special_id(gguf, name, default, n_tokens) is None:
             yield (
                 f"needs a token for {what}: tokenizer.ggml.{name}_token_id is "
-                f"{gguf.metadata.get(f'tokenizer.ggml.{name}_token_id', 'missing')}, and it has {n_tokens} tokens"
+                f"{gguf.metadata.get(f'tokenizer.ggml.{name}_token_id', 'missing')}, but it has {n_tokens} tokens"
             )
 
 
@@ -201,14 +201,14 @@ def _is_added(gguf: Gguf, name: str, default: bool) -> bool:
 
 
 def _special_id(gguf: Gguf, name: str, default: int | None, n_tokens: int) -> int | None:
-    """The id that libllama will use: the file's if it exists, else the default of this kind if that exists."""
+    """The id that libllama will use: the file's, else the default of this kind; None if no such token exists."""
     value = gguf.metadata.get(f"tokenizer.ggml.{name}_token_id")
     if isinstance(value, int) and 0 <= value < n_tokens:
         return value
     return default if default is not None and default < n_tokens else None
 
 
-# ---- common architectures: what would otherwise be a message about C++ -----------------------------------------------
+# ---- common architectures: clearer messages than libllama's ----------------------------------------------------------
 
 
 def _common_faults(gguf: Gguf, architecture: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -220,13 +220,13 @@ def _common_faults(gguf: Gguf, architecture: str, tensors: Mapping[str, Tensor])
     if "token_embd.weight" not in tensors:
         yield "lacks the tensor token_embd.weight"
     elif not any(name.startswith(f"blk.{n_layers - 1}.") for name in tensors):
-        yield f"says that it has {n_layers} layers, and lacks the last one's tensors"
+        yield f"says that it has {n_layers} layers, but lacks the last one's tensors"
     for tensor in tensors.values():
         type_name = TYPES[tensor.kind][0]
         if type_name in NO_WEIGHTS:
             yield f"has the tensor {tensor.name} as {type_name}, which llama.cpp can't compute with"
         elif len(tensor.dims) == 1 and type_name != "f32":
-            yield f"has the vector {tensor.name} as {type_name}; llama.cpp adds and multiplies with f32 alone"
+            yield f"has the vector {tensor.name} as {type_name}, which llama.cpp supports only as f32"
     yield from _embedding_faults(gguf, architecture, gguf.metadata.get(TOKENS))
 
 
@@ -236,11 +236,11 @@ def _embedding_faults(gguf: Gguf, architecture: str, tokens: object) -> Iterator
     if table is None:
         return
     if table.dims[0] != width:
-        yield f"says that embeddings are {width} wide, and token_embd.weight is {table.dims[0]} wide"
+        yield f"says that embeddings are {width} wide, but token_embd.weight is {table.dims[0]} wide"
     elif isinstance(tokens, Array) and len(table.dims) > 1 and table.dims[1] != tokens.count:
-        yield f"has {tokens.count} tokens, and embeddings for {table.dims[1]}"
+        yield f"has {tokens.count} tokens, but embeddings for {table.dims[1]}"
 
 
 def overridden(gguf: Gguf, rows: Mapping[str, Any]) -> None:
-    """Put the user's values (`--override-kv`) into the metadata, as libllama will."""
+    """Put the values of `--override-kv` into the metadata, as libllama will."""
     gguf.metadata.update(rows)

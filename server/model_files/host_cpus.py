@@ -1,10 +1,10 @@
-"""How many cores this process may keep busy. Stdlib only.
+"""The number of cores that this process may use. Standard library only.
 
-Both processes ask: the engine for the default of `-t`, the web process to warn of more. Two things count: on which
-cores the system lets us run, and how much of their time a container leaves us (a quota). A part of a core counts as
-none: compute threads wait for each other by spinning, and one that has no core costs a step many times what it saves.
+Used by the engine for the default of `-t`, and by the web process to warn if `-t` is larger. The affinity limits the
+cores, and a container may limit their time (a quota). A part of a core doesn't count: compute threads wait for each
+other by spinning, so a thread without a core costs a step many times what it saves.
 
-Not taken: the physical cores. What hyper-threads give depends on the machine, and `--tune` measures it.
+Not taken: the number of physical cores. The use of hyper-threads depends on the machine; `--tune` measures it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pathlib import Path
 
 JOB_CPU_RATE = 15  # JobObjectCpuRateControlInformation
 RATE_ENABLED, RATE_HARD_CAP = 1, 4
-WHOLE_RATE = 10_000
+WHOLE_RATE = 10_000  # the rate of all processors
 
 
 def usable_cores() -> int:
-    """Whole cores, at least one."""
+    """The number of whole cores, at least one."""
     return max(int(available()), 1)
 
 
 def available() -> float:
-    """Cores, or parts of one."""
+    """The number of cores, with fractions."""
     return min([float(allowed_cores()), *QUOTAS.get(sys.platform, lambda: ())()])
 
 
 def allowed_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     if sys.platform == "win32":
@@ -39,7 +39,7 @@ def allowed_cores() -> int:
 
 
 def linux_quotas(root: Path = Path("/")) -> Iterator[float]:
-    """What each control group allows, in cores."""
+    """The quotas of this process's control groups, in cores."""
     for version, folder in control_groups(root, "cpu"):
         try:
             if version == 2:
@@ -50,13 +50,13 @@ def linux_quotas(root: Path = Path("/")) -> Iterator[float]:
                 )
             cores = int(quota) / int(period)
         except (OSError, ValueError, ZeroDivisionError):
-            continue  # no limit (the text "max"), or none that may be read
-        if cores > 0:  # -1 is no limit, too
+            continue  # no limit (the text "max"), or not readable
+        if cores > 0:  # -1: no limit
             yield cores
 
 
 def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """(version, folder) of the control groups that limit `controller` for this process, from its own one to the top."""
+    """(version, folder) of the control groups that limit `controller` for this process, from its own group upwards."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -75,7 +75,7 @@ def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
 
 
 def windows_affinity() -> int:
-    """0 where the process may use more than one group of 64 processors."""
+    """The number of processors in the affinity mask; 0 if the process may use more than one group of 64."""
     import ctypes  # here, because other systems have files for this
 
     kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def windows_affinity() -> int:
 
 
 def windows_quotas() -> Iterator[float]:
-    """What the job that this process is in (a container) allows, in cores."""
+    """The quota of this process's job (a container), in cores."""
     import ctypes
 
     info = (ctypes.c_uint32 * 2)()  # flags, and a rate of all processors in ten-thousandths

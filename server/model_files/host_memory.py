@@ -1,9 +1,9 @@
-"""How much memory a new program could take on this machine, in bytes: the system's figure, or a container's limit.
+"""The available memory of this machine in bytes: the system's figure, or a container's limit if that is less.
 
-Runs in the engine's process before the model is loaded. Stdlib only. Linux counts what it could drop (page cache) as
-available; in a container the tightest control group above this process decides. None where a system doesn't tell.
+Runs in the engine's process before the model is loaded. Standard library only. On Linux memory that the system can drop
+(page cache) counts as available. In a container the smallest limit of this process's control groups counts.
 
-Not taken: ggml's figure for the CPU, which is all the memory that the machine has.
+Not taken: ggml's figure for the CPU, which is the machine's total memory.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["available"]
 
 
 def available() -> int | None:
-    """Bytes that can be allocated without pushing others out."""
+    """Bytes that can be allocated without swapping; None if unknown."""
     return READERS.get(sys.platform, lambda: None)()
 
 
 def linux(root: Path = Path("/")) -> int | None:
-    """MemAvailable, or less where a control group (version 2 or 1) allows less."""
+    """MemAvailable, or the room in a control group (version 2 or 1) if that is less."""
     try:
         text = (root / "proc/meminfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -38,7 +38,7 @@ NAMES = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memo
 
 
 def _group_room(root: Path) -> Iterator[int]:
-    """What each control group that this process is in still allows."""
+    """The bytes that each of this process's control groups still allows."""
     for version, folder in control_groups(root, "memory"):
         limit, used = NAMES[version]
         try:
@@ -46,13 +46,13 @@ def _group_room(root: Path) -> Iterator[int]:
             taken = int((folder / used).read_text(encoding="ascii"))
             stat = (folder / "memory.stat").read_text(encoding="ascii")
         except (OSError, ValueError):
-            continue  # no limit (the text "max"), or none that may be read
+            continue  # no limit (the text "max"), or not readable
         droppable = re.search(r"(?m)^(?:total_)?inactive_file (\d+)", stat)
         yield max(most - taken + int(droppable[1] if droppable else 0), 0)
 
 
 def mac() -> int | None:
-    """Free, inactive, speculative and purgeable pages, as `vm_stat` counts them."""
+    """The available memory according to `vm_stat`."""
     import subprocess  # here, because other systems have files for this
 
     try:
@@ -63,7 +63,7 @@ def mac() -> int | None:
 
 
 def parse_vm_stat(text: str) -> int | None:
-    """The sum of the pages that are free or can be freed."""
+    """Bytes of the free, inactive, speculative and purgeable pages in `vm_stat`'s output."""
     size = re.search(r"page size of (\d+) bytes", text)
     pages = re.findall(r"(?m)^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", text)
     return int(size[1]) * sum(map(int, pages)) if size and pages else None

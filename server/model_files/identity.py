@@ -1,14 +1,13 @@
-"""What keys and values depend on: the content of all files they were computed with, and the settings.
+"""The identity of a model's KV cache: hashes of all files that keys and values depend on, and the settings.
 
-Saved slots and blocks on disk carry it, so that none is taken for one of another model. Files count by all of their
-bytes: each part of the model, each adapter, the projector, the native libraries. That takes about a second per
-gigabyte, so it is done only where something is saved or read back, on a thread of its own (`Scheduler`), and is
-remembered in the cache folder for as long as the system says the same of a file (device, inode, size, times). What the
-system says is noted before the model is loaded, and compared when its bytes have been read: a file that was changed in
-between has no identity.
+Saved slots and blocks on disk have the identity, so that no other model loads them. Each part of the model, each
+adapter, the projector and the native libraries are hashed as a whole. That takes about a second per gigabyte, so it is
+done only where slots or blocks are saved, on the thread `identity`. Hashes are kept in the cache folder, with each
+file's mark (device, inode, size, times). The mark is taken before the model is loaded, and again after the file has
+been hashed: a file that has changed in between has no identity.
 
-Engine's process; `Identity.find` runs on that thread, all else on the engine's. Not taken: samples of the files (they
-miss an edit between them), or size and times alone (a copy of a model is the same model).
+Engine's process. `Identity.find` runs on the thread `identity`, all else on the engine's. Not taken: hashing samples
+(they miss changes between them), or size and times alone (a copy of a model is the same model).
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from server.records import record
 
 MIB = 1 << 20
 READ_BYTES = 4 * MIB
-REST = 10  # times as long as a piece took to read, where tasks are running: they need the cores
-SETTLED_S = 2.0  # the clocks of file systems are that coarse: a file changed just now may change unseen
-MOST_REMEMBERED = 256
+REST = 10  # while tasks run: the pause after each read, as a multiple of the time that the read took
+SETTLED_S = 2.0  # the coarsest clock of a file system: a file changed since then may change again with the same time
+MOST_REMEMBERED = 256  # hashes in the cache folder
 NO_FILES = "none"
-MOST_SHOWN = 200  # characters of what a file says of itself
+MOST_SHOWN = 200  # characters of a saved identity in a message
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-# fields of llama.cpp's structs that say where and how fast something is computed, not what
+# fields of llama.cpp's structs that don't change what is computed, only where and how fast
 NEUTRAL = frozenset(
     (
         "check_tensors",
@@ -75,22 +74,21 @@ log = get_logger("engine")
 
 @record(frozen=True)
 class Source:
-    """A file, or `size` bytes of it from `offset` on (0: the rest). `mark` is what the system says of it, "" if it is
-    not there."""
+    """A file, or a part of it."""
 
     path: str
-    mark: str
-    offset: int = 0
-    size: int = 0
+    mark: str  # the system's facts about the file (`_mark`); "": there is no such file
+    offset: int = 0  # bytes
+    size: int = 0  # bytes; 0: to the end
 
 
 def source(path: str | os.PathLike[str], offset: int = 0, size: int = 0) -> Source:
-    """The file as it is now."""
+    """A file with its current mark."""
     return Source(str(path), _mark(path, offset, size), offset, size)
 
 
 def model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
-    """All parts of a model."""
+    """The files of all parts of a model."""
     if offset or size or "-of-" not in path:
         return [source(path, offset, size)]
     from server.model_files.gguf import SPLIT_NAME  # here, because few models have parts
@@ -106,8 +104,8 @@ def model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
 def settings_of(
     context_params: Mapping[str, Any], model_params: Mapping[str, Any], mmproj_params: Mapping[str, Any] = NOTHING
 ) -> dict[str, Any]:
-    """What the user has set of what keys and values depend on, as plain JSON. By fields of llama.cpp's structs; a field
-    that isn't known here counts."""
+    """The user's settings on which keys and values depend, as plain JSON, by fields of llama.cpp's structs. All fields
+    count but those in `NEUTRAL`."""
     found = {**model_params, **context_params, **mmproj_params}
     return {
         name: value if isinstance(value, (bool, int, float, str)) else repr(value)
@@ -117,8 +115,8 @@ def settings_of(
 
 
 def reach_of(meta: Mapping[str, str], model_params: Mapping[str, Any], n_ctx: int) -> dict[str, str]:
-    """A setting of models with scaled positions: whether a sequence may be longer than they were first trained for.
-    Some then turn all keys in another way (`rope_factors_long` in llama.cpp)."""
+    """For models with scaled positions: whether the context is longer than the original training context. Some models
+    then rotate all keys differently (`rope_factors_long` in llama.cpp)."""
     arch = meta.get("general.architecture", "")
     facts = {**meta, **{key: value for key, _, value in model_params.get("kv_overrides", ())}}
     if not any(key.startswith(f"{arch}.rope.scaling.") for key in facts):
@@ -128,7 +126,7 @@ def reach_of(meta: Mapping[str, str], model_params: Mapping[str, Any], n_ctx: in
 
 
 def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """In what two identities differ first, "" if they are the same: `another model (...); this is ...`."""
+    """The first difference of two identities, such as `another model (...); this is ...`; "" if they are equal."""
     for name, what in NAMES.items():
         if saved.get(name) != ours.get(name):
             return f"{what} ({str(saved.get(name))[:MOST_SHOWN]}); this is {ours.get(name)}"
@@ -141,20 +139,19 @@ def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
                 if type(value) is float or key == "context"
                 else "the default"
                 if value is None
-                else "one of its own"
+                else "not the default"
                 for value in (before.get(key), now.get(key))
             )
-            return f"another {flag} ({was}; here {has}): start the server with the same settings"
+            return f"another {flag} (saved: {was}; here: {has}): start the server with the same settings"
     return "" if saved == ours else "something else"
 
 
 class Identity:
-    """`facts` are what states depend on, as plain JSON; None while that isn't known. `fault` says why it never will be.
-
-    `files` are those of each name in `facts`; `about` is what is known of them without reading, and all else.
-    """
+    """The identity, which takes time to compute. `facts` is plain JSON, None until it is known; `fault` says why it
+    can't be computed."""
 
     def __init__(self, files: Mapping[str, Sequence[Source]] = NOTHING, about: Mapping[str, Any] = NOTHING) -> None:
+        """`files` are the files to hash by their names in `facts`; `about` are facts known without reading them."""
         self.facts: dict[str, Any] | None = None
         self.fault = ""
         self._files = files
@@ -162,11 +159,11 @@ class Identity:
 
     @property
     def is_open(self) -> bool:
-        """Whether the answer is still to come."""
+        """Whether neither `facts` nor `fault` is known yet."""
         return self.facts is None and not self.fault
 
     def recall(self) -> bool:
-        """Whether the facts are known, or are so now, without a file being read."""
+        """Compute the facts if all hashes are in the cache folder. Returns whether the facts are known."""
         if self.facts is None and not self.fault:
             known = _remembered() if self._files else {}
             with contextlib.suppress(KeyError):
@@ -174,7 +171,7 @@ class Identity:
         return self.facts is not None
 
     def find(self, is_busy: Callable[[], bool] = lambda: False) -> None:
-        """Read what isn't remembered, slowly while `is_busy()`. See `fault` for what can be wrong with a file."""
+        """Compute the facts, or set `fault`. Files without a kept hash are read, slowly while `is_busy()`."""
         started, known, n_bytes = time.monotonic(), _remembered(), 0
         digests: dict[Source, str] = {}
         try:
@@ -192,7 +189,7 @@ class Identity:
             return
         self._conclude(digests)
         log.info(
-            "what saved states depend on is known: %d MiB read in %.1f s", n_bytes // MIB, time.monotonic() - started
+            "the identity for saved states is known: %d MiB read in %.1f s", n_bytes // MIB, time.monotonic() - started
         )
 
     def _sources(self) -> list[Source]:
@@ -207,7 +204,7 @@ class Identity:
 
 
 def _joined(digests: Sequence[str]) -> str:
-    """One hash for some files in order."""
+    """One hash of several hashes in order."""
     if not digests:
         return NO_FILES
     import hashlib  # here, because most servers save nothing
@@ -216,7 +213,7 @@ def _joined(digests: Sequence[str]) -> str:
 
 
 def _mark(path: str | os.PathLike[str], offset: int, size: int) -> str:
-    """What the system says of a file; on Windows, `ctime` is when it was made."""
+    """The system's facts about a file, which differ if it has changed; "" if it isn't there."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -227,7 +224,7 @@ def _mark(path: str | os.PathLike[str], offset: int, size: int) -> str:
 
 
 def _digest(one: Source, is_busy: Callable[[], bool]) -> tuple[str, int]:
-    """The SHA-256 of a file, and how many bytes that was."""
+    """The SHA-256 of a file, and the number of bytes read."""
     import hashlib
 
     digest, buffer, n = hashlib.sha256(), memoryview(bytearray(READ_BYTES)), 0
@@ -248,7 +245,7 @@ def _memory() -> Path:
 
 
 def _remembered() -> dict[str, str]:
-    """Hashes by mark, of earlier starts."""
+    """The hashes in the cache folder, by mark."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         lines = _memory().read_text("ascii").splitlines()
         return {
@@ -258,7 +255,7 @@ def _remembered() -> dict[str, str]:
 
 
 def _remember(one: Source, digest: str) -> None:
-    """For later starts; not of a file that was changed a moment ago. Where that can't be, it is read again."""
+    """Keep a hash in the cache folder, if that can be written and the file hasn't just changed."""
     with contextlib.suppress(OSError, RuntimeError):
         stat = os.stat(one.path)
         if not stat.st_ino or time.time() - max(stat.st_mtime, stat.st_ctime) < SETTLED_S:

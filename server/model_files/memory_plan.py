@@ -1,13 +1,12 @@
-"""Does a model fit into memory, and with how much context and how many layers on the GPU? Numbers in, a plan out.
+"""Plans a model's memory: the size of the context and the number of layers on GPUs with which the model fits.
 
-Pure; runs where the engine is about to load, and for `--dry-run`. Choosing follows llama.cpp's `--fit`: what the
-user has set stays; an open context is the model's own if there is room, else smaller, down to `fit_ctx`; open layers
-stay on the CPU if even that is too much for the GPUs. What can't fit is refused with numbers, because the
-alternative is an allocation that fails after minutes of loading, or a machine that swaps.
+Pure; the engine calls it before a load, and `--dry-run`. It chooses like llama.cpp's `--fit`. Values set by the user
+stay. Without `--ctx-size` the context is the model's own if there is room, else smaller, down to `fit_ctx` tokens. If
+even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. A model that can't
+fit is refused with the figures: else an allocation would fail after minutes of loading, or the machine would swap.
 
-The estimate of the cache is exact; of llama.cpp's working memory it has the three moments at which most is alive
-(fitted to v0.5.0 over models from 0.3 M to 1.1 B; a native test compares). Programs and libraries are left to the
-margin.
+The estimate of the KV cache is exact. That of llama.cpp's compute buffers has the three moments at which they are
+largest (fitted to v0.5.0; a native test compares). The program and the libraries are covered by the margin.
 """
 
 from __future__ import annotations
@@ -19,59 +18,54 @@ from server.records import record, replace
 __all__ = ["MIB", "Place", "Plan", "Wish", "cache_bytes", "compute_bytes", "plan"]
 
 MIB = 1 << 20
-CELLS = 256  # llama.cpp rounds contexts up to multiples of this
+CELLS = 256  # llama.cpp rounds contexts up to a multiple
 DEFAULT_MARGIN = 1024 * MIB
-MARGIN_PART = 8  # of a small memory, an eighth is margin enough
-CONTEXT_PART = 2  # an open context takes at most half of what weights leave of the host's memory
-MIN_CTX_SLOT = 256
-USEFUL_CTX = 1 << 20  # tokens; what a header claims beyond that is left to --ctx-size
-CREDIBLE_CTX = 1 << 24  # no model has been trained for so many: what claims more claims nothing
-UNKNOWN_CTX = 16384
+MARGIN_PART = 8  # the margin is at most this part of a memory: an eighth
+CONTEXT_PART = 2  # without --ctx-size the context takes at most this part of the memory that weights leave: a half
+MIN_CTX_SLOT = 256  # tokens
+USEFUL_CTX = 1 << 20  # tokens of a slot; only --ctx-size allows more
+CREDIBLE_CTX = 1 << 24  # tokens; a header with more is wrong, and the slot gets UNKNOWN_CTX
+UNKNOWN_CTX = 16384  # tokens
 
 
 @record(frozen=True)
 class Place:
-    """Memory that can be used: the host's, or a device's. `is_shared`: a device whose memory is the host's."""
+    """A memory: the host's, or a device's."""
 
     name: str
-    free: int
-    is_shared: bool = False
+    free: int  # bytes
+    is_shared: bool = False  # a device that uses the host's memory
 
 
 @record(frozen=True)
 class Wish:
-    """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
-    keys of `tensor_types.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and such.
-    `is_split`: each slot has a part of the cache for itself; `n_back` older states are kept of each sequence; `embeds`:
-    a second context computes embeddings of texts as long as a slot's context; `draft`: a small model with as much
-    context, whose memory is the host's here, with its own types. What `embeds` and `draft` add is theirs from the
-    start."""
+    """The settings that decide how much memory a model takes. None: to be chosen."""
 
     n_slots: int = 1
-    n_ctx: int | None = None
+    n_ctx: int | None = None  # tokens of all slots together; 0: the model's own context
     n_gpu_layers: int | None = None
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    n_outputs: int = 0
-    type_k: int = 1
+    n_batch: int = 2048  # rows
+    n_ubatch: int = 512  # rows
+    n_outputs: int = 0  # rows of a batch with logits; 0: all
+    type_k: int = 1  # a key of `tensor_types.TYPES`
     type_v: int = 1
-    is_flash: bool = True
-    is_window_full: bool = True
+    is_flash: bool = True  # flash attention
+    is_window_full: bool = True  # layers with sliding windows keep all positions
     is_cache_on_gpu: bool = True
-    is_split: bool = False
-    n_back: int = 0
-    embeds: bool = False
-    fit_ctx: int = 4096
-    margins: tuple[int, ...] = ()
-    extra: int = 0
-    draft: Shape | None = None
+    is_split: bool = False  # each slot has a part of the KV cache to itself
+    n_back: int = 0  # older recurrent states kept per sequence
+    embeds: bool = False  # a second context embeds texts as long as a slot's context
+    fit_ctx: int = 4096  # tokens of context that take precedence over layers on GPUs
+    margins: tuple[int, ...] = ()  # bytes to leave free, one per GPU or one for all
+    extra: int = 0  # bytes of adapters and other files
+    draft: Shape | None = None  # a draft model with as much context, planned in the host's memory
     draft_type_k: int = 1
     draft_type_v: int = 1
 
 
 @record(frozen=True)
 class Row:
-    """What goes into one place, in bytes."""
+    """The use of one memory, in bytes."""
 
     place: Place
     weights: int
@@ -80,33 +74,33 @@ class Row:
 
     @property
     def used(self) -> int:
-        """Together."""
+        """The sum."""
         return self.weights + self.cache + self.compute
 
     @property
     def left(self) -> int:
-        """What stays free; negative if it doesn't fit."""
+        """The rest of the free memory; negative if the model doesn't fit."""
         return self.place.free - self.used
 
 
 @record(frozen=True)
 class Plan:
-    """`n_ctx` for all slots together; `n_gpu_layers` counts the head as one; `fault` says why it can't be."""
+    """How a model is to be loaded."""
 
-    n_ctx: int
+    n_ctx: int  # tokens of all slots together
     n_slots: int
-    n_gpu_layers: int
-    rows: tuple[Row, ...]
+    n_gpu_layers: int  # with the head as one
+    rows: tuple[Row, ...]  # the host's first
     notes: tuple[str, ...] = ()
-    fault: str = ""
+    fault: str = ""  # why the model can't fit; "": it fits
 
     def lines(self) -> list[str]:
-        """The plan as a table for people."""
+        """The plan as the lines of a table."""
         rows = [
             (row.place.name, *map(_mib, (row.weights, row.cache, row.compute, row.used, row.place.free)))
             for row in self.rows
         ]
-        head = ("MiB", "weights", "cache", "compute", "together", "free")
+        head = ("MiB", "weights", "cache", "compute", "sum", "free")
         widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
         table = [
             "  ".join(f"{cell:<{w}}" if not i else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths)))
@@ -121,7 +115,7 @@ def _mib(n_bytes: int) -> str:
 
 
 def plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...] = ()) -> Plan:
-    """Choose what is open so that it fits; `Plan.fault` says if it can't."""
+    """Choose the open settings so that the model fits. `Plan.fault` is set if it can't."""
     n_most = len(shape.layers) + 1
     n_layers = n_most if wish.n_gpu_layers is None else min(wish.n_gpu_layers, n_most)
     n_layers = n_layers if gpus else 0
@@ -132,7 +126,7 @@ def plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...] = ()) ->
         for floor in (smallest, _rounded(min(MIN_CTX_SLOT * wish.n_slots, smallest))):
             is_last = layers == 0 or wish.n_gpu_layers is not None
             if floor < smallest and not (is_last and wish.n_ctx is None):
-                continue  # rather fewer layers on the GPU than a tiny context
+                continue  # try fewer layers on the GPU before a tiny context
             n_ctx = _largest_fitting(shape, wish, host, gpus, layers, (floor, largest))
             if n_ctx:
                 return _plan(shape, wish, host, gpus, layers, n_ctx)
@@ -142,7 +136,7 @@ def plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...] = ()) ->
 
 
 def useful_context(n_claimed: int) -> int:
-    """What a slot gets of the context that a header claims, where nothing else is asked for and there is room."""
+    """The tokens of a slot's context without --ctx-size, if there is room. `n_claimed` is the header's."""
     return min(n_claimed, USEFUL_CTX) if n_claimed <= CREDIBLE_CTX else UNKNOWN_CTX
 
 
@@ -153,7 +147,7 @@ def _rounded(n_ctx: int) -> int:
 def _largest_fitting(
     shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers: int, span: tuple[int, int]
 ) -> int:
-    """The largest context between the two that fits, 0 if none does. An open one also leaves room on the host."""
+    """The largest context within `span` that fits; 0 if none does. Without --ctx-size `CONTEXT_PART` limits it, too."""
 
     def fits(n_ctx: int) -> bool:
         rows = _rows(shape, wish, host, gpus, layers, n_ctx)
@@ -175,9 +169,9 @@ def _largest_fitting(
 
 
 def _margin(wish: Wish, i: int, place: Place) -> int:
-    """Bytes to leave free in place `i` (0 is the host). What the user has set himself may use it all."""
+    """Bytes to leave free in memory `i` (0 is the host): none if the user has set all that goes there."""
     if wish.margins:
-        # as in llama.cpp the values are the GPUs'; the host, alone or with them, takes the first
+        # as in llama.cpp the values are the GPUs'; the host has the first one's
         return wish.margins[min(max(i - 1, 0), len(wish.margins) - 1)]
     if wish.n_ctx is not None and (wish.n_gpu_layers is not None or not i):
         return 0
@@ -189,11 +183,9 @@ def _plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers
     useful = useful_context(shape.n_ctx_train)
     wanted = _rounded(useful * wish.n_slots)
     if wish.n_ctx is None and useful < shape.n_ctx_train:
-        notes.append(
-            f"the header claims a context of {shape.n_ctx_train} tokens, which is beyond use: taken for {useful}"
-        )
+        notes.append(f"the header says {shape.n_ctx_train} tokens of context; {useful} are used (--ctx-size sets more)")
     if wish.n_ctx is None and n_ctx < wanted:
-        notes.append(f"the model could use {wanted} tokens; --ctx-size takes more than half of the free memory")
+        notes.append(f"the model can use {wanted} tokens; only --ctx-size takes more than half of the free memory")
     if gpus:
         notes.append(f"{layers} of {len(shape.layers) + 1} layers on the GPU")
     if shape.window and wish.is_window_full:
@@ -211,20 +203,20 @@ def _refused(plan_: Plan, wish: Wish) -> Plan:
         fault=(
             f"the model doesn't fit: {row.place.name} would need {_mib(row.used)} MiB (weights {_mib(row.weights)}, "
             f"cache {_mib(row.cache)} for {plan_.n_ctx} tokens, compute {_mib(row.compute)}) and has "
-            f"{_mib(row.place.free)} free; take {', '.join(ways)}, or --fit off to try nevertheless"
+            f"{_mib(row.place.free)} free; use {', '.join(ways)}, or --fit off to try it anyway"
         ),
     )
 
 
-# ---- who takes how much ----------------------------------------------------------------------------------------------
+# ---- how much each part takes ----------------------------------------------------------------------------------------
 
 
 def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_layers: int, n_ctx: int) -> tuple[Row, ...]:
     """The host first, then each GPU. llama.cpp puts the last layers and the head on the GPUs, split by free memory."""
-    first = len(shape.layers) - max(n_layers - 1, 0)  # the head counts as a layer, and goes first
+    first = len(shape.layers) - max(n_layers - 1, 0)  # the head counts as a layer, the first to go to a GPU
     staying, going = shape.layers[:first], shape.layers[first:]
     compute = compute_bytes(shape, wish, n_ctx)
-    if wish.embeds:  # in batches of which each row is an output
+    if wish.embeds:  # each row of its batches is an output
         compute += compute_bytes(shape, replace(wish, n_batch=wish.n_ubatch, n_outputs=wish.n_ubatch), n_ctx)
     rows, shared = [], 0
     for place, layers, has_head in _shares(going, gpus):
@@ -240,7 +232,7 @@ def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_laye
     weights = shape.input + shape.pinned + wish.extra + sum(layer.weights for layer in staying)
     weights += 0 if n_layers else shape.output
     is_idle = n_layers and not staying and wish.is_cache_on_gpu
-    compute = compute // 8 if is_idle else compute  # a host that only feeds GPUs holds their inputs
+    compute = compute // 8 if is_idle else compute  # a host without layers only holds inputs for the GPUs
     cache = cache_bytes(on_host, wish, n_ctx, shape.window)
     more_cache, more_compute = _draft_bytes(wish, n_ctx)
     own = Row(replace(host, free=host.free - shared), weights, cache + more_cache, compute + more_compute)
@@ -248,7 +240,7 @@ def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_laye
 
 
 def _draft_bytes(wish: Wish, n_ctx: int) -> tuple[int, int]:
-    """Cache and working memory of the draft model; its weights are in `extra`."""
+    """Bytes of the draft model's KV cache and compute buffers. Its weights are in `extra`."""
     if wish.draft is None:
         return 0, 0
     own = replace(wish, type_k=wish.draft_type_k, type_v=wish.draft_type_v, embeds=False, n_outputs=0)
@@ -256,7 +248,7 @@ def _draft_bytes(wish: Wish, n_ctx: int) -> tuple[int, int]:
 
 
 def _shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Place, tuple[Layer, ...], bool]]:
-    """(GPU, its layers, whether it has the head): contiguous, in proportion to free memory, the last has the head."""
+    """(GPU, its layers, whether it has the head). Layers are contiguous, in proportion to free memory."""
     total = sum(gpu.free for gpu in gpus) or 1
     shares, at, reached = [], 0, 0
     for gpu in gpus:
@@ -268,7 +260,8 @@ def _shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Pl
 
 
 def cache_bytes(layers: tuple[Layer, ...], wish: Wish, n_ctx: int, window: int = 0) -> int:
-    """Keys, values and states of these layers. In one cache for all there is a sequence more, the system prompt's."""
+    """Bytes of keys, values and states of these layers. One cache for all has one more sequence, for the system
+    prompt."""
     n_seqs, n_slot = wish.n_slots + (not wish.is_split), -(-n_ctx // wish.n_slots)
     n_ctx = _rounded(n_slot) * n_seqs if wish.is_split else n_ctx
     n_ctx += n_slot + wish.n_ubatch if wish.embeds else 0
@@ -287,16 +280,16 @@ def _row_bytes(n: int, kind: int) -> int:
 
 
 def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
-    """llama.cpp's working memory on a device, and its buffer of logits: what is alive at the worst moment.
+    """Bytes of llama.cpp's compute buffers on a device and of its buffer of logits, at the largest moment.
 
-    Per row of a batch, in numbers of 4 bytes. During the feed-forward net: three rows of its width and four of the
-    model's (two where the net is narrow enough for what was freed before). During attention: three of the model's, two
-    of the queries, the keys, and without flash attention the values and a row of scores per head. At the end: the
-    logits. The mask, a number for each cell, lives through the first two.
+    Per row of a ubatch, in numbers of 4 bytes. Feed-forward: three times its width and four times the model's width
+    (two if the feed-forward is narrow, which reuses freed memory). Attention: three times the model's width, twice the
+    queries, the keys; without flash attention also the values and a row of scores per head. End: the logits. During
+    the first two there is also the mask, a number per KV cell.
     """
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)
-    is_recurrent = any(layer.state for layer in shape.layers)  # and looks at nothing else, if no layer has keys
+    is_recurrent = any(layer.state for layer in shape.layers)  # without attention, if no layer has keys
     n_looked_at = _rounded(-(-n_ctx // wish.n_slots)) if wish.is_split else n_ctx
     n_cells = n_looked_at if any(layer.k for layer in shape.layers) else 0 if is_recurrent else rows
     kinds = {layer.is_windowed for layer in shape.layers if layer.k}

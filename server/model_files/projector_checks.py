@@ -1,10 +1,9 @@
-"""What makes libmtmd crash, rather than fail, and can be seen in a projector's header; see `header_checks`.
+"""Finds faults in a projector's header that make libmtmd crash instead of reporting an error; see `header_checks`.
 
-Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libmtmd reports a missing
-tensor where its loader asks for it. Many it takes as optional though they aren't for the kind of projector at hand, and
-then it looks where nothing is. The tables are for common kinds; each entry was found by leaving the tensor out
-(llama.cpp v0.5.0). What crashes all the same ends the engine's process alone, and the start of the server with a line
-that says so.
+Pure functions of `server.model_files.gguf.Gguf`. Web process, before anything is loaded. libmtmd reports most missing
+tensors, but treats some as optional that a kind of projector needs, and then reads a null pointer. The table has the
+common kinds; each entry was found by leaving the tensor out (llama.cpp v0.5.0). Any other crash ends the engine's
+process only, and the server's start with one line.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from server.model_files.gguf import Gguf
 __all__ = ["projector_faults"]
 
 TYPE_KEYS = ("clip.projector_type", "clip.vision.projector_type", "clip.audio.projector_type")
-# kinds whose tokens depend on what stands before them in the prompt: this server prepares each file by itself
+# kinds whose tokens depend on the prompt before them; this server prepares each file without the prompt
 REFUSED = ("deepseek4v", "hunyuanvl")
 PATCHES = "v.patch_embd.weight"
 NEEDED = {
@@ -40,7 +39,7 @@ BLOCK = re.compile(r"([va]\.blk\.[0-9]+\.)attn_out\.weight")
 
 
 def projector_faults(parts: list[Gguf]) -> Iterator[str]:
-    """What is wrong with an image or audio projector, as lines without the path; none if nothing is known."""
+    """The known faults of an image or audio projector, as texts that follow the path in a message."""
     gguf = parts[0]
     kinds = [gguf.text(key) for key in TYPE_KEYS if gguf.text(key)]
     if gguf.text("general.architecture") != "clip":
@@ -60,7 +59,7 @@ def projector_faults(parts: list[Gguf]) -> Iterator[str]:
 
 
 def _block_faults(gguf: Gguf) -> Iterator[str]:
-    """Every block of an encoder has queries, keys and values, together or apart."""
+    """Check that every block of an encoder has queries, keys and values, in one tensor or in three."""
     for name in gguf.tensors:
         if found := BLOCK.fullmatch(name):
             prefix = found[1]

@@ -1,8 +1,8 @@
-"""How to ask a reranker that is an ordinary text model what it thinks of a document: the template of its question.
+"""The reranking template of a model: the prompt that asks a text model whether a document fits a query.
 
-Pure; used by the web process, which looks at files before they are loaded, and by the engine. Only metadata decides:
-a model that has a template brings it as `tokenizer.chat_template.rerank`, as llama.cpp's converter writes it. Older
-conversions of Qwen's rerankers lack it, and are known by their names.
+Pure; used by the web process before it loads a model, and by the engine. The template is in the model's metadata as
+`tokenizer.chat_template.rerank`, where llama.cpp's converter writes it. Older conversions of Qwen's rerankers lack it;
+they are recognised by their names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 QWEN_ARCHITECTURES = ("qwen3", "qwen3vl")
 QWEN_NAMES = ("qwen3-reranker", "qwen3-vl-reranker")
 NAME_KEYS = ("general.name", "general.basename")
-# what llama.cpp's converter writes for them, after the models' documentation
+# the template that llama.cpp's converter writes for them
 QWEN_TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
@@ -31,7 +31,7 @@ def has_head(tensors: Iterable[str]) -> bool:
 
 
 def template_of(meta: Mapping[str, Any]) -> str:
-    """The template, with `{query}` and `{document}` in it; "" if the metadata says nothing."""
+    """The template, with `{query}` and `{document}` in it; "" if there is none."""
     template = meta.get(TEMPLATE_KEY)
     if isinstance(template, str) and template:
         return template
@@ -41,6 +41,6 @@ def template_of(meta: Mapping[str, Any]) -> str:
 
 
 def with_template(meta: dict[str, str]) -> dict[str, str]:
-    """Metadata that has the template, where there is one."""
+    """Metadata with the template added, if there is one."""
     template = template_of(meta)
     return {**meta, TEMPLATE_KEY: template} if template else meta

@@ -1,4 +1,4 @@
-"""A model as the planner of memory sees it: plain data, which `shape_reader` makes of headers."""
+"""The properties of a model that the plan of memory needs: plain data, read from headers by `shape_reader`."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ from server.records import record
 
 @record(frozen=True)
 class Layer:
-    """One block. `weights` in bytes; `k`, `v`: numbers in the cache per cell; `state`: bytes per sequence."""
+    """One layer of a model."""
 
-    weights: int
-    k: int = 0
-    v: int = 0
-    state: int = 0
-    is_windowed: bool = False
+    weights: int  # bytes
+    k: int = 0  # numbers of a key per KV cell
+    v: int = 0  # numbers of a value per KV cell
+    state: int = 0  # bytes of recurrent state per sequence
+    is_windowed: bool = False  # its attention has a sliding window
 
 
 @record(frozen=True)
 class Shape:
-    """A model. `input` (embeddings), `output` (the head) and `pinned` (what the user keeps on the CPU) in bytes;
-    widths in numbers; `n_vocab` is 0 where no logits are computed; `window` 0 without sliding windows. With
-    `can_go_back` a context can keep states of some tokens ago."""
+    """A model."""
 
     layers: tuple[Layer, ...]
-    input: int
-    output: int
-    pinned: int
-    n_ctx_train: int
-    n_embd: int
-    n_ff: int
+    input: int  # bytes of the embeddings
+    output: int  # bytes of the head; 0: it uses the embeddings
+    pinned: int  # bytes of tensors that options keep on the CPU
+    n_ctx_train: int  # tokens
+    n_embd: int  # numbers of a row between layers
+    n_ff: int  # numbers of the widest hidden row
     n_head: int
-    n_query: int
-    n_vocab: int
-    window: int = 0
-    can_go_back: bool = False
+    n_query: int  # numbers of all heads' queries
+    n_vocab: int  # tokens; 0: the model computes no logits
+    window: int = 0  # tokens of a sliding window; 0: none
+    can_go_back: bool = False  # a context can keep recurrent states of some tokens ago
 
     @property
     def weights(self) -> int:
-        """All of them, once."""
+        """Bytes of all tensors."""
         return self.input + self.output + self.pinned + sum(layer.weights for layer in self.layers)

@@ -1,11 +1,11 @@
-"""What a model's header says about the memory it will take: bytes of weights and numbers per cell, layer by layer.
+"""Reads a model's `Shape` from its header: bytes of weights and numbers per KV cell of each layer, for `memory_plan`.
 
-Pure; from `server.model_files.gguf.Gguf` to plain numbers for `memory_plan`. Runs in the web process, which reads the
-header anyway and tells the engine in `EngineConfig`; the engine does it for draft models. Names and formulas are those
-of llama.cpp v0.5.0: llama_hparams, llama_model::create_memory.
+Pure functions of `server.model_files.gguf.Gguf`. Runs in the web process, which reads the header anyway and sends the
+shape to the engine in `EngineConfig`; for draft models it runs in the engine. Names and formulas are those of llama.cpp
+v0.5.0: llama_hparams, llama_model::create_memory.
 
 Not taken: a simulated load (`no_alloc`). It is exact, but it needs the library, takes as long as reading the
-vocabulary, and has to be repeated for each size that is considered.
+vocabulary, and must be repeated for each candidate size.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from server.model_files.shape import Layer, Shape
 __all__ = ["Layer", "Shape", "read_shape", "shape_of"]
 
 BLOCK = re.compile(r"blk\.(\d+)\.")
-# architectures whose states llama.cpp can keep as they were some tokens ago, and were seen to be right
+# architectures for which llama.cpp can keep recurrent states of some tokens ago, and was tested to do so rightly
 GOES_BACK = ("lfm2", "lfm2moe", "qwen35", "qwen35moe")
-# architectures that keep nothing between two batches
+# architectures without a KV cache
 WITHOUT_CACHE = (
     "bert",
     "jina-bert-v2",
@@ -41,7 +41,7 @@ WITHOUT_CACHE = (
     "rnd1",
     "t5encoder",
 )
-# every nth layer sees everything, the others a window, where the file has no list of them
+# every nth layer has full attention, the others a sliding window; used if the file has no list of them
 WINDOW_PERIODS = {
     "gemma2": 2,
     "gemma3": 6,
@@ -58,14 +58,14 @@ ATTENTION_TENSORS = ("attn_k.", "attn_k_b.", "attn_kv_a_mqa.")
 
 
 def read_shape(path: str, span: tuple[int, int] = (0, 0), pinned: Iterable[str] = ()) -> Shape:
-    """The shape of the model in these files; see `shape_of` and `gguf.read_all`. OSError, GgufError."""
+    """Read the shape of the model in these files; see `shape_of` and `gguf.read_all`. OSError, GgufError."""
     return shape_of(read_all(path, span=span), pinned)
 
 
 def shape_of(parts: Sequence[Gguf], pinned: Iterable[str] = ()) -> Shape:
     """The shape of a model in one or more files. `pinned` are regular expressions of tensors kept on the CPU.
 
-    GgufError if the header lacks what has to be known, StartError for what is no regular expression.
+    GgufError if the header lacks a needed field, StartError for an invalid regular expression.
     """
     gguf = parts[0]
     arch = gguf.text("general.architecture")
@@ -114,7 +114,7 @@ def _grouped(parts: Sequence[Gguf], n_layers: int, pinned: list[re.Pattern[str]]
             else:
                 groups["output" if tensor.name.startswith("output") else "input"].append(tensor)
     if not any(tensor.name == "output.weight" for tensor in groups["output"]):
-        groups["input"] += groups["output"]  # a norm alone is no head
+        groups["input"] += groups["output"]  # only a norm: the model has no head of its own
         groups["output"] = []
     return groups
 
@@ -134,7 +134,7 @@ class _Reader:
         self._period = pattern if isinstance(pattern, int) else WINDOW_PERIODS.get(arch, 0)
         self._n_head = self.per_layer("attention.head_count", self.n_layers)
         self._n_head_kv = self.per_layer("attention.head_count_kv", self.n_layers) or self._n_head
-        # layers behind these are for prediction, or use the cache of others
+        # later layers predict further tokens, or use the KV cache of other layers
         self._n_cached = self.n_layers - self.number("nextn_predict_layers")
         self._n_own = 20 if arch == "gemma3n" else self.n_layers - self.number("attention.shared_kv_layers")
 
@@ -157,15 +157,15 @@ class _Reader:
         return value
 
     def per_layer(self, key: str, n_layers: int) -> tuple[int, ...]:
-        """A value for each layer, from a list or one number; empty if there is none."""
+        """A value per layer, from a list or a single number; empty if the key is missing."""
         value = self._gguf.metadata.get(f"{self._arch}.{key}")
         if isinstance(value, tuple):
             return (*value, *(0,) * n_layers)[:n_layers]
         return (value,) * n_layers if isinstance(value, int) else ()
 
     def feed_forward(self) -> int:
-        """The widest hidden row of a token: of the dense network, of all experts that a token uses, or of a recurrent
-        block, which has half as much again beside it."""
+        """The width of a token's widest hidden row: of the dense network, of all experts of a token, or 1.5 times the
+        inner size of a recurrent block."""
         experts = max(self.per_layer("expert_used_count", self.n_layers), default=0) * max(
             self.per_layer("expert_feed_forward_length", self.n_layers), default=0
         )
@@ -174,7 +174,7 @@ class _Reader:
         return max(dense, experts + shared, self.number("ssm.inner_size") * 3 // 2)
 
     def cache(self, i: int, names: list[str]) -> tuple[int, int, int, bool]:
-        """What layer `i` keeps: (k, v, state, is_windowed)."""
+        """The fields `k`, `v`, `state` and `is_windowed` of layer `i`."""
         prefix = f"blk.{i}."
         kinds = [name.removeprefix(prefix) for name in names]
         has_state = any(kind.startswith(STATE_TENSORS) for kind in kinds)
@@ -200,7 +200,7 @@ class _Reader:
         return k, v
 
     def _state(self) -> int:
-        """Bytes of a recurrent layer per sequence: llama_hparams::n_embd_r and n_embd_s, as f32."""
+        """Bytes of a recurrent layer's state per sequence: llama_hparams::n_embd_r and n_embd_s, as f32."""
         n_embd, head = self.number("embedding_length"), self.number("wkv.head_size")
         conv, inner = self.number("ssm.conv_kernel"), self.number("ssm.inner_size")
         states, groups = self.number("ssm.state_size"), self.number("ssm.group_count")

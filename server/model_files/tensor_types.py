@@ -1,6 +1,6 @@
-"""The types of numbers that a tensor can have: the one list of their names, numbers and sizes.
+"""The types of tensors, with their names, numbers and sizes.
 
-No imports: the table of options reads it at every start, and the engine plans memory with it and reads no file.
+No imports: the table of options reads it at every start, and the engine plans memory with it.
 """
 
 # type of a tensor -> (name, elements in a block, bytes of a block); ggml.c of llama.cpp v0.5.0
@@ -44,4 +44,4 @@ TYPES = {
 NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-"""Types that llama.cpp can keep keys and values in, in the order that help shows."""
+"""Types for keys and values in the KV cache, in the order of `--help`."""

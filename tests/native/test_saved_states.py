@@ -203,7 +203,7 @@ def test_a_slot_whose_keys_would_be_turned_otherwise_in_another_context_is_refus
     small, large = (engine(model, n_ctx=n_ctx, context_params=F32) for n_ctx in (512, 768))
     assert small.say(STEM, 20).tokens != large.say(STEM, 20).tokens, "factors that make no difference"
     small.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
-    assert "--ctx-size (512 tokens or less; here more than 512 tokens)" in refused(large, tmp_path / "slot")
+    assert "--ctx-size (saved: 512 tokens or less; here: more than 512 tokens)" in refused(large, tmp_path / "slot")
     same = engine(model, n_ctx=256, context_params=F32)
     assert same.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))["n_restored"] > 40
 

@@ -471,7 +471,7 @@ class LlamaBackend:
         return LlamaSampler(self._samplers, self._context, stages, grammar, waits)
 
     def draw_ahead(self, wanted: Sequence[tuple[Any, int]]) -> None:
-        """See `Backend`. The first access to a batch's logits may reorder them, so this thread makes it."""
+        """See `Backend`. The first access to a batch's logits may reorder them, so it comes first."""
         jobs = [(sampler.draw_ahead, row) for sampler, row in wanted if sampler.can_draw_ahead]
         if jobs:
             self._llama.llama_get_logits_ith(self._context, jobs[0][1])

@@ -69,7 +69,7 @@ def test_only_a_model_with_a_classification_head_can_rank(
 def test_a_model_that_can_be_asked_needs_no_head_to_rank(tmp_path):
     asked = tiny_gpt2(tmp_path / "asked.gguf", rerank_template="is {document} about {query}?")
     check_ranker(check_model_file(str(asked)))
-    with pytest.raises(StartError, match="no template that it could be asked with"):
+    with pytest.raises(StartError, match="no reranking template"):
         check_ranker(check_model_file(str(tiny_gpt2(tmp_path / "other.gguf"))))
 
 
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_gguf(tmp_path, data):
         (b"<!DOCTYPE html>", "web page"),
         (b'\x40\x01\0\0\0\0\0\0{"a":', "convert_hf_to_gguf.py"),
         (b"PK\x03\x04" + bytes(40), "convert_hf_to_gguf.py"),
-        (b"tjgg" + bytes(40), "get it as GGUF"),
+        (b"tjgg" + bytes(40), "get the model as GGUF"),
     ],
 )
 def test_what_is_often_taken_for_a_model_is_told_with_the_cure(tmp_path, data, words):

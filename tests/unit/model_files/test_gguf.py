@@ -234,4 +234,4 @@ def test_names_from_a_file_cannot_break_the_line_or_reach_the_terminal(tmp_path)
 def test_a_key_is_compared_as_text(tmp_path):
     path = Parts([(b"a", scalar("u32", 1)), (b"b", scalar("u32", 1))]).write(tmp_path / "x")
     write(path, path.read_bytes().replace(text("b"), text("a")))
-    assert "'a' is there twice" in refusal(path)
+    assert "'a' occurs twice" in refusal(path)

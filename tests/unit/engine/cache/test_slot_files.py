@@ -100,10 +100,10 @@ OVERRIDE = settings_of({}, {"kv_overrides": (("llama.rope.freq_base", "float", 1
 @pytest.mark.parametrize(
     ("written", "read", "words"),
     [
-        (ROPE, {}, "--rope-freq-base (20000.0; here the default)"),
-        ({}, ROPE, "--rope-freq-base (the default; here 20000.0)"),
-        ({**ROPE, "rope_freq_base": 1e4}, ROPE, "--rope-freq-base (10000.0; here 20000.0)"),
-        (TYPES, {}, "--cache-type-k (one of its own; here the default)"),
+        (ROPE, {}, "--rope-freq-base (saved: 20000.0; here: the default)"),
+        ({}, ROPE, "--rope-freq-base (saved: the default; here: 20000.0)"),
+        ({**ROPE, "rope_freq_base": 1e4}, ROPE, "--rope-freq-base (saved: 10000.0; here: 20000.0)"),
+        (TYPES, {}, "--cache-type-k (saved: not the default; here: the default)"),
         ({}, OVERRIDE, "--override-kv"),
     ],
 )
