@@ -1,11 +1,10 @@
-"""The ABI guard: may these libraries be called through these bindings? Pure checks; `loader` calls them.
+"""The ABI guard: checks that these bindings fit the loaded libraries. Pure functions; `loader` calls them.
 
-Structs go by value through the C interface, so one moved field is silent corruption, not an error. Three
-things are compared before the first real call: the version against a list of releases whose layout is known
-to be the same, the layout of our ctypes structures against what a C compiler said, and the value of every
-default parameter. Imports the standard library, `errors` and `folder` only. There is no switch to override a
-refusal: who has another build adds its version here after running build_scripts/make_layout.py on its
-headers.
+Structs are passed by value, so a moved field corrupts memory without an error. Before the first real call three things
+are compared: the version with a list of releases of the same layout, the layout of our ctypes structures with a C
+compiler's, and the value of every default parameter. Imports the standard library, `errors` and `folder` only. No
+option overrides a refusal. To use another build, run build_scripts/make_layout.py on its headers and add its version
+here.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from ctypes_api.errors import LibsIncompatible, advice
 from ctypes_api.folder import FETCH
 
 EXPECTED = "llama.cpp v0.5.0"
-# Builds from a tag call themselves x.y.z, others (the prebuilt packages among them) x.y.z-dev.
+# Builds from a tag have the version x.y.z, others (and the prebuilt packages) x.y.z-dev.
 KNOWN_VERSIONS = ("0.5.0", "0.5.0-dev", "0.4.1-dev", "0.4.0", "0.4.0-dev")
-LAYOUT_FILE = "abi.json"  # optional, beside the libraries: what make_layout.py said about their headers
+LAYOUT_FILE = "abi.json"  # optional, beside the libraries: make_layout.py's output for their headers
 
 # struct -> (size, {field: (offset, size)})
 Layout = Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]]
 
 _EIGHT_GIB = 8 << 30
 _F16, _TYPE_COUNT, _Q8_0 = 1, 43, 7
-# What each function for default parameters returns, in every known version. None = NULL.
+# The default parameters in every known version, by function. None: NULL.
 Defaults = Mapping[str, Mapping[str, Any]]
 LLAMA_DEFAULTS: Defaults = {
     "llama_model_default_params": {
@@ -132,15 +131,15 @@ MTMD_DEFAULTS: Defaults = {
 
 
 def check_platform(pointer_size: int = ctypes.sizeof(ctypes.c_void_p)) -> None:
-    """Refuses a 32-bit Python: every prebuilt library is 64-bit, and so is the layout we know."""
+    """LibsIncompatible for a 32-bit Python: the prebuilt libraries and the known layout are 64-bit."""
     if pointer_size != 8:
         raise LibsIncompatible(
-            f"this Python is {8 * pointer_size}-bit, the libraries and these bindings are 64-bit: use a 64-bit Python"
+            f"this Python is {8 * pointer_size}-bit, but the libraries need a 64-bit Python: install one"
         )
 
 
 def check_version(version: str, where: str) -> None:
-    """Refuses a libllama whose version isn't in the list."""
+    """LibsIncompatible if the version isn't in `KNOWN_VERSIONS`."""
     if version not in KNOWN_VERSIONS:
         raise LibsIncompatible(
             f"{where} is llama.cpp {version or 'of unknown version'}, these bindings are for {EXPECTED} "
@@ -149,7 +148,7 @@ def check_version(version: str, where: str) -> None:
 
 
 def layout_of(structs: Iterable[type[ctypes.Structure]]) -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
-    """The layout ctypes gives our structures, in the form of `Layout`."""
+    """The layout of ctypes structures as a `Layout`."""
     return {
         struct.__name__: (
             ctypes.sizeof(struct),
@@ -160,7 +159,8 @@ def layout_of(structs: Iterable[type[ctypes.Structure]]) -> dict[str, tuple[int,
 
 
 def check_layout(ours: Layout, theirs: Layout, where: str) -> None:
-    """Refuses if a struct in `theirs` (of `where`) has another size, field, offset or width in `ours`."""
+    """LibsIncompatible if a struct of `theirs` (of the file `where`) has another size, field, offset or width in
+    `ours`."""
     for struct, (size, fields) in theirs.items():
         if struct not in ours:
             continue
@@ -173,7 +173,7 @@ def check_layout(ours: Layout, theirs: Layout, where: str) -> None:
 
 
 def read_layout(path: Path) -> Layout | None:
-    """The layout file beside the libraries; None if there is none. Raises LibsIncompatible if broken."""
+    """Read the layout file beside the libraries; None if there is none. LibsIncompatible if it is invalid."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -184,13 +184,13 @@ def read_layout(path: Path) -> Layout | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LibsIncompatible(
-            f"{path} is no layout file ({error!r}): remove it"
-            + advice(" or make it again with build_scripts/make_layout.py", "")
+            f"{path} is not a valid layout file ({error!r}): remove it"
+            + advice(" or create it again with build_scripts/make_layout.py", "")
         ) from None
 
 
 def check_defaults(function: str, actual: ctypes.Structure, expected: Mapping[str, Any], where: str) -> None:
-    """Refuses if a field of what `function` returned has another value than the known versions give it."""
+    """LibsIncompatible if a default parameter that `function` returned has another value than in known versions."""
     for field, value in expected.items():
         found = _plain(getattr(actual, field))
         if found != value:
@@ -214,5 +214,5 @@ def _place(field: tuple[int, int] | None) -> str:
 def _refuse_layout(where: str, what: str, theirs: str, ours: str) -> None:
     raise LibsIncompatible(
         f"{where}: {what} is {theirs}, these bindings (for {EXPECTED}) have {ours}; "
-        f"calling it would corrupt memory: {FETCH}"
+        f"a call would corrupt memory: {FETCH}"
     )

@@ -1,17 +1,15 @@
-"""How one row of a function table becomes one callable: the row type and `bind()`.
+"""Turns the rows of function tables into callables: the row type and `bind()`.
 
 Runs once per library, at load, on the loading thread. Imports the standard library and `errors` only.
 
-Two calling kinds, because the GIL costs more than most of these calls do (measured: 3 ms to get it back with
-four busy Python threads, against 0.2 us for the call itself):
-- `call`  releases the GIL. For whatever may block, run long, or wait for a native thread that may itself call
-  back into Python (every log line does): decode, load, free, state, tokenize.
-- `quick` keeps the GIL. Only for calls that can't block and can't wait for another native thread.
-- `both`  is `quick` under the C name and `call` under `call_<name>`; the caller picks per use.
+A row is one of three kinds, because releasing the GIL costs more than most of these calls (docs/architecture.md):
+- `call` releases the GIL. For functions that may block, run long, or wait for a native thread that may call back into
+  Python, as every log line does: decode, load, free, state, tokenize.
+- `quick` keeps the GIL. Only for functions that can't block and can't wait for another native thread.
+- `both` is `quick` under the C name and `call` under `call_<name>`; the caller chooses per use.
 
-What is bound is the raw ctypes function itself, with no Python wrapper around it: it sits on the per-token
-path. Not taken: binding lazily on first use (saves 2 ms at start, but a missing symbol would show up in
-mid-request).
+The raw ctypes function is bound, without a Python wrapper, because many of them are called per token. Not taken:
+binding at the first use. It saves 2 ms at start, but a missing symbol would be found in the middle of a request.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctypes_api.errors import LibsBroken, LibsIncompatible, advice
 
-BASELINE = "v0.4.0"  # the oldest llama.cpp whose libraries we accept; rows without `since` are in it
+BASELINE = "v0.4.0"  # the oldest supported llama.cpp; it has all rows without `since`
 
 
 class Row(NamedTuple):
-    """One C function: name, result type (None = void), argument types, calling kind, and who has it."""
+    """One C function."""
 
     name: str
-    result: Any
-    arguments: tuple
+    result: Any  # its type; None: void
+    arguments: tuple  # their types
     kind: str  # "call", "quick" or "both"
-    required: bool = True  # absent: refuse the library; otherwise a stub takes its place
-    since: str = BASELINE  # first llama.cpp version that has it
+    required: bool = True  # a library without it is refused; if False, a stub replaces a missing function
+    since: str = BASELINE  # the first llama.cpp version that has it
 
 
 def call(name: str, result: Any, *arguments: Any, since: str = BASELINE) -> Row:
@@ -52,7 +50,7 @@ def both(name: str, result: Any, *arguments: Any, since: str = BASELINE) -> Row:
 
 
 class Functions:
-    """Bound functions as attributes under their C names. Holds the library handle so that it stays open."""
+    """Bound functions as attributes under their C names. Keeps the library open."""
 
     def __init__(self, handle: object) -> None:
         self.handle = handle
@@ -67,12 +65,12 @@ Resolver = Callable[[Any, str], Any]
 
 
 def from_handle(handle: Any) -> Resolver:
-    """Resolves in an opened library."""
+    """A resolver for an opened library."""
     return lambda prototype, name: prototype((name, handle))
 
 
 def from_addresses(address_of: Callable[[bytes], int | None]) -> Resolver:
-    """Resolves through a C look-up such as ggml_backend_reg_get_proc_address."""
+    """A resolver that uses a C function such as ggml_backend_reg_get_proc_address."""
 
     def resolve(prototype: Any, name: str) -> Any:
         address = address_of(name.encode())
@@ -84,10 +82,10 @@ def from_addresses(address_of: Callable[[bytes], int | None]) -> Resolver:
 
 
 def bind(rows: Iterable[Row], resolve: Resolver, into: Functions, *, version: str, where: str) -> None:
-    """Binds every row into `into`, after which each row's name is an attribute of it.
+    """Bind every row as an attribute of `into`.
 
-    `version` and `where` name the loaded side in messages. Raises LibsBroken naming all missing required
-    symbols at once; a missing optional one becomes a stub that raises LibsIncompatible when called.
+    `version` and `where` name the library in messages. LibsBroken names all missing required symbols. A missing
+    optional one becomes a stub that raises LibsIncompatible when it is called.
     """
     missing = []
     for row in rows:
@@ -109,7 +107,7 @@ def bind(rows: Iterable[Row], resolve: Resolver, into: Functions, *, version: st
 
 
 def is_stub(function: Any) -> bool:
-    """Whether a bound attribute stands in for an optional symbol that the library lacks."""
+    """Whether a bound function is a stub for a missing optional symbol."""
     return getattr(function, "is_stub", False)
 
 

@@ -1,6 +1,6 @@
-"""What the loaded backends can compute on, for `--list-devices` and for choosing where a model goes.
+"""The devices of the loaded backends, for `--list-devices` and for placing a model.
 
-Runs on the starting thread: asking a GPU for its memory may take a moment. Imports the standard library and
+Runs on the thread that loads, since asking a GPU for its memory may take a moment. Imports the standard library and
 this package only.
 """
 
@@ -16,15 +16,15 @@ _TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")  # by GGML_BACKEND_DEVICE_TYPE_
 
 
 class Device(NamedTuple):
-    """One device. Memory in bytes (the CPU's is the system's); `id` is the PCI bus id or empty."""
+    """One device."""
 
     name: str
     description: str
     type: str  # CPU, GPU, IGPU, ACCEL or META
-    memory_free: int
-    memory_total: int
+    memory_free: int  # bytes; the CPU's is the system's
+    memory_total: int  # bytes
     backend: str
-    id: str
+    id: str  # PCI bus id, or ""
     raw: int  # ggml_backend_dev_t, for Model(devices=[...])
 
 

@@ -1,7 +1,6 @@
-"""Errors of the native layer: each is one line that says what is wrong and what to do next.
+"""Errors of the native layer. Each message is one line with the fault and what to do about it.
 
-Raised on whatever thread calls into `ctypes_api`; imports nothing of the product. `server/` decides what a client gets
-to see.
+Raised on any thread that calls `ctypes_api`. `server/` decides which of them a client sees.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ class LibsBroken(LibsError):
 
 
 class LibsIncompatible(LibsError):
-    """The libraries opened, but aren't the ones these bindings were written for; names both sides."""
+    """The libraries opened, but don't fit these bindings. The message names both versions."""
 
 
 class ModelLoadError(LibsError):
-    """A model, adapter or projector file could not be loaded; carries the last native error lines."""
+    """A model, adapter or projector file could not be loaded. The message has the last native error lines."""
 
 
 def advice(source: str, frozen: str) -> str:
-    """What to do: `source` may name the scripts of a checkout, which an executable doesn't bring along."""
+    """`source` in a checkout, where it may name scripts; `frozen` in an executable, which lacks them."""
     return frozen if getattr(sys, "frozen", False) else source

@@ -1,10 +1,9 @@
-"""Which folder holds the native libraries, and which file in it is which. Opens nothing.
+"""Finds the folder with the native libraries, and the role of each file in it. Opens no library.
 
-Runs on the starting thread. Imports the standard library and `errors` only. The choice is data: folder names
-in order of preference, and a pattern for file names, because every packager names them differently
-(`libllama.so`, `libllama.so.0.5.0`, `libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`).
-Folders made by build_scripts/fetch_libs.py carry a manifest.json, whose load order then counts. Not taken:
-the system's own search path, where a stray libllama of another version is a trap.
+Runs on the thread that loads. Imports the standard library and `errors` only. Folders are tried in order of preference.
+Files are recognised by patterns, because each packager names them differently (`libllama.so`, `libllama.so.0.5.0`,
+`libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`). Folders made by build_scripts/fetch_libs.py have a
+manifest.json with the load order. Not taken: the system's search path, which may have a libllama of another version.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from ctypes_api.errors import LibsBroken, LibsNotFound, advice
 
 ENVIRONMENT = "LLAMA_SRV_LIBS"
 FETCH = advice(
-    "run `python build_scripts/fetch_libs.py`", "get this program again (its libraries are missing or damaged)"
+    "run `python build_scripts/fetch_libs.py`", "download this program again (its libraries are missing or damaged)"
 )
-FALLBACK = "fallback"  # subfolder of second builds of a backend, e.g. for older drivers
+FALLBACK = "fallback"  # subfolder with second builds of a backend, e.g. for older drivers
 BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl", "cpu")  # best first
 SYSTEMS = {"darwin": "macos", "win32": "windows"}
-# end of sysconfig.get_platform() -> our name by 64-bit and 32-bit Python
+# end of sysconfig.get_platform() -> our names for a 64-bit and a 32-bit Python
 MACHINES = {
     "x86_64": ("x64", "x86"),
     "amd64": ("x64", "x86"),
@@ -43,29 +42,28 @@ _PLUGIN = re.compile(r"(?:lib)?ggml-(?P<name>(?!base\b)[a-z0-9]+(?:-[\w.]+?)?)(?
 
 
 class LibraryFiles(NamedTuple):
-    """The files of one folder by role. `plugins` maps a backend name (`cpu-haswell`, `cuda`) to its file."""
+    """The files of one folder by role."""
 
     folder: Path
     ggml_base: Path
     ggml: Path
     llama: Path
     mtmd: Path | None
-    order: tuple[Path, ...]  # what to open, in this order; holds the three above
-    plugins: dict[str, Path]  # of backends; some builds link them instead
-    fallbacks: dict[str, Path]
-    release: str  # llama.cpp version by the manifest, "" without one
+    order: tuple[Path, ...]  # the files to open, in this order; includes ggml_base, ggml and llama
+    plugins: dict[str, Path]  # by backend (`cpu-haswell`, `cuda`); empty if the backends are linked in
+    fallbacks: dict[str, Path]  # second builds, by backend
+    release: str  # llama.cpp version in the manifest; "" without one
 
     @property
     def cpu_variants(self) -> dict[str, Path]:
-        """CPU plug-ins that can be chosen by hand: name without `cpu-` -> file."""
+        """The CPU plug-ins by name without `cpu-`."""
         return {name[4:]: path for name, path in self.plugins.items() if name.startswith("cpu-")}
 
 
 def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str] = os.environ) -> Path:
-    """The libs folder to use: `explicit`, else LLAMA_SRV_LIBS, else root/libs/<platform>-<backend>, best
-    first.
+    """The folder of libraries: `explicit`, else LLAMA_SRV_LIBS, else the best root/libs/<platform>-<backend>.
 
-    Raises LibsNotFound naming every folder tried.
+    LibsNotFound names every folder tried.
     """
     chosen = explicit or environment.get(ENVIRONMENT)
     tried = [Path(chosen)] if chosen else candidates(root)
@@ -74,22 +72,22 @@ def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str]
             return folder.resolve()
     if chosen:
         source = "--libs" if explicit else ENVIRONMENT
-        raise LibsNotFound(f"no libllama in {chosen}, the folder given by {source}: {FETCH} or name another")
+        raise LibsNotFound(f"no libllama in {chosen}, the folder set by {source}: {FETCH} or choose another folder")
     names = ", ".join(folder.name for folder in tried)
     raise LibsNotFound(f"no native libraries for this machine in {root / 'libs'}: {FETCH} (looked for {names})")
 
 
 def candidates(root: Path) -> list[Path]:
-    """Where this machine's libraries may lie, in order of preference."""
+    """The possible folders of this machine's libraries, in order of preference."""
     return [root / "libs" / f"{platform_name()}-{backend}" for backend in BACKENDS]
 
 
 def platform_name(system: str | None = None, tag: str | None = None, bits: int | None = None) -> str:
-    """This process's platform as libs/ folders spell it: linux-x64, macos-arm64, windows-x64 ...
+    """This process's platform as in the names of libs/ folders: linux-x64, macos-arm64, windows-x64 ...
 
-    Of the Python, not of the machine: an x64 Python on an arm64 Windows needs x64 libraries.
+    Python decides, not the machine: an x64 Python on an arm64 Windows needs x64 libraries.
     """
-    import sysconfig  # here, because the engine's process is told where its libraries lie
+    import sysconfig  # here, because the engine's process doesn't need it
 
     system = system or sys.platform
     tag = (tag or sysconfig.get_platform()).lower()
@@ -104,7 +102,7 @@ def platform_name(system: str | None = None, tag: str | None = None, bits: int |
 
 
 def read_folder(folder: Path) -> LibraryFiles:
-    """Sorts the folder's files by role. Raises LibsBroken if a needed one is missing or two differ."""
+    """Sort the folder's files by role. LibsBroken if a needed one is missing, or there are two different ones."""
     manifest = _read_manifest(folder)
     order = [folder / str(name) for name in manifest.get("load_order", ())]
     try:
@@ -115,7 +113,7 @@ def read_folder(folder: Path) -> LibraryFiles:
     roles.update(_sort_out(order)[0])
     missing = [role for role in NEEDED if role not in roles]
     if missing:
-        raise LibsBroken(f"{folder} holds no library for {', '.join(missing)}: {FETCH}")
+        raise LibsBroken(f"{folder} has no library for {', '.join(missing)}: {FETCH}")
     found = {role: _one(paths) for role, paths in roles.items()}
     ggml_base, ggml, llama = needed = [found[role] for role in NEEDED]
     _check_sizes(folder, manifest)
@@ -134,21 +132,21 @@ def read_folder(folder: Path) -> LibraryFiles:
 
 
 def _check_sizes(folder: Path, manifest: dict) -> None:
-    """A file that was cut off is named before the system's loader, which may crash on it, sees it.
+    """LibsBroken for a truncated file, on which the system's loader might crash.
 
-    Contents are compared by `--verify`: hashing all of them would take a fifth of a start.
+    Only `--verify` compares contents: hashing all files would slow down each start.
     """
     for name, facts in manifest.get("files", {}).items():
         try:
             size = (folder / name).stat().st_size
         except OSError:
-            continue  # whoever wants that one complains
+            continue  # reported where the file is needed
         if size != facts.get("size", size):
             raise LibsBroken(f"{folder / name} is damaged ({size} bytes instead of {facts['size']}): {FETCH}")
 
 
 def _sort_out(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Libraries by role, backend files by backend name; each with all its names."""
+    """Libraries by role, and plug-ins by backend, each with all paths found for it."""
     roles: dict[str, list[Path]] = {}
     plugins: dict[str, list[Path]] = {}
     for path in sorted(paths):
@@ -161,7 +159,7 @@ def _sort_out(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, l
 
 
 def _one(paths: list[Path]) -> Path:
-    """The one real file behind a library's names; symlinks and copies of equal size are the same."""
+    """The file of a library with several names. LibsBroken unless they are symlinks, or copies of equal size."""
     try:
         real = {path.resolve(strict=True): path.stat().st_size for path in paths}
     except OSError as error:
@@ -169,7 +167,7 @@ def _one(paths: list[Path]) -> Path:
     if len(set(real.values())) > 1:
         names = ", ".join(path.name for path in real)
         raise LibsBroken(
-            f"{paths[0].parent} holds different builds of one library ({names}): keep one"
+            f"{paths[0].parent} has different builds of one library ({names}): keep one"
             + advice(", or import the folder with fetch_libs.py --from", "")
         )
     return next(iter(real))
@@ -198,5 +196,5 @@ def _read_manifest(folder: Path) -> dict:
         and all(isinstance(facts, dict) for facts in manifest.get("files", {}).values())
     )
     if not is_known:
-        raise LibsBroken(f"{path} is no manifest: {FETCH}")
+        raise LibsBroken(f"{path} is not a valid manifest: {FETCH}")
     return manifest

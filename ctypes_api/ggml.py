@@ -1,11 +1,11 @@
-"""ggml: the backend, device, log and thread-pool calls we need, with their enums and structs.
+"""ggml: rows for backends, devices, the log and thread pools, with their enums and structs.
 
-Raw layer: C names, C types; the rows are bound by `loader`. Imports the standard library and `binding` only.
-Source: ggml.h, ggml-backend.h and ggml-cpu.h of llama.cpp v0.5.0. Left out: tensors and graphs (libllama
-builds them), and ggml-cpu.h's direct symbols: the CPU backend is a plug-in chosen at run time, so what we
-need of it is asked for by name through ggml_backend_reg_get_proc_address (CPU_ROWS).
+Raw layer: C names and C types; `loader` binds the rows. Imports the standard library and `binding` only. Source:
+ggml.h, ggml-backend.h and ggml-cpu.h of llama.cpp v0.5.0. Left out: tensors and graphs, which libllama builds. The CPU
+backend is a plug-in chosen at run time, so its functions (CPU_ROWS) are looked up with
+ggml_backend_reg_get_proc_address.
 
-A C function pointer argument takes no None: pass an empty instance, e.g. `ggml_log_callback()`, for NULL.
+For a function pointer that is NULL pass an empty instance, e.g. `ggml_log_callback()`; None is no valid argument.
 """
 from __future__ import annotations
 
@@ -197,8 +197,7 @@ BASE_ROWS = (
     quick("ggml_backend_reg_get_proc_address", c_void_p, ggml_backend_reg_t, c_char_p),
 )
 
-# Exported by libggml (the registry). All `call`: the first of them builds the registry, which initialises
-# drivers.
+# Exported by libggml (the registry). All are `call`, since the first call creates the registry and initialises drivers.
 REGISTRY_ROWS = (
     # size_t ggml_backend_reg_count(void)
     call("ggml_backend_reg_count", c_size_t),

@@ -1,12 +1,12 @@
-"""llama.h: one row per function, each under its C prototype.
+"""llama.h: a row per function, each below its C prototype.
 
-Raw layer: C names, C types, see `llama_types`; `loader` binds the rows. Imports the standard library,
-`binding`, `ggml` and `llama_types` only. Source: llama.h of llama.cpp v0.5.0, every function that isn't
-deprecated. Left out: the training interface (llama_opt_init, llama_opt_epoch, llama_opt_param_filter_all).
+Raw layer: C names and C types, see `llama_types`; `loader` binds the rows. Imports the standard library, `binding`,
+`ggml` and `llama_types` only. Source: llama.h of llama.cpp v0.5.0, all functions but deprecated ones and the training
+interface (llama_opt_init, llama_opt_epoch, llama_opt_param_filter_all).
 
-How the kinds were chosen is in `binding`. Strings are bytes both ways. A `char *buf` takes a
-`ctypes.create_string_buffer`; `uint8_t *` takes bytes or any ctypes array, e.g. `(c_uint8 *
-n).from_buffer(...)`. A handle takes an owner of `objects` or an int address.
+`binding` explains the kinds of rows. Strings are bytes in both directions. Arguments: for `char *buf` a
+`ctypes.create_string_buffer`; for `uint8_t *` bytes or a ctypes array, e.g. `(c_uint8 * n).from_buffer(...)`; for a
+handle an owner of `objects` or an int address.
 """
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """llama.h: constants, enums, structs and callback types (the functions are in `llama`).
 
-Raw layer: C names, C types. Imports the standard library and `ggml` only. Source: llama.h of llama.cpp
-v0.5.0. The structs go by value through `llama` rows, so a moved field is silent corruption: their sizes and
-offsets are compared with what a C compiler said (`layout.py`, made by build_scripts/make_layout.py) before
-the first call. Enum members are plain module constants under their C names, as C itself has them. Left out:
-llama_opt_params and the rest of the training interface.
+Raw layer: C names and C types. Imports the standard library and `ggml` only. Source: llama.h of llama.cpp v0.5.0.
+Structs are passed by value, so a moved field would corrupt memory: before the first call their sizes and offsets are
+compared with a C compiler's (`layout.py`, made by build_scripts/make_layout.py). Enum members are module constants
+under their C names. Left out: the training interface (llama_opt_params).
 """
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from ctypes_api.ggml import (
     ggml_backend_sched_eval_callback,
 )
 
-# Opaque handles: addresses as int, None for NULL. Owners (`objects`) pass themselves through _as_parameter_.
+# Opaque handles: addresses as int, None for NULL. Owners (`objects`) convert themselves by _as_parameter_.
 llama_model_p = c_void_p
 llama_context_p = c_void_p
 llama_vocab_p = c_void_p

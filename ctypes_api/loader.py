@@ -1,10 +1,10 @@
 """Opens the native libraries, checks that they fit, binds them and starts the backends.
 
-Runs once, on the starting thread, before any other thread calls into the libraries. Imports the standard
-library and this package only. The order is the one that works: ggml-base, ggml, llama by absolute path with
-their symbols global, log callback, ABI guard, backend plug-ins, llama_backend_init. A library can't be
-unloaded safely, so a process holds one set; asking for the same folder again gives the same `Libs`. Not
-taken: LD_LIBRARY_PATH or the libraries' own RUNPATH (wrong in copies), and an override for the guard.
+Runs once, before any other thread calls the libraries. Imports the standard library and this package only. The order
+matters: ggml-base, ggml and llama by absolute path with global symbols, log callback, ABI guard, backend plug-ins,
+llama_backend_init. A library can't be unloaded safely, so a process has one set; a second load of the same folder
+returns the same `Libs`. Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong in copies), an override for the
+guard.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ctypes_api.native_log import LogCallback, NativeLog
 
 __all__ = ["Libs", "find_folder", "load"]
 
-# What the system's loader says -> what it means. {0} is the first group that matched.
+# (pattern of the system loader's message, explanation). {0} is the first group that matched.
 _OTHER_MACHINE = "it was built for another machine than this {platform}, or is damaged: " + FETCH
 _REASONS = (
     (
@@ -52,7 +52,7 @@ _REASONS = (
     ),
     (
         r"Could not find module|WinError 126",
-        "a DLL it needs is missing: install the Microsoft Visual C++ Redistributable or fetch the folder again",
+        "a DLL that it needs is missing: install the Microsoft Visual C++ Redistributable or fetch the folder again",
     ),
 )
 _LOADED_FROM = re.compile(r"loaded (\S+) backend from (.+)$")
@@ -74,21 +74,21 @@ class Libs:
     ) -> None:
         self.folder = folder
         self.files = files
-        self.version = version  # what llama_version() says
-        self.log = log  # holds the C log callback alive
+        self.version = version  # of llama_version()
+        self.log = log  # keeps the C log callback alive
         self.ggml = ggml
         self.llama = llama
         self.mtmd: Functions | None = None
         self.backends: tuple[str, ...] = ()  # registered backends, e.g. ("CUDA", "CPU")
-        self.plugins: tuple[str, ...] = ()  # plug-in files they came from; none if linked in
-        self.notes: tuple[str, ...] = ()  # one line per plug-in that was there but didn't load
-        self.cpu_variant = cpu_variant  # as asked for
-        self.has_backends = False  # else only a vocabulary can be opened
+        self.plugins: tuple[str, ...] = ()  # files of loaded plug-ins; empty if the backends are linked in
+        self.notes: tuple[str, ...] = ()  # a line per plug-in that could not be loaded
+        self.cpu_variant = cpu_variant  # as the caller of `load` has set it
+        self.has_backends = False  # without them only a vocabulary can be opened
         self.keep = keep  # handles that must stay open
 
 
 _lock = threading.Lock()
-_loaded: dict[Path, Libs] = {}  # guarded by _lock; mirrors the process's own table of open libraries
+_loaded: dict[Path, Libs] = {}  # guarded by _lock
 
 
 def load(
@@ -99,12 +99,12 @@ def load(
     log_callback: LogCallback | None = None,
     with_backends: bool = True,
 ) -> Libs:
-    """Opens the libraries in `folder`, or returns what an earlier call opened from there.
+    """Open the libraries in `folder`, or return the result of an earlier call.
 
-    `cpu_variant` names one `ggml-cpu-*` plug-in instead of the best one. `log_callback(level, line)` gets
-    every native log line, from whatever thread logs; without it the log is silent.
-    Without `with_backends` only a vocabulary can be opened: no plug-in is loaded and no GPU is woken up.
-    Raises LibsNotFound, LibsBroken or LibsIncompatible, each in one line.
+    `cpu_variant` names a `ggml-cpu-*` plug-in to use instead of the best one. `log_callback(level, line)` is called
+    with every native log line, on any thread; without it nothing is logged. Without `with_backends` no plug-in is
+    loaded and no GPU initialised, so only a vocabulary can be opened. Raises LibsNotFound, LibsBroken or
+    LibsIncompatible, each with one line.
     """
     folder = Path(folder).resolve()
     with _lock:
@@ -112,13 +112,13 @@ def load(
         if libs is None:
             if _loaded:
                 raise LibsError(
-                    f"this process already holds the libraries of {next(iter(_loaded))}: start another one for {folder}"
+                    f"this process already uses the libraries of {next(iter(_loaded))}: start another one for {folder}"
                 )
             libs = _open(folder, cpu_variant, log_callback)
             _loaded[folder] = libs
         elif libs.has_backends and cpu_variant not in (None, libs.cpu_variant):
             raise LibsError(
-                f"this process already holds {folder} with CPU variant "
+                f"this process already uses {folder} with CPU variant "
                 f"{libs.cpu_variant or 'auto'}: start another one for {cpu_variant}"
             )
         elif log_callback is not None:
@@ -126,7 +126,7 @@ def load(
         if with_backends and not libs.has_backends:
             libs.cpu_variant = cpu_variant
             _start_backends(libs)
-            libs.llama.llama_backend_init()  # without a backend it would look for some in the current folder
+            libs.llama.llama_backend_init()  # after the backends: without any it would search the current folder
             libs.has_backends = True
         if with_mtmd and libs.mtmd is None:
             libs.mtmd = _open_mtmd(libs)
@@ -137,7 +137,7 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
     abi.check_platform()
     files = read_folder(folder)
     if cpu_variant is not None:
-        _variant_file(files, cpu_variant)  # a misspelt name fails before anything is opened
+        _variant_file(files, cpu_variant)  # raises for a misspelt name before anything is opened
     handles, keep = _open_all(files)
     base, registry, handle = (handles[path] for path in (files.ggml_base, files.ggml, files.llama))
     where = str(files.llama)
@@ -149,13 +149,13 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
     bind(ggml.REGISTRY_ROWS, from_handle(registry), libs.ggml, version=version, where=str(files.ggml))
     bind(llama.ROWS, from_handle(handle), libs.llama, version=version, where=where)
     _guard(folder, libs.llama, where, llama_types.STRUCTS + ggml.STRUCTS, abi.LLAMA_DEFAULTS)
-    libs.llama.llama_log_set(log.c_callback, None)  # sets ggml's, too
+    libs.llama.llama_log_set(log.c_callback, None)  # also for ggml
     atexit.register(libs.llama.llama_log_set, _silent_callback(), None)
     return libs
 
 
 def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
-    """Opens the libraries in order; also returns what else must stay open. Raises LibsBroken."""
+    """Open the libraries in order. Returns their handles, and other handles that must stay open. LibsBroken."""
     keep: list[Any] = []
     if sys.platform == "win32":
         keep.append(os.add_dll_directory(str(files.folder)))
@@ -164,7 +164,7 @@ def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
         try:
             handles[path] = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            # Builds without plug-ins link backends into libggml. If its own search fails, open those first.
+            # In builds without plug-ins libggml needs the backends' libraries: open those first if it didn't find them
             opened = [_try_open(plugin) for plugin in files.plugins.values()] if path == files.ggml else []
             if not any(opened):
                 raise LibsBroken(_explain(path, _said(error))) from None
@@ -179,10 +179,10 @@ def _open_mtmd(libs: Libs) -> Functions:
     path = libs.files.mtmd
     if path is None:
         raise LibsNotFound(
-            f"{libs.folder} holds no libmtmd, which images and audio need: "
+            f"{libs.folder} has no libmtmd, which images and audio need: "
             + advice(
                 "run `python build_scripts/fetch_libs.py --with-mtmd`",
-                "name a folder of libraries that has it with --libs",
+                "choose a folder of libraries that has it with --libs",
             )
         )
     handle = _open_library(path)
@@ -195,16 +195,16 @@ def _open_mtmd(libs: Libs) -> Functions:
 
 
 def _silent_callback() -> Any:
-    """A log callback in C that does nothing (`abs` of the level), for after Python has gone.
+    """A log callback in C that does nothing (libc's `abs` of the level).
 
-    Destructors of the native libraries may still log then, and a Python callback would crash the process.
+    Destructors of the native libraries may log after Python has ended, when a Python callback would crash.
     """
     libc = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
     return ctypes.cast(libc.abs, ggml.ggml_log_callback)
 
 
 def _guard(folder: Path, functions: Functions, where: str, structs: tuple, defaults: abi.Defaults) -> None:
-    """Raises LibsIncompatible, before the first struct goes in, if anything doesn't fit."""
+    """Compare layouts and default parameters before the first struct is passed. LibsIncompatible if one differs."""
     ours = abi.layout_of(structs)
     abi.check_layout(ours, LAYOUT, f"the {abi.EXPECTED} headers")
     beside = folder / abi.LAYOUT_FILE
@@ -238,12 +238,12 @@ def _try_open(path: Path) -> ctypes.CDLL | None:
 
 
 def _explain(path: Path, error: str) -> str:
-    """One line: which file, what it means, what the system said."""
+    """One line with the file, an explanation, and the system loader's message."""
     error = " ".join(error.split())
-    own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()  # glibc's way
+    own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()  # glibc's message
     for pattern, meaning in own + _REASONS:
         if match := re.search(pattern, error):
-            import platform  # here, because nearly all starts come without
+            import platform  # here, because few starts need it
 
             found = next(filter(None, match.groups()), "")
             meaning = meaning.format(
@@ -254,9 +254,9 @@ def _explain(path: Path, error: str) -> str:
 
 
 def _start_backends(libs: Libs) -> None:
-    """Registers the backends and fills in `backends`, `plugins` and `notes`."""
+    """Register the backends, and set `backends`, `plugins` and `notes`."""
     mark = libs.log.mark()
-    if sys.platform == "win32":  # ggml's own LoadLibrary wouldn't look for a plug-in's DLLs beside it
+    if sys.platform == "win32":  # ggml's LoadLibrary wouldn't search a plug-in's folder for the DLLs that it needs
         libs.keep += [_try_open(path) for name, path in libs.files.plugins.items() if not _is_cpu(name)]
     if libs.cpu_variant is None:
         libs.ggml.ggml_backend_load_all_from_path(os.fsencode(libs.folder))
@@ -289,7 +289,7 @@ def _start_backends(libs: Libs) -> None:
 
 
 def _load_by_hand(libs: Libs, variant: str) -> None:
-    """Every plug-in that isn't for the CPU, then the one CPU plug-in asked for (ggml's own order)."""
+    """Load every plug-in that isn't for the CPU, then the chosen CPU plug-in, in ggml's order."""
     for name, path in libs.files.plugins.items():
         if not _is_cpu(name):
             libs.ggml.ggml_backend_load(os.fsencode(path))
@@ -302,7 +302,7 @@ def _load_by_hand(libs: Libs, variant: str) -> None:
 
 
 def _load_fallbacks(libs: Libs, mark: int) -> None:
-    """Second builds of a backend, tried where the first one didn't load (an older driver, say)."""
+    """Load the second build of a backend, if there is one and the first didn't load (e.g. because of an old driver)."""
     loaded = {Path(file).name for file in _plugin_files(libs, mark)}
     for path in libs.files.fallbacks.values():
         if path.name not in loaded:
@@ -314,7 +314,7 @@ def _is_cpu(plugin: str) -> bool:
 
 
 def _plugin_files(libs: Libs, mark: int) -> tuple[str, ...]:
-    """ggml tells only its log which files it took."""
+    """The files of the loaded plug-ins, which only ggml's log has."""
     matches = (_LOADED_FROM.search(line) for line in libs.log.lines_since(mark))
     return tuple(match[2] for match in matches if match)
 
@@ -327,14 +327,14 @@ def _variant_file(files: LibraryFiles, variant: str) -> Path:
 
 
 def _said(error: OSError) -> str:
-    """The system loader's own words. PyInstaller puts an error of its own, without a reason, before it."""
+    """The system loader's message. PyInstaller wraps it in an error without a reason."""
     return str(error.__cause__ or error)
 
 
 def _why_not(path: Path) -> str:
-    """Why ggml skipped a plug-in: it doesn't say, the system's loader does."""
+    """Why ggml skipped a plug-in. ggml doesn't tell, so the plug-in is opened again for the system loader's message."""
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
         return _explain(path, _said(error))
-    return f"{path} opened but found no device it can use"
+    return f"{path} was loaded, but found no device that it can use"

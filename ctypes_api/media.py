@@ -1,7 +1,7 @@
-"""Owners of what libmtmd makes of a file's bytes: decoded bitmaps, and the chunks that a prompt is made of.
+"""Owners of libmtmd's objects for a file: the decoded bitmap, and the chunks for a prompt.
 
-Made on any thread (libmtmd says that decoding and tokenising may share a context), closed by whoever holds them;
-encoding needs the one thread that owns the context. Imports the standard library and this package only.
+They can be created on any thread, since decoding and tokenising are thread-safe in libmtmd. Encoding is only allowed
+on the thread that owns the context. Imports the standard library and this package only.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from ctypes_api.errors import LibsError
 from ctypes_api.mtmd import MTMD_INPUT_CHUNK_TYPE_TEXT, mtmd_bitmap_p, mtmd_helper_init_opt, mtmd_input_text
 from ctypes_api.objects import MtmdContext, Owner
 
-# libmtmd hands what it can't decode to ffmpeg as a last try. Bytes of strangers are no business of a program that
-# nobody has asked for, so it is told to look for it where nothing is.
+# libmtmd starts ffmpeg for files that it can't decode. A request's bytes must not reach another program, so libmtmd
+# gets a folder without one.
 NO_PROGRAM = b"/nonexistent"
 
 
 class Bitmap(Owner):
-    """A decoded image (RGB) or sound (mono samples in the projector's rate)."""
+    """A decoded image (RGB) or sound (mono, f32, in the projector's sample rate)."""
 
     def __init__(self, context: MtmdContext, data: bytes) -> None:
-        """Decodes a whole file in memory. Raises LibsError if libmtmd can't read it."""
+        """Decode a file in memory. LibsError if libmtmd can't read it."""
         super().__init__(context.libs)
         mtmd = self.libs.mtmd
         options: mtmd_helper_init_opt = mtmd.mtmd_helper_init_opt_default()
@@ -45,10 +45,10 @@ class Bitmap(Owner):
 
 
 class EmptyBitmap(Owner):
-    """An image or a sound of some size without data: good for counting the tokens that it would take."""
+    """An image or sound without data, to count the tokens that it would take."""
 
     def __init__(self, context: MtmdContext, width: int, height: int = 0) -> None:
-        """An image; with height 0 a sound of so many samples."""
+        """An image of this size; with height 0 a sound of `width` samples."""
         super().__init__(context.libs)
         mtmd = self.libs.mtmd
         self._own(
@@ -60,10 +60,10 @@ class EmptyBitmap(Owner):
 
 
 class Chunks(Owner):
-    """What a bitmap becomes in a prompt: text tokens and media chunks in order. Freeing it frees its chunks."""
+    """The text chunks and media chunks of a bitmap in a prompt, in order. Freeing it frees its chunks."""
 
     def __init__(self, context: MtmdContext, bitmap: Bitmap | EmptyBitmap) -> None:
-        """Raises LibsError if the projector can't take this bitmap."""
+        """LibsError if the projector can't use this bitmap."""
         super().__init__(context.libs)
         mtmd = self.libs.mtmd
         marker: bytes = mtmd.mtmd_get_marker(context)
@@ -78,11 +78,11 @@ class Chunks(Owner):
         return self.libs.mtmd.mtmd_input_chunks_size(self)
 
     def __getitem__(self, index: int) -> int:
-        """A chunk's address; it lives as long as this."""
+        """A chunk's address; it lives as long as this object."""
         return self.libs.mtmd.mtmd_input_chunks_get(self, index)
 
     def text_tokens(self, index: int) -> list[int] | None:
-        """The tokens of a text chunk, None for a media chunk."""
+        """The tokens of a text chunk; None for a media chunk."""
         mtmd, chunk = self.libs.mtmd, self[index]
         if mtmd.mtmd_input_chunk_get_type(chunk) != MTMD_INPUT_CHUNK_TYPE_TEXT:
             return None
@@ -91,7 +91,7 @@ class Chunks(Owner):
         return tokens[: n.value]
 
     def n_tokens(self, index: int) -> int:
-        """Cells that a chunk takes."""
+        """KV cells of a chunk."""
         return self.libs.mtmd.mtmd_input_chunk_get_n_tokens(self[index])
 
     def _free(self, raw: int) -> None:

@@ -1,9 +1,8 @@
 """mtmd.h and mtmd-helper.h: images, audio and video for models with a projector file. Enums, structs, rows.
 
-Raw layer: C names, C types; `loader` binds the rows when asked for libmtmd. Imports the standard library,
-`binding`, `ggml` and `llama_types` only. Source: tools/mtmd of llama.cpp v0.5.0, which calls this interface
-experimental: its own version counts, the rows here fit that one. Left out: deprecated functions, the C++ part
-and mtmd_test_create_input_chunks.
+Raw layer: C names and C types; `loader` binds the rows if libmtmd is needed. Imports the standard library, `binding`,
+`ggml` and `llama_types` only. Source: tools/mtmd of llama.cpp v0.5.0, which calls this interface experimental. Left
+out: deprecated functions, the C++ part and mtmd_test_create_input_chunks.
 """
 from __future__ import annotations
 

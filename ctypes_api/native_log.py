@@ -1,9 +1,9 @@
-"""The native log: what llama.cpp and ggml print, as whole lines, kept off stderr.
+"""Receives the log of llama.cpp and ggml as whole lines, instead of letting it go to stderr.
 
-The callback runs on whatever native thread logs (ctypes takes the GIL for it), so it does little: joins
-continuations, remembers the last problems, hands the line on. That is why functions that may wait for a
-native thread must be bound as `call`. Imports the standard library and `ggml`'s types only. Not taken: one
-hook per context, because the C side has one logger per process.
+The callback runs on any native thread (ctypes takes the GIL for it), so it only joins continuations, keeps the last
+lines and passes each line on. Because of the GIL, functions that may wait for a native thread must be bound as `call`.
+Imports the standard library and `ggml`'s types only. Not taken: a callback per context, since llama.cpp has one logger
+per process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from ctypes_api.ggml import GGML_LOG_LEVEL_CONT, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_INFO, ggml_log_callback
 
 LogCallback = Callable[[int, str], None]
-_REMEMBERED = 64  # lines kept of each kind
-_LONGEST = 1 << 16  # a line that never ends is cut here
+_REMEMBERED = 64  # lines kept, and as many error lines
+_LONGEST = 1 << 16  # characters after which a line is cut
 
 
 class NativeLog:
@@ -25,15 +25,15 @@ class NativeLog:
     def __init__(self, sink: LogCallback | None = None) -> None:
         self.sink = sink
         self.c_callback = ggml_log_callback(self._on_text)
-        self._lock = threading.Lock()  # guards all below: several native threads may log at once
+        self._lock = threading.Lock()  # guards the fields below: several native threads may log at once
         self._level = GGML_LOG_LEVEL_INFO
         self._pending = ""
         self._count = 0
         self._recent: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)
-        self._errors: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)  # a model load logs hundreds
+        self._errors: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)  # apart: other lines would push them out
 
     def mark(self) -> int:
-        """A point in the log, for `errors_since`."""
+        """The current place in the log, for `errors_since` and `lines_since`."""
         with self._lock:
             return self._count
 
@@ -50,15 +50,15 @@ class NativeLog:
     def _on_text(self, level: int, text: bytes | None, _user_data: object) -> None:
         with self._lock:
             lines = self._take(level, (text or b"").decode("utf-8", "replace"))
-        if self.sink is not None:  # outside the lock: a sink may log, and may be slow
+        if self.sink is not None:  # outside the lock, because a sink may log or be slow
             for line_level, line in lines:
                 self.sink(line_level, line)
 
     def _take(self, level: int, text: str) -> list[tuple[int, str]]:
-        """Adds `text` and returns the lines that it completes."""
+        """Add `text`. Returns the lines that it completes, with their levels."""
         complete = []
         if level != GGML_LOG_LEVEL_CONT:
-            if self._pending:  # an unfinished line ends where a new message begins
+            if self._pending:  # a new message ends an unfinished line
                 complete.append((self._level, self._pending))
             self._level, self._pending = level, ""
         *lines, self._pending = (self._pending + text).split("\n")

@@ -1,13 +1,12 @@
-"""Owners of native objects: who holds a pointer, keeps alive what C points at, and frees in the right order.
+"""Owners of native objects: each holds a pointer, keeps alive what C points at, and frees in the right order.
 
-Each owner has `.raw` (the address), an idempotent `close()`, is a context manager, and passes itself to a raw
-call (`libs.llama.llama_n_ctx(context)`). Closing a parent closes its children first. Not thread-safe: one
-thread owns a context and everything under it; a model may be read by several. Finalizers only warn: freeing
-from the garbage collector would pick a random thread and order. Imports the standard library and this package
-only.
+Each owner has `.raw` (the address) and an idempotent `close()`, is a context manager, and can be an argument of a raw
+call (`libs.llama.llama_n_ctx(context)`). Closing a parent closes its children first. Not thread-safe: one thread owns a
+context and its children; several may read a model. Finalizers only warn, because the garbage collector would free on a
+random thread, in a random order. Imports the standard library and this package only.
 
-Keyword fields are those of the C parameter struct under their C names; an unknown one is a TypeError. A list
-given for a pointer field becomes a zero-terminated C array, kept alive with the owner.
+Keyword arguments are fields of the C parameter struct; an unknown one is a TypeError. A list for a pointer field
+becomes a zero-terminated C array that lives as long as the owner.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _NO_SAMPLER = "the native library refused to make a sampler: a grammar that does
 
 
 class Owner(ABC):
-    """Base: a native pointer, its children, and what must live as long as it does."""
+    """Base class: a native pointer, its children, and objects that must live as long."""
 
     raw: int | None = None  # on the class, so that a failed constructor is harmless
 
@@ -51,7 +50,7 @@ class Owner(ABC):
         self._keep: list[Any] = []  # callbacks and arrays that C holds pointers to
 
     def _own(self, raw: int | None, parent: Owner | None = None) -> None:
-        """Takes over what the C constructor returned, as a child of `parent`; the caller raises for NULL."""
+        """Take over the C constructor's result as a child of `parent`. The caller raises for NULL."""
         self.raw, self.parent = raw, parent
         if raw is not None and parent is not None:
             parent._children.append(self)
@@ -63,7 +62,7 @@ class Owner(ABC):
         return self.raw
 
     def close(self) -> None:
-        """Frees the children (last made first), then this. Further calls do nothing."""
+        """Free the children (the newest first), then this object. Further calls do nothing."""
         if self.raw is None:
             return
         while self._children:
@@ -101,10 +100,10 @@ class Model(Owner):
         progress: Progress | None = None,
         **fields: Any,
     ) -> None:
-        """Loads `path`. `progress(0.0..1.0)` is called on this thread; False stops the load.
+        """Load `path`. `progress` is called with 0.0 to 1.0 on this thread; False stops the load.
 
-        With `offset` the GGUF begins there, inside a larger file (a multiple of 32, or it can't be mapped). Raises
-        ModelLoadError with the last native error lines; whatever `progress` raised comes through.
+        `offset` is where the GGUF begins within a larger file (a multiple of 32, else it can't be mapped). Raises
+        ModelLoadError with the last native error lines, or the exception that `progress` raised.
         """
         super().__init__(libs)
         self._file: CFile | None = None
@@ -140,7 +139,7 @@ class Model(Owner):
         return self.libs.llama.llama_model_n_params(self)
 
     def meta(self) -> dict[str, str]:
-        """The GGUF metadata: scalars and strings as text (arrays are left out by the C interface)."""
+        """The GGUF metadata: scalars and strings as text (the C interface omits arrays)."""
         return _metadata(self, "llama_model_meta")
 
     def chat_template(self, name: str | None = None) -> str | None:
@@ -153,17 +152,17 @@ class Model(Owner):
         self._close_file()
 
     def _close_file(self) -> None:
-        """The stream is ours, and llama.cpp may read tensors from it as long as the model lives."""
+        """Close the stream, from which llama.cpp may read tensors as long as the model lives."""
         if self._file is not None:
             self._file.close()
 
 
 class AbortFlag:
-    """A switch that stops llama_decode from any thread, read by C without the GIL.
+    """A flag that stops llama_decode from any thread. Pass it as `Context(..., abort=flag)`.
 
-    The compute threads ask an abort callback before every graph node. A Python function there would wait for
-    the GIL hundreds of times a step, so the callback is libc's `strlen` over a one-byte buffer: 0 goes on, 1
-    aborts. Works on the CPU backend only (llama.h). Pass it as `Context(..., abort=flag)`.
+    The compute threads call an abort callback before every graph node. A Python function would wait for the GIL
+    hundreds of times per step, so the callback is libc's `strlen` of a one-byte text: 0 goes on, 1 aborts. Works on the
+    CPU backend only (llama.h).
     """
 
     def __init__(self) -> None:
@@ -173,15 +172,15 @@ class AbortFlag:
         self.address = ctypes.addressof(self._text)
 
     def set(self) -> None:
-        """The running and every later llama_decode returns 2, until `clear`."""
+        """Make the running and every later llama_decode return 2, until `clear`."""
         self._text[0] = b"\x01"
 
     def clear(self) -> None:
-        """Lets decoding go on."""
+        """Allow decoding again."""
         self._text[0] = b"\x00"
 
     def is_set(self) -> bool:
-        """Whether decoding is being stopped."""
+        """Whether the flag is set."""
         return self._text[0] != b"\x00"
 
 
@@ -191,9 +190,9 @@ class Context(Owner):
     def __init__(
         self, model: Model, *, abort: AbortFlag | None = None, pool: Threadpool | None = None, **fields: Any
     ) -> None:
-        """Raises ModelLoadError with the last native error lines (usually: not enough memory).
+        """ModelLoadError with the last native error lines (usually: not enough memory).
 
-        Without a `pool`, which may serve several contexts one after the other, ggml starts threads for each graph.
+        Without a `pool` ggml starts threads for each graph. A pool may serve several contexts one after the other.
         """
         super().__init__(model.libs)
         params = self.libs.llama.llama_context_default_params()
@@ -217,8 +216,8 @@ class Context(Owner):
 class Threadpool(Owner):
     """A ggml thread pool for llama_attach_threadpool. Fields: ggml_threadpool_params (prio, poll, ...).
 
-    Detach it from every context (or close them) before closing it. The thread that makes it gets `cpumask` and `prio`,
-    too: it computes along.
+    Close or detach its contexts before it. `cpumask` and `prio` also apply to the thread that creates the pool, since
+    that computes, too.
     """
 
     def __init__(self, libs: Libs, n_threads: int, **fields: Any) -> None:
@@ -234,12 +233,12 @@ class Threadpool(Owner):
 
 
 class Batch:
-    """Input rows for llama_decode in plain ctypes arrays, which the llama_batch in `struct` points at.
+    """Input rows for llama_decode in ctypes arrays, to which the llama_batch in `struct` points.
 
-    Fill `token`, `pos`, `logits` and either `seq` (row i uses seq[i * n_seq_max ...]) or `seq_id[i][k]`, by
-    index or slice, set `n_tokens`, then `llama_decode(context, batch.struct)`. `n_seq_id` starts as all 1.
-    For embeddings instead of tokens give `n_embd`; `n_pos` > 1 is for M-RoPE (n_pos * n_tokens positions, by
-    dimension). It owns no native memory, hence `close` only marks it; it must outlive the decode call.
+    Fill `token`, `pos`, `logits` and either `seq` (row i uses seq[i * n_seq_max ...]) or `seq_id[i][k]`, by index or
+    slice; set `n_tokens`; call `llama_decode(context, batch.struct)`. `n_seq_id` is 1 in each row at first. With
+    `n_embd` the rows are embeddings instead of tokens. With `n_pos` > 1 (M-RoPE) there are n_pos * n_tokens positions,
+    by dimension. It owns no native memory, but must outlive the decode call.
     """
 
     __slots__ = ("capacity", "embd", "logits", "n_seq_id", "n_seq_max", "pos", "seq", "seq_id", "struct", "token")
@@ -275,7 +274,7 @@ class Batch:
         self.struct.n_tokens = count
 
     def close(self) -> None:
-        """Empties the batch. Further calls do nothing."""
+        """Empty the batch. Further calls do nothing."""
         self.struct.n_tokens = 0
 
     def __enter__(self) -> Batch:
@@ -289,7 +288,7 @@ class Sampler(Owner):
     """Owns one llama_sampler. `Sampler(libs, libs.llama.llama_sampler_init_greedy())`."""
 
     def __init__(self, libs: Libs, raw: int | None) -> None:
-        """Takes `raw` over. Raises LibsError if it is NULL: the C constructor refused its arguments."""
+        """Take over `raw`. LibsError if it is NULL: the C constructor refused its arguments."""
         super().__init__(libs)
         if raw is None:
             raise LibsError(_NO_SAMPLER)
@@ -297,9 +296,9 @@ class Sampler(Owner):
 
     @classmethod
     def chain(cls, libs: Libs, *parts: Sampler | int | None, no_perf: bool = True) -> Sampler:
-        """A chain of `parts`, applied in order; each is an owner or a fresh C pointer, and is taken over.
+        """A chain that applies `parts` in order, and owns them. Each is an owner or a new C pointer.
 
-        Raises LibsError if one of them is NULL, after freeing the others.
+        LibsError if one is NULL; then all are freed.
         """
         params = libs.llama.llama_sampler_chain_default_params()
         params.no_perf = no_perf
@@ -308,7 +307,7 @@ class Sampler(Owner):
             if part is not None:
                 made.add(part)
         if None in parts:
-            made.close()  # with all the good parts, which nobody else owns
+            made.close()  # frees the other parts, too
             raise LibsError(_NO_SAMPLER)
         return made
 
@@ -322,11 +321,10 @@ class Sampler(Owner):
         accept: Callable[[int], None] | None = None,
         reset: Callable[[], None] | None = None,
     ) -> Sampler:
-        """A sampler in Python. `apply(candidates)` gets a llama_token_data_array and changes it in place.
+        """A sampler in Python. `apply(candidates)` changes a llama_token_data_array in place.
 
-        For tests and experiments: over a whole vocabulary it costs milliseconds a token. The callbacks run on
-        the thread that samples. What they raise can't cross C: Python reports it as unraisable. Clones share
-        them.
+        For tests and experiments: over a whole vocabulary it takes milliseconds per token. The callbacks run on the
+        thread that samples. Their exceptions can't cross C; Python reports them as unraisable. Clones share them.
         """
         label = ctypes.create_string_buffer(name.encode())
         interface = llama_sampler_i(
@@ -342,7 +340,7 @@ class Sampler(Owner):
         return made
 
     def add(self, part: Sampler | int | None) -> Sampler:
-        """Appends to this chain, which from now on owns `part` and what it keeps alive. Returns the chain."""
+        """Append `part` to this chain, which owns it from now on. Returns the chain."""
         if not isinstance(part, Sampler):
             part = Sampler(self.libs, part)
         self.libs.llama.llama_sampler_chain_add(self, part)
@@ -351,7 +349,7 @@ class Sampler(Owner):
         return self
 
     def clone(self) -> Sampler:
-        """A copy with the same state. A chain's copy takes over nothing: it has its own parts."""
+        """A copy with the same state. A chain's copy has copies of its parts."""
         made = Sampler(self.libs, self.libs.llama.llama_sampler_clone(self))
         made._keep += self._keep
         return made
@@ -361,7 +359,7 @@ class Sampler(Owner):
 
 
 class Adapter(Owner):
-    """A LoRA adapter loaded for a model; put to use with llama_set_adapters_lora."""
+    """A LoRA adapter loaded for a model; llama_set_adapters_lora uses it in a context."""
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
         """Raises ModelLoadError with the last native error lines."""
@@ -405,10 +403,8 @@ class MtmdContext(Owner):
 
 
 class _ProgressWatch:
-    """Sets a progress callback for one load call, and tells afterwards how it ended.
-
-    An exception can't cross the C frames: it is kept here, the load is stopped, and `check` raises it.
-    """
+    """Sets a progress callback for one load. An exception in it can't cross C frames: it stops the load, and `check`
+    raises it."""
 
     def __init__(self, progress: Progress | None, params: ctypes.Structure, callback_type: Any) -> None:
         self._progress: Any = progress
@@ -420,19 +416,19 @@ class _ProgressWatch:
     def _on_progress(self, value: float, _user_data: object) -> bool:
         try:
             self._stopped = not self._progress(value)
-        except BaseException as error:  # KeyboardInterrupt included: it must stop the load, too
+        except BaseException as error:  # KeyboardInterrupt must stop the load, too
             self._error, self._stopped = error, True
         return not self._stopped
 
     def check(self, owner: Owner) -> None:
-        """Raises what the callback raised, or ModelLoadError if it stopped the load, and frees the rest."""
+        """If the callback stopped the load: free the owner and raise the callback's exception, or ModelLoadError."""
         if self._stopped:
             owner.close()
             raise self._error or ModelLoadError("loading was stopped by its progress callback")
 
 
 def _open_at(path: str | os.PathLike[str], offset: int) -> CFile:
-    """The stream of a model inside a larger file."""
+    """Open a stream of a model within a larger file."""
     try:
         return CFile(path, offset)
     except OSError as error:
@@ -440,10 +436,10 @@ def _open_at(path: str | os.PathLike[str], offset: int) -> CFile:
 
 
 def _c_path(path: str | os.PathLike[str]) -> bytes:
-    """A path as C gets it: UTF-8 on Windows, the file system's bytes elsewhere."""
+    """A path for C: UTF-8 on Windows, the file system's encoding elsewhere."""
     encoded = os.fsencode(path)
     if b"\0" in encoded:
-        raise ModelLoadError("a path can't hold a NUL character")
+        raise ModelLoadError("a path can't have a NUL character")
     return encoded
 
 
@@ -478,7 +474,7 @@ def _rows(flat: Any, count: int, width: int) -> Any:
 
 
 def _string(function: Callable, *arguments: Any) -> str:
-    """Calls a C function ending in (char *buf, size_t size) that returns the length it needs, or -1."""
+    """Call a C function that ends in (char *buf, size_t size) and returns the needed length, or -1."""
     buffer = ctypes.create_string_buffer(256)
     length = function(*arguments, buffer, len(buffer))
     if length >= len(buffer):

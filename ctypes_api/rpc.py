@@ -1,8 +1,8 @@
-"""ggml-rpc.h: devices of other machines (workers) as devices of this one, and this machine's for others.
+"""ggml-rpc.h: uses the devices of other machines (workers), and lends this machine's devices to others.
 
-Runs on the starting thread; `serve` on a thread that it keeps. Imports the standard library and this package only. The
-backend is a plug-in like any other, and its functions are found by name in it. Not taken: binding the client's
-functions one by one, since a registered worker's devices are used as all others are.
+Runs on the thread that loads; `serve` blocks its thread. Imports the standard library and this package only. The RPC
+backend is a plug-in; its functions are looked up by name. Only two are needed, because a registered worker's devices
+are used like all others.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ ROWS = (
 
 
 def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
-    """Make devices (`RPC0`, `RPC1`, ...) of those of the workers at `host:port`. The library ends the process if one
-    can't be reached, so ask them before. LibsError for one without devices."""
+    """Register the devices of the workers at `host:port` as `RPC0`, `RPC1`, ... LibsError for a worker without devices.
+
+    The library ends the process if a worker can't be reached, so the caller must check that before.
+    """
     functions = _functions(libs)
     known = {libs.ggml.ggml_backend_reg_get(i) for i in range(libs.ggml.ggml_backend_reg_count())}
     for address in addresses:
@@ -41,9 +43,9 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
 
 
 def serve(libs: Libs, address: str, cache: Path | None, n_threads: int, devices: Sequence[Device]) -> None:
-    """Be a worker at `host:port`, for one client after the other. Returns only if the address can't be had.
+    """Run a worker at `host:port`, for one client after the other. Returns only if the address can't be used.
 
-    Tensors of more than 10 MB are kept in the folder `cache`, so that they needn't come over the network again.
+    Tensors of more than 10 MB are kept in the folder `cache`, so that they needn't be sent again.
     """
     handles = (ggml_backend_dev_t * len(devices))(*(device.raw for device in devices))
     folder = os.fsencode(cache) + os.sep.encode() if cache else None
@@ -54,10 +56,10 @@ def _functions(libs: Libs) -> Functions:
     registry = libs.ggml.ggml_backend_reg_by_name(b"RPC")
     if not registry:
         raise LibsNotFound(
-            f"{libs.folder} holds no libggml-rpc, which workers need: "
+            f"{libs.folder} has no libggml-rpc, which workers need: "
             + advice(
                 "run `python build_scripts/fetch_libs.py --with-rpc`",
-                "name a folder of libraries that has it with --libs",
+                "choose a folder of libraries that has it with --libs",
             )
         )
     functions = Functions(registry)

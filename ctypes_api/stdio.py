@@ -1,7 +1,7 @@
-"""A C `FILE *`, for the few native functions that read from one: a model that lies inside a larger file.
+"""A C `FILE *`, from which llama.cpp reads a model that lies within a larger file.
 
-Used on the thread that loads; imports the standard library only. The stream has to come from the C runtime that the
-native library uses: on Windows the universal one (the packages' DLLs import it), elsewhere the only one there is.
+Used on the thread that loads; imports the standard library only. The stream must come from the C runtime that the
+native library uses: on Windows the universal one (`ucrtbase`), elsewhere the process's libc.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CFile:
             raise error
 
     def close(self) -> None:
-        """Close the stream. What was mapped from it stays."""
+        """Close the stream. Memory mapped from it stays."""
         raw, self.raw = self.raw, None
         if raw is not None:
             self._libc.fclose(raw)

@@ -1,8 +1,8 @@
-"""Text to tokens and back, over a vocabulary pointer (`Model.vocab`).
+"""Converts text to tokens and back, with a vocabulary pointer (`Model.vocab`).
 
-Any thread may call them, the C side is thread-safe here. Text is bytes: a token may hold half a character.
-Ids are checked first, because the C side ends the process over an unknown one. Imports the standard library
-and this package only.
+Any thread may call these functions; the C functions are thread-safe. Text is bytes, because a token may end within a
+character. Ids are checked first, because an unknown one would end the process. Imports the standard library and this
+package only.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from ctypes_api.errors import LibsError
 from ctypes_api.llama_types import LLAMA_VOCAB_TYPE_NONE
 from ctypes_api.loader import Libs
 
-_OVERFLOW = -(1 << 31)
-_MOST = (1 << 31) - 1
-_PIECE = ctypes.c_char * 64
+_OVERFLOW = -(1 << 31)  # llama.cpp's result for a text that is too long
+_MOST = (1 << 31) - 1  # bytes of a text
+_PIECE = ctypes.c_char * 64  # longer tokens need a second call
 
 
 def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
     """Token ids of `text`.
 
-    `add_special` adds BOS and EOS as the model asks; `parse_special` reads control tokens such as
-    `<|im_end|>` in the text. Raises LibsError if the text is beyond what the C side can count, or the model
-    has no vocabulary.
+    `add_special` adds BOS and EOS as the model has them; `parse_special` recognises control tokens such as `<|im_end|>`
+    in the text. LibsError if the text is too long for llama.cpp, or the model has no vocabulary.
     """
     _check(libs, vocab, ())
     room = len(text) + 8  # no token is shorter than a byte, plus BOS, EOS and a leading space
@@ -42,7 +41,7 @@ def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_speci
 
 
 def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
-    """The bytes of one token; `special` shows control tokens as text. An unknown id raises LibsError."""
+    """The bytes of one token, with `special` also those of control tokens. LibsError for an unknown id."""
     _check(libs, vocab, (token,))
     buffer = _PIECE()
     length = libs.llama.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
@@ -53,12 +52,12 @@ def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
 
 
 def token_text(libs: Libs, vocab: int, token: int) -> str:
-    """A token as it is named; empty for none (negative)."""
+    """A token's text; "" for no token (negative)."""
     return token_to_piece(libs, vocab, token, True).decode("utf-8", "replace") if token >= 0 else ""
 
 
 def suppressed_tokens(libs: Libs, vocab: int) -> tuple[int, ...]:
-    """Those that the model says must never be drawn."""
+    """The tokens that must never be drawn according to the model."""
     n = ctypes.c_int32(0)
     tokens = libs.llama.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(n))
     return tuple(tokens[i] for i in range(n.value))
@@ -72,11 +71,10 @@ def detokenize(
     unparse_special: bool = False,
     most: int | None = None,
 ) -> bytes:
-    """The text of `tokens` together; flags as in llama_detokenize. An unknown id raises LibsError, and so does a text
-    of more than `most` bytes."""
+    """The text of `tokens`; flags as in llama_detokenize. LibsError for an unknown id, or more than `most` bytes."""
     _check(libs, vocab, tokens)
     numbers = (ctypes.c_int32 * len(tokens)).from_buffer(array("i", tokens))
-    room = min(6 * len(tokens) + 64, most or _MOST)  # tokens have 4 bytes or so
+    room = min(6 * len(tokens) + 64, most or _MOST)  # enough for most texts
     for _ in range(2):
         buffer: Any = (ctypes.c_char * room)()
         length = libs.llama.llama_detokenize(vocab, numbers, len(tokens), buffer, room, remove_special, unparse_special)
@@ -85,12 +83,12 @@ def detokenize(
         if length == _OVERFLOW or -length > (most or _MOST):
             break
         room = -length
-    raise LibsError(f"{len(tokens)} tokens can't be turned into text: it would be too long")
+    raise LibsError(f"{len(tokens)} tokens can't be converted to text: it would be too long")
 
 
 def _check(libs: Libs, vocab: int, tokens: Sequence[int]) -> None:
     if libs.llama.llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE:
-        raise LibsError("this model has no vocabulary: it can't turn text into tokens or back")
+        raise LibsError("this model has no vocabulary: text can't be converted to tokens or back")
     count = libs.llama.llama_vocab_n_tokens(vocab)
     for token in (min(tokens), max(tokens)) if tokens else ():
         if not 0 <= token < count:

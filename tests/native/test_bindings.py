@@ -95,7 +95,7 @@ def test_libraries_load_and_every_row_is_bound_raw(libs: loader.Libs) -> None:
 
 def test_loading_again_gives_the_same_libraries_and_another_folder_is_refused(libs, tmp_path: Path) -> None:
     assert loader.load(libs.folder) is libs
-    with pytest.raises(LibsError, match="already holds the libraries of .* start another one for"):
+    with pytest.raises(LibsError, match="already uses the libraries of .* start another one for"):
         loader.load(tmp_path)
     with pytest.raises(LibsError, match="with CPU variant auto: start another one for x"):
         loader.load(libs.folder, cpu_variant="x")

@@ -320,7 +320,7 @@ def test_layout_file_beside_the_libraries_is_read(tmp_path: Path) -> None:
     assert abi.read_layout(path) == layout.LAYOUT
     for broken in ("", "[]", '{"structs": {"llama_batch": 3}}', '{"structs": {"s": [8, {"token": [1]}]}}'):
         path.write_text(broken)
-        with pytest.raises(LibsIncompatible, match="abi.json is no layout file"):
+        with pytest.raises(LibsIncompatible, match="abi.json is not a valid layout file"):
             abi.read_layout(path)
 
 
