@@ -9,7 +9,7 @@ A row is one of three kinds, because releasing the GIL costs more than most of t
 - `both` is `quick` under the C name and `call` under `call_<name>`; the caller chooses per use.
 
 The raw ctypes function is bound, without a Python wrapper, because many of them are called per token. Not taken:
-binding at the first use. It saves 2 ms at start, but a missing symbol would be found in the middle of a request.
+binding at the first use. A missing symbol would be found in the middle of a request.
 """
 
 from __future__ import annotations

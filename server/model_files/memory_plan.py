@@ -1,6 +1,6 @@
 """Plans a model's memory: the size of the context and the number of layers on GPUs with which the model fits.
 
-Pure; the engine calls it before a load, and `--dry-run`. It chooses like llama.cpp's `--fit`. Values set by the user
+Pure. Runs in the engine before a load, and for `--dry-run`. It chooses like llama.cpp's `--fit`. Values set by the user
 stay. Without `--ctx-size` the context is the model's own if there is room, else smaller, down to `fit_ctx` tokens. If
 even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. A model that can't
 fit is refused with the figures: else an allocation would fail after minutes of loading, or the machine would swap.

@@ -194,7 +194,7 @@ def test_a_container_s_share_of_the_cpu_decides_how_many_threads_there_are():
 def test_a_header_that_claims_an_absurd_context_gets_a_usable_one(serve, tmp_path, arguments):
     model = tiny_models.tiny_llama(tmp_path / "model.gguf", n_ctx_train=2**31)
     server = serve("-m", model, "-t", 1, *arguments)
-    assert "claims a context of 2147483648 tokens" in server.log
+    assert "the header says 2147483648 tokens of context" in server.log
     assert server.get("/slots").json()[0]["n_ctx"] == 16384
     assert server.complete("the cat", 4)["tokens_predicted"] == 4
 

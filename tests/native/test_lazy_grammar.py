@@ -107,7 +107,7 @@ def test_stop_words_count_before_a_call_and_not_in_it(say):
 
 
 def test_a_grammar_that_does_not_begin_with_its_trigger_is_refused(say):
-    with pytest.raises(ApiError, match="doesn't begin with"):
+    with pytest.raises(ApiError, match="grammar doesn't allow the text"):
         say((" a", "<ca", "ll>"), lazy('root ::= "x"', "<call>"))
     with pytest.raises(ApiError, match="parse"):
         say((" b",), lazy("root ::= nothing", "<call>"))

@@ -78,8 +78,8 @@ def test_a_model_asked_for_by_its_pooling_answers_in_words_too(engine, ranker: P
     "fields, words",
     [
         ({"words": ("yes", "no")}, "its metadata has no reranking template"),
-        ({"rerank_template": TEMPLATE}, "'yes' and 'no' aren't tokens"),
-        ({"rerank_template": TEMPLATE, "words": ("yes",)}, "'yes' and 'no' aren't tokens"),
+        ({"rerank_template": TEMPLATE}, "'yes' and 'no' aren't single tokens"),
+        ({"rerank_template": TEMPLATE, "words": ("yes",)}, "'yes' and 'no' aren't single tokens"),
     ],
     ids=["no template", "no words", "one word"],
 )

@@ -5,7 +5,7 @@ character of a word (`std::regex`), so a long word overflows an ordinary stack. 
 refused by its number of bytes, a long one is tokenized on a large stack, the largest are tokenized one at a time, and
 their memory is counted (`server.memory`).
 
-Not taken: cutting texts into parts, which may change the tokens (`vocab` does it only where it can't); a process for
+Not taken: cutting texts at any place, which may change the tokens (`vocab` cuts only where it doesn't); a process for
 tokenizing, which would be a third one to start and watch.
 """
 

@@ -38,9 +38,9 @@ from server.engine.seam.task import (
 from server.records import field, record, replace
 
 STRIKES = 2
-"""Deaths in a row that make a task a suspect, and as many of it alone that put it at fault."""
+"""Deaths in a row that make a task a suspect. As many deaths while it ran alone put it at fault."""
 UNLUCKY_STRIKES = 3
-"""The same for a task alone, if engines have also died of something else lately."""
+"""Deaths while it ran alone that put a task at fault, if engines have also died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
 """Deaths that it takes to find the task at fault: some with other tasks, some alone."""
 WINDOW_S = 60.0  # in which unexplained deaths are counted
@@ -133,7 +133,7 @@ class Ledger:
         self._n_delivered = 0  # tokens of all engines
         self._unexplained: deque[float] = deque()  # times of deaths without a task at fault
 
-    # ---- from the web side --------------------------------------------------------------------------------------
+    # ---- from the web process --------------------------------------------------------------------------------------
 
     def post(self, message: object) -> list[Any]:
         """Note a message. Returns the messages to send now: none while there is no engine, or suspects are tried."""

@@ -1,1 +1,1 @@
-"""The Backend over ctypes_api: llama.cpp."""
+"""The `Backend` over llama.cpp, which it calls through `ctypes_api`."""

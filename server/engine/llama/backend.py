@@ -521,7 +521,7 @@ class LlamaBackend:
         self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
 
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
-        """See `Backend`. Upwards from `start`, so that no moved position is moved again.
+        """See `Backend`. Positions move one by one, from `start` upwards, so that none is moved twice.
 
         Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it rotates the keys in the wrong direction (a native test
         compares the two).

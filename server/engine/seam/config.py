@@ -122,10 +122,9 @@ def threads_and_cores(config: EngineConfig) -> tuple[int, float]:
 
 
 def patience(config: EngineConfig) -> float:
-    """The factor for the time limit of a step if there are more threads than cores.
+    """The factor for a step's time limit: the square of threads per core, at least 1.
 
-    It is squared: threads wait for each other at each barrier, and both the barriers' waits and the threads without a
-    core increase.
+    A step has many barriers, and at each of them all threads wait for those without a core.
     """
     n_threads, n_cores = threads_and_cores(config)
     return max(n_threads / max(n_cores, 1.0), 1.0) ** 2

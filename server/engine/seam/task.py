@@ -213,7 +213,7 @@ other tasks. If a task finds no slot, one of them loses its slot (a `Failure` wi
 GAVE_WAY = "gave_way"
 
 
-# ---- web side -> engine ---------------------------------------------------------------------------------------
+# ---- web process -> engine ------------------------------------------------------------------------------------
 
 
 @record(frozen=True)
@@ -258,7 +258,7 @@ class Embed:
     in_background: bool = False  # like tasks of the priority `BACKGROUND`
 
 
-# ---- engine -> web side ---------------------------------------------------------------------------------------
+# ---- engine -> web process ------------------------------------------------------------------------------------
 
 
 @record(frozen=True)
@@ -417,7 +417,7 @@ class SlotState:
 
 @record(frozen=True)
 class Snapshot:
-    """The engine's state after a step. What follows `n_ctx` are totals that only grow."""
+    """The engine's state after a step. The fields after `n_ctx` are totals, which only grow."""
 
     slots: tuple[SlotState, ...] = ()
     preparing: int | None = None  # the task whose files the thread `media` decodes

@@ -450,7 +450,7 @@ def test_an_engine_that_comes_back_as_another_one_is_not_taken(engine, tmp_path)
     one.transport._config = dataclasses.replace(one.transport._config, model=model)
     os.kill(one.transport.pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
     wait_until(lambda: one.client.state == "error", "the end")
-    assert "not the same" in one.client.error
+    assert "have changed since the first start" in one.client.error
 
 
 # ---- what is left behind -------------------------------------------------------------------------------------------
