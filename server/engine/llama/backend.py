@@ -444,7 +444,7 @@ class LlamaBackend:
         return code
 
     def leave_cores(self, n: int) -> None:
-        """Decode with `n` threads less than configured from now on, with one at least."""
+        """From now on decode with `n` threads fewer than configured, but at least one."""
         self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in thread_counts(self._config)))
 
     def abort(self) -> None:

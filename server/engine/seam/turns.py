@@ -2,14 +2,13 @@
 
 Runs on the engine's thread in each engine process. llama.cpp's compute threads wait for each other by spinning, several
 hundred times per token. Two engines with a thread per core each compete for every core: the system may put both threads
-of one engine on the same core, and then each wait lasts a time slice of the scheduler. On 2 cores that was 3 s per
-token. So an engine holds a lock while it computes. Once it has seen that another engine computes too, its steps take
-`--max-stall-ms` at most.
+of one engine on the same core, and then each wait lasts a time slice of the scheduler. So an engine holds a lock while
+it computes. Once it has seen that another engine computes too, its steps take `--max-stall-ms` at most.
 
 Loading a model keeps one core busy for a second or more, and no step can wait that long. The loading engine holds a
 third lock, and the engines that compute use one thread less meanwhile.
 
-Each lock is a byte of one file: the system releases it when the process ends, however it ends. The second byte is the
+Each lock is a byte of one file: the system releases it when the process ends, however it ends. The first byte is the
 door. The engine that waits for the cores holds it, so the engine that had the cores last can't take them again first.
 
 Not taken: a blocking lock (an engine that hangs would stop all others until it is killed) and a semaphore (a killed
@@ -26,26 +25,27 @@ from collections.abc import Callable, Iterator
 from server.engine.seam.config import EngineConfig, threads_and_cores
 
 DOOR, CORES, LOADING, OWNER = 0, 1, 2, 3
-"""Places in the file: three locks, and behind them who has had the cores last, as 8 bytes."""
+"""Places in the file: three locks, then the id of the process that had the cores last (8 bytes)."""
 
 ANNOUNCE_S = 0.05
-"""How long a load tries to announce itself: others look at that lock for microseconds."""
+"""How long a load tries to take its lock, which other engines hold for microseconds to look at it."""
 
 WAIT_S = 2.0
-"""How long an engine waits for its turn: longer than a step of another, shorter than one that hangs."""
+"""How long an engine waits for its turn: longer than a step takes, in case another engine hangs."""
 
-POLL_S = 0.0002
+POLL_S = 0.0002  # between two tries to take a lock
 FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-"""O_CREAT: some systems clean their temporary folder while the server runs."""
+"""O_CREAT, because some systems clean their temporary folder while the server runs."""
 
 SHARED_S = 1.0
-"""So long after another engine's turn the cores count as shared."""
+"""How long the cores count as shared after another engine's turn."""
 
 
 class Turns:
-    """A context manager: inside of it no other engine computes that has the same file, unless one hangs.
+    """A context manager. Within it no other engine with the same file computes, unless one hangs.
 
-    `path` "" is an engine alone, which never waits. OSError if the file can't be opened."""
+    With the `path` "" the engine is alone and never waits. OSError if the file can't be opened.
+    """
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Turns:
         if self._wait_for(DOOR, t_end):
             self._is_mine = self._wait_for(CORES, t_end)
             _unlock(self._file, DOOR)
-        # behind an engine that hangs one wait is enough
+        # after one vain wait don't wait again for an engine that hangs
         self._wait_s = WAIT_S if self._is_mine else 0.0
         self._look_who_was_here()
 
@@ -102,8 +102,8 @@ class Turns:
 
     @contextlib.contextmanager
     def announced(self) -> Iterator[None]:
-        """While this engine loads its model: from the end of another's step on, so that all that follow know of it. Of
-        several loads at once the first is announced."""
+        """Hold the lock of a load. Waits for the end of another engine's step, so that later steps use one thread less.
+        Of several loads at the same time only the first is announced."""
         is_told = self._file >= 0 and self._wait_for(LOADING, self._clock() + ANNOUNCE_S)
         with self:
             pass
@@ -125,7 +125,7 @@ class Turns:
 
 
 def turns_of(config: EngineConfig) -> Turns:
-    """Those of an engine; two that have cores enough for both don't take turns."""
+    """The turns of an engine. It takes none if there are cores enough for two engines."""
     n_threads, n_cores = threads_and_cores(config)
     return Turns(config.turns if 2 * n_threads > n_cores else "")
 
