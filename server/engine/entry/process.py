@@ -293,7 +293,7 @@ def _lost(n: int) -> LogLine:
     return LogLine(
         "engine",
         logging.WARNING,
-        f"{n} log lines of the engine were dropped: it logs faster than the server reads",
+        f"{n} log lines of the engine were lost: it logs faster than the server reads",
         "",
         0,
         "",

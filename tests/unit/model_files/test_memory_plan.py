@@ -246,7 +246,7 @@ def test_working_memory_of_the_logits_and_of_long_contexts():
 
 def test_the_plan_as_lines():
     lines = plan(EIGHT_B, Wish(n_ctx=8192, n_slots=2), host(64), (gpu(80),)).lines()
-    assert lines[0].split() == ["MiB", "weights", "cache", "compute", "together", "free"]
+    assert lines[0].split() == ["MiB", "weights", "cache", "compute", "sum", "free"]
     assert lines[1].startswith("memory") and lines[2].startswith("CUDA0") and "81920" in lines[2]
     assert "context: 8192 tokens for 2 slots" in lines and "33 of 33 layers on the GPU" in lines
 

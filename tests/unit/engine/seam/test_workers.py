@@ -42,6 +42,8 @@ def worker(answers: list[bytes], piece: int = 1 << 20, then_silent: bool = False
     def serve(listener: socket.socket) -> None:
         client, _ = listener.accept()
         with client:
+            if not answers:
+                client.recv(33, socket.MSG_WAITALL)  # the first command: what is unread would reset the connection
             for data in answers:
                 head = client.recv(9, socket.MSG_WAITALL)
                 if len(head) < 9:
