@@ -401,7 +401,7 @@ def test_the_last_words_are_errors_only_of_an_engine_that_ended_itself(engine, c
         ("raise", "out of the blue"),
         ("exit", "exit code 3"),
         ("abort", "while it loaded the model"),
-        ("nonsense", "nonsense"),
+        ("nonsense", "invalid message"),
         ("leave", "exit code 0"),
     ],
 )
@@ -418,7 +418,7 @@ def test_a_first_load_that_fails_is_not_repeated(engine, tmp_path, do, message):
     "command, message",
     [
         (("/no/such/program",), "can't be started"),
-        ((sys.executable, "-c", "print('hello, I am not an engine')"), "nonsense"),
+        ((sys.executable, "-c", "print('hello, I am not an engine')"), "invalid message"),
         ((sys.executable, "-c", "import sys; sys.exit('my last words')"), "my last words"),
     ],
     ids=["missing", "another program", "one that fails"],
