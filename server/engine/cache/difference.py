@@ -14,10 +14,10 @@ from server.engine.slots.slot import common_prefix
 N_BEFORE, N_BEHIND = 8, 6
 """Tokens reported before and behind a difference."""
 STRETCH = 16
-"""Tokens. A run of twice as many that both texts have is always counted; a shorter one only where it happens to be
-found."""
+"""Tokens. A run of twice as many tokens that both texts have is always counted, a shorter one only if it is found by
+chance."""
 MAX_MISSES = 8192
-"""After so many new tokens the prompt counts as another text."""
+"""After this many new tokens the prompt counts as another text."""
 
 
 def first_difference(prompt: Sequence[int], cached: Sequence[int], counts: bool = True) -> Difference | None:

@@ -74,7 +74,7 @@ class Layout:
         return Layout({start + n: chunk for start, chunk in self.chunks.items()}, self.owners, files)
 
     def as_sent(self, at: int) -> int:
-        """The index, in the prompt as it was sent with one id per file, of what is at position `at` now."""
+        """The index of the position `at` in the prompt as it was sent, which had one id for each file."""
         return at - sum(min(at - start, length - 1) for start, length in self.files if start <= at)
 
     def next_start(self, at: int, end: int) -> int:
@@ -89,8 +89,8 @@ class Layout:
 
 
 def placeholders(key: bytes, n: int) -> tuple[int, ...]:
-    """`n` negative 32-bit ids that depend on `key` alone. Two contents have the same ids neither by accident nor on
-    purpose."""
+    """`n` negative 32-bit ids that depend on `key` alone. Different keys have different ids, also if an attacker
+    chooses them."""
     import hashlib  # here, because most models take no media
 
     digest = hashlib.shake_256(key).digest(4 * n)
