@@ -13,7 +13,7 @@ from pathlib import Path
 from server import program
 from server.errors import PassingError
 from server.models.catalogue import ModelEntry, find_models
-from server.models.file_names import repository, stem_of
+from server.models.file_names import names_like, repository, stem_of
 from server.models.removal import RemovalError, remove_files
 from server.options.groups import CatalogueOptions, Settings
 from server.options.parser import OptionError
@@ -58,14 +58,10 @@ def find(settings: Settings, name: str) -> tuple[ModelEntry, list[ModelEntry]]:
 
 
 def near(name: str, entries: Sequence[ModelEntry]) -> str:
-    """The end of the error about an unknown name: what to do."""
-    import difflib
-
-    known = {own.lower(): own for entry in entries for own in (entry.name, *entry.aliases)}
-    close = [one for one in known if name.lower() in one][:3]
-    close = close or difflib.get_close_matches(name.lower(), known, 3, 0.5)
+    """The end of the error about an unknown name: similar names, or how to list all."""
+    close = names_like(name, (own for entry in entries for own in (entry.name, *entry.aliases)))
     if close:
-        return ", did you mean " + " or ".join(known[one] for one in close) + "?"
+        return f", did you mean {' or '.join(close)}?"
     if not entries:
         return "; pull USER/MODEL downloads one, --models-dir DIR names a folder of models"
     return "; the command models lists all models"

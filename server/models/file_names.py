@@ -101,3 +101,12 @@ def choose_projector(paths: Iterable[str], model: str) -> str:
         return path.lower().endswith(".gguf") and PROJECTOR in path and parents == folder[: len(parents)]
 
     return min(filter(fits, paths), key=lambda path: (-path.count("/"), abs(n_bits(path) - n_bits(model))), default="")
+
+
+def names_like(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of the `known` names: those that contain the wrong one, else those spelt nearly so."""
+    import difflib  # here, because hardly any request needs it
+
+    by_lower, name = {one.lower(): one for one in known}, name[:80].lower()
+    near = [one for one in by_lower if name in one][:3]
+    return [by_lower[one] for one in near or difflib.get_close_matches(name, by_lower, 3, 0.5)]

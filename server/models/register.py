@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from server.errors import ApiError
 from server.log import about
 from server.models.entry import FAILED, Entry
+from server.models.file_names import names_like
 from server.models.news import News
 
 RETRY_S = 10.0
 """Seconds after a failed load in which requests get its reason. Then the next request tries again."""
-N_NEAR = 3  # similar names in an error
 
 NONE_HERE = "this server has no model that this key may use"
 
@@ -87,13 +87,10 @@ class Register:
 
     def _near(self, name: str, key_id: str) -> str:
         """The end of the error about an unknown name: similar names, or how to list all."""
-        import difflib  # here, because only errors need it
-
-        known = {known.lower(): known for entry in self.seen_by(key_id) for known in entry.names}
-        near = difflib.get_close_matches(name[:80].lower(), known, N_NEAR, 0.4)
+        near = names_like(name, (known for entry in self.seen_by(key_id) for known in entry.names))
         if near:
-            return "; did you mean " + " or ".join(repr(known[one]) for one in near) + "?"
-        return "; GET /v1/models lists all"
+            return f"; did you mean {' or '.join(map(repr, near))}?"
+        return "; GET /v1/models lists what there is"
 
     # ---- states, with the lock held ----------------------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ def test_an_unknown_name_is_404_with_names_like_it():
     with pytest.raises(ApiError, match="did you mean 'Qwen3-8B'") as caught:
         models.get("qwen3-8b-q4", FakeRequest())
     assert caught.value.status == 404
+    with pytest.raises(ApiError, match="did you mean 'Qwen3-8B'"):
+        models.get("qwen", FakeRequest())
     with pytest.raises(ApiError, match="GET /v1/models"):
         models.get("zzzzzz", FakeRequest())
     with pytest.raises(ApiError) as caught:
