@@ -150,7 +150,7 @@ def test_files_of_other_kinds_of_sound_are_heard(eyes: Api):
         (form(None, file="x"), "file: a sound file"),
         (form(b""), "file is neither"),
         (form(b"no sound at all"), "file is neither"),
-        (form(png()), "file is an image where a sound should be"),
+        (form(png()), "file is an image, but a sound is expected"),
         (form(SOUND[:30]), "file is a broken sound"),
         (form(response_format="srt"), "response_format: srt isn't supported, because this server can't tell when"),
         (form(response_format="vtt"), "response_format: vtt isn't supported"),

@@ -502,7 +502,7 @@ class Body:
         }
         unknown = [name for name in values if name not in IDLE]
         if unknown:
-            _log_unknown(self.routes[0], listed(unknown))
+            _log_unknown(self.routes[0] if self.routes else "predictions", listed(unknown))
         return (
             *([f"unknown and ignored: {listed(unknown)}"] if unknown else []),
             *(
