@@ -403,7 +403,7 @@ WRONG: dict[str, tuple[dict, str]] = {
     "a custom tool's kind of format": ({"tools": [{**CUSTOM, "format": {"type": "xml"}}]}, "tools[0].format.type"),
     "a syntax": (
         {"tools": [{**CUSTOM, "format": {"type": "grammar", "definition": "x", "syntax": "ebnf"}}]},
-        "tools[0].format.syntax: 'ebnf' is unknown; known are regex, lark",
+        "tools[0].format.syntax: 'ebnf' is unknown; use one of regex, lark",
     ),
     "a grammar without rules": (
         {"tools": [{**CUSTOM, "format": {"type": "grammar", "syntax": "lark"}}]},

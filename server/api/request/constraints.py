@@ -166,7 +166,7 @@ def response_format_schema(value: Any) -> tuple[Any, bool] | None:
         if strict is not None and not isinstance(strict, bool):
             raise ApiError(400, f"response_format.json_schema.strict: {str(strict)[:40]!r} is not true or false")
         return inner["schema"], bool(strict)
-    raise ApiError(400, f"response_format: type '{kind[:40]}' is unknown; known are text, json_object, json_schema")
+    raise ApiError(400, f"response_format: type '{kind[:40]}' is unknown; use one of text, json_object, json_schema")
 
 
 def any_object() -> Any:

@@ -115,7 +115,7 @@ def sampler_names(names: object) -> tuple[str, ...]:
     for name in strings("samplers", names):
         name = SAMPLER_ALIASES.get(name, name)
         if name not in SAMPLER_NAMES:
-            raise ApiError(400, f"samplers: '{name[:40]}' is unknown; known are {', '.join(SAMPLER_NAMES)}")
+            raise ApiError(400, f"samplers: '{name[:40]}' is unknown; use one of {', '.join(SAMPLER_NAMES)}")
         known.append(name)
     return tuple(known)
 

@@ -29,7 +29,7 @@ def is_true(block: Mapping[str, Any], name: str, where: str) -> bool:
 def one_of(known: Collection[str], value: object, where: str) -> str:
     """A word that must be one of `known`. ApiError 400."""
     if not isinstance(value, str) or value not in known:
-        raise ApiError(400, f"{where}: {str(value)[:40]!r} is unknown; known are {', '.join(known)}")
+        raise ApiError(400, f"{where}: {str(value)[:40]!r} is unknown; use one of {', '.join(known)}")
     return value
 
 

@@ -27,7 +27,7 @@ def read_reasoning(values: Mapping[str, Any], variables: Mapping[str, Any]) -> R
     """The wish of a chat with these fields and template variables. ApiError 400."""
     form, message = values["reasoning_format"], values["reasoning_budget_message"]
     if form not in FORMS:
-        raise ApiError(400, f"reasoning_format: {form[:40]!r} is unknown; known are {', '.join(FORMS)}")
+        raise ApiError(400, f"reasoning_format: {form[:40]!r} is unknown; use one of {', '.join(FORMS)}")
     if len(message) > MAX_MESSAGE:
         raise ApiError(400, f"reasoning_budget_message: {len(message)} characters are too many, at most {MAX_MESSAGE}")
     is_off = variables.get("enable_thinking") is False

@@ -122,7 +122,7 @@ def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tup
         return AUTO, names
     if isinstance(value, str):
         if value not in known:
-            raise ApiError(400, f"{field}: {value[:40]!r} is unknown; known are {', '.join(known)} and objects")
+            raise ApiError(400, f"{field}: {value[:40]!r} is unknown; use one of {', '.join(known)} and objects")
         if value == REQUIRED and not names:
             raise ApiError(400, f"{field}: there are no tools to call")
         return value, names
@@ -136,7 +136,7 @@ def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tup
         return REQUIRED, (known_name(value.get("function"), f"{field}.function", names),)
     if value.get("type") == "allowed_tools":
         return _allowed_tools(value.get("allowed_tools"), f"{field}.allowed_tools", names)
-    raise ApiError(400, f"{field}.type: {str(value.get('type'))[:40]!r} is unknown; known are function, allowed_tools")
+    raise ApiError(400, f"{field}.type: {str(value.get('type'))[:40]!r} is unknown; use one of function, allowed_tools")
 
 
 def _allowed_tools(value: object, where: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
