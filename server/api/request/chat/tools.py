@@ -122,7 +122,7 @@ def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tup
         return AUTO, names
     if isinstance(value, str):
         if value not in known:
-            raise ApiError(400, f"{field}: {value[:40]!r} is unknown; use one of {', '.join(known)} and objects")
+            raise ApiError(400, f"{field}: {value[:40]!r} is unknown; use one of {', '.join(known)} or an object")
         if value == REQUIRED and not names:
             raise ApiError(400, f"{field}: there are no tools to call")
         return value, names
