@@ -26,7 +26,7 @@ ASKED = (
 """The routes that instances may use."""
 MAX_INSTANCES, N_AT_ONCE = 128, 16  # in one request, and how many of them run at the same time
 FORMAT = "@requestFormat"
-BODY = Body((), ((Field("instances", list, None, "bodies of other routes"),),))
+BODY = Body(("AIP_PREDICT_ROUTE",), ((Field("instances", list, None, "bodies of other routes"),),))
 
 
 class PredictHandler:

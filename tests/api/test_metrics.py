@@ -115,7 +115,7 @@ def test_an_error_within_a_stream_counts_as_a_refusal(make_api):
         answer = b""
         while not answer.endswith(b"0\r\n\r\n"):
             answer += client.recv(65536)
-        assert b"time of this request was up" in answer
+        assert b"limit of this request ended" in answer
     wait_until(lambda: refused(api) == {"time_limit": 1}, "the refusal to be counted", PATIENCE)
 
 
