@@ -242,7 +242,7 @@ def test_where_much_is_allowed_the_likeliest_are_enough(top_k: int, temperature:
     )
     said = [one.say("the cat", 20, replace(params, seed=seed)).tokens for seed in range(8)]
     assert any(found)
-    monkeypatch.setattr(backend_sampler, "enough", lambda stages: 0)
+    monkeypatch.setattr(backend_sampler, "n_considered", lambda stages: 0)
     assert [one.say("the cat", 20, replace(params, seed=seed)).tokens for seed in range(8)] == said
 
 
