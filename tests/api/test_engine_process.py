@@ -76,7 +76,7 @@ def test_while_the_engine_is_away_health_says_so_and_requests_wait(serve, tmp_pa
     wait_until(lambda: api.client.state == "restarting engine", "the death to be noticed")
     health = api.get("/health")
     assert health.status == 503 and health.json()["status"] == "restarting engine" and health.headers["retry-after"]
-    assert "again" in health.error["message"]
+    assert "will wait" in health.error["message"]
     assert api.get("/health/ready").status == 503 and api.get("/health/live").status == 200
     assert api.get("/slots").status == 200 and api.get("/props").status == 200 and api.get("/v1/models").status == 200
 
