@@ -134,7 +134,7 @@ def test_a_chat_in_the_terminal(open_terminal, models, libs_folder):
     terminal.type("\x03")
     terminal.until("\n>>> ")
     terminal.type("/frob\n")
-    assert "there is no /frob" in terminal.until(">>> ")
+    assert "unknown command /frob" in terminal.until(">>> ")
     terminal.type("\x04")
     assert terminal.process.wait(PATIENCE) == 0
 

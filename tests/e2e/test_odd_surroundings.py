@@ -153,7 +153,7 @@ def test_threads_without_a_core_are_warned_of_and_their_slowness_is_no_hang(libs
     ):
         assert server.post("/completion", {"prompt": "the cat", "n_predict": 1}).status_code == 200
     text = (tmp_path / "log").read_text()
-    assert "10 threads and 1 cores" in text and "died" not in text
+    assert "10 compute threads for 1 cores" in text and "died" not in text
 
 
 def cpu_group() -> Path | None:
