@@ -18,9 +18,9 @@ from server.chat.segments import is_text, plain_text
 
 SYSTEM_ROLES = ("system", "developer")
 BLANK_LINE = "\n\n"
-"""Separates the text of a system message from the user message that it is joined with. Templates that join the two
-use a blank line, too. Some do so only if the last message is the user's; with the same separator here, later turns
-render to the same text."""
+"""Separates system messages that are joined, and a system message from the user message that it is joined with.
+Templates that join a system and a user message use a blank line, too. Some do so only if the last message is the
+user's; otherwise this module joins them, and the same separator keeps the text of earlier turns the same."""
 SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
@@ -146,7 +146,7 @@ def adapt_reasoning(message: Message, probe: Probe) -> Message:
 def adapt_calls(message: Message, probe: Probe) -> Message:
     """Make the arguments of tool calls an object or JSON text, whichever the template renders correctly."""
     calls = message.get("tool_calls")
-    if not calls:  # an empty list goes: some templates only test whether the key exists
+    if not calls:  # an empty list is removed, since some templates only test whether the key exists
         return {key: message[key] for key in message if key != "tool_calls"} if "tool_calls" in message else message
     if probe.call_form is None:
         return message
@@ -181,8 +181,8 @@ def read_object(arguments: object) -> object:
 
 
 def adapt_content(message: Message, probe: Probe) -> dict[str, Any]:
-    """Make the content a list of parts if the template needs one, or if the client sent one that the template reads;
-    otherwise text."""
+    """Make the content a list of parts if the template needs a list, or if the client sent a list without media and the
+    template reads lists. Any other list of texts becomes one text."""
     content = message.get("content")
     if isinstance(content, str) and probe.wants_parts:
         return {**message, "content": [{"type": "text", "text": content}]}

@@ -164,7 +164,8 @@ def _places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
 
 
 def _parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
-    """The kind of call with these texts between name, key, string, key and number, and the text after that."""
+    """The kind of call that has `gaps` between its name, first key, string, second key and number, and `tail` after the
+    number. `key` is the first key."""
     head, to_text, between, to_number = gaps
     before_key = common_end(head, between)
     after_value = between[: len(between) - len(before_key)]
@@ -177,7 +178,8 @@ def _parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
 
 
 def _around_marks(one: str, other: str) -> tuple[str, tuple[str, ...], str]:
-    """The text before the first words that differ, these words, and the text after them; equal texts have none."""
+    """Compare two texts word by word. Returns the text before the first words that differ, these two words, and the
+    text after them in `one`. If the texts are equal, there are no words and no text after them."""
     if one == other:
         return one, (), ""
     first, second = (re.split(r"(\w+)", text) for text in (one, other))

@@ -50,7 +50,7 @@ PLAIN = {"role": "assistant", "content": ANSWER}
 
 
 def find_format(probe: Probe) -> CallFormat:
-    """The format of a template's calls and reasoning. A template without calls gets those of `GENERIC`."""
+    """The format of a template's calls and reasoning. A template without a format of calls gets that of `GENERIC`."""
     details = {"reasoning": find_reasoning(probe), **named_details(probe.source)}
     found = named_format(probe.source) or probe_format(probe, details["reasoning"]) or GENERIC
     missing = {name: value for name, value in details.items() if not getattr(found, name)}
@@ -111,8 +111,8 @@ def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
 
 
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
-    """The assistant's turn with these calls as rendered, without its role and without what follows because of the
-    results. None if the template refuses the conversation."""
+    """The rendered text of the assistant's turn with these calls, without its role. It ends where the renderings with
+    and without the results of the calls begin to differ. None if the template refuses the conversation."""
     text = _render(probe, _conversation(calls))
     plain = _render(probe, [USER, PLAIN])
     if text is None or plain is None:
@@ -143,7 +143,7 @@ def _conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: st
 
 
 def _render(probe: Probe, messages: list[dict[str, Any]]) -> str | None:
-    """The rendered text after the last question; None if there is none."""
+    """The rendered text after the last question. None if the template refuses the messages or omits the question."""
     text = probe.render(adapt(messages, probe), TOOLS)
     return None if text is None or QUESTION not in text else text.rpartition(QUESTION)[2]
 
@@ -155,7 +155,8 @@ def _remove_reasoning(text: str, reasoning: Tags | None) -> str:
 
 
 def _stops(probe: Probe) -> list[str]:
-    """Texts that end an answer: the text after an answer without calls, the marks before one, and `END_MARKS`."""
+    """Texts that end an answer: the text after an answer without calls; the marks before it, with which the next turn
+    may begin; `END_MARKS`."""
     text = _render(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
     header, _, behind = text.partition(ANSWER)
     end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
@@ -208,8 +209,7 @@ def move_space(made: CallFormat) -> CallFormat:
 
 
 def name_marks(made: CallFormat) -> CallFormat:
-    """If two marks precede a name, move the second one into the call (before its name), and its closing mark, too
-    (after the arguments)."""
+    """If two marks precede a name, the second one becomes `before_name`, and its closing mark `after_arguments`."""
     call = made.call
     at = made.before_call.rfind("<")
     to = max((match.start() for match in MARK.finditer(made.after_call)), default=0)

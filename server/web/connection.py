@@ -137,7 +137,8 @@ class SharedState(Protocol):
     is_winding_down: bool
 
     def set_idle(self, entry: Connection, is_idle: bool) -> bool:
-        """Note whether a connection waits for a request. False if the server is stopping, so that none may come."""
+        """Note whether a connection waits for a request. Returns False if the server is stopping: the connection must
+        then read no further request."""
 
     def set_served(self, entry: Connection) -> None:
         """Note that the connection has sent a request head."""

@@ -1,7 +1,7 @@
 """The limits of the HTTP edge: sizes, counts and times. A leaf of `server.web`, read by every thread.
 
-Each field is an option of its own, since a phone and a public server need different values. Not taken: one timeout for
-everything. A slow head, a slow body and a quiet keep-alive connection need different ones."""
+`service.edge` sets some fields from options. Not taken: one timeout for everything. A slow head, a slow body and a
+quiet keep-alive connection need different ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def room_for_connections(wanted: int) -> int:
     system allows, and logs a warning if it is still too low. Main thread, before it listens.
 
     Not taken: reserve one descriptor to accept and refuse connections when all others are used. Then new clients get an
-    answer, but running requests, which need files and sockets too, still have none.
+    answer, but running requests, which need descriptors for files and sockets, still fail.
     """
     try:
         import resource
@@ -62,7 +62,7 @@ def room_for_connections(wanted: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    needed = RESERVE - -wanted * 4 // 3  # one in four connections may have a file open or fetch one
+    needed = RESERVE - -wanted * 4 // 3  # one in three connections may have a file open or fetch one
     if soft < needed:
         soft = raise_limit(needed, soft, hard)
     room = max((soft - RESERVE) * 3 // 4, 1)
@@ -77,7 +77,8 @@ def room_for_connections(wanted: int) -> int:
 
 
 def raise_limit(needed: int, soft: int, hard: int) -> int:
-    """The new soft limit; the old one if the system refuses (macOS allows less than its hard limit says)."""
+    """Raise the soft limit to `needed`, or to the hard limit if that is lower. Returns the new soft limit, or the old
+    one if the system refuses (macOS allows less than its hard limit says)."""
     import resource
 
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

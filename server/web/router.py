@@ -39,8 +39,8 @@ class _Node:
 
 class Router:
     """`prefix` (for example `/llm`) is put before every path. HEAD requests go to the GET route. `hints` maps a path to
-    a sentence for the 404 answer of unknown paths at or below it, with or without the prefix. `{prefix}` in a sentence
-    is replaced."""
+    a sentence. The 404 answer for an unknown path at or below that path, with or without the prefix, has this sentence,
+    too. `{prefix}` in a sentence is replaced."""
 
     def __init__(
         self, routes: Iterable[Route], prefix: str = "", hints: Mapping[str, str] = MappingProxyType({})
@@ -58,7 +58,7 @@ class Router:
             node.routes[route.method] = route
 
     def resolve(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
-        """The handler and the values of the `{name}` parts. ApiError 404, or 405 with `Allow`."""
+        """The handler and the values of the `{name}` parts. Raises ApiError 404, or 405 with `Allow`."""
         route, params = self.match(method, path)
         return route.handler, params
 

@@ -53,7 +53,7 @@ COMPRESSED_BYTES_MIN = 1024
 """Smaller files gain nothing by compression."""
 
 BUILTIN_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Referrer-Policy": "no-referrer"}
-"""Headers of the built-in pages for what a meta element can't set. A user's own pages get none of them."""
+"""Headers of the built-in pages; a meta element can't set `frame-ancestors`. Pages in the user's folder get neither."""
 
 
 class StaticFiles:
@@ -123,7 +123,7 @@ def _regular_file(folder: Path, segments: list[str]) -> Path | None:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an Accept-Encoding header names gzip (or anything) with a weight above zero."""
+    """Whether an Accept-Encoding header names gzip, x-gzip or `*` with a weight above zero."""
     weights = {}
     for item in accept_encoding.lower().split(","):
         coding, *parameters = (part.strip() for part in item.split(";"))

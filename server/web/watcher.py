@@ -1,15 +1,16 @@
 """One thread that detects when clients of running requests leave, also while nothing is written to them.
 
-A client that ends its sending side (FIN, `shutdown(SHUT_WR)`) may still be reading. This is reported apart from a
-connection that is closed or reset.
+A client that ends its sending side (FIN, `shutdown(SHUT_WR)`) may still be reading. A client that closes the connection
+sends the same FIN; only its reset, after the server has sent something, shows the difference. So an end and a reset are
+reported separately.
 
 Handlers wait for the engine, not for the socket. Without the watcher, a client that hangs up while its request is
 queued or in prefill would occupy a slot until its first token is written. Not taken: polling in each handler. That
 wakes hundreds of threads a second and detects nothing during a long call.
 
 A socket belongs to its connection's thread; the watcher only peeks at it. All selector calls happen on the watcher's
-thread; other threads put changes into a queue and wake it. Once woken, it waits for `GATHER_S`. Most requests are
-answered within that time and then need no registration, no further wake-up and no wait for the GIL."""
+thread; other threads put changes into a queue and wake it. Once woken, it waits for `GATHER_S`. A request that is
+answered within that time isn't registered, and further requests don't wake the thread again."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from server.log import get_logger
 
 GATHER_S = 0.02
-"""How much later a client that leaves is noticed at the beginning of its request."""
+"""A client that leaves at the beginning of its request is noticed up to this many seconds later."""
 QUIET, DATA, ENDED, GONE = "quiet", "data", "ended", "gone"  # see `peer_state`
 TLS_ALERT, TLS_DATA = 0x15, 0x17
 TLS13_ALERT_BYTES = 19
@@ -56,14 +57,15 @@ class _Watch:
 
 
 class Watcher:
-    """`watch(sock, on_gone)` returns a context. Inside it, `on_gone` is called once if the client closes or resets the
-    connection, or ends its sending side. If `on_end` is passed, it is called instead for the end of the sending
-    side."""
+    """`watch(sock, on_gone)` returns a context. Inside it, `on_gone` is called once if the client resets or closes the
+    connection, or ends its sending side. If `on_end` is passed, it is called instead for ENDED (see `peer_state`), and
+    `on_gone` only for GONE."""
 
     def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
-        # Protects is_live of all watches, _changes, _thread, _is_stopped, _is_woken. Held while a socket is peeked at:
-        # a connection's thread must not read the bytes meanwhile, or the peek would block.
+        # Protects is_live of all watches, _changes, _thread, _is_stopped, _is_woken. Held while a socket is peeked at.
+        # A connection's thread drops its watch before it reads, and waits for this lock: if it read the bytes before
+        # the peek, the peek would block.
         self._lock = threading.Lock()
         self._changes: deque[_Watch] = deque()
         self._thread: threading.Thread | None = None
@@ -119,7 +121,7 @@ class Watcher:
         try:
             self._wake_in.send(b"!")
         except OSError:
-            pass  # the pipe is full, so the thread wakes anyway; or `stop` has closed it
+            pass  # the pipe is full, so the thread wakes anyway; or the thread has ended and closed it
 
     def _run(self) -> None:
         while not self._is_stopped:
@@ -202,8 +204,9 @@ def _call(callback: Callable[[], None]) -> None:
 
 
 def peer_state(sock: socket.socket) -> str:
-    """The state of a connection: GONE if it is closed or reset, ENDED if the peer has ended its sending side (it may
-    have closed, or may still read), DATA if unread bytes are waiting, else QUIET. Reads nothing from the socket.
+    """The state of a connection: GONE if the peer has reset it or this side has closed it, ENDED if the peer has ended
+    its sending side or has closed the connection, DATA if unread bytes are waiting, else QUIET. Reads nothing from the
+    socket.
 
     With TLS it peeks at the encrypted bytes, since SSLSocket.recv refuses MSG_PEEK.
     """

@@ -1,9 +1,10 @@
 """The attributes, methods and items of values: `value.name` and `value[key]`.
 
-Runs on the thread of the `Run`. These tables are the sandbox: a name that isn't in the table of the value's type is
-undefined, so a template never reaches an attribute of a Python object. The order of look-up, and the names that keys of
-a dictionary can't replace, are those of jinja2. Methods that change a list or dictionary exist only if `run.mutable`;
-otherwise they are undefined, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of forbidden names.
+Runs on the thread that renders the template. The tables below are the sandbox: a name that isn't in the table of the
+value's type is undefined, so a template never reaches an attribute of a Python object. As in jinja2, `value.name` looks
+first for an attribute of the type, `value[key]` first for an item. Methods that change a list or dictionary exist only
+if `run.mutable`; otherwise they are undefined, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of
+forbidden names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, 
 
 Method = Callable[..., Any]
 
-# names that exist in Python and that templates may not use; a key of the same name can't be read with a dot
+# names that exist in Python and that templates may not use; `dict.name` doesn't read a key of such a name
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
 TEXT_METHODS = (
@@ -144,7 +145,7 @@ def _padding_method(name: str) -> Method:
 
 
 def _with_marks(text: str) -> Marked:
-    """The string as a `Marked` one, which keeps the marks of text that is inserted."""
+    """The string as `Marked`, whose methods keep the marks of other strings that they insert."""
     return text if type(text) is Marked else Marked(text, ())
 
 
@@ -362,5 +363,5 @@ CHANGES: dict[type, dict[str, Method]] = {
     },
 }
 
-# names that mean the method, not the key, when they follow a dictionary and a dot
+# `dict.name` with one of these names never reads a key
 DICT_NAMES = HIDDEN | set(METHODS[dict]) | set(CHANGES[dict])

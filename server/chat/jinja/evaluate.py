@@ -1,8 +1,8 @@
 """Compiles expressions: from the syntax tree to closures.
 
-Compiles on any thread; the closures run on the thread of their `Run`. A closure that can fail has its position in the
-source as the default of its parameter `at`. After an exception, `template` finds the innermost `at` in the traceback.
-Without an exception this costs nothing. Not taken: handling exceptions in each closure.
+Compiles on any thread; the closures run on the thread that renders the template. A closure that can fail has its
+position in the source as the default of its parameter `at`. After an exception, `template` finds the innermost `at` in
+the traceback. Without an exception this costs nothing. Not taken: handling exceptions in each closure.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _application(
 
 
 def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[..., Any]:
-    """The filter or test. Inside an `if`, an unknown one becomes a function that raises."""
+    """The filter or test. An unknown one is an error, but inside an `if` only when it is called."""
     table = place.filters if kind == "filter" else place.tests
     function = table.get(node.name)
     if function is not None:

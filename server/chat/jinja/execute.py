@@ -1,8 +1,8 @@
 """Compiles statements: from the syntax tree to closures.
 
-Compiles on any thread; the closures run on the thread of their `Run`. As in `evaluate`, `at` is the position in the
-source. A block first enters its scope (initializes its variables), then runs, then leaves the scope (clears them). Not
-taken: exceptions for `break` and `continue`. A returned word is as clear and doesn't change tracebacks.
+Compiles on any thread; the closures run on the thread that renders the template. As in `evaluate`, `at` is the position
+in the source. A block first enters its scope (initializes its variables), then runs, then leaves the scope (clears
+them). Not taken: exceptions for `break` and `continue`. A returned word is as clear and doesn't change tracebacks.
 """
 
 from __future__ import annotations

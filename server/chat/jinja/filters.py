@@ -1,8 +1,9 @@
 """The filters for single values, and the table of all filters.
 
-Run on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2.
-`tojson` is that of Hugging Face's transformers. jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and `xmlattr`
-are left out, since prompts don't need them. Not taken: registering filters by decorator, which hides the list.
+Run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
+of jinja2. `tojson` is that of Hugging Face's transformers. jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and
+`xmlattr` are left out, since prompts don't need them. Not taken: registering filters by decorator, which hides the
+list.
 """
 
 from __future__ import annotations

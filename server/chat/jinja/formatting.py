@@ -1,8 +1,8 @@
 """Format strings: `"..." % values`, the `format` filter, and `"...".format(...)`.
 
-Runs on the thread of the `Run`. Python's own `%` and `format` make the text. This module looks up their fields in the
-tables of `attributes`, so `"{0.__class__}"` is undefined, and checks widths before memory is used. Not taken: calling
-`str.format` with filtered fields, a known leak of sandboxes.
+Runs on the thread that renders the template. Python's own `%` and `format` make the text. This module looks up the
+fields in the tables of `attributes`, so `"{0.__class__}"` is undefined, and checks widths before memory is used. Not
+taken: calling `str.format` with filtered fields, a known leak of sandboxes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PERCENT = re.compile(
     r"[hlL]?(?P<kind>.)",
     re.S,
 )
-MAX_WIDTH = 100_000  # characters; most that a field may be padded to
+MAX_WIDTH = 100_000  # most characters of a field's width or precision
 NUMBERS = re.compile(r"\d+")
 Access = tuple[Callable[[Run, Any, str], Any], Callable[[Run, Any, Any], Any]]
 
@@ -53,7 +53,7 @@ def percent(run: Run, template: str, values: Any) -> str:
 
 
 def _bound_percent(template: str, values: Sequence[Any]) -> None:
-    """Refuse too large widths, whether written as a number or as `*`."""
+    """Refuse too large widths and precisions, whether written as a number or as `*`."""
     for match in PERCENT.finditer(template):
         if match["kind"] == "(":
             raise ValueError("the name of a format field has parentheses in it")
@@ -74,7 +74,7 @@ def _bound(width: int) -> None:
 
 
 def _escape(run: Run, values: Any) -> Any:
-    """The values escaped, for a safe template."""
+    """The values with HTML's special characters escaped, as a safe template needs them."""
     if isinstance(values, dict):
         return {key: _escape(run, value) for key, value in values.items()}
     if isinstance(values, tuple):
@@ -83,7 +83,8 @@ def _escape(run: Run, values: Any) -> Any:
 
 
 def _percent_pieces(template: str, values: Any) -> list[str]:
-    """The result in parts, if each `%` takes one value; otherwise the parts differ and the caller marks everything."""
+    """The result in parts, with their marks. If a `%` takes more or less than one value, the parts differ from the
+    result; the caller then marks the whole result."""
     pieces, start = [], 0
     left = list(values) if isinstance(values, tuple) else [values]
     for match in PERCENT.finditer(template):

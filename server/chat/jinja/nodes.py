@@ -1,8 +1,8 @@
 """The syntax tree of a template.
 
-Plain data; `parser` makes it, `scopes` and the compiler read it. `scopes` visits the names in a node in the order of
-the node's fields, so this order matters. `offset` is the position in the source. Not taken: one generic node with a
-kind, which is shorter here, but can't be checked by type elsewhere.
+Plain data; `parser` makes it, `scopes`, `evaluate` and `execute` read it. `scopes` visits the names in a node in the
+order of the node's fields, so this order matters. `offset` is the position in the source. Not taken: one generic node
+with a kind, which is shorter here, but can't be checked by type elsewhere.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Const(Node):
 
 @record
 class Name(Node):
-    """A variable. `use` is load, store or param (stored as a parameter of a scope)."""
+    """A variable. `use` is load, store or param (set when its scope begins, as a macro's parameter or by `with`)."""
 
     name: str
     use: str = "load"

@@ -1,8 +1,8 @@
 """The filters for sequences: `map`, `select`, `sort`, `join`, ...
 
-Run on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2.
-As in jinja2, many are lazy: their results are true even if empty, have no length, and can be iterated only once. Not
-taken: returning lists everywhere, since some templates depend on lazy results by accident.
+Run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
+of jinja2. As in jinja2, many are lazy: their results are true even if empty, have no length, and can be iterated only
+once. Not taken: returning lists everywhere, since some templates depend on lazy results by accident.
 """
 
 from __future__ import annotations

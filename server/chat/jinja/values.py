@@ -1,8 +1,8 @@
 """The types of values in templates, besides Python's None, bool, int, float, str, list, tuple, dict and range.
 
-The thread of the `Run` owns them. Templates never access Python attributes: `attributes` has a table of names for each
-type. The double-underscore methods give Python's operators the meaning that they have in jinja2. Not taken: jinja2's
-sandbox, which gives templates real Python objects and filters their operations.
+Only the thread that renders the template uses them. Templates never access Python attributes: `attributes` has a table
+of names for each type. The double-underscore methods give Python's operators the meaning that they have in jinja2. Not
+taken: jinja2's sandbox, which gives templates real Python objects and filters their operations.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Reads tool calls in all formats: first the head, then the arguments, which are passed on as JSON while they arrive.
 
-Pure; a base of `reader`. A call is certain once its head with the name of a known tool has been read. If a head doesn't
-fit, the text so far becomes visible text, and reading goes on where the head failed; so each character is read once.
+Pure. `CallReader` is the base class of `reader.Reader`. A call is certain once its head with the name of a known tool
+has been read. If the head of a first call doesn't fit, the text so far becomes visible text, and reading goes on where
+the head failed: this text isn't searched for another head.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from server.chat.output.kinds import elements_json, fitting_json, kinds_of, prop
 from server.chat.output.scanner import Scanner, inner_text
 
 ARGUMENTS_KEYS = ("arguments", "parameters")  # models confuse these two
-VALUE_MAX = 65_536  # characters; a longer argument counts as a string
+VALUE_MAX = 65_536  # characters; a longer plain text counts as a string
 ID_MAX = 100  # characters of an id
 
 _ID = re.compile(rf"[A-Za-z0-9_.:-]{{1,{ID_MAX}}}")
@@ -71,8 +72,8 @@ class CallReader(Cursor):
         return self.read_arguments
 
     def read_calls(self, head: Head) -> Generator[None, None, bool]:
-        """Read consecutive calls; false if there is none. Then the text that was looked at is visible text, unless a
-        limit cut off a head after its marker."""
+        """Read consecutive calls. Returns False if there is no call; the text of the failed head then becomes visible
+        text. It is dropped if a limit or an abort ended the answer inside the head, after its marker."""
         self.hold()
         try:
             yield from self.read_head(head)
@@ -99,7 +100,7 @@ class CallReader(Cursor):
         return True
 
     def has_next_call(self, in_group: bool) -> Generator[None, None, bool]:
-        """Whether another call follows; read its head, or skip the end of all calls."""
+        """Whether another call follows. If so, its head is read. If the text after all calls follows, it is skipped."""
         self.hold()
         try:
             yield from self.skip_space()
@@ -182,7 +183,8 @@ class CallReader(Cursor):
             yield from self.wait()
 
     def read_object_head(self) -> Steps:
-        """Read the object of a call after its `{`, up to the arguments (if the name is known by then) or to its end."""
+        """Read the object of a call after its `{`. Stops before the arguments if the name is known by then; otherwise
+        reads the whole object."""
         call = self.form.call
         while True:
             yield from self.skip_space()
@@ -252,7 +254,7 @@ class CallReader(Cursor):
             self.take_id("".join(parts))
 
     def take_id(self, arguments: str) -> None:
-        """Announce a call that has waited for its id, and add its arguments."""
+        """Add the arguments of the call. Announce it first if it has waited for its id."""
         if self.is_waiting:
             self.announce()
         self.write(arguments)
@@ -327,7 +329,8 @@ class CallReader(Cursor):
         assert isinstance(call, ParameterCall)
         start = "{"
         opening = words(call.before_key)
-        end = [word for word in self.call_end[:1] if word.startswith(opening[0])]  # ]<]ns[>[< and ]<]ns[>[</invoke>
+        # In some formats the end of a call begins like an argument: `]<]ns[>[</invoke>` and `]<]ns[>[<`.
+        end = [word for word in self.call_end[:1] if word.startswith(opening[0])]
         while not (end and (yield from self.accept_texts(end, takes_it=False))) and (
             yield from self.accept_texts(opening)
         ):
@@ -383,8 +386,8 @@ class CallReader(Cursor):
             yield from self.skip_texts(words(call.after_value.replace(KEY, key)))
 
     def read_raw(self, after: str, sink: Sink) -> Steps:
-        """Pass plain text to `sink`, up to `after`. If no other text of the format follows, `after` itself is part of
-        the plain text."""
+        """Pass the text of a value to `sink`, up to `after`. `after` ends the value only if another text of the format
+        follows; otherwise it is part of the value."""
         close = after.strip()
         line_end = "\n" if after.startswith("\n") else ""
         while True:
@@ -449,11 +452,12 @@ class _Value:
             self.write('"' + inner_text("".join(self.parts)))
 
     def end(self, kinds: frozenset[str] | None, is_json: bool, known: str | None) -> None:
-        """The value ends: write its JSON, which is `known` if it was made of elements."""
+        """Write the value's JSON, or the rest of it. `known` is the JSON of a value that is made of nested elements."""
         self.write('"' if self.is_text else known or fitting_json("".join(self.parts), kinds, is_json))
 
     def cut_off(self, is_foreign: bool) -> None:
-        """The answer ends inside the value: write the beginning of the value, unless it isn't JSON (`is_foreign`)."""
+        """The answer ends inside the value: write the text that has waited. It is left out if the format has nested
+        elements instead of JSON (`is_foreign`)."""
         if not self.is_text and not is_foreign:
             self.write("".join(self.parts).strip())
 

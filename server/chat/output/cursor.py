@@ -1,8 +1,8 @@
 """The position in the text of one answer: what has been read, what is held back, and the events made so far.
 
-Pure; the base of `calls` and `reader`. These are generators, so that the code for a format reads from top to bottom.
-`yield` waits for more text (`is_end`: there will be none). Text that may be a call is held: it is looked at, but counts
-as read only once it is certain what it is.
+Pure; the base of `calls` and `reader`. Methods that read are generators, so that the code for a format goes from top to
+bottom. `yield` waits for more text (`is_end`: there will be none). Text that may be a call is held: the code looks at
+it, but it stays unread until the code knows whether it is a call.
 
 Not taken: regular expressions over the whole text so far. They take quadratic time and can't report parts of a call.
 """

@@ -1,5 +1,5 @@
-"""Describes how models write tool calls and reasoning. From one `CallFormat` follow the parser that finds calls in text
-(`parser`) and the grammar that forces valid calls (`call_grammar`).
+"""Describes how models write tool calls and reasoning. The parser that finds calls in text (`parser`) and the grammar
+that forces valid calls (`call_grammar`) are both made from one `CallFormat`.
 
 Pure data. `find_format` finds the format of a model from its chat template. All texts here are written by the model,
 with special tokens as text. The grammar writes white space at the edges of these texts exactly as it is here; the
@@ -27,8 +27,8 @@ class Tags:
 @record(frozen=True)
 class JsonCall:
     """A JSON object: {"name": "f", "arguments": {...}}. `id_key` is "" if calls have no id. The id comes after the
-    arguments, with `id_first` before the name. `id_is_number`: the id is only the call's number as a string ("0"), so
-    clients get another id."""
+    arguments, or before the name if `id_first` is true. `id_is_number`: the id is only the call's number as a string
+    ("0"), so clients get another id."""
 
     name_key: str = "name"
     arguments_key: str = "arguments"
@@ -47,8 +47,9 @@ class NamedCall:
     """The name between two texts, then the arguments as a JSON object.
 
     `before_id` is "" if calls have no id. The id comes after the name (name, `before_id`, id, `after_name`, arguments),
-    with `id_first` before it (`before_id`, id, `before_name`, name, `after_name`, arguments). If `before_index` isn't
-    "", it and the call's number in digits come before `after_name`. The first call's number is `first_index`.
+    or before it if `id_first` is true (`before_id`, id, `before_name`, name, `after_name`, arguments). If
+    `before_index` isn't "", it and the call's number in digits come before `after_name`. The first call's number is
+    `first_index`.
     """
 
     before_name: str
@@ -64,11 +65,11 @@ class NamedCall:
 class ParameterCall:
     """The name, then each argument with a tag of its own. Strings are written as they are, other values as JSON.
 
-    `string_mark` has the texts between `after_key` and `after_mark` that tell the type of a value: either two, for
-    strings and for JSON (such as "true" and "false"), or six, for string, number, boolean, null, object and array. It
-    is () if only the schema tells the type. `KEY` in `after_value` is replaced by the argument's name, `NAME` in
-    `after_name` by the function's. `quotes` are two texts that may be around a string (as CDATA). `before_index` and
-    `first_index` are as in `NamedCall`.
+    `string_mark` has the texts between `after_key` and `after_mark` that tell the type of a value. These are either two
+    texts, for strings and for all other values (DeepSeek writes string="true" or "false"), or six, for string, number,
+    boolean, null, object and array. It is () if only the schema tells the type. `KEY` in `after_value` is replaced by
+    the argument's name, `NAME` in `after_name` by the function's. `quotes` are two texts that may be around a string
+    (as CDATA). `before_index` and `first_index` are as in `NamedCall`.
     """
 
     before_name: str
@@ -103,7 +104,7 @@ class ChannelCall:
     """Harmony: an answer is a sequence of messages, each with a head from `start` to `message`. If the head has
     `to=functions.f`, the message is a call of f, and its text is the arguments as JSON. The channel `analysis` is
     reasoning; other messages are visible text. A message ends with one of `ends` or with the next `start`. The parser
-    accepts different heads. `call_head` has the two texts that the grammar writes around the name."""
+    accepts heads of several forms. The grammar writes only one, with the two texts of `call_head` around the name."""
 
     start: str = "<|start|>assistant"
     channel: str = "<|channel|>"
@@ -136,9 +137,10 @@ class CallFormat:
     before a call.
 
     `content` has the tags around visible text, for families that have such (Command-R's <|START_RESPONSE|>). `silent`
-    has further texts that are removed from visible text. `opening` is the part of the first mark that the prompt ends
-    with; all marks, also those of reasoning and content, are given here with it. `is_native` is False for the generic
-    format, which templates don't know and a system message explains.
+    has further texts that are removed from visible text. If the prompt already ends with the
+    beginning of the first mark, `opening` is this beginning. The marks with which reasoning, content and calls begin
+    are given whole here, with `opening`. `is_native` is False for the generic format, which templates don't know and a
+    system message explains.
     """
 
     family: str

@@ -48,7 +48,7 @@ def put_together(format: CallFormat, written: Sequence[str]) -> list[str]:
 
 
 def write_call(format: CallFormat, call: WrittenCall) -> str:
-    """One call, without the marks around each call."""
+    """One call, without `before_call` and `after_call`."""
     kind = format.call
     if isinstance(kind, JsonCall):
         return _write_json_call(kind, call)

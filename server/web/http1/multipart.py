@@ -1,8 +1,9 @@
 """Parses forms with files (multipart/form-data, RFC 7578). It is fed with the body as it arrives, so that no byte is in
 memory twice. Pure; connection threads.
 
-As strict as `head.py`, for the same reason. Text before the first boundary is bounded; text after the last one is
-dropped. Refused: lines without CRLF, forms within a form, parts without a name, encodings such as base64.
+The parser is as strict as `head.py`: another server must not read the same bytes as a different form. Text before the
+first boundary is bounded; text after the last one is dropped. Refused: lines without CRLF, forms within a form, parts
+without a name, encodings such as base64.
 
 Not taken: the standard library's `email`, which needs the whole body at once and guesses at malformed input.
 """
@@ -61,7 +62,7 @@ class FormParser:
         self._head: dict[str, str] = {}  # header fields of the part that begins
         self._n_head = 0
         self._n_skipped = 0
-        self._pending = bytearray(b"\r\n")  # the first boundary may come at once
+        self._pending = bytearray(b"\r\n")  # a delimiter begins with a line end, which the first one may lack
         self._step: Callable[[FormParser], bool] | None = FormParser._skip_preamble
 
     def feed(self, data: bytes | bytearray) -> None:
@@ -90,7 +91,8 @@ class FormParser:
         return is_over
 
     def _take_data(self) -> tuple[bytearray, bool]:
-        """Take out the bytes before the next delimiter, as far as they have arrived; and whether it was found."""
+        """Remove and return the bytes before the next delimiter, as far as they have arrived, and whether it was
+        found."""
         at = self._pending.find(self._delimiter)
         n = at if at >= 0 else max(len(self._pending) - len(self._delimiter) + 1, 0)
         data = self._pending[:n]
@@ -142,7 +144,7 @@ class FormParser:
         del self._pending[: end + 1]
         self._n_head += end + 1
         if not line.endswith(b"\r"):
-            raise ApiError(400, "Lines of a form's heads must end with CRLF.")
+            raise ApiError(400, "The lines in the head of a part of the form must end with CRLF.")
         return line[:-1]
 
 
