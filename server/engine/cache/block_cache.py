@@ -247,7 +247,6 @@ class BlockCache:
             self._disk.add(block)
 
     def _restore_block(self, slot: Slot, block: Block, at: int, end: int) -> bool:
-        """Restore the part of a block that the slot lacks."""
         is_there = self._moves.into(slot, self._state_of(block), end)
         if not is_there:
             log.debug("prompt cache: a block of %d tokens at %d can't be used", len(block.tokens), at)

@@ -198,7 +198,6 @@ class BlockFiles:
                 yield one
 
     def _run(self) -> None:
-        """The body of the thread `cache-disk`."""
         while (job := self._jobs.get()) is not None:
             path, tokens, lora, state = job
             if tokens is None:

@@ -109,7 +109,6 @@ class Answers:
                 return
 
     def _tell(self, run: Run, drawn: Drawn, gap: float | None) -> None:
-        """Add an event for each token of the step."""
         n, meter = len(drawn.tokens), self._state.meter
         meter.n_predicted += n
         if gap is not None:

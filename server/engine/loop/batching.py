@@ -176,7 +176,6 @@ class Batching:
         return spans
 
     def _n_rows(self, streams: list[Slot], first: Job, jobs: list[Job]) -> int:
-        """How many of the rows of `jobs` this step may take."""
         n_left = sum(len(job.tokens) for job in jobs)
         if self._turn_ms:
             return self._pace.rows(self._turn_ms, self._depth, n_left, patience=1.0)

@@ -137,7 +137,6 @@ class Embedder:
         )
 
     def _observe(self, n_rows: int, seconds: float) -> None:
-        """Learn from the time that a batch took."""
         self._state.meter.n_prompt += n_rows
         self._state.meter.prompt_ms += seconds * 1e3
         if seconds > 0:
@@ -192,7 +191,6 @@ class Embedder:
         return None if seq is None or request is None else Part(request, request.n_begun, seq)
 
     def _begin(self, part: Part) -> None:
-        """Begin an input; its request goes to the end of the queue."""
         self._parts.append(part)
         part.request.n_begun += 1
         self._requests.remove(part.request)
