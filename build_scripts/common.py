@@ -37,7 +37,7 @@ TEMP_PREFIX = ".tmp-"
 
 
 class Failure(Exception):
-    """An error as one line for the user that says what to do next. `final`: another source can't help."""
+    """An error as one line for the user that says what to do next. `final`: no other download source is tried."""
 
     final = False
 
@@ -91,8 +91,8 @@ def remove_stale(parent: Path, now: float | None = None) -> None:
 def swap_in(new: Path, target: Path, temp: Path) -> None:
     """Rename folder `new` to `target`. An older `target` is moved to `temp` first, and back on failure.
 
-    Not every platform can replace a non-empty folder in one system call. If another run creates `target` in
-    between, that one is moved away, too; both have the same checked content.
+    Not every platform can replace a non-empty folder in one system call. If another run creates `target` between the
+    two renames, that folder is moved away, too. Both folders have the same checked content.
     """
     aside: Path | None = None
     for attempt in range(5):
@@ -192,7 +192,7 @@ class Progress:
         self._next = self.clock() + self.every
 
     def show(self, text: str) -> None:
-        """Show a passing state; it may be dropped."""
+        """Show the current state until the next one. If the stream is no terminal, most states are left out."""
         if self.quiet:
             return
         if self.live:
@@ -263,7 +263,8 @@ def run_child(
 ) -> Outcome:
     """Run `command` in `folder`, with its output in a file there. `describe(seconds)` returns the progress line.
 
-    The child has its own process group, so that Ctrl-C also ends the processes that it started.
+    On POSIX the child leads a process group of its own. After an exception, such as by Ctrl-C, the whole group is
+    ended, with all processes that the child has started.
     """
     log = folder / "client.log"
     own_group = {"start_new_session": True} if os.name == "posix" else {}
@@ -300,7 +301,7 @@ def run_child(
     return Outcome(child.returncode, log.read_text(encoding="utf-8", errors="replace"))
 
 
-# --- the edge: from exceptions to one line and an exit code -------------------------------------------------
+# --- exceptions become one line and an exit code ------------------------------------------------------------
 
 
 def require_python(version: tuple | None = None) -> None:
@@ -327,7 +328,8 @@ def explain_os_error(error: OSError) -> str:
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Terminated inside the block, so that `finally` blocks run. Main thread only."""
+    """SIGTERM and SIGHUP raise Terminated inside the block, so that `finally` blocks run. On other threads than
+    the main one it does nothing."""
 
     def raise_terminated(number, frame):
         raise Terminated(number)
@@ -338,7 +340,7 @@ def raise_on_signals() -> Iterator[None]:
         for name in names:
             before[name] = signal.signal(getattr(signal, name), raise_terminated)
     except ValueError:
-        before.clear()  # not the main thread: the caller handles signals
+        before.clear()  # only the main thread can set signal handlers
     try:
         yield
     finally:
@@ -348,8 +350,9 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_back_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP are delivered at the end of the block. An exception between the start of a child and
-    the assignment to a variable would leave the child running. On other threads than the main one it does nothing."""
+    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first of them is delivered. If one raised an
+    exception after the start of a child and before the child is in a variable, nobody could end the child. On other
+    threads than the main one it does nothing."""
     came: list = []
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {}

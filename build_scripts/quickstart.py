@@ -1,8 +1,8 @@
 """From a fresh clone to a running server: `python build_scripts/quickstart.py [options of llama_srv.py]`.
 
 A command; one thread; imports the standard library and this folder. Three steps: fetch the libraries if there are
-none for this machine; fetch the small model if the arguments name no model; start the server, which replaces this
-process (on Windows it is a child process). Steps 1 and 2 are skipped once everything is fetched.
+none for this machine; fetch the small model if neither the arguments nor the environment name a model; start the
+server, which replaces this process (on Windows it is a child process). Steps 1 and 2 fetch nothing twice.
 
 The way not taken: a menu of models or a configuration file. Use -m for another model.
 """
@@ -95,7 +95,7 @@ def split_arguments(argv: list) -> tuple:
 
 
 def names_any(arguments: list, options: tuple, environ: dict, variables: tuple = ()) -> bool:
-    """Whether one of `options` is in the arguments (`-m X`, `--model X` or `--model=X`), or a variable is set."""
+    """Whether the arguments have one of `options` (`-m X`, `--model X`, `--model=X`), or one of `variables` is set."""
     given = {argument.partition("=")[0] for argument in arguments}
     return bool(given.intersection(options)) or any(environ.get(name) for name in variables)
 
@@ -144,7 +144,7 @@ def start_server(arguments: list, server: Path = SERVER, windows: bool = os.name
         os.execv(sys.executable, command)
     child = subprocess.Popen(command)
     try:
-        # The console sends Ctrl-C and Ctrl-Break to the child, too; this process must not end before it.
+        # The console sends Ctrl-C and Ctrl-Break to both processes. This one must not end before the child.
         for name in ("SIGINT", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,6 +1,7 @@
-"""ggml: rows for backends, devices, the log and thread pools, with their enums and structs.
+"""ggml's functions for backends, devices, the log and thread pools, with their enums and structs.
 
-Raw layer: C names and C types; `loader` binds the rows. Imports the standard library and `binding` only. Source:
+Raw layer: C names and C types. A row declares one C function (see `binding`), and `loader` binds it. `quick` functions
+keep the GIL, `call` functions release it. Imports the standard library and `binding` only. Source:
 ggml.h, ggml-backend.h and ggml-cpu.h of llama.cpp v0.5.0. Left out: tensors and graphs, which libllama builds. The CPU
 backend is a plug-in chosen at run time, so its functions (CPU_ROWS) are looked up with
 ggml_backend_reg_get_proc_address.
@@ -91,7 +92,7 @@ GGML_NUMA_STRATEGY_COUNT = 5
 
 # void (*)(enum ggml_log_level level, const char *text, void *user_data)
 ggml_log_callback = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
-# bool (*)(void *data): true stops the computation. Called by a compute thread for every graph node.
+# bool (*)(void *data): true stops the computation. A compute thread calls it for every graph node.
 ggml_abort_callback = CFUNCTYPE(c_bool, c_void_p)
 # void (*)(const char *error_message): called on GGML_ABORT, just before the process dies
 ggml_abort_callback_t = CFUNCTYPE(None, c_char_p)
@@ -133,7 +134,7 @@ class ggml_threadpool_params(Structure):
         ("cpumask", c_bool * GGML_MAX_N_THREADS),   # all false: default affinity
         ("n_threads", c_int),
         ("prio", c_int),                # GGML_SCHED_PRIO_*
-        ("poll", c_uint32),             # 0 = no polling .. 100 = aggressive
+        ("poll", c_uint32),             # how long idle threads spin: 0 (never) to 100
         ("strict_cpu", c_bool),
         ("paused", c_bool),
     ]
@@ -197,7 +198,8 @@ BASE_ROWS = (
     quick("ggml_backend_reg_get_proc_address", c_void_p, ggml_backend_reg_t, c_char_p),
 )
 
-# Exported by libggml (the registry). All are `call`, since the first call creates the registry and initialises drivers.
+# Exported by libggml: the registry of backends. The first call creates the registry and initialises drivers, which
+# may take long, so all rows are `call`.
 REGISTRY_ROWS = (
     # size_t ggml_backend_reg_count(void)
     call("ggml_backend_reg_count", c_size_t),
@@ -223,7 +225,8 @@ REGISTRY_ROWS = (
     call("ggml_backend_load_all_from_path", None, c_char_p),
 )
 
-# Found by name in the loaded CPU backend; creating and freeing a pool starts and joins native threads.
+# Found by name in the loaded CPU backend. Creating a pool starts native threads and freeing it joins them, so both are
+# `call`.
 CPU_ROWS = (
     # struct ggml_threadpool *ggml_threadpool_new(struct ggml_threadpool_params *params)
     call("ggml_threadpool_new", ggml_threadpool_t, POINTER(ggml_threadpool_params)),

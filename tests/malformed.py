@@ -131,7 +131,7 @@ FAULTS = (
     Fault("larger than the file", SPM, _info("blk.1.ffn_down.weight", dims=(2**40, 64)), "should begin|incomplete"),
     Fault("removed tensor type", SPM, _info("output_norm.weight", kind=4), "type 4"),
     Fault("unknown tensor type", SPM, _info("output_norm.weight", kind=2**31), "type"),
-    Fault("rows that don't fill blocks", SPM, _info("output_norm.weight", kind=12), "no multiple"),
+    Fault("rows that don't fill blocks", SPM, _info("output_norm.weight", kind=12), "needs a multiple of"),
     Fault("overlapping tensors", SPM, _overlap, "should begin"),
     Fault("offset far away", SPM, _info("output_norm.weight", offset=2**63), "should begin"),
     Fault("half of the data", SPM, _cut_data, "download is incomplete"),

@@ -1,11 +1,11 @@
 """Finite automata over Unicode characters: the arithmetic behind patterns, formats and number ranges.
 
-Pure functions on HTTP handler threads; imports only the standard library. A grammar made from a deterministic
-automaton keeps one parse stack alive in llama.cpp's sampler. Intersection and complement express what GBNF
-can't: two patterns at once, a pattern with a length, any key except these.
+Pure functions on HTTP handler threads; imports the standard library and `server.records`. With a grammar made from
+a deterministic automaton, llama.cpp's sampler has one parse stack at a time. Intersection and complement express what
+GBNF can't: a text that matches two patterns, or a pattern and a length; all keys except some.
 
-A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata
-over UTF-8 bytes. They run with smaller tables, but print as far larger grammars.
+A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata over
+UTF-8 bytes. Their tables are smaller, but the grammars made from them are far larger.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Charset = tuple[tuple[int, int], ...]
 
 ANY: Charset = ((0, 0xD7FF), (0xE000, 0x10FFFF))
 
-ALWAYS, AT_START, AT_END = range(3)  # conditions of a free move
-_WORK_MAX = 500_000  # pairs of moves that one intersection looks at
+ALWAYS, AT_START, AT_END = range(3)  # conditions of a move that reads nothing, see `Nfa`
+_WORK_MAX = 500_000  # the most pairs of moves that one intersection may compare
 
 
 class TooLarge(Exception):
@@ -85,8 +85,8 @@ def contains(chars: Charset, code: int) -> bool:
 
 
 def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
-    """Splits the union of `sets` into pieces that lie wholly inside or outside each set: (bit mask of the sets
-    that contain the piece, piece)."""
+    """Splits the union of `sets` into pieces, so that each set contains a piece wholly or not at all. Returns (bit mask
+    of the sets that contain the piece, piece) for each."""
     toggles: dict[int, int] = {}
     for index, chars in enumerate(sets):
         for low, high in chars:
@@ -148,8 +148,8 @@ class Nfa:
 
 @record
 class Dfa:
-    """A deterministic automaton with start state 0. `moves[s]`: (characters, target), the sets disjoint. A character
-    without a move is refused."""
+    """A deterministic automaton with start state 0. `moves[s]`: (characters, target); no character is in two moves of a
+    state. A character without a move is refused."""
 
     accept: list[bool]
     moves: list[list[tuple[Charset, int]]]
@@ -198,7 +198,8 @@ def determinise(
     nfa: Nfa, start: int, final: int, limit: int, keep: Callable[[set[int]], set[int]] = lambda states: states
 ) -> Dfa:
     """The deterministic automaton of an NFA (subset construction). `keep` may drop redundant states from a subset.
-    Raises `TooLarge` beyond `limit` states, or when the subsets together have more than 100 * `limit` members."""
+    Raises `TooLarge` beyond `limit` states, or if the subsets that moves lead to have more than 100 * `limit` members,
+    counted again for each move."""
     pieces = partition(nfa.sets)
     first = keep(nfa.closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}
@@ -229,7 +230,8 @@ def determinise(
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that have moves from a subset, grouped by the sets (bit mask) that contain them."""
+    """The pieces of the alphabet that a subset's moves can read, in groups. The key of a group is a bit mask: which of
+    the moves' sets contain its pieces."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -303,8 +305,8 @@ def words(texts: list[str]) -> Dfa:
 
 
 def avoiding(text: str) -> Dfa:
-    """All texts that don't contain the non-empty `text`. State n: the text read so far ends with its first n
-    characters."""
+    """All texts that don't contain the non-empty `text`. In state n the input so far ends with the first n characters
+    of `text`."""
     moves = []
     for n in range(len(text)):
         here: dict[int, list[str]] = {}
@@ -327,7 +329,8 @@ def length_between(least: int, most: int | None) -> Dfa:
 
 
 def minimal(dfa: Dfa) -> Dfa:
-    """The smallest automaton with the same language: no dead states, the others numbered in order of first visit."""
+    """The smallest automaton that accepts the same texts. It has no dead states; the others are numbered in the order
+    of the first visit."""
     dfa = _trim(dfa)
     block = _blocks(dfa)
     numbers = {block[0]: 0}

@@ -1,14 +1,16 @@
 """Estimates what a grammar costs llama.cpp for each token, so that grammars that cost too much can be refused.
 
 llama.cpp's sampler keeps one parse stack for each way to read the text so far. It tests each token of the vocabulary
-on each stack, and the stacks multiply inside a token. An ambiguous grammar of 40 bytes can take minutes for one token,
-and a sampler can't be interrupted. This module builds the same stacks as numbers, starting at each place of the grammar
-that has a choice, along the characters that keep the most stacks alive. It follows a place only where two or more
-stacks read the same character, so a deterministic grammar costs almost nothing.
+on each stack, and each character of a token can multiply the stacks. An ambiguous grammar of 40 bytes can take minutes
+for one token, and a sampler can't be interrupted.
+
+This module builds the same stacks. It starts at each place of the grammar that has a choice, and reads the characters
+that keep the most stacks alive. It goes on only where two or more stacks read the same character, so a deterministic
+grammar is checked almost without work.
 
 Pure functions on HTTP handler threads; imports `gbnf` only. The work is bounded. Not taken: an exact bound (there are
-infinitely many texts; the engine's time limits catch what is missed); a tree over the real vocabulary (it would take
-longer than the sampler).
+infinitely many texts; the engine's time limits stop a grammar whose cost was underestimated); trying the tokens of the
+real vocabulary (that would take longer than the sampler does).
 """
 
 from __future__ import annotations
@@ -21,24 +23,26 @@ from typing import Any
 from server.grammar.gbnf import LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Item
 
 LIMIT = 1000.0
-"""The highest cost of a token. Unit: one stack tested against the whole vocabulary."""
+"""The most that a token may cost. Unit: the test of the whole vocabulary on one stack."""
 
 MIXED = (1.0, 1.0, 0.12, 0.12, 0.09, 0.06, 0.04, 0.02)
 WORDS = (1.0, 1.0, 0.95, 0.87, 0.75, 0.60, 0.48, 0.36, 0.26, 0.18, 0.11, 0.07, 0.04, 0.02, 0.01) + (0.005,) * 9
 RUNS = (1.0, 0.02, 0.01) + (0.006,) * 9 + (0.005,) * 12 + (0.001,) * 24 + (0.0003,) * 32
-"""The share of a vocabulary's tokens with more than 0, 1, 2, ... characters: all tokens; tokens of letters (the first
-character may be another one); tokens that repeat one character. Small shares are raised, because each stack has a cost
-of its own."""
+"""Three kinds of tokens, and for each kind the share of a vocabulary's tokens that belong to it and have more than 0,
+1, 2, ... characters. WORDS: tokens of letters, after a first character of any kind. RUNS: tokens that repeat one
+character. MIXED: the others. Shares of 1.0 stand for all tokens, because nothing distinguishes the kinds there yet.
+Small shares are raised, because a stack also costs something if few tokens are tested on it."""
 
 WAY, RARE = 0.002, 0.005
-"""WAY: the cost of one place passed between two characters. RARE: the share of tokens below which it shrinks."""
+"""WAY: the cost of one stack that is passed between two characters. RARE: for a smaller share of tokens that cost falls
+in proportion. A larger share counts as RARE at least, even if the grammar stops most of these tokens earlier."""
 
 WIDE = 100
-"""More stacks than this are examined even if no two of them read the same character."""
+"""For more stacks than this the cost is estimated even if no two of them read the same character."""
 
 WORK, WORK_TOKEN, WORK_ENDS = 50_000, 50_000, 1_000_000
-"""The most steps of the search: in all (after the first look at each place), for one token, and to find what may follow
-each alternative. A grammar that needs more for one of the last two is refused."""
+"""The most steps. WORK: of the whole search, after the first look at each place; it ends there. WORK_TOKEN: for one
+token. WORK_ENDS: to find what may follow each alternative. A grammar is refused if one of the last two isn't enough."""
 
 Run = tuple[tuple[int, int], ...]
 _LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))
@@ -51,8 +55,8 @@ _ANY_TOKEN = 1 << 33
 
 
 def cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
-    """(cost of the most expensive token found, in the unit of LIMIT; offset in the text of the place where it begins).
-    The search stops above `limit`."""
+    """(cost of the most expensive token found, in the unit of LIMIT; the place where that token begins, as an offset in
+    the grammar's text). The search stops at the first token above `limit`."""
     search = _Search(grammar, limit)
     offset = search.run()
     return search.dearest, offset
@@ -63,10 +67,13 @@ class TooDear(Exception):
 
 
 class Stacks:
-    """llama.cpp's parse stacks as numbers. `nodes[n]`: (top frame, stack below); 0 is END, the empty stack.
-    `frames[f]`: a place in an alternative, (alternative, item index, state). The state of a literal is the number of
-    characters read; that of a repetition (least, most, whether a round has been read, which is another place in
-    llama.cpp)."""
+    """llama.cpp's parse stacks. Each stack has a number n, and each frame a number f.
+
+    `nodes[n]`: (top frame, stack below). Stack 0 is END, the empty one. `frames[f]`: a place in an alternative, as
+    (alternative, item index, state). The state of a literal is the number of characters read. The state of a repetition
+    is (least, most, whether an optional round has been read): the rounds that must and may follow, and a flag because
+    llama.cpp continues optional rounds in a rule of their own.
+    """
 
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
@@ -96,7 +103,7 @@ class Stacks:
         return number
 
     def place(self, alternative: int, index: int, rest: int, state: Any = None) -> int:
-        """The stack at an item of an alternative, on top of `rest`; after the last item just `rest`."""
+        """The stack `rest` with a frame for an item of an alternative. After the last item there is no frame."""
         items = self.alternatives[alternative]
         if index == len(items):
             return rest
@@ -125,12 +132,12 @@ class Stacks:
         return tuple(dict.fromkeys(stack for stacks in firsts for stack in stacks))
 
     def close(self, stack: int) -> tuple[int, ...]:
-        """The stacks that this one leads to without reading: each reads a character next, or is END."""
+        """The stacks that this one leads to without reading a character. Each of them reads one next, or is END."""
         found = self._closed.get(stack)
         return self.walk(stack)[0] if found is None else found
 
     def walk(self, stack: int) -> tuple[tuple[int, ...], set[int]]:
-        """(the result of `close`, all stacks on the way there)."""
+        """(the result of `close`, all stacks on the way to it, with both ends)."""
         todo, passed, ends = [stack], set(), []
         while todo:
             one = todo.pop()
@@ -150,7 +157,7 @@ class Stacks:
         return found, passed
 
     def n_ways(self, stack: int) -> int:
-        """The number of stacks on the way from the character that this stack reads to the next ones."""
+        """The number of stacks that `close` passes after the character that this stack reads."""
         return self._n_ways[self.after(stack)] if stack != END else 0
 
     def ways(self, stack: int) -> list[int] | None:
@@ -240,9 +247,12 @@ def _ranges(item: Item) -> Iterator[tuple[int, int]]:
 
 
 class _Search:
-    """Searches for the most expensive token. A `situation` is the set of stacks that one text leads to, starting at a
-    place in an alternative. The stacks end at the end of that alternative; where one reaches END, the search goes on at
-    each place that uses the alternative."""
+    """Searches for the most expensive token.
+
+    A `situation` is the set of stacks that one text leads to, if it begins at a place in an alternative. Below these
+    stacks is END, which stands for the end of that alternative. When a stack has become END, the search goes on after
+    each use of the alternative.
+    """
 
     def __init__(self, grammar: Grammar, limit: float) -> None:
         self.stacks = Stacks(grammar)
@@ -292,14 +302,15 @@ class _Search:
             todo.append((offset, alternative, situation))
 
     def cover(self, place: int, alternative: int) -> tuple[int, ...]:
-        """The situation at a place. Marks the stacks that it includes as covered."""
+        """The situation at a place. Marks all stacks on the way to it as covered by this alternative."""
         found, passed = self.stacks.walk(place)
         for stack in passed:
             self.covered.setdefault(stack, alternative)
         return found
 
     def is_covered(self, place: int, alternative: int) -> bool:
-        """Whether the situation at other places includes this one, with at least the same uses."""
+        """Whether a look at this place would find nothing new: other places lead to all its stacks, and all that may
+        follow its alternative may also follow theirs."""
         others = {self.covered.get(way) for way in self.stacks.ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
         return None not in others and all(
@@ -307,7 +318,7 @@ class _Search:
         )
 
     def following(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, Iterable[int]]]:
-        """The situations after one more character; if the alternative may end here, those at the places that use it."""
+        """The next situations: after one more character, or after each use of the alternative if it may end here."""
         if END in situation and alternative != ROOT:
             yield from self.used(alternative, situation)
             return
@@ -315,7 +326,7 @@ class _Search:
             yield alternative, {stack for one in matching for stack in self.stacks.after(one)}
 
     def places(self) -> Iterator[tuple[int, int, Any]]:
-        """Each place with a choice. Fills `users`: the places that use each alternative."""
+        """Each place with a choice. Fills `users`: for each alternative the places where the text goes on after it."""
         stacks = self.stacks
         todo, seen = list(stacks.of_rule[stacks.grammar.root]), {stacks.grammar.root}
         while todo:
@@ -346,7 +357,7 @@ class _Search:
             inside.append((alternative, index, rest) if most != 1 else (alternative, index + 1, None))
 
     def used(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
-        """The situation at each place that uses the alternative."""
+        """The situation after each use of the alternative."""
         stacks = self.stacks
         others = [stack for stack in situation if stack != END]
         for base in self.bases.get(alternative, ()):
@@ -358,8 +369,8 @@ class _Search:
             yield owner, frozenset((*stacks.close(base), *(stacks.rebased(stack, base) for stack in others)))
 
     def follow_ends(self) -> None:
-        """Fills `bases`: the stacks that may follow each alternative, END after the root. An alternative at the end of
-        another one is followed by what follows that one."""
+        """Fills `bases`: for each alternative the stacks that may follow it. The root is followed by END. If an
+        alternative B ends with a use of A, all that follows B also follows A."""
         stacks = self.stacks
         inside: dict[int, list[int]] = {}
         todo = [(one, END) for one in stacks.of_rule[stacks.grammar.root]]
@@ -382,7 +393,8 @@ class _Search:
                 todo += [(inner, base) for inner in inside.get(one, ())]
 
     def shared(self, situation: Iterable[int]) -> list[tuple[int, frozenset[int]]]:
-        """(character, the stacks that read it) for characters that two or more stacks read; only the largest sets."""
+        """(character, the stacks that read it) for characters that two or more stacks read. A set of stacks within
+        another set is left out."""
         opens: dict[int, list[int]] = {}
         shuts: dict[int, list[int]] = {}
         for stack in situation:
@@ -404,7 +416,7 @@ class _Search:
         return [(code, one) for one, code in sets.items() if len(sets) == 1 or not any(one < other for other in sets)]
 
     def ahead(self, situation: frozenset[int], shared: list[tuple[int, frozenset[int]]]) -> float:
-        """The cost of a token from here, along the texts that keep the most stacks alive."""
+        """The cost of a token that begins in this situation, for the texts that keep the most stacks alive."""
         price = max(self.along(situation, MIXED), self.along(situation, WORDS, _LETTERS))
         for run in (_BLANKS, *(((code, code),) for code, _ in shared)):
             if price > self.limit:
@@ -413,8 +425,8 @@ class _Search:
         return price
 
     def along(self, situation: frozenset[int], shares: tuple[float, ...], run: Run | None = None) -> float:
-        """The cost of tokens whose characters are in `run` (with letters, all but the first one). `shares`: MIXED,
-        WORDS or RUNS."""
+        """The cost of a token whose characters are all in `run` (None: any). With WORDS the first character may be any.
+        `shares`: MIXED, WORDS or RUNS."""
         stacks = self.stacks
         ways = dict.fromkeys(situation, 1)
         price, alive = 0.0, 1.0
@@ -438,8 +450,8 @@ class _Search:
         return price
 
     def busiest(self, ways: dict[int, int], run: Run | None) -> tuple[list[int], float]:
-        """(the stacks that read the character of `run` after which most stacks are open, the share of tokens that go
-        on). The share assumes that all of them have as many stacks."""
+        """Chooses the character of `run` that leads to the most stacks. Returns (the stacks that read it, the share of
+        tokens that go on). Other characters lead to fewer stacks, and their tokens count proportionally less."""
         stacks = self.stacks
         changes: dict[int, int] = {}
         parts = [(stack, low, high) for stack in ways if stack != END for low, high in stacks.ranges(stack)]
@@ -469,8 +481,8 @@ class _Search:
 
 
 def _mass(code: int) -> float:
-    """An upper bound of the share of tokens that have a character below `code` at a given place. The sum over all
-    characters is above 1."""
+    """The share of tokens whose character at a given place is below `code`, estimated from above: the shares of all
+    characters add up to more than 1."""
     return _MASSES[code] if code < 128 else _MASSES[127] + min(code / 0x3000, 1.0) * 0.2
 
 

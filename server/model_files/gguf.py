@@ -1,7 +1,9 @@
 """Reads and checks the header of a GGUF file.
 
-A leaf; pure Python, no library. The web process runs it before libllama reads the file, and the engine to plan memory.
-It doesn't read the tensors' data, and skips long arrays (a vocabulary has up to half a million texts) without creating
+Pure Python, without libllama; imports the standard library, `tensor_types` and `server.records`. The web process runs
+it before libllama reads the file. The engine runs it for a few models, to look for a tensor.
+
+It doesn't read the tensors' data. It skips long arrays (a vocabulary has up to half a million texts) without creating
 objects for their items. It checks counts, lengths, types, offsets and alignment, compares sizes with the file's size,
 and refuses duplicate names. A fault raises `GgufError`, one line with the fault and its place.
 
@@ -31,7 +33,8 @@ __all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "printable", "read",
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-MAX_DIMS, MAX_NAME, MAX_KEY = 4, 64, 65535  # a name's and a key's bytes
+MAX_DIMS = 4
+MAX_NAME, MAX_KEY = 64, 65535  # bytes of a tensor's name with a final NUL, and of a key
 MAX_ALIGNMENT = 1 << 20
 SMALL_ARRAY = 2048  # items: longer arrays of numbers are skipped
 CHUNK = 1 << 20  # bytes read at once
@@ -67,12 +70,12 @@ def printable(text: str) -> str:
 
 @record(frozen=True)
 class Array:
-    """An array that was skipped."""
+    """An array of texts, or a long one of numbers. Its items were skipped, unless `read` had to keep the texts."""
 
     kind: int  # the type of its items: a key of `SCALARS`, or `TEXT`
     count: int  # items
-    texts: frozenset[bytes] = frozenset()  # the items, if `read` had to keep them
-    repeated: bytes = b""  # an item of those that occurs twice; empty texts don't count
+    texts: frozenset[bytes] = frozenset()  # the items, if they were kept
+    repeated: bytes = b""  # a non-empty text that occurs twice among the kept items
 
 
 @record(frozen=True)
@@ -120,8 +123,8 @@ class Gguf:
 def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> Gguf:
     """Read and check the header of one file. GgufError for a fault, OSError as `open` raises it.
 
-    `keep` has the keys of arrays of texts whose items to keep. `span` is the offset and size of a GGUF file within a
-    larger file; size 0 means to its end.
+    `keep` has the keys of arrays of texts whose items are to be kept. `span` is the offset and size of a GGUF file in a
+    larger file; with size 0 it goes to the end of that file.
     """
     with open(path, "rb") as stream:
         size = span[1] or os.fstat(stream.fileno()).st_size - span[0]
@@ -236,15 +239,17 @@ class _Source:
         """Read a text of at most `longest` bytes; invalid UTF-8 is replaced."""
         (n,) = self.unpack("Q", f"the length of {what}")
         if n > longest:
-            raise self.fail(f"{what} would be {n} bytes long at byte {self.position}")
+            raise self.fail(
+                f"{what} at byte {self.position} would be {n} bytes long, but at most {longest} are possible"
+            )
         self._need(n, what)
         self._at += n
         return self._data[self._at - n : self._at].decode("utf-8", "replace")
 
     def texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
-        """Skip `count` texts. Returns the set of them if they are kept, and one that occurs twice.
+        """Skip `count` texts. Returns the set of the texts and one that occurs twice; both empty unless `is_kept`.
 
-        Most of the time for reading a header is spent in this loop, so it is written for speed.
+        Reading a header spends most of its time in this loop, so it is written for speed.
         """
         kept: list[bytes] = []
         unpack = struct.Struct("<Q").unpack_from
@@ -357,12 +362,12 @@ def _tensor(gguf: Gguf, source: _Source, i: int) -> None:
     if not 0 < n_elements < 2**63 or max(dims) >= 2**63:
         raise source.fail(f"{what} has the impossible shape {'x'.join(map(str, dims))}")
     if dims[0] % block:
-        raise source.fail(f"{what} has rows of {dims[0]} elements, no multiple of {block} as {type_name} needs")
+        raise source.fail(f"{what} has rows of {dims[0]} elements, but {type_name} needs a multiple of {block}")
     gguf.tensors[name] = Tensor(name, tuple(dims), kind, offset, n_elements // block * n_block_bytes)
 
 
 def _check_offsets(gguf: Gguf) -> None:
-    """Check that all tensors are within the file, without gaps between them, as libllama requires."""
+    """Check that all tensors are within the file, with no gap but padding between them, as libllama requires."""
     expected = 0
     for tensor in gguf.tensors.values():
         if tensor.offset != expected:

@@ -1,10 +1,12 @@
 """The engine as a supervised process: the default transport. If the engine dies, requests go on after a pause.
 
-The thread `engine-supervisor` starts the process, watches it, and starts another one when it dies: by a signal, an
-exit, an invalid message, or because it hangs (no heartbeat, or no step while there is work). The new engine gets the
-open tasks and settings from `ledger`; the clients' streams stay open. After `max_deaths` without progress within
-`window_s` the supervisor gives up: all open tasks fail, and the web process answers with the reason. But if the ledger
-has suspects, it goes on until the task at fault has failed.
+The thread `engine-supervisor` starts the process and watches it. An engine that hangs (no heartbeat, or no step while
+there is work) or sends an invalid message is killed. When the process has ended, for whatever reason, the thread starts
+another one. The new engine gets the open tasks and settings from `ledger`; the clients' streams stay open.
+
+After `max_deaths` without progress within `window_s` the supervisor gives up: all open tasks fail, and the web process
+answers with the reason. But while the ledger suspects some tasks of killing engines, the supervisor goes on until the
+task at fault has failed.
 
 The first start is not repeated: a model that can't be loaded ends the program with one line.
 """
@@ -50,11 +52,11 @@ log = get_logger("engine")
 class Limits:
     """When an engine counts as hanging, and how often it is restarted. All but `max_deaths` in seconds."""
 
-    start_s: float = 120.0  # the longest silence until it is ready (opening large libraries holds the GIL)
+    start_s: float = 120.0  # the longest silence until it is ready (no heartbeat while a large library is opened)
     silence_s: float = 10.0  # the longest silence from then on
-    step_s: float = 60.0  # the longest short step, see `config.step_limit_s`
+    step_s: float = 60.0  # the longest step of few rows; `config.step_limit_s` allows more for many
     beat_s: float = 1.0  # between two heartbeats
-    max_deaths: int = 5  # without progress, within `window_s`
+    max_deaths: int = 5  # without progress, within `window_s`; then it isn't restarted
     window_s: float = 60.0
     end_s: float = 5.0  # for a closed engine to end by itself
     backoff_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the first, second, ... restart without progress
@@ -75,12 +77,12 @@ class ProcessTransport:
         self._limits = limits
         self._first = first
         self._codec = Codec()
-        self._lock = threading.Lock()  # guards _ledger, and the order in which its messages are sent
+        self._lock = threading.Lock()  # guards _ledger; its messages are sent under it, so they keep their order
         self._ledger = Ledger(tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
         self._child: Child | None = None
-        self._info: ModelInfo | None = None  # of the first engine
+        self._info: ModelInfo | None = None  # what the first engine reported; None until it was ready
         self._load_error, self._is_refusal = "", False
-        self._is_loaded = False  # in the current engine
+        self._is_loaded = False  # whether the current engine has loaded the model
         self._thread: threading.Thread | None = None
         self._on_frame: Callable[[Frame], None] = lambda frame: None
         self._closing = threading.Event()
@@ -196,7 +198,7 @@ class ProcessTransport:
         return False
 
     def _after_death(self, cause: str) -> bool:
-        """Note a death and wait for the backoff. False after too many deaths."""
+        """Note a death and wait for the backoff. False after too many deaths, or if the server closes meanwhile."""
         now = time.monotonic()
         with self._lock:
             if self._ledger.has_progressed:
@@ -232,7 +234,8 @@ class ProcessTransport:
     def _watch(self, child: Child) -> None:
         """Wait until the process has ended; kill it if it hangs.
 
-        A tick counts at most twice its length, so that time in which the whole machine slept doesn't count.
+        The thread looks every `tick` seconds. A longer pause between two looks counts as two ticks at most, because the
+        whole machine may have slept.
         """
         limits = self._limits
         tick = min(0.25, limits.silence_s / 4, limits.step_s / 4)
@@ -251,7 +254,7 @@ class ProcessTransport:
                 child.kill(f"no step for {stuck_s:.1f} s with work to do")
 
     def _show(self, cause: str, child: Child) -> None:
-        """Log why the engine died. Its last output is logged as errors, unless the death was caused from outside."""
+        """Log why the engine died. Its last output is logged as errors, unless a signal from outside ended it."""
         log.error("the engine process %d died: %s", child.process.pid, cause)
         for line in child.routine_lines:
             log.debug("its last log lines: %s", line)
@@ -303,11 +306,12 @@ class ProcessTransport:
                 self._send(self._ledger.ready())
 
     def _is_for_clients(self, event: Event) -> bool:
-        """False for `Closed` and `LoadFailed`, which the supervisor sends itself, and for progress of a restart."""
+        """False for `Closed` and `LoadFailed`, which the supervisor sends itself, and for `Loading` after a restart."""
         return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
 
     def _on_ready(self, info: ModelInfo) -> None:
-        """Check that a later engine has the first one's model and libraries. Devices of workers may be missing."""
+        """Check that a later engine has the first one's model and libraries. Its devices may differ, since a worker may
+        be gone."""
         if self._info is None:
             self._info = info
             self._config = replace(self._config, n_ctx=info.n_ctx)
@@ -320,7 +324,8 @@ class ProcessTransport:
             self._child.send(message)
 
     def _on_unsent(self, message: object, error: Exception) -> None:
-        """On `engine-writer`: answer a message that can't be sent with an error. Several tasks are sent one by one."""
+        """On `engine-writer`: answer a message that can't be sent with an error. But if it has several tasks, first try
+        to send them one by one."""
         if isinstance(message, Tasks):
             for task in message.tasks:
                 self._child.send(task)

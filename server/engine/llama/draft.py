@@ -15,7 +15,7 @@ from server.engine.llama.sampler import CustomSamplers, SamplerFactory
 from server.engine.seam.config import EngineConfig
 from server.engine.slots.sampling import Stage
 
-N_BEST = 10  # candidates of the softmax: one over the whole vocabulary would copy all logits to Python
+N_BEST = 10  # tokens in the softmax: with the whole vocabulary, all logits would have to be copied to Python
 MAX_SIZE_DIFFERENCE = 128  # tokens of padding by which the vocabularies may differ, as in llama.cpp's `common`
 
 

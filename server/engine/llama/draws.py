@@ -30,7 +30,7 @@ Job = tuple[Callable[[int], None], int]
 
 
 class Draws:
-    """`n_helpers` threads, started at the first `run` that needs them. With 0 `run` does nothing."""
+    """Up to `MAX_HELPERS` threads, started at the first `run` that needs them. Without helpers `run` does nothing."""
 
     def __init__(self, n_helpers: int) -> None:
         self._n_helpers = max(min(n_helpers, MAX_HELPERS), 0)
@@ -40,7 +40,7 @@ class Draws:
         self._threads: list[threading.Thread] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Make all draws, unless they are fewer than `MIN_ROWS`. A draw that raises is repeated by `sample`."""
+        """Make all draws, unless they are fewer than `MIN_ROWS`. If a draw fails, the sampler draws again later."""
         if not self._n_helpers or len(jobs) < MIN_ROWS:
             return
         if not self._threads:

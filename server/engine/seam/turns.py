@@ -1,15 +1,18 @@
 """Turns: engines of one server that share cores compute one after the other.
 
 Runs on the engine's thread in each engine process. llama.cpp's compute threads wait for each other by spinning, several
-hundred times per token. Two engines with a thread per core each compete for every core: the system may put both threads
-of one engine on the same core, and then each wait lasts a time slice of the scheduler. So an engine holds a lock while
-it computes. Once it has seen that another engine computes too, its steps take `--max-stall-ms` at most.
+hundred times per token. If two engines have a thread per core each, they compete for every core. The system may put two
+threads of one engine on the same core, and then each wait lasts a time slice of the scheduler. So an engine holds the
+lock CORES while it computes. Once it has seen that another engine computes too, its prompt steps take `--max-stall-ms`
+at most (not with `--exact`).
 
-Loading a model keeps one core busy for a second or more, and no step can wait that long. The loading engine holds a
-third lock, and the engines that compute use one thread less meanwhile.
+An engine that waits for CORES holds the lock DOOR. The engine that had the cores last has to take DOOR, too, so it
+can't have the cores again before the one that waits.
 
-Each lock is a byte of one file: the system releases it when the process ends, however it ends. The first byte is the
-door. The engine that waits for the cores holds it, so the engine that had the cores last can't take them again first.
+Loading a model keeps one core busy for a second or more, and no step can wait that long. The engine that loads holds
+the lock LOADING, and meanwhile the others compute with one thread less (not with `--exact`).
+
+Each lock is on one byte of a file. The system releases it when the process ends, even after a crash.
 
 Not taken: a blocking lock (an engine that hangs would stop all others until it is killed) and a semaphore (a killed
 engine would keep it).
@@ -28,10 +31,10 @@ DOOR, CORES, LOADING, OWNER = 0, 1, 2, 3
 """Places in the file: three locks, then the id of the process that had the cores last (8 bytes)."""
 
 ANNOUNCE_S = 0.05
-"""How long a load tries to take its lock, which other engines hold for microseconds to look at it."""
+"""How long a loading engine tries to take LOADING. Others hold it for microseconds, to test whether it is free."""
 
 WAIT_S = 2.0
-"""How long an engine waits for its turn: longer than a step takes, in case another engine hangs."""
+"""The longest wait for a turn; a step is shorter. Then the engine computes without a turn, as the other may hang."""
 
 POLL_S = 0.0002  # between two tries to take a lock
 FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -42,7 +45,7 @@ SHARED_S = 1.0
 
 
 class Turns:
-    """A context manager. Within it no other engine with the same file computes, unless one hangs.
+    """A context manager. In its block no other engine with the same file computes, unless one hangs.
 
     With the `path` "" the engine is alone and never waits. OSError if the file can't be opened.
     """
@@ -84,7 +87,7 @@ class Turns:
         if self._wait_for(DOOR, t_end):
             self._is_mine = self._wait_for(CORES, t_end)
             _unlock(self._file, DOOR)
-        # after one vain wait don't wait again for an engine that hangs
+        # another engine may hang: after a wait in vain, don't wait again until this engine has had a turn
         self._wait_s = WAIT_S if self._is_mine else 0.0
         self._look_who_was_here()
 
@@ -102,8 +105,8 @@ class Turns:
 
     @contextlib.contextmanager
     def announced(self) -> Iterator[None]:
-        """Hold the lock of a load. Waits for the end of another engine's step, so that later steps use one thread less.
-        Of several loads at the same time only the first is announced."""
+        """Hold LOADING in the block. First wait for the end of another engine's step: its next one uses a thread less.
+        If several engines load at the same time, only the first holds the lock."""
         is_told = self._file >= 0 and self._wait_for(LOADING, self._clock() + ANNOUNCE_S)
         with self:
             pass
@@ -125,7 +128,7 @@ class Turns:
 
 
 def turns_of(config: EngineConfig) -> Turns:
-    """The turns of an engine. It takes none if there are cores enough for two engines."""
+    """The turns of an engine. If there are enough cores for two engines, it never waits."""
     n_threads, n_cores = threads_and_cores(config)
     return Turns(config.turns if 2 * n_threads > n_cores else "")
 
