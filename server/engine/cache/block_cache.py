@@ -2,11 +2,12 @@
 
 Engine thread only, except for `scan`. States are moved block by block (`block_moves`). So saving can stop after each
 block when its time is over, and a beginning that many texts share is kept once. A block that leaves memory stays on
-disk, if there is a disk cache. The disk is used from `open` on, when the model's identity is known and the folder was
-scanned; blocks in memory are written to it then.
+disk, if there is a disk cache. The disk is used after `open`, which is called once the model's identity is known and
+the folder has been scanned. `open` also writes the blocks in memory to disk.
 
-Only for models whose sequences can share cells and be cut. Not kept are tokens from an image on (placeholders don't
-tell positions), sequences with self-extend, and tokens from a context shift on (their cells depend on dropped tokens).
+The cache works only with models whose sequences can share cells and be cut. It doesn't keep a sequence with
+self-extend. Of other sequences it keeps the tokens before the first image or sound (placeholder ids don't tell
+positions) and before the first context shift (later cells depend on dropped tokens).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from server.log import get_logger
 from server.model_files import host_memory
 
 MIB = 1 << 20
-MAX_RAM_MIB = 8192  # the default's bound
+MAX_RAM_MIB = 8192  # the most that the default may be
 UNLIMITED = 1 << 62
 
 log = get_logger("engine")
@@ -50,7 +51,7 @@ class BlockCache:
         self._tree = BlockTree()
         is_possible = (
             backend.can_share and not config.exact and config.n_group == 1 and not 0 < backend.window < BLOCK
-        )  # llama.cpp leaves out cells that a sliding window has passed
+        )  # with a smaller sliding window, llama.cpp may drop a part of a block
         self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
         self._disk = Shelf(config.cache_disk_mib * MIB)
         self._folder = BlockFiles(config.cache_disk, self._disk.limit) if config.cache_disk and is_possible else None
@@ -113,8 +114,8 @@ class BlockCache:
         return self._tree.find(lora, tokens)[1]
 
     def nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
-        """The owner's text that has the longest common beginning with `tokens`; [] if they leave the known texts inside
-        another owner's block."""
+        """The owner's kept text that has the longest common beginning with `tokens`. [] if that beginning ends inside a
+        block of another owner."""
         path, n = self._tree.find(lora, tokens)
         block: Block | None = path[-1] if path else self._tree.root(lora)
         rest = block.tokens[n - sum(len(one.tokens) for one in path[:-1]) :]
@@ -136,7 +137,7 @@ class BlockCache:
         self._touch(block)
         while at < len(tokens):
             if n_blocks == 0:
-                return False  # what was read of the sequence is left for the next call
+                return False  # `_moves` keeps the state that it has read, for the next call
             if self._clock() - started > limit_s:
                 self._moves.done(slot)
                 return False
@@ -154,10 +155,10 @@ class BlockCache:
         return n == len(slot.tokens) == len(self._savable(slot)) and all(block.state is not None for block in path)
 
     def restore(self, slot: Slot, prompt: list[int], limit: int, room: Callable[[int], bool]) -> tuple[int, str]:
-        """Give the slot those of the first `limit` tokens of `prompt` that it lacks. Returns how many it has then, and
-        their source.
+        """Give the slot those of the first `limit` tokens of `prompt` that it lacks and that are kept here. Returns how
+        many tokens it has then, and the source of the new ones.
 
-        `room(n)` makes room for `n` cells, False if that fails.
+        `room(n)` makes room for `n` cells; it returns False if that fails.
         """
         path, n = self._tree.find(slot.lora, prompt)
         n, at, source = min(n, limit), 0, ""
@@ -176,8 +177,8 @@ class BlockCache:
         return len(slot.tokens), source
 
     def save_idle(self, slots: list[Slot]) -> bool:
-        """While there is nothing else to do: write one more block to disk. False if none is left. Without a disk
-        nothing is done, since cells are saved when a slot gives them up."""
+        """Write one more block to disk; called while there is nothing else to do. False if no block is left. Without a
+        disk cache nothing is done, because cells are saved to memory when a slot gives them up."""
         if self._files is None:
             return False
         return any(not self.save(slot, UNLIMITED, 1) for slot in slots if slot.run is None)
@@ -188,7 +189,8 @@ class BlockCache:
             self._files.close()
 
     def _adopt(self, lora: Lora, tokens: list[int]) -> None:
-        """Add the blocks of `tokens` that other servers have written to the folder, if they are whole."""
+        """Add the blocks of `tokens` that other servers have written to the folder. Only blocks of `BLOCK` tokens are
+        looked for."""
         if self._files is None:
             return
         block, at = self._tree.missing(lora, tokens)
@@ -228,7 +230,7 @@ class BlockCache:
         block, needless = self._tree.add(parent, tokens)
         self._forget(needless)
         block.owner = slot.owner
-        block.size = len(state) + 10 * len(tokens) + 300  # with the header of its file
+        block.size = len(state) + 10 * len(tokens) + 300  # an estimate that includes the header of its file
         if self._ram.limit:
             block.state = state
             self._ram.add(block)
@@ -279,7 +281,7 @@ class BlockCache:
         return block.state if block.state is not None else self._files.get(block.path)
 
     def _touch(self, block: Block | None) -> None:
-        """Note the use of a block and of all blocks before it. So it is given up before they are."""
+        """Note the use of a block, then of the blocks before it. So the block is given up before those."""
         while block is not None:
             self._ram.touch(block)
             self._disk.touch(block)

@@ -10,12 +10,12 @@ Pure functions on bytes, no backend; engine thread. A state is
         for each layer its values: the same; or transposed: type i32, bytes of a number u32, rows u32, and each row with
                                    a number for each cell (some models have no values of their own)
 
-A sequence is in one KV stream, and all others are empty. Outside this module and the backend a state has one stream, so
-that it fits into a server with more slots or another layout of the cache. Bytes that differ from this description
-aren't cut.
+A sequence is in one KV stream; all other streams of its state are empty. Outside this module and the backend a state
+has one stream, so that it fits into a server with more slots or another layout of the cache. Bytes that differ from
+this description aren't cut.
 
 Not taken: a scratch sequence through which llama.cpp itself cuts, as in a unified cache. In a split cache it would take
-a whole slot's memory. Nor whole sequences as entries of the prompt cache: see `block_tree`.
+a whole slot's memory. Also not taken: whole sequences as entries of the prompt cache (see `block_tree`).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Tensor:
 
 @record(frozen=True)
 class Section:
-    """One cache's part of a state, from byte `start` to `end`: `n_cells` cells, whose `words` 32-bit numbers each begin
-    at byte `at`."""
+    """One cache's part of a state, from byte `start` to `end`. It has `n_cells` cells. From byte `at` on there are
+    `words` 32-bit numbers for each cell."""
 
     start: int
     at: int
@@ -65,8 +65,8 @@ class Section:
 
 
 class KvParts:
-    """A state that can be cut; UnknownState if it can't be. It belongs to this object, which overwrites its
-    beginning."""
+    """A state that can be cut. The constructor raises UnknownState if it can't be. The object owns the bytes of the
+    state, and `part` may overwrite their beginning."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
@@ -85,7 +85,7 @@ class KvParts:
             raise UnknownState("positions are missing")
         head = self._head + COUNTS.pack(1, end - start)
         if runs == [(0, section.n_cells)] and not state.readonly:
-            at = section.at - len(head)  # overwrites magic, sequence and counts, which are no shorter
+            at = section.at - len(head)  # the new head overwrites the old one, which is as long or longer
             state[at : section.at] = head
             return state[at : section.end - 4 * _n_behind(section)]
         pieces: list[bytes | memoryview] = [head]
@@ -131,8 +131,8 @@ def joined(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray
 
 
 def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) -> memoryview:
-    """The state for a cache of `n_streams` streams. With `has_tail` other bytes follow the first section (the recurrent
-    part of hybrid models). UnknownState if it can't be read."""
+    """The state, converted for a cache of `n_streams` streams. With `has_tail` other bytes follow the first section
+    (the recurrent part of hybrid models). UnknownState if it can't be read."""
     state = memoryview(state)
     pieces: list[bytes | memoryview] = [state[:N_HEAD]]
     at = N_HEAD
@@ -198,7 +198,7 @@ def _is_meta(state: memoryview, at: int, n_cells: int, words: int) -> bool:
 
 
 def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor], int]:
-    """The keys and values of all layers and where they end; no tensors if the bytes can't be that."""
+    """The keys and values of all layers, and the byte after them. No tensors if the bytes don't have this layout."""
     if at + 8 > len(state):
         return [], at
     is_turned, n_layers = COUNTS.unpack_from(state, at)
@@ -221,13 +221,13 @@ def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor
         return tensors, at
     if len(tensors) < n_layers:
         return [], at
-    del tensors[n_layers:]  # a model whose values are part of its keys
+    del tensors[n_layers:]  # this model has no values of its own: they are part of its keys
     last = tensors[-1]
     return tensors, last.at + last.n_bytes * n_cells
 
 
 def _runs(positions: list[int]) -> list[tuple[int, int, int]]:
-    """The runs of cells with consecutive positions, as (position, index, length), by position."""
+    """The runs of cells with consecutive positions, as (position, index, length), sorted by position."""
     n = len(positions)
     if positions == list(range(positions[0], positions[0] + n)) if n else True:
         return [(positions[0], 0, n)] if n else []

@@ -1,9 +1,9 @@
 """Files with a slot's KV state. They are written whole or not at all, and every byte is checked when they are read.
 
 Engine thread. A file is: 8 bytes magic, the header's length, a JSON header (identity, adapters, tokens, size of the
-state, CRC-32 of these and of the state), then llama.cpp's state of one sequence. The identity has everything that keys
-and values depend on (`identity`). So a file still fits when the model's file was renamed, and doesn't fit another
-model.
+state, CRC-32 of these and of the state), then llama.cpp's state of one sequence and those of its checkpoints. The
+identity (`model_files.identity`) has everything that keys and values depend on. So a file still fits when the model's
+file was renamed, and doesn't fit another model.
 
 Where the system has unnamed files (Linux), a new file gets its name when it is whole. So an engine that is killed while
 writing leaves nothing behind.
@@ -33,8 +33,8 @@ MAGIC, OLD_MAGIC = b"llsrvkv2", b"llsrvkv1"
 HEAD = struct.Struct("<8sQ")
 CHECKED = ("identity", "tokens", "lora", "n_state", "checkpoints", "shifted_at")
 OLD = (
-    "was saved by an earlier version of this program, which didn't store everything it depends on (adapters, further "
-    "parts of the model): save it again"
+    "was saved by an earlier version of this program, which didn't store everything that the slot depends on "
+    "(adapters, further parts of the model): save it again"
 )
 MAX_HEADER = 1 << 28  # bytes
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -116,16 +116,16 @@ def _nameless(folder: Path) -> int | None:
     try:
         return os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
     except OSError:
-        return None  # not every file system has unnamed files; real errors show again with a named one
+        return None  # this file system has no unnamed files, or opening a named file raises the same error
 
 
 def _name(nameless: int, path: Path) -> None:
     """Give an unnamed file its name, or copy it where links aren't allowed."""
     source = f"/proc/self/fd/{nameless}"
     try:
-        os.link(source, path, src_dir_fd=nameless)  # with any src_dir_fd Python follows the link
+        os.link(source, path, src_dir_fd=nameless)  # any src_dir_fd makes Python follow the link in /proc
     except OSError:
-        import shutil  # here, because it imports the modules of archives
+        import shutil  # imported only here, because `shutil` imports the modules for archives
 
         shutil.copyfile(source, path)
 
@@ -171,7 +171,7 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _checksum(header: dict, state: memoryview | bytearray) -> int:
-    """The checksum of the state and of the header's other fields: a changed token would lead to wrong texts."""
+    """The checksum of the state and of the header's fields in `CHECKED`. A changed token would lead to wrong texts."""
     about = json.dumps([header[name] for name in CHECKED if name in header])
     return zlib.crc32(state, zlib.crc32(about.encode()))
 

@@ -1,9 +1,9 @@
-"""Measures how long a model's steps take with one set of libraries. `--tune` compares the results.
+"""Measures how long a model's steps take with one CPU plug-in. `--tune` compares plug-ins and numbers of threads.
 
-Main thread of a process of its own, which loads a single CPU plug-in. It measures steps of the backend with the user's
-options: one row; a row per slot (with one slot: a draft); rows of a prompt. Each is measured at the start of a context
-and further on, since the builds' attention differs, too. Of several runs the shortest counts, since noise only adds
-time.
+It runs on the main thread of a process of its own, which loads a single plug-in. It measures three kinds of steps with
+the user's options: one row, one row per slot (with a single slot: a token and its draft), and rows of a prompt. Each
+is measured with a short and with a longer context, because plug-ins also differ in the speed of attention. Of several
+runs the shortest counts, because noise only adds time.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from server.errors import StartError
 
 PROMPT_ROWS, MOST_SLOTS = 128, 8
 SHALLOW = 64  # tokens before the first measurement
-DEEP = ((1 << 30, 512), (1 << 32, 256))  # (a model with fewer bytes, tokens before the second measurement)
-LEAST_DEEP = 128  # the same for larger models
-LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4  # runs of a step; after `ENOUGH_S` seconds the least number will do
+DEEP = ((1 << 30, 512), (1 << 32, 256))  # (bytes, tokens before the second measurement of a model with fewer bytes)
+LEAST_DEEP = 128  # tokens before the second measurement, for larger models
+LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4  # runs of a step; after `ENOUGH_S` seconds no more than the least number
 
 
 def measure(config: EngineConfig) -> list[tuple[str, float]]:
@@ -31,7 +31,7 @@ def measure(config: EngineConfig) -> list[tuple[str, float]]:
         info = backend.info
         if not info.is_generative:
             raise StartError("--tune is for models that generate text")
-        n_ctx = info.n_ctx // config.n_slots  # even in one cache for all, since the steps fill all slots
+        n_ctx = info.n_ctx // config.n_slots  # also in a unified cache, because the steps fill all slots
         steps = Steps(backend, min(config.n_slots, MOST_SLOTS), min(PROMPT_ROWS, n_ctx // 4, info.n_batch), n_ctx)
         deep = next((depth for size, depth in DEEP if info.size < size), LEAST_DEEP)
         figures = steps.measure(min(SHALLOW, n_ctx // 4), "")

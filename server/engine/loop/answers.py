@@ -21,7 +21,7 @@ from server.records import field, record
 MAX_TOKENS_TO_FINISH_CHARACTER = 4  # tokens beyond n_predict to complete a UTF-8 character
 
 DRAWS_S, DRAW_S = 5.0, 0.2
-"""Processor time that a task's draws may take: seconds in all, plus seconds for each token."""
+"""Processor time that all draws of a task may take: `DRAWS_S` seconds, plus `DRAW_S` seconds for each token."""
 
 
 @record
@@ -44,8 +44,9 @@ class Answers:
     def draw(self, slot: Slot, run: Run, row: int, draft: Sequence[int] = ()) -> None:
         """Draw the next tokens of a slot and end its task if it is complete.
 
-        Row `row` of the batch has the logits behind the last certain token. The next rows have those behind each token
-        of `draft`. A row is used while all tokens drawn before it equal the draft; the cache is cut to those.
+        Row `row` of the batch has the logits after the last token that is certain. The next rows have the logits after
+        each token of `draft`. A row is used only if all tokens drawn from the rows before it equal the draft. The other
+        drafted tokens are cut from the cache.
         """
         if run.task.n_predict == 0:
             run.t_last = self._state.clock()
@@ -217,7 +218,7 @@ def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], kn
 
 
 def _fit(run: Run, phases: Phases, row: int, drawn: int) -> int:
-    """The drawn token. If the grammar begins with it and doesn't allow it, another one that the grammar allows."""
+    """The drawn token. If the grammar begins with this token but doesn't allow it, another token that it allows."""
     begin = phases.look(drawn)
     if begin is None:
         return drawn
@@ -228,8 +229,8 @@ def _fit(run: Run, phases: Phases, row: int, drawn: int) -> int:
 
 
 def _fit_known(run: Run, phases: Phases, row: int, drawn: int, known: int) -> int:
-    """`_fit` for a known token, which is either the drawn token or what `_fit` drew in its place. Rounding may have
-    changed this draw."""
+    """`_fit` for a known token, which is either the drawn token or what `_fit` drew in its place. Because of rounding,
+    `drawn` may differ from the draw before the restart."""
     sampler = run.sampler
     for token in dict.fromkeys((drawn, known)):
         begin = phases.look(token)
@@ -239,7 +240,7 @@ def _fit_known(run: Run, phases: Phases, row: int, drawn: int, known: int) -> in
         is_same = token == known
         if is_same == sampler.allows(token) and sampler.allows(known):
             if not is_same:
-                sampler.fit(row, token)  # leaves the random number generator in the same state
+                sampler.fit(row, token)  # for the random number generator: the same number of draws as before
             phases.bind(is_same)
             return known
         if is_same:
@@ -266,7 +267,7 @@ MAX_LOGITS = 64 << 20  # bytes of logits for known tokens in one batch (libllama
 def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
     """Add known tokens to the spans of resumed tasks, as many as fit into the batch and the slot's context.
 
-    None with `--exact`: each row has to be computed alone, as before.
+    With `--exact` none are added, because each row has to be computed alone, as before the restart.
     """
     slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
     info = state.backend.info
@@ -302,13 +303,15 @@ def _is_within(run: Any) -> bool:
 
 
 def _known(slot: Slot, room: int) -> tuple[int, ...]:
-    """Known tokens behind the latest one, except the last of them: the row of each has to have a known successor."""
+    """The known tokens after the latest one, `room` at most. The last known token is left out, because no known token
+    follows its row."""
     n = min(room, slot.n_ctx - len(slot.tokens) - 1, UNLIMITED if slot.positions is None else slot.positions.room - 1)
     return slot.run.task.resume[slot.run.n_decoded : -1][: max(n, 0)]
 
 
 def _go_on(run: Run) -> None:
-    """Move the task's start and first token, so that its timings show the dead engine's speed and not the replay's."""
+    """Move the times of the task's start and first token, so that its timings show the speed before the restart and not
+    that of the replay."""
     late = run.t_last - run.task.resume_ms / 1e3 - run.t_first
     run.t_start += late
     run.t_first += late

@@ -1,9 +1,9 @@
-"""Commands to the engine other than completing text: save, restore and erase slots, adapters, the shared system prompt,
-the model's identity, the end of a task's thinking.
+"""Commands to the engine, besides its tasks: save, restore or erase a slot, read or set the adapters' scales, set the
+shared system prompt, tell the model's identity, and end a task's thinking.
 
-Engine thread only, between two steps. A command for a busy slot waits until the slot is idle, and the slot takes no new
-task meanwhile. Commands about slot files or the identity wait until the identity is known; until then they reserve no
-slot. Arguments and results are plain data. A refusal is an `ApiError`.
+Engine thread only, between two batches. A command for a busy slot waits until the slot is idle, and the slot takes no
+new task meanwhile. Commands about slot files or the identity wait until the identity is known; until then they reserve
+no slot. Arguments and results are plain data. A command is refused with an `ApiError`, which the reply reports.
 """
 
 from __future__ import annotations
@@ -171,15 +171,15 @@ class Commands:
         return self._get_lora()
 
     def _end_thinking(self, id_task: int) -> dict[str, Any]:
-        """Make the model end its thinking. The reply has the number of tokens at which it ends, -1 if the task isn't
-        thinking."""
+        """Make the model end its thinking. The reply has the number of tokens after which the thinking ends, -1 if the
+        task isn't thinking."""
         run = next((slot.run for slot in self._state.busy if slot.run.task.id == id_task), None)
         if run is None or run.phases is None:
             return {"at": -1}
         return {"at": run.phases.end_thinking(max(run.n_decoded, len(run.task.resume)))}
 
     def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, Any]:
-        """Compute the shared prefix once. All slots lose their caches and begin with it."""
+        """Compute the shared system prompt once. All slots lose their caches; all later prompts begin with it."""
         info, system, is_split = self._backend.info, self._state.system, self._backend.is_split
         most = min(info.n_ctx_slot, info.n_ctx // info.n_slots)
         if len(tokens) >= most:
@@ -196,7 +196,7 @@ class Commands:
             system.state_copy = self._backend.state(place.seq)
         n_left = info.n_ctx - len(tokens)
         if not is_split and (info.n_slots > 1 or self._state.config.shift_context):
-            for slot in self._slots:  # a shifted or restored sequence has its own copy of the prompt
+            for slot in self._slots:  # leave room for the copy of the prompt that a shifted or restored slot has
                 slot.n_ctx = min(info.n_ctx_slot, n_left if n_left > len(tokens) else info.n_ctx)
         return {"n_tokens": len(tokens)}
 

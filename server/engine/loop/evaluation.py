@@ -1,7 +1,8 @@
-"""Decodes a batch, and keeps the slots' books right whatever the outcome: no room, an error, an abort.
+"""Decodes a batch, and keeps the record of each slot's tokens right, also when there is no room, an error or an abort.
 
-Engine thread only. After each decode `slot.tokens` is again what the cache holds. A batch that fails is tried in
-smaller parts and then sequence by sequence, so that only a task that fails alone is lost.
+Engine thread only. After each decode `slot.tokens` is again what the cache holds. A batch that finds no room is tried
+in smaller parts. If a part fails, each of its sequences is tried alone, so that the other tasks aren't lost with the
+one that fails. With a recurrent model, more tasks may be lost (`undo`).
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ class Evaluation:
         self._state.drop(slot, keep_cache=False)
 
     def undo(self, part: Sequence[Span]) -> None:
-        """Drop what a failed decode may have left behind the known tokens of the cache.
+        """After a failed decode, drop the cells that it may have added after the slots' tokens.
 
-        A recurrent model can't do that: its state is lost, and its task fails.
+        A recurrent model's state can't be cut. If the decode has changed it, the state is lost and the task fails.
         """
         for slot in {self._state.slots[span.id] for span in part}:
             n = len(slot.tokens)
@@ -101,9 +102,12 @@ class Evaluation:
                 self._state.drop(slot, keep_cache=False)
 
     def _draw_ahead(self, part: Sequence[Span]) -> None:
-        """Let several threads draw from the rows that are sure to be drawn from: those of generating sequences, before
-        any drafts. Left out are tasks that want probabilities, which come with their draws, and known or forced tokens,
-        which aren't drawn."""
+        """Let several threads draw from the rows that are certainly needed: the row before the drafts of each
+        generating sequence.
+
+        A task is left out if it wants probabilities, which are computed together with the draw. It is also left out if
+        its next token is known or forced.
+        """
         if len(part) == 1:
             return
         slots, wanted, row = self._state.slots, [], -1
@@ -164,9 +168,10 @@ class Evaluation:
 
 # ---- probabilities of a prompt's tokens ------------------------------------------------------------------------------
 
-# All rows of such a prompt are outputs: each has the probabilities of the token after it. The rows come in parts,
-# because a row's logits take a float for each token of the vocabulary, and its softmax takes about a millisecond in C.
-# A cache holds no logits, so such a prompt reuses nothing but the system prompt, whose probabilities aren't reported.
+# If a task wants these probabilities, all rows of its prompt have logits: each row has the probabilities of the token
+# after it. The rows come in parts, because a row's logits take a float for each token of the vocabulary, and its
+# softmax takes about a millisecond in C. A cache holds no logits. So the task reuses only tokens whose probabilities
+# aren't reported: the system prompt, and with `Task.probs_from` the tokens before that place.
 PROMPT_PROBS_ROWS = 64
 
 
@@ -176,7 +181,7 @@ def wants_prompt_probs(run: Run) -> bool:
 
 
 def cut_out(backend: Backend, slot: Slot) -> None:
-    """Remove the task's cuts from the prompt and the cache."""
+    """Remove the parts of `Run.cuts` from the task's prompt and from the cache."""
     run: Run = slot.run  # type: ignore[assignment]
     cuts, run.cuts = run.cuts, ()
     for start, end in reversed(cuts):
@@ -187,8 +192,8 @@ def cut_out(backend: Backend, slot: Slot) -> None:
 
 def report_prompt_probs(state: EngineState, slot: Slot, first_row: int, start: int, n: int) -> None:
     """Report the probabilities of prompt tokens. The `n` rows from `first_row` of the batch hold the prompt from
-    position `start`; each has the probabilities of the token after it. Positions are reported from the start of the
-    task's own prompt."""
+    position `start`; each has the probabilities of the token after it. Reported positions are counted from the start of
+    the task's own prompt, after the system prompt."""
     run = slot.run
     n_system = len(run.prompt) - len(run.task.prompt)
     begin, end = max(start + 1, n_system + 1, run.judged_from), min(start + n + 1, len(run.prompt))

@@ -2,8 +2,8 @@
 
 A request comes here when the media thread has decoded its files. Its inputs are computed one by one in a context with a
 single sequence; requests take turns input by input. Each step of the loop does one part: evaluate some text tokens,
-encode a chunk, or evaluate a chunk. Encoding can't be cut and may take longer than `--max-stall-ms`, as it may for a
-slot. The rest keeps to the embedder's share of that time.
+encode a chunk, or evaluate a chunk. While tasks run, a step of text may take half of `--max-stall-ms`, as in
+`embedder`. A chunk isn't cut, so its steps may take longer, as those for a slot may.
 
 Not taken: many sequences, as `embedder` has. Most of the time goes into encoding, which does one chunk at a time
 anyway.
@@ -133,7 +133,7 @@ class MediaEmbedder:
     def step(self) -> list[Event]:
         """Do the planned part; return the answer if it is complete."""
         request = self._requests[0]
-        self._state.announce(request.message.id)  # the engine may die of it
+        self._state.announce(request.message.id)  # before the work, because the work may crash the engine
         try:
             return self._step(request)
         except Exception as error:

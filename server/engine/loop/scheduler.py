@@ -1,12 +1,12 @@
 """The engine's loop: receive -> run commands -> admit -> plan -> guess -> decode -> draw -> flush. It owns the backend.
 
 `run` runs on the main thread of the engine's process, or on the thread `engine` of the web process. Any thread may send
-it messages with `post`. Its results leave as at most one `Frame` per step through the `emit` callback. This module only
-sets the order of a step: `admission` starts tasks on slots, `batching` plans the next batch, `evaluation` decodes it
-and keeps a failing task from taking others with it, `answers` draws tokens and ends tasks. They share one
+it messages with `post`. Its results leave as frames through the `emit` callback, at most a few per step. This module
+only sets the order of a step: `admission` starts tasks on slots, `batching` plans the next batch, `evaluation` decodes
+it and keeps a failing task from taking others with it, `answers` draws tokens and ends tasks. They share one
 `EngineState`.
 
-Not taken: locks. Other threads see only frames.
+Not taken: locks. Other threads see only frames and the numbers of `pulse`.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ from server.records import record
 
 T = TypeVar("T")
 SNAPSHOT_INTERVAL_S = 0.1  # seconds between two snapshots while nothing but tokens changes
-IDENTIFY_S = 0.5  # seconds that the engine's end waits for the thread `identity`
+IDENTIFY_S = 0.5  # seconds that a closing engine waits for the thread `identity`
 
 log = get_logger("engine")
 
 
 @record(frozen=True)
 class Identified:
-    """Sent to the loop by the thread `identity`: the model's identity has been looked for, and the disk cache scanned
-    for its blocks (`found`)."""
+    """A message from the thread `identity` to the loop: the search for the model's identity has ended. `found` are the
+    blocks of the disk cache with this identity."""
 
     found: list[StoredBlock]
 
@@ -142,7 +142,7 @@ class Scheduler:
     # ---- the engine's thread ----------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run steps until closed. An unexpected error in a step fails the running tasks and not the loop."""
+        """Run steps until closed. If a step raises an unexpected error, the running tasks fail and the loop goes on."""
         self._flush()
         while self._deadline is None or self._is_busy():
             try:
@@ -197,7 +197,7 @@ class Scheduler:
                 self._ranks.observe(spans, seconds)
             self._prefixes.park(self._n_rows)
         if is_read and self._batching.is_reading:
-            return  # the generating slots waited for this step of prompts: they are next
+            return  # generating slots have waited for this prompt step, so they come next
         if state.media.has_layouts:
             self._step_media()
         n_rows = self._embedder.plan(is_busy=bool(state.running)) if self._embedder else 0
@@ -208,8 +208,8 @@ class Scheduler:
             self._step_media_embedder()
 
     def _step_media(self) -> None:
-        """Encode or decode one chunk of an image or sound. The supervisor is told its size in rows of text (`pulse`),
-        since encoding takes as long as many of them."""
+        """Encode or decode one chunk of an image or sound. `pulse` tells the supervisor the work's size in rows of
+        text, because encoding a chunk takes as long as many rows."""
         n_rows = self._media_steps.begin()
         if n_rows:
             if self._state.is_changed:
@@ -225,7 +225,7 @@ class Scheduler:
             self._state.events += self._timed(self._media_embedder.step)
 
     def _timed(self, work: Callable[[], T]) -> T:
-        """Do work on media and count its time, because generating slots wait for it."""
+        """Do work on media. The meter is told its time, because generating slots wait for it."""
         is_generating = any(slot.run.next_token is not None for slot in self._state.running)
         started = self._state.clock()
         result = work()
@@ -259,8 +259,7 @@ class Scheduler:
             self._enqueue(task)
 
     def _take_media(self, task: Task | Embed) -> None:
-        """Have a task's files prepared; the task joins the queue when they are. The same for a request for
-        embeddings."""
+        """Have the files of a task or of a request for embeddings prepared. It joins its queue once they are ready."""
         try:
             self._state.media.take(task, self._state.config.max_queue)
             self._state.is_changed = True
@@ -283,7 +282,7 @@ class Scheduler:
             self._admission.enqueue(task)
 
     def _end(self, id_task: int, stop: str, n_prompt: int = 0) -> None:
-        """Tell the end of a task that never had a slot."""
+        """Report the end of a task that never had a slot."""
         no_time = Timings(0, 0, 0.0, 0, 0.0)
         self._state.events.append(Final(id_task, -1, "", stop, "", n_prompt, 0, 0, False, no_time))
 
@@ -365,16 +364,16 @@ class Scheduler:
             self._time_out(id_task)
 
     def _end_all(self) -> None:
-        """The grace period of `Close` is over. A task that has generated text ends with it; all others fail. So does a
-        resumed task that has no token its client doesn't have already."""
+        """The grace period of `Close` is over. A task that has generated text ends with that text. All other tasks
+        fail, including resumed tasks whose known tokens are still being replayed."""
         for slot in self._state.busy:
             if slot.run.n_decoded and not slot.run.is_replaying:
                 self._answers.finish(slot, STOP_LIMIT)
         self._fail_all(503, "the server is shutting down")
 
     def _time_out(self, id_task: int) -> None:
-        """The time limit of a task is over. The task ends with its text so far, or fails if it has none. It may have
-        ended before."""
+        """The time limit of a task is over. The task ends with its text so far, or fails if it has none. Nothing
+        happens if it has already ended."""
         slot = self._slot_of(id_task)
         if slot is not None and slot.run.n_decoded:
             self._answers.finish(slot, STOP_LIMIT)
@@ -494,8 +493,8 @@ def _join(pieces: list[Piece]) -> Piece:
 
 # ---- time limits of tasks --------------------------------------------------------------------------------------------
 
-# A heap that the loop checks once a step. A task that ends in time stays in the heap; when its deadline comes, the loop
-# doesn't know it any more. Not taken: a timer thread. It would end tasks a few milliseconds sooner.
+# The loop checks the heap once a step. A task that ends in time stays in the heap; when its deadline comes, `_time_out`
+# finds no such task and does nothing. Not taken: a timer thread. It would only end tasks a few milliseconds sooner.
 
 
 class Deadlines:

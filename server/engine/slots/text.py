@@ -1,6 +1,6 @@
-"""From token bytes to text that may be sent: UTF-8 across tokens, stop strings across tokens.
+"""Turns the bytes of tokens into text that may be sent. Characters and stop strings may extend over several tokens.
 
-Pure functions of the bytes fed so far: no thread, no clock, no engine. It runs on the engine's thread because a stop
+The text depends only on the bytes fed so far: no clock, no engine. This code runs on the engine's thread because a stop
 string ends the task. The result doesn't depend on how the bytes are cut into tokens: the text ends at the stop string
 that is complete first, and of two that are complete at once, at the one that began first.
 
@@ -17,7 +17,8 @@ from typing import AnyStr
 class TextStream:
     """Turns the bytes of tokens into text. Holds back what may be the beginning of a stop string or of a character.
 
-    While `looks` is False stop strings are ordinary text. No stop string crosses a change of `looks`.
+    While `looks` is False, stop strings are ordinary text. A stop string is found only if `looks` is True for all of
+    it.
     """
 
     __slots__ = (
@@ -84,7 +85,7 @@ class TextStream:
         return text[:cut]
 
     def _cut_outdent(self, text: str) -> str:
-        """With `n_indent`, end the text before the first line, after a line break, that is indented by less."""
+        """Cut the text before the first letter that follows a line break and fewer than `n_indent` blanks."""
         for i, letter in enumerate(text):
             if letter == "\n":
                 self._indent = 0

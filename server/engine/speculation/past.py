@@ -1,12 +1,12 @@
-"""Earlier answers as a source of drafts, since agents and people at work have the same lines written again and again.
+"""Earlier answers as a source of drafts: agents and people often ask for the same lines again.
 
-Engine thread, pure Python, no clock. An owner is an API key, or without keys an address. Its answers are used for its
-own tasks only. Each owner has two parts with an index each. The younger one grows; when it is full the older one is
-dropped. When all owners together have too many tokens, the least recently used owner is dropped.
+Engine thread, pure Python, no clock. An owner is an API key, or without keys a client's address. Its answers are used
+for its own tasks only. The answers of an owner are kept in two parts, each with an index. New answers go into the
+younger part. When it is full, the older part is dropped and a new one begun. When all owners together have too many
+tokens, or there are too many owners, the least recently used owner is dropped.
 
-Not taken: a suffix automaton, because the last n tokens find the same places with a third of the memory; prompts,
-because a text's own index already has what they share with the new prompt; files, because answers are private and must
-not outlive the program.
+Not taken: a suffix automaton (the last n tokens find the same places with a third of the memory), earlier prompts (what
+a new prompt repeats of them is in its own index), and files (answers are private and must not outlive the program).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from server.engine.speculation.copying import Changes
 from server.engine.speculation.trust import Trust
 
-LEAD = 24  # tokens at the prompt's end, kept before each answer so that it can be found by them
+LEAD = 24  # the prompt's last tokens, kept before each answer so that its beginning can be found
 PART = 16384  # tokens; each takes about 120 bytes with its index
 ALL = 262144  # tokens of all owners together
 OWNERS = 256
@@ -27,8 +27,8 @@ END = -1  # stands behind each answer
 class Part:
     """Answers, each followed by `END`.
 
-    `latest` maps the hash of n tokens to the place where they ended last. `before` has for each place the earlier one
-    of the same tokens, -1 for none. A hash collision only leads to a wrong draft.
+    `latest` maps the hash of n tokens to the last place where they end. `before` has for each place the previous place
+    of the same n tokens, -1 for none. A hash collision only leads to a wrong draft.
     """
 
     __slots__ = ("tokens", "latest", "before")
@@ -50,8 +50,11 @@ class Part:
 
 
 class Past:
-    """The earlier answers of one owner, the younger part first, and what was learnt from them: how far drafts from a
-    `text` itself, from earlier `answers` and from `copies` can be trusted, and the `changes` in copies."""
+    """The earlier answers of one owner, the younger part first, and what was learnt from the owner's texts.
+
+    `text`, `answers` and `copies` tell how far drafts can be trusted: those from the text itself, from earlier answers,
+    and from copies with changes. `changes` are the changes in copies.
+    """
 
     __slots__ = ("parts", "text", "answers", "copies", "changes", "_n")
 
@@ -65,7 +68,7 @@ class Past:
         return sum(len(part.tokens) for part in self.parts)
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Add an answer; of a very long one only its end."""
+        """Add an answer, or only the end of a very long one."""
         tokens = tokens[-(PART - 1) :]
         if len(self.parts[0].tokens) + len(tokens) >= PART:
             self.parts = [Part(), self.parts[0]]

@@ -1,4 +1,4 @@
-"""How far drafts can be trusted in one text, learnt from how earlier ones came out.
+"""Estimates the chance that drafted tokens are right, from the outcomes of earlier predictions.
 
 Engine thread, pure arithmetic. `Trust` is for drafts from text, `ModelTrust` for those of a small model. Recent
 outcomes count more, so both follow a text that changes its nature.
@@ -6,13 +6,13 @@ outcomes count more, so both follow a text that changes its nature.
 
 from __future__ import annotations
 
-N_GRAM = 3  # tokens that must be equal before a place is followed
+N_GRAM = 3  # a place in earlier text is followed if at least this many tokens before it are equal
 MAX_MATCH = 80  # more equal tokens count as this many
-PRIOR_WEIGHT = 2.0  # weight of a first chance, in tokens
+PRIOR_WEIGHT = 2.0  # a first chance counts as much as the outcomes of this many tokens
 
 # (number of matched tokens, first chance that the next one matches, weight that earlier outcomes keep at each new one).
-# With no matched token, one token is assumed to be replaced and the text to go on as before. One or two matched tokens
-# occur behind other changes of a copy. Where misses are rare, earlier outcomes keep more weight.
+# 0 matched tokens: after a miss, a single token is assumed to have been replaced. 1 or 2: a copy goes on after another
+# kind of change. Where misses are rare, earlier outcomes keep more weight.
 CLASSES = (
     (0, 0.35, 0.9),
     (1, 0.4, 0.9),
@@ -28,7 +28,7 @@ CLASSES = (
 _PRIORS, _DECAYS = [prior for _, prior, _ in CLASSES], [decay for _, _, decay in CLASSES]
 _CLASS_OF = tuple(max(i for i, (n, _, _) in enumerate(CLASSES) if n <= length) for length in range(MAX_MATCH + 1))
 
-FIRST_CHANCE, FIRST_WEIGHT, MODEL_DECAY = 0.85, 3.0, 0.95  # the same three for a small model
+FIRST_CHANCE, FIRST_WEIGHT, MODEL_DECAY = 0.85, 3.0, 0.95  # for a small model: first chance, its weight, weight kept
 EXPLORE = 4  # tokens of a draft that is only sent to learn from it
 FIRST_PAUSE, LAST_PAUSE = 128, 4096  # steps between two such drafts, at first and at last
 
@@ -55,12 +55,12 @@ class Trust:
 
 
 class ModelTrust:
-    """How often the small model was right about one text, and how long it pauses when its drafts don't pay."""
+    """How often the small model was right, and how many steps it pauses when its drafts don't pay."""
 
     __slots__ = ("_hits", "_trials", "_pause", "_n_idle")
 
     def __init__(self, chance: float = FIRST_CHANCE) -> None:
-        """`chance` is what to expect of this text at first."""
+        """`chance` is the estimate before the first outcome."""
         self._hits, self._trials = chance * FIRST_WEIGHT, FIRST_WEIGHT
         self._pause, self._n_idle = FIRST_PAUSE, 0
 
@@ -76,8 +76,8 @@ class ModelTrust:
             self._trials = self._trials * MODEL_DECAY + 1.0
 
     def is_time_to_explore(self) -> bool:
-        """Whether to send a draft although drafts don't look worth it. Called in each such step, and True ever more
-        rarely."""
+        """Whether to send a draft although drafts don't look worth it. It is called in each step in which they don't,
+        and returns True ever more rarely."""
         self._n_idle += 1
         if self._n_idle < self._pause:
             return False
