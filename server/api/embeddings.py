@@ -31,7 +31,7 @@ EUCLIDEAN = 2  # the value of embd_normalize for vectors of length 1
 NUMBER_BYTES = 32  # memory for one number of a vector: as received, as normalised, and in the answer
 MAX_BYTES = 512 << 20  # memory for the vectors of one request
 FORMATS = ("float", "base64")
-FORMS = "give a string, a list of strings, a list of token ids, or a list of those lists"
+FORMS = "give a string, a list of strings, a list of token ids, or a list of lists of token ids"
 
 
 class EmbeddingHandlers:
@@ -39,7 +39,7 @@ class EmbeddingHandlers:
         self._context = context
 
     def native(self, request: Request) -> Response:
-        """Answers `{"embedding": [...]}` for one string, else the list of `list`."""
+        """Answers one string with `{"embedding": [...]}`, other input as `list` does."""
         model, body = self._read(request)
         if not isinstance(body.get("input", body.get("content")), str):
             return EMBEDDING.reply(self._answer(request, model, body), body)
@@ -54,7 +54,7 @@ class EmbeddingHandlers:
         return EMBEDDING.reply(self._answer(request, model, body), body)
 
     def openai(self, request: Request) -> Response:
-        """Answers in OpenAI's shape; a body with `content` instead of `input` gets the list of `list`."""
+        """Answers in OpenAI's shape; a body with `content` instead of `input` is answered as by `list`."""
         model, body = self._read(request)
         if body.get("input") is None and body.get("content") is not None:
             return EMBEDDING.reply(self._answer(request, model, body), body)
@@ -188,7 +188,7 @@ def _input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
 
 
 def numbered(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
-    """The token ids of each input; files are numbered through all inputs."""
+    """The token ids of each input. Negative ids stand for files, which are renumbered to count through all inputs."""
     n_media, found = 0, []
     for prompt in inputs:
         found.append(

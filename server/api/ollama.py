@@ -61,7 +61,7 @@ class OllamaHandlers:
         )
 
     def _state(self, entry: Entry) -> dict[str, Any]:
-        """A loaded model's state: when it will be unloaded, and how many bytes it takes on a GPU."""
+        """A loaded model's state: when it will be unloaded, its size if it uses a GPU, and the context of a slot."""
         info = entry.info
         assert info is not None
         has_gpu = any(not name.startswith("CPU") for name in info.devices)
@@ -130,8 +130,8 @@ class OllamaHandlers:
     def _vectors(
         self, request: Request, model: Model, texts: list[str], n: int | None, kind: int
     ) -> tuple[list[list[float]], int]:
-        """A vector for each text, and the tokens of all of them. A single empty text has no vector: clients send it
-        only to load the model."""
+        """A vector for each text, and the number of all their tokens. A single empty text gets no vector: clients send
+        it only to load the model."""
         if texts in ([], [""]):
             return [], 0
         if model.info.pooling == "none":
@@ -170,7 +170,7 @@ def tagged_names(entry: Entry) -> list[str]:
 
 
 def model_info(model: Model, is_verbose: bool) -> dict[str, Any]:
-    """The metadata of the model's file. Unless asked for, the tokenizer's is left out: it is long."""
+    """The metadata of the model's file. The metadata of the tokenizer is long, and included only if `is_verbose`."""
     meta = {
         key: text if key.startswith("general.") and key not in GENERAL_NUMBERS else typed(text)
         for key, text in model.info.meta.items()

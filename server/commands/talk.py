@@ -1,6 +1,7 @@
 """Asks a server for its models and for streamed answers of a chat, over the standard library's HTTP. Main thread.
 
-The server may be any with OpenAI's chat API. Its output is not trusted: control characters never reach the terminal.
+The server may be any with OpenAI's chat API. Its output is not trusted, so `visible` removes control characters from
+names, states and errors, and `run` does so with answers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from server.options.parser import OptionError
 from server.records import record
 
 CONNECT_S = 10.0  # longest wait for a connection
-MOST = 64 << 20  # bytes of an answer that are read at most
+MOST = 64 << 20  # most bytes of an answer, or of a line of a stream
 TEXT, THOUGHT = "text", "thought"
 
 
@@ -79,7 +80,7 @@ class Peer:
             connection.close()
 
     def _send(self, method: str, path: str, body: object) -> tuple[HTTPConnection, HTTPResponse]:
-        """Send a request and read the head of the answer, which must have a success status."""
+        """Send a request and read the head of the answer, which must have the status 200."""
         parts = urlsplit(self.url)
         if not parts.hostname:
             raise OptionError(f"--url: '{self.url}' is not an address such as http://127.0.0.1:8080")

@@ -1,8 +1,8 @@
 """A model as handlers use it: its engine, vocabulary, template, defaults and system prompt.
 
 Each load makes a new one; all connection threads use it. A handler gets the model that a request names from
-`Models.get` and passes it on. This module knows no requests. Not taken: handlers that get the engine, the options and
-the template from three places. With several models they would have to choose three times.
+`Models.get` and passes it on. This module knows no requests. Way not taken: handlers that get the engine, the
+options and the template from three places. With several models they would have to find the right one three times.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Vocab(Protocol):
     fim: Mapping[str, int]
     builtin_templates: tuple[str, ...]
     max_bytes: int
-    """The most bytes of a text."""
+    """The most bytes that a text may have."""
 
     def __hash__(self) -> int:
         """Each vocabulary equals only itself."""
@@ -52,8 +52,7 @@ class Vocab(Protocol):
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:
         """Token ids of `text`. ApiError 400 if it has too many bytes, or with `must_fit` more tokens than the context.
-        `may_cut`: the text is a prompt; if the server drops the middle of long prompts, that part needn't be
-        tokenised."""
+        `may_cut`: the text is a prompt, whose middle needn't be tokenised if the server would drop it."""
 
     def measure(self, text: str) -> int:
         """The number of bytes of a text. ApiError 400 if it is too long for `tokenize`."""
@@ -131,7 +130,7 @@ PREPARING = "Loading model: its system prompt and its chat template are being pr
 
 @record(frozen=True)
 class SystemPrompt:
-    """The prompt with which all prompts begin, and two texts with which clients build theirs (`/props` shows them)."""
+    """The text with which all prompts begin, and two texts that clients get from `/props` to build their prompts."""
 
     prompt: str = ""
     anti_prompt: str = ""
@@ -179,8 +178,8 @@ class Model:
         return self.names[0]
 
     def name_for(self, model: str | None) -> str:
-        """The name that an answer in OpenAI's dialect shows: the request's (`model`) if that is one of its names or it
-        has no alias, else its first name."""
+        """The name that an answer in OpenAI's dialect shows: `model`, the name in the request, if the model has this
+        name or has no alias, else the model's first name."""
         return model if model and (model in self.names or not self.options.aliases) else self.name
 
     @property
@@ -211,7 +210,7 @@ class Model:
         return 0 if snapshot.n_idle > snapshot.n_deferred else snapshot.n_deferred + 1
 
     def require_room(self, n_answers: int, n_prompts: int = 1) -> None:
-        """ApiError 400 for a request with more tasks than slots and the queue have places."""
+        """ApiError 400 if a request has more tasks than the slots and the queue can take together."""
         n_tasks, n_places = n_prompts * n_answers, self.options.max_queue + self.info.n_slots
         if n_tasks > n_places:
             raise ApiError(

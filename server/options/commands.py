@@ -142,7 +142,7 @@ COMMANDS = {
             "verify",
             "FILE",
             1,
-            "check a record",
+            "check a record of requests",
             "Checks a whole record that a server has written with --record. Each line has the hash of the line before "
             "it, so any changed byte is found (docs/evidence.md).",
         ),
@@ -150,7 +150,7 @@ COMMANDS = {
             "replay",
             "FILE",
             1,
-            "run a record again",
+            "run the requests of a record again",
             "Loads the model of a record that a server has written with --record, runs all requests again, one by one "
             "as with --exact, and compares the tokens. It shows where an answer first differs (docs/evidence.md).",
             ("files", "libs", "cpu_variant", "threads"),

@@ -16,7 +16,7 @@ SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Ready-made models", "Web pa
 TUNING, OTHER = "Tuning", "Other"
 OTHER_GROUPS = (OLD, CHAT, MEDIA, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
 
-SYSTEM_PLACES = "the operating system places the draft model's threads"
+THREADS = "the operating system schedules the draft model's threads"
 CACHE = "this server's prompt cache has no such setting"
 DRAFTS = "this server finds and limits drafts in another way; see --spec-type"
 READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
@@ -43,7 +43,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --video-timestamp-interval N $LLAMA_ARG_VIDEO_TIMESTAMP_INTERVAL
         --video-ffmpeg-dir DIR $LLAMA_ARG_VIDEO_FFMPEG_DIR"""),
 
-    (IGNORED, SPECULATIVE, SYSTEM_PLACES, """
+    (IGNORED, SPECULATIVE, THREADS, """
         --spec-draft-cpu-mask,-Cd,--cpu-mask-draft M
         --spec-draft-cpu-range,-Crd,--cpu-range-draft LO-HI
         --spec-draft-cpu-strict,--cpu-strict-draft 0/1

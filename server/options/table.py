@@ -110,8 +110,8 @@ OPTIONS: tuple[Option, ...] = (
            False),
 
     Option("ctx_size", ("-c", "--ctx-size"), "tokens of context, shared by all slots; 0 for the context that the "
-           "model was trained with (default: that for each slot, or what fits into memory)", CONTEXT, int, None, "N",
-           "LLAMA_ARG_CTX_SIZE", 0, INT_MAX, default_2024=512),
+           "model was trained with (default: the trained context for each slot, or less if memory is short)", CONTEXT,
+           int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, INT_MAX, default_2024=512),
     Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "most tokens of context for each slot; without "
            "--ctx-size each slot gets this many", CONTEXT, int, None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1, INT_MAX),
     Option("parallel", ("-np", "--parallel"), "slots: how many requests are computed at the same time; auto is 4",
@@ -375,9 +375,9 @@ OPTIONS: tuple[Option, ...] = (
            "stopping) into this file; it is removed at the end", SERVER, metavar="FILE", env="LLAMA_SRV_STATE_FILE"),
     Option("debug_stacks", ("--debug-stacks",), "answer POST /debug/stacks with the call stacks of all Python threads",
            SERVER, None, False, env="LLAMA_SRV_DEBUG_STACKS"),
-    Option("stream_interval_ms", ("--stream-interval-ms",), "milliseconds that a token of a stream may wait to be "
-           "sent together with the next ones; tokens of one step share an event; 0 sends each token at once", SERVER,
-           int, 16, "MS", "LLAMA_SRV_STREAM_INTERVAL_MS", 0, 1000),
+    Option("stream_interval_ms", ("--stream-interval-ms",), "longest time, in milliseconds, that a token of a "
+           "stream waits to be sent together with later ones; each token keeps its own event; with 0 no token waits",
+           SERVER, int, 16, "MS", "LLAMA_SRV_STREAM_INTERVAL_MS", 0, 1000),
     Option("store_size", ("--store-size",), "MiB for stored responses and conversations (/v1/responses), and as many "
            "again for files (/v1/files); 0 stores nothing", SERVER, int, 64, "MIB", "LLAMA_SRV_STORE_SIZE", 0, 1 << 20),
     Option("store_dir", ("--store-dir",), "folder that keeps stored responses across restarts (default: memory); "
@@ -428,7 +428,7 @@ OPTIONS: tuple[Option, ...] = (
          float, 0.0, 0, 1, ""),
         ("xtc_threshold", ("--xtc-threshold",), "XTC removes only tokens with at least this probability", float, 0.1,
          0, 1, ""),
-        ("repeat_last_n", ("--repeat-last-n",), "how many of the last tokens penalties count; -1 for the whole context",
+        ("repeat_last_n", ("--repeat-last-n",), "how many of the last tokens get penalties; -1 for the whole context",
          int, 64, -1, INT_MAX, ""),
         ("presence_penalty", ("--presence-penalty",), "penalty for tokens that have occurred; 0 is off", float, 0.0,
          -1e6, 1e6, "LLAMA_ARG_PRESENCE_PENALTY"),

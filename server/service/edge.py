@@ -1,7 +1,7 @@
-"""Sets up the HTTP edge from the options: address, limits, keys, TLS, CORS, static files. Main thread, at the start.
+"""Sets up the HTTP edge from the options: address, limits, keys, TLS, CORS, static files.
 
-The main thread's loop calls `KeyFiles.refresh` while the server runs, so changed keys take effect without a restart.
-Imports `server.web` and leaves, nothing about models.
+Runs on the main thread, at the start. Later, that thread's loop calls `KeyFiles.refresh`, so changed keys take effect
+without a restart. The module imports nothing about models.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from server.web.router import Router
 from server.web.static import StaticFiles
 
 BODY_SHARE, TEXT_SHARE = 12, 180
-"""Memory that the largest body takes while it is parsed, and the longest text while it is tokenized, as multiples of
-their sizes. The memory limit must allow one of each."""
+"""A body takes 12 times its size in memory while it is parsed; a text takes 180 times its size while it is tokenized.
+The memory limit must be enough for the largest body, and for the longest text, but not for both at once."""
 
 log = get_logger("http")
 
@@ -94,7 +94,7 @@ def tls_context(options: HttpOptions) -> ssl.SSLContext | None:
 
 
 def limits(options: HttpOptions) -> Limits:
-    """The limits of the edge. `--timeout` is used only if it was set; the edge's own limits are shorter."""
+    """The limits of the edge. `--timeout`, if it has a value, replaces the times for a body and for a send."""
     made = Limits(body_bytes=options.max_body << 20, n_connections=room_for_connections(options.max_connections))
     least = max(BODY_SHARE * options.max_body, TEXT_SHARE * options.max_text) << 20
     made = replace(made, all_requests_bytes=max(made.all_requests_bytes, least))
@@ -139,6 +139,9 @@ def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_ve
             ", ".join(options.host),
         )
     if "127.0.0.1" in options.host and not options.allowed_hosts:
-        log.info("only names of this machine are accepted as Host; behind a proxy, set --allowed-hosts to its name")
+        log.info(
+            "requests must name this machine in the Host header; behind a proxy, set --allowed-hosts to the name that "
+            "clients use"
+        )
     if is_verbose and is_shared(options):
         log.warning("--verbose writes all users' prompts and answers to the log")

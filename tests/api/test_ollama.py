@@ -335,7 +335,7 @@ def test_a_wrong_message_is_told_with_its_place(api, messages, said):
         ([5], "tools[0] is not an object"),
         ([{"type": "function"}], "tools[0].function is not an object"),
         ([{"type": "function", "function": {"name": "a b"}}], "tools[0].function.name"),
-        ([{"function": {"name": "f"}}] * 2, "tools[1]: there is another function 'f'"),
+        ([{"function": {"name": "f"}}] * 2, "tools[1]: the name 'f' is taken"),
         ([{"function": {"name": f"f{i}"}} for i in range(2000)], "tools: 2000 are too many"),
     ],
 )

@@ -108,7 +108,7 @@ class NativeReply:
         return chunk
 
     def end(self) -> bytes:
-        """Empty: the last object has `stop: true`."""
+        """No bytes: `stop: true` in the last object already marks the end of the stream."""
         return b""
 
     def error(self, error: ApiError) -> bytes:
@@ -152,7 +152,7 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         **asked.extras.get(index, {}),
     }
     probs = answer.probs
-    if final.stopping_word:  # leave out its tokens; like llama-server, find their number by tokenizing the word
+    if final.stopping_word:  # drop the stop word's tokens, counted by tokenizing it, as in llama-server
         probs = probs[: -len(vocab.tokenize(final.stopping_word, False, False)) or None]
     if probs:
         result["completion_probabilities"] = [probs_json(one, vocab, values["post_sampling_probs"]) for one in probs]

@@ -1,10 +1,10 @@
 """Fields that constrain the answer, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
 `choice`, and vLLM's names for them.
 
-Connection thread; pure. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it, because
-llama.cpp's parser overflows its stack on deep nesting. Results are cached, so the same constraint costs one look-up
-the next time. The modules that make and parse grammars are imported when they are first needed, because importing them
-would make the start longer by a tenth.
+Pure functions on the connection's thread. Each grammar, also one that is made here, is parsed in Python before
+llama.cpp gets it, because llama.cpp's parser overflows its stack on deep nesting. Parsed grammars, converted schemas
+and compiled regular expressions are cached. The modules that make and parse grammars are imported when they are first
+needed, or by `prepare` after the start, because they would make the start longer by a tenth.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ FREE = Constraint()
 
 @record(frozen=True)
 class AnswerForm:
-    """The form of an answer: its constraint, its reasoning, the control tokens that are part of the text, and the
-    function that makes the parser of calls and reasoning (None if the answer is only text). If `has_text` is False, the
-    answer has no visible text, and so no stop words."""
+    """The form of an answer. `thinking` describes its reasoning. `preserved_tokens` are control tokens that appear in
+    its text. `new_parser` makes the parser of calls and reasoning; it is None if the answer is only text. If `has_text`
+    is False, the client sees no text of the answer, and stop words have no effect."""
 
     constraint: Constraint = FREE
     thinking: Thinking | None = None
@@ -57,8 +57,8 @@ class AnswerForm:
 
 @record(frozen=True)
 class Wanted:
-    """The field that constrains the answer, its value, and the `kind` of constraint. If a schema `is_strict`, a part
-    that can't be enforced is refused. `warnings` are about other parts of the field."""
+    """The field that constrains the answer, its value, and the `kind` of constraint. If `is_strict`, a schema with a
+    part that can't be enforced is refused. `warnings` name parts of the field that are ignored."""
 
     field: str
     value: Any
@@ -128,7 +128,7 @@ def read_structured(value: Any) -> list[Wanted]:
 
 
 def _guided(body: Mapping[str, Any], where: str, kinds: Mapping[str, str]) -> list[Wanted]:
-    """The constraints in the fields with vLLM's names. A schema may be a text in them."""
+    """The constraints in fields with vLLM's names. There, a schema may also be JSON text."""
     found = []
     for name, kind in kinds.items():
         value = body.get(name)

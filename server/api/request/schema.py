@@ -25,8 +25,8 @@ INF = math.inf
 class Field:
     """One request field. `kind` is int, float, bool, str, dict, list or object. `aliases` are read if `name` is absent.
 
-    Values of the kinds list and object come in several forms; the code that uses them checks them. `convert` replaces a
-    value that some clients send before it is checked.
+    Values of the kinds list and object come in several forms; the code that uses them checks them. `convert`,
+    if there is one, gets each value before the check, and replaces values that only some clients send.
     """
 
     name: str
@@ -62,7 +62,7 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
     _sampling("xtc_probability", float, "probability that XTC removes the most likely tokens; 0 is off", 0, 1),
     _sampling("xtc_threshold", float, "XTC removes only tokens with at least this probability", 0, 1),
     _sampling("repeat_penalty", float, "penalty for tokens that have occurred; 1 is off", 1e-6, 1e6),
-    _sampling("repeat_last_n", int, "how many of the last tokens penalties count; -1 for the whole context, 0 is off",
+    _sampling("repeat_last_n", int, "how many of the last tokens get penalties; -1 for the whole context, 0 is off",
               -1, INT_MAX),
     _sampling("penalize_nl", bool, "whether the repeat penalty applies to line breaks too"),
     _sampling("presence_penalty", float, "penalty for tokens that have occurred; 0 is off", -1e6, 1e6),
@@ -77,7 +77,7 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
     _sampling("mirostat_eta", float, "learning rate of Mirostat", 0, 1e6),
     _sampling("adaptive_target", float, "target probability of adaptive_p; negative is off", -INF, 1),
     _sampling("adaptive_decay", float, "decay of adaptive_p's running average", 0, 0.99),
-    _sampling("min_keep", int, "tokens that each truncating sampler keeps at least", 0, INT_MAX),
+    _sampling("min_keep", int, "fewest tokens that a truncating sampler may keep", 0, INT_MAX),
     _sampling("n_probs", int, "report the N most likely tokens with each token", 0, 10_000, ("logprobs",)),
     _sampling("ignore_eos", bool, "never generate an end-of-text token"),
     _sampling("grammar", str, "GBNF grammar that the text must match"),
@@ -85,8 +85,8 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
 
 # Fields that become fields of Task, or that determine the format of the answer.
 COMPLETION_FIELDS: tuple[Field, ...] = (
-    Field("n_predict", int, -1, "most tokens to generate; -1 for no limit, 0 only computes the prompt into the cache; "
-          "if several of these names are given, the first one counts", -1, INT_MAX,
+    Field("n_predict", int, -1, "most tokens to generate; -1 for no limit; with 0 the prompt is only computed and "
+          "cached; of several of these names, the first one counts", -1, INT_MAX,
           ("max_completion_tokens", "max_tokens")),
     Field("n_keep", int, 0, "first tokens of the prompt to keep when the context is full; -1 for all", -1, INT_MAX),
     Field("n_discard", int, 0, "tokens to drop when the context is full; 0 for half of those that aren't kept", 0,
@@ -100,7 +100,7 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("samplers", list, _DEFAULTS.samplers, "samplers to apply, in order"),
     Field("logit_bias", list, (), "`[[token or text, bias or false], ...]` or `{token: bias}`"),
     Field("dry_sequence_breakers", list, _DEFAULTS.dry_sequence_breakers, "texts that end a repetition for DRY"),
-    Field("penalty_prompt", list, None, "text or token ids that penalties count instead of the prompt"),
+    Field("penalty_prompt", list, None, "text or token ids that get penalties instead of those of the prompt"),
     Field("lora", list, None, "`[{\"id\", \"scale\"}, ...]`: adapters for this request; all others are off"),
     Field("n_cmpl", int, 1, "number of answers to each prompt", 1, 128, ("n",)),
     Field("n_indent", int, 0, "end before a line that is indented by fewer blanks", 0, INT_MAX),

@@ -1,11 +1,12 @@
-"""The store of responses and conversations, in memory or in a folder. A key gets back only its own things.
+"""The store of responses and conversations, in memory or in a folder. An API key gets only things that were stored
+with it.
 
-Runs on connection threads, under a lock. Number, bytes and age are bounded. When the store is full, the key with the
-most bytes loses the thing that it hasn't used for longest. In a folder each thing is a file that is written whole or
-not at all, readable for this user only, and named after its id and its key. Checksums find damaged files, which count
-as deleted.
+Runs on connection threads, under a lock. The number, bytes and age of things are bounded. When the store is full, the
+API key with the most bytes loses its least recently used thing. In a folder each thing is a file that is written whole
+or not at all, readable for this user only, and named after its id and the hash of its API key. Checksums find damaged
+files, which count as deleted.
 
-Way not taken: a database. All look-ups are by id.
+Way not taken: a database, which isn't needed because all look-ups are by id.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Store:
             self._open(self._folder)
 
     def put(self, id_: str, key_id: str, value: object) -> bool:
-        """Store a value under an id made by this server. Returns False if there is no room."""
+        """Store a value under an id made by this server. Returns False if there is no room, or its file can't
+        be written."""
         data = to_json(value)
         with self._lock:
             if len(data) + THING_BYTES > self.n_max or not self._write(id_, key_id, data):
@@ -91,8 +93,8 @@ class Store:
         return is_there
 
     def change(self, id_: str, key_id: str, change: Callable[[Any], object]) -> bool:
-        """Replace a value by what `change` returns for it, atomically. Returns False if it doesn't exist or has no
-        room."""
+        """Replace a value by what `change` returns for it, atomically. Returns False if it doesn't exist or
+        can't be stored."""
         with self._lock:
             value = self.get(id_, key_id)
             return value is not None and self.put(id_, key_id, change(value))
@@ -101,7 +103,7 @@ class Store:
         """Add items to a conversation. Returns as `change` does."""
         return self.change(id_, key_id, lambda value: {**value, "items": [*value["items"], *items]})
 
-    # ---- books, with the lock held ------------------------------------------------------------------------------
+    # ---- lists of things; callers hold the lock ------------------------------------------------------------------
 
     def _add(self, id_: str, key_id: str, thing: Thing) -> None:
         self._by_key.setdefault(key_id, {})[id_] = thing
@@ -119,7 +121,7 @@ class Store:
                 self._path(id_, key_id).unlink()
 
     def _make_room(self) -> None:
-        """Drop what is too old, then as much as exceeds the bounds."""
+        """Drop what is too old (once an hour), then things until the bounds on number and bytes are kept."""
         now = self._now()
         if now - self._swept > SWEEP_S:
             self._swept = now
@@ -130,7 +132,7 @@ class Store:
             largest = max(self._n_bytes, key=lambda key_id: self._n_bytes[key_id])
             self._drop(next(iter(self._by_key[largest])), largest)
 
-    # ---- files, with the lock held ------------------------------------------------------------------------------
+    # ---- files; callers other than __init__ hold the lock --------------------------------------------------------
 
     def _open(self, folder: Path) -> None:
         try:

@@ -1,7 +1,8 @@
 """Reads which functions a chat's model may or must call: `tools` and `tool_choice`, or the older `functions` and
-`function_call`. Connection thread; pure.
+`function_call`. Pure functions on the connection's thread.
 
-An error is an ApiError 400 that names its place in the body. Schemas are checked when a grammar is made of them.
+An error is an ApiError 400 that names its place in the body. The functions' schemas are checked later, when a
+grammar is made from them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from server.records import record
 AUTO, NONE, REQUIRED = "auto", "none", "required"
 MAX_TOOLS = 1024
 MAX_CHARACTERS = 2 << 20  # of all names, descriptions and schemas, as JSON
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # call formats put other characters around names
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # call formats mark the ends of names with other characters
 FIELD_TYPES = {"description": (str, "a string"), "parameters": (dict, "an object"), "strict": (bool, "true or false")}
 
 Tool = Mapping[str, Any]
@@ -81,7 +82,7 @@ def check_tool(tool: object, where: str, function_where: str) -> Tool:
     if not isinstance(tool, dict):
         raise ApiError(400, f"{where} is not an object")
     if tool.get("type", "function") != "function":
-        raise ApiError(400, f"{where}.type: {str(tool['type'])[:40]!r} is unknown; known is function")
+        raise ApiError(400, f"{where}.type: {str(tool['type'])[:40]!r} is unknown; the only known type is function")
     function = tool.get("function")
     if not isinstance(function, dict):
         raise ApiError(400, f"{function_where} is not an object")
@@ -108,7 +109,7 @@ def tools_by_name(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
     by_name: dict[str, Tool] = {}
     for i, tool in enumerate(tools):
         if by_name.setdefault(tool["function"]["name"], tool) is not tool:
-            raise ApiError(400, f"{field}[{i}]: there is another function '{tool['function']['name']}'")
+            raise ApiError(400, f"{field}[{i}]: the name '{tool['function']['name']}' is taken")
     n = len(json.dumps(tools, ensure_ascii=False))
     if n > MAX_CHARACTERS:
         raise ApiError(400, f"{field}: {n} characters are too many, at most {MAX_CHARACTERS} are allowed")
@@ -131,7 +132,7 @@ def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tup
     if field == "function_call":
         return REQUIRED, (known_name(value, field, names),)
     if value.get("type") == "function":
-        if "name" in value and "function" not in value:  # as in OpenAI's Responses; some clients send it everywhere
+        if "name" in value and "function" not in value:  # the form of /v1/responses; some clients also send it in chats
             return REQUIRED, (known_name(value, field, names),)
         return REQUIRED, (known_name(value.get("function"), f"{field}.function", names),)
     if value.get("type") == "allowed_tools":
