@@ -270,10 +270,10 @@ def _wait_for_engine(
         check_chat_template(options.model.template, model)
     models.is_prepared = True
     log.info(
-        "%s: %d slots, %d tokens of context each, llama.cpp %s %s",
+        "%s: %d tokens of context for each slot, slots: %d, llama.cpp %s %s",
         info.desc,
-        info.n_slots,
         info.n_ctx_slot,
+        info.n_slots,
         info.llama_version,
         info.variant,
     )

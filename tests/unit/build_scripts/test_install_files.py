@@ -61,6 +61,25 @@ def copied(final: list[tuple[str, str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
+def test_what_the_first_stage_copies_is_enough_to_fetch_the_libraries(name, tmp_path):
+    found = instructions(name)
+    last = max(number for number, (word, _) in enumerate(found) if word == "FROM")
+    for word, rest in found[:last]:
+        if word != "COPY":
+            continue
+        *sources, target = rest.split()
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                (tmp_path / target).mkdir(exist_ok=True)
+                shutil.copy(ROOT / source, tmp_path / target)
+    command = [sys.executable, "-s", str(tmp_path / "build_scripts" / "fetch_libs.py"), "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert done.returncode == 0 and "linux-x64-cpu" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_what_a_container_copies_is_enough_to_start(name, tmp_path):
     for source in copied(instructions(name)):
         if (ROOT / source).is_dir() and source != "build_scripts":
