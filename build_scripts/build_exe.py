@@ -1,11 +1,11 @@
 """Build executables for this machine's system: `python build_scripts/build_exe.py [--backend NAME]
 [--check-platform]`.
 
-A command; one thread; imports the standard library and this folder. It freezes the interpreter and this program with
-PyInstaller, in the environment of the tests. It adds the native libraries, the web page, the licences and the bill of
-materials. The folder then becomes an archive (the one-folder program) and a one-file program. If the inputs haven't
-changed since the last build, nothing is built. Builds from the same inputs with the same interpreter are identical,
-byte for byte.
+A command; one thread; imports the standard library, this folder, and the server's manual page. It freezes the
+interpreter and this program with PyInstaller, in the environment of the tests. It adds the native libraries, the web
+page, the licences and the bill of materials. The folder then becomes an archive (the one-folder program) and a one-file
+program. If the inputs haven't changed since the last build, nothing is built. Builds from the same inputs with the same
+interpreter are identical, byte for byte.
 
 The way not taken: passing libs/ and public/ to PyInstaller. It scans all files and adds each of llama.cpp's libraries a
 second time.
@@ -221,7 +221,7 @@ def run_pyinstaller(temp: Path, tree: Path, one_file_of: str, progress: Progress
 
 
 def strip(inner: Path) -> None:
-    """Remove debug information, which is most of the interpreter's size. Linux only: elsewhere it is in separate
+    """Remove debug information, which is most of the interpreter's size. Linux only: other systems keep it in separate
     files."""
     program = shutil.which("strip")
     if program is None or not sys.platform.startswith("linux"):
@@ -282,7 +282,7 @@ def in_environment(argv: list) -> int | None:
     folder = test_command.environment_folder()
     python = test_command.python_in(folder)
     if Path(sys.executable) == python:
-        raise Failure("PyInstaller isn't in the tests' environment: delete that folder and run this again")
+        raise Failure(f"PyInstaller isn't in the tests' environment: delete {folder} and run this again")
     test_command.prepare_packages(folder)
     return subprocess.run([str(python), __file__, *argv], check=False).returncode
 

@@ -1,8 +1,9 @@
 """Writes the bill of materials and THIRD_PARTY_LICENSES of an executable.
 
-Called by build_exe on its main thread, with the interpreter that was frozen (it asks that for versions); imports the
-standard library and `common`. Each file of the finished folder must match a row of COMPONENTS. If PyInstaller adds an
-unknown library, the build fails, so that no library is distributed without its licence.
+Called by build_exe and windows_resources on their main thread; imports the standard library and `common`. It must run
+in the interpreter that was frozen, because it reads versions from that. Each file of the finished folder must match a
+row of COMPONENTS. If PyInstaller adds an unknown library, the build fails, so that no library is distributed without
+its licence.
 
 The way not taken: a generator for bills of materials. It would list the build's environment, not the program.
 """

@@ -1,14 +1,14 @@
 """Analyses the files of a llama.cpp build: their platform, names, dependencies and roles; reads and writes the
 manifest.
 
-Called by fetch_libs, build_parts and check_platform on their main thread; imports the standard library, `archives`
-for its result type, and `common`. From ELF, Mach-O and PE headers it reads the machine, the library's own name and
-the names of the libraries that it needs.
+Called by fetch_libs, build_parts, build_exe, packages and check_platform on their main thread; imports the standard
+library, `archives` for its result type, and `common`. From ELF, Mach-O and PE headers it reads the machine, the
+library's own name and the names of the libraries that it needs.
 
-Packagers name the files differently: `libllama.so.0`, `libllama.v0.5.0.so`, or `libllama.0.dylib` beside a
-different copy `libllama.dylib`. If a library is loaded under another name than the one its neighbours need, the
+Packagers name the files differently: `libllama.so.0`, `libllama.v0.5.0.so`, or both `libllama.0.dylib` and
+`libllama.dylib`, as separate files. If a library is loaded under another name than the one its neighbours need, the
 process has two copies of it. So each file is installed under the name by which the others need it, and the load
-order follows from the headers. The way not taken: a table of layouts per packager.
+order follows from the headers. The way not taken: a table with the file names of each packager.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ PLATFORMS = {  # platform -> (file format, machine)
 ELF_MACHINES = {0x03: "x86", 0x28: "armv7l", 0x3E: "x64", 0xB7: "arm64", 0xF3: "riscv64"}
 MACHO_MACHINES = {0x01000007: "x64", 0x0100000C: "arm64"}
 PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
-GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")  # the first one found is used
+# A build with several of these backends is named after the first of them in this row.
+GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")
 
-MAX_ROWS = 10_000  # of a table in a header; files with more are treated as hostile
+MAX_ROWS = 10_000  # of a table in a header. An ELF file with more is no library; of a PE file no more are read
 
 _EXTENSION = r"\.(?:dll|dylib|so(?:\.\d+)*)$"
 _CORE = re.compile(r"^(?:lib)?(llama|ggml|ggml-base|mtmd)(?:\.[a-z]\w*)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.I)
@@ -187,7 +188,7 @@ def core_role(name: str) -> str | None:
 
 
 def plugin_family(name: str) -> str | None:
-    """`ggml-cpu-haswell` of `libggml-cpu-haswell.so`, `ggml-metal` of `libggml-metal.0.dylib`, or None."""
+    """The name of a backend: `ggml-metal` for the file `libggml-metal.0.dylib`; None for any other file name."""
     match = _PLUGIN.match(name)
     return match[1].lower() if match else None
 
@@ -246,7 +247,7 @@ class _Shelf:
         return [name for name, _ in self.files.values() if test(name)]
 
     def choose(self, candidates: list) -> str | None:
-        """Of several names for one library: the one that others need, else its own, else the shortest."""
+        """Choose one of a library's names: the one that others need, else the one in its header, else the shortest."""
         asked = {self.fold(needed) for _, file in self.files.values() for needed in self.headers[file].needed}
         rules = (lambda name: self.fold(name) in asked, lambda name: name == self.header(name).name, lambda name: True)
         for rule in rules:
@@ -274,7 +275,7 @@ class _Shelf:
 
 
 def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
-    """Choose the files of a usable folder. `origin`: the archive's name, which may contain the version."""
+    """Choose the files to install from an archive. `origin`: the archive's name, which may contain the version."""
     base = _base_folder(unpacked)
     form = next(
         header.format
@@ -291,8 +292,8 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
     missing = [role for role in ("ggml-base", "ggml", "llama") if not roots[role]]
     if missing:
         raise Failure(
-            f"no {' and no '.join(missing)} library beside libllama: use a shared-library build "
-            "(-DBUILD_SHARED_LIBS=ON), complete"
+            f"no {' and no '.join(missing)} library beside libllama: use a complete shared-library "
+            "build (-DBUILD_SHARED_LIBS=ON)"
         )
     load_order: list = []
     for role in ("ggml-base", "ggml", "llama"):
@@ -448,7 +449,7 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def missing_files(folder: Path, manifest: dict) -> list:
-    """Names of files that are missing or have another size. The quick check: no hashes."""
+    """Names of files that are missing or have another size. This check is quick, because it hashes nothing."""
     wrong = []
     for name, facts in manifest["files"].items():
         try:
@@ -461,7 +462,10 @@ def missing_files(folder: Path, manifest: dict) -> list:
 
 
 def changed_files(folder: Path, manifest: dict) -> list:
-    """Names of files that are missing, changed, or unknown libraries (ggml would load them). Hashes all files."""
+    """Names of files that are missing or changed, and of libraries that aren't in the manifest. Hashes all files.
+
+    ggml would load the unknown libraries.
+    """
     wrong = set(missing_files(folder, manifest))
     for name, facts in manifest["files"].items():
         if name not in wrong and sha256_of(folder / name) != facts["sha256"]:

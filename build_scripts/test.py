@@ -7,7 +7,7 @@ isn't possible on this machine, the tests that need it are skipped, and a line a
 fails.
 
 Ways not taken: tox or nox (they have to be installed first), the user's site-packages (they should stay unchanged, and
-their pytest plug-ins could disturb), a prebuilt container image (CI starts from a bare machine).
+their pytest plug-ins could disturb the run), a prebuilt container image (CI starts from a bare machine).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 
 def main(argv: list | None = None) -> int:
-    """Run the command; returns pytest's exit code, or 1 if a step failed or no test was found."""
+    """Run the command; returns pytest's exit code, or 1 if a step failed, a check found faults or no test ran."""
     return run_main("test", lambda: command(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -201,7 +201,7 @@ def python_in(folder: Path) -> Path:
 
 
 def prepare_packages(folder: Path) -> str:
-    """Make the environment under another name, then rename it, so that a folder of the final name is complete.
+    """Make the environment under another name, then rename it, so that a folder with the final name is always complete.
 
     Its scripts contain the first name and don't work, but only `python -m` is used.
     """

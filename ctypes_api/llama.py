@@ -247,9 +247,9 @@ ROWS = (
     call("llama_set_adapter_cvec", c_int32, llama_context_p, POINTER(c_float), c_size_t, c_int32, c_int32,
          c_int32),
 
-    # --- KV memory. Bookkeeping only, hence quick; data move in the next llama_decode. Clearing the buffers
-    # is a call. llama_memory_seq_cp between two sequences of a split KV (kv_unified = false) must cover all
-    # positions: a partial range aborts the process.
+    # --- KV memory. Most of these functions only do bookkeeping, so they are `quick`; the next llama_decode moves
+    # the data. llama_memory_clear is a `call`, because it may clear the buffers. llama_memory_seq_cp between two
+    # sequences of a split KV (kv_unified = false) must cover all positions: a partial range aborts the process.
 
     # void llama_memory_clear(llama_memory_t mem, bool data)
     call("llama_memory_clear", None, llama_memory_t, c_bool),
@@ -344,8 +344,8 @@ ROWS = (
     # void llama_synchronize(struct llama_context *ctx)
     call("llama_synchronize", None, llama_context_p),
 
-    # --- Outputs. These synchronise inside: use the quick form only right after an explicit
-    # llama_synchronize, the `call_` form otherwise.
+    # --- Outputs. These functions wait until the computation is done. Use the quick form only right after
+    # llama_synchronize, else the `call_` form.
 
     # float *llama_get_logits(struct llama_context *ctx)
     both("llama_get_logits", POINTER(c_float), llama_context_p),
@@ -358,7 +358,8 @@ ROWS = (
     # float *llama_get_embeddings_seq(struct llama_context *ctx, llama_seq_id seq_id)
     both("llama_get_embeddings_seq", POINTER(c_float), llama_context_p, llama_seq_id),
 
-    # --- Outputs of samplers that ran on the backend. Quick only after llama_synchronize, as above.
+    # --- Outputs of samplers that ran on the backend. Use them only right after llama_synchronize: they
+    # wait, too, and have no `call_` form.
 
     # llama_token llama_get_sampled_token_ith(struct llama_context *ctx, int32_t i)
     quick("llama_get_sampled_token_ith", llama_token, llama_context_p, c_int32),
@@ -423,7 +424,7 @@ ROWS = (
     # llama_token llama_vocab_fim_sep(const struct llama_vocab *vocab)
     quick("llama_vocab_fim_sep", llama_token, llama_vocab_p),
 
-    # --- Text and tokens; thread-safe in C. Long input takes long, so only the single piece is quick.
+    # --- Text and tokens; thread-safe in C. Long input takes long, so only llama_token_to_piece is `quick`.
 
     # int32_t llama_tokenize(const struct llama_vocab *vocab, const char *text, int32_t text_len,
     #     llama_token *tokens, int32_t n_tokens_max, bool add_special, bool parse_special)
@@ -446,9 +447,9 @@ ROWS = (
     # int32_t llama_chat_builtin_templates(const char **output, size_t len)
     quick("llama_chat_builtin_templates", c_int32, POINTER(c_char_p), c_size_t),
 
-    # --- Samplers. apply, accept and sample take about 0.1 ms over 50k candidates, less than getting the GIL
-    # back may cost; a grammar over a large vocabulary can take much longer: use the `call_` form there.
-    # sample also synchronises, so synchronise first.
+    # --- Samplers. For 50k candidates, apply, accept and sample take about 0.1 ms. Getting the GIL back may take
+    # longer, so each has a quick form. A grammar over a large vocabulary can take much longer than 0.1 ms: use the
+    # `call_` form for it. llama_sampler_sample also waits for the computation, so call llama_synchronize before it.
 
     # bool llama_set_sampler(struct llama_context *ctx, llama_seq_id seq_id, struct llama_sampler *smpl)
     call("llama_set_sampler", c_bool, llama_context_p, llama_seq_id, llama_sampler_p),

@@ -1,9 +1,9 @@
 """llama.h: constants, enums, structs and callback types (the functions are in `llama`).
 
 Raw layer: C names and C types. Imports the standard library and `ggml` only. Source: llama.h of llama.cpp v0.5.0.
-Structs are passed by value, so a moved field would corrupt memory: before the first call their sizes and offsets are
-compared with a C compiler's (`layout.py`, made by build_scripts/make_layout.py). Enum members are module constants
-under their C names. Left out: the training interface (llama_opt_params).
+Structs are passed by value, so a moved field would corrupt memory. Therefore their sizes and offsets are compared with
+a C compiler's before the first call (`layout.py`, made by build_scripts/make_layout.py). Enum members are module
+constants under their C names. Left out: the training interface (llama_opt_params).
 """
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ LLAMA_STATE_SEQ_VERSION = 3
 
 LLAMA_STATE_SEQ_FLAGS_NONE = 0
 LLAMA_STATE_SEQ_FLAGS_SWA_ONLY = 1          # older name of PARTIAL_ONLY
-LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY = 1      # only what is partial: SWA cells, recurrent state
-LLAMA_STATE_SEQ_FLAGS_ON_DEVICE = 2         # tensor data stay on the device; invalidates earlier such states
+LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY = 1      # only SWA cells and recurrent state
+LLAMA_STATE_SEQ_FLAGS_ON_DEVICE = 2         # tensor data stay on the device; a sequence has only its latest such state
 
 # enum llama_vocab_type
 LLAMA_VOCAB_TYPE_NONE = 0
@@ -405,9 +405,10 @@ class llama_sampler_data(Structure):
     ]
 
 
-# The callbacks of llama_sampler_i. A sampler handle arrives as an int; `apply` may change the candidates in
-# place. const char *(*)(const struct llama_sampler *smpl): the result is an address, so that Python frees no
-# string early
+# The callbacks of llama_sampler_i. A sampler handle arrives as an int. `apply` may change the candidates in place.
+# `name` returns an address, because Python might free a string too early.
+
+# const char *(*)(const struct llama_sampler *smpl)
 llama_sampler_name_fn = CFUNCTYPE(c_void_p, c_void_p)
 # void (*)(struct llama_sampler *smpl, llama_token token)
 llama_sampler_accept_fn = CFUNCTYPE(None, c_void_p, llama_token)

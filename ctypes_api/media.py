@@ -14,7 +14,7 @@ from ctypes_api.mtmd import MTMD_INPUT_CHUNK_TYPE_TEXT, mtmd_bitmap_p, mtmd_help
 from ctypes_api.objects import MtmdContext, Owner
 
 # libmtmd starts ffmpeg for files that it can't decode. A request's bytes must not reach another program, so libmtmd
-# gets a folder without one.
+# gets a folder that doesn't exist.
 NO_PROGRAM = b"/nonexistent"
 
 
@@ -91,7 +91,7 @@ class Chunks(Owner):
         return tokens[: n.value]
 
     def n_tokens(self, index: int) -> int:
-        """KV cells of a chunk."""
+        """The number of KV cells that a chunk takes."""
         return self.libs.mtmd.mtmd_input_chunk_get_n_tokens(self[index])
 
     def _free(self, raw: int) -> None:

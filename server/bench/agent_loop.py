@@ -1,8 +1,10 @@
-"""The recording of an agent that reads a small program, fixes a bug and adds a feature.
+"""An invented session of an agent that reads a small program, fixes a bug and adds a feature.
 
-Data, a leaf. Each of the ten steps is an answer of the model (a sentence or two and a tool call) and the tool's result.
-As with real agents, files are shown, edited and rewritten as a whole, so much of an answer repeats the prompt, but
-inside JSON with escaped line ends. Way not taken: the log of a real session, which would contain a user's data.
+Data; imports only the standard library. Each of the ten steps but the last is an answer of the model (a sentence or two
+and a tool call) and the tool's result. The last step is an answer without a call. As with real agents, files are shown,
+edited and rewritten as a whole. So much of an answer repeats the prompt, but inside JSON with escaped line ends.
+
+Way not taken: the log of a real session, which would contain a user's data.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """An answer of the model, and the tool's result before the next answer."""
+    """An answer of the model, and the result of its tool call."""
 
     answer: str
     result: str

@@ -45,7 +45,8 @@ _CLASS_ESCAPES = {
     "s": without(_SPACE, _DISPUTED),
     "S": without(complement(_SPACE), _DISPUTED),
 }
-_AGREED = charset(*_CLASS_ESCAPES["s"], *_CLASS_ESCAPES["S"])  # [\s\S] is how people write "any character"
+# A class that contains all of these means any character: people write [\s\S] for that.
+_AGREED = charset(*_CLASS_ESCAPES["s"], *_CLASS_ESCAPES["S"])
 _CONTROL_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "a": "\a"}
 _HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|U([0-9A-Fa-f]{8})")
 _LOW_SURROGATE = re.compile(r"\\u([Dd][C-Fc-f][0-9A-Fa-f]{2})")
@@ -112,7 +113,7 @@ class _Parser:
         return items[0] if len(items) == 1 else ("cat", items)
 
     def quantified(self, node: Node, start: int) -> Node:
-        """The node with its quantifier. Lazy and greedy ones match the same texts."""
+        """The node with its quantifier. Lazy and greedy quantifiers match the same texts, so their nodes are equal."""
         where = self.position
         counts = self.quantifier()
         if counts is None:

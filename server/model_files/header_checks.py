@@ -5,8 +5,8 @@ itself. But it asserts some conditions, and its tokenizer throws C++ exceptions:
 The tokenizer's preconditions matter most, because it also runs in the web process (`client.vocab`). Comments name the
 functions of llama.cpp v0.5.0 that assert.
 
-Not taken: checking the tensors of all 130 architectures. For others than the common ones below libllama's message about
-a missing key or tensor is as good.
+Not taken: checking the tensors of all 130 architectures. For an architecture that isn't in `COMMON`, libllama's own
+message about a missing key or tensor is good enough.
 """
 
 from __future__ import annotations
@@ -140,7 +140,10 @@ def _expert_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
         or n_used > n_experts
         or (n_experts > 0) != (n_used > 0)
     ):
-        yield f"says that it uses {n_used} of {n_experts} experts, which is impossible (at most {MAX_EXPERTS} can be)"
+        yield (
+            f"says that it uses {n_used} of {n_experts} experts, which is impossible "
+            f"(llama.cpp supports at most {MAX_EXPERTS})"
+        )
     elif n_groups and (
         n_groups >= n_experts or n_groups > 1 and (n_experts % n_groups or not 0 < n_groups_used < n_groups)
     ):
@@ -154,7 +157,7 @@ def _tokenizer_faults(gguf: Gguf) -> Iterator[str]:
     model = gguf.text("tokenizer.ggml.model")
     tokens = gguf.metadata.get(TOKENS)
     if not model or model in ("none", "no_vocab"):
-        return  # libllama reports that, or needs none
+        return  # libllama reports a missing name; with "none" it needs no vocabulary
     if not isinstance(tokens, Array) or tokens.kind != TEXT or not tokens.count:
         yield f"has no vocabulary ({TOKENS})"
         return
@@ -183,11 +186,12 @@ def _tokenizer_faults(gguf: Gguf) -> Iterator[str]:
 
 def _special_token_faults(gguf: Gguf, kind: Tokenizer, n_tokens: int) -> Iterator[str]:
     """Find missing special tokens that the tokenizer adds to texts. It asserts that they exist."""
+    # "seperator" is the format's own spelling.
     rows = (
         ("bos", kind.bos, _is_added(gguf, "bos", kind.adds_bos), "the beginning of a text"),
         ("eos", kind.eos, _is_added(gguf, "eos", kind.adds_eos), "the end of a text"),
         ("seperator", kind.sep, kind.sep is not None, "separating texts"),
-    )  # spelled so in the format
+    )
     for name, default, is_needed, what in rows:
         if is_needed and _special_id(gguf, name, default, n_tokens) is None:
             yield (

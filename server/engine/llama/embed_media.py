@@ -3,10 +3,10 @@
 Engine thread only; part of the backend. A context pools per batch, but an input with files takes several batches,
 because a batch of libllama holds tokens or embeddings, not both. So this context doesn't pool; the web process pools
 the vectors. For a causal model the result is the same, since a token's vector doesn't depend on later tokens. A model
-with non-causal attention can't be split like that, and is refused.
+with non-causal attention is refused, because its inputs can't be split into batches.
 
-Not taken: sharing the context for texts where that doesn't pool either. No text could be computed between two parts of
-such an input, and it would save memory for one kind of pooling only.
+Not taken: using the context for texts, if that doesn't pool either. Then no text could be computed between two batches
+of an input with files, and memory would be saved only for models without pooling.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LlamaMediaEmbeddings:
         self._encoded: Any = None
 
     def encode(self, chunk: Chunk) -> None:
-        """See `MediaEmbeddingBackend`. Copied, since a slot may encode its own chunk before this one is embedded."""
+        """See `MediaEmbeddingBackend`. The result is copied: a slot may encode its chunk before this is embedded."""
         self._encoded = None
         self._projector.encode(chunk)
         self._encoded = self._projector.encoded(chunk)

@@ -1,13 +1,13 @@
 """Grammars over libllama: which tokens are allowed next. Engine thread; the thread `vocabulary` reads the vocabulary.
 
-llama.cpp's grammar sampler checks any list of tokens. It checks the drawn token first; all allowed tokens are searched
-only if it refuses that one. Checking the whole vocabulary takes milliseconds, and most often few tokens are allowed:
-a quote, digits, a key. So the vocabulary is kept as a tree of its tokens' bytes, and tokens that begin with " t" are
-checked only if the token " t" is allowed. If many tokens are allowed, but the sampler chain considers only the
+llama.cpp's grammar sampler checks any list of tokens. The drawn token is checked first. Only if the grammar refuses it,
+the allowed tokens are searched for. Checking the whole vocabulary takes milliseconds, and most often few tokens are
+allowed: a quote, digits, a key. So the vocabulary is kept as a tree of its tokens' bytes, and tokens that begin with
+" t" are checked only if the token " t" is allowed. If many tokens are allowed, but the sampler chain considers only the
 likeliest, those alone are checked. Else all tokens are checked, in parts: a C call can't be interrupted.
 
-llama.cpp counts invalid UTF-8 as one character each. The text would have another number of characters, so tokens that
-make the text invalid UTF-8 are refused here.
+For llama.cpp, a token with invalid UTF-8 is one character. In the text of the answer it would be another number of
+characters, so tokens that make the text invalid UTF-8 are refused here.
 
 Not taken: computing the allowed tokens from the grammar's text. Each difference from llama.cpp's own rules would end
 the process, because its sampler throws a C++ exception when it has to accept a token that it refuses.
@@ -41,8 +41,8 @@ SPLIT, DEEPEST = 128, 4
 """A branch of the tree splits by the next byte if it has more than `SPLIT` tokens, down to `DEEPEST` bytes."""
 
 MOST, MOST_PROBES, MOST_SHARE = 4096, 1024, 0.75
-"""Limits of a search in the tree: tokens to check, branches to probe, share of the vocabulary. Beyond them checking the
-whole vocabulary is as fast."""
+"""Limits of a search in the tree: tokens to check, branches to probe, share of the vocabulary. Beyond them,
+checking the whole vocabulary is as fast."""
 
 LONGEST = 512  # bytes: longer tokens are not read
 KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # entries of the caches of `Grammars.given` and `Grammars.spell`
@@ -97,10 +97,10 @@ def find(tree: Branch, always: Sequence[int], ask: Callable[[Sequence[int]], lis
 
 
 def is_searchable(grammar: str) -> bool:
-    """Whether each allowed token has only allowed prefixes, as the search requires.
+    """Whether all prefixes of an allowed token are allowed, too, as the search requires.
 
-    Tokens that the grammar names (`<think>`) don't. Neither do tokens within negated sets with characters beyond ASCII:
-    llama.cpp refuses the first bytes of a character there.
+    That isn't so for tokens that the grammar names (`<think>`), nor for negated sets with characters beyond ASCII:
+    there, llama.cpp refuses the first bytes of a character.
     """
     negated = [found for found in TEXTS_AND_CLASSES.findall(grammar) if found.startswith("[^")]
     return "<" not in TEXTS_AND_CLASSES.sub("", grammar) and not any(map(BEYOND_ASCII.search, negated))
@@ -167,7 +167,7 @@ class Grammars:
         return row.logit != -math.inf
 
     def given(self, text: str, root: str) -> GivenText | None:
-        """A follower of texts through this grammar; None if the grammar is too long or can't be read here."""
+        """Follows one text through this grammar; None if the grammar is too long or can't be read here."""
         from server.grammar.gbnf import GrammarError
         from server.grammar.given import MOST_BYTES, GivenText, Places  # not at start, for few requests need it
 
@@ -184,7 +184,7 @@ class Grammars:
         return None if places is None else GivenText(places)
 
     def spell(self, text: str) -> list[int]:
-        """The tokens of a text that follows other text; [] if unknown."""
+        """The tokens of a text that follows other text; [] if a newline before it isn't a token of its own."""
         found = self._spelled.get(text)
         if found is None:
             if len(self._spelled) == KEPT_TEXTS:
@@ -193,7 +193,7 @@ class Grammars:
         return found
 
     def _tokenize(self, text: str) -> list[int]:
-        """Tokenize behind a newline, because some tokenizers add a space at the start of a text."""
+        """Tokenize the text after a newline, because some tokenizers add a space at the start of a text."""
         data = b"\n" + text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 8))()
         n = self.llama.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, False)
@@ -250,7 +250,8 @@ class Grammar:
         self._is_searchable = is_searchable(text)
         self._half = b""  # the first bytes of a character whose other bytes are still to come
         self._given: GivenText | None = None
-        self._unread: list[bytes] | None = []  # accepted bytes that `_given` hasn't read; None if there can't be one
+        # The accepted bytes that `_given` hasn't read; None if `_given` can't be made.
+        self._unread: list[bytes] | None = []
 
     def allows(self, token: int) -> bool:
         """Whether this token may come next."""
@@ -282,7 +283,7 @@ class Grammar:
         return self._shared.spell(text) if text else []
 
     def find_allowed(self) -> list[int] | None:
-        """The allowed tokens, if a search finds few of them; None if not."""
+        """The allowed tokens if a search finds some, but few; else None."""
         shared = self._shared
         if self._half:
             shared.wait()

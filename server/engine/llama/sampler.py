@@ -4,8 +4,8 @@
 wants probabilities, or the grammar refuses the token, the logits are copied into a candidate array of our own and the
 chain is applied to that. The copy is a strided `memoryview` copy; no Python code loops over the vocabulary.
 
-The grammar (`grammar`) is checked after the draw: first for the drawn token alone, and if it refuses that, a second
-draw takes from the tokens that it allows. The chain accepts only the final token.
+The grammar (`grammar`) is asked after the draw, and only about the drawn token. If it refuses that token, a second draw
+takes one of the tokens that it allows. The chain accepts only the final token.
 
 At the end are samplers that libllama no longer has (`CustomSamplers`).
 """
@@ -40,7 +40,7 @@ MIROSTAT_M = 100  # tokens that Mirostat estimates its curve from, as in llama.c
 MIN_PROB = 1e-45  # the least float32 above 0, for a logarithm
 
 LIKELIEST = 256
-"""If a grammar allows many tokens, only so many of the likeliest are checked; `n_considered` says for which chains."""
+"""If many tokens may be allowed, only this many of the likeliest are checked, if the chain's `n_considered` isn't 0."""
 
 WITHOUT_COUNT = {"logit_bias", "penalties", "dry", "top_k", "top_p", "min_p", "temperature", "dist", "greedy"}
 DRY_KEPT = 8  # DRY samplers kept for copying
@@ -76,7 +76,8 @@ class Candidates:
     def fill_only(self, logits: Any, tokens: Sequence[int]) -> None:
         """Copy the logits of some tokens only, in the order of their ids.
 
-        A single token gets a second row with -inf, so that the draw uses as many random numbers as one from all rows.
+        A single token gets a second row with -inf, so that this draw uses as many random numbers as a draw from all
+        rows.
         """
         if self._few is None:
             self._few = (llama_token_data * (max(MOST, LIKELIEST) + 1))()
@@ -157,8 +158,8 @@ class SamplerFactory:
         return raw, custom
 
     def without_accept(self, chain: int) -> tuple[int, object]:
-        """A chain that draws as `chain` does, but doesn't make it accept the token; and the object that must outlive
-        the new chain. `chain` must outlive it, too."""
+        """A new chain that draws as `chain` does, without making `chain` accept the token; and the new chain's
+        interface. The interface and `chain` must outlive the new chain."""
         original = llama_sampler.from_address(chain)
         interface = llama_sampler_i(name=original.iface.contents.name, apply=original.iface.contents.apply)
         raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
@@ -308,7 +309,8 @@ class LlamaSampler:
     # ---- a grammar that begins inside the text ------------------------------------------------------------------
 
     def begin_grammar(self, begin: Begin) -> None:
-        """See `TokenSampler`. The text before it becomes a part of the grammar, since a token may span both."""
+        """See `TokenSampler`. A token may contain other text before the grammar's first character. The grammar is
+        extended by that text."""
         if begin.lead or begin.unless:
             name = "begin"
             while name in self._text:
@@ -359,7 +361,7 @@ class LlamaSampler:
     def _draw_end(self, logits: Any) -> None:
         """Handle that grammar and biases leave no token: end the text if the grammar allows that, else ApiError.
 
-        Any other token would be accepted by a grammar that refuses it, which ends the process.
+        With any other token the grammar would have to accept one that it refuses, which ends the process.
         """
         llama, candidates = self._llama, self._fill_allowed(logits)
         best = STAGES["top_k"](self._factory, 1)
@@ -488,7 +490,7 @@ class CustomSamplers:
     """Makes the Python samplers of one chain, and keeps alive what C points at: it must outlive the chain.
 
     Each is a `llama_sampler_i` of Python functions. C calls them within a chain, on the sampling thread, with the GIL.
-    They touch a bounded number of rows: tail-free sampling looks at the `TFS_ROWS` likeliest candidates, sorted by C
+    No Python code loops over all rows. Tail-free sampling looks at the `TFS_ROWS` likeliest candidates, sorted by C
     (the rest has less probability than rounding errors).
     """
 

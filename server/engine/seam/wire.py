@@ -2,8 +2,9 @@
 
 Used by both processes. A frame is a header (magic, length of the JSON, length of the tail), one message as JSON, and a
 tail with the bytes fields. A message in JSON is a row `[number of the class, field, field, ...]`, and so are the
-messages in its fields. The format is derived from the records of `task`, `config` and this module, so a new message or
-field needs no line here. Both sides compare a hash of the format in their first message (`Codec.build`).
+messages in its fields. The format is derived from the records of `task`, `config`, `shape` and this module, so a new
+message in the first three, or a new field, needs no line here. Both sides compare a hash of the format in their first
+message (`Codec.build`).
 
 `json` keeps the GIL while it reads a frame, which would delay the heartbeat's thread. So long values are not written as
 JSON: token ids are packed into the tail, and each task of a request is written as its differences from the one before.
@@ -46,7 +47,7 @@ _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class WireError(Exception):
-    """Bytes from the pipe that are not a valid message. One line."""
+    """The bytes from the pipe are not a valid message, or a message is too long. The error's text is one line."""
 
 
 @record(frozen=True)
@@ -134,7 +135,7 @@ class Tail:
         self._unpacked: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def add(self, value: bytes) -> list[int]:
-        """Append a value; returns its place as [start, size]. An object (a file of several tasks) is added once."""
+        """Append a value; returns its place as [start, size]. An object that several tasks share is added once."""
         if id(value) not in self._places:
             self._places[id(value)] = [self.size, len(value)]
             self.parts.append(value)
@@ -150,7 +151,10 @@ class Tail:
         raise WireError("a bytes field is outside its frame")
 
     def add_ints(self, values: Sequence[int]) -> Any:
-        """Add ints as 32 bits each, once per object. A few ints, or larger ones, are returned as they are."""
+        """Add ints as 32 bits each, once per object.
+
+        They are returned as they are if there are fewer than `MIN_PACKED`, or if one needs more than 32 bits.
+        """
         if len(values) < MIN_PACKED:
             return values
         if id(values) not in self._packed:
@@ -175,7 +179,7 @@ class Tail:
 
 
 class Codec:
-    """Converts messages to frames and back. The constructor reads all annotations, so all threads share one codec."""
+    """Converts messages to frames and back. Its constructor is slow, so the threads of a process share one codec."""
 
     def __init__(self) -> None:
         self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config, shape)]
@@ -219,7 +223,7 @@ class Codec:
         )
 
     def _tasks_by_changes(self) -> None:
-        """Write each task of a request as its changes from the one before: they share most fields, and large ones."""
+        """Write each task of a request as its changes from the one before: most fields are equal, also large ones."""
         number = self._numbers[task.Tasks]
 
         def encode(tasks: Sequence[task.Task], tail: Tail) -> list[Any]:
@@ -356,7 +360,7 @@ def _union_of(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _encoder(codec: Codec, annotation: Any) -> Encoder | None:
-    """The function that encodes a field; None if `json` can do that (its own types, and sequences of those)."""
+    """The function that encodes a field; None if `json` does that (for its own types, and sequences of those)."""
     if annotation in _SCALARS:
         return None
     if annotation is bytes:
