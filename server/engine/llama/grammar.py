@@ -167,7 +167,7 @@ class Grammars:
         return row.logit != -math.inf
 
     def given(self, text: str, root: str) -> GivenText | None:
-        """Follows one text through this grammar; None if the grammar is too long or can't be read here."""
+        """A `GivenText` of this grammar, for one text; None if the grammar is too long or can't be read here."""
         from server.grammar.gbnf import GrammarError
         from server.grammar.given import MOST_BYTES, GivenText, Places  # not at start, for few requests need it
 

@@ -179,7 +179,7 @@ class Tail:
 
 
 class Codec:
-    """Converts messages to frames and back. Its constructor is slow, so the threads of a process share one codec."""
+    """Converts messages to frames and back. It takes milliseconds to make, so threads share it."""
 
     def __init__(self) -> None:
         self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config, shape)]
