@@ -129,5 +129,5 @@ def _running(model: dict[str, Any]) -> Running:
         visible(str(model.get("id"))),
         visible(str(status.get("value") if isinstance(status, dict) else "loaded")),
         size if isinstance(size, int) else 0,
-        str(meta.get("n_ctx") or meta.get("n_ctx_train") or ""),
+        visible(str(meta.get("n_ctx") or meta.get("n_ctx_train") or "")),
     )

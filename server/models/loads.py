@@ -194,8 +194,8 @@ class Loads:
         assert prepared is not None
         if prepared.fits(budget, True) is None:
             raise ApiError(503, prepared.refusal(budget))
-        if own:
-            return None  # the model's old engine has to leave first
+        if own or self._endings.is_of(load.entry):
+            return None  # the model's old engine has to be gone first
         starting = [entry.takes for entry in others if entry.state == LOADING]
         # counted as if the ending engines were gone, so that no other model has to leave while they end
         free = lesser(minus(budget, *(entry.takes for entry in others)), plus(minus(measured, *starting), *ending))

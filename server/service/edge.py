@@ -138,7 +138,7 @@ def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_ve
             "(--api-key sets a key)",
             ", ".join(options.host),
         )
-    if "127.0.0.1" in options.host and not options.allowed_hosts:
+    if server.is_local and "127.0.0.1" in options.host and not options.allowed_hosts:
         log.info(
             "requests must name this machine in the Host header; behind a proxy, set --allowed-hosts to the name that "
             "clients use"

@@ -133,6 +133,7 @@ def test_models_are_read_from_servers_with_and_without_states(fake):
                 {"id": "a", "status": {"value": "loaded"}, "size": 5, "meta": {"n_ctx": 4096}},
                 {"id": "b\x1b", "status": {"value": "unloaded"}, "size": 7, "meta": None},
                 {"id": "c", "meta": {"size": 9, "n_ctx_train": 512}},
+                {"id": "d", "meta": {"n_ctx": "\x1b[31m1"}},
                 "nonsense",
             ]
         }
@@ -141,6 +142,7 @@ def test_models_are_read_from_servers_with_and_without_states(fake):
         Running("a", "loaded", 5, "4096"),
         Running("b", "unloaded", 7, ""),
         Running("c", "loaded", 9, "512"),
+        Running("d", "loaded", 0, "[31m1"),
     ]
     fake.body = b"[]"
     with pytest.raises(PassingError, match="doesn't list models"):

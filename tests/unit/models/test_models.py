@@ -376,6 +376,24 @@ def test_an_engine_that_takes_long_to_end_keeps_its_room_until_then():
     assert asked.result(PATIENCE).name == "b" and house.most == 1
 
 
+def test_a_model_whose_engine_falls_idle_while_it_is_awaited_again_has_one_engine_at_a_time():
+    """The load itself ends the old engine then. With both at once, the room of one was free for others."""
+    house = House(room=2, a=1)
+    models = house.models()
+    with FakeRequest() as request:
+        engine = models.get("a", request).engine
+    engine.is_busy = True
+    engine.may_end.clear()
+    models.unload("a", "")
+    asked = ask(models, "a")
+    n_looked = house.n_measured
+    wait_until(lambda: house.n_measured > n_looked + 1, "the load to look", PATIENCE)
+    engine.is_busy = False
+    until(models, a=LOADING)
+    engine.may_end.set()
+    assert asked.result(PATIENCE).name == "a" and house.most == 1 and house.started == ["a", "a"]
+
+
 def test_a_model_comes_back_once_its_last_engine_is_gone_and_others_dont_wait_for_that():
     """What that leaves on disk is there for the next one."""
     house = House(room=9, a=1, b=1)
