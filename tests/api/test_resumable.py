@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -275,7 +276,10 @@ def test_a_key_has_so_many_and_those_that_are_complete_make_room(endless, monkey
 
 def test_the_beginning_of_a_long_stream_is_forgotten(api, monkeypatch):
     monkeypatch.setattr(recordings, "MAX_BYTES", 2000)
-    begin(api, body={"prompt": "x", "n_predict": 400}).vanish()
+    with contextlib.suppress(
+        http.client.RemoteDisconnected
+    ):  # of a reader that falls so far behind before its first byte
+        begin(api, body={"prompt": "x", "n_predict": 400}).vanish()
     n = wait_for_end(api)["total_bytes"]
     lost = take_up(api, 0)
     assert lost.status == 400 and b"Stream offset lost" in lost.read()
