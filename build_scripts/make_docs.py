@@ -177,7 +177,7 @@ def fields_part() -> str:
     }
     parts = [
         table(
-            ("routes", "tables of their fields", "without"),
+            ("routes", "tables of their fields", "but without these fields"),
             [
                 (
                     ", ".join(f"`{route}`" for route in body.routes),

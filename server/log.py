@@ -1,11 +1,11 @@
 """The server's log: the standard library's `logging` below one root name, as text for people or JSON for programs.
 
-A leaf, used by every thread. Each record is one line. A traceback is a field in JSON; in text it adds indented lines.
-Lines are written whole, so several processes can append to one file. llama.cpp's own lines come through the logger
-"llama", the access log through "access". Control characters are escaped, so that text from clients can't forge lines
-or control a terminal. Secrets are masked in every line. A full disk, a closed stderr or a reader that doesn't read
-costs lines, but never time or an exception (see `log_output`). Importing this module has no effect; `app` calls
-`setup`.
+A leaf, used by every thread. A record is one line. In JSON a traceback is a field of it; in text the traceback follows
+as indented lines. Lines are written whole, so several processes can append to one file. llama.cpp's own lines come
+through the logger "llama", the access log through "access". Control characters are escaped, so that text from clients
+can't forge lines or control a terminal. Secrets are masked in every line. If the disk is full, stderr is closed or
+nobody reads it, lines are lost, but a thread that logs never waits and gets no exception (see `log_output`). Importing
+this module has no effect; `app` and the command `batch` call `setup`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ QUIET_ENDINGS = ("/health", "/health/live", "/health/ready", "/metrics")
 """Routes that monitoring asks for every few seconds. The access log has them only from DEBUG on, unless they fail."""
 STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
 """Files of the web page, some thirty for one visit, which the access log treats in the same way."""
-# These patterns are compiled when a line is written: the engine's process imports this module and writes no lines.
+# Patterns, as texts: compiling them takes time, and the engine's process imports this module but formats no lines.
 UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 TOKENS = (
     (r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}", r"\1***"),
@@ -180,7 +180,7 @@ def hide(*secrets: str) -> None:
 
 
 def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
-    """Like `print`, but after the log lines so far, and without waiting for the reader of `stream`."""
+    """Like `print`, but after the log lines so far. If nobody reads an output, this waits `SAY_S` for it, no longer."""
     if stream is None:
         return
     flush(SAY_S)
@@ -203,7 +203,7 @@ def flush(patience_s: float = FLUSH_S) -> None:
 
 
 def n_lost() -> int:
-    """How many lines could not be written so far, in this process and in the engine's."""
+    """How many lines could not be written so far, in this process and in the engines'."""
     return sum(handler.output.n_lost for handler in _handlers()) + sum(_lost_elsewhere)
 
 
@@ -213,7 +213,7 @@ def note_lost(n: int) -> None:
 
 
 _speakers: list[Handler] = []  # handlers of `say` for streams without log lines
-_lost_elsewhere = [0]  # lines that the engine's process has lost; changed by the thread that reads from the engine
+_lost_elsewhere = [0]  # lines that engines' processes have lost; changed by the threads `engine-reader`
 
 
 def _handlers() -> list[Handler]:
@@ -257,7 +257,8 @@ def about(model: str) -> None:
 
 
 def inherit(target: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the target function of a new thread, so that its lines have the same model's name as this thread's."""
+    """Wrap the target function of a new thread: its lines get the model's name that the calling thread's lines have
+    now."""
     model = getattr(_subject, "model", "")
 
     def run(*args: object) -> None:
@@ -322,8 +323,8 @@ def is_verbose() -> bool:
 def verbose(message: str, **fields: object) -> None:
     """With `--verbose`, log a whole request, prompt or answer. `fields` are values that JSON can hold.
 
-    For a completion: `verbose("request", request_id=..., request=parsed_body)`, then `verbose("prompt", request_id=...,
-    tokens=[[id, piece], ...])`, and `verbose("response", request_id=..., response=...)` when all of it is there.
+    A request for text: `verbose("request", id=..., body=..., tokens=...)`, with the token ids of each prompt. Its
+    answer, unless it is a stream: `verbose("response", id=..., body=...)`.
     """
     get_logger("verbose").log(VERBOSE, "%s", message, extra={"fields": fields}, stacklevel=2)
 
@@ -395,7 +396,7 @@ class JsonFormatter(logging.Formatter):
         message = _message(record)
         function, line = record.funcName, record.lineno
         if record.name == f"{ROOT}.llama":
-            # the C function, with whose name llama.cpp's lines begin, instead of our callback
+            # llama.cpp's lines begin with the name of a C function: that one is logged, not our callback
             found = re.match(NATIVE_FUNCTION, message)
             function, line = found[1] if found else "", 0
         entry = {
@@ -478,8 +479,8 @@ LOST = "%d log lines were lost: %s"  # and why
 
 
 class Handler(logging.Handler):
-    """Formats a record on the thread that logs it, and passes the line to its output. `logging` locks it around
-    `emit`."""
+    """Formats a record on the thread that logs it, and passes the line to its output. `logging` holds the
+    handler's lock around `emit`."""
 
     formatter: TextFormatter | JsonFormatter
 

@@ -1,6 +1,6 @@
 """Runs requests for text: submits their tasks, and turns the engine's messages into events, streamed or collected.
 
-Runs on a connection thread. While that thread of a stream sleeps, the engine's reader thread runs `feed` and writes the
+Runs on a connection thread. While that thread of a stream sleeps, the thread `engine-reader` runs `feed` and writes the
 events (`Stream.divert`). Streamed and whole answers are made of the same events, so they can't differ.
 """
 

@@ -1,8 +1,9 @@
 """All models by name, loaded or not, and the one lock that guards their state.
 
-Any thread. `Models`, `Loads` and `Endings` share it. The condition `changed` has the lock: the register and its entries
-are changed only while it is held, and code that makes a change for which threads wait notifies it. Nothing slow is done
-under the lock. Not taken: a lock for each model. Which model may be loaded depends on all of them.
+Any thread. `Models`, `Loads` and `Endings` share the register. The lock is that of the condition `changed`. A thread
+holds it to change the register or an entry (except `Entry.progress`), and notifies the condition if other threads wait
+for the change. Nothing slow is done under the lock. Not taken: a lock for each model. Which model may be loaded depends
+on all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from server.models.file_names import names_like
 from server.models.news import News
 
 RETRY_S = 10.0
-"""Seconds after a failed load in which requests get its reason. Then the next request tries again."""
+"""For so many seconds after a failed load, requests get the reason of the failure. A later request loads again."""
 
 NONE_HERE = "this server has no model that this key may use"
 
@@ -51,7 +52,7 @@ class Register:
         self.is_closed = False
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Set the list of models. The lock is held."""
+        """Set the list of models. The caller holds the lock."""
         self.entries = tuple(entries)
         self._by_name = {name: entry for entry in reversed(self.entries) for name in reversed(entry.names)}
 
@@ -62,8 +63,9 @@ class Register:
         return [entry for entry in self.entries if self.may_use(key_id, entry.names)]
 
     def find(self, name: object, key_id: str) -> Entry:
-        """The model that a request means: the one with this name, or without a name the first one. ApiError 404 names
-        similar models. If there are several models, further log lines of this thread have its name."""
+        """The model that a request means: the one with this name, or without a name the first one that the key may use.
+        ApiError 404 names similar models. Unless the model is `lone`, further log lines of this thread have its name.
+        """
         if self.lone is not None:
             if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)
@@ -103,7 +105,8 @@ class Register:
         self.changed.notify_all()
 
     def fail(self, entry: Entry, reason: str, is_passing: bool = False) -> None:
-        """Mark a model as failed. Unless the failure `is_passing`, requests get its reason for `RETRY_S`."""
+        """Mark a model as failed. Requests get the reason for `RETRY_S`; if the failure `is_passing`, the next request
+        loads again."""
         entry.t_retry = 0.0 if is_passing else self.clock() + RETRY_S
         entry.model = None
         self.set(entry, FAILED, reason)

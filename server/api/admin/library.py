@@ -1,7 +1,7 @@
 """Downloads and removes models by request: POST and DELETE /models, /api/pull, /api/delete. Runs on connection threads.
 
-Needs --manage-models and an admin's key. No text of a request becomes a path or an address: a download is named by its
-repository, and only a model of the list can be removed. Progress is sent to /models/sse in llama-server's format, and
+Needs --manage-models and an admin's key. A request can't name a path or a URL: a download is named by its repository,
+and only a model in the server's list can be removed. Progress is sent to /models/sse in llama-server's format, and
 in the answer of /api/pull in Ollama's.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STREAM_TYPE = "application/x-ndjson"
 TELL_EVERY_S = 5.0  # longest time without a line of progress, in seconds
-FINISHED = "finished"  # the library's own constant; the library is imported only where models are managed
+FINISHED = "finished"  # as in `library.FINISHED`; without --manage-models that module is not imported
 
 
 class LibraryHandlers:
@@ -63,7 +63,7 @@ class LibraryHandlers:
         return json_response({"status": "success"}, headers=headers)
 
     def delete(self, request: Request) -> Response:
-        """DELETE /api/delete: delete a model's files."""
+        """DELETE /api/delete: delete a model's files, or stop its download."""
         self._library(request)
         body = request.json_object()
         self._remove(request, named(OLLAMA_DELETE.read(body)["model"]))
@@ -118,7 +118,7 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
     """The answer of /api/pull: lines of JSON. The last one has `"status": "success"` or an `error`."""
     watch = library.watch(download, TELL_EVERY_S)
     try:
-        for _ in watch:  # a line even without progress, since only a failing write shows that the client has left
+        for _ in watch:  # also without progress: a client that has left is noticed only by a failing write
             if download.has_ended:
                 break
             yield _line(progress_json(download))
@@ -132,8 +132,8 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
 
 
 def progress_json(download: Download) -> dict[str, Any]:
-    """The progress of one file. Clients draw a bar per digest; the digest is made of the file's name, because the
-    file's own is unknown until it has been read."""
+    """The progress of one file. Clients draw a bar per digest. The file's real digest is unknown until it has been
+    read, so this one is a hash of its name."""
     if not download.file:
         return {"status": "pulling manifest"}
     digest = hashlib.sha256(download.file.encode("utf-8", "replace")).hexdigest()

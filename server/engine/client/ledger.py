@@ -1,15 +1,16 @@
 """The open tasks and commands: all that a new engine needs to go on where a dead one ended.
 
-Pure data, no thread and no pipe: `supervisor` holds a lock around every call. The ledger keeps each open task with the
-tokens that it has delivered, and the settings that commands have changed.
+Pure data, no thread and no pipe: `supervisor` holds a lock around every call. The ledger keeps each open task, the
+tokens delivered for it, and the settings that commands have changed.
 
-It also finds the task that kills engines. The engine reports which tasks it works on before it computes. A task that
-two engines in a row worked on when they died, without a token in between, is a suspect. If no further engine would be
-started, and the last one reported no task, all its tasks are suspects. Suspects are replayed alone, one at a time,
-while all others wait. If two engines in a row die while they replay the same suspect, it is at fault and fails for
-good. So no other task fails, and a death by chance (a kill, out of memory) fails none, as long as there is progress
-between two deaths. If engines die more often than it takes to find the task at fault, chance is at work, and it takes
-three deaths instead of two.
+The ledger also finds the task that kills engines. The engine reports which tasks it works on before it computes. A task
+that two engines in a row worked on when they died, without a token in between, is a suspect. If no further engine would
+be started, one death is enough: all tasks that the last engine reported are suspects, or all its tasks if it reported
+none. Suspects are replayed alone, one at a time, while all others wait. If two engines in a row die while they work on
+one task alone, and both on the same, this task is at fault and fails for good. So no other task fails. Nor does a death
+by chance (a kill, out of memory) fail a task, as long as there is progress between two deaths. If
+there are more deaths within `WINDOW_S` than are needed to find the task at fault, there is another cause, too. A task
+is then at fault after three deaths alone, not two.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from server.engine.seam.task import (
 from server.records import field, record, replace
 
 STRIKES = 2
-"""Deaths in a row that make a task a suspect. As many deaths while it ran alone put it at fault."""
+"""Deaths in a row that make a task a suspect. As many in a row while it is the engine's only task put it at fault."""
 UNLUCKY_STRIKES = 3
-"""Deaths while it ran alone that put a task at fault, if engines have also died of something else lately."""
+"""Deaths that put a task at fault while it is the engine's only task, if engines have died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
-"""Deaths that it takes to find the task at fault: some with other tasks, some alone."""
+"""Deaths that are needed to find a task at fault: some while it runs with other tasks, some while it runs alone."""
 WINDOW_S = 60.0  # in which unexplained deaths are counted
 SETTINGS = ("set_lora", "system_prompt")
 """Commands whose effect outlives the engine: the latest of each is repeated after a restart."""
@@ -57,7 +58,7 @@ NO_COUNTERS = (
     "n_replays",
     "n_suspects",
 )
-"""Fields of a snapshot that aren't summed over all engines."""
+"""Fields of a snapshot that aren't added to those of former engines (`histograms` are added separately)."""
 
 
 @record
@@ -66,15 +67,15 @@ class Entry:
 
     task: Task | Embed
     t_posted: float
-    tokens: list[int] = field(default_factory=list)  # delivered
+    tokens: list[int] = field(default_factory=list)  # delivered to the web process
     lora: tuple[tuple[int, float], ...] | None = None  # the server's adapters at the first token
-    ms: float = 0.0  # decode time with former engines
-    told_ms: float = 0.0  # decode time in the last timings for the client; by the engine's clock
+    ms: float = 0.0  # time of generation with former engines
+    told_ms: float = 0.0  # time of generation in the last timings sent to the client; by the engine's clock
     t_first: float = 0.0  # first token from this engine
     t_last: float = 0.0  # latest token
-    strikes: int = 0  # engines that died of it in a row, without progress in between
-    n_alone: int = 0  # those that worked on no other task
-    is_sent: bool = False  # to this engine
+    strikes: int = 0  # engines in a row that died while they worked on it; a token of it resets this
+    n_alone: int = 0  # how many of the last of them worked on no other task
+    is_sent: bool = False  # to the current engine
     is_finishing: bool = False  # a `Cancel` with `finish` was posted
     ends_thinking: int = -1  # the number of tokens after which a command ended its reasoning
 
@@ -117,7 +118,7 @@ class Ledger:
     def __init__(self, lora: tuple[tuple[int, float], ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.n_restarts = self.n_replays = self.n_suspects = 0
         self.has_progressed = False  # since the last death
-        self.has_suspects = False  # at the last death
+        self.has_suspects = False  # whether the last engine that died had tasks to blame
         self._tasks: dict[int, Entry] = {}
         self._commands = OpenCommands()
         self._settings: dict[str, Command] = {}
@@ -136,7 +137,8 @@ class Ledger:
     # ---- from the web process --------------------------------------------------------------------------------------
 
     def post(self, message: object) -> list[Any]:
-        """Note a message. Returns the messages to send now: none while there is no engine, or suspects are tried."""
+        """Note a message. Returns the messages to send now. New tasks and commands wait while there is no engine, or
+        suspects are tried."""
         if isinstance(message, Cancel):
             return self._cancel(message)
         new: list[Entry] = []
@@ -256,7 +258,7 @@ class Ledger:
         self._to_start.clear()
         self._base = replace(
             self._latest, n_predicted_tokens=max(self._latest.n_predicted_tokens, self._n_delivered)
-        )  # the latest snapshot is up to 0.1 s old
+        )  # the snapshot is up to 0.1 s old, so it may lack tokens that were delivered
         for entry in self._tasks.values():
             entry.on_death()
         for entry in working:
@@ -272,14 +274,15 @@ class Ledger:
         return events
 
     def _blamed(self, is_last: bool) -> list[Entry]:
-        """The tasks that the engine worked on. If it reported none: the suspect on trial; with `is_last` all tasks."""
+        """The tasks that the engine worked on. If it reported none: the suspect on trial; with `is_last` all tasks that
+        were sent to it."""
         working = [self._tasks[id_task] for id_task in sorted(self._working) if id_task in self._tasks]
         if not working and (self._probation or is_last):
             working = [entry for entry in self._tasks.values() if entry.is_sent]
         return working
 
     def _n_strikes(self) -> int:
-        """Count this death; returns the number of deaths of a task alone that put it at fault."""
+        """Count this death. Returns the number of deaths that put a task at fault if it was the engine's only task."""
         now = self._clock()
         self._unexplained.append(now)
         while now - self._unexplained[0] > WINDOW_S:
@@ -314,7 +317,7 @@ class Ledger:
         return self._send(self._tasks[self._probation[0]])
 
     def _end_probation(self, id_task: int) -> list[Any]:
-        """If this task was a suspect, clear it: the next suspect is tried, or all other tasks are sent."""
+        """If this task was a suspect, it is none any more: the next suspect is tried, or all other tasks are sent."""
         if id_task not in self._probation:
             return []
         was_first = self._probation[0] == id_task
@@ -327,7 +330,7 @@ class Ledger:
         return [*tasks, *self._release_commands()]
 
     def _release_commands(self) -> list[Command]:
-        """The unsent commands, once all replayed tasks have started: a new system prompt must not affect them."""
+        """The unsent commands, once all replayed tasks have started: a new system prompt must not affect the replay."""
         return [] if self._to_start or self._probation else self._commands.to_send()
 
     def _send(self, entry: Entry) -> list[Any]:
@@ -373,8 +376,9 @@ def _join_tasks(messages: list[Any]) -> list[Any]:
 # ---- commands without an answer --------------------------------------------------------------------------------------
 
 # Most commands may be repeated: they only read (the adapters), set a state (scales, system prompt, an empty slot), or
-# start from a file. The next engine gets them again, until two engines have died of one. Saving a slot is not repeated,
-# since the slot's contents are gone with the engine, and the next one would overwrite the file with an empty slot.
+# restore a slot from a file. The next engine gets them again. A command that two engines have died with is given up.
+# Saving a slot is not repeated: the slot's contents are gone with the engine, and the next engine would overwrite the
+# file with an empty slot.
 MAX_DEATHS = 2
 ONCE = {"save": "the slot's contents are lost; the file is either unchanged or complete"}
 """Commands that are not repeated, with the end of their error message."""

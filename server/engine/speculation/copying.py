@@ -1,8 +1,8 @@
-"""Follows a text that is written once more with changes: where the copy is by now, and what is changed in it.
+"""Follows an answer that copies an earlier text with changes: the place in that text, and what the copy changes.
 
-Engine thread, pure Python, no clock. An agent that writes a file again writes it as a JSON string: each line end and
-each quotation mark becomes other tokens there. `Changes` learns which tokens replace which, so the copy goes on behind
-them without a miss. Renamed names and other indentation are learnt in the same way.
+Engine thread, pure Python; it measures no times. An agent that writes a file again writes it as a JSON string: each
+line end and each quotation mark becomes other tokens there. `Changes` learns which tokens replace which, so the copy
+goes on behind them without a miss. Renamed names and other indentation are learnt in the same way.
 
 Not taken: rules about JSON. The tokens of escapes differ between vocabularies, and this learns them.
 """
@@ -17,9 +17,10 @@ REACH = 16  # the copy is searched for within this many tokens behind a change
 AWAY = 48  # a copy ends after this many tokens without being found again
 SURE = 2  # equal tokens behind a change that confirm it
 LONGEST = 8  # tokens on either side of a change
-MAX_KNOWN, MAX_ALIKE = 256, 4  # first tokens of changes, and changes for each of them
+MAX_KNOWN = 256  # first tokens for which changes are kept; also doubted tokens
+MAX_ALIKE = 4  # changes kept for one first token
 DECAY = 0.9  # weight that earlier trials keep at each new one
-NEW_DOUBT, DOUBTS_FOLLOW = 0.3, 0.3  # chance of a doubted token at first, and the weight of each new outcome
+NEW_DOUBT, DOUBTS_FOLLOW = 0.3, 0.3  # first chance of a doubted token, and the weight of each new outcome
 LIKELY = 0.5  # least chance of a change that is expected
 
 
@@ -44,8 +45,8 @@ class Change:
 
 
 class Changes:
-    """The changes that one owner's copies have, and its doubted tokens: those that once didn't come where the copied
-    text has them. Of each, the latest are kept."""
+    """What was learnt from one owner's copies: the changes in them, and the doubted tokens, which once didn't come
+    where the copied text has them. The latest of both are kept."""
 
     __slots__ = ("doubts", "_known")
 
@@ -91,8 +92,9 @@ class Changes:
 class Copy:
     """A text that is being copied with changes.
 
-    `place` is the index in `text` of the next token, and `n_matched` tokens before it came as expected. `place` is -1
-    inside a change. `changes` and `trust` are what is known of the owner's copies.
+    `place` is the index in `text` of the next token; inside an expected change, that of the change's first old token.
+    After unexpected tokens it is -1 while no place is known at which the copy goes on. `n_matched` tokens before the
+    next one came as expected. `changes` and `trust` are what is known of the owner's copies.
     """
 
     __slots__ = (
@@ -128,7 +130,7 @@ class Copy:
         self._go(place, n_matched)
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Follow the copy past the last of the written `tokens`."""
+        """Go on by one token: the last of the written `tokens`."""
         if not self.text:
             return
         if self.place >= 0:
@@ -151,8 +153,8 @@ class Copy:
         return self.trust.chance(self.n_matched) * (1.0 if self._n_changed else self._change.chance)
 
     def ahead(self) -> Iterator[tuple[int, float]]:
-        """The expected tokens, each with a factor to its chance. Where `text` ends, it goes on with the expected tokens
-        themselves (a repetition)."""
+        """The expected tokens, each with a factor by which its chance is multiplied. Behind the end of `text` the copy
+        goes on from the first token yielded here (a repetition)."""
         text, place, change, n_come = self.text, self.place, self._change, self._n_changed
         size, doubts = len(text), self.changes.doubts
         tokens: list[int] = []
@@ -200,7 +202,8 @@ class Copy:
         return True
 
     def _resume(self, tokens: Sequence[int]) -> None:
-        """Find the latest token in `text` behind the change. If it isn't there, assume that one token was replaced."""
+        """Find the place in `text` at which the copy goes on after the unexpected tokens. If there is none, the first
+        of them is assumed to replace one token; after later ones no place is known."""
         text, at, end = self.text, self._at, len(tokens) - 1
         if end - self._since > AWAY:
             self.text, self.place = (), -1
@@ -222,8 +225,9 @@ class Copy:
             self._go(-1, 0)
 
     def _learn(self, tokens: Sequence[int]) -> None:
-        """The copy goes on, so the change is over: the tokens written since it began replaced those that were skipped.
-        If none were skipped, the change includes the token behind it; if none were written, the token before it."""
+        """The copy goes on, so the change is over: the tokens written since it began replace the skipped tokens of
+        `text`. Neither side may be empty. So if nothing was skipped, the change includes the token behind it; if
+        nothing was written, the token before it."""
         at, since, n_old, n_new = self._at, self._since, self._n_old, self._n_new
         self._since = -1
         self.n_matched += self._n_before
