@@ -213,7 +213,7 @@ def test_the_page_says_that_the_server_is_busy(endless, browser: Browser):
     with_stream = endless.stream("/completion", {"prompt": "Once", "n_predict": N_CTX // 2, "ignore_eos": True})
     next(with_stream)
     say(browser, "Hello", waits=False)
-    wait_until(lambda: "waits" in browser.text(".notice"), "the notice")
+    wait_until(lambda: "queue" in browser.text(".notice"), "the notice")
     with_stream.close()
     wait_until(lambda: messages(browser)[-1][1] != "", "the answer")
     browser.press(ESCAPE)
