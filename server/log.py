@@ -209,11 +209,13 @@ def n_lost() -> int:
 
 def note_lost(n: int) -> None:
     """Add to `n_lost` lines that the engine's process has lost."""
-    _lost_elsewhere[0] += n
+    with _lost_lock:
+        _lost_elsewhere[0] += n
 
 
 _speakers: list[Handler] = []  # handlers of `say` for streams without log lines
-_lost_elsewhere = [0]  # lines that engines' processes have lost; changed by the threads `engine-reader`
+_lost_elsewhere = [0]  # lines that engines' processes have lost
+_lost_lock = threading.Lock()  # each engine has a thread `engine-reader` that adds to it
 
 
 def _handlers() -> list[Handler]:
@@ -288,7 +290,7 @@ def access_line(record: AccessRecord) -> None:
         record.method or "-",
         path or "-",
         record.status,
-        "" if record.complete else " (not complete: the client left)",
+        "" if record.complete else " (not complete)",
         stacklevel=2,
         extra={
             "fields": {"request_id": record.id, "bytes": record.n_bytes, "ms": round(record.seconds * 1000, 1)},
