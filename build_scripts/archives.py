@@ -1,8 +1,8 @@
 """Extract the shared libraries and licences of an untrusted archive or folder.
 
-Called by fetch_libs on its main thread; imports the standard library and `common`. In one pass, each regular
-member that looks like a shared library is written to a numbered file in a scratch folder, and links become
-entries of a table. Paths from the archive are never written to, and its links are never created.
+Called by the fetching scripts on their main thread; imports the standard library and `common`. In one pass, each
+regular file named like a library or licence is written to a numbered file in a scratch folder, and links become
+entries of a table. Paths from the archive are never written to, and links are never created.
 
 The way not taken: `extractall` with filters. Filters differ between Python versions, and it writes hundreds of
 unneeded files (headers, executables, JavaScript).
@@ -152,7 +152,7 @@ def _read_zip(source: Path, collector: _Collector) -> None:
 
 
 def _read_folder(source: Path, collector: _Collector) -> None:
-    """Copy from a folder. It is the user's own, so its links are followed; nothing in it is changed."""
+    """Copy from a folder. It is the user's own: links to files are followed, nothing is changed."""
     for folder, names, files in os.walk(source):
         depth = len(Path(folder).relative_to(source).parts)
         if depth >= WALK_DEPTH:

@@ -1,8 +1,8 @@
 """Measure servers side by side: `python build_scripts/bench.py -m model.gguf [--server NAME=COMMAND ...] [--bare]`.
 
 A command. Its main thread starts the servers, runs the same workloads alternately on each, and prints medians and
-ratios. Imports the standard library, this folder and `server.bench`, which does the work. It can measure any server
-that has /completion, /tokenize and /health; this one is the default. --bare adds a loop that only decodes and samples,
+ratios. Imports the standard library, this folder and `server.bench`, which does the work. It measures any server
+that has /completion, /tokenize and /health; llama_srv is the default. --bare adds a loop that only decodes and samples,
 with the same libraries. docs/benchmarks.md explains how to get reliable figures.
 
 The way not taken: one server after the other. Speed drifts with temperature and load, so runs alternate.

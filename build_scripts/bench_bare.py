@@ -1,9 +1,9 @@
 """The baseline of bench.py: a loop that only decodes, samples and converts tokens to text, over `ctypes_api`.
 
 A child process of bench.py: `bench_bare.py MODEL THREADS SLOTS CTX`. One thread. Imports the standard library and
-`ctypes_api`, nothing of the server. It reads a list of completions as a line of JSON on stdin, computes them in one
-batch, one row each per step, and writes the answers as a line to stdout. The difference to a server is the server's
-own cost: HTTP, JSON, scheduling, and the client.
+`ctypes_api`, nothing of the server. It reads completions as a line of JSON on stdin, computes them together
+(after the prompts one token each per step), and writes a line of answers to stdout. The difference to a server is the
+server's own cost: HTTP, JSON, scheduling, client.
 
 The way not taken: reusing the server's backend. Then a slow backend would slow down its own baseline.
 """
@@ -53,7 +53,7 @@ class Bare:
         self.decode([(0, 0, max(self._llama.llama_vocab_bos(vocab), 0), True)])  # warm-up
 
     def generate(self, asks: list) -> list:
-        """The tokens of each completion, with their times in seconds since the call."""
+        """Each completion's text, prompt length, and token times in seconds since the call."""
         begun = clock()
         libs, vocab = self._libs, self._model.vocab
         sample, context = self._llama.llama_sampler_sample, self._context

@@ -1,9 +1,9 @@
-"""Build a library that the packages lack, from the source of the installed libllama, and add it to its folder.
+"""Build a library that npm's packages lack, from the source of the installed libllama, and add it to its folder.
 
 Called by fetch_libs for --with-mtmd (images and audio) and --with-rpc (workers), on its main thread, on Linux; imports
-the standard library and this folder. No package contains these two libraries, but the publisher's npm package contains
-the source as a git bundle. Only one target is built; the libraries built for linking are deleted. Links in the folder
-lead from the names that the new library needs (`libllama.so.0`) to the installed files.
+the standard library and this folder. npm's packages of libraries contain neither, but node-llama-cpp has the source as
+a git bundle. Only one target is built; libraries built for linking are deleted. Links in the folder lead from the names
+that the new library needs (`libllama.so.0`) to the installed files.
 
 The way not taken: building all of llama.cpp. That takes longer, and the result would not be the tested libraries.
 """

@@ -60,7 +60,7 @@ def lower(path: Path) -> list[bytes]:
 
 
 def sections_of(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(type, offset, size) of each section. The only string table (type 3) is that of the dynamic symbols."""
+    """(type, offset, size) of each section; of string tables (type 3) only that of the dynamic symbols."""
     start, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
     rows = [SECTION.unpack_from(data, start + number * size) for number in range(count)]
     for row in rows:

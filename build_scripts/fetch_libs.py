@@ -139,7 +139,7 @@ def ensure(
     with_mtmd: bool = False,
     with_rpc: bool = False,
 ) -> Path:
-    """The folder of a variant; fetches it unless it exists and matches the lock file. Raises Failure."""
+    """The folder of a variant; fetches it unless it was imported or matches the lock file. Raises Failure."""
     variant = find_variant(platform or this_platform(), backend)
     lock = load_lock() if lock is None else lock
     cache = cache_folder() if cache is None else cache
@@ -169,7 +169,7 @@ def ensure(
 def needs_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
     """Whether libmtmd must come from pip's packages, because it can't be built here.
 
-    Otherwise it is built: npm's libraries have code for each kind of CPU, pip's are a single build for all."""
+    Building is preferred: npm's libraries have code for each kind of CPU, pip's are one build for all."""
     if (read_manifest(folder) or {}).get("mtmd") or not variant.pip or variant.platform != this_platform():
         return False
     try:

@@ -2,9 +2,9 @@
 
 Called by build_exe on its main thread; imports the standard library and `common`. The file is a shell script
 (one_file.sh, padded to a fixed length) followed by the archive. The first start compares the whole file with the
-checksum in it, and unpacks the archive to a folder in the user's cache, named after that checksum. Every start then
-replaces itself by the program in that folder, which takes some milliseconds. The checksum is a sha256; systems without
-a tool for it use the POSIX `cksum`.
+checksum in it, and unpacks the archive to a folder in the user's cache, named after that checksum. Each start ends with
+`exec` of the program in that folder, which takes some milliseconds. The checksum is a sha256; systems without a tool
+for it use the POSIX `cksum`.
 
 The way not taken: PyInstaller's own one-file mode (which is used on Windows). It unpacks 50 MB at every start, keeps a
 second process to delete them, leaves them behind when killed, and fails with a message of the dynamic linker if the

@@ -316,7 +316,7 @@ def _diagnose(archive: Archive, output: str) -> Failure:
 
 
 def relock(path: Path, cache: Path, progress: Progress) -> int:
-    """Fetch every row of the lock file and update its sha256 and sizes. Versions are edited by hand."""
+    """Update the lock file's sha256 and sizes; fetch what the cache lacks. Versions are edited by hand."""
     content = json.loads(path.read_text(encoding="utf-8"))
     fetcher = Fetcher(cache, load_lock(path), progress)
     fetcher.folder.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ MACHINES = {
 NEEDED = ("ggml-base", "ggml", "llama")
 
 _EXTENSION = r"(?:\.dylib|\.dll|\.so(?:\.\d+)*)"
-# of names in lower case
+# for names in lower case
 _LIBRARY = re.compile(r"(?:lib)?(?P<role>llama|mtmd|ggml|ggml-base)(?:\.[a-z]+)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION)
 _PLUGIN = re.compile(r"(?:lib)?ggml-(?P<name>(?!base\b)[a-z0-9]+(?:-[\w.]+?)?)(?:\.\d+)*" + _EXTENSION)
 
@@ -134,7 +134,7 @@ def read_folder(folder: Path) -> LibraryFiles:
 def _check_sizes(folder: Path, manifest: dict) -> None:
     """LibsBroken for a truncated file, on which the system's loader might crash.
 
-    Only `--verify` compares contents: hashing all files would slow down each start.
+    Only fetch_libs.py --verify compares contents: hashing would slow each start.
     """
     for name, facts in manifest.get("files", {}).items():
         try:

@@ -1,7 +1,7 @@
 """Opens the native libraries, checks that they fit, binds them and starts the backends.
 
 Runs once, before any other thread calls the libraries. Imports the standard library and this package only. The order
-matters: ggml-base, ggml and llama by absolute path with global symbols, log callback, ABI guard, backend plug-ins,
+matters: ggml-base, ggml and llama by absolute path with global symbols, ABI guard, log callback, backend plug-ins,
 llama_backend_init. A library can't be unloaded safely, so a process has one set; a second load of the same folder
 returns the same `Libs`. Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong in copies), an override for the
 guard.
@@ -289,7 +289,7 @@ def _start_backends(libs: Libs) -> None:
 
 
 def _load_by_hand(libs: Libs, variant: str) -> None:
-    """Load every plug-in that isn't for the CPU, then the chosen CPU plug-in, in ggml's order."""
+    """Load all plug-ins that aren't for the CPU, then, as ggml does, the chosen CPU plug-in."""
     for name, path in libs.files.plugins.items():
         if not _is_cpu(name):
             libs.ggml.ggml_backend_load(os.fsencode(path))
@@ -314,7 +314,7 @@ def _is_cpu(plugin: str) -> bool:
 
 
 def _plugin_files(libs: Libs, mark: int) -> tuple[str, ...]:
-    """The files of the loaded plug-ins, which only ggml's log has."""
+    """The files of the loaded plug-ins, from ggml's log."""
     matches = (_LOADED_FROM.search(line) for line in libs.log.lines_since(mark))
     return tuple(match[2] for match in matches if match)
 

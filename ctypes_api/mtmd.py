@@ -56,7 +56,7 @@ MTMD_HELPER_GEN_AUDIO_OUTTYPE_WAV = 1
 
 # bool (*)(float progress, void *user_data): false aborts the loading
 mtmd_progress_callback = CFUNCTYPE(c_bool, c_float, c_void_p)
-# int (*)(size_t chunk_idx, void *user_data, mtmd_bitmap **out_bitmap, char **out_text): 0, -1 end, -2 error
+# int (*)(size_t chunk_idx, void *user_data, mtmd_bitmap **out_bitmap, char **out_text): 0, -1: end, -2: error
 mtmd_bitmap_lazy_callback = CFUNCTYPE(c_int, c_size_t, c_void_p, POINTER(mtmd_bitmap_p), POINTER(c_void_p))
 # int32_t (*)(struct llama_batch batch, void *user_data)
 mtmd_helper_post_decode_callback = CFUNCTYPE(c_int32, llama_batch, c_void_p)
@@ -230,7 +230,7 @@ ROWS = (
     # const char *mtmd_get_marker(const mtmd_context *ctx)
     quick("mtmd_get_marker", c_char_p, mtmd_context_p),
 
-    # --- Bitmaps: decoded images (RGB bytes) or audio (PCM F32). Copying and freeing megabytes is a call.
+    # --- Bitmaps: decoded images (RGB bytes) or audio (PCM F32). Copying or freeing one is a `call`.
 
     # mtmd_bitmap *mtmd_bitmap_init(uint32_t nx, uint32_t ny, const unsigned char *data)
     call("mtmd_bitmap_init", mtmd_bitmap_p, c_uint32, c_uint32, c_void_p),

@@ -43,7 +43,7 @@ class NativeLog:
             return [text for number, text in self._errors if number >= mark]
 
     def lines_since(self, mark: int) -> list[str]:
-        """The lines of any level after `mark`, oldest first, at most the last 64 of the process."""
+        """The lines logged after `mark`, oldest first, at most the last 64 of the process."""
         with self._lock:
             return [text for number, text in self._recent if number >= mark]
 

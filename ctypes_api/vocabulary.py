@@ -16,8 +16,8 @@ from ctypes_api.errors import LibsError
 from ctypes_api.llama_types import LLAMA_VOCAB_TYPE_NONE
 from ctypes_api.loader import Libs
 
-_OVERFLOW = -(1 << 31)  # llama.cpp's result for a text that is too long
-_MOST = (1 << 31) - 1  # bytes of a text
+_OVERFLOW = -(1 << 31)  # llama.cpp's result for too long a text
+_MOST = (1 << 31) - 1  # most bytes of a text
 _PIECE = ctypes.c_char * 64  # longer tokens need a second call
 
 

@@ -1,4 +1,4 @@
-"""GET /metrics: counters of the engine's snapshot in Prometheus' text format 0.0.4. Runs on a connection thread."""
+"""GET /metrics: figures of engines, log and refusals in Prometheus' format 0.0.4. Runs on a connection thread."""
 
 from __future__ import annotations
 

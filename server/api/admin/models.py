@@ -1,7 +1,7 @@
 """/models and /v1/models: lists models and their states, loads and unloads them, and sends events about changes.
 
-Runs on connection threads. An entry has OpenAI's fields (in the list `data`), Ollama's (in `models`), and
-llama-server's `status`. Only the route to load a model loads or wakes one.
+Runs on connection threads. Entries of the list `data` have OpenAI's fields and llama-server's `status`, those of
+`models` have Ollama's. Only the route to load a model loads or wakes one.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class ModelHandlers:
         }
 
     def _capabilities(self, entry: Entry) -> Any:
-        """What the model can do; None while that is unknown because the model has never been loaded."""
+        """What the model can do; [] while that is unknown because it has never been loaded."""
         model = entry.model
         if model is not None and model.info is not None:
             entry.capabilities = tuple(model_capabilities(model))

@@ -1,6 +1,6 @@
 """/health, /props, /slots: the server's state and settings. Runs on connection threads.
 
-All answers are read from the engine's latest snapshot, so none waits for the engine.
+Answers to GET are read from the engine's latest snapshot, so they don't wait for it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class StatusHandlers:
         self._context = context
 
     def health(self, request: Request) -> Response:
-        """Answers 200 "ok", or "no slot available" (503 with `fail_on_no_slot`); 503 while loading, 500 after a failed
-        load. With `strict` it also answers 503 while the engine has work but makes no progress."""
+        """Answers 200 "ok", or "no slot available" (503 with `fail_on_no_slot`); 503 while loading, restarting or
+        stopping; 500 after a failed load; with `strict` 503 if the engine has work but makes no progress."""
         models = self._context.models
         if models.lone is None or models.lone.state != LOADED:
             return self._health_of_many(request)
@@ -65,8 +65,8 @@ class StatusHandlers:
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def _health_of_many(self, request: Request) -> Response:
-        """The health of a server with several models: 200 whether they are loaded or not, with the slots of all loaded
-        ones."""
+        """The health with several models, or one that isn't loaded: 200 in all their states, with the slots of the
+        loaded ones."""
         models = self._context.models
         if request.query.get("strict", "0") not in NO and models.is_stuck:
             return json_response({"status": "error", **error_body(ApiError(503, STUCK))}, 503)
@@ -84,8 +84,8 @@ class StatusHandlers:
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def live(self, request: Request) -> Response:
-        """Answers 200 as long as this process can answer. A restart for any other reason would only lose running
-        requests."""
+        """Answers 200 while this process can answer. No other trouble is a reason to restart it and
+        lose running requests."""
         return json_response({"status": "ok"})
 
     def ready(self, request: Request) -> Response:
@@ -187,7 +187,7 @@ class StatusHandlers:
         return json_response(self._slots(model, request))
 
     def _all_slots(self, request: Request) -> list[dict[str, Any]]:
-        """The slots of all loaded models, each with the name of its model."""
+        """The slots of all loaded models, each with its model's name."""
         models = self._context.models
         mine = [entry.model for entry in models.seen_by(request.key_id)]
         return [

@@ -49,7 +49,7 @@ THINKING = ("enabled", "disabled", "adaptive")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 SIGNATURE = "unsigned"
 UNTHREADED = {"error_code": "thread_unsupported_request"}  # makes clients send the whole conversation from then on
-BILLING = "x-anthropic-billing-header:"  # begins a system block for Anthropic's billing, which changes per request
+BILLING = "x-anthropic-billing-header:"  # begins a system block that is left out, because it changes per request
 MARK = secrets.token_hex(16)  # placeholder for the text of a delta; random, so that no text contains it
 EMPTY: dict[str, dict[str, Any]] = {
     "text": {"type": "text", "text": ""},
@@ -224,7 +224,7 @@ def blocks_of(content: object, where: str) -> list[Placed]:
 
 
 def read_user(blocks: list[Placed], files: Files) -> Iterator[Message]:
-    """The user's message, and one message per result of a tool."""
+    """The user's messages, and one message per result of a tool."""
     parts: list[Part] = []
     for block, where in blocks:
         if block["type"] != "tool_result":

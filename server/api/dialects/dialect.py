@@ -1,4 +1,4 @@
-"""The parts that every dialect has, and the collected form of an answer. `server.api.generation` runs all of them.
+"""The parts that every dialect has, and the collected form of an answer. `server.api.generation` uses them.
 
 Runs on connection threads (events of a stream also on the engine's reader thread).
 """
@@ -43,8 +43,8 @@ class Section:
 class Answer:
     """The answer of one task, collected from its events.
 
-    `tokens` and `probs` belong to the text. `judged` has all events of text, reasoning and calls if tokens have
-    probabilities. `sections` has texts, reasoning and calls in their order.
+    `tokens` and `probs` belong to the text. `judged` has the events of text, reasoning and calls from the
+    first with probabilities on. `sections` has texts, reasoning and calls in their order.
     """
 
     task: Task
@@ -133,7 +133,7 @@ def no_headers(warnings: Sequence[str]) -> dict[str, str]:
 class Waiting:
     """What a stream sends while its model is being loaded.
 
-    `event` makes a progress event of the request's arrival, the model's name and `load_progress`. `error` makes the
+    `event` makes a progress event from the request's arrival, the model's name and `load_progress`. `error` makes the
     last event if loading fails.
     """
 

@@ -42,7 +42,7 @@ def read_infill(incoming: Incoming) -> TextRequest:
 def infill_prompt(
     model: Model, input_prefix: str, input_suffix: str, n_predict: int, begin: str = "", input_extra: object = ()
 ) -> Prompt:
-    """The fill-in-the-middle prompt. The answer will start with the text `begin`. ApiError 501 as above."""
+    """The fill-in-the-middle prompt. The answer continues the prefix and `begin`. ApiError 501 as above."""
     vocab = model.vocab
     missing = [name for name in ("pre", "suf", "mid") if name not in vocab.fim]
     if missing:
@@ -65,7 +65,7 @@ def tokenize_part(vocab: Vocab, text: str, is_end: bool) -> list[int]:
 
 
 def extra_tokens(vocab: Vocab, files: object, room: int) -> list[int]:
-    """Tokens of as many other files as fit, the last ones first. They have repository tokens if the vocabulary has
+    """Tokens of the other files, the last ones if not all fit. They have repository tokens if the vocabulary has
     them, else they are plain snippets."""
     if not isinstance(files, (list, tuple)):
         raise ApiError(400, "input_extra: a list of objects with filename and text is required")
