@@ -83,7 +83,7 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
 
 
 def measure(options: Options, names: str, argv: Sequence[str]) -> int:
-    """Run `--bench names`, which starts this program as a server of its own and measures it. Return the exit code."""
+    """Run `--bench names`, which starts this program again, as a server, and measures that. Return the exit code."""
     if options.http.ssl_key_file:
         raise OptionError("--bench uses plain HTTP: leave out --ssl-key-file and --ssl-cert-file")
     from server.bench import command  # here, because the server starts faster without it
@@ -229,7 +229,7 @@ def serve_many(
 
 
 def make_turns() -> str:
-    """The file of the turns that engines on the same cores take, see `engine.seam.turns`; "" where none can be made."""
+    """Make the file for the turns of engines on the same cores (see `engine.seam.turns`); "" if that fails."""
     import tempfile
 
     try:

@@ -1,6 +1,6 @@
 """POST /tokenize, /detokenize, /apply-template and the routes that count tokens; GET /tokenizer_info.
 
-Runs on connection threads. The engine is asked only for the size of files. Requests may have llama-server's form
+Runs on connection threads. The engine is used only to count the tokens of files. Requests may have llama-server's form
 (`content`) or vLLM's (`prompt`, or the `messages` of a chat).
 """
 
@@ -111,8 +111,8 @@ class TokenHandlers:
 
 
 def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request) -> int:
-    """The number of tokens of a prompt. A prompt with files needs the loaded model to decode them, so it waits its turn
-    as a task would. ApiError 400 if a file can't be decoded or is too long."""
+    """The number of tokens of a prompt. Only the loaded model can decode files, so a prompt with files becomes a task
+    and waits its turn. ApiError 400 if a file can't be decoded or is too long."""
     if not prompt.media:
         return len(prompt.tokens)
     model = models.get(model.name, request)

@@ -31,7 +31,7 @@ from server.web.sse import event as sse_event
 WISHES = {"transcribe": "Transcribe audio to text", "translate": "Translate audio to English text"}
 """The instruction to the model, by the kind of task."""
 SYSTEMS = {"<|tool_list_start|>": "Perform ASR."}
-"""For models trained with a system prompt instead: that prompt, by a text in their chat templates (LFM2-Audio)."""
+"""System prompts that replace it, for models trained with them (LFM2-Audio), by a text in their chat templates."""
 FORMATS = ("json", "text", "verbose_json")
 NO_TIMES = "this server can't tell when something was said"
 
@@ -105,7 +105,7 @@ def messages(model: Model, values: Mapping[str, Any], task: str, sound: str) -> 
 
 
 def _check_shape(values: Mapping[str, Any]) -> None:
-    """ApiError 400 for a form of the answer that isn't supported."""
+    """ApiError 400 if the answer can't have the form that is asked for."""
     shape = values["response_format"]
     if shape in ("srt", "vtt", "diarized_json"):
         raise ApiError(

@@ -1,8 +1,7 @@
 """Runs one line of a batch through the handler of its route, like a client's request but without a connection.
 
 Runs on threads of batches. The handler validates the request as usual. This module has what differs without a waiting
-client: no streams, a signal to try again where the server is busy, and a `Client` that leaves when the batch is
-cancelled.
+client: no streams, and a `Client` that leaves when the batch is cancelled.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MAX_HELD = 512 << 20  # memory for the requests of all running lines, in bytes
 OWNER = "batch"
 """The owner of the requests on a server without keys."""
 UNAVAILABLE = 503
-MAX_WAIT_S = 5.0  # longest wait for the line before: a line that takes long to read doesn't hold up the others
+MAX_WAIT_S = 5.0  # longest wait for the line before, so that a slow one doesn't hold up the others
 
 log = get_logger("batches")
 
@@ -55,8 +54,8 @@ class Answer:
 class Client(Presence):
     """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
-    A line is read once the line before it has been submitted to the engine (`before`), so that they arrive in order.
-    `is_in` is set when this one has been submitted.
+    A line is passed to its handler once the line before it has been submitted to the engine (`before`), so that they
+    arrive in order. `is_in` is set when this one has been submitted.
     """
 
     __slots__ = ("before", "is_in")

@@ -1,13 +1,13 @@
 """One batch: its description in OpenAI's form, kept in a file, and its states.
 
     validating -> in_progress -> finalizing -> completed
-        |              |-> cancelling -> cancelled      (keeps its answers so far)
-        |              `-> expired                      (the same; the remaining lines are errors)
-        `-> failed                                      (no line was run)
+        |              `-> expired           (the remaining lines are errors)
+        |-> cancelling -> cancelled          (also from in_progress)
+        `-> failed                           (from any unfinished state)
 
-Runs on threads of batches, one at a time per batch (`Batches` in `runner.py` sees to that). The file is written whole
-at each change of state. After a crash the next server therefore finds each batch in one of these states, and continues
-it.
+An ended batch keeps its answers so far. Threads of batches call `prepare` and `complete`, one thread at a time per
+batch (see `runner.py`). The file is written whole at each change of state, so after a crash the next server finds each
+batch in one of these states, and continues it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Asked:
 
 class Batch:
     """A batch. `about` is its description for clients; `own` has its key and the ids of the files it will write. `work`
-    is there while lines are run."""
+    is None unless lines are being run."""
 
     def __init__(
         self, path: Path, files: Files, about: dict[str, Any], own: dict[str, Any], now: Callable[[], float]
@@ -63,7 +63,7 @@ class Batch:
         self._path, self._files, self._now = path, files, now
         self.about, self.own = about, own
         self.work: Work | None = None
-        self.t_next = 0.0  # nothing is done before this time
+        self.t_next = 0.0  # it isn't worked on before this time
         self.fault = ""  # the reason why it can't continue
         self._lock = threading.Lock()  # protects changes of `about`
         if self.is_open:
@@ -145,8 +145,8 @@ class Batch:
     # ---- from state to state ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Read the input and the answers of an earlier run. Afterwards lines can be run, unless the input has
-        faults."""
+        """Read the input and the answers of an earlier run. Afterwards lines can be run, unless the batch has
+        failed or has to wait."""
         try:
             journal = Journal(self._files.path(self.own["answers"]), self._files.path(self.own["errors"]))
         except Busy:
@@ -170,12 +170,12 @@ class Batch:
         self._turn(IN_PROGRESS, VALIDATING)
 
     def fail(self, faults: Sequence[Fault]) -> None:
-        """End the batch because of faults in its input."""
+        """End the batch because of these faults."""
         data = [{"code": fault.code, "message": fault.message, "param": None, "line": fault.line} for fault in faults]
         self._end(FAILED, errors={"object": "list", "data": data})
 
     def cancel(self) -> None:
-        """Stop running lines. The batch ends when the running ones have been stopped."""
+        """Run no more lines, and stop the running ones. The batch ends once they have stopped."""
         if self._turn(CANCELLING, VALIDATING, IN_PROGRESS) and self.work is not None:
             self.work.stop()
 
@@ -194,7 +194,7 @@ class Batch:
         return self._now() >= self.about["expires_at"]
 
     def complete(self) -> None:
-        """End the batch when no line is left to run, and turn its answers into files. OSError."""
+        """End the batch once no line is running, and turn its answers into files. OSError."""
         work, last = self.work, COMPLETED
         if self.fault:
             self.fail([Fault(None, "server_error", self.fault)])
@@ -208,7 +208,7 @@ class Batch:
             self._end(last)
 
     def _end(self, status: str, errors: object = None) -> None:
-        """Change to the last state. Files with answers or errors are registered unless they are empty."""
+        """Change to a final state. Files with answers or errors are registered unless they are empty."""
         changes: dict[str, Any] = {"errors": errors, "request_counts": self._counts()}
         work, self.work = self.work, None
         if work is not None:

@@ -2,8 +2,8 @@
 
 The files are both the result for the client and the journal: a line has been answered once one of them holds its answer
 completely. After a crash they are read, a half-written last line is cut off, and only the missing lines are run. Each
-answer is a single write at the end of a file. `fsync` is called once a second, so a power failure costs the answers of
-a second, which are computed again.
+answer is a single write at the end of a file. `fsync` is called at most once a second, so a power failure costs the
+latest answers, which are computed again.
 
 Way not taken: a database or a separate journal. Two places could contradict each other.
 """
@@ -28,7 +28,7 @@ BINARY = getattr(os, "O_BINARY", 0)
 
 
 class Damaged(StartError):
-    """A file that should hold answers holds something else."""
+    """A file for answers holds something else, or can't be written."""
 
 
 class Busy(StartError):
@@ -39,7 +39,7 @@ class Journal:
     """The files `answers` and `errors`, created if they don't exist. Any thread may use it. Raises Damaged if they hold
     anything but answers, Busy while another process writes them.
 
-    `answered` and `failed` are the ids of the lines in the two files.
+    `answered` and `failed` are these two files.
     """
 
     def __init__(self, answers: Path, errors: Path, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,7 @@
 """The input of a batch: a file with one request per line, in OpenAI's format. Checks it and orders the lines.
 
-Only reads files; any thread may call it. A line is an object with `custom_id`, `method`, `url` and `body`. In memory
-stay only the line's place in the file and hashes of its beginning.
+Only reads files; any thread may call it. A line is an object with `custom_id`, `method`, `url` and `body`. Of a body,
+only the model's name and hashes of the prompt's beginning stay in memory.
 
 Lines whose prompts begin alike are run one after the other, because the engine then computes the common prefix once.
 Prompts begin alike if the hashes of their first 256 bytes are equal, then of their first 512, and so on. Groups are in
@@ -90,7 +90,7 @@ def read_lines(stream: BinaryIO, endpoint: str = "") -> tuple[list[Line], list[F
 
 
 def in_order(lines: Iterable[Line]) -> list[Line]:
-    """Sort lines so that those of one model are together, and among them those whose prompts begin alike."""
+    """Sort lines so that those of one model and URL are together, and among them those whose prompts begin alike."""
     first: dict[object, int] = {}
 
     def place(line: Line) -> list[int]:

@@ -1,4 +1,4 @@
-"""The lines of one batch that remain: waiting, running, and answered ones.
+"""The lines of one batch: waiting, running and answered ones.
 
 Any thread may use it. A line is taken with `take`, run with `ask`, and given to `answer`, which writes the answer or
 lets the line wait again.
@@ -100,8 +100,8 @@ class Work:
         return asking.ask(line.id, line.url, body, key_id, asked.client)
 
     def answer(self, asked: Asked, answer: Answer) -> None:
-        """Write the answer to a line. If the server was busy, the line waits again, and no other is taken for a while.
-        OSError if the answer can't be written; then the line waits again, too."""
+        """Write the answer to a line. The line waits again instead if it was stopped, if the server was busy (then no
+        line is taken for a while), or if the answer can't be written (OSError)."""
         line, waits_again = asked.line, True
         try:
             if answer.is_left or answer.has_given_way:

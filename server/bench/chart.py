@@ -1,6 +1,6 @@
 """Draws a chart of the results as SVG: a row per metric, a bar per server; longer is better.
 
-Pure text in and out. Imports the standard library and the types of this package. Tokens per second and milliseconds
+Pure functions. Imports the standard library and this package. Tokens per second and milliseconds
 share no scale, so bars are relative within a row: the best server has the full length. Way not taken: a plotting
 package, for forty rectangles.
 """

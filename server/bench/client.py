@@ -40,7 +40,7 @@ class Ask(NamedTuple):
 
 class Answer(NamedTuple):
     """The result of a completion. Times are in seconds since the common start of all requests. `arrivals` are the times
-    of events, empty without a stream. `n_evaluated` is the number of computed prompt tokens, `n_prompt` that of all."""
+    of events, empty without a stream. `n_prompt` prompt tokens have been read, `n_evaluated` of them computed."""
 
     arrivals: tuple
     ended: float
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
 
 class HttpPeer:
-    """A running server. BenchError, with the server's name, whenever it fails."""
+    """A running server. Its failures raise BenchError."""
 
     def __init__(self, name: str, host: str, port: int, key: str = "") -> None:
         self.name = name
@@ -225,7 +225,7 @@ class BackgroundReader:
 def read_events(
     response: HTTPResponse, arrivals: list | None = None, is_enough: Callable[[], bool] = lambda: False
 ) -> tuple:
-    """(arrival times, bytes) of an event stream, read to its end: one time for each event that became complete."""
+    """(arrival times, bytes) of an event stream, read until it ends or `is_enough`. Each complete event has a time."""
     arrivals = [] if arrivals is None else arrivals
     parts: list = []
     held = b""

@@ -1,7 +1,7 @@
 """`--bench`: measures this server with the user's model, and prints a table.
 
-Main thread, instead of serving. The server is a child: the same program with the same options, on another port, so the
-results are those of the real server. Imports this package only.
+Main thread, instead of serving. The server is a child: the same program with the same options, except those in PLACES.
+Imports the standard library, this package and `server.program`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def measure(
     scale: float = 1.0,
 ) -> int:
     """Measure, and return the exit code: 0 if all workloads could be measured. `program` and `argv` started this
-    program; their options for slots, context and address are replaced. BenchError for unknown workloads."""
+    program; their options for address, threads, slots and context are replaced. BenchError for unknown workloads."""
     workloads = choose(names)
     settings = Settings(Path(model or "model"), threads if threads > 0 else core_count(), repeat, scale)
     spec = ServerSpec("ours", (*program, *without_bench(argv), *PLACES), {}, key)

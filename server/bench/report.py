@@ -1,8 +1,8 @@
 """Turns runs into results: medians, ratios, a text summary and a JSON file.
 
-Pure functions. Imports the standard library and the types of `workloads`. A ratio is always the first server's value
-over the other's, for every metric. It is the median over pairs of consecutive runs, because a machine that slows down
-over time affects both runs of a pair. The JSON file has every single run.
+Pure functions, except `machine`. Imports the standard library and `workloads`. A ratio is always the first server's
+value over the other's, for every metric. It is the median over pairs of consecutive runs, because a machine that slows
+down over time affects both runs of a pair. The JSON file has every single run.
 
 Way not taken: means. One disturbed run shifts a mean, and such runs are common on a desktop.
 """

@@ -1,8 +1,8 @@
 """Starts, awaits and stops the servers that are measured, each given as a command.
 
-Main thread of the measuring process. Imports the standard library and this package. A command is split like a shell's
-and may begin with VAR=value words. Placeholders such as {model} and {port} are filled in after that, so paths with
-spaces need no quotes. Each server has its own process group and a log file; if it fails, the end of the log is shown.
+Main thread of the measuring process. Imports the standard library, this package and `server.program`. A command is
+split like a shell's and may begin with VAR=value words. Placeholders such as {model} and {port} are filled in later, so
+paths with spaces need no quotes. Each server has its own process group and a log file, whose end is shown if it fails.
 
 Way not taken: a configuration file. One line in the shell's history is enough.
 """
@@ -32,7 +32,7 @@ ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 NAME = re.compile(r"[A-Za-z0-9._+-]+")
 POLL_S = 0.005
 LOG_LINES = 3
-NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # makes Python compile changed sources at every start
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # with it, Python compiles changed sources at every start
 
 
 class Setup(NamedTuple):

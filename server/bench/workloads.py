@@ -4,8 +4,8 @@ Main thread of the measuring process. Imports the standard library and this pack
 peer (a server, or the bare loop) and a `Plan`, and returns a value for each metric. Texts consist of common words from
 a seeded generator: the same for all peers in a repetition, new in each repetition, so no cache helps unintentionally.
 
-Way not taken: recorded conversations. They would have to be shipped, and their length would be fixed. `agent` is the
-exception, because random words can't imitate the repetitions of agents.
+Way not taken: recorded conversations. They would have to be shipped, and their length would be fixed. `agent` has a
+fixed session, because random words can't imitate the repetitions of agents.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Metric(NamedTuple):
     better: str
     """MORE or LESS."""
     target: float | None = None
-    """The ratio to the best other server that we aim at."""
+    """The target for the ratio to the best other server."""
     bare: float | None = None
-    """The ratio to the bare loop that we aim at."""
+    """The target for the ratio to the bare loop."""
     limit: float | None = None
     """A bound for the value itself."""
 
@@ -209,7 +209,7 @@ def shared_prefix(peer: Any, plan: Plan) -> tuple:
 
 
 def conversations(peer: Any, plan: Plan) -> tuple:
-    """Six conversations in step, with four turns, on two slots. Each turn contains the whole history."""
+    """Six conversations of four turns on two slots, all at the same turn. Each turn contains the whole history."""
     said = [plan.text(250, "opening", i) for i in range(6)]
     seconds, n_evaluated = 0.0, 0
     for turn in range(4):
@@ -225,7 +225,7 @@ def conversations(peer: Any, plan: Plan) -> tuple:
 
 
 def rewrite(peer: Any, plan: Plan) -> tuple:
-    """A copy of a text of 300 words with small edits, so most of the answer is in the prompt."""
+    """A copy of a text of 300 words that is in the prompt twice."""
     text = plan.text(300, "rewrite")
     before, _, after = text.partition(". ")
     (answer,) = peer.generate(
@@ -274,8 +274,8 @@ def embed(peer: Any, plan: Plan) -> tuple:
 
 
 def swap(peer: Any, plan: Plan) -> tuple:
-    """Requests to two models in turns, of which only one may be loaded: seconds to the first token of each, the larger
-    first. There are pauses between them as with human users."""
+    """Requests to two models in turns, of which only one may be loaded: seconds to the first token of each, the longer
+    time first. There are pauses between the requests, as with human users."""
     names = peer.models()
     if len(names) != 2:
         raise BenchError(f"{peer.name}: the workload swap needs a server with two models; it has {len(names)}")
@@ -296,7 +296,7 @@ STREAMS = (
     Metric("between tokens, median", "ms", LESS),
     Metric("between tokens, 99 %", "ms", LESS, 0.8),
 )
-# the targets hold for 8 streams; with 32 there are none
+# with 32 streams, only the throughput has targets
 MANY_STREAMS = tuple(metric if metric.better == MORE else metric._replace(target=None) for metric in STREAMS)
 
 WORKLOADS = (

@@ -1,4 +1,4 @@
-"""Chooses the chat template: the user's, else the model's, else ChatML. Reads the template's file; handler threads."""
+"""Chooses the chat template: the user's, else the model's, else ChatML. On handler threads; reads a file."""
 
 from __future__ import annotations
 

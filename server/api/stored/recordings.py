@@ -2,8 +2,8 @@
 
 If a request for a stream has the header `X-Conversation-Id`, a thread `stream` writes the answer into a `Recording`,
 and the connection only reads from it. A broken connection therefore doesn't end the answer, and GET /v1/stream
-continues at any byte. Routes, header and fields are llama-server's. A conversation has one stream, the latest, which
-belongs to the key that started it.
+continues at any byte. Routes, header and fields are llama-server's. Of each conversation of a key, only the latest
+stream is kept.
 
 There are bounds on the number of streams, their bytes (a long stream loses its beginning), their age after the end, and
 the time that a stream is written without a reader.
@@ -30,7 +30,7 @@ from server.web.message import CLIENT_CLOSED, EventStream, Request, Response
 MAX_STREAMS, MAX_OF_KEY = 32, 16
 MAX_BYTES = 4 << 20  # kept per stream; it may grow by a quarter more before its beginning is cut off
 KEPT_S = 300.0  # how long a finished stream is kept
-ALONE_S = 3600.0  # how long a stream is written without a reader
+ALONE_S = 3600.0  # how long a stream goes on without a reader
 READ_BYTES = 1 << 16  # most bytes that a reader takes at a time
 MAX_IDS = 1000  # conversations in one lookup
 ID = re.compile(r"[ -~]{1,512}")
@@ -204,8 +204,8 @@ class Recordings:
         self._kept: dict[tuple[str, str], Recording] = {}
 
     def begin(self, request: Request, id_: str, make: Callable[[], Source], headers: dict[str, str]) -> EventStream:
-        """Start a recorded stream, and end an earlier one of the conversation. An error of `make`, or one before the
-        first byte, is raised."""
+        """Start a recorded stream, and end an earlier one of the conversation. Raises the errors of `make`. An error
+        before the first byte is raised when the answer is read."""
         key = request.key_id, id_
         recording = Recording({"Content-Type": headers["Content-Type"], "X-Conversation-Id": id_}, self._clock)
         self._add(key, recording)
@@ -233,7 +233,7 @@ class Recordings:
         return recording
 
     def matching(self, key_id: str, ids: list[str]) -> list[tuple[str, Recording]]:
-        """The streams of these conversations; a client with several models has them under names `ID::...`."""
+        """The streams of these conversations. A client that uses several models calls them `ID::...`."""
         starts = tuple(id_ + "::" for id_ in ids)
         with self._lock:
             self._expire()
@@ -264,7 +264,7 @@ class Recordings:
                 del self._kept[key]
 
     def _add(self, key: tuple[str, str], recording: Recording) -> None:
-        """Add a recording. ApiError 503 if the greatest number is being written already."""
+        """Add a recording. ApiError 503 if too many are being written already."""
         with self._lock:
             self._expire()
             before = self._kept.pop(key, None)

@@ -67,7 +67,7 @@ class ResponseHandlers:
         return json_response(response)
 
     def input_items(self, request: Request) -> Response:
-        """Lists the items of its input and of all that it continues from, the newest first."""
+        """Lists the items of its input and of all responses that it continues from."""
         *before, own = earlier_records(self._context, request.key_id, self._require(request))
         items = [item for found in before for item in items_of_record(found)]
         return json_response(page(request, [*items, *own["input"]]))
@@ -118,7 +118,7 @@ def page(request: Request, items: Sequence[Any], default: int = LIMIT, most: int
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """A number from the query. ApiError 400 for other texts."""
+    """A number from the query. ApiError 400 if it is none, or out of range."""
     text = request.query.get(name)
     if text is None:
         return default

@@ -1,8 +1,8 @@
 """The errors of templates: one family of exceptions, each with a position in the source.
 
-Pure data, any thread. `Template(...)` and its `render` methods raise nothing but `TemplateError`; the caller answers
-400. Not taken: raising Python's own exceptions for type errors in templates. The caller couldn't tell an error of the
-template from one of the interpreter.
+Pure data, any thread. `Template(...)` and its `render` methods raise nothing but `TemplateError`. Not taken: raising
+Python's own exceptions for type errors in templates. The caller couldn't tell a fault of the template from a bug of
+this interpreter.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Parses expressions: from tokens to the syntax tree.
 
 Pure functions, any thread; the base of `parser`. There is one method per level of precedence, from the loosest to the
-tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter binds tighter than any operator except
-attribute access, and `-x|abs` negates first. Not taken: a table of precedences, since the irregular levels (`is`,
+tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter binds tighter than all operators except signs
+and attribute access (`-x|abs` negates first). Not taken: a table of precedences, since the irregular levels (`is`,
 filters, signs) would need many special cases.
 """
 

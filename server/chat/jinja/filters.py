@@ -28,7 +28,7 @@ from .sequences import do_list
 from .text import JsonStyle, soft_text, to_json, to_text
 from .values import Undefined
 
-MAX_PRECISION = 400  # most decimal places for `round`; a float has no more
+MAX_PRECISION = 400  # most decimal places for `round`; more would change no float
 MAX_DIGITS = 4300  # most digits of a string that is converted to an integer; Python's own limit
 WORD_STARTS = re.compile(r"([-\s({\[<]+)")
 WORDS = re.compile(r"\w+")
@@ -82,7 +82,7 @@ def do_escape(run: Run, value: Any, /) -> str:
 
 
 def do_forceescape(run: Run, value: Any, /) -> str:
-    """The text with HTML's special characters escaped."""
+    """The text with HTML's special characters escaped, even if it is safe."""
     return do_escape(run, to_text(run, value))
 
 

@@ -25,10 +25,10 @@ STEPS_PER_LOOK = 32  # steps from one look at the clock to the next
 class Limits:
     """What one rendering may use.
 
-    `steps`: loop items, macro calls and lazily made items, plus one step per 256 characters of large texts. `depth`:
-    levels of nested macros and recursive loops, and of nested values. `output`: characters printed, also into captured
-    blocks. `text`: characters of one string. `items`: items of one list. `bits`: bits of one integer. `seconds`: wall
-    time.
+    `steps`: loop items, macro calls, lazily made items, each 256 characters of a large text, each 16 items of a list.
+    `depth`: levels of nested macros and recursive loops, and of nested values. `output`: characters printed, also into
+    captured blocks. `text`: characters of one string. `items`: items of one list. `bits`: bits of one integer.
+    `seconds`: wall time.
     """
 
     steps: int = 1_000_000
@@ -41,7 +41,7 @@ class Limits:
 
 
 class Run:
-    """The state of one rendering: the rest of the limits, and the tables that the template may use."""
+    """The state of one rendering: what is left of the limits, and the tables that the template may use."""
 
     __slots__ = ("limits", "steps", "output", "depth", "deadline", "variables", "filters", "tests", "mutable")
 

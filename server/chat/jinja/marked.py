@@ -11,8 +11,8 @@ too many may cost a special token, a mark too few would let a user forge one. Th
 that of Python's `str`.
 
 `Marked` also has `safe`, the flag of the `safe` and `escape` filters. A safe string escapes text that is added to it,
-as jinja2's `Markup` does even without autoescaping. Not taken: a class beside `str`, which would need a conversion for
-each comparison, dictionary lookup and test.
+as jinja2's `Markup` does even without autoescaping. Not taken: a class not derived from `str`, which would need a
+conversion for each comparison, dictionary lookup and test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ESCAPES = {ord("&"): "&amp;", ord(">"): "&gt;", ord("<"): "&lt;", ord("'"): "&#3
 
 
 def _same_places(name: str) -> Callable[..., str]:
-    """A method that keeps the marks if it maps characters one to one; otherwise it marks its whole result."""
+    """A method that keeps the marks if the length stays the same, and otherwise marks its whole result."""
     plain = getattr(str, name)
 
     def method(self: Marked) -> str:

@@ -1,8 +1,8 @@
 """The operators of the template language, with limits that Python's don't have.
 
 Run on the thread that renders the template. Python's operators compute the results. The functions here first check
-those whose result or cost can be huge: products of strings, powers, comparisons of nested values. Not taken: limiting
-only time, since one long operation inside CPython can't be interrupted.
+those whose result or cost can be huge, such as string products, powers, comparisons of nested values. Not taken:
+limiting only time, since one long operation inside CPython can't be interrupted.
 """
 
 from __future__ import annotations

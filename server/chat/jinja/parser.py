@@ -2,7 +2,7 @@
 
 Pure functions, any thread. A recursive-descent parser; `expressions` parses expressions. Tags of jinja2 that need other
 templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`) are refused by name. Not taken: a parser
-generator, since this small grammar needs two tokens of look-ahead in three places only.
+generator, since this small grammar needs two tokens of look-ahead in two places only.
 """
 
 from __future__ import annotations

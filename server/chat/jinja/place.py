@@ -29,7 +29,7 @@ class Place:
     """The surroundings of a node.
 
     `soft`: the node is directly inside an `if`, where an unknown filter is an error only when it is reached. `in_loop`:
-    the node may `break`. `captured`: index of the variable with the text for a filter without a value.
+    the node may `break`. `captured`: index of the variable with the text of the block around a filter without a value.
     """
 
     source: Source
