@@ -1,7 +1,7 @@
 """Runs requests for text: submits their tasks, and turns the engine's messages into events, streamed or collected.
 
-Runs on a connection thread. While that thread of a stream sleeps, the thread `engine-reader` runs `feed` and writes the
-events (`Stream.divert`). Streamed and whole answers are made of the same events, so they can't differ.
+Runs on a connection thread. While a stream's connection thread sleeps, the thread `engine-reader` runs `feed` and
+writes the events (`Stream.divert`). Streamed and whole answers are made of the same events, so they can't differ.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def no_folder(request: Request) -> Response:
 
 
 def vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
-    """The health and prediction routes that Vertex AI sets in the environment. StartError if a path is in use."""
+    """The health and prediction routes that Vertex AI sets in the environment. StartError if `predict` is in use."""
     health, predict = context.options.health_route, context.options.predict_route
     taken = {(route.method, route.path) for route in table}
     if ("POST", predict) in taken:
@@ -204,7 +204,7 @@ def vertex_routes(context: Context, table: list[Route], status: StatusHandlers) 
 
 
 def hints(table: Iterable[Route]) -> dict[str, str]:
-    """What the 404 of an unknown path adds, by the beginning of the path (see `Router`)."""
+    """The text that the 404 of an unknown path adds, by the path's beginning (see `Router`)."""
     known = sorted({route.path.removeprefix("/v1/") for route in table if route.path.startswith("/v1/")})
     ours = sorted({route.path.removeprefix("/api/") for route in table if route.path.startswith("/api/")})
     base = "base URL {prefix}/v1"

@@ -1,8 +1,8 @@
 """The register of running requests by id, and the routes that act on them: POST /v1/abort ends a request, and POST
 /v1/chat/completions/control ends its reasoning.
 
-Connection threads fill and read it, under a lock. A request's ids are its X-Request-Id, which clients may choose, even
-the same one twice, and the id of its answer in OpenAI's form.
+Connection threads fill and read it, under a lock. A request's ids are its X-Request-Id, which clients may choose and
+use twice, and its answer's id, if the dialect has one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.web.message import Request, Response
 
 @record(eq=False)
 class Entry:
-    """One running request. `finish` ends it, `end_thinking` ends its reasoning; both return whether there was any."""
+    """One running request. `finish` ends it, `end_thinking` ends its reasoning; both return whether they did."""
 
     key_id: str
     finish: Callable[[], bool]

@@ -1,4 +1,4 @@
-"""Writes the engine's messages and settings as JSON. Pure functions; connection threads call them.
+"""Writes the engine's messages and settings as JSON. Runs on the thread that writes the answer.
 
 The names of the fields are those of llama-server's documents.
 """
@@ -137,8 +137,8 @@ def cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
 
 def _difference_json(difference: Difference, asked: TextRequest, final: Final) -> dict[str, Any]:
     """Where prompt and cached tokens differ: the text before, then both sides token by token, since equal text can have
-    different tokens. Tokens of an image or a sound (negative ids) are shown as `[file]`. `cost_ms` is the time of
-    prefill that the lost rows took, in proportion."""
+    different tokens. Tokens of an image or a sound (negative ids) are shown as `[file]`. `cost_ms` estimates
+    the lost rows' prefill time from this prompt's."""
     before, prompt, cached = (
         [b"[file]" if token < 0 else asked.model.vocab.piece(token) for token in tokens]
         for tokens in (difference.before, difference.prompt, difference.cached)

@@ -1,7 +1,7 @@
 """The dialect of POST /api/chat, for Ollama's clients: answers are lines of JSON. Runs on connection threads.
 
-The module also has what /api/generate shares with it (see `ollama_generate`). Ollama's tool calls have no ids: this
-module makes the ids that templates need, and matches results to calls by name and order. Arguments of calls are JSON
+The module also has what /api/generate shares with it (see `ollama_generate`). Tool calls in requests may lack ids: this
+module makes those that templates need, and matches results to calls by name and order. Arguments of calls are JSON
 objects, so a call is sent only when it is complete, and never if it was cut off.
 """
 
@@ -43,7 +43,7 @@ UNITS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, 
 FOR_EVER_S = 1e9  # longer times mean that the model stays loaded
 MAX_DURATION = 64  # characters of a `keep_alive`
 MAX_NAME = 256  # characters of the model's name in a request; every line of the answer repeats it
-MAX_CALLS = 128  # in one message; each result is searched among them
+MAX_CALLS = 128  # in one message; each result's call is searched for among them
 NS_PER_MS = 1_000_000
 MARK = secrets.token_hex(16)  # placeholder for the text of a line; random, so that no text contains it
 MESSAGE_TYPES = {
@@ -105,8 +105,8 @@ def read_values(
 
 
 def keep_alive(model: Model, value: object) -> tuple[str, ...]:
-    """Set how long the model stays loaded without work. Returns a warning if it is never unloaded. ApiError 400 for an
-    invalid time."""
+    """Set how long the model stays loaded without work. Returns a warning if it can't be unloaded as
+    asked. ApiError 400 for an invalid time."""
     if value is None:
         return ()
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -256,7 +256,7 @@ def chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
 
 
 class OllamaReply:
-    """Writes answers in this dialect. With `has_context` the last line has the tokens of prompt and answer."""
+    """Writes answers in this dialect. For /api/generate the last line has the tokens of prompt and answer."""
 
     id = ""
 

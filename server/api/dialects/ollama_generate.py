@@ -1,8 +1,8 @@
 """POST /api/generate in Ollama's dialect: text for one prompt. Runs on connection threads.
 
 The prompt becomes the user's message of a chat, except in three cases: the request has its own `template`, sends the
-complete text (`raw`), or wants the text before a `suffix`. Of Ollama's template language, only the three variables for
-text and conditions on them are supported; loops over messages are refused.
+complete text (`raw`), or wants the text before a `suffix`. Of Ollama's template language, only `.System`,
+`.Prompt`, `.Response` and conditions on them are supported; loops over messages are refused.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Form(Protocol):
     chunk_name: str
     id_prefix: str
     n_echoed: list[int] | None
-    """If the prompt's tokens get logprobs: the number of its characters before each text (see `TokenPlaces`)."""
+    """The characters of each choice's prompt; None unless the prompt's tokens get logprobs (see `TokenPlaces`)."""
     calls_finish: str
     """The `finish_reason` of a choice that calls tools."""
 
@@ -52,7 +52,7 @@ class Form(Protocol):
         """The choice of a chunk with a part of the answer, or of the last chunk, which has no part."""
 
     def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
-        """A whole choice. `rest` are the logprobs of tokens after all text."""
+        """A whole choice. `rest` are the logprobs of control tokens."""
 
     def logprobs(self, tokens: Sequence[PlacedToken]) -> object:
         """The `logprobs` object of tokens and their places."""
@@ -216,7 +216,7 @@ class OpenAiReply:
         return self._form.logprobs(tokens) if self._has_probs else None
 
     def _rest(self, index: int) -> object:
-        """The `logprobs` object of tokens after all text (such as EOS) if those count, else None."""
+        """The `logprobs` object of control tokens such as EOS; None if none were kept."""
         rest = self._places[index].rest()
         return self._form.logprobs(rest) if rest else None
 
@@ -266,7 +266,7 @@ def error_event(error: ApiError) -> bytes:
 
 
 def waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
-    """For streams that begin while a model is loaded: chunks with an empty `choice`."""
+    """For streams that begin while a model is loaded: chunks with its progress and an empty `choice`."""
 
     def event(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
         return sse_event(
@@ -290,8 +290,8 @@ class TokenPlaces:
     is never sent. Control tokens, such as EOS, have no text. They are kept for `rest` if the text follows an echoed
     prompt of `n_echoed` characters, since then every token has an entry.
 
-    If the markers of calls and reasoning were removed from the text (`is_parsed`), the text is searched for in the text
-    of the tokens; the control tokens in `preserved` are a part of that.
+    If the markers of calls and reasoning were removed from the text (`is_parsed`), it is searched for in the text of
+    the tokens. That includes the control tokens in `preserved`.
     """
 
     def __init__(
@@ -340,6 +340,6 @@ class TokenPlaces:
 
 
 def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, Any]:
-    """A token in the form of chats, with the most likely alternatives."""
+    """A token as chat answers write it, with the most likely alternatives."""
     top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
     return {**token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}

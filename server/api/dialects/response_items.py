@@ -24,7 +24,7 @@ from server.web.message import to_json
 from server.web.sse import named_event
 
 Placed = tuple[Any, str]
-"""An item, and its place in the request for error messages."""
+"""An item, and its place in the request, which error messages name."""
 
 N_TOKEN = 24  # random bytes in an id
 PREFIXES = {
@@ -71,7 +71,7 @@ FUNCTION_CALL = Kind("function_call", "fc", "response.function_call_arguments", 
 CUSTOM_CALL = Kind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
 KINDS = (MESSAGE, SUMMARY, REASONING, FUNCTION_CALL, CUSTOM_CALL)
 LOGPROBS, SEALED = "message.output_text.logprobs", "reasoning.encrypted_content"  # values of `include`
-PROB_BYTES = 2000  # memory for the logprobs of one token of an answer
+PROB_BYTES = 2000  # memory for one logprob of an answer
 NO_RESULTS = dict.fromkeys(("usage", "error", "incomplete_details", "completed_at")) | {"output": []}
 RESULTS = (*NO_RESULTS, "timings", "cache", "warnings")
 """Fields that only a finished response has."""
@@ -81,7 +81,7 @@ NO_TEXT: dict[str, dict[str, Any]] = {"message": {"role": "assistant"}, "reasoni
 
 @record(frozen=True)
 class Exchange:
-    """The data of a request for a response that the store needs."""
+    """What the store needs to know of a request for a response."""
 
     token: str
     """The common part of the ids of the response and its items."""
@@ -93,7 +93,7 @@ class Exchange:
     customs: frozenset[str]
     """The names of the tools that take text instead of JSON."""
     conversation: str = ""
-    """The conversation that input and output are added to; "" for none."""
+    """The id of the conversation that input and output are added to; "" for none."""
     is_stored: bool = False
     """Whether the response can be fetched and continued later."""
     is_background: bool = False
@@ -185,13 +185,13 @@ class EventWriter:
         self._frame = (b"", b"")  # the bytes before and after the text of a delta
 
     def begin(self) -> bytes:
-        """The first events. A background response has its events for a queued response here."""
+        """The first two events, which say `queued` for a background response."""
         if not self._response["background"]:
             return self._state("created", IN_PROGRESS) + self._state(IN_PROGRESS, IN_PROGRESS)
         return self._state("created", QUEUED) + self._state(QUEUED, QUEUED)
 
     def progress(self) -> bytes:
-        """The event that the engine has begun; only a background response has it."""
+        """The event for the engine's beginning; only a background response has it."""
         return self._state(IN_PROGRESS, IN_PROGRESS) if self._response["background"] else b""
 
     def open(self, item: Item) -> bytes:

@@ -1,8 +1,8 @@
 """The dialect of POST /v1/responses, OpenAI's newer API. Runs on connection threads.
 
-Input and output are lists of items: messages, calls, results of calls, reasoning. Items of the model in a row become
+Input and output are lists of items: messages, calls, results of calls, reasoning. Consecutive items of the model become
 one message of a `Conversation`. A response can continue from an earlier response or a conversation, whose items are
-stored (`server/api/stored`); an `Exchange` holds what the store needs to know of a request.
+stored (`server/api/stored`); an `Exchange` has what the store needs to know of a request.
 
 A `custom` tool takes text; to the model it is a function with one argument. Reasoning is sent as a summary if the
 request asks for one, because such clients show nothing else. The summary is the full text of the reasoning.
@@ -92,7 +92,7 @@ FOREIGN = (
     *("mcp_list_tools", "program", "program_output", "shell_call", "shell_call_output", "tool_search_call"),
     *("tool_search_output", "web_search_call"),
 )
-"""Items of tools that only OpenAI's servers have."""
+"""Types of items that only OpenAI's servers can use."""
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------
@@ -222,8 +222,8 @@ def read_conversation(
 def read_messages(
     context: Context, values: Mapping[str, Any], before: list[Placed], files: Files
 ) -> tuple[list[Message], tuple[str, ...]]:
-    """The messages of a request after the items in `before`, and a warning about items that only OpenAI's servers can
-    use."""
+    """The messages of the items in `before` and of the request, and a warning about items that only OpenAI's servers
+    can use."""
     messages: list[Message] = []
     if values["instructions"]:
         messages.append({"role": "system", "content": [text_part(values["instructions"])]})
@@ -249,7 +249,7 @@ def read_messages(
 
 
 def read_wish(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The effort of reasoning, under the names that all chat dialects share."""
+    """The settings of reasoning, under the names that all chat dialects share."""
     names = ("enable_thinking", "reasoning_budget_tokens", "chat_template_kwargs")
     wish = {name: values[name] for name in names if values[name] is not None}
     effort = (values["reasoning"] or {}).get("effort")
@@ -353,7 +353,7 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
 
 
 def add_message(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """Add a message. Messages of the user in a row are joined."""
+    """Add a message. A user's or assistant's joins the last message if that has the same role."""
     role = one_of(ROLES, item.get("role"), f"{where}.role")
     parts = content_parts(item.get("content"), f"{where}.content", files)
     if role == "assistant":
@@ -505,7 +505,7 @@ class ResponsesReply:
         return self._writer.begin()
 
     def finish(self, response: dict[str, Any]) -> bytes:
-        """The last events of a response that ended like this."""
+        """The last events. `response` is the finished response without its output."""
         begun = self.begin() + self._writer.close(COMPLETED if response["status"] == COMPLETED else INCOMPLETE)
         output = [item.json() for item in self._writer.items]
         self.response = self._kept({**response, "output": output})
@@ -576,7 +576,7 @@ class ResponsesReply:
         }
 
     def _kept(self, response: dict[str, Any]) -> dict[str, Any]:
-        """Store the response if it is to be stored, and return it; it has a warning if there was no room."""
+        """Store the response and extend its conversation, as asked. Returns it, with a warning if there was no room."""
         exchange, stored = self._exchange, self._context.stored
         if self._is_copy:
             return response

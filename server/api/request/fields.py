@@ -1,4 +1,4 @@
-"""The tables of all request fields. Bodies are read by them, unknown fields are reported, and docs/api.md is made.
+"""The tables of all request fields, for reading bodies, reporting unknown fields and writing docs/api.md.
 
 Connection thread. An unknown field is ignored, because clients send many, but the answer names it: in its `warnings`,
 or in the header X-Warnings if the answer's JSON has no place for them. The log names it once, too. The fields that all
@@ -466,8 +466,8 @@ def _without(field: Field, taken: set[str]) -> Field:
 
 
 class Body:
-    """The body of some routes: the fields of some tables, except those in `without`. If several tables have a name, the
-    first one defines it."""
+    """The body of some routes: the fields of some tables, except those in `without`. If several tables have the same
+    name, the first one defines it."""
 
     def __init__(
         self, routes: tuple[str, ...], tables: tuple[tuple[Field, ...], ...], without: tuple[str, ...] = ()

@@ -42,8 +42,8 @@ class Files:
     """The files of one request, in the order in which they were found, and the markers that stand for them.
 
     Their bytes count into the bound on the memory of all requests (`server.memory`). A file that occurs twice is read
-    once. Files from URLs may have `--max-body` bytes together. Between two files it ends the request if the client has
-    left.
+    once. Files from the disk or network may have `--max-body` bytes together. Before each file the request ends if the
+    client has left.
     """
 
     model: Model

@@ -68,7 +68,7 @@ def kind_of(data: bytes) -> str:
 
 def check_image(data: bytes, max_pixels: int) -> Size:
     """The image's size. BadFile if the header is wrong, if the image has more than `max_pixels` pixels or takes more
-    work than so many plain pixels, or if the file is too short for it."""
+    work than that many plain pixels, or if the file is too short for it."""
     try:
         size = _size(data)
     except (struct.error, IndexError):

@@ -3,7 +3,7 @@
 Pure functions, any thread. miniaudio, which decodes for libmtmd, allocates as many samples as a file claims to have. It
 reads a file that is neither WAV nor FLAC as MP3, wherever in the bytes a frame begins. So the decoder gets a rewritten
 file without the parts that decoders read differently: a WAV gets a plain header before its samples, a FLAC keeps only
-the description of its stream and its frames, an MP3 keeps only its frames, with a true count of them.
+the description of its stream and its frames, an MP3 keeps only its frames, and never claims more of them.
 
 Not taken: checking files and passing them on unchanged. Each difference between the check and the decoder would be a
 vulnerability.
@@ -136,7 +136,7 @@ MAX_FRAME = max(FRAME_SIZES.values())
 
 
 def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
-    """All frames of the same kind as the first one. If the first one contains their number, it is corrected."""
+    """All frames of the same kind as the first one. A number of frames in that is corrected if it is too high."""
     end = _before_tags(data, start)
     pieces: list[tuple[int, int]] = []
     kind, n_frames, seconds, n_stray, at = None, 0, 0.0, 0, start
@@ -185,7 +185,7 @@ def _kind(data: bytes, at: int) -> tuple[int, int, bool]:
 
 
 def _tag(data: bytes, at: int) -> int | None:
-    """The position of the tag with the number of all frames in this frame; None if it has no such tag."""
+    """The position of this frame's tag that has the number of all frames; None if it has no such tag."""
     version, _, is_mono = _kind(data, at)
     n_side = (17 if is_mono else 32) if version == 0xFA else 9 if is_mono else 17
     place = at + 4 + (0 if data[at + 1] & 1 else 2) + n_side

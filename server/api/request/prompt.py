@@ -37,15 +37,15 @@ class Source(Protocol):
     """Maps positions in a prompt to fields of the request."""
 
     def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
-        """The field whose text is `n_same` bytes behind the first tokens of the prompt, given as the tokens' bytes
-        (None for a file). None if the field can't be found."""
+        """The field of the text `n_same` bytes behind `pieces`, the bytes of the prompt's first tokens (None for a
+        file). None if the field can't be found."""
 
 
 @record(frozen=True)
 class Prompt:
     """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on.
-    `may_respell`: it contains earlier answers of the model as text; see `Task`. Without a `source` all of it comes from
-    the request's field `prompt`."""
+    `may_respell`: it contains earlier answers of the model as text; see `Task`. Without a `source` its text comes
+    from the request's field `prompt`."""
 
     tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()

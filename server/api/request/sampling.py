@@ -19,13 +19,13 @@ from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingPara
 from server.errors import ApiError
 from server.models.model import Vocab
 
-# How many strings a list may have. All requests wait while the engine processes them: it searches each token of the
+# How many strings a list may have. All requests wait while the engine processes a list: it searches each token of the
 # vocabulary for each breaker, and applies each sampler to the whole vocabulary for each generated token.
 MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
 
 # The time that llama.cpp's DRY sampler needs to search the vocabulary. It uses the first BREAKER_BYTES of a breaker.
 # For each token it needs BREAKER_TOKEN_S seconds. If the breaker may begin at the end of the token, it needs
-# BREAKER_TAIL_S more, and BREAKER_BYTE_S for each byte. Their number is estimated from VOCAB_SAMPLE tokens.
+# BREAKER_TAIL_S more, and BREAKER_BYTE_S for each byte. VOCAB_SAMPLE tokens show how many these are.
 # All breakers of a request together may need BREAKERS_S.
 BREAKER_BYTES, BREAKER_TOKEN_S, BREAKER_TAIL_S, BREAKER_BYTE_S = 40, 50e-9, 15e-6, 0.3e-6
 BREAKERS_S, VOCAB_SAMPLE = 0.3, 1024
@@ -131,8 +131,8 @@ def strings(name: str, value: object) -> tuple[str, ...]:
 
 
 def logit_bias(value: object, vocab: Vocab) -> tuple[tuple[int, float], ...]:
-    """`logit_bias` as (token, bias) pairs. It is a list of pairs of a token or text and a number or false, or an object
-    of these. ApiError 400."""
+    """`logit_bias` as (token, bias) pairs. In a list of pairs or an object, each token or text has a number, or false
+    for a ban. ApiError 400."""
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, (list, tuple)):
         raise ApiError(400, f"logit_bias: {shorten(value)} is neither a list of pairs nor an object")

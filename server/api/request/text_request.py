@@ -97,12 +97,12 @@ class TextRequest:
         return self.prompts[index // self.n]
 
     def shown_for(self, index: int) -> Any:
-        """The prompt as the answer with this index shows it: of several prompts its own."""
+        """The prompt that the answer with this index shows: its own, if there are several."""
         return self.shown[index // self.n] if len(self.tasks) > self.n else self.shown
 
     @property
     def ping_s(self) -> float | None:
-        """Seconds of silence after which a stream gets a comment; None for never."""
+        """Seconds of silence after which a stream gets a ping; None for never."""
         asked = self.values["sse_ping_interval"]
         seconds = self.default_ping_s if asked is None else asked
         return seconds if seconds > 0 else None

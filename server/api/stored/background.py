@@ -27,7 +27,7 @@ from server.web.sse import PING
 
 MAX_RUNS, MAX_RUNS_OF_KEY = 64, 16  # responses at the same time, of all keys and of one
 WAIT_S = 30.0  # longest wait for the end of a response that is cancelled
-PING_S = 15.0  # seconds without an event after which a stream sends a ping
+PING_S = 15.0  # default: seconds without an event after which a stream sends a ping
 EVENT_BYTES = 300  # memory per event until the response has ended
 
 log = get_logger("api")
@@ -64,7 +64,7 @@ class Run:
         )
 
     def begin(self) -> None:
-        """Hold the model, before the end of the client's request lets go of it."""
+        """Hold the model, because the client's request will release it."""
         self._context.models.share(self.asked.model, self._detached)
 
     def work(self) -> None:
@@ -149,7 +149,7 @@ class Runs:
         self._runs: dict[str, Run] = {}
 
     def start(self, asked: TextRequest, request: Request) -> Run:
-        """Start a response. ApiError 503 if too many are running."""
+        """Start a response. ApiError 503 if too many are running or the store is full."""
         run = Run(self._context, asked, request)
         id_ = run.response["id"]
         with self._lock:

@@ -53,7 +53,7 @@ def sums(notes: Sequence[Note]) -> dict[str, Any]:
 
 
 def hints(notes: Sequence[Note]) -> list[dict[str, Any]]:
-    """Places in which most requests to a model differ, so that the cache behind them is lost each time. The most
+    """Places where most requests to a model differ from the cache, so that its rest is lost each time. The most
     expensive place comes first. `notes` has the newest request first."""
     n_asked: dict[str, int] = {}
     places: dict[tuple[str, str | None, int], list[dict[str, Any]]] = {}

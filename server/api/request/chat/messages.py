@@ -215,8 +215,8 @@ def template_variables(
 
 
 def unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Warnings about fields and variables that the template doesn't read. There is none for turning reasoning off: the
-    engine can end the reasoning where it begins, without the template's help."""
+    """Warnings about fields and variables that the template doesn't read. There is none for turning reasoning off if
+    the engine can end it where it begins, without the template's help."""
     template, given = model.chat_template, body.get("chat_template_kwargs") or {}
     is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"
     asked = [name for name in ("reasoning_effort", "enable_thinking") if body.get(name)]
@@ -234,7 +234,7 @@ def render(
 ) -> Segments:
     """The segments that the template renders. ApiError 400 for an error of the template."""
     template = model.chat_template
-    from server.chat.jinja import TemplateError  # here, because `chat_template` has imported it
+    from server.chat.jinja import TemplateError  # here: `chat_template` has loaded it
 
     try:
         return template.render(messages, add_generation_prompt, variables)

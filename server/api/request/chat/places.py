@@ -1,9 +1,9 @@
 """Finds the field of a request, such as a message's content, from which a position in its rendered prompt comes.
 
 Connection thread, only to report where a prompt differs from the cached one. The conversation is rendered a second
-time. In each text of the request all letters are replaced by one letter that occurs nowhere else. The letter at the
-position in the rendered text then identifies the field, whatever the template has done with its text. Some characters
-stay, because templates depend on them: all but letters and digits, names in tags, roles and ids. A position at such a
+time. In each text of the request all letters and digits are replaced by one letter that occurs nowhere else. This
+letter at the position in the rendered text then identifies the field, whatever the template has done with its text.
+Other characters stay, and so do names in tags, roles and ids, because templates depend on them. A position at such a
 character belongs to the text around it.
 
 Not taken: searching the prompt for the texts of the request. They often occur several times, or are cut, joined or
