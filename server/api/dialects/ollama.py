@@ -168,7 +168,7 @@ def read_turns(value: object, files: Files) -> list[Message]:
     if not isinstance(value, list):
         raise ApiError(400, "messages: a list of messages is required")
     require_few(len(value))
-    pending: list[tuple[str, str]] = []  # name and id of each call without a result so far
+    pending: list[tuple[str, str]] = []  # name and id of each of the latest calls without a result
     n_calls = 0
     turns = []
     for i, message in enumerate(value):

@@ -77,8 +77,8 @@ def read_prompts(
     before they are tokenised, and may refuse it.
 
     A list of strings and ids is one prompt. A list that contains lists or objects is a list of prompts. A list of
-    strings alone is one prompt in the 2024 documents (`strings_are_one`) and a list of prompts today. Images come in
-    an object's `multimodal_data`, or in the body's `image_data` if the prompt is one string.
+    strings alone is one prompt in the 2024 documents (`strings_are_one`) and a list of prompts today. Files come in an
+    object's `multimodal_data`, or in the body's `image_data` if the prompt is one string.
     """
     if image_data:
         if not isinstance(prompt, str):

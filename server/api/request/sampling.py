@@ -1,6 +1,6 @@
 """Makes the engine's `SamplingParams` from a request's fields.
 
-Connection thread; pure. `schema` has the table of the fields and checks single numbers. This module reads the fields
+Connection thread. `schema` has the table of the fields and checks single numbers. This module reads the fields
 that come in several forms or need the vocabulary.
 """
 

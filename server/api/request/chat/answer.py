@@ -1,4 +1,4 @@
-"""The form of a chat's answer: tool calls, reasoning, and the constraint of the text. Connection thread; pure.
+"""The form of a chat's answer: tool calls, reasoning, and the constraint of the text. Connection thread.
 
 The model's template determines the format of calls and reasoning (`CallFormat`). From the format come both the grammar
 that enforces it and the parser that separates calls and reasoning from the text.
