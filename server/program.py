@@ -40,7 +40,7 @@ def is_frozen() -> bool:
 
 
 def advice(source: str, frozen: str) -> str:
-    """One of two advices. `source` may name scripts of a checkout, `frozen` is for an executable, which has none."""
+    """`source` or, in an executable, `frozen`. Only `source` may name scripts, which an executable doesn't have."""
     return frozen if is_frozen() else source
 
 
@@ -92,7 +92,7 @@ def shows_progress() -> bool:
 
 
 def stop_child(child: subprocess.Popen, patience: float) -> None:
-    """End a child that leads a process group, with all processes in it. Kill them after `patience` seconds."""
+    """End a child that leads a process group. Kill it after `patience` seconds, then the rest of its group."""
     import signal  # here, because few starts stop a child
     from subprocess import TimeoutExpired
 

@@ -1,4 +1,4 @@
-"""`record`: a replacement for `dataclasses.dataclass` that is faster to import. A leaf; imports the standard library.
+"""`record`: a replacement for `dataclasses.dataclass` that is faster to import. A leaf.
 
 The two processes define a hundred and fifty such classes before a server is ready. `dataclasses.dataclass` writes and
 compiles six methods for each class, which takes half a millisecond. Importing `dataclasses` takes four milliseconds

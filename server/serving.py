@@ -85,7 +85,7 @@ def serve_many(
     stop: threading.Event,
     leave: list[Callable[[], None]],
 ) -> int:
-    """Listen, and serve several models. Each one is loaded when a request asks for it. See `serve`."""
+    """Listen, and serve several models. Each is loaded for a request, or at start if it `is_eager`. See `serve`."""
     catalogue, keys = options.catalogue, edge.KeyFiles(options.http)
     models = Models(
         entries, starter, n_most=catalogue.models_max, autoload=catalogue.models_autoload, may_use=keys.ring.may_use
@@ -236,7 +236,7 @@ def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> 
 
 
 def watch_sockets(server: HttpServer) -> Janitor | None:
-    """Have the UNIX sockets removed even if the server is killed; None if that can't be arranged."""
+    """Have the UNIX sockets removed even if the server is killed; None if that fails."""
     try:
         return Janitor(server.socket_paths)
     except OSError as error:
@@ -254,7 +254,7 @@ def _wait_for_engine(
 ) -> None:
     """Wait until the lone model is ready or has failed. It waits in short intervals, because on Windows a signal can't
     interrupt a long wait."""
-    from server.chat import choose  # noqa: F401  (here, while the engine loads: the template is compiled right after)
+    from server.chat import choose  # noqa: F401  (imported while the engine loads; the template needs it afterwards)
 
     models = context.models
     model = models.default

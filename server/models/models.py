@@ -107,7 +107,7 @@ class Models:
         return self.register.find(name, key_id)
 
     def status(self, entry: Entry) -> str:
-        """The state of a model. While a lone model starts, it follows from its engine's state."""
+        """The state of a model. That of a lone model follows from its engine's."""
         if entry.state == LOADED and entry.model is not None:
             state = entry.model.engine.state
             if state == STARTING or not self.is_prepared:
@@ -117,7 +117,7 @@ class Models:
 
     @property
     def are_wanted(self) -> bool:
-        """Whether a load waits for room. Batches then pause, so that idle models can leave."""
+        """Whether a load waits for room. Batches then pause, so that their models can leave."""
         return self._loads.are_waiting
 
     def place(self, entry: Entry) -> int:
@@ -126,15 +126,15 @@ class Models:
             return self._loads.place(entry)
 
     def left_s(self, entry: Entry) -> float | None:
-        """The seconds that a loaded model stays without further requests; None for ever."""
+        """The seconds that a loaded model stays without further requests; None for no limit."""
         return None if entry.idle_s < 0 else max(entry.t_used + entry.idle_s - self._clock(), 0.0)
 
     # ---- for requests ------------------------------------------------------------------------------------------------
 
     def get(self, name: object, request: Asking) -> Model:
         """The model for a request whose field `model` is `name`. The request can use it until its end. If the model
-        isn't loaded, this loads it and waits. ApiError 404 for an unknown name, 503 while a lone model loads at start
-        or if there is no room, 500 if the model can't be loaded, 499 if the client leaves."""
+        isn't loaded, this loads it and waits. ApiError 404 for an unknown name, 400 without `autoload`, 503 while a
+        lone model starts or if there is no room, 500 if the load fails, 499 if the client leaves."""
         return self.take(self.ask(name, request), request)
 
     def ask(self, name: object, request: Asking) -> Ticket:
@@ -218,7 +218,7 @@ class Models:
         return model or self.get(name, request)
 
     def _require_open(self, entry: Entry) -> None:
-        """ApiError if the server is stopping. The lock is held."""
+        """Mark the model as failed if its engine has died. ApiError if the server stops. The lock is held."""
         self._endings.bury(entry)
         if self.register.is_closed:
             raise ApiError(503, STOPPING)
@@ -233,9 +233,8 @@ class Models:
     # ---- for the routes that manage models ---------------------------------------------------------------------------
 
     def load(self, name: object, key_id: str, options: Mapping[str, object] | None = None) -> Entry:
-        """Begin to load a model, also one that has failed, without waiting. It has no effect if the model is loaded.
-        `options` are the model's own from now on; None leaves them unchanged. ApiError 400 for wrong options, 409 if
-        the model is loaded with others."""
+        """Begin to load a model, also one that has failed, unless it is loaded. `options` are the model's own from now
+        on; None leaves them unchanged. ApiError 400 for wrong options, 409 if the model is loaded with others."""
         entry = self.find(name, key_id)
         if options is not None:
             self._give_options(entry, options)
@@ -262,14 +261,14 @@ class Models:
             log.info("a request has set options of %s: %s", entry.name, ", ".join(asked) or "none")
 
     def begin(self, entry: Entry) -> None:
-        """Begin to load a model, without waiting. It has no effect if the model is loaded."""
+        """Begin to load a model, unless it is loaded."""
         with self._changed:
             self._require_open(entry)
             if not entry.is_open:
                 self._loads.of(entry, is_asked=True).is_asked = True
 
     def unload(self, name: object, key_id: str) -> Entry:
-        """End a model's engine when its work is done. Requests that arrive later load it again."""
+        """Cancel a model's load, or end its engine when its work is done. Later requests load it again."""
         entry = self.find(name, key_id)
         if self._starter is None:
             raise ApiError(501, "this server has one model, which can't be unloaded")
@@ -288,8 +287,8 @@ class Models:
         return entry
 
     def renew(self, entries: Iterable[Entry]) -> None:
-        """Take over a new list of models. New models are added, and models that are gone leave when no request uses
-        them. The state of all others stays."""
+        """Take over a new list of models: new ones are added, and those that are gone are removed if they are unloaded
+        or failed. All others keep their state, except failed ones."""
         if self.lone is not None:
             return
         with self._changed:
@@ -333,7 +332,7 @@ class Models:
             self._endings.see_off()
 
     def close(self, grace_s: float = 0.0) -> None:
-        """End all engines. Running tasks have `grace_s` seconds to finish. No model is loaded any more."""
+        """End all engines. Running tasks have `grace_s` seconds to finish. From now on no model is loaded."""
         with self._changed:
             self.register.is_closed = True
             engines = [entry.model.engine for entry in self.entries if entry.model is not None]
@@ -374,6 +373,6 @@ class Models:
         return "\n".join(model.engine.stacks() for model in self.running())
 
     def running(self) -> list[Model]:
-        """The models that have an engine."""
+        """The loaded models."""
         with self._changed:
             return [entry.model for entry in self.entries if entry.model is not None and entry.state == LOADED]

@@ -1,6 +1,6 @@
 """Events about models, with a queue for each reader.
 
-A leaf; any thread. `tell` never waits for a reader. The queue of a reader that is too slow is ended.
+Any thread. `tell` never waits for a reader. The queue of a reader that is too slow is ended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Removes a model's files, but only files in the folders of models that belong to no other program.
+"""Removes a model's files. It refuses files outside the folders of models, and files of other programs.
 
 Runs on a connection's thread, or on the main thread of a command. Imports only the catalogue's entries. Not taken:
-moving the files to the trash. A user who removes a model wants to free space on the disk.
+moving the files to the trash. A user who removes a model wants to free disk space.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _remove(path: Path) -> bool:
 
 
 def _tidy(folder: Path, root: Path) -> None:
-    """Remove folders that have become empty, up to `root`."""
+    """Remove folders below `root` that have become empty."""
     folder = _real(folder)
     with contextlib.suppress(OSError):
         while root in folder.parents:

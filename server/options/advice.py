@@ -1,6 +1,6 @@
 """The sampling settings that a model's file recommends (`general.sampling.*`), checked like values of options.
 
-A leaf, used when a model is loaded. A downloaded file may have wrong values. A value that its option would refuse is
+Used when a model is loaded. A downloaded file may have wrong values. A value that its option would refuse is
 left out and reported; the model is served all the same.
 """
 

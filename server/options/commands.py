@@ -1,6 +1,6 @@
 """The table of commands: their names, options and help. `server.commands` runs them.
 
-A leaf. `launch` reads it at every start, because the first word of a command line may be a command. Also read by the
+`launch` reads it at every start, because the first word of a command line may be a command. Also read by the
 help, the shells' completion and the manual page.
 """
 

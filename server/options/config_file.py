@@ -1,6 +1,6 @@
 """Reads a config file, INI or JSON, into (key, texts, place) triples. `parser` interprets the keys.
 
-Runs at start on the main thread. A leaf. In an INI file a comment begins with `#` or `;` at the beginning of a line or
+In an INI file a comment begins with `#` or `;` at the beginning of a line or
 behind a blank, but not inside double quotes. Sections have no meaning in a config file; a file of presets has one for
 each model (`read_sections`). JSON values become the texts that the command line would have. Errors are an `OptionError`
 that names the file and the line or the place.

@@ -1,6 +1,6 @@
 """The options as typed, immutable groups. Each part of the server gets only the groups that it needs.
 
-`group` makes them from the parser's result, on the main thread at start or on a thread that loads a model. A leaf.
+`group` makes them from the parser's result, on the main thread at start or on a thread that loads a model.
 `SCOPES` says which options belong to the server, which to a model, and which to an errand (something to do instead of
 serving). A server with several models has one `ModelOptions` for each. Values that depend on several options, such as
 the parameters of llama.cpp's structs, are computed here. A test compares the groups with the table of options.
@@ -75,7 +75,7 @@ Params = dict[str, Any]  # parameters of a struct of llama.cpp by field name; ab
 
 
 def scope_of(option: Option) -> str | None:
-    """The scope of an option; None for one that has no effect in this server."""
+    """The scope of an option; None if its group is only in `known`."""
     special = next((scope for scope, names in EXCEPTIONS.items() if option.name in names), None)
     return special or SCOPES.get(option.group)
 
@@ -457,8 +457,8 @@ def _of(kind: type[G], settings: Settings, **derived: object) -> G:
 def _targets(s: Settings) -> dict[str, Params]:
     """The values of all options with a `target` that the user or the profile has set, by struct and field.
 
-    Enums are numbers, lists are tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of a model are names and
-    texts, from which the backend makes C structs. `cpumask` is a tuple of CPU numbers.
+    Enums are numbers, lists are tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of a model are tuples,
+    from which the backend makes C structs. `cpumask` is a tuple of CPU numbers.
     """
     found: dict[str, Params] = {kind: {} for kind in TARGETS}
     for option in OPTIONS:

@@ -1,8 +1,7 @@
 """Options of llama-server or of the 2024 documents that this server doesn't have.
 
-Data only, a leaf. If a user sets one, the server either starts with a warning that the option has no effect (`IGNORED`,
-for options about speed, memory or looks), or refuses to start and says why (`PLANNED` and `REFUSED`, for options that
-change answers).
+Data only. If a user sets one, the server either starts with a warning that the option has no effect (`IGNORED`,
+for options about speed, memory or looks), or refuses to start and says why (`PLANNED` and `REFUSED`, for others).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Reads the options from the command line, the environment and the config file, and writes `--help`.
 
-A leaf, used by `launch` at start and where a model's options are read. The tables of options (`table`, `known`) are
-data. The value of an option comes from the first of these places that sets it: command line, environment
-(`LLAMA_ARG_*`), config file, bundle, the default of the profile that `--compat` chooses. Errors are an `OptionError`:
-one line that names the option, the value and what is allowed. `groups` makes typed groups of the result.
+Used by `launch` at start and where a model's options are read. The tables of options (`table`, `known`) are data. The
+value of an option comes from the first of these places that sets it: command line, environment (`LLAMA_ARG_*`), config
+file, bundle, the default of the profile that `--compat` chooses (but see `asked` and `vertex`). Errors are an
+`OptionError`: one line that names the option, the value and what is allowed. `groups` makes typed groups of the result.
 
 Not taken: argparse. It can't parse `-np` and `-ngl` beside `-n` in every spelling of their values, can't tell set
-values from defaults, and can't refuse known options. With the table the parser takes forty lines.
+values from defaults, and can't refuse known options. With the table, reading a command line takes forty lines.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def read_command(
     argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option]
 ) -> tuple[Settings, list[str], list[tuple[str, str]]]:
     """The options of a command, the words that aren't options, and the options as (name, word) pairs in their order.
-    Behind `--` all words aren't options. OptionError."""
+    After `--` no word is an option. OptionError."""
     end = argv.index("--") if "--" in argv else len(argv)
     line, variables = _Source(table), _Source(table)
     words: list[str] = []
@@ -233,7 +233,7 @@ def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = N
 
 
 def _read_model(source: _Source, word: str) -> None:
-    """Take a word that isn't an option as the model's file, for example of a file that was dropped on the program."""
+    """Take a word that isn't an option as the model's file, for example one that was dropped on the program."""
     option, _ = source.by_flag.get("--model", (None, True))
     if option is None or word.startswith("-") or not (word.lower().endswith(".gguf") or os.path.isfile(word)):
         raise OptionError(_unknown(word, source.by_flag))
@@ -404,7 +404,7 @@ SHAPES_2024 = (
 
 
 def compat_rows() -> list[tuple[str, str, str, str]]:
-    """The table of differences that `--compat` makes. Columns: option, subject, modern, 2024."""
+    """The table of differences that `--compat` makes, with the same columns."""
     rows = []
     for option in OPTIONS:
         if option.default_2024 is not SAME:
@@ -421,7 +421,7 @@ def compat_rows() -> list[tuple[str, str, str, str]]:
 
 
 def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_short: bool = False) -> str:
-    """The text of `--help all` in groups, or with `is_short` that of `--help`; as wide as the terminal."""
+    """The text of `--help all` in groups, or with `is_short` that of `--help`."""
     import shutil  # here, because only --help needs it
     import textwrap
 

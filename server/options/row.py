@@ -1,7 +1,7 @@
 """A row of the option table, and the functions that convert texts to its values.
 
-A leaf, used where options are read. Converters are pure functions of a text, except that some read the file that the
-text names. They raise `BadValue`, whose message follows the option's name: `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
+Converters are pure functions of a text, except that some read the file that the text names. They raise ValueError, or
+`BadValue` with words that follow the option's name: `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
 
 Not taken: a class for each kind of option. A row is data, and kinds differ only in their converter.
 """
@@ -77,9 +77,8 @@ class Option:
     `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with `--compat
     2024`. `dest` is the attribute that the option sets, if it isn't `name`. `choices` maps the allowed words to values.
     `bare` is the text that is used if no value follows. With `repeat` the type returns tuples, which are concatenated.
-    `target` is where `groups` puts the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or `pool:FIELD` of
-    llama.cpp's structs, or `request:FIELD`. `note` says why an option has no effect. The value of a `secret` option is
-    never shown.
+    `target` is where `groups` puts the value: `KIND:FIELD`, with a kind of `groups.TARGETS`. `note` says why an option
+    has no effect. The value of a `secret` option is never shown.
     """
 
     name: str
@@ -286,7 +285,7 @@ def one_text(text: str) -> tuple[str, ...]:
 
 
 def proportions(text: str) -> tuple[float, ...]:
-    """`3,1` or `3/1`: numbers of at least 0, of which one is more than 0."""
+    """`3,1` or `3/1`: numbers of at least 0, and not all 0."""
     parts = [part for part in re.split(r"[,/]", text) if part.strip()]
     if not all(map(is_number, parts)) or not any(float(part) > 0 for part in parts) or min(map(float, parts)) < 0:
         raise BadValue(f"'{text}' is not a list of proportions such as 3,1")

@@ -1,6 +1,6 @@
 """Completion scripts for shells and the manual page, made from the option table.
 
-Pure functions from the table to text, for `--completion` and `--man`. A leaf.
+Pure functions from the table to text, for `--completion` and `--man`.
 
 Not taken: a script that calls the program at each Tab. The program takes a quarter of a second to start, and the flags
 don't change.
@@ -67,8 +67,7 @@ def summary(option: Option, limit: int = 90) -> str:
 
 
 def bash(commands: Sequence[str]) -> str:
-    """Completes words of options that accept words, and flags. Bash itself completes folders and files, and quotes
-    them.
+    """Completes flags, commands, and the words that an option accepts. Bash itself completes and quotes paths.
 
     Bash splits `--option=value` into three words. `-o default` completes files where the script offers nothing."""
     lines = [

@@ -1,6 +1,6 @@
 """The options of speculative decoding, which `table` includes.
 
-Data only, a leaf. Names and variables are those of llama-server v0.5.0 and of earlier versions. The defaults differ:
+Data only. Names and variables are those of llama-server v0.5.0 and of earlier versions. The defaults differ:
 this server stops drafting where drafts don't make it faster, so drafts are on by default.
 """
 

@@ -1,6 +1,6 @@
 """The table of options, from which parsing, `--help`, the environment, config files and docs/options.md are made.
 
-Data only, a leaf. Options of the two documents of 2024 and of llama-server v0.5.0 keep their flags, variables and
+Data only. Options of the two documents of 2024 and of llama-server v0.5.0 keep their flags, variables and
 meanings. Rows are in the order of `--help`. Those that have no effect here are in `known`. The numbers of `choices` are
 values of llama.cpp's enums; a native test compares them with the bindings.
 """

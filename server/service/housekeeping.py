@@ -1,10 +1,10 @@
 """What the main thread does while the server runs: report its state, and reload changed files.
 
-State is reported by `--pid-file`, `--state-file` and systemd's socket. SIGHUP reloads keys, certificate and log file
-(keys are also reloaded when their file changes); SIGUSR1 prints all stacks. Signal handlers only set a flag; `tick`
-does the work, and the main thread calls it about twice a second.
+The state goes to the files of `--pid-file` and `--state-file`, and to systemd. SIGHUP reloads keys, certificate and
+log file (keys are also reloaded when their file changes); SIGUSR1 logs all stacks. Signal handlers only set a flag;
+`tick` does the work, and the main thread calls it about twice a second.
 
-Way not taken: a thread for it. The main thread has nothing else to do, and signals arrive there anyway.
+Not taken: a thread for it. The main thread has nothing else to do, and signals arrive there anyway.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from server.web.httpd import HttpServer
 
 TICK_S = 0.5  # seconds between two calls of `tick`
 EXTEND_US = 60_000_000
-"""Time that systemd is asked to wait longer for a model that is being loaded, in microseconds."""
+"""Microseconds that systemd is asked to wait longer whenever a load has made progress."""
 
 log = get_logger("app")
 
 
 class Engine(Protocol):
-    """The engine, as far as this module needs it."""
+    """The part of `Models` that is used here."""
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it has work but has been silent for longer than a step can take."""
+        """Whether an engine has work but has been silent for too long."""
 
     def stacks(self) -> str:
-        """The stacks of the engine's process; "" if it has none of its own."""
+        """The stacks of all engines' processes; "" if there are none."""
 
 
 class Housekeeping:
-    """`stop` is called when the terminal that started the server is closed. `model` is the model's name in reports."""
+    """`stop` is called when the terminal that started the server is closed. `model` is the model's path."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Housekeeping:
             self._notifier.send(READY=1)
 
     def close(self) -> None:
-        """Remove the files and restore the signal handlers."""
+        """Remove the files, and ignore SIGUSR1."""
         self._files.remove()
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -144,7 +144,7 @@ class Housekeeping:
         )
 
     def _print_stacks(self) -> None:
-        """Print the stacks of both processes. `faulthandler` isn't used: it reads frames of running threads and may
+        """Log the stacks of all processes. `faulthandler` isn't used: it reads frames of running threads and may
         crash."""
         for line in (stacks("web process") + "\n" + self._engine.stacks()).splitlines():
             log.info("%s", line)

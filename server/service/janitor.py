@@ -5,7 +5,7 @@ the hidden flag `--janitor`. The process reads from a pipe that the server holds
 however it died. Then it removes the sockets that are still the server's; another server may have created its own in the
 same place.
 
-Ways not taken: doing this in the engine's process, which on Linux is killed together with the server; doing it at the
+Not taken: doing this in the engine's process, which on Linux is killed together with the server; doing it at the
 next start, which may never come.
 """
 

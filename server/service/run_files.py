@@ -23,7 +23,7 @@ class RunFile:
         self._path = Path(path)
         self._new = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
         self._text = ""
-        self._coming = ""  # the temporary file while it is written; a signal handler may call `remove` then
+        self._coming = ""  # the text that is being written; a signal handler may call `remove` then
 
     def write(self, text: str) -> None:
         """Replace the content unless it is the same. RunFileError."""

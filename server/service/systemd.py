@@ -1,6 +1,6 @@
 """Tells systemd that the service is ready, alive or stopping. Main thread; imports nothing of the program.
 
-The protocol (sd_notify(3)) sends a datagram of `NAME=value` lines to the socket in `NOTIFY_SOCKET`, too little for a
+The protocol (sd_notify(3)) sends a datagram of `NAME=value` lines to the socket in `NOTIFY_SOCKET`. That needs no
 library. Without that variable or UNIX sockets, nothing is sent.
 """
 
@@ -38,7 +38,7 @@ class Notifier:
         return True
 
     def alive(self) -> None:
-        """Send a sign of life. Call it often: it sends twice as often as systemd demands, not each time."""
+        """Send a sign of life. Call it often: it sends only twice in `watchdog_s`."""
         now = self._clock()
         if self.watchdog_s and now - self._t_alive >= self.watchdog_s / 2:
             self._t_alive = now

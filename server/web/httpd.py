@@ -90,7 +90,7 @@ class WebServer(ThreadingHTTPServer):
         self.is_winding_down = False
         self.budget = Budget(limits.all_requests_bytes)
         self.watcher = Watcher()
-        self.lock = threading.Lock()  # protects connections, is_idle of each, is_stopping
+        self.lock = threading.Lock()  # protects connections, is_idle and t_silent of each, is_stopping
         self.connections: dict[socket.socket, Connection] = {}
         self._n_started = 0  # accept thread only
         self._refused: deque[tuple[float, socket.socket]] = deque()  # accept thread only
@@ -193,11 +193,11 @@ class WebServer(ThreadingHTTPServer):
                 del self.connections[request]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Connection thread: the constructor of a handler does all its work, as in the standard library."""
+        """Connection thread: the constructor of a handler does all its work."""
         ConnectionHandler(request, client_address, self, self.connections[request])
 
     def shutdown_request(self, request: Any) -> None:
-        """The handler has closed the connection already (with TLS through another socket object)."""
+        """Only close the socket: the handler has ended the connection (with TLS through another object)."""
         self.close_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -385,7 +385,7 @@ class HttpServer:
 
 
 def client_name(address: object) -> str:
-    """The peer's address without its port, for logs and fair shares; an IPv4 address also on an IPv6 socket."""
+    """The peer's address without its port, for logs and fair shares. An IPv4 address of an IPv6 socket is plain."""
     if not isinstance(address, tuple):
         return "unix"
     return address[0].removeprefix("::ffff:")
@@ -416,7 +416,7 @@ def _cut(sock: socket.socket) -> None:
 
 
 def _end_reading(sock: socket.socket) -> None:
-    """End a connection whose thread waits for a request. A request that has arrived already can still be answered."""
+    """End a connection that waits for a request. Except on Windows, one that has arrived can still be answered."""
     if os.name == "nt":
         _cut(sock)
     else:

@@ -122,8 +122,8 @@ class Request:
     def on_disconnect(
         self, callback: Callable[[], None], on_end: Callable[[], None] | None = None
     ) -> AbstractContextManager[object]:
-        """A context in which `callback` is called at most once, on the watcher's thread, when the client closes or
-        resets its connection. The callback must be quick and must not raise. Leaving the block doesn't wait for a call
+        """A context in which `callback` is called at most once: on the watcher's thread when the client leaves, or at
+        once if it has left. The callback must be quick and not raise. Leaving the block doesn't wait for a call
         that has begun. A stream passes `on_end`, which is called when the client has only ended its sending side: write
         something soon to find out whether it still reads."""
         return self.presence.on_disconnect(callback, on_end)

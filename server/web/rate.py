@@ -1,6 +1,6 @@
 """The rate limit: a token bucket for each API key, or for each address where no key is used. Connection threads.
 
-Requests that have a body by their method (POST and the like) count, before the body is read. A wrong key counts for
+Only requests whose method allows a body (POST and the like) are counted, before it is read. A wrong key counts for
 its address, so that guessing keys is slow. Memory is bounded: full buckets are forgotten, and beyond `N_BUCKETS` the
 buckets that have been unused for longest.
 
