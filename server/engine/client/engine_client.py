@@ -1,8 +1,8 @@
 """The web process's interface to the engine: submits tasks, receives their events, and has the engine's state.
 
 Used by all HTTP threads. The transport calls `dispatch` for each frame, on the engine's thread or on `engine-reader`.
-It moves events into queues and never waits. A request reads the events of its tasks from its `Results`, which cancels
-the tasks if it is left early.
+`dispatch` moves events into queues and never waits. A request reads the events of its tasks from its `Results`; leaving
+that early cancels the tasks.
 
 The transport is `supervisor.ProcessTransport` or `thread.ThreadTransport`.
 """
@@ -56,8 +56,7 @@ RECENT_PER_SLOT = 8  # ended tasks kept per slot, for /slots
 N_BACKLOG = 10_000
 """Unread events at which a stream is cancelled, because the engine never waits for a client."""
 MAX_DIVERTED = 200
-"""The most probabilities in a frame's events for which the transport's thread writes to the client itself, since the
-events of other requests wait meanwhile."""
+"""The most probabilities in diverted events (`Results.divert`), since other requests wait meanwhile."""
 N_COUNTED = 1024  # the memory of an answer is counted every so many events
 EVENT_BYTES, QUEUED_BYTES, ANSWERED_BYTES = 300, 220, 2000
 """Memory of an event until the answer is complete; of a probability in a queue; of a probability in an answer."""
@@ -221,8 +220,8 @@ class Results:
         return was_open
 
     def put(self, event: Event) -> bool:
-        """On the transport's thread: take an event. True if `flush` must be called after the frame. The end of a task
-        is handed over at once, with all events before it."""
+        """On the transport's thread: take an event. True if `flush` must be called after the frame. A task's end is
+        handed over at once with all events before it; without `stream` only a failure or the last task's end."""
         is_last = type(event) is not Piece and isinstance(event, LAST)
         if not (self._stream or is_last):
             self._collected.append(event)
@@ -487,7 +486,7 @@ class EngineClient:
         with self._lock:
             self._end_interval.ended(time.monotonic(), is_busy=bool(self._results))
             if isinstance(task, Task):
-                if task.media or len(task.prompt) > self.info.n_ctx > 0:  # keep no files, and no dropped tokens
+                if task.media or len(task.prompt) > self.info.n_ctx > 0:  # keep no files, and at most a context
                     task = replace(task, media=(), prompt=task.prompt[: self.info.n_ctx])
                 self._recent[id_task] = task
             while len(self._recent) > RECENT_PER_SLOT * self.info.n_slots:

@@ -1,7 +1,7 @@
-"""Records which task each slot ran in the last minutes, for the web page's chart of the load.
+"""Records which task each slot ran lately, for the web page's chart of the load.
 
-The transport's thread writes it, connection threads read it. It is derived from the engine's snapshots, at most ten per
-second, so it costs nothing per token, but misses a task that starts and ends between two snapshots.
+The transport's thread writes it, connection threads read it. It is derived from the engine's snapshots, so it
+costs nothing per token, but misses a task that starts and ends between two of them.
 Not taken: recording it in the engine, which would have to send it with each snapshot.
 """
 
@@ -54,7 +54,7 @@ class Timeline:
                 self._waits.append((now, snapshot.n_deferred))
 
     def _turn(self, now: float, id_slot: int, id_task: int, phase: str) -> None:
-        """End the slot's span if task or phase have changed, and begin another; `phase` is "" for an idle slot."""
+        """End the slot's span if task or phase has changed, and begin another; `phase` is "" for an idle slot."""
         span = self._open.get(id_slot)
         if span is not None and (span.id_task, span.phase) == (id_task, phase):
             return

@@ -36,7 +36,7 @@ from ctypes_api.objects import Model
 from server.errors import ApiError
 
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
-CUT_CHARACTERS = 1 << 14  # the least length of a part of a long text for SPM
+CUT_CHARACTERS = 1 << 14  # SPM: the least length of a part but the last
 STRIPS = LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP  # tokens that swallow white space beside them
 NAMED = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
 CHANGED_BY_NORMALISATION = "A  a\n\n b\ufb01\u2460\uff21e\u0301\u00e9"
@@ -104,8 +104,8 @@ class NativeVocab:
         return tokens + ends[n_before:]
 
     def _parts(self, text: str) -> Iterator[str]:
-        """Cut a text where no token can span the cut. Not right after a token found by its name, since the tokenizer
-        starts a new text there."""
+        """Cut a text where no token can span the cut, but never right after a token found by its name: there the
+        tokenizer starts anew."""
         start = 0
         while len(text) - start > 2 * CUT_CHARACTERS:
             found = self._foreign.search(text, start + CUT_CHARACTERS)

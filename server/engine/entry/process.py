@@ -269,7 +269,7 @@ class PipeHandler(logging.Handler):
 def write_if_room(fd: int, line: bytes) -> None:
     """Write a line to stderr, cut to `MAX_STDERR_LINE`; drop it if the pipe is full.
 
-    The descriptor stays blocking, because a full pipe would drop the message of an abort, too.
+    The descriptor stays blocking: else a full pipe would drop the message of an abort, too.
     """
     if sys.platform == "win32" or select.select((), (fd,), (), 0)[1]:  # Windows has no `select` for pipes
         os.write(fd, line[:MAX_STDERR_LINE] + b"\n")
@@ -430,8 +430,7 @@ class EngineProcess:
 
 
 def _import_scheduler() -> None:
-    """Import the scheduler while the process waits for its first message, or libllama loads the model without the
-    GIL."""
+    """Import the scheduler while the main thread waits: for its first message, or for libllama, which holds no GIL."""
     import server.engine.loop.scheduler  # noqa: F401
 
 

@@ -2,7 +2,7 @@
 
 In `server.engine` only this folder and the web process's vocabulary (`client`) may import `ctypes_api`. The KV cache
 has one of two layouts. Split (`is_split`): each sequence has a stream, attention reads only that, and common prefixes
-are copied. Else one stream for all: sequences share the cells of common prefixes.
+are copied. Else all sequences have one stream and share the cells of common prefixes.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ def _load(folder: str, cpu_variant: str | None, workers: Sequence[str] = (), wit
 
 
 def _on_loading_log(level: int, line: str) -> None:
-    """Log at debug level while a model is being opened, because an error is raised as an exception, too."""
+    """Log at debug level while a model is being opened, because errors are raised as exceptions, too."""
     native_log.log(VERBOSE if level == GGML_LOG_LEVEL_DEBUG else DEBUG, "%s", line)
 
 
 def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """`_on_loading_log` that also reports progress 0 once the vocabulary is read: the web process waits for that."""
+    """`_on_loading_log` that also reports progress 0 when the vocabulary is read: the web process waits."""
 
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
@@ -471,7 +471,7 @@ class LlamaBackend:
         return LlamaSampler(self._samplers, self._context, stages, grammar, waits)
 
     def draw_ahead(self, wanted: Sequence[tuple[Any, int]]) -> None:
-        """See `Backend`. The first access to a batch's logits may reorder them, so it comes first."""
+        """See `Backend`. The first access to a batch's logits may reorder them, so it precedes the draws."""
         jobs = [(sampler.draw_ahead, row) for sampler, row in wanted if sampler.can_draw_ahead]
         if jobs:
             self._llama.llama_get_logits_ith(self._context, jobs[0][1])

@@ -48,7 +48,7 @@ class SequenceCopies:
         self._state = memoryview(b"")  # of `_source`
 
     def copy(self, source: int, target: int, n: int) -> None:
-        """Make `target` a copy of the first `n` positions of `source`. If that fails: RuntimeError, and it is empty."""
+        """Replace `target` by the first `n` positions of `source`. RuntimeError if it fails; then `target` is empty."""
         if self._has_window:
             self._copy_stream(source, target, n)
             return

@@ -270,7 +270,7 @@ def answers_in_words(pooling: int, config: EngineConfig) -> bool:
 class LlamaWordScores(LlamaEmbeddings):
     """See `EmbeddingBackend`. A row has the probabilities of "yes" and "no". `shape` is that of pooling "last".
 
-    StartError if the model has no template, or the words aren't tokens of it.
+    StartError if the model has no template, or a word isn't one token.
     """
 
     def __init__(

@@ -148,7 +148,7 @@ def learned_positions(architecture: str, config: EngineConfig) -> int:
 
 
 def bounded_context(n_ctx: int, n_slots: int, n_positions: int) -> int:
-    """`n_ctx`, or the number of tokens that the slots can use of it, with a warning, if that is less."""
+    """At most `n_ctx`: what the slots can use of it. Warns if more is lost than llama.cpp's rounding."""
     most = n_positions * n_slots
     if not n_positions or n_ctx <= most:
         return n_ctx

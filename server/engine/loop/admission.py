@@ -25,8 +25,7 @@ from server.records import replace
 PLACES_SHARE = 20
 """At most 1 / `PLACES_SHARE` of the time is spent on telling waiting tasks their places in the queue."""
 ADMIT_S = 0.005
-"""Seconds per step for starting tasks while others run. A start takes long if the slot's cache has to be saved
-first."""
+"""Seconds per step for starting tasks while others run. A start takes long if the slot's cache must be saved first."""
 
 log = get_logger("engine")
 
@@ -91,11 +90,11 @@ class Admission:
         return True
 
     def _give_way(self, task: Task) -> None:
-        """Fail a background task, so that others can run."""
+        """Fail a background task so that others can run."""
         self._state.fail(task.id, 503, "this background request was stopped to make room for others", reason=GAVE_WAY)
 
     def _make_way(self) -> None:
-        """Take background tasks off their slots when others wait: first those that have generated least."""
+        """Take background tasks off slots when others wait: those on wanted slots, and those that generated least."""
         behind = [slot for slot in self._state.busy if slot.run.task.in_background]
         if not (behind and self._waiting.n_awaited):
             return
@@ -241,8 +240,8 @@ class Admission:
             self._answers.finish(slot, STOP_LIMIT)
 
     def _difference(self, task: Task, prompt: list[int], cached: list[int], is_whole: bool) -> Difference | None:
-        """Where the prompt first differs from the cached text (`Difference`); None if it doesn't. Before that place the
-        prompt may have the cached spelling of its text."""
+        """Where the prompt first differs from the cached text (`Difference`); None if it doesn't. Counted from
+        the end, since tokens before it may be respelled."""
         config = self._state.config
         can_reuse = task.cache_prompt and not config.exact and config.n_group == 1 and task.prompt_probs < 0
         found = first_difference(prompt, cached, can_reuse)

@@ -26,8 +26,8 @@ STALLS_ALONE = 4
 its end."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
-"""Some short prompts may have a step of up to `STALLS_BEGUN` times the stall: those that came within `BEGUN_S` seconds
-of the generating slots' prompts, while none of these slots has more than one token. So a group of requests begins to
+"""Short prompts may have a step of up to `STALLS_BEGUN` times `--max-stall-ms` if they came within `BEGUN_S` seconds of
+the generating slots' prompts, and none of these slots has more than one token. So a group of requests begins to
 generate together. Otherwise the first of them would pause again and again for the others' prompts, in small steps that
 cost nearly as much as one large step."""
 
@@ -182,8 +182,7 @@ class Batching:
         return self._rows_beside(streams, first, n_left) if streams else self._rows_alone(n_left)
 
     def _neighbours(self, jobs: list[Job]) -> list[Job]:
-        """The first prompt, and in the slots beside it some of the short prompts that came with it and are about as
-        long.
+        """The first prompt, and some short ones in the slots beside it that came with it and are about as long.
 
         A few more rows cost little in one step. But if all prompts were in it, none would have its first token before
         all have been read.
@@ -211,8 +210,8 @@ class Batching:
         return self._state.slots[job.id].run.t_arrived
 
     def _put_first(self, jobs: list[Job], block: range) -> None:
-        """Put first the prompt whose slot is nearest to the generating slots' sequences (`block`), of those that came
-        with the first one and aren't much longer.
+        """Of the prompts that came with the first one and aren't much longer, put first the one whose slot is nearest
+        to the generating slots' sequences (`block`).
 
         Generating slots side by side cost less (see `ranks`), and prompts that came at once have no order of their own.
         """
@@ -247,7 +246,7 @@ class Batching:
 
     def _rows_alone(self, n_left: int) -> int:
         """Rows of a step while no slot generates: at least a whole micro-batch, since fewer rows only cost speed. Where
-        other engines wait for the cores, a step keeps to the stall, because their slots may be generating."""
+        other engines wait for the cores, a step keeps to `--max-stall-ms`, because their slots may generate."""
         config = self._state.config
         if config.max_stall_ms == 0 or config.exact:  # exact: steps of other lengths round differently
             return n_left

@@ -139,7 +139,7 @@ class Prefixes:
 
     def make_room(self, but: Slot | None = None) -> bool:
         """Give up the least valuable cache of an idle slot other than `but`. False if there is none, or in a split
-        cache, where it would free no room for others."""
+        cache, where that frees no room for others."""
         if self._state.backend.is_split:
             return False
         others = [slot for slot in self._state.slots if slot is not but]
@@ -282,7 +282,7 @@ class Prefixes:
         return True
 
     def _give_up(self, slot: Slot, prompt: list[int], n_kept: int) -> None:
-        """Save a slot's cache if more than a quarter of it is about to go. With less, its own text goes on."""
+        """Save a slot's cache if more than a quarter of it is about to go. If less, the prompt continues it."""
         if 4 * n_kept < 3 * len(slot.tokens):
             self.blocks.save(slot, self._save_limit_s())
 

@@ -75,8 +75,7 @@ class Ranks:
 
 
 def best_window(seqs: list[int], n_slots: int) -> range:
-    """The range of as many consecutive sequences as `seqs` (sorted) has, chosen to contain as many of these as
-    possible."""
+    """The range of `len(seqs)` consecutive sequences that contains most of `seqs`."""
     n = len(seqs)
     start = max(range(n_slots - n + 1), key=lambda low: sum(low <= seq < low + n for seq in seqs))
     return range(start, start + n)

@@ -83,7 +83,7 @@ class EngineState:
             self.drop(slot, keep_cache=False)
 
     def drop(self, slot: Slot, keep_cache: bool = True) -> None:
-        """End a task without an answer. The cache of an unfinished `cache_prompt: false` task is freed."""
+        """End a task without an answer. Its cache stays only with `keep_cache` and `cache_prompt`."""
         keep_cache = keep_cache and slot.run.task.cache_prompt
         self.release(slot, "cancelled")
         if not keep_cache:

@@ -22,7 +22,7 @@ encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True
 
 
 def to_plain(value: Any, without: Container[str] = ()) -> Any:
-    """Records as dicts without the fields in `without` and fields of bytes; tuples as lists; infinities as strings."""
+    """A record as a dict, less the fields in `without` and all of bytes; tuples as lists; infinities as strings."""
     if is_record(value):
         found = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}
         return {name: to_plain(one) for name, one in found.items() if not isinstance(one, (bytes, bytearray))}

@@ -292,7 +292,7 @@ class Progress:
     n_prompt: int  # tokens of the prompt
     n_cached: int  # tokens reused from the cache
     n_processed: int  # tokens done, with the reused ones
-    ms: float  # since the prefill began, or since the task came while it waits
+    ms: float  # since the prefill began; while the task waits, since it came
     place: int = 0  # in the queue, from 1; 0: the task has started
 
 
@@ -330,13 +330,13 @@ class CacheUse:
     """
 
     source: str = CACHE_NONE  # a CACHE_*: where the reused tokens were
-    reason: str = ""  # why cached tokens could not be reused; "": there were none
+    reason: str = ""  # why some cached tokens were not reused; "": all were
     first_difference: Difference | None = None
 
 
 @record(frozen=True)
 class Piece:
-    """A generated token and the text that is final with it. Each accepted token of a draft has a piece of its own."""
+    """A generated token and the text that is final with it; or several, joined because the client can wait."""
 
     id: int
     tokens: tuple[int, ...]
@@ -417,7 +417,7 @@ class SlotState:
 
 @record(frozen=True)
 class Snapshot:
-    """The engine's state after a step. The fields after `n_ctx` are totals, which only grow."""
+    """The engine's present state. The fields after `n_ctx` are totals, which only grow."""
 
     slots: tuple[SlotState, ...] = ()
     preparing: int | None = None  # the task whose files the thread `media` decodes
@@ -549,7 +549,7 @@ Event = (
 
 @record(frozen=True)
 class Frame:
-    """All events of one step."""
+    """Events since the last frame."""
 
     events: tuple[Event, ...]
     snapshot: Snapshot | None = None  # None: unchanged

@@ -1,7 +1,7 @@
 """The interfaces between the scheduler and what computes: `Backend`, `TokenSampler`, `Drafter` and the media's.
 
 There are two implementations: `server.engine.llama.backend` over libllama, and the fake in `tests/fakes.py`, which
-keeps a model KV cache and checks every call against it. Imports the standard library and the plain data of its
+simulates a KV cache and checks every call against it. Imports the standard library and the plain data of its
 neighbours only.
 """
 
@@ -42,8 +42,7 @@ class TokenSampler(Protocol):
         """Accept a token that was drawn, or a forced or known one."""
 
     def begin_grammar(self, begin: Begin) -> None:
-        """Make the grammar hold from now on. ApiError 400 if it doesn't allow the part of it that is written
-        already."""
+        """Make the grammar hold from now on. ApiError 400 if it doesn't allow what is written already."""
 
     def end_grammar(self) -> None:
         """Make the grammar stop holding until it begins again."""
@@ -170,7 +169,7 @@ class Backend(Protocol):
     With `is_split` each slot's sequence has a KV stream of its own. Common beginnings are copied, and there are no
     sequences but the slots'. Rows of a batch should come in the order of their sequences, because each gap and each
     step back begins another micro-batch. Without `is_split` sequences refer to the cells of one cache. There are two
-    sequences more than slots: the system prompt's, and a scratch one for state that is read in or out.
+    more than slots: the system prompt's and, unless the model is recurrent, a scratch one for state read in or out.
     """
 
     info: ModelInfo
@@ -178,7 +177,7 @@ class Backend(Protocol):
     eog_tokens: frozenset[int]  # tokens that end a text
     can_shift: bool  # positions can be renumbered
     can_share: bool  # sequences can take over a beginning of others
-    n_rollback: int  # of a batch's last tokens, how many each sequence can drop once, before the next batch
+    n_rollback: int  # how many of a batch's last tokens each sequence can drop, once, before the next batch
     is_split: bool
     window: int  # tokens that sliding windows look back (0: none); llama.cpp may drop what lies before
     adapters: tuple[str, ...]  # files, by index
@@ -241,7 +240,7 @@ class Backend(Protocol):
         """Fill an empty sequence from `state`; False if that doesn't fit this model and context."""
 
     def read_parts(self, seq: int) -> StateParts | None:
-        """A copy of a sequence's state that can be cut into parts; None if it can't be for this model and context."""
+        """A copy of a sequence's state that can be cut into parts; None if this model or context can't."""
 
     def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
         """Fill a sequence from the states of consecutive runs of tokens; False if they don't fit."""
@@ -256,7 +255,7 @@ class Backend(Protocol):
         """Use these adapters, as (index, scale), in the next decodes."""
 
     def open_embeddings(self) -> EmbeddingBackend:
-        """Open a context for embeddings beside the one that generates; ApiError if that can't be done."""
+        """Open a context for embeddings beside the one that generates; StartError if this model allows none."""
 
     def open_media_embeddings(self, n_at_once: int) -> MediaEmbeddingBackend:
         """The context for embeddings of inputs with files; ApiError if there can be none. A chunk without a causal mask

@@ -4,7 +4,7 @@ A task comes with files, and the negative id -1, -2, ... stands in its prompt fo
 in a request for embeddings. The backend decodes the files (`media_desk`). Then the prompt is written out: a chunk of an
 image becomes placeholder ids, one for each position in the cache. They are below zero and made from the hash of its
 content, so the same content has the same ids. Therefore reuse, sharing and saved slots compare tokens without knowing
-of images. There are two differences: a chunk's cells come all at once, from `media_steps`, and reuse ends at a chunk's
+of images. Only two things differ: a chunk's cells come all at once, from `media_steps`, and reuse ends at a chunk's
 border.
 
 Engine thread. Not taken: encoding on the media thread too. On a CPU it would compete with the compute threads for the

@@ -109,7 +109,7 @@ class MediaReady:
 class MediaDesk:
     """Tasks whose files are being prepared, and the layouts of tasks that wait or run.
 
-    Owners take turns file by file. The next turn is the owner's for whom fewest bytes have been decoded since it came.
+    Owners take turns file by file. The owner for whom fewest bytes have been decoded is next.
     `at_work` is the task whose files the media thread has. It is announced first, because a file may crash the engine;
     so the next one begins only when the loop has taken the result.
     """
@@ -141,8 +141,8 @@ class MediaDesk:
         return bool(self._layouts)
 
     def take(self, task: Task | Embed, max_tasks: int) -> None:
-        """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if the model takes no such files
-        or too many tasks wait."""
+        """Have a task's files prepared; `MediaReady` is posted after each turn. ApiError if the model takes no files or
+        too many tasks wait."""
         if len(self) > max_tasks:
             raise ApiError(
                 503, f"the files of {len(self)} requests are waiting to be decoded; try later", reason="queue_full"

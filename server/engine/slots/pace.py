@@ -31,8 +31,7 @@ MIN_APART = 128
 """Least distance, in positions, between the middles of shallow and deep steps for a line through them."""
 
 FIRST_GROWTH, MAX_GROWTH = 1 / 512, 1 / 128
-"""How much a row's cost grows with each token before it, relative to its cost at depth 0: before it was measured, and
-at most."""
+"""How much a row's cost grows with each token before it, relative to its cost at depth 0: at first, and at most."""
 
 MOST_SAVED_MS = 100.0
 """The longest step of background tasks, also where generating slots may wait longer."""
@@ -44,8 +43,8 @@ OVERTIME = 1.2
 """A step that ends a prompt may take `OVERTIME` times its limit."""
 
 SMALL_ROW, MAX_SMALL_ROW, LEARN = 1.25, 2.0, 0.3
-"""The cost of a row in a small step relative to one in a large step: before both were measured, and at most. `LEARN` is
-the weight of a new measurement."""
+"""The cost of a row in a small step relative to one in a large step: at first, and at most. `LEARN` is the weight of a
+new measurement."""
 
 FIRST_ROW = 0.25
 """The cost of a prompt row relative to a generating step, before it was measured."""
@@ -206,8 +205,8 @@ class Spare:
         self._saved_ms -= ms
 
     def rows_beside(self, n: int) -> int:
-        """How many of `n` background rows the next generating step may have. None until enough time is saved for all
-        that a step may ever have."""
+        """How many of `n` background rows the next generating step may have. 0 until the time saved
+        suffices for the most of them that a step may have."""
         if not self._alone_ms:
             return 0
         cost = self._cost
