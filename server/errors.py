@@ -1,6 +1,6 @@
 """Exceptions whose message is one line for the user. `ApiError` becomes an HTTP answer, the others stop a start.
 
-A leaf: any module of `server` may raise them. The HTTP edge (`server.web.connection`) catches an `ApiError` and writes
+Any module of `server` may raise them. The HTTP edge (`server.web.connection`) catches an `ApiError` and writes
 it in the format that the route's clients expect.
 """
 

@@ -1,7 +1,7 @@
 """A bundle is one file with this program, a model and default options. This module finds and reads bundles.
 
-A leaf; `app` uses it on the main thread at the start. The parts follow the program, the index (JSON) follows the parts,
-and a trailer of 56 bytes ends the file, so reading the trailer is enough to find a bundle. The model's offset is a
+`app` uses it on the main thread at the start. The parts follow the program, the index (JSON) follows the parts, and a
+trailer of 56 bytes ends the file, so reading the trailer is enough to find a bundle. The model's offset is a
 multiple of ALIGN: llama.cpp maps it where it is (`llama_model_load_from_file_ptr`), and nothing is unpacked. A side
 file (`my-app.bundle` next to `my-app.exe`) is a bundle without a program, with the model at its start.
 
@@ -63,7 +63,7 @@ class Bundle:
 
 
 def find(own_file: Path) -> Bundle | None:
-    """The bundle that the program's own file is, or its side file; None without one. BundleError."""
+    """The bundle in the program's own file, else its side file; None without one. BundleError if it is damaged."""
     for path in (own_file, side_file(own_file)):
         bundle = read(path)
         if bundle is not None:

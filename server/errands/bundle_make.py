@@ -1,7 +1,7 @@
 """Makes bundles, shows and checks them, and takes them apart: `--bundle` and the options that belong to it.
 
-Main thread, instead of serving. Imports the leaf `bundle`. A bundle is written under a temporary name and renamed when
-it is complete. Copying and hashing are one pass, as fast as the disk.
+Main thread, instead of serving. A bundle is written under a temporary name and renamed when it is complete. Copying and
+hashing are one pass, as fast as the disk.
 
 Way not taken: hard links or reflinks into the new file. Few file systems have them, and only for aligned parts.
 """

@@ -1,8 +1,8 @@
 """A start by double click on the program, or by dropping a model on it: the user sees a window instead of a shell. The
-web page is opened, the model is asked for if none was given, and an error stays visible until a key is pressed.
+web page is opened, the model is asked for if none was given, and an error stays visible until Enter is pressed.
 
 Main thread; `launch` calls it. Only executables on Windows and macOS can be started like this, since a click there
-opens a console. A start with options comes from a shell or a service, and asks nothing.
+opens a console. A start with options comes from a shell or a service, so nothing is asked.
 
 Way not taken: a file dialog. A file can be dragged into the console, which types its path.
 """
@@ -44,7 +44,7 @@ def words(
 
 
 def path_in(typed: str, system: str) -> list[str]:
-    """The path of a dragged file as the console typed it: quoted on Windows, with escaped spaces elsewhere."""
+    """`--model` and the path of a dragged file, which consoles quote on Windows and escape elsewhere; [] if none."""
     typed = typed.strip()
     if system != "win32":
         import shlex  # imported here: few starts need it

@@ -1,9 +1,9 @@
 """`--tune`: finds the fastest CPU plug-in and number of threads for a model on this machine, and remembers them.
 
-Main thread, instead of serving. llama.cpp picks the plug-in that uses most of the CPU's instructions, which isn't
+Main thread, instead of serving. llama.cpp picks the plug-in that uses most of the CPU's features, which isn't
 always the fastest; that depends on the type of the weights. A process can load only one plug-in, so each is measured in
 a child: the same program with `--tune --cpu-variant NAME`. Candidates take turns and are compared with llama.cpp's
-choice of the same round, so a machine that becomes slower favours none. Imports the standard library and `tuned`.
+choice of the same round, so a machine that becomes slower favours none.
 
 Way not taken: a rule by weight type and CPU. There are measurements of one machine only.
 """
@@ -26,7 +26,7 @@ ROUNDS = 5
 HOPELESS = 0.85  # a candidate below this share of the best speed is dropped
 MOST_LEFT = 3  # candidates that are measured in all rounds
 WORTH = 1.02  # least gain over the usual choice that counts
-PATIENCE, PATIENCE_S = 4.0, 10.0  # time limit of a candidate: this many times that of the usual choice, plus seconds
+PATIENCE, PATIENCE_S = 4.0, 10.0  # a candidate's time limit: PATIENCE times the usual choice's time, plus PATIENCE_S
 FEW_CORES = 4  # with fewer cores, numbers of threads aren't compared
 FIGURE = re.compile(r"(\d+ rows?[a-z ]*(?: behind \d+)?) ([\d.]+) ms")
 
@@ -55,7 +55,7 @@ def speed(figures: Figures, usual: Figures) -> float:
 
 
 def sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
-    """The speed over several rounds: of the best rounds, or the median of rounds, whichever is less. The first is
+    """The speed over several rounds: by the shortest times, or the median of rounds, whichever is less. The first is
     unreliable on a machine whose speed varies, the second if a round is disturbed."""
     return min(speed(shortest(runs), shortest(usual)), median(map(speed, runs, usual)))
 

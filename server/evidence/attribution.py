@@ -1,9 +1,9 @@
 """Attribution: measures how much less likely an answer becomes when a part of its prompt is removed.
 
 Runs on a connection thread. It computes the probabilities of the answer's tokens with the whole prompt, without any of
-the spans, and without each of them. Each of these is a task with low priority, one after the other. There are two
-methods. `exact` computes the prompt without the span. `fast` removes a span's keys and values from a copy of the cache
-and computes only the last tokens before the answer again. The tokens between them were computed with the span and still
+the spans, and without each of them. Tasks with low priority do this one after the other. There are two methods.
+`exact` computes the prompt without the span. `fast` removes a span's keys and values from a copy of the cache and
+computes only the last tokens before the answer again. The tokens in between were computed with the span and still
 contain some of it; of two sentences about the same thing, the first one therefore gets too much weight. So the heaviest
 spans are measured exactly, until the heaviest of all is an exact one.
 
@@ -12,7 +12,7 @@ of all spans together, pairs are removed: pairs of those spans that by themselve
 
 Ways not taken: gradients or attention weights, which llama.cpp doesn't provide, and which don't tell what the answer
 would be without a text. Keeping the last tokens before the answer as they are: they carry what the question found in
-the span, so the heaviest span was wrong in every sixth answer. All pairs of spans, whose number grows with the square.
+the span, so the heaviest span was wrong in every sixth answer. All pairs of spans: their number grows with the square.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def attribute_by(
 
 def require_few(n_spans: int, n_answer: int, n_prompt: int, is_read_again: bool) -> None:
     """ApiError 400 if there are too many spans, or too many tokens to compute. `is_read_again`: removing a span may
-    require to compute the whole prompt again."""
+    mean computing the whole prompt again."""
     n_exact, n_others = 2 + min(CONFIRMED, n_spans) + CONFIRMED * (n_spans > 1), 2 * n_spans + N_PAIRS
     n_rows = n_exact * (n_prompt + n_answer) + n_others * ((n_prompt if is_read_again else TAIL) + n_answer)
     if n_spans > MOST_SPANS or n_rows > MOST_ROWS:
@@ -169,7 +169,7 @@ def require_few(n_spans: int, n_answer: int, n_prompt: int, is_read_again: bool)
 
 
 def confirm(nats: list[float], exactly: Callable[[int], float]) -> set[int]:
-    """The spans to measure exactly: the heaviest ones, until the heaviest of all has been measured exactly."""
+    """The spans measured exactly: the heaviest ones, until the heaviest of all is one of them, CONFIRMED at most."""
     nats, known = list(nats), set[int]()
     while nats and len(known) < CONFIRMED:
         top = max(range(len(nats)), key=nats.__getitem__)

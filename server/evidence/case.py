@@ -1,7 +1,7 @@
 """The record of one request, for --record and for certificates: its tasks, their tokens and how each ended.
 
-Runs on a connection thread; tokens of a stream may be noted on the engine's reader thread, never on both at once. The
-tasks contain everything that determines the answer, but not the user. Files of a prompt are recorded as hashes.
+Runs on a connection thread; tokens of a stream may be noted on the engine's reader thread, never on both at once. All
+of a task that determines its answer is recorded, the files of a prompt as hashes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NEUTRAL = frozenset(
         *("progress", "timings", "stream", "resume", "resume_ms", "media"),
     )
 )
-"""Fields of a task that don't affect its answer."""
+"""Fields that aren't settings: prompt and media are recorded apart, the others don't affect the answer."""
 FILE_KEYS = frozenset(
     ("data", "url", "file_data", "input_audio", "image_url", "images", "image_data", "multimodal_data")
 )
@@ -56,7 +56,7 @@ class Case:
     tokens: dict[int, list[int]] = field(default_factory=dict)
     """The tokens of each answer, by task id."""
     finals: dict[int, Final] = field(default_factory=dict)
-    """How each task ended, by id. A task without an entry was stopped before."""
+    """How each task ended, by id. A task without an entry was stopped before its end."""
     ends_thinking: dict[int, int] = field(default_factory=dict)
     """For tasks whose reasoning was ended by request: the number of tokens before that, by id."""
 

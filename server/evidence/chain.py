@@ -1,11 +1,11 @@
 """The file of `--record`: lines of JSON. Each line contains the hash of the line before, so that changes are found.
 
 A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}`. Its number `n` is
-one more than the line before has. Changing any byte breaks a hash or the format. When a file is full, it is renamed to
-FILE.1, that to FILE.2 and so on, and the chain continues in a new file. A line that is half written because the machine
-stopped is followed by a line of the kind `torn`, which has the fragment's hash.
+one more than that of the line before. Changing any byte breaks a hash or the format. When a file is full, it is renamed
+to FILE.1, that to FILE.2 and so on, and the chain continues in a new file. A line that is half written because the
+machine stopped is followed by a line of the kind `torn`, which has the fragment's hash.
 
-`Chain` writes, for one thread and process at a time; `check` and `read_lines` read. Imports only the standard library.
+`Chain` writes, for one thread and process at a time; `check` and `read_lines` read.
 
 Way not taken: signing with a key. A person who can write the file can usually read the key, too. To prove that the end
 of the file wasn't replaced as a whole, keep the last hash elsewhere.
@@ -173,7 +173,7 @@ def _sha256(data: bytes) -> str:
 
 
 class Chain:
-    """A record that grows, to at most `most` bytes in all its files. RecordError if the file is not a record, or if
+    """A record that grows, to about `most` bytes in all its files. RecordError if the file is not a record, or if
     another server writes it."""
 
     def __init__(self, path: Path, most: int) -> None:

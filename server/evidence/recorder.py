@@ -28,7 +28,7 @@ log = get_logger("api")
 
 
 class Recorder:
-    """Writes the record at `path`, to at most `most` bytes. RecordError if the file can't be used."""
+    """Writes the record at `path`, about `most` bytes. RecordError if the file can't be used."""
 
     def __init__(self, path: str, most: int, known: KnownModels, about: dict[str, Any]) -> None:
         """`about` describes the server in the line about its start."""

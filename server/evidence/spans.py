@@ -1,7 +1,7 @@
 """Cuts the texts of a request into sentences, and finds their tokens in the prompt.
 
 Pure functions; connection threads call them. A template may change a text: one that isn't in the prompt as it came has
-no spans. Offsets are characters within the span's text.
+no spans. Offsets count the characters of that text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Span:
 
     text: str
     start: int
-    """Its first character in the text of its message."""
+    """Its first character in the text."""
     end: int
     """The character after its last one."""
     message: int | None

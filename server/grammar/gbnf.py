@@ -1,13 +1,11 @@
 """Reads GBNF, llama.cpp's grammar notation, and refuses grammars that would crash or hang its sampler.
 
-Runs on HTTP handler threads, before native code sees the text; imports only the standard library. llama.cpp
-parses grammars by recursion without a depth limit, follows leftmost rule references without remembering
-visited ones (exponential for some grammars), misses some left recursions and loops forever on `{5,2}`. This
-module reads the same dialect (llama.cpp v0.5.0, `src/llama-grammar.cpp`) without recursion and checks it in
-time linear in the text.
+Runs on connection threads, before native code sees the text. llama.cpp parses grammars by recursion without a depth
+limit, follows leftmost rule references without remembering visited ones (exponential for some grammars), misses some
+left recursions and loops forever on `{5,2}`. This module reads the same dialect (llama.cpp v0.5.0,
+`src/llama-grammar.cpp`) without recursion and checks it in time linear in the text.
 
-Not taken: a lenient reader that repairs grammars. What llama.cpp would refuse is refused here, with line and
-column.
+Not taken: a lenient reader that repairs grammars. What llama.cpp would refuse is refused here, with line and column.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ class Limits:
     repetitions: int = 2_000  # copies of one item; llama.cpp's own limit
     chain: int = 1_000  # levels of native recursion
     visits: int = 2_000_000  # native calls of llama.cpp's search for left recursion
-    width: int = 1_000  # alternatives open at one place; llama.cpp tests the whole vocabulary on each, for each token
+    width: int = 1_000  # alternatives open at one place; for each token llama.cpp tests the whole vocabulary on each
 
 
 class Item(NamedTuple):
@@ -462,7 +460,7 @@ def _needs(items: list[Item]) -> list[int] | None:
 
 
 def _is_empty(item: Item, nullable: list[bool]) -> bool:
-    """Whether an item other than a repetition can match the empty text."""
+    """Whether an item that isn't a repetition can match the empty text."""
     return nullable[item.value] if item.kind == REFERENCE else item.kind == LITERAL and not item.value
 
 

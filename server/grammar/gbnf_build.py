@@ -1,9 +1,8 @@
 """Writes GBNF: quoting, rules, counted repetition, shared beginnings of alternatives, and automata as rules.
 
-Used by the regex, choice and JSON schema converters on HTTP handler threads; imports only the standard
-library and `automaton`. Expressions are strings. Their class says how they may be combined: `Text` is one
-quoted string, `Sequence` is items in a row, `Choice` has a '|' outside of parentheses. Not taken: a tree of
-nodes, because no expression is changed once it is written.
+Used by the regex, choice and JSON schema converters on connection threads. Expressions are strings. Their class says
+how they may be combined: `Text` is one quoted string, `Sequence` is items in a row, `Choice` has a '|' outside of
+parentheses. Not taken: a tree of nodes, because no expression is changed once it is written.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ATOM = re.compile(r"[A-Za-z0-9-]+|\.|\[(?:[^\]\\]|\\.)*\]")
 _UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.", re.DOTALL)
 _INLINE_DEPTH = 6  # nested parentheses; deeper parts become rules
 _TAIL_INLINE = 64  # characters of a counted tail; longer tails become rules
-_UNROLLED_MAX = 4000  # characters in all counted tails of one automaton; a long number's would grow quadratically
+_UNROLLED_MAX = 4000  # characters in all counted tails of one automaton; for a long number they grow quadratically
 _CLASS_RANGES_MAX = 6  # ranges of a class; larger classes become rules
 
 
@@ -220,7 +219,7 @@ class Builder:
         return self.define("chars", text) if len(chars) > _CLASS_RANGES_MAX else text
 
     def repeat(self, hint: str, expression: str, least: int, most: int | None) -> str:
-        """The expression `least` to `most` times (None: unbounded). Counts, at most COUNT_MAX, above BLOCK use rules of
+        """The expression `least` to `most` times (None: unbounded), at most COUNT_MAX. Counts above BLOCK use rules of
         BLOCK copies each."""
         if most == 0:
             return ""
@@ -374,7 +373,7 @@ class _Printer:
         return sequence(*parts, optional(tail) if self.dfa.accept[state] else tail)
 
     def run_of(self, move: tuple[Charset, int]) -> tuple[Charset, int, int]:
-        """How often the same characters repeat through states with no other use: (characters, count, last state)."""
+        """How often a move's characters repeat through states with no other use: (characters, count, last state)."""
         chars, state = move
         count = 1
         while (
@@ -392,7 +391,7 @@ class _Printer:
 def _counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
     """For each state from which the texts are `class{0,n}` and then those of another state: (class, n, other state).
 
-    Such a state has the moves of the other one and one more.
+    Such a state has the moves of the other one and one more. Other states have None.
     """
     tails: list[tuple[Charset, int, int] | None] = [None] * len(dfa.moves)
     moves = [frozenset(here) for here in dfa.moves]

@@ -4,8 +4,8 @@ Parts of a grammar without recursion are regular. Each becomes a minimal determi
 read each text, and is written as rules again. So nested counts, alternatives with common beginnings and `("a"*)*` cost
 no more than a simple spelling of the same language.
 
-Pure functions on HTTP handler threads; imports its neighbours in `server.grammar`. Cheap grammars are not changed. Not
-taken: rules for special cases, such as a class for alternatives of one character; the minimal automaton covers them.
+Pure functions on connection threads. Cheap grammars are not changed. Not taken: rules for special cases, such as a
+class for alternatives of one character; the minimal automaton covers them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from server.grammar.gbnf import LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Gram
 from server.grammar.gbnf_build import Builder, choice, literal, print_dfa, sequence
 
 STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
-"""The limits of one automaton: deterministic states, states before that, moves, nested items."""
+"""The limits of one automaton: deterministic states, nondeterministic states, moves, nested items."""
 
 
 def affordable(text: str) -> str:
@@ -159,7 +159,7 @@ _NOTHING = _Part([], [], True)
 
 
 class _Automaton:
-    """The automaton of regular items: one state for each character of the grammar, once it has been read.
+    """The automaton of regular items. Each state means that one of the grammar's characters was just read.
 
     `places[s]`: (place, optional rounds done in each of the repetitions around it). Of two states at the same place,
     the one with fewer rounds done accepts all texts that the other does.
@@ -182,7 +182,7 @@ class _Automaton:
         return minimal(determinise(self.nfa, start, final, STATES, self.best))
 
     def best(self, states: set[int]) -> set[int]:
-        """The states without those whose texts another state accepts, too."""
+        """The states, without those for which another one accepts all their texts."""
         groups: dict[tuple, list[int]] = {}
         for state in states:
             groups.setdefault(self.places[state][0], []).append(state)

@@ -1,12 +1,12 @@
 """Follows which part of its answer a task is generating: the model's thinking, visible text, or a tool call.
 
-Engine thread; pure except for the task's `TextStream`, which it feeds. Only tasks with reasoning, triggers or preserved
-tokens have `Phases`. It finds where a lazy grammar begins and where stop words are looked for, and forces the tokens
-that end the thinking. One token may end a part and begin the next. The parts don't depend on how the text is cut into
-tokens. Known tokens of a resumed task lead to the same state as before.
+Engine thread; pure except for the task's `TextStream`, which it feeds. Only tasks for which `needs_phases` is true have
+`Phases`. It finds where a lazy grammar begins and where stop words are looked for, and forces the tokens that end the
+thinking. One token may end a part and begin the next. The parts don't depend on how the text is cut into tokens. The
+known tokens of a resumed task lead to the same state as before.
 
 Not taken: llama.cpp's lazy grammars. They search the whole text again at each token, and end the process when the text
-behind a trigger doesn't fit.
+after a trigger doesn't fit.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_CHARACTER = 4  # bytes
 
 @record(frozen=True)
 class Begin:
-    """How a grammar begins inside a text. `lead` is the text before its first character. `tokens` of this text are
-    written already; the next token follows them. Texts that begin with `unless` don't have to fit the grammar."""
+    """How a grammar begins inside a text. `lead` is the text before the grammar's first character. `tokens`, written
+    already, begin where `lead` begins. Texts that begin with `unless` don't have to fit the grammar."""
 
     lead: str = ""
     tokens: tuple[int, ...] = ()
@@ -43,15 +43,15 @@ class Begin:
 class Move:
     """What a token changes."""
 
-    phase: int  # behind the token
-    parts: list[tuple[bytes, bool]]  # the token's text, each part with whether stop words are looked for in it
+    phase: int  # after the token
+    parts: list[tuple[bytes, bool]]  # the token's text in parts, and whether stop words are looked for in each
     tail: bytes  # the end of the text, where a mark may have begun
     seen: Seen
     begins_at: int | None = None  # where in its bytes the grammar begins (negative: in an earlier token)
 
 
 def needs_phases(task: Task) -> bool:
-    """Whether a task's text has to be followed."""
+    """Whether a task needs `Phases`."""
     sampling = task.sampling
     return bool(task.reasoning or task.preserved_tokens or sampling.grammar_triggers or sampling.grammar_lazy)
 
@@ -158,8 +158,8 @@ class Phases:
     # ---- the end of the thinking --------------------------------------------------------------------------------
 
     def end_thinking(self, n_tokens: int) -> int:
-        """Make the thinking end after `n_tokens` tokens of the text. Returns where it ends (an earlier order holds), -1
-        if there is no thinking to end."""
+        """Make the thinking end after `n_tokens` tokens of the text, unless an earlier call has set its end. Returns
+        where it ends, -1 if there is no thinking to end."""
         if self._ends_at < 0 and self._end_tokens and (self.phase == THINKING or n_tokens > self._n_tokens):
             self._ends_at = n_tokens
             self.forced = self._next_forced()
@@ -210,7 +210,7 @@ class Phases:
     def _thinking(
         self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
     ) -> Move:
-        """The move for `rest`, the token's bytes from `offset` on, inside the thinking and behind `tail`."""
+        """The move for `rest`, the token's bytes from `offset` on, inside the thinking and after `tail`."""
         data, mark, call = tail + rest, self._close.encode(), self._until.encode()
         at = data.find(mark)
         called = data.find(call, 0, at if at >= 0 else None) if call else -1
@@ -227,7 +227,7 @@ class Phases:
     def _visible(
         self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
     ) -> Move:
-        """The same for visible text. Of triggers and stop words, the one that is complete first counts."""
+        """The same for visible text. Of triggers and the mark of new thinking, the one complete first counts."""
         triggers, again = self._triggers, self._again
         if triggers.is_empty and not again:
             return Move(VISIBLE, [*parts, (rest, True)], b"", seen)
@@ -288,7 +288,7 @@ class Seen:
     head: bytes | None = None  # the text without leading white space while a START trigger may still come, else None
     matches: tuple[dict[int, int], ...] = ()  # for each pattern: its automaton's rows to where their matches began
     n_read: int = 0  # bytes that the patterns have read
-    rest: bytes = b""  # the beginning of a character behind them
+    rest: bytes = b""  # the beginning of a character after them
 
 
 class Triggers:
@@ -304,8 +304,8 @@ class Triggers:
         self.nothing = Seen(b"" if self._starts else None, tuple({} for _ in self._patterns))
 
     def find(self, rest: bytes, tail: bytes, seen: Seen) -> tuple[tuple[int, int] | None, Seen]:
-        """The first trigger in `rest`, the last bytes of a token, behind a text that ends with `tail`: its start
-        (negative if before `rest`) and its end. And what is known behind `rest`."""
+        """The first trigger in `rest`, the last bytes of a token, after a text that ends with `tail`: its start
+        (negative if before `rest`) and its end. And what is known after `rest`."""
         found = []
         data = tail + rest
         if any(map(data.__contains__, self._words)):
@@ -325,8 +325,8 @@ class Triggers:
         return (start, end), seen
 
     def _match(self, data: bytes, seen: Seen) -> tuple[list[tuple[int, int]], Seen]:
-        """The first matches of patterns, as (end, start) in `data`. Each character takes a step for each row with a
-        match, so the time is linear in the text."""
+        """The first matches of patterns, as (end, start) in `data`. Each character takes one step for each row that a
+        match has reached, so the time is linear in the text."""
         n_before = seen.n_read + len(seen.rest)
         data = seen.rest + data
         text, n_read = codecs.utf_8_decode(data, "surrogateescape")
@@ -347,8 +347,8 @@ class Triggers:
 def _step(
     states: Sequence[tuple[int, ...]], begun: Mapping[int, int], code: int, least: int
 ) -> tuple[dict[int, int], int | None]:
-    """The matches that go on with this character: each row with the earliest start, at `least` or later. And the start
-    of a match that is complete now."""
+    """The matches that go on with this character: each row with the earliest start, at `least` or later. And the
+    earliest start of a match that is complete now, else None."""
     going: dict[int, int] = {}
     complete = None
     for row, start in begun.items():

@@ -17,7 +17,7 @@ UNLIMITED = 2**31  # rows
 
 @record
 class Job:
-    """The tokens that one sequence has to evaluate next. `is_prefill` tells a prompt from the latest token of a
+    """The tokens that one sequence has to evaluate next: a prompt's if `is_prefill`, else the latest token of a
     generating sequence."""
 
     id: int  # the caller's: a slot's id
@@ -59,8 +59,8 @@ def generating(jobs: Iterable[Job], n_batch: int) -> list[Span]:
 
 
 def reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
-    """Spans of at most `n_rows` prompt rows, from the first job only if `is_alone`, else from one job after the
-    other."""
+    """Spans with at most `n_rows` prompt rows together. They come from one job after the other; if `is_alone`, from the
+    first job alone."""
     spans: list[Span] = []
     for job in prompts:
         n = min(n_rows, len(job.tokens), job.limit)

@@ -5,8 +5,8 @@ Tasks of a higher `priority` go first. Owners of one priority take turns by defi
 long requests waits longer, and the others don't. Tasks of one owner go in order of arrival. Every `OLDEST_EVERY`th time
 the oldest task goes first whatever its priority, so that none waits for ever; but never a background task.
 
-Tasks that can't run now (their slot is busy) are skipped and keep their place. Every operation on one task takes the
-same time however many wait, because a client that leaves may cancel a thousand.
+Tasks that can't run now (their slot is busy) are skipped and keep their place. Removing a task takes the same time
+however many of its owner wait, because a client that leaves may cancel a thousand.
 
 Not taken: shares by past use. They would punish an owner for the time when no other was there.
 """
@@ -20,7 +20,7 @@ from server.engine.seam.task import Task
 from server.records import field, record
 
 QUANTUM = 256  # tokens that an owner's turn is worth
-COST_OF_ANSWER = 256  # tokens that a task costs beside its prompt
+COST_OF_ANSWER = 256  # tokens that a task costs besides its prompt
 OLDEST_EVERY = 8  # one in this many tasks is the oldest
 
 

@@ -27,7 +27,7 @@ MIN_TEMPERATURE = 1e-6
 
 @record(frozen=True)
 class Stage:
-    """One sampler of the chain: `name` is a row of `Backend.new_sampler`'s table, `args` its arguments."""
+    """One sampler of the chain: `name` is one that `Backend.new_sampler` knows, `args` are its arguments."""
 
     name: str
     args: tuple
@@ -67,7 +67,7 @@ def history_length(params: SamplingParams, n_ctx: int) -> int:
 
 
 def _reach(last_n: int, n_ctx: int) -> int:
-    """How many tokens back a penalty looks: at most the context, for which C reserves memory. -1 means all of it."""
+    """How many tokens back a penalty looks; -1: the whole context. More isn't allowed: C reserves memory for them."""
     return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 

@@ -40,7 +40,7 @@ class GroupAttention:
         return self.ga_i + self.width - self.pos
 
     def fold(self) -> Fold | None:
-        """The next fold, if it is due; the state is then that behind it."""
+        """The next fold, None if it isn't due. A returned fold is already in `pos` and `ga_i`."""
         if self.room > 0:
             return None
         n, w, start, pos = self.factor, self.width, self.ga_i, self.pos

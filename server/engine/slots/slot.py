@@ -19,7 +19,7 @@ from server.records import field, record, replace
 
 
 class Drafts(Protocol):
-    """What a slot reads of a task's speculative decoding: the drafted tokens, and those that proved right."""
+    """What a slot reads of a task's speculative decoding: how many tokens were drafted, and how many proved right."""
 
     n_drafted: int
     n_accepted: int
@@ -35,7 +35,7 @@ class Checkpoint:
 
 @record(frozen=True, eq=False)
 class Leader:
-    """What a task waits for: `run`, on `slot`, is evaluating the first `n` tokens of the same prompt."""
+    """What a task waits for: `run`, on `slot`, is evaluating the `n` tokens that both prompts begin with."""
 
     slot: Slot
     run: Run
@@ -66,7 +66,7 @@ class Run:
     t_start: float  # on its slot
     truncated: bool = False  # prompt or context were cut
     is_full: bool = False  # the context must be shifted before the next step
-    is_last_in_line: bool = False  # once it waits in memory, it does so until it is the oldest task
+    is_last_in_line: bool = False  # if it waits in memory, it does so until it is the oldest task
     n_cached: int = 0  # tokens of the prompt that were reused
     cache_source: str = CACHE_NONE  # this and the next two: see `CacheUse`
     cache_reason: str = ""
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def n_reusable(self) -> int:
-        """How much of the prompt may come from a cache: all but what is evaluated for its logits."""
+        """How many of the prompt's tokens may come from a cache: all but those evaluated for their logits."""
         n = self.layout.reusable(len(self.prompt))
         if self.cuts:
             return min(n, self.cut_at)
@@ -141,7 +141,7 @@ class Slot:
     n_rows_used: float = 0  # the engine's count of evaluated rows at its latest use
     parked: list[int] = field(default_factory=list)  # tokens whose cells were moved to memory while it was idle
     owner: str | None = None  # whose text the tokens are; None if unknown
-    state_copy: memoryview | None = None  # the system prompt of a split cache, which has no sequence
+    state_copy: memoryview | None = None  # the system prompt in a split cache, which has no sequence for it
     aside: Aside | None = None  # what it held, while its task waits in memory for room
     run: Run | None = None
     t_used: float = 0.0  # end of its latest task, in the clock's seconds
@@ -149,7 +149,7 @@ class Slot:
     latest: SlotState | None = None  # left by its latest task
 
     def reusable(self, prompt: list[int]) -> int:
-        """How many of the slot's first tokens `prompt` begins with and may reuse. None from a context shift on: their
+        """How many of the slot's first tokens `prompt` begins with and may reuse; none from a context shift on: their
         cells would give another prompt a different answer."""
         n = common_prefix(self.tokens, prompt)
         return n if self.shifted_at is None else min(n, self.shifted_at)

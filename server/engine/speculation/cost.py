@@ -1,9 +1,9 @@
 """Learns what a step costs by its number of rows, and decides how many drafted rows pay. Pure arithmetic, engine
 thread.
 
-A draft pays if its tokens are likely to come cheaper than by steps of their own. That depends on the model, the
-machine, and the other rows of the step. So times are measured as they occur, and a draft gets the length with the most
-tokens per second.
+A draft pays if its tokens are likely to come cheaper than by steps of their own. That depends on the model, machine,
+and the other rows of the step. So times are measured as they occur, and a draft gets the length with the most tokens
+per second.
 
 Unmeasured sizes are bounded by the cost of prompt rows, which are computed in the same way but without logits. Without
 this bound, sizes that can't pay would be tried again and again on some machines. It also shows where a tile of rows is
@@ -29,7 +29,7 @@ DOUBT = 2  # a first time that exceeds the expected one by this factor must come
 MAX_ROWS = 4096  # larger steps count as steps of this many rows
 MAX_WAIT = 1.25  # while a sequence has no draft, the others' drafts may lengthen a step by this factor
 FEW_PLAIN = 8  # a step with drafts may always take the time of this many plain ones
-MOST_ALIKE = 8  # tokens of drafts that have the same length for all sequences
+MOST_ALIKE = 8  # the most tokens of drafts that are equally long for all sequences
 MIN_PROMPT_ROWS = 16  # steps with fewer rows aren't measured
 FORGET_AFTER = 2000  # steps
 TILE_ROW = 1.25  # cost of a row with logits in a tile or more, relative to a prompt row
@@ -151,7 +151,7 @@ def best_lengths(
     `chances[i]` are the falling probabilities that the first 1, 2, ... tokens of draft i prove right. `seconds`
     estimates the step for given lengths of all drafts. `n_generating` rows are in the step anyway and yield a token
     each; `room` more fit in, or `room_alike` if all sequences get equally many (cheapest in a split cache). The
-    expected tokens per second must be `min_gain` times those of the plain step; 0 means that all that fits is sent.
+    expected tokens per second must exceed `min_gain` times those of the plain step; if it is 0, all that fits is sent.
     While a sequence has no draft, the step may take at most `MAX_WAIT` times as long as the plain one. No step takes
     longer than `longest_s`, or `FEW_PLAIN` plain steps if that is more.
     """

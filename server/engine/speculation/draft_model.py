@@ -21,7 +21,7 @@ from server.engine.speculation.cost import StepCost
 from server.log import get_logger
 from server.records import record
 
-CATCH_UP_ROWS = (512, 256, 128, 64, 32)  # tokens of a text that may be read per step of the large model
+CATCH_UP_ROWS = (512, 256, 128, 64, 32)  # missing tokens that may be read per step of the large model
 GOES_ALONG = 8  # missing tokens that the first drafting step may read as well
 
 log = get_logger("engine")
@@ -41,8 +41,8 @@ class ModelDrafts:
     """The small model and the books about its cache."""
 
     def __init__(self, drafter: Drafter, n_vocab: int, stall_s: float, clock: Callable[[], float]) -> None:
-        """`n_vocab` is the large model's; either may have some tokens more. Reading missing tokens may take `stall_s`
-        seconds per step, 0 for no limit."""
+        """`n_vocab` is the large model's; either model may have some tokens more. Reading missing tokens may take
+        `stall_s` seconds per step, 0 for no limit."""
         self.cost = StepCost()
         self._drafter = drafter
         self._n_vocab = n_vocab

@@ -22,7 +22,7 @@ from server.engine.speculation.trust import N_GRAM, Trust
 
 MAX_PLACES = 8  # earlier places that are compared with the end of the text
 MOST_COMPARED = 24  # tokens compared before each place
-RESUME_WITHIN = 48  # a place within this many tokens behind the one just left gets a bonus
+RESUME_WITHIN = 48  # a place within this many tokens after the one just left gets a bonus
 RESUME_BONUS = 8  # the bonus, in equal tokens
 MIN_SURVIVAL = 0.05  # a draft ends where the chance of all its tokens falls below this
 COPIED = 12  # right predictions in a row that make a copy
@@ -168,7 +168,7 @@ class Lookup:
 
 
 def falling(trust: Trust, n_matched: int, factors: Iterable[float]) -> list[float]:
-    """The chances that the first, the first two, ... tokens behind `n_matched` equal ones come. Each token has a factor
+    """The chances that the first, the first two, ... tokens after `n_matched` equal ones come. Each token has a factor
     of its own."""
     survival, chances = 1.0, []
     for i, factor in enumerate(factors):

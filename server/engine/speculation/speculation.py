@@ -178,7 +178,7 @@ class Speculation:
         return drafting.lookup
 
     def _from_model(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> None:
-        """Add drafts of one length from the small model to all spans without a draft."""
+        """Add drafts from the small model, of at most the length that pays, to spans without a draft."""
         wants = [
             (span, slot, min(most, slot.run.drafting.n_model))
             for span, slot, most in wants

@@ -1,12 +1,12 @@
 """Writes the objects and arrays of a JSON schema as grammar.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. Keys come in the order of
-the schema, additional keys after them. If a schema lists properties and doesn't mention others, objects get no
-others (as in llama.cpp, because models invent keys). The same holds for an array that lists its first items.
+Runs on connection threads. Keys come in the order of the schema, additional keys after them. If a schema lists
+properties and doesn't mention others, objects get no others (as in llama.cpp, because models invent keys). The same
+holds for an array that lists its first items.
 
-Members and items are written from the last to the first, so that long lists need no recursion. Lists are indexed
-by the number of members already written, as far as minProperties and maxProperties depend on it. Not taken: members
-in any order, because n! orders need n! rules.
+The rules are written from the last member or item to the first, so that long lists need no recursion. Lists such as
+`some` are indexed by how many members come before, as far as minProperties and maxProperties depend on it. Not taken:
+members in any order, because n! orders need n! rules.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> li
 
 
 def _is_open(shape: Shape) -> bool:
-    """Whether keys may appear that the schema doesn't name."""
+    """Whether keys that the schema doesn't name may appear, unless the schema of their values is false."""
     for keyword in ("additionalProperties", "unevaluatedProperties"):
         if shape.having(keyword):
             return True
@@ -271,7 +271,7 @@ def _further_run(
 def _member_counts(
     converter: Converter, shape: Shape, members: list[_Member], further: str | None
 ) -> tuple[int, int | None]:
-    """minProperties and maxProperties (0 and None if the members ensure them anyway)."""
+    """minProperties and maxProperties (0 and None if the members ensure them anyway or they can't be enforced)."""
     least, most = shape.largest("minProperties"), shape.smallest("maxProperties")
     if least <= sum(member.is_required for member in members):
         least = 0
@@ -388,7 +388,7 @@ def _must_contain(shape: Shape) -> bool:
 def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: int, most: int | None) -> str | None:
     """The items and commas of a non-empty array; '' if only the empty array is possible, None if none is.
 
-    If `most` allows more items than `items` has, its last entry stands for all further ones.
+    If `most` allows more items than `items` has, the last of `items` stands for all further ones.
     """
     for part in shape.having("contains"):
         if "maxContains" in part.schema:
@@ -449,8 +449,8 @@ class _ContainsLayout:
         return table[0]
 
     def cell(self, index: int, found: int, count: int, after: list[Any], row: list[Any]) -> str | None:
-        """What may follow after `index` items, `found` of which fit `contains`. `after` is the row of index + 1; the
-        last row of an unbounded array repeats itself."""
+        """What may follow `index` items of which `found` fit `contains`. `row` is that of `index`, `after` that of
+        index + 1; the last row of an unbounded array repeats itself."""
         may_end = index >= self.least and found == count
         builder = self.converter.builder
         item, both = self.pick(self.items, index), self.pick(self.found, index)

@@ -1,7 +1,7 @@
 """Converts JSON schema to GBNF. The API layer and tool calls use `convert`.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are cached by the
-text of the schema. The same schema always yields the same grammar.
+Runs on connection threads. Results are cached by the text of the schema. The same schema always yields the same
+grammar.
 
 Constraints that a context-free grammar can't express are not enforced, with a warning that names the JSON pointer;
 with `strict` the schema is refused instead. Objects and arrays are queued and written one after the other, so a
@@ -55,7 +55,7 @@ _SHARED_LENGTH = 32  # characters; llama.cpp unrolls counted repetitions, so str
 _UNROLLED_MAX = 50_000  # sum of all repetition counts above which the grammar is checked for llama.cpp's limits
 _TEXT_STATES_MAX = 4000  # of the automaton of a string with several conditions
 _TEXT_RULES_MAX = 500  # of such an automaton; above, a pattern with limited repetitions is tried first
-_RULES_MOST = 1600  # of such an automaton, if that fails
+_RULES_MOST = 1600  # of such an automaton, after that has failed
 _SHORTER = (2000, 1000, 500, 200, 100)  # lengths to try if a pattern can't be combined with the schema's maxLength
 _COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
@@ -231,7 +231,7 @@ class Converter:
         return "root"
 
     def endless(self) -> set[tuple[str, ...]]:
-        """The conjunctions, written as rules, without a finite value. To be called after `run`."""
+        """The conjunctions that are rules and have no finite value. To be called after `run`."""
         finite: set[tuple[str, ...]] = set()
         grown = True
         while grown:
@@ -249,8 +249,8 @@ class Converter:
         self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
     ) -> list[str]:
         """The expressions of merged shapes. Adds to `needs`, for each, the conjunctions that its values must contain.
-        A single object or array that is one part, and not `key` itself, refers to that part's rule. Several are written
-        in place, where common beginnings can be shared."""
+        An object or array that is the only one, is one part and isn't `key` itself becomes a reference to that part's
+        rule. Several are written in place, where common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
@@ -434,7 +434,7 @@ class Converter:
         return found or dfa
 
     def conditions(self, shape: Shape, refused: list[str], hint: str) -> tuple[list[Dfa], tuple[str, str] | None]:
-        """(the automata of patterns and `not`; for a pattern that is too large for that (pattern, expression))."""
+        """(the automata of patterns and `not`; (pattern, expression) of a pattern too large for that, else None)."""
         dfas, large = [], None
         for pattern, pointer, is_negative in shape.patterns:
             self.document.check_time()
