@@ -1,7 +1,7 @@
 """Formats of calls and reasoning that `find_format` can't find: tables, looked up by a text in the template's source.
 
 Pure data. A row is here for one of three reasons: the template doesn't render calls, although its model was trained
-with a format; the marks of calls and text are headers of messages, which `find_format` would count as the template's;
+with a format; the marks of calls and text are headers of messages, which `find_format` would take for the template's;
 or the template doesn't render the reasoning of messages.
 """
 

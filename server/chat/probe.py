@@ -144,8 +144,8 @@ class Probe:
         return "content" if self._shows([USER, {**ASSISTANT, "content": parts}, USER], WORD, OTHER, never=never) else ""
 
     def effort(self, name: str, effort: str) -> str | None:
-        """The value of the variable `name` for a reasoning effort; None if the template has none. An effort that isn't
-        one of OpenAI's is used unchanged."""
+        """The value of the variable `name` for a reasoning effort; None if the template has none. Efforts other than
+        "none" and those in NEAREST_EFFORTS stay unchanged."""
         if effort not in NEAREST_EFFORTS:
             return effort if effort != "none" else next((one for one in NO_EFFORT if self._names_text(one)), None)
         if (name, effort) not in self._efforts:

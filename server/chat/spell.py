@@ -2,7 +2,7 @@
 
 The model must see the whole conversation. So a system message lists the tools and explains how to call one; earlier
 calls are part of the assistant's text, in the form that the model is asked to write; results are part of the user's
-text. All of it is marked as users' text, except for the marks of calls.
+text. All but the explanation and the marks around calls is marked as users' text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXAMPLE = WrittenCall("name_of_the_function", {"name_of_an_argument": "value"}, 
 
 
 def explain_calls(format: CallFormat) -> str:
-    """The explanation of how to call a function; it precedes the list of tools in the system message."""
+    """The explanation of calls; it precedes the list of tools in the system message."""
     many = " Several calls may follow each other." if format.can_be_many else ""
     return (
         "You may call functions where they help. A call is written like this, with all its marks, and nothing follows "
@@ -58,7 +58,7 @@ def spell_calls(messages: Sequence[Message], format: CallFormat) -> list[Message
 
 
 def spell_results(messages: Sequence[Message]) -> list[Message]:
-    """Turn tool results into user messages, joined with the user message that follows them."""
+    """Turn tool results into user messages, joined with each other and with the user's next one."""
     groups: list[list[Message]] = []
     is_behind_result = False
     for message in messages:

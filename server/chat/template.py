@@ -132,7 +132,7 @@ class BuiltinTemplate:
     """A template built into libllama, called by `apply(messages, add_generation_prompt) -> text`.
 
     Such templates read only roles and plain text. To find users' text in the result, each content is replaced by a
-    random key before rendering. White space around contents is kept, since some of these templates trim it.
+    random key before rendering. White space around contents isn't, since some of these templates trim it.
     """
 
     def __init__(self, source: str, apply: Callable[[Sequence[tuple[str, str]], bool], str]) -> None:

@@ -1,8 +1,8 @@
 """The variables that templates read besides the messages. Pure except for the date; handler threads.
 
 Templates have different names for the same variable. Requests use `enable_thinking` and `reasoning_effort`; this module
-converts them to the names and values that the template knows. Thinking is on by default. A variable that the request
-sets in `chat_template_kwargs` isn't changed.
+converts them to the names and values that the template knows. Thinking is on by default. Of the request's
+`chat_template_kwargs`, only efforts are changed.
 
 Dates have no time of day, so that a conversation has the same prompt all day and its cached prefix can be reused.
 """
@@ -22,7 +22,7 @@ SWITCHES: dict[str, tuple[object, object]] = {
     "thinking_mode": ("enabled", "disabled"),
 }
 OFF_SWITCHES: dict[str, object] = {"thinking_budget": 0, "reasoning": False}  # set only to turn thinking off
-ON_BY_DEFAULT = ("enable_thinking", "thinking")  # set to on by default; without the others the model decides
+ON_BY_DEFAULT = ("enable_thinking", "thinking")  # on by default; if the others are unset, the model decides
 EFFORTS = ("reasoning_effort", "reasoning_strength", "thinking_effort")
 ALIASES = {"enable_thinking": (*SWITCHES, *OFF_SWITCHES), "reasoning_effort": EFFORTS}
 # effort -> values of the same meaning; effort -> the nearest values, for templates that refuse it

@@ -76,7 +76,7 @@ def pull(call: Call) -> int:
 
 
 def fetch(settings: Settings, name: str) -> Path:
-    """Download a model and the projector of its repository. Returns its path. OptionError, PassingError."""
+    """Download a model and its repository's projector. Returns the model's path. OptionError, PassingError."""
     from server.download import DownloadError, fetch_model, fetch_projector
 
     repo = repository(name)

@@ -63,7 +63,7 @@ def size_text(n: int) -> str:
 
 
 def type_of(entry: ModelEntry, headers: Sequence[Gguf]) -> str:
-    """The quantisation, from the file's name or else the type of most weights."""
+    """The quantisation: from the file's name, or else the type with the most bytes."""
     found: Counter[int] = Counter()
     for header in headers:
         for tensor in header.tensors.values():
@@ -86,7 +86,7 @@ def plan_of(call: Call, entry: ModelEntry) -> EngineConfig:
 
 
 def fit_text(call: Call, entry: ModelEntry) -> str:
-    """`yes`, `yes` with the context that fits, or the reason why the model doesn't fit."""
+    """`yes`, `yes` with the context that fits, or `no` or `unknown` with the reason."""
     try:
         plan = backend.plan_of(plan_of(call, entry))
     except (StartError, OptionError) as error:

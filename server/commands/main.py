@@ -80,7 +80,7 @@ SHOWN = (
     *("help", "url", "port", "api_key", "files", "models_dir", "models_preset", "ctx_size", "parallel", "temperature"),
     *("threads", "libs"),
 )
-"""The options about a model that the help of a command shows."""
+"""The options that the help of `run` and `batch` shows."""
 
 
 def _models(call: Call) -> int:

@@ -1,8 +1,8 @@
 """`run NAME`: a chat in the terminal, or one answer for a script, with a server of its own or a running one.
 
-Main thread. Its own server is this program as a child that ends with it, however it ends. `docs/models.md` has the
-words and keys. Way not taken: an engine in this process. Ctrl-C during a step would be hard to tell from Ctrl-C at the
-prompt, and a crash would lose the conversation.
+Main thread. Its own server is a child process that ends with it, even after a crash. `docs/models.md` has the words and
+keys. Way not taken: an engine in this process. Ctrl-C during a step would be hard to tell from Ctrl-C at the prompt,
+and a crash would lose the conversation.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Chat:
 
     def answer(self, text: str, show: Callable[[str, str], None]) -> None:
         """Send a message and show the answer as it comes. An answer that is stopped or breaks off stays in the
-        conversation as far as it came; if nothing came, the message is removed."""
+        conversation as far as it came; if no text came, the message isn't kept."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         asked = [*self.messages, {"role": "user", "content": text}]
         said = ""
@@ -175,7 +175,7 @@ def child_words(entry: ModelEntry, call: Call) -> list[str]:
 
 @contextlib.contextmanager
 def own_server(words: list[str]) -> Iterator[Peer]:
-    """Start a server of our own and wait until it is ready; it ends with the block. Its output goes to the terminal.
+    """Start a server of our own and wait until it is ready; it ends with the block. Its stderr goes to the terminal.
     SystemExit with its exit code if it can't start."""
     key = secrets.token_hex(16)
     environment = {name: text for name, text in os.environ.items() if not NOT_FOR_A_CHILD.fullmatch(name)}

@@ -1,8 +1,8 @@
 """The command `rpc-worker`: lends this machine's devices to a server on another machine, by llama.cpp's RPC backend.
 
-A thread stays in the library, which serves one client after the other; the main thread waits for Ctrl-C. Imports only
-the C bindings: a worker has no model, no engine and no HTTP. Way not taken: restarting a worker that a client has
-crashed; service managers do that well.
+A thread stays in the library, which serves one client after the other; the main thread waits for Ctrl-C. A worker has
+no model, no engine and no HTTP, only the C bindings. Way not taken: restarting a worker that a client has crashed;
+service managers do that well.
 """
 
 from __future__ import annotations

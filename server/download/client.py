@@ -1,7 +1,7 @@
 """HTTP for downloads: urllib with its proxies and certificates, stricter redirects, and errors that say what to do.
 
-Runs where `fetch` runs. Imports the standard library and `local`. A token is sent only to the hub, and a password in a
-URL only to that URL's host, even after redirects. urllib itself would send both to other hosts.
+Runs where `fetch` runs. A token is sent only to the hub, and a password in a URL only to that URL's host, even after
+redirects. urllib itself would send both to other hosts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.records import field, record
 STALL_S = 60.0  # seconds without data after which a connection is given up
 MAX_TRIES = 4
 """Tries in a row without any new data."""
-MAX_WAIT_S = 60.0  # the longest Retry-After that is obeyed
+MAX_WAIT_S = 60.0  # longest wait after a Retry-After
 MAX_LISTING = 32 << 20  # bytes of a repository's file list
 MAX_SHOWN = 200  # characters of a URL in a message
 RETRY_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -163,7 +163,7 @@ class Client:
 
     def persist(self, step: Callable[[], T], measure: Callable[[], int], label: str) -> T:
         """Call `step` until it succeeds, and return its result. DownloadError after MAX_TRIES times Trouble in a row
-        without any progress, which `measure` returns."""
+        without progress. `measure` returns how far it is."""
         best, n_failed = measure(), 0
         while True:
             try:

@@ -1,7 +1,7 @@
 """Provides a model's files: chooses them, checks which exist, and downloads the others.
 
-Runs on the caller's thread. Imports the standard library and its neighbours. Two processes that need the same file are
-kept apart by a lock for each file. The second one finds the file that the first has downloaded.
+Runs on the caller's thread. Two processes that need the same file are kept apart by a lock for each file. The second
+one finds the file that the first has downloaded.
 """
 
 from __future__ import annotations

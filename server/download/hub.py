@@ -1,7 +1,6 @@
 """Chooses files in a repository of a model hub: Hugging Face, or one with the same API.
 
-Runs where `fetch` runs. Imports the standard library, `client`, `local` and `transfer`. File names from the hub aren't
-trusted: a file whose path would leave its folder is ignored.
+Runs where `fetch` runs. File names from the hub aren't trusted: a file whose path would leave its folder is ignored.
 """
 
 from __future__ import annotations

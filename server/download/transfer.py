@@ -1,9 +1,9 @@
 """Downloads one file.
 
-Runs where `fetch` runs, while the file's lock is held. Imports the standard library, `client` and `local`. The data is
-written to `NAME.part`; `NAME.part.json` says which version of the file it is. The file gets its name when it is
-complete and checked. The server's length, range, entity tag and checksum must be consistent. After a broken connection
-the download continues if the server still has the same version of the file, otherwise it starts again.
+Runs where `fetch` runs, while the file's lock is held. The data is written to `NAME.part`; `NAME.part.json` says which
+version of the file it is. The file gets its name when it is complete and checked. The server's length, range, entity
+tag and checksum must be consistent. After a broken connection the download continues if the server still has the same
+version of the file, otherwise it starts again.
 """
 
 from __future__ import annotations

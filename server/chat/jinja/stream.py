@@ -40,14 +40,14 @@ class TokenStream:
         return self.current.type == NAME and self.current.value in words
 
     def skip(self, type_: str) -> bool:
-        """Advance if the current token has this type; whether it has."""
+        """Whether the current token has this type; if so, advance."""
         if self.current.type == type_:
             self.next()
             return True
         return False
 
     def skip_word(self, word: str) -> bool:
-        """Advance if the current token is this name; whether it is."""
+        """Whether the current token is this name; if so, advance."""
         if self.at_word(word):
             self.next()
             return True

@@ -1,8 +1,7 @@
 """Makes the grammar that forces valid tool calls, from a format, the tools and the tool choice.
 
 Pure functions on HTTP handler threads. Results are cached, so that an agent's next request costs only a look-up. This
-module writes the text around calls, `call_texts` each call. The cost of the grammar has been checked like that of any
-other.
+module writes the text around calls, `call_texts` each call. The grammar's cost is checked (`affordable`).
 
 Not taken: one schema with a branch for each tool. Most formats aren't JSON, and a warning should name its tool.
 """
@@ -173,8 +172,7 @@ class _Frame:
         self.call = texts.builder.define("call", factored(texts.calls))
 
     def answer(self) -> str:
-        """Calls from the first token on, after the reasoning. The part of the first call that the prompt has written
-        already (`opening`) may be repeated after reasoning only."""
+        """Calls from the first token on, after the reasoning."""
         form = self.form
         if isinstance(form.call, ChannelCall):
             return sequence(optional(literal(form.call.start)), literal(form.call.call_head[0]), self.call)
@@ -187,7 +185,8 @@ class _Frame:
         return self.group(sequence(first, text_literal(form.after_call)), form.after_all)
 
     def remove_opening(self, expression: str) -> str:
-        """The expression without the `opening` that the prompt has written already."""
+        """The expression without the `opening`, which the prompt has written already. If the format has reasoning, the
+        model may repeat it."""
         opening = literal(self.form.opening)[1:-1]
         items = getattr(expression, "items", (expression,))
         if not opening or not isinstance(items[0], Text) or not items[0][1:].startswith(opening):

@@ -74,11 +74,11 @@ def can_be_key(shape: ParameterCall | PythonCall | QuotelessCall, key: str) -> b
 
 class CallTexts:
     """`calls` has an expression for each tool, without the texts around each call; `builder` has their rules. `tools`
-    has for each name (parameters, whether keywords that can't be enforced are refused).
+    maps names to (parameters, whether keywords that can't be enforced are refused).
 
-    The white space in JSON is that of templates. The call comes back in the next prompt, and only if it is the same
-    text there, its tokens are found in the cache. If the grammar `is_lazy`, other white space is allowed, since a model
-    may have begun the call before the grammar applies.
+    The white space in JSON is that of templates: the call comes back in the next prompt, and its tokens are in the
+    cache only if its text is the same. If the grammar `is_lazy`, other white space is allowed, since a model may have
+    begun the call before the grammar applies.
     """
 
     def __init__(self, form: CallFormat, tools: Mapping[str, tuple[Any, bool]], is_lazy: bool) -> None:
@@ -211,7 +211,7 @@ class CallTexts:
 
     def join_members(self, members: Sequence[tuple[str, bool]], comma: str) -> str:
         """Members in their order, with commas between those that are present."""
-        start = rest = ""  # the members from here on: if none precedes them, and if one does
+        start = rest = ""  # the members from here on, without a comma before them and with one
         for text, needed in reversed(members):
             begun = sequence(text, rest)
             more = sequence(literal(comma), begun)
@@ -254,7 +254,7 @@ class CallTexts:
         return marks[index if len(marks) == len(_MARKED_KINDS) else min(index, 1)] + shape.after_mark
 
     def python_value(self, kind: str, rule: str) -> str:
-        """The rule for True, False or None, if the schema allows each of them; other values are written as in JSON."""
+        """Python's True, False or None, if the schema allows all values of this kind; others are written as in JSON."""
         if kind in _PYTHON and self.builder.rules[rule] in (kind, CORE_RULES[kind][0]):
             return self.builder.define(f"python-{kind}", _PYTHON[kind])
         return rule

@@ -43,8 +43,8 @@ class Reasoning:
 @record
 class ToolCall:
     """The next part of a call. Only the first part for each `index` has `id` and `name`. The `arguments` of all parts
-    for an index, joined, are the JSON text of an object, in whatever form the model writes them; if the call was cut
-    off, they are the beginning of that text."""
+    for an index, joined, are the JSON text of an object, in every format; if the call was cut off, the beginning of
+    that text."""
 
     index: int
     id: str = ""

@@ -1,8 +1,8 @@
 """The beginnings of calls (heads) in each format: fixed texts, with variable parts between them. Pure; made once per
 answer.
 
-A head is a list of parts, which `reader` compares with the text one after the other. Fixed texts are split at line ends
-and before `[`, since models put more or less white space there.
+A head is a list of parts, which `reader` compares with the text in order. Fixed texts are split at line ends and before
+a `[` there, since models put more or less white space there.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Part:
 
 @record(frozen=True)
 class Head:
-    """The parts of a call's beginning. `in_group`: they include the text before all calls."""
+    """The parts of a call's beginning. `in_group`: the text before all calls precedes it."""
 
     parts: tuple[Part, ...]
     in_group: bool
 
 
 def words(text: str) -> list[str]:
-    """Split a text of a format at line ends and before `[`, without white space at the edges."""
+    """Split a format's text at line ends and before a `[` there, without white space around the words."""
     found = []
     for line in text.split("\n"):
         match = re.fullmatch(r"\s*(.*?)\s*(\[?)\s*", line)

@@ -1,9 +1,9 @@
 """Finds the types that a tool's schema allows for an argument, and makes JSON of arguments that models write as plain
 text or as nested elements. Pure.
 
-The schema is read only to tell strings from other values; the grammar checks whether a value fits. Nested elements have
-a tag for each key, in formats whose closing tags name the key. A list is elements that are all called `item`. If there
-is no element or only one, the schema decides between list and object.
+The schema only tells strings from other values, and lists from objects; the grammar checks whether a value fits. Nested
+elements have a tag for each key, in formats whose closing tags name the key. Elements that are all called `item` are a
+list, unless the schema allows objects and no lists. Without elements, the schema decides.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _kind_of(value: object) -> str:
 
 
 def fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
-    """The JSON for an argument's plain text. JSON of an allowed type stays as it is. Other text becomes a JSON string,
-    as does JSON of another type if the schema allows strings. `is_json`: the model has marked the value as JSON."""
+    """The JSON for an argument's plain text: text becomes a JSON string, JSON stays. If the schema allows strings, a
+    JSON string or JSON of a type that isn't allowed is text, unless the model has marked it as JSON (`is_json`)."""
     value = read_value(text)
     if value is None:
         return json.dumps(text, ensure_ascii=False)

@@ -327,7 +327,7 @@ class Scanner:
 
 
 def read_value(text: str) -> str | None:
-    """The JSON of a text that is one value; None if it isn't one. Words without quotes don't count as values."""
+    """The JSON of a text that is one value; None if it isn't one. Of words without quotes, only WORDS count."""
     text = text.strip()
     try:
         json.loads(text, parse_constant=_refuse)

@@ -2,14 +2,14 @@
 
 A file is named by a hash of what it depends on: the identity (`identity`), the adapters' strengths, and every token up
 to its end. Its format is that of `slot_files` (magic, JSON header, CRC-32, state). It is written under a temporary name
-and renamed, so it is whole or not there. Damaged files and those of an earlier format are removed when found. No other
-files in the folder are touched.
+and renamed, so it is whole or not there. Damaged files and those of an earlier format are removed when found. Files
+with other names aren't touched.
 
 Several servers may use one folder without a lock: a name determines a file's content, a file appears at once, and a
 missing one is only computed again. Other servers' blocks are found by name (`find`). The limit of bytes is for the
 whole folder, and each server removes the least recently used files.
 
-`scan` is called first, on any thread; the rest is the engine's. `put` never waits: if the disk can't keep up, blocks
+`scan` is called first, on any thread; the rest on the engine's. `put` never waits: if the disk can't keep up, blocks
 are left out. Not taken: a database or an index file, which could be damaged and would need locks and repairs.
 """
 
@@ -36,7 +36,7 @@ SUFFIX = ".kvblock"
 MAX_PENDING = 256 << 20  # bytes that wait to be written
 CLOSE_S = 3.0  # seconds to finish writing at the end
 LEFTOVER_S = 3600.0  # a temporary file is removed after this many seconds
-YOUNG_S = 60.0  # a file without a parent is removed if older: the parent may have been written during the scan
+YOUNG_S = 60.0  # younger files without a parent stay: the parent may have been written during the scan
 TRIM_PART = 32  # the folder's size is checked whenever 1 / TRIM_PART of its limit was written
 
 log = get_logger("engine")

@@ -14,8 +14,7 @@ from server.engine.slots.slot import common_prefix
 N_BEFORE, N_BEHIND = 8, 6
 """Tokens reported before and behind a difference."""
 STRETCH = 16
-"""Tokens. A run of twice as many tokens that both texts have is always counted, a shorter one only if it is found by
-chance."""
+"""Tokens. A run of twice as many that both texts have is always counted, a shorter one only by chance."""
 MAX_MISSES = 8192
 """After this many new tokens the prompt counts as another text."""
 

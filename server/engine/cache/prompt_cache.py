@@ -114,7 +114,7 @@ def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
 
 
 def forget(slot: Slot) -> None:
-    """Clear the slot's books: its sequence holds nothing, or is about to be filled anew."""
+    """Clear the slot's fields: its sequence holds nothing, or is about to be filled anew."""
     slot.tokens.clear()
     slot.checkpoints.clear()
     slot.is_sharing, slot.shifted_at = False, None
@@ -127,7 +127,7 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
     """Cut the slot's cache to its first `n` tokens. If the model can't drop a tail, fewer stay: those of a checkpoint,
     or none.
 
-    Merged positions (self-extend) can't be cut at a token, so none stay there.
+    Merged positions (self-extend) can't be cut at a token, so none stay then.
     """
     if slot.positions is not None and n < len(slot.tokens):
         n = 0
@@ -251,9 +251,9 @@ def count_shared(slots: Iterable[Slot]) -> int:
 
 # A recurrent model's state depends on all tokens so far; the last ones can't be dropped. So the state is copied every
 # `step` tokens of a prompt and shortly before its end (`Slot.checkpoints`). Instead of cutting the sequence, `trim`
-# goes back to the last copy before that place. A prompt step ends at each of these places. Of hybrid models only the
+# goes back to the last copy before the cut. A step of the prompt ends wherever a copy is due. Of hybrid models only the
 # recurrent part is copied, since their attention cells can be cut. Not taken: copies while text is generated. The next
-# request seldom goes back to there.
+# request seldom goes back there.
 END_MARGIN = 4
 """A copy is made this many tokens before a prompt's end. The next prompt may differ at the very end: templates end with
 the beginning of an answer, whose first characters may become part of their last token."""
@@ -284,7 +284,7 @@ class Checkpoints:
         return (end if n < end < stop else min(stop, len(slot.run.prompt))) - n
 
     def _thin_out(self, slot: Slot) -> None:
-        """If there are too many, drop the copy that leaves the smallest gap, but never the first or the latest."""
+        """If there are too many, drop the copy that leaves the smallest gap, but never the latest."""
         while len(slot.checkpoints) > self._limit:
             places = [0, *(one.n for one in slot.checkpoints)]
             gaps = [places[i + 1] - places[i - 1] for i in range(1, len(places) - 1)]

@@ -4,7 +4,7 @@ Engine thread. With `llama_context_params::n_rs_seq` a context keeps a sequence'
 Only the states of the latest batch are valid, and only once: older ones belong to other tokens, and llama.cpp would
 restore them without an error. So this module notes how far each sequence can go back.
 
-Not taken: all architectures that llama.cpp allows it for. Drafts are on by default, and a wrong state would show only
+Not taken: all architectures for which llama.cpp allows it. Drafts are on by default, and a wrong state would show only
 in the text. So it is only on for those that a test has compared (`shape_reader.GOES_BACK`).
 """
 

@@ -126,7 +126,7 @@ class Child:
         self._outbox.put(message)
 
     def kill(self, why: str) -> None:
-        """End the process at once. Before that, have it write its Python stacks, which go to `last_lines`."""
+        """Have the process write its Python stacks, which go to `last_lines`, and end it."""
         self._error = self._error or why
         if hasattr(signal, "SIGUSR1") and self.process.poll() is None:
             self.process.send_signal(signal.SIGUSR1)
