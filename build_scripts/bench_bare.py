@@ -30,7 +30,7 @@ clock = time.perf_counter
 
 
 class Bare:
-    """A model with a context for `n_seqs` sequences in one unified KV cache, like the server's."""
+    """A model with a context for `n_seqs` sequences in one KV cache; servers may split theirs."""
 
     def __init__(self, model: str, n_threads: int, n_seqs: int, n_ctx: int) -> None:
         self._libs = loader.load(loader.find_folder(ROOT, None))
