@@ -152,7 +152,7 @@ def own_bundle() -> Bundle | None:
 
 
 def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
-    """Start the engine's process, which then waits for its configuration. None if no engine may be needed."""
+    """Start the engine's process, which then waits for its configuration. None unless it is surely needed."""
     sources = options.model.sources
     is_at_hand = (own or sources.model) and not sources.must_fetch
     if not is_at_hand or options.engines.engine == "thread" or options.errands:

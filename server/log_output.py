@@ -43,7 +43,7 @@ class LogFileError(OSError):
 
 
 Line = tuple[int, str]
-"""A line, and before it the number of lines that the full queue had refused before this one was put."""
+"""(number of lines that were refused before this one was put, the line)"""
 
 
 class Output:
@@ -190,9 +190,9 @@ class Sink(ABC):
 
 
 class StreamSink(Sink):
-    """stdout or stderr, which it doesn't close. It writes past Python's buffers where it can: the interpreter would try
-    to write at its end what a failed write has left in them, and change the exit code. Text that was printed earlier
-    is flushed first."""
+    """stdout or stderr, which it doesn't close. It bypasses Python's buffers where it can: after a failed write, the
+    interpreter would try to write the rest when it exits, and change the exit code. Text that was printed earlier is
+    flushed first."""
 
     def __init__(self, stream: TextIO, *, utf8: bool) -> None:
         super().__init__()
@@ -216,8 +216,8 @@ class StreamSink(Sink):
 
 
 class FileSink(Sink):
-    """A file that is appended to, without a buffer. LogFileError if it can't be opened. With `is_followed` each write
-    checks whether the file was moved, and then makes a new one: on Windows, which has no SIGHUP."""
+    """A file that is appended to, without a buffer. LogFileError if it can't be opened. With `is_followed` (on
+    Windows, which has no SIGHUP) a write after the file was moved makes a new one."""
 
     def __init__(self, path: str | os.PathLike[str], is_followed: bool = os.name == "nt") -> None:
         super().__init__()

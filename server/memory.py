@@ -71,7 +71,7 @@ class Share:
         self.take(-n_bytes)
 
     def keep(self, n_bytes: int) -> None:
-        """Hold exactly so many bytes, without a check: the objects exist."""
+        """Hold exactly so many bytes, unchecked: the objects exist already."""
         with self._lock:
             self._budget.give(self._n_held - n_bytes)
             self._n_held = n_bytes
@@ -83,12 +83,12 @@ class Share:
 
 
 def return_large_blocks() -> None:
-    """Have the C library return freed blocks from 1 MiB on to the system at once.
+    """Have the C library return freed blocks of 1 MiB or more to the system at once.
 
     glibc raises its own threshold up to 32 MiB as a program frees larger blocks. Then each thread keeps the smaller
     blocks that it has freed, which can add up to half a gigabyte. Other C libraries need no such setting."""
     if sys.platform == "linux":
-        import ctypes  # here, because the engine starts to load before this is needed
+        import ctypes  # here, so that the engine starts first
 
         with contextlib.suppress(OSError, AttributeError):  # another library than glibc
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)

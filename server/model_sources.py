@@ -1,4 +1,4 @@
-"""From a model's options to its files and to the configuration of its engine (`read_model`).
+"""Turns a model's options into its files and its engine's configuration (`read_model`).
 
 Part of the composition root. Runs on the main thread at start, or on the thread that loads a model. The downloader is
 imported inside functions, because it imports an HTTP client, which few starts need.
@@ -94,7 +94,7 @@ def find_model(options: ModelOptions, downloads: DownloadOptions, own: Bundle | 
 
 
 def find_draft_model(options: ModelOptions, downloads: DownloadOptions) -> str:
-    """The path of the draft model for speculative decoding, downloaded first if it is a repository; "" for none."""
+    """The path of the draft model for speculative decoding, downloaded first if it is in a repository; "" for none."""
     sources, types = options.sources, options.spec.spec_type
     path = sources.spec_draft_model or ""
     if DRAFT not in types:

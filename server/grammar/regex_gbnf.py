@@ -83,7 +83,7 @@ def compile_pattern(pattern: str, *, search: bool) -> Dfa:
 
 @lru_cache(maxsize=256)
 def search_states(pattern: str) -> tuple[tuple[tuple[int, ...], ...], bool]:
-    """(the automaton of a pattern's matches as rows, see `Trigger`; whether a match must begin the text). Raises
+    """(the automaton of a pattern's matches as rows, see `Trigger`; whether it begins with `^`). Raises
     `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
     node = parse(pattern)
     items = list(node[1]) if node[0] == "cat" else [node]

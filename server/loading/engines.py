@@ -1,4 +1,4 @@
-"""Makes parts of a loaded model: for `app` the lone model of most servers, for `starter` each of several models.
+"""Makes parts of a loaded model, for `app` (a server with one model) and for `starter` (with several).
 
 Part of the composition root. Runs on the main thread at start, or on the thread of a load.
 """
@@ -60,7 +60,7 @@ def make_transport(
 
 
 def open_vocab(config: EngineConfig) -> object:
-    """Open the vocabulary in the web process. Called after the engine has opened the file without crashing."""
+    """Open the vocabulary in the web process. An engine must have opened the file without crashing before."""
     from server.engine.client import vocab
 
     return vocab.open_vocab(config.libs, config.model, config.model_offset)

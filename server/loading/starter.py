@@ -116,7 +116,7 @@ class Starter:
         self.spare.tick(is_busy)
 
     def room(self) -> Room:
-        """The memory that is free now."""
+        """The memory that is free now; on GPUs, before any load."""
         n = host_memory.available()
         return {MEMORY: UNKNOWN_ROOM if n is None else n, **{gpu.name: gpu.free for gpu in self.gpus}}
 
@@ -124,7 +124,7 @@ class Starter:
 @record
 class PreparedModel:
     """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. The engine doesn't
-    choose it itself: it would count mapped weights of other models as free memory."""
+    choose that: it would count mapped weights of other models as free."""
 
     starter: Starter
     options: ModelOptions
@@ -261,8 +261,7 @@ class Spare:
         self._is_closed = False
 
     def take(self, config: EngineConfig) -> subprocess.Popen | None:
-        """Take the process for an engine with this configuration. None if there is no spare one with these
-        libraries."""
+        """Take the process for an engine with this configuration. None if none has loaded these libraries."""
         if self._hints != hints_of(config):
             return None
         with self._lock:
@@ -282,13 +281,13 @@ class Spare:
                     self._process = self._start(spawn.engine_command(*self._hints))
 
     def refill_later(self) -> None:
-        """Have `tick` start a spare process soon, when the loaded model has computed its first answer."""
+        """Have `tick` start a spare process after `LATER_S`, so that the model can begin its first answer."""
         with self._lock:
             self._t_due = time.monotonic() + LATER_S
 
     def tick(self, is_busy: bool) -> None:
-        """Start a spare process when it is due. While engines work (`is_busy`), it is put off, because the start would
-        slow down streams. The main thread calls it about twice a second."""
+        """Start a spare process when it is due, but up to `BUSY_S` later while engines work (`is_busy`), because the
+        start slows down streams. The main thread calls it about twice a second."""
         if time.monotonic() >= self._t_due + (BUSY_S if is_busy else 0):
             self.refill()
 

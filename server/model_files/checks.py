@@ -1,4 +1,4 @@
-"""Checks a model's files before it is loaded. Pure Python, no library.
+"""Checks a model's files before it is loaded. No native library.
 
 Runs on the main thread of the web process, or on `model-load`. A file that passes has a valid header, its weights and
 all its parts, and none of the header faults known to end a process that runs libllama. `gguf` reads the header,

@@ -1,8 +1,8 @@
 """The number of cores that this process may use. Standard library only.
 
-Used by the engine for the default of `-t`, and by the web process to warn if `-t` is larger. The affinity limits the
-cores, and a container may limit their time (a quota). A part of a core doesn't count: compute threads wait for each
-other by spinning, so a thread without a core costs a step many times what it saves.
+Used by both processes: for the default of `-t`, and to warn if `-t` is larger. The affinity limits the cores, and a
+container may limit their time (a quota). A part of a core doesn't count: compute threads wait for each other by
+spinning, so a thread without a core costs a step many times what it saves.
 
 Not taken: the number of physical cores. The use of hyper-threads depends on the machine; `--tune` measures it.
 """

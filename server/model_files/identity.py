@@ -6,8 +6,8 @@ done only where slots or blocks are saved, on the thread `identity`. Hashes are 
 file's mark (device, inode, size, times). The mark is taken before the model is loaded, and again after the file has
 been hashed: a file that has changed in between has no identity.
 
-Engine's process. `Identity.find` runs on the thread `identity`, all else on the engine's. Not taken: hashing samples
-(they miss changes between them), or size and times alone (a copy of a model is the same model).
+All else runs on the engine's thread; the web process uses only marks. Not taken: hashing samples (they miss changes
+between them), or size and times alone (a copy of a model is the same model).
 """
 
 from __future__ import annotations

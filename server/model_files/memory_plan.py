@@ -2,11 +2,11 @@
 
 Pure. Runs in the engine before a load, and for `--dry-run`. It chooses like llama.cpp's `--fit`. Values set by the user
 stay. Without `--ctx-size` the context is the model's own if there is room, else smaller, down to `fit_ctx` tokens. If
-even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. A model that can't
-fit is refused with the figures: else an allocation would fail after minutes of loading, or the machine would swap.
+even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. Last comes a context
+of `MIN_CTX_SLOT`. A model that can't fit is refused: else loading would fail after minutes, or the machine would swap.
 
-The estimate of the KV cache is exact. That of llama.cpp's compute buffers has the three moments at which they are
-largest (fitted to v0.5.0; a native test compares). The program and the libraries are covered by the margin.
+The estimate of the KV cache is exact. That of llama.cpp's compute buffers is the largest of three moments (fitted to
+v0.5.0; a native test compares). The margin covers the program and the libraries.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["MIB", "Place", "Plan", "Wish", "cache_bytes", "compute_bytes", "plan
 MIB = 1 << 20
 CELLS = 256  # llama.cpp rounds contexts up to a multiple
 DEFAULT_MARGIN = 1024 * MIB
-MARGIN_PART = 8  # the margin is at most this part of a memory: an eighth
-CONTEXT_PART = 2  # without --ctx-size the context takes at most this part of the memory that weights leave: a half
+MARGIN_PART = 8  # the margin is at most an eighth of a memory
+CONTEXT_PART = 2  # without --ctx-size the context takes at most half of what weights leave of the host's memory
 MIN_CTX_SLOT = 256  # tokens
 USEFUL_CTX = 1 << 20  # tokens of a slot; only --ctx-size allows more
 CREDIBLE_CTX = 1 << 24  # tokens; a header with more is wrong, and the slot gets UNKNOWN_CTX
@@ -285,7 +285,7 @@ def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
     Per row of a ubatch, in numbers of 4 bytes. Feed-forward: three times its width and four times the model's width
     (two if the feed-forward is narrow, which reuses freed memory). Attention: three times the model's width, twice the
     queries, the keys; without flash attention also the values and a row of scores per head. End: the logits. During
-    the first two there is also the mask, a number per KV cell.
+    the first two also masks, with 4 bytes per KV cell (2 with flash attention).
     """
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)

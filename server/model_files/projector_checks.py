@@ -2,8 +2,8 @@
 
 Pure functions of `server.model_files.gguf.Gguf`. Web process, before anything is loaded. libmtmd reports most missing
 tensors, but treats some as optional that a kind of projector needs, and then reads a null pointer. The table has the
-common kinds; each entry was found by leaving the tensor out (llama.cpp v0.5.0). Any other crash ends the engine's
-process only, and the server's start with one line.
+common kinds; each entry was found by leaving the tensor out (llama.cpp v0.5.0). Any other crash ends only the
+engine's process; the server reports it in one line.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 QWEN_ARCHITECTURES = ("qwen3", "qwen3vl")
 QWEN_NAMES = ("qwen3-reranker", "qwen3-vl-reranker")
 NAME_KEYS = ("general.name", "general.basename")
-# the template that llama.cpp's converter writes for them
+# what llama.cpp's converter writes for Qwen's rerankers
 QWEN_TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'

@@ -21,7 +21,7 @@ from server.model_files.shape import Layer, Shape
 __all__ = ["Layer", "Shape", "read_shape", "shape_of"]
 
 BLOCK = re.compile(r"blk\.(\d+)\.")
-# architectures for which llama.cpp can keep recurrent states of some tokens ago, and was tested to do so rightly
+# architectures for which tests have shown that llama.cpp keeps older recurrent states correctly
 GOES_BACK = ("lfm2", "lfm2moe", "qwen35", "qwen35moe")
 # architectures without a KV cache
 WITHOUT_CACHE = (

@@ -69,8 +69,8 @@ class _Preset:
 def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], None]) -> list[ModelEntry]:
     """All models: first those of -m, then those of presets, of --models-dir, and of `cache`, the folder of downloads.
 
-    Each name and alias is unique. `tell` gets a line about each file that looks like a model but isn't one, and about
-    each option without effect. OptionError for a wrong file of presets.
+    Each name and alias is unique. `tell` gets a line about each folder that can't be searched, each model that is left
+    out, and each option without effect. OptionError for wrong presets.
     """
     tell = _bounded(tell)
     presets = read_presets(options.models_preset, tell) if options.models_preset else []

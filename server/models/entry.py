@@ -1,8 +1,8 @@
 """The state of one of the models that a server has, and of the requests that wait for it. Data only.
 
-An entry is made for each model, at start or when a folder is read again, and lives as long as the server. The lock of
-the `Register` guards it. Each load makes a new `model`. A request has a `Ticket` from the moment when it names a model
-until its answer has been written, so a model with a request never counts as idle.
+An entry is made for each model, at start or when a folder is read again, and lives until it leaves the list. The lock
+of the `Register` guards it. Each load makes a new `model`. A request has a `Ticket` from the moment when it names a
+model until its answer has been written, so a model with a request never counts as idle.
 
 Not taken: counting the engine's tasks. A request has none until its prompt is tokenised.
 """
@@ -67,7 +67,7 @@ class Starter(Protocol):
         if the model can't be served."""
 
     def room(self) -> Room:
-        """The memory that is free on this machine now."""
+        """The free memory; on GPUs, before any load."""
 
     def tick(self, is_busy: bool) -> None:
         """Do postponed work, preferably while no engine `is_busy`. The main thread calls it about twice a second."""
@@ -78,7 +78,7 @@ class Entry:
     """One model.
 
     `source` is the argument of `Starter.read`. `idle_s` is the number of seconds without work after which the model
-    sleeps; below 0 it never does. `size` is the number of bytes of its files, `origin` says where they were found. A
+    sleeps (0: unloads; below 0: never). `size` are the bytes of its files, `origin` says where they were found. A
     model that `is_eager` is loaded at start. `asked` are options from a request.
 
     `model` is the loaded model. A sleeping one keeps it for what it can tell without its engine. `load` is the load

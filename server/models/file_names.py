@@ -104,7 +104,7 @@ def choose_projector(paths: Iterable[str], model: str) -> str:
 
 
 def names_like(name: str, known: Iterable[str]) -> list[str]:
-    """At most three of the `known` names: those that contain the wrong one, else those spelt nearly so."""
+    """At most three of the `known` names: those that contain `name`, else those of similar spelling."""
     import difflib  # here, because hardly any request needs it
 
     by_lower, name = {one.lower(): one for one in known}, name[:80].lower()

@@ -1,7 +1,7 @@
 """Finds models in folders of four layouts: plain folders, `USER/MODEL/...`, Hugging Face's cache, Ollama's folder.
 
 Runs where the catalogue is made. It reads names and small files, never a model. It handles folders that contain
-themselves, that have a million files or can't be read, and manifests that name other paths. Imports only `file_names`
+themselves, have a million files or can't be read, and manifests with paths as checksums. Imports only `file_names`
 and leaves. Not taken: asking the other programs for their models. Their folders can be read when they aren't running.
 """
 
@@ -72,8 +72,8 @@ class _Walk:
 
 
 def find_in(root: Path, tell: Tell) -> list[Found]:
-    """All models below `root`. `tell` gets a line about each folder that can't be read and each limit that is
-    exceeded."""
+    """All models below `root`. `tell` gets a line about each unusable folder or manifest, and too many files or
+    models."""
     walk = _Walk(root, tell)
     _look(walk, root, (), "")
     if walk.n_looked > MAX_LOOKED:

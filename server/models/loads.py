@@ -36,7 +36,7 @@ log = get_logger("models")
 
 class Loads:
     """Loads models. At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload`,
-    requests for text load no model."""
+    only an order loads a model."""
 
     def __init__(
         self, register: Register, endings: Endings, starter: Starter | None, n_most: int, autoload: bool
@@ -107,8 +107,8 @@ class Loads:
             self._succeed(load, model)
 
     def _prepare(self, load: Load) -> tuple[Prepared, Room | None]:
-        """Read the model's files and wait until there is room. Return what it may take, or None if it is loaded
-        already. ApiError, StartError."""
+        """Read the model's files and wait for room. Return the prepared model, and what it may take: None if it is
+        loaded. ApiError, StartError."""
         assert self._starter is not None
         entry = load.entry
         try:

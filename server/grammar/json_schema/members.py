@@ -1,10 +1,10 @@
-"""Converts the properties of an object one by one, for tool call formats whose arguments aren't a JSON object. Each
-value gets a grammar as JSON and as plain text that ends at a given closing text.
+"""Converts the properties of an object one by one, for tool call formats whose arguments aren't a JSON object. Strings
+get a grammar of plain text that ends at a given closing text, other values one of JSON.
 
 Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are cached, as in `convert`.
-Plain text with a length or pattern may not contain the first character of the closing text; strings in JSON may only
-contain it as an escape. Otherwise length and pattern would have to be combined with all beginnings of the closing text.
-The caller decides on the order and number of properties.
+Plain text with a length or pattern never contains the first character of the closing text: both would have to be
+combined with all beginnings of that text. Free strings in JSON contain it only as an escape. The caller decides on the
+order and number of properties.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class _MemberConverter(Converter):
         return found
 
     def warn_of_counts(self, shape: Shape, least: int, most: int) -> None:
-        """Warns about bounds of the number of properties, which aren't written, unless they always hold."""
+        """Warns that bounds of the number of properties aren't enforced, unless they always hold."""
         for keyword, is_kept in {
             "minProperties": shape.largest("minProperties") <= least,
             "maxProperties": most <= (shape.smallest("maxProperties") or 0),

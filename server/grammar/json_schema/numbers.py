@@ -2,9 +2,9 @@
 
 Pure functions on HTTP handler threads; imports only the standard library and its neighbours. Bounds are exact decimals
 of any length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
-exponent and at most DIGITS digits on either side of the point (more if a bound has more; fewer if a float would be
-rounded to an excluded bound). If zero is the only bound, exponents are allowed. Integers are never `-0`. Not taken:
-comparing floats, which is wrong for 0.1 at a bound; regular expressions, which would repeat the beginning of a bound
+exponent and at most DIGITS digits on either side of the point (more if a bound has more; fewer decimals if a float
+would be rounded to an excluded bound). If zero is the only bound, decimals may have exponents. Integers are never `-0`.
+Not taken: floats, which are wrong for 0.1 at a bound; regular expressions, which would repeat the beginning of a bound
 for each of its digits.
 """
 
@@ -196,7 +196,7 @@ def _unsigned(
     least: Decimal, least_open: bool, most: Decimal | None, most_open: bool, places: int, multiple: Fraction | None
 ) -> Dfa:
     """The decimals without sign whose value lies between `least` and `most`, both taken without sign. Without `most`
-    they have at most DIGITS digits before the point, or one more than `least`; with a multiple any number of digits.
+    they have at most DIGITS digits before the point, or one more than `least`; any number if there is a multiple.
 
     A state is (phase, digits so far in this phase, order to `least`, order to `most`).
     """
@@ -277,8 +277,8 @@ def sign_expression(wanted: Range) -> str | None:
 
 
 def _multiples(step: Fraction) -> Dfa:
-    """The decimals without exponent that are multiples of `step`. The remainder is updated for each digit. Trailing
-    zeros are counted separately, so that a step such as 1,000,000 needs few states.
+    """The decimals without exponent that are multiples of `step`. Each digit updates the remainder. Trailing zeros are
+    counted separately, so that a step such as 1,000,000 needs few states.
 
     A state is (phase, remainder of the digits so far without trailing zeros, trailing zeros, decimals so far).
     """

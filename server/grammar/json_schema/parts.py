@@ -1,7 +1,7 @@
 """The parts of a JSON schema: subschemas with their JSON pointers, references, and the types of keywords.
 
-Pure functions on HTTP handler threads; imports only the standard library. Not taken: fetching schemas. A reference to
-anything outside the document is an error.
+Runs on HTTP handler threads; imports only the standard library and `records`. Not taken: fetching schemas. A reference
+to anything outside is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urljoin
 from server.records import field, record
 
 SCHEMA = (dict, bool)
-# The types of a keyword's value.
+# Types of keywords' values.
 KINDS: dict[str, tuple[type, ...]] = {
     "properties": (dict,),
     "patternProperties": (dict,),

@@ -2,10 +2,10 @@
 constraints.
 
 Runs on HTTP handler threads; imports only the standard library and its neighbours. The unit is a
-*conjunction*: a tuple of schema parts that must all hold. `Document.alternatives` turns one into lists of
-parts without combinators (each branch of anyOf becomes a list of its own). `Document.shapes` merges each list
-into a `Shape`. A recursive schema has finitely many conjunctions. Loops use explicit stacks, because a hostile
-schema could exhaust Python's.
+*conjunction*: a tuple of schema parts that must all hold. `Document.alternatives` expands its combinators into
+lists of parts (each branch of anyOf becomes a list of its own). `Document.shapes` merges each list into a
+`Shape`. A recursive schema has finitely many conjunctions. Parts are expanded with an explicit stack, because a
+hostile schema could exhaust Python's.
 
 `Document.loosen` is called for constraints that can't be enforced: it adds a warning, or refuses with `strict`.
 Not taken: rewriting the schema into another one first, because the JSON pointers would be lost.
@@ -107,8 +107,8 @@ FORBIDDEN_KEYS = object()
 
 @record
 class Shape:
-    """The merged constraints of one alternative. Keywords of objects and arrays stay in `parts`, the schemas without
-    combinators; the others are merged here. If `types` is empty, no value fits."""
+    """The merged constraints of one alternative. Keywords of objects and arrays stay in `parts`, whose combinators are
+    expanded; the others are merged here. If `types` is empty, no value fits."""
 
     pointer: str
     parts: Conjunction
@@ -189,8 +189,8 @@ class Document:
     # References
 
     def resolve(self, part: Part, keyword: str) -> Part | None:
-        """The target of a reference; None, with a warning, for a dynamic one with several targets. Raises `SchemaError`
-        if it isn't in this document."""
+        """The target of a reference; None, with a warning, for a dynamic one with several. Raises `SchemaError` if the
+        target isn't in this document."""
         reference = part.schema[keyword]
         pointer = f"{part.pointer}/{keyword}"
         if self.resources is None:
@@ -241,7 +241,7 @@ class Document:
     # Alternatives
 
     def alternatives(self, conjunction: Conjunction) -> list[Conjunction]:
-        """The alternatives of a conjunction, without combinators; empty if it is contradictory."""
+        """The alternatives of a conjunction, all combinators expanded; empty if contradictory."""
         if all(isinstance(part.schema, dict) and _NO_COMBINATOR(part.schema) for part in conjunction):
             for part in conjunction:
                 self.check_keywords(part)
@@ -300,7 +300,7 @@ class Document:
         chain: tuple[str, ...],
         pending: list[_Pending],
     ) -> str:
-        """Pushes one state for each combination of the choices; returns the pointer of the last, '' without any."""
+        """Pushes one state for each combination of the choices; returns the last one's pointer, '' without any."""
         choices = [(pointer, branches) for pointer, branches in choices if pointer not in self.ignored]
         if not choices:
             return ""
@@ -445,7 +445,7 @@ class Document:
         return self._absorb_not(shape, part) or explicit if "not" in schema else explicit
 
     def _absorb_not(self, shape: Shape, part: Part) -> bool:
-        """Merges `not`, in the forms that can be enforced; returns whether it restricts types."""
+        """Merges `not`, in the forms that can be enforced; returns whether it implies a type."""
         inner = part.at("not")
         self.check_keywords(inner)
         schema = inner.schema
@@ -507,7 +507,7 @@ def _admits(types: tuple[str, ...], kind: str) -> bool:
 
 
 def _bounded(numbers: Range, keyword: str, schema: dict) -> Range:
-    """The range with one more keyword. The boolean exclusive bounds of draft 4 apply to the plain ones."""
+    """The range with one more keyword. In draft 4 a boolean says that the bound is excluded."""
     value = schema[keyword]
     if isinstance(value, bool):
         return numbers
