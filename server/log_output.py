@@ -2,8 +2,8 @@
 
 A thread that logs only puts the line into the queue, so it never waits for a reader of stderr or for a disk. The
 output's thread, `log`, writes the lines in order, many at once. The queue is bounded. A line that finds the queue full,
-or that a full disk or a closed stream refuses, is lost and counted, and the log reports the count with the next line
-that can be written. At the end of the program, closing an output waits for its lines, up to `FLUSH_S`.
+or that a full disk or a closed stream refuses, is lost and counted. The next successful write reports the count. At the
+end of the program, closing an output waits for its lines, up to `FLUSH_S`.
 
 A dying process writes to stderr directly, not through this module: Python's fault handler, an uncaught exception,
 ggml's abort.

@@ -261,7 +261,7 @@ class Spare:
         self._is_closed = False
 
     def take(self, config: EngineConfig) -> subprocess.Popen | None:
-        """Take the process for an engine with this configuration. None if none has loaded these libraries."""
+        """Take the process for this configuration. None if none has loaded these libraries."""
         if self._hints != hints_of(config):
             return None
         with self._lock:

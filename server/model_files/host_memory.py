@@ -1,7 +1,7 @@
-"""The available memory of this machine in bytes: the system's figure, or a container's limit if that is less.
+"""The available memory of this machine in bytes: the system's figure, or a container's if that is less.
 
 Both processes use it before a load. Standard library only. On Linux memory that the system can drop (page cache)
-counts as available. In a container the smallest limit of this process's control groups counts.
+counts as available. In a container the control group with the least room counts.
 
 Not taken: ggml's figure for the CPU, which is the machine's total memory.
 """
