@@ -107,7 +107,7 @@ def text_of(outcome: Outcome, peers: list) -> list:
 
 
 def number(value: float | None) -> str:
-    """A number with at most four digits and no exponent."""
+    """A number with few digits and no exponent."""
     if value is None:
         return "-"
     if not math.isfinite(value) or abs(value) >= 1000:

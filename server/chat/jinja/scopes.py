@@ -2,10 +2,10 @@
 
 Pure functions, any thread. jinja2 compiles templates to Python functions, and its scoping rules follow from that. A
 block such as a loop body starts with copies of the outer variables that it assigns. A macro is a closure that sees
-later changes of outer variables. A variable that a block assigns before reading it isn't looked up in the context, even
-by an inner block that runs before the assignment. Templates rely on these rules, so they are the same here: each block
-is a `Scope`, each variable a `Slot` in the frame of the enclosing `Function` (the template, a macro, a recursive loop).
-Not taken: dictionaries of names at run time, which are slower and differ in unusual cases.
+later changes of outer variables. A variable that a block (not an `if`) assigns before reading it isn't looked up in the
+context, even by an inner block that runs before the assignment. Templates rely on these rules, so they are the same
+here: each block is a `Scope`, each variable a `Slot` in the frame of the enclosing `Function` (the template, a macro, a
+recursive loop). Not taken: dictionaries of names at run time, which are slower and differ in unusual cases.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Scope:
         return copy
 
     def merge(self, branches: Iterable[Scope]) -> None:
-        """Take over the names of the branches. A variable that only some branches assign gets an initial value."""
+        """Take over the names of the branches. A variable that a branch assigns gets an initial value."""
         branches = list(branches)
         stores = set().union(*(branch.stores for branch in branches)) - self.stores
         for branch in branches:
