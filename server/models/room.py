@@ -20,7 +20,7 @@ would be alone; then it may be loaded with less than it should have."""
 
 @record(frozen=True)
 class Resident:
-    """A model that has an engine. `t_used` is the time when it last had work. `is_idle`: no request uses it."""
+    """A model that has an engine. `t_used` is the time when it last had work. `is_idle`: it has none now."""
 
     name: str
     takes: Room

@@ -1,7 +1,7 @@
 """The table of commands: their names, options and help. `server.commands` runs them.
 
-`launch` reads it at every start, because the first word of a command line may be a command. Also read by the
-help, the shells' completion and the manual page.
+`launch` reads it at every start, because the first word of a command line may be a command. The help, the
+shells' completion and the manual page read it, too.
 """
 
 from __future__ import annotations

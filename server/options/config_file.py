@@ -1,9 +1,9 @@
 """Reads a config file, INI or JSON, into (key, texts, place) triples. `parser` interprets the keys.
 
-In an INI file a comment begins with `#` or `;` at the beginning of a line or
-behind a blank, but not inside double quotes. Sections have no meaning in a config file; a file of presets has one for
-each model (`read_sections`). JSON values become the texts that the command line would have. Errors are an `OptionError`
-that names the file and the line or the place.
+In an INI file a comment begins with `#` or `;` at the beginning of a line or behind a blank, but not inside double
+quotes. Sections have no meaning in a config file; a file of presets has one for each model (`read_sections`). JSON
+values become the texts that the command line would have. Errors are an `OptionError` that names the file and the line
+or the place.
 
 Not taken: `configparser`. It reports no line numbers, treats `%` and `:` in values as syntax, and converts keys to
 lower case (`-C`).
@@ -82,7 +82,7 @@ def _sections(text: str, place: str) -> list[Section]:
 
 
 class _Object(list):
-    """A JSON object as its pairs: in order, double keys included."""
+    """A JSON object as its pairs: in order, with repeated keys."""
 
 
 def _json(text: str, place: str, names: Collection[str]) -> Iterator[Setting]:

@@ -119,7 +119,7 @@ class Settings(Group):
 # ---- instead of serving ----------------------------------------------------------------------------------------------
 
 
-HOW = ("output", "base", "side_file", "defaults")  # details of an errand; the other options choose it
+HOW = ("output", "base", "side_file", "defaults")  # details of the errand that another option chooses
 
 
 class ErrandOptions(Group):

@@ -22,7 +22,7 @@ READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
 PAGES = "the web page has no such settings"
 TOOLS = "this server runs no tools"
 
-# Status, group, note, and a line for each option: flags separated by commas, flags that turn it off behind a bar, the
+# Status, group, note, and a line for each option: flags separated by commas, after a bar those that turn it off, the
 # metavar if it takes a value, and its environment variable as $NAME if it has one.
 ROWS: tuple[tuple[str, str, str, str], ...] = (
     (IGNORED, OLD, "llama.cpp applies adapters to the model as it is", """

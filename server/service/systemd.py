@@ -24,7 +24,7 @@ class Notifier:
         self._t_alive = -1e9
 
     def send(self, **fields: object) -> bool:
-        """Send one message. Returns False if it could not be sent; that must not make the service fail."""
+        """Send one message. Returns False if it could not be sent, since the service must go on."""
         if not self.is_wanted:
             return False
         text = "\n".join(f"{name}={value}" for name, value in fields.items())
