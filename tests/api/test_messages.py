@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[dict, str]] = {
         "tools[0].input_schema.type: 'string' is not 'object'",
     ),
     "a tool without a name": ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
-    "a tool twice": ({"tools": [{"name": "f", "input_schema": {}}] * 2}, "tools[1]: there is another"),
+    "a tool twice": ({"tools": [{"name": "f", "input_schema": {}}] * 2}, "tools[1]: the name 'f' is taken"),
     "a choice": ({"tool_choice": {"type": "all"}}, "tool_choice.type: 'all' is unknown"),
     "a choice of nothing": ({"tool_choice": {"type": "any"}}, "tool_choice: there are no tools"),
     "a choice of a stranger": ({"tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name: there is no tool 'g'"),

@@ -398,7 +398,7 @@ WRONG: dict[str, tuple[dict, str]] = {
     "a tool without a name": ({"tools": [{"type": "function"}]}, "tools[0].name"),
     "a tool's schema": ({"tools": [{**TOOL, "parameters": {"type": "string"}}]}, "tools[0].parameters.type"),
     "a tool's strictness": ({"tools": [{**TOOL, "strict": "yes"}]}, "tools[0].strict is not true or false"),
-    "a tool twice": ({"tools": [TOOL, CUSTOM]}, "tools[1]: there is another"),
+    "a tool twice": ({"tools": [TOOL, CUSTOM]}, "tools[1]: the name 'f' is taken"),
     "a custom tool's format": ({"tools": [{**CUSTOM, "format": 1}]}, "tools[0].format is not an object"),
     "a custom tool's kind of format": ({"tools": [{**CUSTOM, "format": {"type": "xml"}}]}, "tools[0].format.type"),
     "a syntax": (
