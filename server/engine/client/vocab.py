@@ -55,7 +55,7 @@ def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab | NoVoca
 
 
 class NativeVocab:
-    """See `api.model.Vocab`."""
+    """See `models.model.Vocab`."""
 
     def __init__(self, libs: loader.Libs, path: str, offset: int = 0) -> None:
         self._libs = libs

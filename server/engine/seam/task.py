@@ -242,7 +242,7 @@ class Command:
 
 @record(frozen=True)
 class Close:
-    """Refuse new tasks, let running ones go on for `grace_s` seconds, then end the engine."""
+    """Fail waiting and new tasks, let running ones go on for `grace_s` seconds, then end the engine."""
 
     grace_s: float
 

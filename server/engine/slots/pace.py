@@ -95,10 +95,10 @@ class Pace:
         return n_rows * row_ms * (1 + self._growth * (depth + n_rows / 2))
 
     def rows(self, limit_ms: float, depth: int, n_left: int, patience: float = PATIENCE) -> int:
-        """Rows for a step of about `limit_ms`, for a prompt that has `n_left` rows left behind `depth` tokens. A tile,
-        or the end of a prompt, may take `patience` times the limit.
+        """Rows for a step of about `limit_ms`, for a prompt with `n_left` rows left behind `depth` tokens. A tile
+        may take `patience` times the limit, the end of a prompt less (`OVERTIME`).
 
-        At most twice as many as in a recent step, so that a wrong prediction about large steps costs only one step.
+        At most twice as many as in a recent step or a tile, so that a wrong prediction costs only one step.
         """
         n_most = 2 * max([TILE, *(step.n_rows for step in self._lately)])
         if n_left <= n_most and self.estimate(n_left, depth) <= min(OVERTIME, patience) * limit_ms:
