@@ -465,8 +465,8 @@ def _is_empty(item: Item, nullable: list[bool]) -> bool:
 
 
 class _Edge(NamedTuple):
-    """A possible leftmost item of a rule: a reference, or a terminal (rule None). llama.cpp reaches it through `levels`
-    nested calls, `times` times, with `visits` calls for the repetitions on the way."""
+    """A possible leftmost item of a rule: a reference, or a terminal (rule None). For one call of the rule, llama.cpp
+    reaches it `times` times, `levels` calls deep, and makes `visits` calls for repetitions."""
 
     rule: int | None
     offset: int

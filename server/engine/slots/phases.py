@@ -23,7 +23,7 @@ BEFORE, THINKING, VISIBLE, CALL = range(4)
 
 REACH = 1024
 """The most bytes of text that a match of a pattern may have."""
-MAX_RECENT = 4 * REACH  # latest tokens that are kept, in case the grammar begins in one of them
+MAX_RECENT = 4 * REACH  # latest tokens kept at least, since the grammar may begin in one of them
 MAX_BEFORE = 256  # bytes of white space before the thinking
 MAX_TOKENS_TO_FINISH_CHARACTER = 4  # before the thinking is ended
 MAX_CHARACTER = 4  # bytes

@@ -39,7 +39,7 @@ class Span:
     pos: int
     tokens: Sequence[int]
     output: bool  # the last row's logits are wanted
-    n_draft: int = 0  # how many tokens at the end are drafted; logits of their rows and of the row before are wanted
+    n_draft: int = 0  # drafted tokens at the end; the logits of their rows and of the row before are wanted
     all_rows: bool = False  # every row's logits are wanted, whatever `output` says
 
     def __len__(self) -> int:

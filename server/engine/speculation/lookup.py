@@ -5,8 +5,8 @@ Engine thread, pure Python, no clock. A `Lookup` follows every token of one text
 the places where they occurred before, as chains like those of LZ77 compressors. It grows by one entry per token. Once a
 place is found, it is followed, and the index is needed only after a miss. Each token shows whether the prediction was
 right, also when no draft was sent. So how far drafts can be trusted is learnt without sending them. Earlier answers
-have an index of their own (`past`), shared by all later texts. A place that was followed for long is a copy, whose
-changes are learnt (`copying`).
+have an index of their own (`past`), shared by all later texts. After COPIED right predictions in a row the text counts
+as a copy, whose changes are learnt (`copying`).
 
 Not taken: scanning the text for each draft, whose cost grows with the text; and drafts of a fixed length.
 """
@@ -25,7 +25,7 @@ MOST_COMPARED = 24  # tokens compared before each place
 RESUME_WITHIN = 48  # a place within this many tokens after the one just left gets a bonus
 RESUME_BONUS = 8  # the bonus, in equal tokens
 MIN_SURVIVAL = 0.05  # a draft ends where the chance of all its tokens falls below this
-COPIED = 12  # right predictions in a row that make a copy
+COPIED = 12  # right predictions in a row
 
 
 class Lookup:

@@ -162,7 +162,7 @@ class Speculation:
         return left
 
     def _likelier(self, slot: Slot, n_max: int) -> tuple[Lookup | Given, list[float]]:
-        """The better source of drafts, the grammar or the text, and the chances of its tokens."""
+        """The better source of drafts, grammar or text, and the chances of its tokens."""
         lookup, given = self._lookup(slot), slot.run.drafting.given
         chances = lookup.chances(n_max)
         given.foresee(slot.run.sampler.foresee())
@@ -269,14 +269,14 @@ class Drafting:
     n_lookup: int  # tokens of a draft from text or grammar at most
     n_model: int  # tokens of a draft from the small model at most
     n_min: int  # tokens of any draft at least
-    p_min: float  # a draft from the small model ends before a token less likely than this
+    p_min: float  # the small model's draft ends before a token less likely than this
     trust: ModelTrust
     given: Given = field(default_factory=Given)
     lookup: Lookup | None = None  # made when first needed
     is_by_model: bool = False  # the latest draft was the small model's
     n_drafted: int = 0  # tokens
     n_accepted: int = 0  # tokens that proved right
-    n_passed: int = 0  # steps with a likely draft that looked too expensive
+    n_passed: int = 0  # steps whose likely draft looked too expensive
 
     def is_worth_a_try(self, chances: Sequence[float]) -> bool:
         """Whether to send a draft that looks too expensive, to measure its cost again."""
