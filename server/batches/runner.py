@@ -71,8 +71,10 @@ class Batches:
             self._sweep()
             open_ones = [batch for batch in self._batches.values() if batch.is_open]
             n_own = sum(batch.key_id == asked.key_id for batch in open_ones)
-            if len(open_ones) >= MAX_OPEN or n_own >= MAX_OPEN_OF_KEY:
+            if n_own >= MAX_OPEN_OF_KEY:
                 raise ApiError(429, f"{n_own} of your batches are running; wait for one of them, or cancel it")
+            if len(open_ones) >= MAX_OPEN:
+                raise ApiError(429, f"{len(open_ones)} batches of all keys are running; try again later")
             try:
                 batch = Batch.begin(self._folder, self.files, asked, self._now)
             except OSError as error:

@@ -308,6 +308,18 @@ def test_batches_have_a_bound_of_number(make, monkeypatch):
     assert api.post(BATCHES, body).status == 200
 
 
+def test_the_bound_for_all_keys_together_is_told_as_such(make, monkeypatch):
+    monkeypatch.setattr(runner_module, "MAX_OPEN", 1)
+    api = make()
+    api.backend.hold()
+    batch = begin(api, line("a"))
+    body = {"input_file_id": batch["input_file_id"], "endpoint": CHAT, "completion_window": "24h"}
+    refused = api.post(BATCHES, body)
+    assert refused.status == 429 and b"1 batches of all keys are running" in refused.body
+    api.backend.go()
+    ended(api, batch)
+
+
 # ---- whose they are ----------------------------------------------------------------------------------------------
 
 

@@ -304,7 +304,7 @@ class Document:
         choices = [(pointer, branches) for pointer, branches in choices if pointer not in self.ignored]
         if not choices:
             return ""
-        states = [state]
+        states, n_fit = [state], 0
         for _, branches in choices:
             grown = []
             for current in states:
@@ -317,13 +317,14 @@ class Document:
                     break
             if len(grown) > ALTERNATIVES_MAX * 4 or self.copied > _COPIED_MAX:
                 break
-            states = grown
-        else:
-            pending.extend(reversed(states))
-            return choices[-1][0]
-        self.ignored.add(choices[-1][0])
-        self.loosen(choices[-1][0], "not enforced: too many combinations of alternatives")
-        return self._branch(state, choices, chain, pending)
+            states, n_fit = grown, n_fit + 1
+        for pointer, _ in choices[n_fit:]:
+            self.ignored.add(pointer)
+            self.loosen(pointer, "not enforced: too many combinations of alternatives")
+        if not n_fit:
+            return ""
+        pending.extend(reversed(states))
+        return choices[n_fit - 1][0]
 
     def choices(self, part: Part) -> list[tuple[str, list[Conjunction]]]:
         """The choices of a part: (pointer, branches). A branch is a conjunction."""

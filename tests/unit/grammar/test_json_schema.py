@@ -441,6 +441,14 @@ def test_exploding_alternatives_are_loosened():
     assert any("too many combinations" in line for line in converted.warnings)
 
 
+def test_a_thousand_choices_are_loosened_in_one_pass_and_the_first_ones_are_enforced():
+    needs = {f"a{i}": [f"b{i}"] for i in range(1500)}
+    converted = convert({"type": "object", "properties": {"a0": INT, "b0": INT}, "dependentRequired": needs})
+    matcher = Matcher(converted.grammar)
+    assert matcher.accepts('{"a0":1,"b0":2}') and not Matcher(converted.grammar).accepts('{"a0":1}')
+    assert sum("too many combinations" in line for line in converted.warnings) > 1400
+
+
 def test_costly_patterns_end_in_an_error_and_not_in_a_hang(monkeypatch):
     monkeypatch.setattr("server.grammar.json_schema.shapes.SECONDS_MAX", 0.2)
     properties = {f"p{i}": {"type": "string", "pattern": f"(a|b)*a(a|b){{11}}{i}"} for i in range(500)}
