@@ -1,10 +1,11 @@
 """`record`: a replacement for `dataclasses.dataclass` that is faster to import. A leaf.
 
-The two processes define a hundred and fifty such classes before a server is ready. `dataclasses.dataclass` writes and
+The two processes define about two hundred such classes before a server is ready. `dataclasses.dataclass` writes and
 compiles six methods for each class, which takes half a millisecond. Importing `dataclasses` takes four milliseconds
-more, because it imports `inspect`. A record's `__init__` is compiled at its first call, all records share their other
-methods, and `dataclasses` is imported only when its functions are used on a record. `fields`, `replace`, `asdict`,
-`is_dataclass`, pattern matching, copying and pickling work. Records always have slots.
+more, because it imports `inspect`. A record's `__init__` is compiled at its first call. `__eq__` and `__hash__` are
+closures, and all records share their other methods. `dataclasses` is imported only when its functions are used on a
+record, or when a frozen one refuses a change. `fields`, `replace`, `asdict`, `is_dataclass`, pattern matching, copying
+and pickling work. Records always have slots.
 
 Not taken: named tuples, which equal any tuple with the same items and can't be changed; fewer, larger classes; a lazy
 import of `inspect`, which isn't safe when two threads use it first.
@@ -79,7 +80,8 @@ def record(cls: T, /) -> T: ...
 def record(cls: None = None, /, *, frozen: bool = False, eq: bool = True) -> Callable[[T], T]: ...
 @dataclass_transform(field_specifiers=(field,))
 def record(cls: T | None = None, /, *, frozen: bool = False, eq: bool = True) -> T | Callable[[T], T]:
-    """Like `dataclass(slots=True, frozen=frozen, eq=eq)`, for classes without `ClassVar`, `InitVar` and `order`."""
+    """Like `dataclass(slots=True, frozen=frozen, eq=eq)`, for classes without `ClassVar`, `InitVar` and `order`. But
+    `eq` replaces the class's own `__eq__` and `__hash__`."""
     if cls is None:
         return lambda cls: _made(cls, frozen, eq)
     return _made(cls, frozen, eq)

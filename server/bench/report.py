@@ -1,8 +1,8 @@
 """Turns runs into results: medians, ratios, a text summary and a JSON file.
 
-Pure functions, except `machine`. Imports the standard library and `workloads`. A ratio is always the first server's
-value over the other's, for every metric. It is the median over pairs of consecutive runs, because a machine that slows
-down over time affects both runs of a pair. The JSON file has every single run.
+Pure, except for the facts about the machine. Imports the standard library and `workloads`. A ratio is always the first
+server's value over the other's, for every metric. It is the median over the repetitions, each with a run of every
+server: a machine that slows down over time affects them all. The JSON file has every single run.
 
 Way not taken: means. One disturbed run shifts a mean, and such runs are common on a desktop.
 """
@@ -39,8 +39,8 @@ class Outcome(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """The results of one metric. `ratios[peer]` is the first peer's value over that peer's. `goal` tells the target and
-    whether it was reached; "" without a target, or without another server."""
+    """The results of one metric. `ratios[peer]` is the first peer's value over that peer's. `goal` is what `goal_of`
+    returns."""
 
     values: dict
     medians: dict
@@ -61,16 +61,16 @@ def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
 
 
 def pairwise(ours: list, theirs: list) -> float | None:
-    """The median of the ratios of consecutive runs; None if all divisors are 0."""
+    """The median of the ratios, one per repetition; None if all divisors are 0."""
     ratios = [own / other for own, other in zip(ours, theirs) if other]
     return statistics.median(ratios) if ratios else None
 
 
 def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
-    """The target and the result, such as `>= 1.00 reached` or `<= 0.20 missed`.
+    """The target and the result, such as `>= 1.00 reached` or `<= 0.20 missed`; "" without any.
 
-    The target is relative to the best other server or to the bare loop, or it is a value. The loop only counts if no
-    other server is measured.
+    The target is the first that is set and can be compared: a bound for the value, one for the ratio to the best other
+    server, one for the ratio to the bare loop.
     """
     best = max if metric.better == LESS else min  # the ratio to the strongest other server
     servers = [ratio for peer, ratio in ratios.items() if peer != BARE]
@@ -86,7 +86,7 @@ def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
 
 
 def text_of(outcome: Outcome, peers: list) -> list:
-    """The lines for one workload: metrics with a column per peer, then ratios, then failures."""
+    """The lines for one workload: metrics with columns for peers and ratios, then failures, then a disturbance."""
     first, others = peers[0], peers[1:]
     head = f"{outcome.workload.name}: {outcome.workload.help}"
     columns = [*peers, *(f"{first}/{peer}" for peer in others)]

@@ -27,7 +27,7 @@ from server.records import record
 
 @record(frozen=True)
 class WrittenCall:
-    """A call with everything that a format may contain. `index` is its number, from 0."""
+    """A call with everything that a format may contain. `index` is its number in the conversation, from 0."""
 
     name: str
     arguments: Mapping[str, Any]

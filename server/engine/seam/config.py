@@ -1,6 +1,8 @@
-"""The configuration of an engine: plain data that `model_sources` makes from a model's options.
+"""The configuration of an engine: plain data.
 
-Part of the seam: an engine's process gets this and nothing else. Imports `host_cpus`, `shape` and leaves only.
+`model_sources` makes it from a model's options, and `starter` sets the context, the warm-up and the turns. `wire.Start`
+takes it to the engine's process, where `drafter_config` makes the draft model's. Imports `host_cpus`, `shape` and
+leaves only.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from server.records import field, record
 
 @record(frozen=True)
 class SpecConfig:
-    """Speculative decoding; off without `lookup` and `model`."""
+    """Speculative decoding; off if neither `lookup` nor `model` is set."""
 
     lookup: bool = False  # copy drafts from the text so far
     answers: bool = False  # copy them from earlier answers to the same owner, too
-    ngram: int = 3  # equal tokens that begin a copy
+    ngram: int = 3  # a draft is copied from where the last `ngram` tokens came before
     lookup_max: int = 127  # the most tokens of a copied draft
     n_max: int = 16  # the most tokens of the draft model's drafts
     n_min: int = 0  # the fewest tokens of a draft
     p_min: float = 0.0  # a draft ends before a token that the draft model finds less probable
-    min_gain: float = 1.05  # the least expected gain in tokens per second for which a draft is used; 0: use all
+    min_gain: float = 1.05  # a draft must multiply the expected tokens per second by more than this; 0: use all
     model: str = ""  # the draft model's file; the fields below are its own
     n_threads: int = -1
     n_threads_batch: int = -1
@@ -57,15 +59,15 @@ class EngineConfig:
     shape: Shape | None = None  # from the model's header; None: unknown
     cpu_variant: str | None = None
     n_slots: int = 1
-    n_ctx: int | None = None  # tokens of the KV cache; 0: the model's own, None: what fits into memory
-    n_ctx_slot: int = 0  # the most tokens of a slot in one cache for all; 0: the whole
+    n_ctx: int | None = None  # tokens of the KV cache; 0: the model's own, None: what fits if `is_fitted`, else as 0
+    n_ctx_slot: int = 0  # the most tokens of a slot; 0: no more limits than `LlamaBackend._slot_context` has
     n_batch: int = 2048  # rows
     n_ubatch: int = 512  # rows
     n_threads: int = -1
     n_threads_batch: int = -1
     warmup: bool = True
     max_queue: int = 1024  # tasks
-    max_stall_ms: float = 100.0  # the most time of a step while a client reads a stream; 0: no limit
+    max_stall_ms: float = 100.0  # how long prompts may hold up streams (details: `batching._rows_beside`); 0: no limit
     cache_ram: int | None = 0  # MiB for blocks that leave the KV cache; None: a part of the free memory, -1: no limit
     cache_disk: str = ""  # folder for such blocks
     cache_disk_mib: int = 10240
@@ -83,11 +85,11 @@ class EngineConfig:
     exact: bool = False  # evaluate each task alone and from its beginning
     kv_unified: bool | None = None  # one KV cache for all slots; None: see `is_split`
     stream_interval_s: float = 0.0  # how long tokens of streams may wait to be sent together
-    is_fitted: bool = True  # refuse a model that can't fit
+    is_fitted: bool = True  # choose what is open of `n_ctx` and `n_gpu_layers`; refuse a model that can't fit
     fit_target: tuple[int, ...] = ()  # MiB to leave free, one value or one per GPU
-    fit_ctx: int = 4096  # tokens of context that take precedence over layers on GPUs
+    fit_ctx: int = 4096  # tokens of context per slot that take precedence over layers on GPUs
     rpc: tuple[str, ...] = ()  # host:port of workers whose devices are used, too
-    turns: str = ""  # the file of the turns that engines on the same cores take (`seam.turns`); "": one engine
+    turns: str = ""  # the file by which engines take turns on the same cores (`seam.turns`); "": no turns
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""  # the projector's file
     mmproj_params: dict[str, Any] = field(default_factory=dict)  # of mtmd_context_params

@@ -1,14 +1,15 @@
 """Analyses a JSON schema before any grammar is written: follows references, multiplies out combinations, merges
 constraints.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. The unit is a
+Runs on HTTP handler threads; imports only the standard library, its neighbours and `records`. The unit is a
 *conjunction*: a tuple of schema parts that must all hold. `Document.alternatives` expands its combinators into
 lists of parts (each branch of anyOf becomes a list of its own). `Document.shapes` merges each list into a
-`Shape`. A recursive schema has finitely many conjunctions. Parts are expanded with an explicit stack, because a
-hostile schema could exhaust Python's.
+`Shape`. Even a recursive schema has only a finite number of conjunctions. Parts are expanded with an explicit stack,
+because a hostile schema could exhaust Python's.
 
-`Document.loosen` is called for constraints that can't be enforced: it adds a warning, or refuses with `strict`.
-Not taken: rewriting the schema into another one first, because the JSON pointers would be lost.
+`Document.loosen` is called for constraints that can't be enforced. It adds a warning. With `strict` it refuses the
+schema, except where a call says `fatal=False`. Not taken: rewriting the schema into another one first, because the
+JSON pointers would be lost.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from server.grammar.json_schema.parts import (
 from server.records import field, record, replace
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_FREE = len(TYPES) - 1  # number of types that means "any": merging drops "integer" beside "number"
+_FREE = len(TYPES) - 1  # types of a shape that allows all of them: merging drops "integer" beside "number"
 ALTERNATIVES_MAX = 300  # of one conjunction
 SECONDS_MAX = 5  # of CPU time for a conversion
 _STEPS_MAX = 6000  # to find the alternatives of one conjunction
@@ -108,7 +109,7 @@ FORBIDDEN_KEYS = object()
 @record
 class Shape:
     """The merged constraints of one alternative. Keywords of objects and arrays stay in `parts`, whose combinators are
-    expanded; the others are merged here. If `types` is empty, no value fits."""
+    expanded. The other keywords are merged into the other fields. If `types` is empty, no value fits."""
 
     pointer: str
     parts: Conjunction
@@ -129,11 +130,11 @@ class Shape:
         return [part for part in self.parts if keyword in part.schema]
 
     def smallest(self, keyword: str) -> int | None:
-        """The tightest upper count among the parts."""
+        """The smallest value of an upper limit, such as maxItems, in the parts; None if none has it."""
         return min((int(part.schema[keyword]) for part in self.having(keyword)), default=None)
 
     def largest(self, keyword: str) -> int:
-        """The tightest lower count among the parts."""
+        """The largest value of a lower limit, such as minItems, in the parts; 0 if none has it."""
         return max((int(part.schema[keyword]) for part in self.having(keyword)), default=0)
 
     def is_free(self) -> bool:
@@ -189,8 +190,8 @@ class Document:
     # References
 
     def resolve(self, part: Part, keyword: str) -> Part | None:
-        """The target of a reference; None, with a warning, for a dynamic one with several. Raises `SchemaError` if the
-        target isn't in this document."""
+        """The target of a reference. A dynamic reference with several targets isn't followed: calls `loosen`, returns
+        None. Raises `SchemaError` if the target isn't in this document."""
         reference = part.schema[keyword]
         pointer = f"{part.pointer}/{keyword}"
         if self.resources is None:
@@ -218,8 +219,8 @@ class Document:
     # Checking
 
     def check_time(self) -> None:
-        """Raises `SchemaError` when the conversion takes too long. Every loop whose length depends on the schema must
-        call it, so that there is at most a fraction of a second between two calls."""
+        """Raises `SchemaError` when the conversion takes too long. Long loops call it, so that there is at
+        most a fraction of a second between two calls. Loops over one part or alternative needn't."""
         if time.thread_time() > self.deadline:
             raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the schema", "#")
 
@@ -241,7 +242,8 @@ class Document:
     # Alternatives
 
     def alternatives(self, conjunction: Conjunction) -> list[Conjunction]:
-        """The alternatives of a conjunction, all combinators expanded; empty if contradictory."""
+        """The alternatives of a conjunction, with expanded combinators. Those with `false`, or that lead back to
+        themselves, are left out. Choices in `ignored` are not expanded."""
         if all(isinstance(part.schema, dict) and _NO_COMBINATOR(part.schema) for part in conjunction):
             for part in conjunction:
                 self.check_keywords(part)
@@ -300,7 +302,8 @@ class Document:
         chain: tuple[str, ...],
         pending: list[_Pending],
     ) -> str:
-        """Pushes one state for each combination of the choices; returns the last one's pointer, '' without any."""
+        """Pushes one state for each combination that takes one branch of every choice. Choices that make too many
+        combinations are ignored, with `loosen`. Returns the pointer of the last choice taken, '' without any."""
         choices = [(pointer, branches) for pointer, branches in choices if pointer not in self.ignored]
         if not choices:
             return ""
@@ -346,7 +349,7 @@ class Document:
         return result
 
     def _dependencies(self, part: Part) -> list[tuple[str, Part]]:
-        """(key, the schema of objects that have it) of each dependency keyword."""
+        """All dependencies as pairs: an object that has the key must fit the schema."""
         found = []
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             for key, value in part.schema.get(keyword, {}).items():
@@ -376,7 +379,8 @@ class Document:
     # Merging
 
     def shapes(self, conjunction: Conjunction) -> list[Shape]:
-        """The merged alternatives of a conjunction, without those that no value fits."""
+        """The merged alternatives of a conjunction, without those whose `types` are empty. Other contradictions stay:
+        a const of 1 and one of 2 give a shape with no `values`."""
         key = tuple(part.pointer for part in conjunction)
         if key not in self.merged:
             self.check_time()
@@ -405,15 +409,16 @@ class Document:
         return shape
 
     def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
-        """Warns where `unevaluated...` is not exact: it is applied to all merged parts, which is right only at the top
-        of a schema."""
+        """Warns where `unevaluated...` may not be exact. It should skip what its own schema evaluates, but it skips
+        what any merged part does. That is the same if it is in the only part, and no condition is beside it."""
         for part in parts:
             for keyword in sorted(_UNEVALUATED & part.schema.keys()):
                 if len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys():
                     self.loosen(f"{part.pointer}/{keyword}", "not exact in a combination of schemas")
 
     def _absorb(self, shape: Shape, part: Part) -> bool:
-        """Merges one part into the shape; returns whether the part restricts types or values."""
+        """Merges one part into the shape; returns whether it says which types fit: by `type`, `const`, `enum` or a
+        `not` that implies one. If no part says it, the other keywords do."""
         schema = part.schema
         if FORBIDDEN_KEYS in schema:
             shape.forbidden_keys.update(schema[FORBIDDEN_KEYS])
@@ -531,7 +536,8 @@ def _is_tighter(bound: Decimal, is_open: bool, old: Decimal | None, old_open: bo
 
 
 def _opposites(condition: Part) -> list[Conjunction] | None:
-    """The negation of an `if` that tests the value of one property; None for all other conditions."""
+    """The negation of an `if` that tests one property by `const`, `enum` or `type` alone; None for all others. It is
+    exact for objects; of the other values it may have too few or too many."""
     schema = condition.schema
     keys = {key for key in schema if key not in ANNOTATIONS} - {"type"}
     names = list(schema.get("properties", ()))
