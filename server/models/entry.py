@@ -146,6 +146,7 @@ class Load:
     entry: Entry
     is_asked: bool = False
     is_cancelled: bool = False
+    has_room: bool = False  # it may allocate `Entry.takes`
     tickets: list[Ticket] = field(default_factory=list)
     prepared: Prepared | None = None
     model: Model | None = None

@@ -129,7 +129,7 @@ class Loads:
                         continue  # an engine has ended since the measurement
                     takes = self._step(load, measured)
                     if takes is not None:
-                        entry.takes = takes
+                        entry.takes, load.has_room = takes, True
                         self._register.set(entry, LOADING)
                         return load.prepared, takes
                     self._changed.wait(POLL_S)
@@ -217,7 +217,7 @@ class Loads:
 
     def _is_resident(self, entry: Entry) -> bool:
         """Whether the model has an engine, or room for one."""
-        return entry.state == LOADED or entry.state == LOADING and entry.load not in self._queue
+        return entry.state == LOADED or entry.load is not None and entry.load.has_room
 
     # ---- the end of a load -------------------------------------------------------------------------------------------
 
