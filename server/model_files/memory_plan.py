@@ -55,7 +55,7 @@ class Wish:
     is_split: bool = False  # each slot has a part of the KV cache to itself
     n_back: int = 0  # older recurrent states kept per sequence
     embeds: bool = False  # a second context embeds texts as long as a slot's context
-    fit_ctx: int = 4096  # tokens of context that take precedence over layers on GPUs
+    fit_ctx: int = 4096  # tokens of context per slot that take precedence over layers on GPUs
     margins: tuple[int, ...] = ()  # bytes to leave free, one per GPU or one for all
     extra: int = 0  # bytes of adapters and other files
     draft: Shape | None = None  # a draft model with as much context, planned in the host's memory

@@ -34,7 +34,7 @@ ANNOUNCE_S = 0.05
 """How long a loading engine tries to take LOADING. Others hold it for microseconds, to test whether it is free."""
 
 WAIT_S = 2.0
-"""The longest wait for a turn; a step is shorter. Then the engine computes without a turn, as the other may hang."""
+"""The longest wait for a turn; most steps are shorter. Then the engine computes without a turn: the other may hang."""
 
 POLL_S = 0.0002  # between two tries to take a lock
 FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
