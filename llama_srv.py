@@ -18,6 +18,9 @@ if HERE not in sys.path and not getattr(sys, "frozen", False):
     sys.path.insert(0, HERE)  # Python doesn't add it with -I, -P or PYTHONSAFEPATH
 
 if __name__ == "__main__":
+    from server.program import keep_bytecode
+
+    keep_bytecode()
     if sys.argv[1:2] == ["--engine-process"]:  # a child of the server
         from server.engine.entry.process import main as serve_engine
 

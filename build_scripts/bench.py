@@ -26,7 +26,7 @@ from common import Failure, Progress, run_main  # noqa: E402
 
 from server.bench.chart import svg_of  # noqa: E402
 from server.bench.client import BenchError  # noqa: E402
-from server.bench.report import json_of, text_of  # noqa: E402
+from server.bench.report import json_of, machine, text_of  # noqa: E402
 from server.bench.runner import Bench, Settings, choose  # noqa: E402
 from server.bench.servers import OURS, core_count, load_average, parse_server  # noqa: E402
 from server.bench.workloads import WORKLOADS  # noqa: E402
@@ -132,7 +132,11 @@ def command(options: argparse.Namespace) -> int:
             progress.clear()
             print("\n".join(text_of(outcome, bench.names)), flush=True)
 
-        title = f"{settings.model.name}, {settings.threads} threads, {settings.repeat} runs each, medians"
+        host = machine()
+        title = (
+            f"{settings.model.name}, {settings.threads} threads, {settings.repeat} runs each, medians; "
+            f"{host['processor']}, {host['cores']} cores"
+        )
         print(f"{title}\n", flush=True)
         outcomes = bench.run(workloads, tell)
     if options.json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from ctypes_api.errors import LibsError
@@ -21,6 +22,12 @@ _MOST = (1 << 31) - 1  # most bytes of a text
 _PIECE = ctypes.c_char * 64  # longer tokens need a second call
 
 
+@cache
+def _ints(n: int) -> Any:
+    """The type of an array of `n` integers: ctypes takes longer to make a type than to make an array."""
+    return ctypes.c_int32 * n
+
+
 def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
     """Token ids of `text`.
 
@@ -30,7 +37,7 @@ def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_speci
     _check(libs, vocab, ())
     room = len(text) + 8  # no token is shorter than a byte, plus BOS, EOS and a leading space
     for _ in range(2):
-        tokens = (ctypes.c_int32 * room)()
+        tokens = _ints(1 << (room - 1).bit_length())()
         count = libs.llama.llama_tokenize(vocab, text, len(text), tokens, room, add_special, parse_special)
         if count >= 0:
             return tokens[:count]

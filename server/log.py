@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -73,6 +74,7 @@ TOKENS = (
     (r"\b(hf_|sk-)[\w-]{10,}", r"\1***"),
     (r"(://)[^/\s\"@]+@", r"\1***@"),
 )
+TOKEN_MARK = r"(?i)bearer|hf_|sk-|://"  # what a line that one of these patterns matches has in any case
 NATIVE_FUNCTION = r"(\w+): "
 PLAIN_WORD = r"[\w./:+%-]+"
 
@@ -283,26 +285,23 @@ def access_line(record: AccessRecord) -> None:
     )
     level = logging.DEBUG if is_quiet else logging.WARNING if record.status >= 500 else logging.INFO
     path = record.path if len(record.path) <= MAX_PATH else record.path[:MAX_PATH] + "..."
-    get_logger("access").log(
-        level,
-        "%s %s %s %d%s",
-        record.client,
-        record.method or "-",
-        path or "-",
-        record.status,
-        "" if record.complete else " (not complete)",
-        stacklevel=2,
-        extra={
-            "fields": {"request_id": record.id, "bytes": record.n_bytes, "ms": round(record.seconds * 1000, 1)},
-            "json_fields": {
-                "client": record.client,
-                "method": record.method,
-                "path": path,
-                "status": record.status,
-                "complete": record.complete,
-            },
+    logger = get_logger("access")
+    if not logger.isEnabledFor(level):
+        return
+    text = f"{record.client} {record.method or '-'} {path or '-'} {record.status}"
+    text += "" if record.complete else " (not complete)"
+    extra = {
+        "fields": {"request_id": record.id, "bytes": record.n_bytes, "ms": round(record.seconds * 1000, 1)},
+        "json_fields": {
+            "client": record.client,
+            "method": record.method,
+            "path": path,
+            "status": record.status,
+            "complete": record.complete,
         },
-    )
+    }
+    # not `logger.log`, which would look for the calling function on the stack
+    logger.handle(logger.makeRecord(logger.name, level, "", 0, text, (), None, "access_line", extra))
 
 
 def handle_foreign(
@@ -356,6 +355,8 @@ class Mask:
     def __call__(self, line: str) -> str:
         if self._known:
             line = self._known.sub("***", line)
+        if re.search(TOKEN_MARK, line) is None:
+            return line
         for pattern, replacement in TOKENS:
             line = re.sub(pattern, replacement, line)
         return line
@@ -369,10 +370,16 @@ class TextFormatter(logging.Formatter):
         self.mask = mask
         self._color = color
         self._time_format = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
+        self._latest = (-1, "")  # the latest second, and its text
+
+    def _format_second(self, second: int) -> str:
+        if self._latest[0] != second:
+            self._latest = second, time.strftime(self._time_format, time.localtime(second))
+        return self._latest[1]
 
     def format(self, record: logging.LogRecord) -> str:
         """One record, without a line end."""
-        when = time.strftime(self._time_format, time.localtime(record.created))
+        when = self._format_second(int(record.created))
         level = _level_name(record.levelno)
         fields = " ".join(f"{key}={_text_value(value)}" for key, value in _fields(record).items())
         text = _escape(_message(record)) + (f" | {_escape(fields)}" if fields else "")
@@ -440,10 +447,14 @@ def _level_name(number: int) -> str:
 
 
 def _escape(text: str) -> str:
+    if text.isprintable():  # so it has no `UNSAFE` character
+        return text
     return re.sub(UNSAFE, lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _text_value(value: object) -> str:
+    if type(value) is int or type(value) is float and math.isfinite(value):
+        return repr(value)
     return value if isinstance(value, str) and re.fullmatch(PLAIN_WORD, value) else _to_json(value)
 
 

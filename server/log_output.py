@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TextIO
 
 FILE_MODE = 0o640  # not for other users: verbose lines hold prompts
@@ -34,6 +34,9 @@ MAX_WAITING = 8 << 20
 MAX_WRITE = 1 << 16
 """Characters after which a write takes no further line."""
 FLUSH_S = 1.0  # seconds that `flush` and `close` wait at most
+GATHER_S = 0.02
+"""Seconds that a line waits for further ones. Otherwise each line would wake the output's thread, which then competes
+for the interpreter with the thread that logged."""
 WOULD_BLOCK_WAIT_S = 0.02  # seconds between two tries to write to a stream that is full
 TOO_FAST = "they come faster than they are read or written"
 
@@ -54,7 +57,8 @@ class Output:
         self.sink = sink
         self._loss_line = loss_line
         self._waiting: deque[Line | Callable[[], object]] = deque()
-        self._wakes: SimpleQueue[None] = SimpleQueue()  # one for each waiting item
+        self._wakes: SimpleQueue[bool] = SimpleQueue()  # True: without waiting for further lines
+        self._is_woken = False  # the output's thread is about to read _waiting
         self._why = ""
         # changed by the thread that puts
         self._n_refused = 0  # lines
@@ -80,7 +84,10 @@ class Output:
             self.lose(TOO_FAST)
             return
         self._n_put += len(text)
-        self._append((self._n_refused, text))
+        self._waiting.append((self._n_refused, text))
+        if not self._is_woken:
+            self._is_woken = True
+            self._wakes.put(False)
 
     def lose(self, why: str) -> None:
         """Count a line that can't be written."""
@@ -99,7 +106,7 @@ class Output:
                 errors.append(error)
             done.set()
 
-        self._append(act)
+        self._call(act)
         is_done = self._is_closed or done.wait(patience_s)
         if errors:
             raise errors[0]
@@ -111,18 +118,19 @@ class Output:
 
     def close(self) -> None:
         """Write the waiting lines and close the sink, in `FLUSH_S` at most. Idempotent."""
-        self._append(self._end)
+        self._call(self._end)
         self._thread.join(FLUSH_S)
 
-    def _append(self, item: Line | Callable[[], object]) -> None:
-        self._waiting.append(item)
-        self._wakes.put(None)
+    def _call(self, action: Callable[[], object]) -> None:
+        self._waiting.append(action)
+        self._wakes.put(True)
 
     # ---- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._is_closed:
-            self._wakes.get()
+            self._wait()
+            self._is_woken = False  # lines from now on may be missed below, so they must wake the thread again
             while self._waiting:
                 if isinstance(self._waiting[0], tuple):
                     self._write_some()
@@ -130,6 +138,13 @@ class Output:
                     self._tell_loss()
                     self._waiting.popleft()()  # type: ignore[operator]
             self._tell_loss()
+
+    def _wait(self) -> None:
+        """Wait for a line and then `GATHER_S` for others, or for an action."""
+        is_urgent = self._wakes.get()
+        with contextlib.suppress(Empty):
+            while not is_urgent:
+                is_urgent = self._wakes.get(timeout=GATHER_S)
 
     def _end(self) -> None:
         self._is_closed = True

@@ -69,6 +69,15 @@ def cache_folder(environ: Mapping[str, str] | None = None, system: str = sys.pla
     return Path(environ.get("XDG_CACHE_HOME") or _home(environ) / ".cache") / "llama_srv"
 
 
+def keep_bytecode() -> None:
+    """If the program's folder can't be written, have Python keep compiled modules in the cache folder. Otherwise each
+    start would compile them again, which takes a tenth of a second."""
+    is_kept = (ROOT / "server" / "__pycache__").is_dir() or os.access(ROOT, os.W_OK)
+    if not (is_kept or is_frozen() or sys.dont_write_bytecode or sys.pycache_prefix):
+        with contextlib.suppress(OSError):
+            sys.pycache_prefix = str(cache_folder() / "bytecode")
+
+
 def _home(environ: Mapping[str, str]) -> Path:
     try:
         return Path(environ.get("HOME") or Path.home())

@@ -15,6 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import NamedTuple
 
@@ -106,6 +107,13 @@ class HttpPeer:
             raise self._failure("/tokenize", error) from None
         finally:
             connection.close()
+
+    def tokenize_at_once(self, text: str, n_times: int, n_connections: int) -> float:
+        """Seconds until each of `n_connections` has had the answers to `n_times` requests."""
+        with ThreadPoolExecutor(n_connections) as pool:
+            begun = clock()
+            list(pool.map(lambda _: self.tokenize(text, n_times), range(n_connections)))
+            return clock() - begun
 
     def embed(self, texts: list) -> float:
         """Seconds for one request with the embeddings of all `texts`."""
@@ -255,6 +263,7 @@ def _body(ask: Ask) -> bytes:
             "stream": ask.stream,
             "cache_prompt": True,
             "ignore_eos": True,
+            "sse_ping_interval": -1,  # comments would be counted as events
             **ask.fields,
         }
     ).encode()

@@ -21,7 +21,7 @@ from server.bench.workloads import LESS, Metric, Workload
 
 FORMAT = 2
 BARE = "bare"
-NAME_WIDTH = 30
+NAME_WIDTH, RATIO_WIDTH = 30, 18  # characters
 NOISE = 0.05  # share of processor time from which other programs count as a disturbance
 
 
@@ -39,12 +39,13 @@ class Outcome(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """The results of one metric. `ratios[peer]` is the first peer's value over that peer's. `goal` is what `goal_of`
-    returns."""
+    """The results of one metric. `ratios[peer]` is the first peer's value over that peer's, the median of the
+    repetitions; `ranges[peer]` has the least and the greatest. `goal` is what `goal_of` returns."""
 
     values: dict
     medians: dict
     ratios: dict
+    ranges: dict
     goal: str = ""
 
 
@@ -52,18 +53,19 @@ def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
     """Medians and ratios of a metric, over all peers that could run the workload."""
     values = {peer: [run[i_metric] for run in runs] for peer, runs in outcome.runs.items() if runs}
     medians = {peer: statistics.median(numbers) for peer, numbers in values.items()}
-    ratios = {
-        peer: ratio
+    pairs = {
+        peer: found
         for peer in values
-        if peer != first and first in values and (ratio := pairwise(values[first], values[peer])) is not None
+        if peer != first and first in values and (found := pairwise(values[first], values[peer]))
     }
-    return Figures(values, medians, ratios, goal_of(outcome.workload.metrics[i_metric], medians, ratios, first))
+    ratios = {peer: statistics.median(found) for peer, found in pairs.items()}
+    ranges = {peer: (min(found), max(found)) for peer, found in pairs.items()}
+    return Figures(values, medians, ratios, ranges, goal_of(outcome.workload.metrics[i_metric], medians, ratios, first))
 
 
-def pairwise(ours: list, theirs: list) -> float | None:
-    """The median of the ratios, one per repetition; None if all divisors are 0."""
-    ratios = [own / other for own, other in zip(ours, theirs) if other]
-    return statistics.median(ratios) if ratios else None
+def pairwise(ours: list, theirs: list) -> list:
+    """The ratio of each repetition, except where the divisor is 0."""
+    return [own / other for own, other in zip(ours, theirs) if other]
 
 
 def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
@@ -90,12 +92,12 @@ def text_of(outcome: Outcome, peers: list) -> list:
     first, others = peers[0], peers[1:]
     head = f"{outcome.workload.name}: {outcome.workload.help}"
     columns = [*peers, *(f"{first}/{peer}" for peer in others)]
-    widths = [max(len(column), 10) for column in columns]
+    widths = [max(len(name), 10 if name in peers else RATIO_WIDTH) for name in columns]
     lines = [head, "  " + " " * NAME_WIDTH + "".join(f"  {name:>{width}}" for name, width in zip(columns, widths))]
     for i, metric in enumerate(outcome.workload.metrics):
         found = figures(outcome, i, first)
         cells = [number(found.medians.get(peer)) for peer in peers]
-        cells += [f"{found.ratios[peer]:.3f}" if peer in found.ratios else "-" for peer in others]
+        cells += [ratio_with_range(found, peer) for peer in others]
         name = metric.name + (f", {metric.unit}" if metric.unit else "")
         arrow = "  (less is better)" if metric.better == LESS else ""
         arrow += f"  {found.goal}" if found.goal else ""
@@ -104,6 +106,14 @@ def text_of(outcome: Outcome, peers: list) -> list:
     if outcome.foreign is not None and outcome.foreign > NOISE:
         lines.append(f"  (disturbed: other programs used {outcome.foreign:.0%} of the processor time)")
     return [*lines, ""]
+
+
+def ratio_with_range(found: Figures, peer: str) -> str:
+    """The ratio to a peer, and the range of the repetitions: `1.315 (1.25-1.40)`; `-` without any."""
+    if peer not in found.ratios:
+        return "-"
+    low, high = found.ranges[peer]
+    return f"{found.ratios[peer]:.3f}" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
 
 
 def number(value: float | None) -> str:
@@ -130,6 +140,7 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
                     "runs": found.values,
                     "median": found.medians,
                     "ratio": found.ratios,
+                    "ratio_range": found.ranges,
                     "goal": found.goal,
                 }
             )

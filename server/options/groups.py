@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.options import table
 from server.options.row import SAME, Option
-from server.options.table import KV_TYPES, LOAD_MODES, OPTIONS, POOLING
+from server.options.table import KV_TYPES, LOAD_MODES, OPTIONS, POOLING, Preference
 from server.records import dataclass_transform
 
 SERVER, MODEL, ERRAND = "server", "model", "errand"
@@ -351,7 +351,8 @@ class ModelOptions(Group):
     exact: bool
     warmup: bool
     max_queue: int
-    max_stall_ms: float
+    prefer: Preference
+    max_stall_ms: float | None
     stream_interval_ms: int
     engine_timeout: float  # seconds
     cache_ram: int | None  # MiB

@@ -7,6 +7,8 @@ values of llama.cpp's enums; a native test compares them with the bindings.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from server.options import row as to
 from server.options.row import Option
 from server.options.speculation import KV_TYPES, SPEC_OPTIONS, SPECULATIVE
@@ -28,6 +30,21 @@ POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "dio": 4}
 LAZY_MODES = {"off": 0, "auto": 1, "on": 2}
+
+
+class Preference(NamedTuple):
+    """What follows from `--prefer`, unless `--max-stall-ms` is set."""
+
+    max_stall_ms: float
+    group_part: int
+    """Of short prompts that came together, one in `group_part` shares a step."""
+
+
+PREFERENCES = {
+    "latency": Preference(100.0, 8),
+    "balance": Preference(200.0, 2),
+    "throughput": Preference(1000.0, 1),
+}
 SHELLS = ("bash", "zsh", "fish", "powershell")
 REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}
@@ -176,8 +193,12 @@ OPTIONS: tuple[Option, ...] = (
            int, 8, "N", "LLAMA_ARG_CTX_CHECKPOINTS", 0, 1024),
     Option("checkpoint_min_step", ("-cms", "--checkpoint-min-step"), "tokens between two checkpoints (at least 64)",
            CONTEXT, int, 1024, "N", "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT", 0, INT_MAX),
+    Option("prefer", ("--prefer",), "what counts more where several requests run: latency (early first tokens, even "
+           "streams), throughput (tokens per second of all together), or a balance of both", CONTEXT,
+           default=PREFERENCES["balance"], metavar="WHAT", env="LLAMA_SRV_PREFER", choices=PREFERENCES),
     Option("max_stall_ms", ("--max-stall-ms",), "most milliseconds for which prefill may hold up running streams; 0 "
-           "for no limit", CONTEXT, float, 100.0, "MS", "LLAMA_SRV_MAX_STALL_MS", 0, 10**6),
+           "for no limit (default: 100, 200 or 1000 by --prefer)", CONTEXT, float, None, "MS", "LLAMA_SRV_MAX_STALL_MS",
+           0, 10**6),
 
     Option("mmproj", ("-mm", "--mmproj"), "the model's projector, a GGUF file; with it the model takes images or "
            "sound, depending on the projector", MEDIA, to.existing_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),

@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from server.errors import ApiError
@@ -20,6 +21,7 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 EXPOSED_HEADERS = "X-Request-Id, Request-Id, Retry-After, X-Queue-Position, X-Warnings"
 DEFAULT_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
 LIMITED = re.compile(r"(\s+models=)")  # before the list of models in a line of the key file
+N_KNOWN_HOSTS = 64  # hosts of recent requests whose check is remembered
 HEADER_LIST = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{1,2000}")
 
 
@@ -126,6 +128,7 @@ def forbidden(message: str) -> ApiError:
     return ApiError(403, message, type="permission_error")
 
 
+@lru_cache(maxsize=N_KNOWN_HOSTS)
 def is_loopback(host: str) -> bool:
     """Whether `host` (a name or address, no port, no brackets) means this machine only."""
     if host == "localhost" or host.endswith(".localhost"):
@@ -136,6 +139,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=N_KNOWN_HOSTS)
 def split_host(authority: str) -> str:
     """`Localhost:8080` -> `localhost`, `[::1]:80` -> `::1`; "" for anything malformed."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@/]+))(?::[0-9]{0,5})?", authority.strip())

@@ -14,7 +14,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from email.utils import formatdate
+from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
 
@@ -413,7 +414,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         request_headers = exchange.head.headers
         common = {
             "Server": self.server_version,
-            "Date": self.date_time_string(),
+            "Date": format_date(int(time.time())),
             "X-Request-Id": exchange.id,
             "Request-Id": exchange.id,  # the name that Anthropic's clients read
             **self.server.cors.headers(request_headers.get("origin"), exchange.host),
@@ -447,6 +448,12 @@ class ConnectionHandler(BaseHTTPRequestHandler):
                     exchange.complete,
                 )
             )
+
+
+@lru_cache(maxsize=1)
+def format_date(second: int) -> str:
+    """A `Date` header's value for this second since 1970."""
+    return formatdate(second, usegmt=True)
 
 
 def request_id(head: Head) -> str:

@@ -241,9 +241,11 @@ def to_json(obj: object) -> bytes:
 def encode_head(status: int, headers: Mapping[str, str]) -> bytes:
     """Status line, header fields and the empty line. Line breaks and other control characters in a value become spaces,
     so that no value can add headers."""
-    lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}"]
-    lines += [f"{name}: {UNSAFE_IN_HEADER.sub(' ', str(value))}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+    if UNSAFE_IN_HEADER.search("".join(headers.values())):
+        headers = {name: UNSAFE_IN_HEADER.sub(" ", value) for name, value in headers.items()}
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    head = f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}\r\n{''.join(lines)}\r\n"
+    return head.encode("latin-1", "replace")
 
 
 def _replace_nonfinite(obj: object) -> object:

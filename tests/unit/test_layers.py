@@ -46,7 +46,8 @@ API = (
 # folder -> what of the product its modules may import, besides their own folder and the leaves; a row for each folder,
 # and for the few modules that lie in none; an entry allows what lies below it, too
 RULES: dict[str, tuple[str, ...]] = {
-    "llama_srv": ("server.launch", "server.engine.entry.process", "server.service.janitor"),  # one program is all three
+    # one program is all three
+    "llama_srv": ("server.launch", "server.program", "server.engine.entry.process", "server.service.janitor"),
     "ctypes_api": (),
     "server": (),
     **dict.fromkeys(LEAVES, ()),

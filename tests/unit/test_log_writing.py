@@ -33,6 +33,44 @@ def info(*args):
     return lambda: (log.get_logger("engine").info(*args), log.flush())
 
 
+# -- when lines are written
+
+
+class Noting:
+    """A sink that notes what each write had."""
+
+    def __init__(self):
+        self.written = []
+
+    def write(self, text):
+        self.written.append(text)
+
+    def close(self):
+        pass
+
+
+def test_lines_that_come_soon_after_each_other_are_written_together(monkeypatch):
+    monkeypatch.setattr(log_output, "GATHER_S", 3600.0)
+    sink = Noting()
+    output = log_output.Output(sink, lambda n, why: "")
+    for i in range(50):
+        output.put(f"{i}\n")
+    output.flush(PATIENCE_S)
+    assert sink.written == ["".join(f"{i}\n" for i in range(50))], "and a flush doesn't wait for more of them"
+    output.put("last\n")
+    output.close()
+    assert sink.written[1:] == ["last\n"]
+
+
+def test_a_line_alone_is_written_soon():
+    sink = Noting()
+    output = log_output.Output(sink, lambda n, why: "")
+    for i in range(3):
+        output.put(f"{i}\n")
+        wait_until(lambda: "".join(sink.written) == "".join(f"{j}\n" for j in range(i + 1)), "the line")
+    output.close()
+
+
 # -- where lines go
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -54,6 +55,29 @@ def test_two_programs_may_run_from_one_folder(tmp_path):
     first.close()
     second.close()
     second.close()
+
+
+@pytest.mark.parametrize(
+    "is_writable, has_bytecode, is_unwanted, is_moved",
+    [
+        (False, False, False, True),
+        (True, False, False, False),
+        (False, True, False, False),
+        (False, False, True, False),
+    ],
+)
+def test_a_program_in_a_folder_that_it_cannot_write_keeps_its_bytecode_in_the_cache(
+    is_writable, has_bytecode, is_unwanted, is_moved, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: is_writable)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", is_unwanted)
+    monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
+    if has_bytecode:
+        (tmp_path / "server" / "__pycache__").mkdir(parents=True)
+    program.keep_bytecode()
+    assert sys.pycache_prefix == (str(tmp_path / "cache" / "bytecode") if is_moved else None)
 
 
 def test_from_a_checkout_nothing_happens(tmp_path):

@@ -138,8 +138,12 @@ def read(body: Mapping[str, Any], fields: Iterable[Field], defaults: Mapping[str
 
 
 def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], where: str) -> Any:
-    name, value = next(((name, body[name]) for name in (field.name, *field.aliases) if body.get(name) is not None),
-                       (field.name, None))
+    name, value = field.name, body.get(field.name)
+    if value is None:
+        for alias in field.aliases:
+            if body.get(alias) is not None:
+                name, value = alias, body[alias]
+                break
     if field.convert is not None and value is not None:
         value = field.convert(value)
     if value is None:

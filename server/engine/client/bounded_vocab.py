@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,9 +23,9 @@ from server.errors import ApiError
 
 T = TypeVar("T")
 MAX_TEXT = 4 << 20  # bytes
-LONG = 1000  # characters: shorter texts fit on any thread's stack
+LONG = 1000  # characters: the tokenizer's recursion over shorter words fits on any thread's stack
 LARGE = 1 << 16  # bytes: longer texts are tokenized one at a time
-N_AT_ONCE = 4  # texts between `LONG` and `LARGE` that are tokenized at the same time
+N_AT_ONCE = 4  # texts with long words, up to `LARGE`, that are tokenized at the same time
 WORK_BYTES = 120  # memory of libllama per byte of text
 TOKEN_BYTES = 40  # memory of an int in a list
 STACK_BYTES = 1 << 20  # stack sizes are multiples of it
@@ -34,7 +35,7 @@ MAX_WORD = 400_000
 WORD = re.compile(r"\S+|\s+")
 
 _large = threading.Lock()
-_long = threading.BoundedSemaphore(N_AT_ONCE)
+_deep = threading.BoundedSemaphore(N_AT_ONCE)
 _starting = threading.Lock()  # guards the stack size of new threads, which is global
 
 
@@ -67,11 +68,12 @@ class BoundedVocab:
             self._require_fit(n_bytes, self._vocab.least_tokens(text))
         is_large = n_bytes > LARGE
         n_work, n_stack = WORK_BYTES * n_bytes, 0
-        if self._vocab.has_patterns:
+        if self._vocab.has_patterns and may_have_long_word(text):
             n_stack = STACK_PER_LETTER * min(len(text), MAX_WORD)
             n_work += STACK_PER_LETTER * longest_word(text) if is_large else n_stack
         work = partial(self._vocab.tokenize, text, add_special, parse_special)
-        with _large if is_large else _long, memory.held(n_work):
+        gate = _large if is_large else _deep if n_stack else nullcontext()
+        with gate, memory.held(n_work):
             tokens = on_deep_stack(work, STACK_BYTES + n_stack) if n_stack else work()
         memory.hold(TOKEN_BYTES * len(tokens))
         if must_fit:
@@ -112,6 +114,14 @@ class BoundedVocab:
                 n_prompt_tokens=n_tokens,
                 n_ctx=self._n_ctx,
             )
+
+
+def may_have_long_word(text: str) -> bool:
+    """Whether a word or a run of white space may be longer than `LONG`. Such a run covers all of some block of half
+    that size, and this is quicker to find than the runs themselves."""
+    n = LONG // 2
+    blocks = (text[at : at + n] for at in range(0, len(text) - n + 1, n))
+    return any(block.isspace() or len(block.split(None, 1)[0]) == n for block in blocks)
 
 
 def longest_word(text: str) -> int:

@@ -39,9 +39,9 @@ TOGETHER_S, ALIKE = 0.1, 1.5
 SLOW_S = 0.005
 """Seconds of processor time. A draw that takes longer is slow; most take a hundredth of it."""
 
-GROUP_PART, AS_LONG = 4, 8
-"""Of short prompts that came together, and whose lengths differ by at most 1 / `AS_LONG`, one in `GROUP_PART` is in the
-same step. llama.cpp cuts a batch at each change of length, so other prompts would gain little."""
+AS_LONG = 8
+"""Prompts may share a step if their lengths differ by at most 1 / `AS_LONG`. llama.cpp cuts a batch at each change of
+length, so other prompts would gain little."""
 
 
 class Batching:
@@ -168,8 +168,8 @@ class Batching:
         self._depth = self._n_cells(jobs[0])
         group = self._neighbours(jobs) if self._is_one_by_one else jobs
         n_rows = self._n_rows(streams, jobs[0], group)
-        if self._is_one_by_one and len(group) > 1 and n_rows < sum(len(job.tokens) for job in group):
-            group = jobs[:1]
+        while self._is_one_by_one and len(group) > 1 and n_rows < sum(len(job.tokens) for job in group):
+            group = group[1:] if group[-1] is jobs[0] else group[:-1]
             n_rows = self._n_rows(streams, jobs[0], group)
         spans = planner.reading(group, min(n_rows, self._state.backend.info.n_batch), False)
         self._account(prompts[0].id, chosen.id, jobs, spans)
@@ -201,7 +201,7 @@ class Batching:
         }
         if first.seq not in alike or not backend.is_split or not backend.can_share or self._state.config.exact:
             return [first]
-        n_most, low, high = len(alike) // GROUP_PART, first.seq, first.seq
+        n_most, low, high = len(alike) // self._state.config.group_part, first.seq, first.seq
         while high - low + 1 < n_most and (high + 1 in alike or low - 1 in alike):
             low, high = (low, high + 1) if high + 1 in alike else (low - 1, high)
         return [alike[seq] for seq in range(low, high + 1)]

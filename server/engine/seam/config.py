@@ -68,6 +68,7 @@ class EngineConfig:
     warmup: bool = True
     max_queue: int = 1024  # tasks
     max_stall_ms: float = 100.0  # how long prompts may hold up streams (details: `batching._rows_beside`); 0: no limit
+    group_part: int = 2  # of short prompts that came together, one in so many shares a step
     cache_ram: int | None = 0  # MiB for blocks that leave the KV cache; None: a part of the free memory, -1: no limit
     cache_disk: str = ""  # folder for such blocks
     cache_disk_mib: int = 10240

@@ -50,16 +50,17 @@ class Headers(dict[str, str]):
         super().__init__()
         for name, value in fields.items() if isinstance(fields, Mapping) else fields:
             key = name.lower()
-            super().__setitem__(key, f"{self[key]}, {value}" if key in self else value)
+            before = dict.get(self, key)
+            dict.__setitem__(self, key, value if before is None else f"{before}, {value}")
 
     def __getitem__(self, name: str) -> str:
-        return super().__getitem__(name.lower())
+        return dict.__getitem__(self, name.lower())
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and super().__contains__(name.lower())
+        return isinstance(name, str) and dict.__contains__(self, name.lower())
 
     def get(self, name: str, default: Any = None) -> Any:
-        return super().get(name.lower(), default)
+        return dict.get(self, name.lower(), default)
 
 
 @record(frozen=True)

@@ -14,6 +14,7 @@ from server.engine.client.bounded_vocab import (
     MAX_WORD,
     BoundedVocab,
     longest_word,
+    may_have_long_word,
     on_deep_stack,
     without_middle,
 )
@@ -118,11 +119,26 @@ def test_a_word_that_patterns_recurse_over_gets_a_stack_for_it():
     vocab, before = BoundedVocab(notes, n_ctx=10**6), threading.stack_size()
     assert vocab.tokenize("a" * (LONG + 1), False, True) == [] and notes.threads == ["tokenizer"]
     with pytest.raises(ValueError, match="as the tokenizer says it"):
-        vocab.tokenize("a\n" * LONG, False, True)
+        vocab.tokenize("\n" * (LONG + 1), False, True)
     assert threading.stack_size() == before
     notes.has_patterns = False
     vocab.tokenize("a" * (LONG + 1), False, True)
     assert notes.threads[-1] == threading.current_thread().name
+
+
+@pytest.mark.parametrize("letter", ["a", "漢", " ", "\n", "\u2003"])
+@pytest.mark.parametrize("n_before", [0, 1, 250, 499, 500, 777])
+def test_wherever_a_long_run_stands_it_is_found(letter, n_before):
+    assert may_have_long_word("x " * n_before + letter * (LONG + 1) + " x" * 300)
+
+
+def test_ordinary_texts_of_any_length_need_no_thread():
+    notes = Notes(has_patterns=True)
+    vocab = BoundedVocab(notes, n_ctx=10**6)
+    for text in ("many words " * 400, "w" * 400 + (" " + "w" * 400) * 20, "x\n" * 5000, ""):
+        assert not may_have_long_word(text)
+        vocab.tokenize(text, False, True)
+    assert set(notes.threads) == {threading.current_thread().name}
 
 
 def test_the_deep_stack_really_is_deep():

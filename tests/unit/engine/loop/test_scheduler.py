@@ -249,7 +249,7 @@ def test_prompts_are_read_in_the_order_of_their_coming_whatever_their_slots(is_s
 
 
 def test_of_prompts_that_come_together_those_beside_the_running_texts_are_read_first():
-    d = Driver(FakeBackend(n_ctx=256 * 6, n_slots=6, is_split=True))
+    d = Driver(FakeBackend(n_ctx=256 * 6, n_slots=6, is_split=True), group_part=8)
     running = d.post("this one runs", n_predict=60, id_slot=3)
     d.step(2)
     together = [d.post(f"{i}" * (20 + i), n_predict=30, id_slot=slot) for i, slot in enumerate((0, 5, 1, 2, 4))]

@@ -313,16 +313,27 @@ def test_where_nobody_reads_along_prompts_get_four_times_as_long():
     assert 200 <= max(gaps) <= 500
 
 
-def test_short_prompts_are_read_a_quarter_at_a_time_before_the_first_text_goes_on():
-    d = slow_driver(n_slots=8, max_stall_ms=100)
+@pytest.mark.parametrize(("group_part", "sizes"), [(1, [8]), (2, [4, 2, 1, 1]), (8, [1] * 8)])
+def test_a_part_of_the_short_prompts_shares_a_step_before_the_first_text_goes_on(group_part: int, sizes: list[int]):
+    d = slow_driver(n_slots=8, max_stall_ms=100, group_part=group_part)
     tasks = [d.post(f"{i} a short question", n_predict=20, stream=True) for i in range(8)]
-    d.step(8)
-    assert d.rows(0) == [(0, 18, True), (1, 18, True)]
-    assert [d.rows(i) for i in range(1, 7)] == [[(i + 1, 18, True)] for i in range(1, 7)], "15 ms each"
-    assert d.rows(7) == [(i, 1, True) for i in range(8)]
+    d.step(len(sizes) + 1)
+    assert [len(d.rows(i)) for i in range(len(sizes))] == sizes
+    assert d.rows(len(sizes)) == [(i, 1, True) for i in range(8)]
     assert [len(d.outcomes[task].tokens) for task in tasks] == [2] * 8
     d.finish()
     assert [d.text(task) for task in tasks] == [alone(f"{i} a short question", 20) for i in range(8)]
+
+
+def test_a_group_that_is_too_large_for_a_step_loses_some_of_its_prompts_not_all():
+    d = slow_driver(machine=Machine(row=2.5, cell=0, fixed=0, noise=0), n_slots=8, max_stall_ms=30)
+    d.post("a question that shows how long a row takes " * 3, n_predict=1)
+    d.finish()
+    n_steps = len(d.backend.batches)
+    for i in range(8):
+        d.post(f"{i} a short question", n_predict=3, stream=True, cache_prompt=False)
+    d.step()
+    assert len(d.rows(n_steps)) == 3, "a step has 64 rows; half of the group would be four prompts of 18"
 
 
 def test_a_group_is_of_one_length_and_came_together():
@@ -334,14 +345,14 @@ def test_a_group_is_of_one_length_and_came_together():
         return d.rows(0)
 
     alike = [f"{i} a short question" for i in range(8)]
-    assert len(first_rows(alike)) == 2
-    assert len(first_rows([text + "?" * (i % 2) for i, text in enumerate(alike)])) == 2, "nearly"
+    assert len(first_rows(alike)) == 4
+    assert len(first_rows([text + "?" * (i % 2) for i, text in enumerate(alike)])) == 4, "nearly"
     assert len(first_rows([text + "?" * (10 * i) for i, text in enumerate(alike)])) == 1
     assert len(first_rows([10 * text for text in alike])) == 1, "long ones fill a tile by themselves"
-    assert len(first_rows(alike[:4])) == 1
+    assert len(first_rows(alike[:3])) == 1
 
 
-@pytest.mark.parametrize(("apart_s", "n_together"), [(0.0, 2), (0.2, 1)])
+@pytest.mark.parametrize(("apart_s", "n_together"), [(0.0, 4), (0.2, 1)])
 def test_who_comes_later_is_not_of_the_group(apart_s: float, n_together: int):
     d = slow_driver(n_slots=12, max_stall_ms=100)
     for names, wait_s in (("abcdef", apart_s), ("ghijkl", 0.0)):
@@ -349,7 +360,7 @@ def test_who_comes_later_is_not_of_the_group(apart_s: float, n_together: int):
             d.post(f"{name} short question", n_predict=3)
         d.step()
         d.clock.now += wait_s
-    assert (len(d.rows(0)), len(d.rows(1))) == (1, n_together)
+    assert (len(d.rows(0)), len(d.rows(1))) == (3, n_together)
 
 
 def test_who_has_begun_to_read_does_not_wait_for_a_whole_group():
@@ -374,7 +385,7 @@ def test_a_group_that_comes_at_once_is_read_before_its_texts_go_on():
 
 
 def test_texts_go_on_when_the_time_for_further_prompts_is_over():
-    assert 5 <= prompts_before_the_texts_go_on(32, 3) <= 28
+    assert 5 <= prompts_before_the_texts_go_on(32, 1) <= 28
 
 
 @pytest.mark.parametrize("late_s, is_paused", [(0.5, True), (1.5, False)])
