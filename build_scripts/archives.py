@@ -58,7 +58,7 @@ class _Collector:
         self.links: dict = {}
         self.bytes = 0
 
-    def wants(self, path: str) -> bool:
+    def is_wanted(self, path: str) -> bool:
         name = posixpath.basename(path)
         return bool(LIBRARY_NAME.match(name) or LICENCE_NAME.match(name) or name == BUILD_NOTE)
 
@@ -74,7 +74,7 @@ class _Collector:
             shutil.copyfileobj(source, out, 1 << 20)
         self.files[path] = target
 
-    def resolved(self) -> dict:
+    def resolve_links(self) -> dict:
         """All files, and all links that lead to one of them; other links are left out."""
         found = dict(self.files)
         for path in self.links:
@@ -96,7 +96,7 @@ def unpack(sources: list, scratch: Path) -> Unpacked:
         folder.mkdir()
         collector = _Collector(folder)
         _read(Path(source), collector)
-        found.update(collector.resolved())
+        found.update(collector.resolve_links())
     by_name = {path: posixpath.basename(path) for path in found}
     return Unpacked(
         libraries={path: found[path] for path, name in by_name.items() if LIBRARY_NAME.match(name)},
@@ -127,8 +127,8 @@ def _read(source: Path, collector: _Collector) -> None:
 def _read_tar(source: Path, collector: _Collector) -> None:
     with tarfile.open(source, "r:*") as archive:
         for member in archive:
-            path = safe_path(member.name, source)
-            if not collector.wants(path):
+            path = make_safe_path(member.name, source)
+            if not collector.is_wanted(path):
                 continue
             if member.issym():
                 collector.links[path] = _link_end(path, member.linkname)
@@ -141,8 +141,8 @@ def _read_tar(source: Path, collector: _Collector) -> None:
 def _read_zip(source: Path, collector: _Collector) -> None:
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
-            path = safe_path(info.filename, source)
-            if info.is_dir() or not collector.wants(path):
+            path = make_safe_path(info.filename, source)
+            if info.is_dir() or not collector.is_wanted(path):
                 continue
             if stat.S_ISLNK(info.external_attr >> 16):
                 collector.links[path] = _link_end(path, archive.read(info).decode("utf-8", "replace"))
@@ -160,12 +160,12 @@ def _read_folder(source: Path, collector: _Collector) -> None:
         for name in sorted(files):
             path = Path(folder, name)
             inside = path.relative_to(source).as_posix()
-            if collector.wants(inside) and path.is_file() and not (depth and LICENCE_NAME.match(name)):
+            if collector.is_wanted(inside) and path.is_file() and not (depth and LICENCE_NAME.match(name)):
                 with open(path, "rb") as file:
                     collector.add(inside, file, path.stat().st_size)
 
 
-def safe_path(name: str, source: Path) -> str:
+def make_safe_path(name: str, source: Path) -> str:
     """The member's path, normalised. Raises Failure for an archive with a path outside of its folder."""
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith(("/", "../")) or path == ".." or re.match(r"^[A-Za-z]:", path):

@@ -26,9 +26,9 @@ from common import Failure, Progress, run_main  # noqa: E402
 
 from server.bench.chart import svg_of  # noqa: E402
 from server.bench.client import BenchError  # noqa: E402
-from server.bench.report import json_of, machine, text_of  # noqa: E402
+from server.bench.report import describe_machine, json_of, text_of  # noqa: E402
 from server.bench.runner import Bench, Settings, choose  # noqa: E402
-from server.bench.servers import OURS, core_count, load_average, parse_server  # noqa: E402
+from server.bench.servers import OURS, count_cores, load_average, parse_server  # noqa: E402
 from server.bench.workloads import WORKLOADS  # noqa: E402
 
 QUICK_SCALE = 0.1  # of --quick
@@ -47,7 +47,7 @@ def parse(argv: list | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("-m", "--model", type=Path, metavar="FILE", help="the GGUF file that all servers load")
-    add("-t", "--threads", type=int, default=core_count(), metavar="N", help="compute threads (default: all cores)")
+    add("-t", "--threads", type=int, default=count_cores(), metavar="N", help="compute threads (default: all cores)")
     add(
         "--server",
         action="append",
@@ -110,7 +110,7 @@ def warn_if_busy(progress: Progress) -> None:
         progress.say(f"this machine isn't idle (load {load:.1f}): figures will be too low, and noisy")
 
 
-def command(options: argparse.Namespace) -> int:
+def run_command(options: argparse.Namespace) -> int:
     workloads = choose(options.workloads)
     if options.list:
         for row in workloads if options.workloads else WORKLOADS:
@@ -132,7 +132,7 @@ def command(options: argparse.Namespace) -> int:
             progress.clear()
             print("\n".join(text_of(outcome, bench.names)), flush=True)
 
-        host = machine()
+        host = describe_machine()
         title = (
             f"{settings.model.name}, {settings.threads} threads, {settings.repeat} runs each, medians; "
             f"{host['processor']}, {host['cores']} cores"
@@ -152,13 +152,13 @@ def command(options: argparse.Namespace) -> int:
 
 
 def main(argv: list | None = None) -> int:
-    def body() -> int:
+    def run_body() -> int:
         try:
-            return command(parse(argv))
+            return run_command(parse(argv))
         except BenchError as error:
             raise Failure(str(error)) from None
 
-    return run_main("bench", body)
+    return run_main("bench", run_body)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Bare:
         sample, context = self._llama.llama_sampler_sample, self._context
         self._llama.llama_memory_clear(context.memory, False)
         prompts = [vocabulary.tokenize(libs, vocab, ask["prompt"].encode(), True, True) for ask in asks]
-        samplers = [self._sampler(ask["fields"]) for ask in asks]
+        samplers = [self._make_sampler(ask["fields"]) for ask in asks]
         arrivals: list = [[] for _ in asks]
         pieces: list = [[] for _ in asks]
         rows = [
@@ -100,7 +100,7 @@ class Bare:
         if code:
             raise LibsError(f"llama_decode failed with code {code}")
 
-    def _sampler(self, fields: dict) -> Sampler:
+    def _make_sampler(self, fields: dict) -> Sampler:
         """The sampler chain that a server builds for these request fields, without end-of-generation tokens."""
         llama = self._llama
         bias = (llama_logit_bias * len(self._end_tokens))(
@@ -117,7 +117,7 @@ class Bare:
                 llama.llama_sampler_init_temp_ext(fields["temperature"], 0.0, 1.0),
                 llama.llama_sampler_init_dist(fields["seed"]),
             ]
-        return Sampler.chain(self._libs, *parts)
+        return Sampler.make_chain(self._libs, *parts)
 
     def close(self) -> None:
         """Free the model and its context."""

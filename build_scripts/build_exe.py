@@ -34,18 +34,18 @@ from common import (
     ROOT,
     Failure,
     Progress,
-    cache_folder,
-    megabytes,
+    find_cache_folder,
+    format_megabytes,
+    get_this_platform,
+    make_temp_folder,
     run_child,
     run_main,
     sha256_of,
     swap_in,
-    temp_folder,
-    this_platform,
 )
 from native_files import read_manifest
 
-from server.options.shells import manual  # noqa: E402  (the only import from the server)
+from server.options.shells import render_manual  # noqa: E402  (the only import from the server)
 
 SPEC = Path(__file__).with_name("llama_srv.spec")
 PROGRAM = "llama-srv"
@@ -85,7 +85,7 @@ class Built(NamedTuple):
 # --- sources ------------------------------------------------------------------------------------------------
 
 
-def source_files() -> list:
+def list_source_files() -> list:
     """The source files below ROOT that the program contains."""
     found = []
     for name in SOURCES:
@@ -100,13 +100,13 @@ def inputs_of(libs: Path) -> dict:
     scripts = [Path(__file__).with_name(name) for name in OUR_SCRIPTS]
     scripts = [file for path in scripts for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     digest = hashlib.sha256()
-    for file in [*source_files(), *scripts]:
+    for file in [*list_source_files(), *scripts]:
         digest.update(f"{file.relative_to(ROOT).as_posix()} {sha256_of(file)}\n".encode())
     return {
         "sources": digest.hexdigest(),
         "libs": sha256_of(libs / "manifest.json"),
         "python": f"{sys.version} {sys.base_prefix}",
-        "platform": this_platform(),
+        "platform": get_this_platform(),
     }
 
 
@@ -116,9 +116,10 @@ def inputs_of(libs: Path) -> dict:
 def ensure(libs: Path, dest: Path, progress: Progress) -> Built:
     """Build the executables with the libraries in `libs`, unless those in `dest` are up to date. Raises Failure."""
     manifest = read_manifest(libs)
-    if manifest is None or f"{manifest['platform']}" != this_platform():
+    if manifest is None or f"{manifest['platform']}" != get_this_platform():
         raise Failure(
-            f"{libs} has no manifest, or no libraries for {this_platform()}: fetch or import them with fetch_libs.py"
+            f"{libs} has no manifest, or no libraries for {get_this_platform()}: fetch or import them with "
+            "fetch_libs.py"
         )
     name = f"{PROGRAM}-{manifest['platform']}-{manifest['backend']}"
     is_windows = sys.platform == "win32"
@@ -132,23 +133,23 @@ def ensure(libs: Path, dest: Path, progress: Progress) -> Built:
         progress.say(f"  {name} is up to date")
         return built
     begun = time.monotonic()
-    with temp_folder(dest, "build") as temp:
+    with make_temp_folder(dest, "build") as temp:
         folder = freeze(temp, libs, name, progress)
         (folder.parent / INPUTS).write_text(json.dumps(inputs), encoding="utf-8")
         finish(folder, built, temp, name, libs, progress)
         (dest / "folders").mkdir(exist_ok=True)
         swap_in(folder, built.folder, temp)
-        os.replace(temp / INPUTS, inputs_file(built))
+        os.replace(temp / INPUTS, get_inputs_file(built))
     write_sums(dest)
     progress.say(
-        f"  {built.one_file}: {megabytes(built.one_file.stat().st_size)}, unpacked "
-        f"{megabytes(sum(file.stat().st_size for file in built.folder.rglob('*') if file.is_file()))}, "
+        f"  {built.one_file}: {format_megabytes(built.one_file.stat().st_size)}, unpacked "
+        f"{format_megabytes(sum(file.stat().st_size for file in built.folder.rglob('*') if file.is_file()))}, "
         f"{time.monotonic() - begun:.0f} s"
     )
     return built
 
 
-def inputs_file(built: Built) -> Path:
+def get_inputs_file(built: Built) -> Path:
     """The file that records the inputs of a build."""
     return built.folder.with_name(built.folder.name + "." + INPUTS)
 
@@ -156,7 +157,7 @@ def inputs_file(built: Built) -> Path:
 def is_current(built: Built, inputs: dict) -> bool:
     """Whether all results exist and were built from these inputs."""
     try:
-        noted = json.loads(inputs_file(built).read_text(encoding="utf-8"))
+        noted = json.loads(get_inputs_file(built).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return noted == inputs and all(path.exists() for path in built)
@@ -165,7 +166,7 @@ def is_current(built: Built, inputs: dict) -> bool:
 def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
     """Build the complete one-folder program in `temp`; returns its folder."""
     tree = temp / "tree"
-    for file in source_files():
+    for file in list_source_files():
         target = tree / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
@@ -176,7 +177,7 @@ def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
     for file in inner.rglob("*.so*") if sys.platform.startswith("linux") else ():
         elf_versions.lower(file)
     shutil.copytree(tree / "public", inner / "public")
-    (folder / MANUAL).write_text(manual(contents.server_version()), encoding="utf-8", newline="\n")
+    (folder / MANUAL).write_text(render_manual(contents.read_server_version()), encoding="utf-8", newline="\n")
     copy_libs(libs, inner / "libs" / libs.name)
     contents.write_documents(folder, libs, name)
     for path in folder.rglob("*"):
@@ -271,7 +272,7 @@ def write_sums(dest: Path) -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def in_environment(argv: list) -> int | None:
+def run_in_environment(argv: list) -> int | None:
     """Run this script with the tests' interpreter and return its exit code; None if this one has PyInstaller."""
     import importlib.util
 
@@ -279,8 +280,8 @@ def in_environment(argv: list) -> int | None:
         return None
     import test as test_command
 
-    folder = test_command.environment_folder()
-    python = test_command.python_in(folder)
+    folder = test_command.get_environment_folder()
+    python = test_command.get_python(folder)
     if Path(sys.executable) == python:
         raise Failure(f"PyInstaller isn't in the tests' environment: delete {folder} and run this again")
     test_command.prepare_packages(folder)
@@ -305,12 +306,12 @@ def parse(argv: list) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def command(argv: list) -> int:
+def run_command(argv: list) -> int:
     options = parse(argv)
     progress = Progress(quiet=options.quiet)
     if options.check_platform:
-        return check_platform.check(options.check_platform, cache_folder(), progress, options.offline)
-    code = in_environment(argv)
+        return check_platform.check(options.check_platform, find_cache_folder(), progress, options.offline)
+    code = run_in_environment(argv)
     if code is not None:
         return code
     libs = options.libs or fetch_libs.ensure_with_media(
@@ -322,7 +323,7 @@ def command(argv: list) -> int:
 
 
 def main(argv: list | None = None) -> int:
-    return run_main("build_exe", lambda: command(list(sys.argv[1:] if argv is None else argv)))
+    return run_main("build_exe", lambda: run_command(list(sys.argv[1:] if argv is None else argv)))
 
 
 if __name__ == "__main__":

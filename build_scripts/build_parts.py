@@ -23,8 +23,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from archives import extract_one
-from common import Failure, Progress, check_space, replace_file, run_child, sha256_of, temp_folder, this_platform
-from native_files import core_role, read_header, read_manifest, write_manifest
+from common import (
+    Failure,
+    Progress,
+    check_space,
+    get_this_platform,
+    make_temp_folder,
+    replace_file,
+    run_child,
+    sha256_of,
+)
+from native_files import find_core_role, read_header, read_manifest, write_manifest
 from packages import Fetcher
 
 BUILD_BYTES = 700_000_000  # disk space for source and object files
@@ -89,7 +98,7 @@ def add_part(part: Part, folder: Path, cache: Path, fetcher: Fetcher, progress: 
         raise Failure(f"{folder} has no readable manifest: run fetch_libs.py --force first")
     if part.library in manifest["files"] or part.role and manifest[part.role]:
         return False
-    if manifest["platform"] != this_platform() or sys.platform != "linux":
+    if manifest["platform"] != get_this_platform() or sys.platform != "linux":
         raise Failure(
             f"{part.library} can only be built on Linux, for the same platform: run fetch_libs.py {part.flag} on a "
             f"{manifest['platform']} machine, if that is Linux"
@@ -118,7 +127,7 @@ def require_tools() -> None:
 
 def _build(part: Part, target: Path, package: Path, cache: Path, progress: Progress) -> None:
     check_space(cache, BUILD_BYTES)
-    with temp_folder(cache, part.target) as temp:
+    with make_temp_folder(cache, part.target) as temp:
         bundle, tree, objects = temp / "source.bundle", temp / "source", temp / "build"
         extract_one(package, "package/llama/gitRelease.bundle", bundle)
         options = [f"-D{name}={value}" for name, value in {**CMAKE_OPTIONS, **part.options}.items()]
@@ -141,7 +150,7 @@ def _build(part: Part, target: Path, package: Path, cache: Path, progress: Progr
             )
             if result.code != 0:
                 raise Failure(
-                    f"{part.library}: step {name} failed: {_complaint(result.output)}; "
+                    f"{part.library}: step {name} failed: {_find_complaint(result.output)}; "
                     f"check compiler and cmake ({INSTALL_HINT})"
                 )
         real = next((path for path in objects.rglob(part.library + "*") if not path.is_symlink()), None)
@@ -161,7 +170,7 @@ def _describe(label: str, log: Path, seconds: float) -> str:
     return f"{label}{count}  {seconds:.0f} s"
 
 
-def _complaint(output: str) -> str:
+def _find_complaint(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()] or lines[-1:] or ["no output"]
     return telling[0][:200]
@@ -170,15 +179,15 @@ def _complaint(output: str) -> str:
 def _install(part: Part, folder: Path, manifest: dict, built: Path) -> None:
     """Add links, library and manifest, in this order, so that the manifest only names files that exist and load."""
     name = part.library
-    links = wanted_links(manifest, read_header(built).needed)
-    with temp_folder(folder, part.target) as temp:
+    links = find_wanted_links(manifest, read_header(built).needed)
+    with make_temp_folder(folder, part.target) as temp:
         for link, end in links.items():
             (temp / link).symlink_to(end)
             os.replace(temp / link, folder / link)
         shutil.copyfile(built, temp / name)
         os.replace(temp / name, folder / name)
     try:
-        _smoke(part, folder, manifest["load_order"] + [name])
+        _run_smoke(part, folder, manifest["load_order"] + [name])
     except Failure:
         (folder / name).unlink()
         built.unlink()
@@ -192,17 +201,17 @@ def _install(part: Part, folder: Path, manifest: dict, built: Path) -> None:
     write_manifest(folder, {**manifest, **changes})
 
 
-def wanted_links(manifest: dict, needed: tuple) -> dict:
+def find_wanted_links(manifest: dict, needed: tuple) -> dict:
     """Names that a library needs -> the names of the same libraries in the folder, where they differ."""
-    by_role = {core_role(name): name for name in manifest["load_order"] if core_role(name)}
+    by_role = {find_core_role(name): name for name in manifest["load_order"] if find_core_role(name)}
     return {
-        name: by_role[core_role(name)]
+        name: by_role[find_core_role(name)]
         for name in needed
-        if core_role(name) in by_role and name not in manifest["files"]
+        if find_core_role(name) in by_role and name not in manifest["files"]
     }
 
 
-def _smoke(part: Part, folder: Path, order: list) -> None:
+def _run_smoke(part: Part, folder: Path, order: list) -> None:
     result = subprocess.run(
         [sys.executable, "-I", "-c", SMOKE, str(folder), json.dumps(order), part.function],
         capture_output=True,

@@ -15,8 +15,8 @@ import posixpath
 from pathlib import Path
 
 import fetch_libs
-from common import Failure, Progress, megabytes, temp_folder
-from native_files import changed_files, core_role, plugin_family, read_header, read_manifest
+from common import Failure, Progress, format_megabytes, make_temp_folder
+from native_files import find_changed_files, find_core_role, find_plugin_family, read_header, read_manifest
 
 
 def check(name: str, cache: Path, progress: Progress, offline: bool) -> int:
@@ -29,7 +29,7 @@ def check(name: str, cache: Path, progress: Progress, offline: bool) -> int:
         if variant.unusable:
             print(f"{variant.name}: not built ({variant.unusable})")
             continue
-        with temp_folder(cache, "check") as temp:
+        with make_temp_folder(cache, "check") as temp:
             folder = fetch_libs.ensure(
                 variant.platform,
                 variant.backend,
@@ -41,7 +41,7 @@ def check(name: str, cache: Path, progress: Progress, offline: bool) -> int:
             )
             found = troubles_of(folder)
             troubles += [f"{variant.name}: {trouble}" for trouble in found]
-            print(f"{variant.name}: {'; '.join(found) or summary(folder)}", flush=True)
+            print(f"{variant.name}: {'; '.join(found) or make_summary(folder)}", flush=True)
     if troubles:
         raise Failure(f"{len(troubles)} problems, the first: {troubles[0]}")
     return 0
@@ -52,8 +52,13 @@ def troubles_of(folder: Path) -> list:
     manifest = read_manifest(folder)
     if manifest is None:
         return ["no manifest"]
-    troubles = [f"{name} doesn't match the manifest" for name in changed_files(folder, manifest)]
-    return troubles + order_troubles(folder, manifest) + role_troubles(folder) + missing_functions(folder, manifest)
+    troubles = [f"{name} doesn't match the manifest" for name in find_changed_files(folder, manifest)]
+    return (
+        troubles
+        + order_troubles(folder, manifest)
+        + find_role_troubles(folder)
+        + find_missing_functions(folder, manifest)
+    )
 
 
 def order_troubles(folder: Path, manifest: dict) -> list:
@@ -71,7 +76,7 @@ def order_troubles(folder: Path, manifest: dict) -> list:
     return troubles
 
 
-def role_troubles(folder: Path) -> list:
+def find_role_troubles(folder: Path) -> list:
     """Problems that the server's own search for libraries finds."""
     from ctypes_api.errors import LibsError
     from ctypes_api.folder import read_folder
@@ -84,7 +89,7 @@ def role_troubles(folder: Path) -> list:
     return [] if has_cpu else ["no CPU backend"]
 
 
-def missing_functions(folder: Path, manifest: dict) -> list:
+def find_missing_functions(folder: Path, manifest: dict) -> list:
     """Required C functions that no library in the load order has."""
     from ctypes_api import ggml, llama
 
@@ -96,16 +101,16 @@ def missing_functions(folder: Path, manifest: dict) -> list:
 
 def is_ours(name: str) -> bool:
     """Whether a library belongs to llama.cpp, not to the system."""
-    return bool(core_role(name) or plugin_family(name))
+    return bool(find_core_role(name) or find_plugin_family(name))
 
 
-def summary(folder: Path) -> str:
+def make_summary(folder: Path) -> str:
     """One line: version, files, size, load order, and the libraries that the system must have."""
     manifest = read_manifest(folder)
     size = sum(facts["size"] for facts in manifest["files"].values())
     needed = {name for file in manifest["files"] for name in read_header(folder / file).needed if not is_ours(name)}
     return (
-        f"llama.cpp {manifest['version']}, {len(manifest['files'])} files, {megabytes(size)}; load order: "
+        f"llama.cpp {manifest['version']}, {len(manifest['files'])} files, {format_megabytes(size)}; load order: "
         f"{', '.join(map(posixpath.basename, manifest['load_order']))}; from the system: "
         f"{', '.join(sorted(needed, key=str.lower))}"
     )

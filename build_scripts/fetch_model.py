@@ -21,12 +21,12 @@ from common import (
     Failure,
     Progress,
     WrongContent,
-    cache_folder,
-    megabytes,
+    find_cache_folder,
+    format_megabytes,
+    make_temp_folder,
     replace_file,
     run_main,
     sha256_of,
-    temp_folder,
 )
 from packages import LOCK, Fetcher, load_lock
 
@@ -34,7 +34,7 @@ MODELS = "models"
 ROW, EMBEDDING_ROW = "pip:model", "pip:embedding-model"
 
 
-def model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
+def get_model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
     """The path of a model in the cache: the chat model directly, others in a folder named after their package."""
     folder = cache / MODELS if key == ROW else cache / MODELS / lock[key].package
     return folder / lock[key].inner.rpartition("/")[2]
@@ -60,9 +60,9 @@ def ensure(
 ) -> Path:
     """The path of the small model; fetches it unless it exists. `verify`: hash it again. Raises Failure."""
     lock = load_lock() if lock is None else lock
-    cache = cache_folder() if cache is None else cache
+    cache = find_cache_folder() if cache is None else cache
     progress = Progress() if progress is None else progress
-    path, row = model_path(cache, lock, key), lock[key]
+    path, row = get_model_path(cache, lock, key), lock[key]
     if is_present(path, lock, key) and not force:
         if verify and sha256_of(path) != row.inner_sha256:
             raise WrongContent(f"{path} is damaged: run fetch_model.py --force")
@@ -74,9 +74,9 @@ def ensure(
             f"{path.name} to {path}, or start the server with -m and your own GGUF file"
         )
     begun = time.monotonic()
-    progress.say(f"fetching {path.name}, {megabytes(row.size)}")
+    progress.say(f"fetching {path.name}, {format_megabytes(row.size)}")
     wheel = fetcher.get(row)
-    with temp_folder(path.parent, "model") as temp:
+    with make_temp_folder(path.parent, "model") as temp:
         extract_one(wheel, row.inner, temp / path.name)
         if sha256_of(temp / path.name) != row.inner_sha256:
             raise WrongContent(f"{row.inner} doesn't have the sha256 of the lock file: update the checkout")
@@ -107,7 +107,7 @@ def parse(argv: list | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def command(options: argparse.Namespace, lock_path: Path) -> int:
+def run_command(options: argparse.Namespace, lock_path: Path) -> int:
     print(
         ensure(
             lock=load_lock(lock_path),
@@ -122,7 +122,7 @@ def command(options: argparse.Namespace, lock_path: Path) -> int:
 
 
 def main(argv: list | None = None, lock_path: Path = LOCK) -> int:
-    return run_main("fetch_model", lambda: command(parse(argv), lock_path))
+    return run_main("fetch_model", lambda: run_command(parse(argv), lock_path))
 
 
 if __name__ == "__main__":

@@ -91,17 +91,17 @@ line in the log. *Refused* options end the program with a reason.
 STATUS = {"ignored": "ignored", "planned": "refused for now", "refused": "refused"}
 
 
-def options_page() -> str:
+def render_options_page() -> str:
     """The text of docs/options.md: a table for each group, the profiles, and the options without effect."""
-    from server.options.parser import GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, compat_rows
+    from server.options.parser import GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, list_compat_rows
 
     heads = ("option", "default", "allowed", "environment", "what")
-    parts = [OPTIONS_HEAD, *group_tables("##", GROUPS, OPTIONS, heads, option_row)]
+    parts = [OPTIONS_HEAD, *group_tables("##", GROUPS, OPTIONS, heads, make_option_row)]
     parts.append(
         PROFILES_HEAD
-        + table(
+        + render_table(
             ("option", "what", "modern", "2024"),
-            [(f"`{flag}`" if flag else "", what, modern, old) for flag, what, modern, old in compat_rows()],
+            [(f"`{flag}`" if flag else "", what, modern, old) for flag, what, modern, old in list_compat_rows()],
         )
     )
     parts.append(OTHERS_HEAD)
@@ -120,17 +120,19 @@ def group_tables(mark: str, groups: Iterable, options: Iterable, heads: tuple, r
     for group in dict.fromkeys([*groups, *(option.group for option in options)]):
         rows = [row(option) for option in options if option.group == group]
         if rows:
-            yield f"{mark} {group}\n\n" + table(heads, rows)
+            yield f"{mark} {group}\n\n" + render_table(heads, rows)
 
 
-def option_row(option: object) -> tuple:
+def make_option_row(option: object) -> tuple:
     """The cells of one option."""
     if option.default in (None, ()) or option.help.endswith("and exit"):
         default = ""
     else:
-        default = option.shown(option.default)
+        default = option.format_value(option.default)
         default = f"`{default}`" if default and option.type is not None else default
-    allowed = ", ".join(f"`{word}`" for word in option.choices) if option.choices else bounds(option.low, option.high)
+    allowed = (
+        ", ".join(f"`{word}`" for word in option.choices) if option.choices else format_bounds(option.low, option.high)
+    )
     return flags_of(option), default, allowed, f"`{option.env}`" if option.env else "", option.help
 
 
@@ -141,7 +143,7 @@ def flags_of(option: object) -> str:
     return flags + ("; off: " + ", ".join(f"`{flag}`" for flag in option.off_flags) if option.off_flags else "")
 
 
-def bounds(low: float | None, high: float | None) -> str:
+def format_bounds(low: float | None, high: float | None) -> str:
     """`1 to 255`, `0 and more`, or "" without bounds below LARGE."""
     low = -math.inf if low is None else low
     high = math.inf if high is None else high
@@ -152,31 +154,31 @@ def bounds(low: float | None, high: float | None) -> str:
     return f"{low:.10g} to {high:.10g}" if math.isfinite(low) else f"up to {high:.10g}"
 
 
-def routes_part() -> str:
+def render_routes_part() -> str:
     """The table of all routes."""
     from server.api.context import Context
-    from server.api.routes import routes
+    from server.api.routes import make_routes
     from server.options.groups import group
     from server.options.parser import parse
 
     rows = [
         (f"`{route.method} {route.path}`", "" if route.public else "yes")
-        for route in routes(Context(None, group(parse([], {})).api))
+        for route in make_routes(Context(None, group(parse([], {})).api))
     ]
-    return table(("route", "needs the API key, if there is one"), rows)
+    return render_table(("route", "needs the API key, if there is one"), rows)
 
 
-def fields_part() -> str:
+def render_fields_part() -> str:
     """The routes with their field tables, then each table."""
     from server.api.request.fields import BODIES
 
-    tables = field_tables()
+    tables = find_field_tables()
     titles = {
         id(fields): TITLES.get(name, name.replace("_FIELDS", "").replace("_", " ").capitalize())
         for name, fields in tables.items()
     }
     parts = [
-        table(
+        render_table(
             ("routes", "tables of their fields", "but without these fields"),
             [
                 (
@@ -195,16 +197,16 @@ def fields_part() -> str:
                 ", ".join(f"`{spelling}`" for spelling in (field.name, *field.aliases)),
                 KINDS.get(field.kind.__name__, field.kind.__name__),
                 f"`{json.dumps(field.default)}`",
-                bounds(field.low, field.high),
+                format_bounds(field.low, field.high),
                 field.help,
             )
             for field in fields
         ]
-        parts.append(f"### {title}\n\n" + table(("field", "type", "default", "allowed", "what"), rows))
+        parts.append(f"### {title}\n\n" + render_table(("field", "type", "default", "allowed", "what"), rows))
     return "\n".join(parts)
 
 
-def field_tables() -> dict:
+def find_field_tables() -> dict:
     """Every tuple of fields in `server.api` by its name; those in TITLES first, in that order."""
     import server.api
     from server.api.request.schema import Field
@@ -223,17 +225,17 @@ def field_tables() -> dict:
     return {name: found[name] for name in [*first, *(name for name in found if name not in first)]}
 
 
-def table(heads: Iterable, rows: Iterable) -> str:
+def render_table(heads: Iterable, rows: Iterable) -> str:
     """A Markdown table."""
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(tuple(heads))]
     lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-PARTS = {"routes": routes_part, "fields": fields_part}
+PARTS = {"routes": render_routes_part, "fields": render_fields_part}
 
 
-def api_page(text: str) -> str:
+def render_api_page(text: str) -> str:
     """The text of docs/api.md with up-to-date tables between its markers."""
     for name, part in PARTS.items():
         begin, end = f"<!-- {name}: written by build_scripts/make_docs.py -->", f"<!-- end of {name} -->"
@@ -245,16 +247,16 @@ def api_page(text: str) -> str:
     return text
 
 
-def outdated() -> dict:
+def find_outdated() -> dict:
     """Path -> new text of each document that isn't up to date."""
-    pages = {OPTIONS_PAGE: options_page(), API_PAGE: api_page(API_PAGE.read_text(encoding="utf-8"))}
+    pages = {OPTIONS_PAGE: render_options_page(), API_PAGE: render_api_page(API_PAGE.read_text(encoding="utf-8"))}
     return {
         path: text for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
     }
 
 
-def command(check: bool) -> int:
-    pages = outdated()
+def run_command(check: bool) -> int:
+    pages = find_outdated()
     if check and pages:
         raise Failure(f"{', '.join(path.name for path in pages)}: not up to date, run build_scripts/make_docs.py")
     for path, text in pages.items():
@@ -267,7 +269,7 @@ def main(argv: list | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make_docs.py", description="Write the generated parts of docs/.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a document isn't up to date")
     options = parser.parse_args(argv)
-    return run_main("make_docs", lambda: command(options.check))
+    return run_main("make_docs", lambda: run_command(options.check))
 
 
 if __name__ == "__main__":

@@ -83,11 +83,11 @@ class _Bytes:
         self.start = start
         self.order = order
 
-    def numbers(self, layout: str, offset: int) -> tuple:
+    def read_numbers(self, layout: str, offset: int) -> tuple:
         self.file.seek(self.start + offset)
         return struct.unpack(self.order + layout, self.file.read(struct.calcsize(self.order + layout)))
 
-    def text(self, offset: int, limit: int = 512) -> str:
+    def read_text(self, offset: int, limit: int = 512) -> str:
         self.file.seek(self.start + offset)
         return self.file.read(limit).split(b"\0")[0].decode("utf-8", "replace")
 
@@ -101,20 +101,20 @@ def _to_offset(address: int, ranges: list) -> int:
 
 
 def _read_elf(data: _Bytes) -> Header:
-    wide, little = data.numbers("BB", 4)
+    wide, little = data.read_numbers("BB", 4)
     data.order = "<" if little == 1 else ">"
-    (machine,) = data.numbers("H", 18)
+    (machine,) = data.read_numbers("H", 18)
     if wide == 2:
-        (table,) = data.numbers("Q", 32)
-        size, count = data.numbers("HH", 54)
+        (table,) = data.read_numbers("Q", 32)
+        size, count = data.read_numbers("HH", 54)
         layout, pick, entry = "IIQQQQ", (0, 2, 3, 5), "qQ"
     else:
-        (table,) = data.numbers("I", 28)
-        size, count = data.numbers("HH", 42)
+        (table,) = data.read_numbers("I", 28)
+        size, count = data.read_numbers("HH", 42)
         layout, pick, entry = "IIIIII", (0, 1, 2, 4), "iI"
     ranges, dynamic = [], None
     for index in range(count):
-        fields = data.numbers(layout, table + index * size)
+        fields = data.read_numbers(layout, table + index * size)
         kind, offset, address, length = (fields[number] for number in pick)
         if kind == 1:
             ranges.append((address, length, offset))
@@ -125,22 +125,22 @@ def _read_elf(data: _Bytes) -> Header:
     while dynamic is not None and (not entries or entries[-1][0] != 0):
         if len(entries) > MAX_ROWS:
             raise ValueError("endless dynamic section")
-        entries.append(data.numbers(entry, dynamic + len(entries) * step))
+        entries.append(data.read_numbers(entry, dynamic + len(entries) * step))
     strings = next((_to_offset(value, ranges) for tag, value in entries if tag == 5), 0)
-    name = next((data.text(strings + value) for tag, value in entries if tag == 14), "")
-    needed = tuple(data.text(strings + value) for tag, value in entries if tag == 1)
+    name = next((data.read_text(strings + value) for tag, value in entries if tag == 14), "")
+    needed = tuple(data.read_text(strings + value) for tag, value in entries if tag == 1)
     return Header("elf", ELF_MACHINES.get(machine, hex(machine)), posixpath.basename(name), needed)
 
 
 def _read_macho(data: _Bytes) -> Header:
-    (cpu,) = data.numbers("I", 4)
-    (count,) = data.numbers("I", 16)
+    (cpu,) = data.read_numbers("I", 4)
+    (count,) = data.read_numbers("I", 16)
     offset, name, needed = 32, "", []
     for _ in range(count):
-        command, size = data.numbers("II", offset)
+        command, size = data.read_numbers("II", offset)
         if command & 0xFF in (0x0C, 0x0D, 0x18, 0x1F):  # load, id, weak load, re-export of a library
-            (at,) = data.numbers("I", offset + 8)
-            text = posixpath.basename(data.text(offset + at, size - at))
+            (at,) = data.read_numbers("I", offset + 8)
+            text = posixpath.basename(data.read_text(offset + at, size - at))
             if command & 0xFF == 0x0D:
                 name = text
             else:
@@ -152,42 +152,42 @@ def _read_macho(data: _Bytes) -> Header:
 def _read_fat_macho(data: _Bytes) -> Header:
     """The header of a universal file: names from the first slice, the machines of all slices joined by `+`."""
     data.order = ">"
-    (count,) = data.numbers("I", 4)
-    slices = [data.numbers("IIIII", 8 + index * 20) for index in range(min(count, 8))]
+    (count,) = data.read_numbers("I", 4)
+    slices = [data.read_numbers("IIIII", 8 + index * 20) for index in range(min(count, 8))]
     first = _read_macho(_Bytes(data.file, slices[0][2]))
     return first._replace(machine="+".join(MACHO_MACHINES.get(cut[0], hex(cut[0])) for cut in slices))
 
 
 def _read_pe(data: _Bytes) -> Header:
-    (start,) = data.numbers("I", 0x3C)
-    machine, sections = data.numbers("HH", start + 4)
-    (optional_size,) = data.numbers("H", start + 20)
-    (magic,) = data.numbers("H", start + 24)
+    (start,) = data.read_numbers("I", 0x3C)
+    machine, sections = data.read_numbers("HH", start + 4)
+    (optional_size,) = data.read_numbers("H", start + 20)
+    (magic,) = data.read_numbers("H", start + 24)
     directories = start + 24 + (112 if magic == 0x20B else 96)
-    imports, _ = data.numbers("II", directories + 8)
+    imports, _ = data.read_numbers("II", directories + 8)
     ranges = []
     for index in range(sections):
-        size, address, raw_size, offset = data.numbers("IIII", start + 24 + optional_size + index * 40 + 8)
+        size, address, raw_size, offset = data.read_numbers("IIII", start + 24 + optional_size + index * 40 + 8)
         ranges.append((address, max(size, raw_size), offset))
     needed = []
     while imports and len(needed) < MAX_ROWS:
-        row = data.numbers("IIIII", _to_offset(imports, ranges) + len(needed) * 20)
+        row = data.read_numbers("IIIII", _to_offset(imports, ranges) + len(needed) * 20)
         if row[3] == 0:
             break
-        needed.append(data.text(_to_offset(row[3], ranges)))
+        needed.append(data.read_text(_to_offset(row[3], ranges)))
     return Header("pe", PE_MACHINES.get(machine, hex(machine)), "", tuple(needed))
 
 
 # --- roles --------------------------------------------------------------------------------------------------
 
 
-def core_role(name: str) -> str | None:
+def find_core_role(name: str) -> str | None:
     """`llama`, `ggml`, `ggml-base`, `mtmd`, or None for any other file name."""
     match = _CORE.match(name)
     return match[1].lower() if match else None
 
 
-def plugin_family(name: str) -> str | None:
+def find_plugin_family(name: str) -> str | None:
     """The name of a backend: `ggml-metal` for the file `libggml-metal.0.dylib`; None for any other file name."""
     match = _PLUGIN.match(name)
     return match[1].lower() if match else None
@@ -208,7 +208,7 @@ class Layout(NamedTuple):
 
     @property
     def backend(self) -> str:
-        families = {plugin_family(posixpath.basename(name)) or "" for name in self.files}
+        families = {find_plugin_family(posixpath.basename(name)) or "" for name in self.files}
         kinds = {family.split("-")[1] for family in families if family}
         return next((kind for kind in GPU_BACKENDS if kind in kinds), "cpu")
 
@@ -237,19 +237,23 @@ class _Shelf:
             shelf.setdefault(self.fold(name), (name, file))
             self.headers[file] = header
 
-    def header(self, name: str) -> Header:
+    def get_header(self, name: str) -> Header:
         return self.headers[self.find(name)[1]]
 
     def find(self, name: str) -> tuple | None:
         return self.files.get(self.fold(name)) or self.elsewhere.get(self.fold(name))
 
-    def names(self, test) -> list:
+    def list_names(self, test) -> list:
         return [name for name, _ in self.files.values() if test(name)]
 
     def choose(self, candidates: list) -> str | None:
         """Choose one of a library's names: the one that others need, else the one in its header, else the shortest."""
         asked = {self.fold(needed) for _, file in self.files.values() for needed in self.headers[file].needed}
-        rules = (lambda name: self.fold(name) in asked, lambda name: name == self.header(name).name, lambda name: True)
+        rules = (
+            lambda name: self.fold(name) in asked,
+            lambda name: name == self.get_header(name).name,
+            lambda name: True,
+        )
         for rule in rules:
             fitting = sorted(filter(rule, candidates), key=lambda name: (len(name), name))
             if fitting:
@@ -260,11 +264,11 @@ class _Shelf:
         """Append `name` to `order`, after all libraries of the archive that it needs, each once."""
         if name not in order:
             order.append(name)  # marks it as visited, in case of a cycle
-            for needed in self.header(name).needed:
+            for needed in self.get_header(name).needed:
                 held = self.find(needed)
                 if held:
                     self.with_needs(held[0], order)
-                elif core_role(needed) or plugin_family(needed):
+                elif find_core_role(needed) or find_plugin_family(needed):
                     raise Failure(
                         f"{needed}, which {name} needs, isn't in the archive: "
                         "use a complete one, or several by repeating --from"
@@ -276,17 +280,17 @@ class _Shelf:
 
 def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
     """Choose the files to install from an archive. `origin`: the archive's name, which may contain the version."""
-    base = _base_folder(unpacked)
+    base = _find_base_folder(unpacked)
     form = next(
         header.format
         for path, file in unpacked.libraries.items()
         if posixpath.dirname(path) == base
-        and core_role(posixpath.basename(path)) == "llama"
+        and find_core_role(posixpath.basename(path)) == "llama"
         and (header := read_header(file))
     )
     shelf = _Shelf(unpacked, base, form)
     roots = {
-        role: shelf.choose(shelf.names(lambda name, role=role: core_role(name) == role))
+        role: shelf.choose(shelf.list_names(lambda name, role=role: find_core_role(name) == role))
         for role in ("ggml-base", "ggml", "llama", "mtmd")
     }
     missing = [role for role in ("ggml-base", "ggml", "llama") if not roots[role]]
@@ -299,21 +303,21 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
     for role in ("ggml-base", "ggml", "llama"):
         shelf.with_needs(roots[role], load_order)
     kept = list(load_order)
-    plugins = _plugins(shelf, load_order)
+    plugins = _find_plugins(shelf, load_order)
     for name in plugins + [roots["mtmd"]] * bool(roots["mtmd"]):
         shelf.with_needs(name, kept)
     files = {name: shelf.find(name)[1] for name in kept}
-    fallback = _fallback(unpacked, base)
+    fallback = _find_fallback(unpacked, base)
     files.update(fallback)
-    cpu = [name for name in plugins if plugin_family(name).startswith("ggml-cpu")]
-    if not cpu and not any((plugin_family(name) or "").startswith("ggml-cpu") for name in load_order):
+    cpu = [name for name in plugins if find_plugin_family(name).startswith("ggml-cpu")]
+    if not cpu and not any((find_plugin_family(name) or "").startswith("ggml-cpu") for name in load_order):
         raise Failure(
             "the libraries have no CPU backend (ggml-cpu), which llama.cpp needs: "
             "add the archive that contains it with a second --from"
         )
     if form == "pe":  # Windows finds the other libraries itself, and the C++ runtime should be loaded only once
-        load_order = [name for name in load_order if core_role(name) or plugin_family(name)]
-    header = shelf.header(roots["llama"])
+        load_order = [name for name in load_order if find_core_role(name) or find_plugin_family(name)]
+    header = shelf.get_header(roots["llama"])
     return Layout(
         files,
         load_order,
@@ -323,16 +327,16 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
         roots["mtmd"],
         form,
         header.machine,
-        _version(unpacked, base, origin),
+        _find_version(unpacked, base, origin),
     )
 
 
-def _base_folder(unpacked: Unpacked) -> str:
+def _find_base_folder(unpacked: Unpacked) -> str:
     """The archive's folder with libllama; of several, the outermost."""
     folders = {
         posixpath.dirname(path)
         for path, file in unpacked.libraries.items()
-        if core_role(posixpath.basename(path)) == "llama" and read_header(file)
+        if find_core_role(posixpath.basename(path)) == "llama" and read_header(file)
     }
     if not folders:
         raise Failure(
@@ -345,12 +349,12 @@ def _base_folder(unpacked: Unpacked) -> str:
     return ordered[0]
 
 
-def _plugins(shelf: _Shelf, load_order: list) -> list:
+def _find_plugins(shelf: _Shelf, load_order: list) -> list:
     """Backends that ggml loads by itself: one file per family, without those in the load order."""
-    linked = {plugin_family(name) for name in load_order}
+    linked = {find_plugin_family(name) for name in load_order}
     families: dict = {}
-    for name in shelf.names(plugin_family):
-        families.setdefault(plugin_family(name), []).append(name)
+    for name in shelf.list_names(find_plugin_family):
+        families.setdefault(find_plugin_family(name), []).append(name)
     return [
         min(names, key=lambda name: (len(name), name))
         for family, names in sorted(families.items())
@@ -358,16 +362,18 @@ def _plugins(shelf: _Shelf, load_order: list) -> list:
     ]
 
 
-def _fallback(unpacked: Unpacked, base: str) -> dict:
+def _find_fallback(unpacked: Unpacked, base: str) -> dict:
     """Other builds of a backend (CUDA 12 beside CUDA 13), in a subfolder that ggml doesn't search."""
     folder = posixpath.join(base, FALLBACK)
     split = {posixpath.split(path): file for path, file in sorted(unpacked.libraries.items())}
     return {
-        f"{FALLBACK}/{name}": file for (where, name), file in split.items() if where == folder and plugin_family(name)
+        f"{FALLBACK}/{name}": file
+        for (where, name), file in split.items()
+        if where == folder and find_plugin_family(name)
     }
 
 
-def _version(unpacked: Unpacked, base: str, origin: str) -> str | None:
+def _find_version(unpacked: Unpacked, base: str, origin: str) -> str | None:
     for path, file in unpacked.notes.items():
         if posixpath.dirname(path) == base:
             try:
@@ -377,7 +383,7 @@ def _version(unpacked: Unpacked, base: str, origin: str) -> str | None:
     for path in sorted(unpacked.libraries):
         name = posixpath.basename(path)
         match = _VERSION.search(name)
-        if match and core_role(name) == "llama":
+        if match and find_core_role(name) == "llama":
             return f"v{match[1]}"
     match = _TAG.search(base) or _TAG.search(origin)
     return match[1] if match else None
@@ -397,7 +403,7 @@ def write_folder(folder: Path, layout: Layout, unpacked: Unpacked, facts: dict) 
         target.parent.mkdir(exist_ok=True)
         _place(file, target)
         written[name] = {"sha256": sha256_of(target), "size": target.stat().st_size}
-    for name, file in _licence_names(unpacked).items():
+    for name, file in _make_licence_names(unpacked).items():
         shutil.copyfile(file, folder / name)
     manifest = {
         "format": MANIFEST_FORMAT,
@@ -422,7 +428,7 @@ def _place(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _licence_names(unpacked: Unpacked) -> dict:
+def _make_licence_names(unpacked: Unpacked) -> dict:
     """LICENSE, LICENSE-2, ... -> file: each different text once, outermost first."""
     texts: dict = {}
     for path in sorted(unpacked.licences, key=lambda path: (path.count("/"), path)):
@@ -448,7 +454,7 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest if known and isinstance(manifest.get("files"), dict) else None
 
 
-def missing_files(folder: Path, manifest: dict) -> list:
+def find_missing_files(folder: Path, manifest: dict) -> list:
     """Names of files that are missing or have another size. This check is quick, because it hashes nothing."""
     wrong = []
     for name, facts in manifest["files"].items():
@@ -461,18 +467,18 @@ def missing_files(folder: Path, manifest: dict) -> list:
     return wrong + [name for name in manifest.get("links", {}) if not (folder / name).exists()]
 
 
-def changed_files(folder: Path, manifest: dict) -> list:
+def find_changed_files(folder: Path, manifest: dict) -> list:
     """Names of files that are missing or changed, and of libraries that aren't in the manifest. Hashes all files.
 
     ggml would load the unknown libraries.
     """
-    wrong = set(missing_files(folder, manifest))
+    wrong = set(find_missing_files(folder, manifest))
     for name, facts in manifest["files"].items():
         if name not in wrong and sha256_of(folder / name) != facts["sha256"]:
             wrong.add(name)
     known = {*manifest["files"], *manifest.get("links", {})}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in known and (core_role(path.name) or plugin_family(path.name)):
+        if path.is_file() and name not in known and (find_core_role(path.name) or find_plugin_family(path.name)):
             wrong.add(name)
     return sorted(wrong)

@@ -59,13 +59,13 @@ def pack(folder: Path, archive: Path) -> Packed:
                 entry.size = path.stat().st_size
                 entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
                 unpacked += entry.size
-                glibc = max(filter(None, (glibc, newest_glibc(path))), default=None)
+                glibc = max(filter(None, (glibc, find_newest_glibc(path))), default=None)
                 with open(path, "rb") as file:
                     tar.addfile(entry, file)
     return Packed(archive, unpacked, glibc)
 
 
-def newest_glibc(path: Path) -> int | None:
+def find_newest_glibc(path: Path) -> int | None:
     """N of the newest GLIBC_2.N among the symbol versions of an ELF file; None for other files."""
     data = path.read_bytes()
     if data[:4] != b"\x7fELF":
@@ -90,14 +90,14 @@ def write_one_file(packed: Packed, title: str, target: Path) -> None:
         raise Failure(f"{HEAD.name} has more than {HEAD_SIZE} bytes: raise HEAD_SIZE")
     head = with_sums(head.ljust(HEAD_SIZE, b"\n"), packed.path)
     with open(target, "wb") as out:
-        out.writelines(content(head, None, packed.path))
+        out.writelines(read_content(head, None, packed.path))
     target.chmod(0o755)
 
 
 def with_sums(head: bytes, archive: Path) -> bytes:
     """The head with both checksums. The sha256 covers the cksum, too."""
-    head = fill_in(head, rb"crc='", f"{cksum(content(head, rb'(?:crc|sum)=', archive)):<10}")
-    return fill_in(head, rb"sum=", sha256(content(head, rb"sum=", archive)))
+    head = fill_in(head, rb"crc='", f"{compute_cksum(read_content(head, rb'(?:crc|sum)=', archive)):<10}")
+    return fill_in(head, rb"sum=", compute_sha256(read_content(head, rb"sum=", archive)))
 
 
 def fill_in(head: bytes, name: bytes, value: str) -> bytes:
@@ -105,7 +105,7 @@ def fill_in(head: bytes, name: bytes, value: str) -> bytes:
     return re.sub(rb"(?m)^(" + name + rb")0+", lambda found: found[1] + value.encode(), head)
 
 
-def content(head: bytes, left_out: bytes | None, archive: Path) -> Iterator[bytes]:
+def read_content(head: bytes, left_out: bytes | None, archive: Path) -> Iterator[bytes]:
     """The bytes that a checksum covers: the head without lines that begin with `left_out`, and the archive."""
     yield re.sub(rb"(?m)^" + left_out + rb".*\n", b"", head) if left_out else head
     with open(archive, "rb") as file:
@@ -113,7 +113,7 @@ def content(head: bytes, left_out: bytes | None, archive: Path) -> Iterator[byte
             yield block
 
 
-def sha256(blocks: Iterable[bytes]) -> str:
+def compute_sha256(blocks: Iterable[bytes]) -> str:
     """The sha256 of all blocks."""
     digest = hashlib.sha256()
     for block in blocks:
@@ -121,7 +121,7 @@ def sha256(blocks: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def cksum(blocks: Iterable[bytes]) -> int:
+def compute_cksum(blocks: Iterable[bytes]) -> int:
     """The POSIX `cksum`: zlib's CRC of content and length, with the bits of each byte and of the result reversed."""
     register, length = 0xFFFFFFFF, 0
     for block in blocks:

@@ -22,13 +22,13 @@ from common import (
     ROOT,
     Failure,
     Progress,
-    cache_folder,
-    megabytes,
+    find_cache_folder,
+    format_megabytes,
+    get_this_platform,
+    make_temp_folder,
     replace_file,
     run_child,
     run_main,
-    temp_folder,
-    this_platform,
 )
 from one_file import STAMP
 from packages import find_pip
@@ -102,7 +102,7 @@ are skipped.
 NO_TESTS = "The archive has no packages for the tests (it was packed with --no-tests).\n"
 
 
-def repository_files() -> list:
+def list_repository_files() -> list:
     """The files that git tracks; without git all files except generated ones."""
     done = (
         subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False)
@@ -138,7 +138,7 @@ def fetch_wheels(folder: Path, platform: str, python: str, offline: bool, progre
         "--no-input",
         "--quiet",
     ]
-    if platform != this_platform() or python != own_python():
+    if platform != get_this_platform() or python != get_own_python():
         command += ["--python-version", python, "--implementation", "cp"]
         command += [word for tag in WHEEL_TAGS[platform] for word in ("--platform", tag)]
     if offline:
@@ -157,12 +157,12 @@ def fetch_wheels(folder: Path, platform: str, python: str, offline: bool, progre
         )
 
 
-def own_python() -> str:
+def get_own_python() -> str:
     """The version of this interpreter, such as `3.11`."""
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def readme(platform: str, variant: str, model: str, python: str, has_tests: bool) -> str:
+def render_readme(platform: str, variant: str, model: str, python: str, has_tests: bool) -> str:
     """The text of OFFLINE.md."""
     command = "python" if platform.startswith("windows") else "python3"
     return README.format(
@@ -200,27 +200,27 @@ def add_folder(tar: tarfile.TarFile, folder: Path, name: str) -> None:
 
 def pack(options: argparse.Namespace, progress: Progress) -> Path:
     """Fetch what is missing and write the archive; returns its path. It isn't compressed, as that would save little."""
-    dest = fetch_libs.LIBS if options.platform == this_platform() else cache_folder() / "packed-libs"
+    dest = fetch_libs.LIBS if options.platform == get_this_platform() else find_cache_folder() / "packed-libs"
     libs = fetch_libs.ensure_with_media(
         options.platform, options.backend, progress=progress, offline=options.offline, dest=dest
     )
     model = fetch_model.ensure(progress=progress, offline=options.offline)
     output = options.output or Path(f"{TOP}-{libs.name}.tar")
-    with temp_folder(output.resolve().parent, "pack") as temp:
+    with make_temp_folder(output.resolve().parent, "pack") as temp:
         if options.tests:
             fetch_wheels(temp / "wheels", options.platform, options.python, options.offline, progress)
-        text = readme(options.platform, libs.name, model.name, options.python, options.tests)
+        text = render_readme(options.platform, libs.name, model.name, options.python, options.tests)
         (temp / "OFFLINE.md").write_text(text, encoding="utf-8", newline="\n")
         with tarfile.open(temp / "archive", "w", format=tarfile.PAX_FORMAT) as tar:
             add(tar, temp / "OFFLINE.md", "OFFLINE.md")
-            for path in repository_files():
+            for path in list_repository_files():
                 add(tar, path, path.relative_to(ROOT).as_posix())
             add_folder(tar, libs, f"libs/{libs.name}")
             add(tar, model, f"cache/models/{model.name}")
             if options.tests:
                 add_folder(tar, temp / "wheels", "wheels")
         replace_file(temp / "archive", output)
-    progress.say(f"  {output}: {megabytes(output.stat().st_size)}; unpack it and read {TOP}/OFFLINE.md")
+    progress.say(f"  {output}: {format_megabytes(output.stat().st_size)}; unpack it and read {TOP}/OFFLINE.md")
     return output
 
 
@@ -229,9 +229,16 @@ def parse(argv: list | None) -> argparse.Namespace:
         prog="pack_offline.py", description="Pack everything that a machine without a network needs into one archive."
     )
     add = parser.add_argument
-    add("--platform", choices=sorted(WHEEL_TAGS), default=this_platform(), help="target platform (default: this one)")
+    add(
+        "--platform",
+        choices=sorted(WHEEL_TAGS),
+        default=get_this_platform(),
+        help="target platform (default: this one)",
+    )
     add("--backend", help="cpu, cuda, vulkan or metal (default: metal on Apple silicon, else cpu)")
-    add("--python", default=own_python(), metavar="3.N", help="target Python, for the tests (default: this version)")
+    add(
+        "--python", default=get_own_python(), metavar="3.N", help="target Python, for the tests (default: this version)"
+    )
     add("--no-tests", dest="tests", action="store_false", help="omit the packages for the tests")
     add("--output", type=Path, metavar="FILE", help="output (default: llama_srv-offline-PLATFORM-BACKEND.tar)")
     add("--offline", action="store_true", help="download nothing: use only files in the cache")
@@ -239,13 +246,13 @@ def parse(argv: list | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def command(options: argparse.Namespace) -> int:
+def run_command(options: argparse.Namespace) -> int:
     print(pack(options, Progress(quiet=options.quiet)))
     return 0
 
 
 def main(argv: list | None = None) -> int:
-    return run_main("pack_offline", lambda: command(parse(argv)))
+    return run_main("pack_offline", lambda: run_command(parse(argv)))
 
 
 if __name__ == "__main__":

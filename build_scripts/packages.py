@@ -22,23 +22,23 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from archives import extract_one, safe_path, unpack
+from archives import extract_one, make_safe_path, unpack
 from common import (
     ClientMissing,
     DiskFull,
     Failure,
     Progress,
     WrongContent,
-    bar,
     check_space,
-    folder_size,
-    megabytes,
+    compute_folder_size,
+    format_megabytes,
+    make_temp_folder,
+    render_bar,
     replace_file,
     run_child,
     sha256_of,
-    temp_folder,
 )
-from native_files import core_role, plugin_family
+from native_files import find_core_role, find_plugin_family
 
 LOCK = Path(__file__).resolve().with_name("libs.lock.json")
 LOCK_FORMAT = 1
@@ -147,13 +147,13 @@ class Fetcher:
         self.progress = progress
         self.offline = offline
 
-    def path(self, archive: Archive) -> Path:
+    def get_path(self, archive: Archive) -> Path:
         return self.folder / archive.file
 
     def has(self, archive: Archive) -> bool:
         """Whether the archive is in the cache with the right size. No hash."""
         try:
-            return self.path(archive).stat().st_size == archive.size
+            return self.get_path(archive).stat().st_size == archive.size
         except OSError:
             return False
 
@@ -162,7 +162,7 @@ class Fetcher:
 
         `npm`: the command to use instead of the npm on PATH. Raises Failure.
         """
-        path = self.path(archive)
+        path = self.get_path(archive)
         if self.has(archive):
             if sha256_of(path) == archive.sha256:
                 return path
@@ -176,7 +176,7 @@ class Fetcher:
                 f"{archive.file} isn't in the cache: run this once with a network, or copy that file to {self.folder}"
             )
         check_space(self.folder, 2 * archive.size + archive.unpacked)
-        with temp_folder(self.folder, "get") as temp:
+        with make_temp_folder(self.folder, "get") as temp:
             arrived = self._download(archive, temp, npm)
             if sha256_of(arrived) != archive.sha256:
                 raise WrongContent(
@@ -187,7 +187,7 @@ class Fetcher:
         return path
 
     def _download(self, archive: Archive, temp: Path, npm: list | None) -> Path:
-        command, env = _command(archive, temp, npm)
+        command, env = _make_command(archive, temp, npm)
         label = f"  {archive.package} {archive.version}"
         begun = time.monotonic()
         result = run_child(
@@ -195,7 +195,7 @@ class Fetcher:
             folder=temp,
             env=env,
             progress=self.progress,
-            describe=lambda seconds: bar(label, folder_size(temp), archive.size, seconds),
+            describe=lambda seconds: render_bar(label, compute_folder_size(temp), archive.size, seconds),
         )
         if result.code != 0:
             raise _diagnose(archive, result.output)
@@ -205,10 +205,10 @@ class Fetcher:
                 f"{archive.client} downloaded no {archive.file} for {archive.spec}: check which mirror "
                 "it uses, then run this again"
             )
-        self.progress.say(f"{label}: {megabytes(arrived.stat().st_size)} in {time.monotonic() - begun:.1f} s")
+        self.progress.say(f"{label}: {format_megabytes(arrived.stat().st_size)} in {time.monotonic() - begun:.1f} s")
         return arrived
 
-    def private_npm(self, platform: str, temp: Path) -> list:
+    def unpack_private_npm(self, platform: str, temp: Path) -> list:
         """Unpack npm from a PyPI wheel to `temp`; returns its command. For machines with pip but without Node.js."""
         row = self.lock.get(f"pip:node-{platform}")
         if row is None:
@@ -218,7 +218,7 @@ class Fetcher:
         node = cli = None
         with zipfile.ZipFile(wheel) as archive:
             for info in archive.infolist():
-                path = PurePosixPath(safe_path(info.filename, wheel))
+                path = PurePosixPath(make_safe_path(info.filename, wheel))
                 is_node = path.name in ("node", "node.exe") and len(path.parts) <= 3
                 if info.is_dir() or not (is_node or "node_modules/npm/" in str(path)):
                     continue
@@ -259,7 +259,7 @@ def find_pip() -> list | None:
     return [uv, "tool", "run", "pip"] if uv else None
 
 
-def _command(archive: Archive, temp: Path, npm: list | None) -> tuple:
+def _make_command(archive: Archive, temp: Path, npm: list | None) -> tuple:
     """The client's command line and environment. All its files are below `temp`, so that progress can be measured."""
     if archive.client == "npm":
         npm = npm or find_npm()
@@ -322,27 +322,27 @@ def relock(path: Path, cache: Path, progress: Progress) -> int:
     fetcher.folder.mkdir(parents=True, exist_ok=True)
     for archive in fetcher.lock.values():
         row = content["archives"][archive.key]
-        with temp_folder(cache, "relock") as temp:
-            source = fetcher.path(archive)
+        with make_temp_folder(cache, "relock") as temp:
+            source = fetcher.get_path(archive)
             if not source.is_file():
                 replace_file(fetcher._download(archive, temp, None), source)
             row.update(sha256=sha256_of(source), size=source.stat().st_size)
             if archive.inner:
-                row.update(_inner_facts(source, archive.inner, temp))
+                row.update(_read_inner_facts(source, archive.inner, temp))
             elif archive.llama_cpp:
-                row["unpacked"] = _unpacked_size(source, temp)
+                row["unpacked"] = _compute_unpacked_size(source, temp)
         progress.say(f"  {archive.key}: {row['sha256']}")
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def _unpacked_size(source: Path, temp: Path) -> int:
+def _compute_unpacked_size(source: Path, temp: Path) -> int:
     """Bytes of the libraries that would be installed."""
     names = {path.rpartition("/")[2]: file for path, file in unpack([source], temp).libraries.items()}
-    return sum(file.stat().st_size for name, file in names.items() if core_role(name) or plugin_family(name))
+    return sum(file.stat().st_size for name, file in names.items() if find_core_role(name) or find_plugin_family(name))
 
 
-def _inner_facts(source: Path, inner: str, temp: Path) -> dict:
+def _read_inner_facts(source: Path, inner: str, temp: Path) -> dict:
     extract_one(source, inner, temp / "inner")
     size = (temp / "inner").stat().st_size
     return {"inner_sha256": sha256_of(temp / "inner"), "inner_size": size, "unpacked": size}

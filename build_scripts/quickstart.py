@@ -18,7 +18,7 @@ from pathlib import Path
 
 import fetch_libs
 import fetch_model
-from common import ROOT, Failure, Progress, cache_folder, run_main, this_platform
+from common import ROOT, Failure, Progress, find_cache_folder, get_this_platform, run_main
 from packages import load_lock
 
 SERVER = ROOT / "llama_srv.py"
@@ -94,40 +94,40 @@ def split_arguments(argv: list) -> tuple:
     return own, rest
 
 
-def names_any(arguments: list, options: tuple, environ: dict, variables: tuple = ()) -> bool:
+def has_any(arguments: list, options: tuple, environ: dict, variables: tuple = ()) -> bool:
     """Whether the arguments have one of `options` (`-m X`, `--model X`, `--model=X`), or one of `variables` is set."""
     given = {argument.partition("=")[0] for argument in arguments}
     return bool(given.intersection(options)) or any(environ.get(name) for name in variables)
 
 
-def installed_folders(dest: Path, lock: dict) -> list:
+def find_installed_folders(dest: Path, lock: dict) -> list:
     """Complete folders for this machine, of any backend. The server chooses one of them."""
     variants = {variant.name: variant for variant in fetch_libs.VARIANTS}
-    folders = sorted(dest.glob(f"{this_platform()}-*"))
+    folders = sorted(dest.glob(f"{get_this_platform()}-*"))
     return [
         folder
         for folder in folders
-        if fetch_libs.folder_state(folder, variants.get(folder.name), lock) in ("current", "imported")
+        if fetch_libs.read_folder_state(folder, variants.get(folder.name), lock) in ("current", "imported")
     ]
 
 
 def prepare(own: dict, rest: list, environ: dict, progress: Progress, lock: dict, dest: Path) -> list:
     """Run steps 1 and 2; returns the server's arguments."""
     begun = time.monotonic()
-    if names_any(rest, LIBS_OPTIONS, environ, LIBS_ENVIRONMENT):
+    if has_any(rest, LIBS_OPTIONS, environ, LIBS_ENVIRONMENT):
         what = "from --libs or LLAMA_SRV_LIBS"
-    elif own["backend"] is None and installed_folders(dest, lock):
-        what = ", ".join(folder.name for folder in installed_folders(dest, lock))
+    elif own["backend"] is None and find_installed_folders(dest, lock):
+        what = ", ".join(folder.name for folder in find_installed_folders(dest, lock))
     else:
         what = fetch_libs.ensure(
             backend=own["backend"], dest=dest, lock=lock, progress=progress, offline=own["offline"]
         ).name
     progress.say(f"[1/3] libraries: {what} ({time.monotonic() - begun:.1f} s)")
     begun = time.monotonic()
-    if names_any(rest, MODEL_OPTIONS + NO_MODEL_NEEDED, environ, MODEL_ENVIRONMENT):
+    if has_any(rest, MODEL_OPTIONS + NO_MODEL_NEEDED, environ, MODEL_ENVIRONMENT):
         progress.say("[2/3] model: nothing to fetch")
     else:
-        model = fetch_model.ensure(cache_folder(), lock=lock, progress=progress, offline=own["offline"])
+        model = fetch_model.ensure(find_cache_folder(), lock=lock, progress=progress, offline=own["offline"])
         rest = ["-m", str(model), *rest]
         progress.say(f"[2/3] model: {model.name} ({time.monotonic() - begun:.1f} s)")
     return rest
@@ -154,7 +154,7 @@ def start_server(arguments: list, server: Path = SERVER, windows: bool = os.name
             child.terminate()
 
 
-def command(argv: list) -> int:
+def run_command(argv: list) -> int:
     own, rest = split_arguments(argv)
     if own["help"]:
         print(HELP, end="")
@@ -166,7 +166,7 @@ def command(argv: list) -> int:
 
 
 def main(argv: list | None = None) -> int:
-    return run_main("quickstart", lambda: command(sys.argv[1:] if argv is None else argv))
+    return run_main("quickstart", lambda: run_command(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

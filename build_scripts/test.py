@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from common import ROOT, Failure, cache_folder, run_main, swap_in, temp_folder
+from common import ROOT, Failure, find_cache_folder, make_temp_folder, run_main, swap_in
 
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
@@ -64,10 +64,10 @@ class Step(NamedTuple):
 
 def main(argv: list | None = None) -> int:
     """Run the command; returns pytest's exit code, or 1 if a step failed, a check found faults or no test ran."""
-    return run_main("test", lambda: command(list(sys.argv[1:] if argv is None else argv)))
+    return run_main("test", lambda: run_command(list(sys.argv[1:] if argv is None else argv)))
 
 
-def command(arguments: list) -> int:
+def run_command(arguments: list) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         print(USAGE, end="")
         return 0
@@ -78,7 +78,7 @@ def command(arguments: list) -> int:
     if take(arguments, "--long"):
         environment["LLAMA_SRV_TEST_LONG"] = "1"
     strict = os.environ.get("CI") == "true"
-    steps = [Step("packages", lambda: prepare_packages(environment_folder()))]
+    steps = [Step("packages", lambda: prepare_packages(get_environment_folder()))]
     if not quick:
         steps += [
             Step("libraries", prepare_libraries),
@@ -91,10 +91,10 @@ def command(arguments: list) -> int:
             Step("Node.js packages", prepare_node_packages),
         ]
     missing = [line for line in [run_step(step, strict) for step in steps] if line]
-    is_whole = not any(names_tests(argument) for argument in arguments)
+    is_whole = not any(is_test_path(argument) for argument in arguments)
     faulty = run_checks(environment) if is_whole else []
     codes = [run_pytest(words, environment) for words in parts_of(arguments, is_whole, quick)]
-    code = one_code(codes) or min(len(faulty), 1)
+    code = choose_code(codes) or min(len(faulty), 1)
     for name in faulty:
         say(f"{name} found faults: see its output above the tests")
     for line in missing:
@@ -119,7 +119,7 @@ def take(arguments: list, flag: str) -> bool:
     return found
 
 
-def names_tests(argument: str) -> bool:
+def is_test_path(argument: str) -> bool:
     """Whether an argument names a file or folder of tests, or a test in one (`tests/unit/test_layers.py::test_x`)."""
     return not argument.startswith("-") and (ROOT / argument.partition("::")[0]).exists()
 
@@ -162,7 +162,7 @@ def run_checks(environment: dict) -> list:
     faulty = []
     for words in CHECKS:
         begun = time.monotonic()
-        command_line = [str(python_in(environment_folder())), "-m", *words]
+        command_line = [str(get_python(get_environment_folder())), "-m", *words]
         found = subprocess.run(command_line, cwd=ROOT, env=environment, check=False).returncode
         say(f"{' '.join(words)}: {'faults, see above' if found else 'fine'} [{time.monotonic() - begun:.1f} s]")
         if found:
@@ -170,7 +170,7 @@ def run_checks(environment: dict) -> list:
     return faulty
 
 
-def one_code(codes: list) -> int:
+def choose_code(codes: list) -> int:
     """The highest of pytest's exit codes; 1 if no run found a test."""
     return max((code for code in codes if code != NO_TESTS_RAN), default=1)
 
@@ -178,7 +178,7 @@ def one_code(codes: list) -> int:
 def run_pytest(arguments: list, environment: dict) -> int:
     """Run pytest in the tests' environment; returns its exit code."""
     begun = time.monotonic()
-    command_line = [str(python_in(environment_folder())), "-m", "pytest", *arguments]
+    command_line = [str(get_python(get_environment_folder())), "-m", "pytest", *arguments]
     say("pytest " + " ".join(arguments))
     code = subprocess.run(command_line, cwd=ROOT, env=environment, check=False).returncode
     say(f"pytest: exit code {code} [{time.monotonic() - begun:.1f} s]")
@@ -188,14 +188,14 @@ def run_pytest(arguments: list, environment: dict) -> int:
 # --- packages ---------------------------------------------------------------------------------------------
 
 
-def environment_folder() -> Path:
+def get_environment_folder() -> Path:
     """The folder of the environment for this interpreter and these requirements. A change of either means a new one."""
     key = "\n".join((sys.version, sys.base_prefix, REQUIREMENTS.read_text(encoding="utf-8")))
     name = f"py{sys.version_info[0]}{sys.version_info[1]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return cache_folder() / "test-environments" / name
+    return find_cache_folder() / "test-environments" / name
 
 
-def python_in(folder: Path) -> Path:
+def get_python(folder: Path) -> Path:
     """The interpreter of an environment."""
     return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
@@ -205,9 +205,9 @@ def prepare_packages(folder: Path) -> str:
 
     Its scripts contain the first name and don't work, but only `python -m` is used.
     """
-    if python_in(folder).exists():
+    if get_python(folder).exists():
         return "ready"
-    with temp_folder(folder.parent, "new") as temp:
+    with make_temp_folder(folder.parent, "new") as temp:
         make_environment(temp / "environment")
         swap_in(temp / "environment", folder, temp)
     return f"installed into {folder}"
@@ -226,12 +226,12 @@ def make_environment(folder: Path) -> None:
         "PIP_ROOT_USER_ACTION": "ignore",
     }
     install = ["-m", "pip", "install", "--quiet", "--requirement", str(REQUIREMENTS)]
-    if succeeds([sys.executable, "-m", "pip", "--version"]):
-        made = succeeds([sys.executable, "-m", "venv", "--without-pip", str(folder)])
-        install = [sys.executable, *install, "--target", str(site_packages(folder))]
+    if can_run([sys.executable, "-m", "pip", "--version"]):
+        made = can_run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+        install = [sys.executable, *install, "--target", str(get_site_packages(folder))]
     else:
-        made = succeeds([sys.executable, "-m", "venv", str(folder)])
-        install = [str(python_in(folder)), *install]
+        made = can_run([sys.executable, "-m", "venv", str(folder)])
+        install = [str(get_python(folder)), *install]
     if not made:
         raise Failure(
             f"{sys.executable} can't make an environment: install its pip and venv modules "
@@ -244,14 +244,14 @@ def make_environment(folder: Path) -> None:
         raise Failure("pip couldn't install the test packages, see above: fix that, then run this again")
 
 
-def site_packages(folder: Path) -> Path:
+def get_site_packages(folder: Path) -> Path:
     """The folder of an environment's packages."""
     if os.name == "nt":
         return folder / "Lib" / "site-packages"
     return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
-def succeeds(command_line: list) -> bool:
+def can_run(command_line: list) -> bool:
     """Run a command without output; returns whether it succeeded."""
     return (
         subprocess.run(
@@ -310,7 +310,7 @@ def run_script(name: str, *arguments: str) -> str:
 # --- browser ----------------------------------------------------------------------------------------------
 
 
-def browser_found() -> str:
+def find_browser() -> str:
     """The driver's path if browser, driver, jq and curl are installed, else `""`."""
     is_complete = any(map(shutil.which, BROWSERS)) and all(map(shutil.which, ("jq", "curl")))
     return (shutil.which("chromedriver") or "") if is_complete else ""
@@ -330,25 +330,25 @@ def may_install(packages: str) -> bool:
 
 def prepare_browser() -> str:
     """Find or install Chromium and its driver. They are installed only in CI, or if the user agrees."""
-    return prepare_system_packages(BROWSER_PACKAGES, browser_found, "install Chromium or Chrome, and chromedriver")
+    return prepare_system_packages(BROWSER_PACKAGES, find_browser, "install Chromium or Chrome, and chromedriver")
 
 
 def prepare_firefox() -> str:
     """Find or install Firefox, for the tests that run in both browsers."""
-    return prepare_system_packages(FIREFOX_PACKAGES, firefox_found, "install Firefox")
+    return prepare_system_packages(FIREFOX_PACKAGES, find_firefox, "install Firefox")
 
 
-def firefox_found() -> str:
+def find_firefox() -> str:
     """Firefox's path, else `""`."""
     return shutil.which("firefox") or shutil.which("firefox-esr") or ""
 
 
 def prepare_balancers() -> str:
     """Find or install nginx and HAProxy, which the examples for load balancers are tested with."""
-    return prepare_system_packages(BALANCERS, balancers_found, "install nginx and HAProxy")
+    return prepare_system_packages(BALANCERS, find_balancers, "install nginx and HAProxy")
 
 
-def balancers_found() -> str:
+def find_balancers() -> str:
     """The paths of both load balancers if they are installed, else `""`."""
     found = [shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in BALANCERS]
     return ", ".join(found) if all(found) else ""
@@ -391,20 +391,20 @@ def prepare_system_packages(names: tuple, found: Callable[[], str], advice: str)
 # --- Node.js ----------------------------------------------------------------------------------------------
 
 
-def node_packages_folder() -> Path:
+def get_node_packages_folder() -> Path:
     """The folder with the packages for Node.js in `node_modules`. It depends on the list of packages."""
     key = hashlib.sha256(" ".join(NODE_PACKAGES).encode()).hexdigest()[:12]
-    return cache_folder() / "test-environments" / f"node-{key}"
+    return find_cache_folder() / "test-environments" / f"node-{key}"
 
 
 def prepare_node_packages() -> str:
     """Install the packages with npm, without running their scripts. The folder is renamed when it is complete."""
-    folder, npm = node_packages_folder(), shutil.which("npm")
+    folder, npm = get_node_packages_folder(), shutil.which("npm")
     if folder.exists():
         return "ready"
     if not npm or not shutil.which("node"):
         raise Missing("install Node.js with npm")
-    with temp_folder(folder.parent, "node") as temp:
+    with make_temp_folder(folder.parent, "node") as temp:
         (temp / "packages").mkdir()
         command_line = [
             npm,

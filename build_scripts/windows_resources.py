@@ -48,18 +48,18 @@ def write(folder: Path, system: str = sys.platform) -> dict:
     if system != "win32":
         return {}
     icon, version = folder / "llama-srv.ico", folder / "version.txt"
-    icon.write_bytes(icon_bytes())
-    version.write_text(version_text(contents.server_version()), encoding="utf-8")
+    icon.write_bytes(make_icon_bytes())
+    version.write_text(render_version_text(contents.read_server_version()), encoding="utf-8")
     return {"LLAMA_SRV_ICON": str(icon), "LLAMA_SRV_VERSION_FILE": str(version)}
 
 
-def version_text(version: str) -> str:
+def render_version_text(version: str) -> str:
     """The version resource in PyInstaller's notation."""
     numbers = tuple(int(part) for part in version.split("."))
     return VERSION_TEXT.format(version=version, numbers=(*numbers, 0, 0, 0, 0)[:4])
 
 
-def icon_bytes() -> bytes:
+def make_icon_bytes() -> bytes:
     """The content of an .ico file with one picture of 32 by 32 pixels."""
     rows = FACE.strip().splitlines()
     pixels = bytearray()

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ctypes_api.errors import LibsIncompatible, advice
+from ctypes_api.errors import LibsIncompatible, choose_advice
 from ctypes_api.folder import FETCH
 
 EXPECTED = "llama.cpp v0.5.0"
@@ -185,14 +185,14 @@ def read_layout(path: Path) -> Layout | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LibsIncompatible(
             f"{path} is not a valid layout file ({error!r}): remove it"
-            + advice(" or create it again with build_scripts/make_layout.py", "")
+            + choose_advice(" or create it again with build_scripts/make_layout.py", "")
         ) from None
 
 
 def check_defaults(function: str, actual: ctypes.Structure, expected: Mapping[str, Any], where: str) -> None:
     """LibsIncompatible if a default parameter that `function` returned has another value than in known versions."""
     for field, value in expected.items():
-        found = _plain(getattr(actual, field))
+        found = _make_plain(getattr(actual, field))
         if found != value:
             raise LibsIncompatible(
                 f"{where}: {function}().{field} is {found!r}, in {EXPECTED} it is "
@@ -200,7 +200,7 @@ def check_defaults(function: str, actual: ctypes.Structure, expected: Mapping[st
             )
 
 
-def _plain(value: Any) -> Any:
+def _make_plain(value: Any) -> Any:
     """A field's value, with every kind of NULL pointer as None."""
     if isinstance(value, (int, float, bytes, type(None))):
         return value

@@ -18,7 +18,7 @@ import ctypes
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ctypes_api.errors import LibsBroken, LibsIncompatible, advice
+from ctypes_api.errors import LibsBroken, LibsIncompatible, choose_advice
 
 BASELINE = "v0.4.0"  # the oldest supported llama.cpp; it has all rows without `since`
 
@@ -101,7 +101,7 @@ def bind(rows: Iterable[Row], resolve: Resolver, into: Functions, *, version: st
         raise LibsBroken(
             f"{where} ({version or 'version unknown'}) lacks {len(missing)} function(s) that llama.cpp "
             f"{BASELINE} and newer have: {', '.join(missing)}; "
-            + advice("run `python build_scripts/fetch_libs.py` or ", "")
+            + choose_advice("run `python build_scripts/fetch_libs.py` or ", "")
             + "choose another folder with --libs"
         )
 
@@ -127,9 +127,9 @@ def _functions_of(row: Row, resolve: Resolver) -> dict[str, Any]:
 
 
 def _stub(row: Row, version: str, where: str) -> Callable:
-    def missing_function(*_arguments: Any) -> None:
+    def raise_missing(*_arguments: Any) -> None:
         raise LibsIncompatible(f"`{row.name}` needs llama.cpp {row.since} or newer; loaded is {version} from {where}")
 
-    missing_function.__name__ = row.name
-    missing_function.is_stub = True  # type: ignore[attr-defined]
-    return missing_function
+    raise_missing.__name__ = row.name
+    raise_missing.is_stub = True  # type: ignore[attr-defined]
+    return raise_missing

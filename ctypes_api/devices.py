@@ -31,25 +31,25 @@ class Device(NamedTuple):
 def list_devices(libs: Libs) -> list[Device]:
     """All devices of all loaded backends, in ggml's order of preference."""
     count = libs.ggml.ggml_backend_dev_count()
-    return [_device(libs, libs.ggml.ggml_backend_dev_get(i)) for i in range(count)]
+    return [_read_device(libs, libs.ggml.ggml_backend_dev_get(i)) for i in range(count)]
 
 
-def _device(libs: Libs, raw: int) -> Device:
+def _read_device(libs: Libs, raw: int) -> Device:
     props = ggml_backend_dev_props()
     libs.ggml.ggml_backend_dev_get_props(raw, ctypes.byref(props))
     backend = libs.ggml.ggml_backend_reg_name(libs.ggml.ggml_backend_dev_backend_reg(raw))
     kind = _TYPES[props.type] if props.type < len(_TYPES) else str(props.type)
     return Device(
-        _text(props.name),
-        _text(props.description),
+        _decode_text(props.name),
+        _decode_text(props.description),
         kind,
         props.memory_free,
         props.memory_total,
-        _text(backend),
-        _text(props.device_id),
+        _decode_text(backend),
+        _decode_text(props.device_id),
         raw,
     )
 
 
-def _text(value: bytes | None) -> str:
+def _decode_text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")

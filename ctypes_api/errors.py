@@ -28,6 +28,6 @@ class ModelLoadError(LibsError):
     """A model, adapter or projector file could not be loaded. The message has the last native error lines."""
 
 
-def advice(source: str, frozen: str) -> str:
+def choose_advice(source: str, frozen: str) -> str:
     """`source` in a checkout, where it may name scripts; `frozen` in an executable, which lacks them."""
     return frozen if getattr(sys, "frozen", False) else source

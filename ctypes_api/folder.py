@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ctypes_api.errors import LibsBroken, LibsNotFound, advice
+from ctypes_api.errors import LibsBroken, LibsNotFound, choose_advice
 
 ENVIRONMENT = "LLAMA_SRV_LIBS"
-FETCH = advice(
+FETCH = choose_advice(
     "run `python build_scripts/fetch_libs.py`", "download this program again (its libraries are missing or damaged)"
 )
 FALLBACK = "fallback"  # subfolder with second builds of a backend, e.g. for older drivers
@@ -66,7 +66,7 @@ def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str]
     LibsNotFound names every folder tried.
     """
     chosen = explicit or environment.get(ENVIRONMENT)
-    tried = [Path(chosen)] if chosen else candidates(root)
+    tried = [Path(chosen)] if chosen else list_candidates(root)
     for folder in tried:
         if _has_libllama(folder):
             return folder.resolve()
@@ -77,12 +77,12 @@ def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str]
     raise LibsNotFound(f"no native libraries for this machine in {root / 'libs'}: {FETCH} (looked for {names})")
 
 
-def candidates(root: Path) -> list[Path]:
+def list_candidates(root: Path) -> list[Path]:
     """The possible folders of this machine's libraries, in order of preference."""
-    return [root / "libs" / f"{platform_name()}-{backend}" for backend in BACKENDS]
+    return [root / "libs" / f"{get_platform_name()}-{backend}" for backend in BACKENDS]
 
 
-def platform_name(system: str | None = None, tag: str | None = None, bits: int | None = None) -> str:
+def get_platform_name(system: str | None = None, tag: str | None = None, bits: int | None = None) -> str:
     """This process's platform as in the names of libs/ folders: linux-x64, macos-arm64, windows-x64 ...
 
     Python decides, not the machine: an x64 Python on an arm64 Windows needs x64 libraries.
@@ -114,7 +114,7 @@ def read_folder(folder: Path) -> LibraryFiles:
     missing = [role for role in NEEDED if role not in roles]
     if missing:
         raise LibsBroken(f"{folder} has no library for {', '.join(missing)}: {FETCH}")
-    found = {role: _one(paths) for role, paths in roles.items()}
+    found = {role: _resolve_one(paths) for role, paths in roles.items()}
     ggml_base, ggml, llama = needed = [found[role] for role in NEEDED]
     _check_sizes(folder, manifest)
     to_open = dict.fromkeys([*(path.resolve() for path in order), *needed])
@@ -158,7 +158,7 @@ def _sort_out(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, l
     return roles, plugins
 
 
-def _one(paths: list[Path]) -> Path:
+def _resolve_one(paths: list[Path]) -> Path:
     """The file of a library with several names. LibsBroken unless they are symlinks, or copies of equal size."""
     try:
         real = {path.resolve(strict=True): path.stat().st_size for path in paths}
@@ -168,7 +168,7 @@ def _one(paths: list[Path]) -> Path:
         names = ", ".join(path.name for path in real)
         raise LibsBroken(
             f"{paths[0].parent} has different builds of one library ({names}): keep one"
-            + advice(", or import the folder with fetch_libs.py --from", "")
+            + choose_advice(", or import the folder with fetch_libs.py --from", "")
         )
     return next(iter(real))
 

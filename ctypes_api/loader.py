@@ -20,8 +20,8 @@ from typing import Any
 
 from ctypes_api import abi, ggml, llama, llama_types
 from ctypes_api.binding import Functions, bind, from_addresses, from_handle
-from ctypes_api.errors import LibsBroken, LibsError, LibsNotFound, advice
-from ctypes_api.folder import FETCH, LibraryFiles, find_folder, platform_name, read_folder
+from ctypes_api.errors import LibsBroken, LibsError, LibsNotFound, choose_advice
+from ctypes_api.folder import FETCH, LibraryFiles, find_folder, get_platform_name, read_folder
 from ctypes_api.layout import LAYOUT
 from ctypes_api.native_log import LogCallback, NativeLog
 
@@ -137,7 +137,7 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
     abi.check_platform()
     files = read_folder(folder)
     if cpu_variant is not None:
-        _variant_file(files, cpu_variant)  # raises for a misspelt name before anything is opened
+        _find_variant_file(files, cpu_variant)  # raises for a misspelt name before anything is opened
     handles, keep = _open_all(files)
     base, registry, handle = (handles[path] for path in (files.ggml_base, files.ggml, files.llama))
     where = str(files.llama)
@@ -150,7 +150,7 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
     bind(llama.ROWS, from_handle(handle), libs.llama, version=version, where=where)
     _guard(folder, libs.llama, where, llama_types.STRUCTS + ggml.STRUCTS, abi.LLAMA_DEFAULTS)
     libs.llama.llama_log_set(log.c_callback, None)  # also for ggml
-    atexit.register(libs.llama.llama_log_set, _silent_callback(), None)
+    atexit.register(libs.llama.llama_log_set, _make_silent_callback(), None)
     return libs
 
 
@@ -167,7 +167,7 @@ def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
             # In builds without plug-ins libggml needs the backends' libraries: open those first if it didn't find them
             opened = [_try_open(plugin) for plugin in files.plugins.values()] if path == files.ggml else []
             if not any(opened):
-                raise LibsBroken(_explain(path, _said(error))) from None
+                raise LibsBroken(_explain(path, _describe_error(error))) from None
             keep += opened
             handles[path] = _open_library(path)
     return handles, keep
@@ -180,7 +180,7 @@ def _open_mtmd(libs: Libs) -> Functions:
     if path is None:
         raise LibsNotFound(
             f"{libs.folder} has no libmtmd, which images and audio need: "
-            + advice(
+            + choose_advice(
                 "run `python build_scripts/fetch_libs.py --with-mtmd`",
                 "choose a folder of libraries that has it with --libs",
             )
@@ -190,11 +190,11 @@ def _open_mtmd(libs: Libs) -> Functions:
     bind(mtmd.ROWS, from_handle(handle), functions, version=libs.version, where=str(path))
     _guard(libs.folder, functions, str(path), mtmd.STRUCTS, abi.MTMD_DEFAULTS)
     functions.mtmd_helper_log_set(libs.log.c_callback, None)
-    atexit.register(functions.mtmd_helper_log_set, _silent_callback(), None)
+    atexit.register(functions.mtmd_helper_log_set, _make_silent_callback(), None)
     return functions
 
 
-def _silent_callback() -> Any:
+def _make_silent_callback() -> Any:
     """A log callback in C that does nothing (libc's `abs` of the level).
 
     Destructors of the native libraries may log after Python has ended, when a Python callback would crash.
@@ -227,7 +227,7 @@ def _open_library(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise LibsBroken(_explain(path, _said(error))) from None
+        raise LibsBroken(_explain(path, _describe_error(error))) from None
 
 
 def _try_open(path: Path) -> ctypes.CDLL | None:
@@ -247,7 +247,7 @@ def _explain(path: Path, error: str) -> str:
 
             found = next(filter(None, match.groups()), "")
             meaning = meaning.format(
-                found, libc=platform.libc_ver()[1] or "of another version", platform=platform_name()
+                found, libc=platform.libc_ver()[1] or "of another version", platform=get_platform_name()
             )
             return f"{path} can't be opened: {meaning} ({error})"
     return f"{path} can't be opened: {error}"
@@ -263,14 +263,14 @@ def _start_backends(libs: Libs) -> None:
     else:
         _load_by_hand(libs, libs.cpu_variant)
     _load_fallbacks(libs, mark)
-    libs.plugins = _plugin_files(libs, mark)
+    libs.plugins = _list_plugin_files(libs, mark)
     libs.backends = tuple(
         libs.ggml.ggml_backend_reg_name(libs.ggml.ggml_backend_reg_get(i)).decode()
         for i in range(libs.ggml.ggml_backend_reg_count())
     )
     taken = {Path(file).name for file in libs.plugins}
     libs.notes = tuple(
-        _why_not(path)
+        _explain_skip(path)
         for name, path in libs.files.plugins.items()
         if taken and path.name not in taken and not _is_cpu(name)
     )
@@ -293,7 +293,7 @@ def _load_by_hand(libs: Libs, variant: str) -> None:
     for name, path in libs.files.plugins.items():
         if not _is_cpu(name):
             libs.ggml.ggml_backend_load(os.fsencode(path))
-    path = _variant_file(libs.files, variant)
+    path = _find_variant_file(libs.files, variant)
     if not libs.ggml.ggml_backend_load(os.fsencode(path)):
         raise LibsBroken(
             f"CPU variant {variant} ({path.name}) doesn't work on this CPU; available: "
@@ -303,7 +303,7 @@ def _load_by_hand(libs: Libs, variant: str) -> None:
 
 def _load_fallbacks(libs: Libs, mark: int) -> None:
     """Load the second build of a backend, if there is one and the first didn't load (e.g. because of an old driver)."""
-    loaded = {Path(file).name for file in _plugin_files(libs, mark)}
+    loaded = {Path(file).name for file in _list_plugin_files(libs, mark)}
     for path in libs.files.fallbacks.values():
         if path.name not in loaded:
             libs.ggml.ggml_backend_load(os.fsencode(path))
@@ -313,28 +313,28 @@ def _is_cpu(plugin: str) -> bool:
     return plugin.partition("-")[0] == "cpu"
 
 
-def _plugin_files(libs: Libs, mark: int) -> tuple[str, ...]:
+def _list_plugin_files(libs: Libs, mark: int) -> tuple[str, ...]:
     """The files of the loaded plug-ins, from ggml's log."""
-    matches = (_LOADED_FROM.search(line) for line in libs.log.lines_since(mark))
+    matches = (_LOADED_FROM.search(line) for line in libs.log.list_lines_since(mark))
     return tuple(match[2] for match in matches if match)
 
 
-def _variant_file(files: LibraryFiles, variant: str) -> Path:
+def _find_variant_file(files: LibraryFiles, variant: str) -> Path:
     if variant not in files.cpu_variants:
         names = ", ".join(sorted(files.cpu_variants)) or "none, its CPU backend is linked in"
         raise LibsNotFound(f"{files.folder} has no CPU variant {variant!r}; available: {names}")
     return files.cpu_variants[variant]
 
 
-def _said(error: OSError) -> str:
+def _describe_error(error: OSError) -> str:
     """The system loader's message. PyInstaller wraps it in an error without a reason."""
     return str(error.__cause__ or error)
 
 
-def _why_not(path: Path) -> str:
+def _explain_skip(path: Path) -> str:
     """Why ggml skipped a plug-in. ggml doesn't tell, so the plug-in is opened again for the system loader's message."""
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
-        return _explain(path, _said(error))
+        return _explain(path, _describe_error(error))
     return f"{path} was loaded, but found no device that it can use"

@@ -81,7 +81,7 @@ class Chunks(Owner):
         """A chunk's address; it lives as long as this object."""
         return self.libs.mtmd.mtmd_input_chunks_get(self, index)
 
-    def text_tokens(self, index: int) -> list[int] | None:
+    def get_text_tokens(self, index: int) -> list[int] | None:
         """The tokens of a text chunk; None for a media chunk."""
         mtmd, chunk = self.libs.mtmd, self[index]
         if mtmd.mtmd_input_chunk_get_type(chunk) != MTMD_INPUT_CHUNK_TYPE_TEXT:
@@ -90,7 +90,7 @@ class Chunks(Owner):
         tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(n))
         return tokens[: n.value]
 
-    def n_tokens(self, index: int) -> int:
+    def count_tokens(self, index: int) -> int:
         """The number of KV cells that a chunk takes."""
         return self.libs.mtmd.mtmd_input_chunk_get_n_tokens(self[index])
 

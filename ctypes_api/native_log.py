@@ -33,16 +33,16 @@ class NativeLog:
         self._errors: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)  # apart: other lines would push them out
 
     def mark(self) -> int:
-        """The current place in the log, for `errors_since` and `lines_since`."""
+        """The current place in the log, for `list_errors_since` and `list_lines_since`."""
         with self._lock:
             return self._count
 
-    def errors_since(self, mark: int) -> list[str]:
+    def list_errors_since(self, mark: int) -> list[str]:
         """The error lines logged after `mark`, oldest first, at most the last 64 of the process."""
         with self._lock:
             return [text for number, text in self._errors if number >= mark]
 
-    def lines_since(self, mark: int) -> list[str]:
+    def list_lines_since(self, mark: int) -> list[str]:
         """The lines logged after `mark`, oldest first, at most the last 64 of the process."""
         with self._lock:
             return [text for number, text in self._recent if number >= mark]

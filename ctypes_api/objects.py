@@ -115,18 +115,18 @@ class Model(Owner):
             self._file = _open_at(path, offset)
             self._own(libs.llama.llama_model_load_from_file_ptr(self._file.raw, params))
         else:
-            self._own(libs.llama.llama_model_load_from_file(_c_path(path), params))
+            self._own(libs.llama.llama_model_load_from_file(_encode_c_path(path), params))
         if self.raw is None:
             self._close_file()
         watch.check(self)
         if self.raw is None:
-            raise ModelLoadError(_failure(f"can't load model {os.fspath(path)}", libs, mark))
+            raise ModelLoadError(_describe_failure(f"can't load model {os.fspath(path)}", libs, mark))
         self.vocab: int = libs.llama.llama_model_get_vocab(self)  # lives as long as the model
 
     @property
     def desc(self) -> str:
         """A short description such as `llama 1B Q4_1`."""
-        return _string(self.libs.llama.llama_model_desc, self)
+        return _read_string(self.libs.llama.llama_model_desc, self)
 
     @property
     def size(self) -> int:
@@ -138,11 +138,11 @@ class Model(Owner):
         """Number of parameters."""
         return self.libs.llama.llama_model_n_params(self)
 
-    def meta(self) -> dict[str, str]:
+    def read_meta(self) -> dict[str, str]:
         """The GGUF metadata: scalars and strings as text (the C interface omits arrays)."""
-        return _metadata(self, "llama_model_meta")
+        return _read_metadata(self, "llama_model_meta")
 
-    def chat_template(self, name: str | None = None) -> str | None:
+    def get_chat_template(self, name: str | None = None) -> str | None:
         """The model's chat template, the default one or a named one; None if it has none."""
         text = self.libs.llama.llama_model_chat_template(self, None if name is None else name.encode())
         return None if text is None else text.decode("utf-8", "replace")
@@ -203,7 +203,7 @@ class Context(Owner):
         mark = self.libs.log.mark()
         self._own(self.libs.llama.llama_init_from_model(model, params), model)
         if self.raw is None:
-            raise ModelLoadError(_failure("can't create a context", self.libs, mark))
+            raise ModelLoadError(_describe_failure("can't create a context", self.libs, mark))
         self.memory: int | None = self.libs.llama.llama_get_memory(self)  # None: an encoder-only model
         if pool is not None:
             self._keep.append(pool)
@@ -251,15 +251,15 @@ class Batch:
         self.n_seq_id = (c_int32 * n_tokens)(*([1] * n_tokens))
         self.logits: Any = (c_int8 * n_tokens)()
         self.seq: Any = (c_int32 * (n_tokens * n_seq_max))()
-        self.seq_id = _rows(self.seq, n_tokens, n_seq_max)
+        self.seq_id = _make_rows(self.seq, n_tokens, n_seq_max)
         self.struct = llama_batch(
             0,
-            _first(self.token, c_int32),
-            _first(self.embd, c_float),
-            _first(self.pos, c_int32),
-            _first(self.n_seq_id, c_int32),
-            _first(self.seq_id, POINTER(c_int32)),
-            _first(self.logits, c_int8),
+            _point_to_first(self.token, c_int32),
+            _point_to_first(self.embd, c_float),
+            _point_to_first(self.pos, c_int32),
+            _point_to_first(self.n_seq_id, c_int32),
+            _point_to_first(self.seq_id, POINTER(c_int32)),
+            _point_to_first(self.logits, c_int8),
         )
 
     @property
@@ -295,7 +295,7 @@ class Sampler(Owner):
         self._own(raw)
 
     @classmethod
-    def chain(cls, libs: Libs, *parts: Sampler | int | None, no_perf: bool = True) -> Sampler:
+    def make_chain(cls, libs: Libs, *parts: Sampler | int | None, no_perf: bool = True) -> Sampler:
         """A chain that applies `parts` in order, and owns them. Each is an owner or a new C pointer.
 
         LibsError if one is NULL; then all are freed.
@@ -312,7 +312,7 @@ class Sampler(Owner):
         return made
 
     @classmethod
-    def custom(
+    def make_custom(
         cls,
         libs: Libs,
         name: str,
@@ -365,13 +365,13 @@ class Adapter(Owner):
         """Raises ModelLoadError with the last native error lines."""
         super().__init__(model.libs)
         mark = self.libs.log.mark()
-        self._own(self.libs.llama.llama_adapter_lora_init(model, _c_path(path)), model)
+        self._own(self.libs.llama.llama_adapter_lora_init(model, _encode_c_path(path)), model)
         if self.raw is None:
-            raise ModelLoadError(_failure(f"can't load adapter {os.fspath(path)}", self.libs, mark))
+            raise ModelLoadError(_describe_failure(f"can't load adapter {os.fspath(path)}", self.libs, mark))
 
-    def meta(self) -> dict[str, str]:
+    def read_meta(self) -> dict[str, str]:
         """The adapter's GGUF metadata as text."""
-        return _metadata(self, "llama_adapter_meta")
+        return _read_metadata(self, "llama_adapter_meta")
 
     def _free(self, raw: int) -> None:
         self.libs.llama.llama_adapter_lora_free(raw)
@@ -393,10 +393,10 @@ class MtmdContext(Owner):
         _set_fields(params, fields, self._keep)
         watch = _ProgressWatch(progress, params, mtmd_progress_callback)
         mark = self.libs.log.mark()
-        self._own(self.libs.mtmd.mtmd_init_from_file(_c_path(path), model, params), model)
+        self._own(self.libs.mtmd.mtmd_init_from_file(_encode_c_path(path), model, params), model)
         watch.check(self)
         if self.raw is None:
-            raise ModelLoadError(_failure(f"can't load projector {os.fspath(path)}", self.libs, mark))
+            raise ModelLoadError(_describe_failure(f"can't load projector {os.fspath(path)}", self.libs, mark))
 
     def _free(self, raw: int) -> None:
         self.libs.mtmd.mtmd_free(raw)
@@ -435,7 +435,7 @@ def _open_at(path: str | os.PathLike[str], offset: int) -> CFile:
         raise ModelLoadError(f"can't load model {os.fspath(path)}: {error.strerror}") from None
 
 
-def _c_path(path: str | os.PathLike[str]) -> bytes:
+def _encode_c_path(path: str | os.PathLike[str]) -> bytes:
     """A path for C: UTF-8 on Windows, the file system's encoding elsewhere."""
     encoded = os.fsencode(path)
     if b"\0" in encoded:
@@ -459,12 +459,12 @@ def _set_fields(
         setattr(params, name, value)
 
 
-def _first(array: Any, element: Any) -> Any:
+def _point_to_first(array: Any, element: Any) -> Any:
     """A pointer to an array's first element; NULL for no array."""
     return ctypes.cast(array, POINTER(element)) if array is not None else POINTER(element)()
 
 
-def _rows(flat: Any, count: int, width: int) -> Any:
+def _make_rows(flat: Any, count: int, width: int) -> Any:
     """`count` pointers, `width` elements apart, into a flat int32 array, and a NULL after them."""
     base = ctypes.addressof(flat)
     rows = (POINTER(c_int32) * (count + 1))()
@@ -473,7 +473,7 @@ def _rows(flat: Any, count: int, width: int) -> Any:
     return rows
 
 
-def _string(function: Callable, *arguments: Any) -> str:
+def _read_string(function: Callable, *arguments: Any) -> str:
     """Call a C function that ends in (char *buf, size_t size) and returns the needed length, or -1."""
     buffer = ctypes.create_string_buffer(256)
     length = function(*arguments, buffer, len(buffer))
@@ -483,14 +483,17 @@ def _string(function: Callable, *arguments: Any) -> str:
     return buffer.value.decode("utf-8", "replace")
 
 
-def _metadata(owner: Owner, prefix: str) -> dict[str, str]:
+def _read_metadata(owner: Owner, prefix: str) -> dict[str, str]:
     functions = vars(owner.libs.llama)
     key_at, value_at = functions[f"{prefix}_key_by_index"], functions[f"{prefix}_val_str_by_index"]
-    return {_string(key_at, owner, i): _string(value_at, owner, i) for i in range(functions[f"{prefix}_count"](owner))}
+    return {
+        _read_string(key_at, owner, i): _read_string(value_at, owner, i)
+        for i in range(functions[f"{prefix}_count"](owner))
+    }
 
 
-def _failure(what: str, libs: Libs, mark: int) -> str:
+def _describe_failure(what: str, libs: Libs, mark: int) -> str:
     """One printable line: `what`, then the last three native error lines (they may quote a broken file)."""
-    lines = [line.strip() for line in libs.log.errors_since(mark) if line.strip()]
+    lines = [line.strip() for line in libs.log.list_errors_since(mark) if line.strip()]
     text = f"{what}: {'; '.join(lines[-3:]) or 'the native library gave no reason'}"
     return "".join(char if char.isprintable() else "?" for char in text)

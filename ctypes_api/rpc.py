@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ctypes_api.binding import Functions, bind, call, from_addresses
 from ctypes_api.devices import Device
-from ctypes_api.errors import LibsError, LibsNotFound, advice
+from ctypes_api.errors import LibsError, LibsNotFound, choose_advice
 from ctypes_api.ggml import ggml_backend_dev_t, ggml_backend_reg_t
 from ctypes_api.loader import Libs
 
@@ -32,7 +32,7 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
 
     The library ends the process if a worker can't be reached, so the caller must check that before.
     """
-    functions = _functions(libs)
+    functions = _find_functions(libs)
     known = {libs.ggml.ggml_backend_reg_get(i) for i in range(libs.ggml.ggml_backend_reg_count())}
     for address in addresses:
         registry = functions.ggml_backend_rpc_add_server(address.encode())
@@ -49,15 +49,15 @@ def serve(libs: Libs, address: str, cache: Path | None, n_threads: int, devices:
     """
     handles = (ggml_backend_dev_t * len(devices))(*(device.raw for device in devices))
     folder = os.fsencode(cache) + os.sep.encode() if cache else None
-    _functions(libs).ggml_backend_rpc_start_server(address.encode(), folder, n_threads, len(devices), handles)
+    _find_functions(libs).ggml_backend_rpc_start_server(address.encode(), folder, n_threads, len(devices), handles)
 
 
-def _functions(libs: Libs) -> Functions:
+def _find_functions(libs: Libs) -> Functions:
     registry = libs.ggml.ggml_backend_reg_by_name(b"RPC")
     if not registry:
         raise LibsNotFound(
             f"{libs.folder} has no libggml-rpc, which workers need: "
-            + advice(
+            + choose_advice(
                 "run `python build_scripts/fetch_libs.py --with-rpc`",
                 "choose a folder of libraries that has it with --libs",
             )

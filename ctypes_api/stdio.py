@@ -29,9 +29,9 @@ class CFile:
         self._libc.fclose.argtypes = (c_void_p,)
         self.raw: int | None = opener(name, mode)
         if self.raw is None:
-            raise _error(path)
+            raise _make_error(path)
         if seek(self.raw, offset, os.SEEK_SET) != 0:
-            error = _error(path)
+            error = _make_error(path)
             self.close()
             raise error
 
@@ -42,6 +42,6 @@ class CFile:
             self._libc.fclose(raw)
 
 
-def _error(path: str | os.PathLike[str]) -> OSError:
+def _make_error(path: str | os.PathLike[str]) -> OSError:
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code), os.fspath(path))

@@ -23,7 +23,7 @@ _PIECE = ctypes.c_char * 64  # longer tokens need a second call
 
 
 @cache
-def _ints(n: int) -> Any:
+def _make_array_type(n: int) -> Any:
     """The type of an array of `n` integers: ctypes takes longer to make a type than to make an array."""
     return ctypes.c_int32 * n
 
@@ -37,7 +37,7 @@ def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_speci
     _check(libs, vocab, ())
     room = len(text) + 8  # no token is shorter than a byte, plus BOS, EOS and a leading space
     for _ in range(2):
-        tokens = _ints(1 << (room - 1).bit_length())()
+        tokens = _make_array_type(1 << (room - 1).bit_length())()
         count = libs.llama.llama_tokenize(vocab, text, len(text), tokens, room, add_special, parse_special)
         if count >= 0:
             return tokens[:count]
@@ -58,12 +58,12 @@ def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
     return buffer.raw[:length]
 
 
-def token_text(libs: Libs, vocab: int, token: int) -> str:
+def get_token_text(libs: Libs, vocab: int, token: int) -> str:
     """A token's text; "" for no token (negative)."""
     return token_to_piece(libs, vocab, token, True).decode("utf-8", "replace") if token >= 0 else ""
 
 
-def suppressed_tokens(libs: Libs, vocab: int) -> tuple[int, ...]:
+def list_suppressed_tokens(libs: Libs, vocab: int) -> tuple[int, ...]:
     """The tokens that must never be drawn according to the model."""
     n = ctypes.c_int32(0)
     tokens = libs.llama.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(n))

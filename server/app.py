@@ -26,12 +26,12 @@ from server.engine.seam.config import EngineConfig
 from server.errands import one_shot
 from server.errands.bundle import Bundle, BundleError
 from server.errands.one_shot import ModelPlace
-from server.errands.tuned import chosen, remember
+from server.errands.tuned import choose_tuned, remember
 from server.errors import FAILED, MISCONFIGURED, PassingError, StartError
 from server.loading.engines import make_transport, open_vocab, warn_of_threads, with_advice
 from server.log import LogFileError, get_logger
 from server.model_files import host_cpus
-from server.model_sources import libs_folder, read_model, tunable
+from server.model_sources import find_libs_folder, get_tunable, read_model
 from server.options.groups import EngineOptions, LoggingOptions, ModelOptions, Options
 from server.options.row import OptionError
 
@@ -54,24 +54,24 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
     try:
         errands = options.errands
         if errands.version:
-            print(version(options.engines))
+            print(describe_version(options.engines))
             return 0
         if errands.verify:
             from server.errands import verify
 
-            print(verify.report(Path(libs_folder(options.engines)), own))
+            print(verify.report(Path(find_libs_folder(options.engines)), own))
             return 0
         if errands.cache_list:
-            from server.download import cached_models
+            from server.download import list_cached_models
 
-            print("\n".join(cached_models()))
+            print("\n".join(list_cached_models()))
             return 0
         if errands.list_devices:
             from server.engine.llama import backend
 
-            libs = libs_folder(options.engines)
-            variant = chosen(options.model, "", Path(libs)).cpu_variant
-            print("\n".join(backend.device_lines(libs, variant, options.model.rpc)))
+            libs = find_libs_folder(options.engines)
+            variant = choose_tuned(options.model, "", Path(libs)).cpu_variant
+            print("\n".join(backend.describe_devices(libs, variant, options.model.rpc)))
             return 0
         if errands.bench:
             return measure(options, errands.bench, argv)
@@ -91,7 +91,7 @@ def measure(options: Options, names: str, argv: Sequence[str]) -> int:
     model = options.model
     try:
         return command.measure(
-            program.own_command(),
+            program.make_own_command(),
             argv,
             command.OWN if names == "own" else names,
             model.sources.model or "",
@@ -112,11 +112,11 @@ def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, co
 
         print(tune.text_of(measure_steps(config)))
         return 0
-    path = tunable(options.sources, model)
+    path = get_tunable(options.sources, model)
     if not path:
         raise OptionError("--tune needs a model's file: name one with -m FILE")
     plugins = read_folder(Path(config.libs)).cpu_variants
-    command = program.own_command(*tune.without_tune(argv))
+    command = program.make_own_command(*tune.without_tune(argv))
     print(
         f"{Path(path).name}: milliseconds for a step of one token, of a few tokens and of a prompt, each with a short "
         "and with a long context",
@@ -125,7 +125,7 @@ def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, co
     try:
         tuned = tune.find_best(
             sorted(plugins),
-            0 if options.threads > 0 else host_cpus.usable_cores(),
+            0 if options.threads > 0 else host_cpus.count_usable_cores(),
             lambda words, timeout_s: tune.run_child(command, words, timeout_s),
         )
         print(tune.report(tuned, remember(path, plugins.get(tuned.cpu_variant or ""), tuned)))
@@ -136,12 +136,12 @@ def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, co
     return 0
 
 
-def version(options: EngineOptions) -> str:
+def describe_version(options: EngineOptions) -> str:
     """The text of `--version`: this program's version, llama.cpp's, and which libraries the server would use."""
     from server.engine.llama import backend
 
     try:
-        return f"llama_srv {VERSION}\nllama.cpp {backend.library_line(libs_folder(options))}"
+        return f"llama_srv {VERSION}\nllama.cpp {backend.describe_library(find_libs_folder(options))}"
     except LibsError as error:
         return f"llama_srv {VERSION}\nllama.cpp: {error}"
 
@@ -149,7 +149,7 @@ def version(options: EngineOptions) -> str:
 def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
     """Load the model, listen, and serve until a signal comes. Return the exit code. For the parameters see `run`."""
     set_up_logging(options.logging, options.warnings)
-    unpacked = program.UnpackedFolder(program.unpacked_folder())
+    unpacked = program.UnpackedFolder(program.find_unpacked_folder())
     is_tuning, model = options.errands.tune, options.model
     if options.catalogue and not options.errands:
         return serve_many(options, own, argv, process, unpacked)
@@ -195,9 +195,9 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
 
 def require_workers(config: EngineConfig) -> None:
     """PassingError if a worker of --rpc doesn't answer: it may still be starting."""
-    from server.engine.seam.workers import reachable
+    from server.engine.seam.workers import find_reachable
 
-    _, faults = reachable(config.rpc)
+    _, faults = find_reachable(config.rpc)
     if faults:
         raise PassingError(f"--rpc: {faults[0]}")
 
@@ -212,11 +212,11 @@ def serve_many(
     """Serve several models. Each one is loaded when a request asks for it. See `serve`."""
     from server import serving
 
-    libs = libs_folder(options.engines)
+    libs = find_libs_folder(options.engines)
     starter = make_starter(options, own, argv, libs, process)
     starter.turns = "" if starter.gpus else make_turns()
     try:
-        entries = starter.entries()
+        entries = starter.list_entries()
         starter.spare.refill()
         stop, leave = take_signals()
         memory.return_large_blocks()
@@ -246,7 +246,7 @@ def make_starter(
     """The object that starts models. `process` is an engine's process that the first model will use."""
     from server.loading import starter  # here, because a server whose model stays loaded doesn't need it
 
-    variant = chosen(options.model, options.model.sources.model or "", Path(libs)).cpu_variant
+    variant = choose_tuned(options.model, options.model.sources.model or "", Path(libs)).cpu_variant
     spare = starter.Spare([libs, variant] if variant else [libs], process)
     return starter.Starter(options, argv, os.environ, own, spare, starter.find_gpus(libs))
 
@@ -278,10 +278,10 @@ def set_up_logging(options: LoggingOptions, warnings: Sequence[str]) -> None:
         if options.verbose
         else logging_setup.LEVEL_BY_VERBOSITY[min(options.log_verbosity, max(logging_setup.LEVEL_BY_VERBOSITY))]
     )
-    profile = logging_setup.profile_settings(
+    profile = logging_setup.make_profile_settings(
         options.profile, disable=options.log_disable, format=options.log_format, file=options.log_file
     )
-    logging_setup.setup(level, colors=options.log_colors, secrets=options.secrets, **profile)
+    logging_setup.set_up(level, colors=options.log_colors, secrets=options.secrets, **profile)
     for line in warnings:
         log.warning("%s", line)
 

@@ -52,7 +52,7 @@ SAID_BY_TYPE = {
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def one_line(message: str) -> str:
+def make_one_line(message: str) -> str:
     """`message` with control characters escaped. It may quote text from a client or a file."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
 
@@ -74,7 +74,7 @@ class ApiError(Exception):
         reason: str = "",
         **extra: object,
     ) -> None:
-        message = one_line(message)
+        message = make_one_line(message)
         super().__init__(message)
         self.status = status
         self.message = message
@@ -89,7 +89,7 @@ class StartError(Exception):
     """Why the server can't start or a model can't be loaded: one line for the user."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(make_one_line(message))
 
 
 class PassingError(StartError):

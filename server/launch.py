@@ -24,11 +24,11 @@ from ctypes_api.folder import find_folder
 from server import program
 from server.engine.client import spawn
 from server.errands import double_click
-from server.errands.tuned import chosen
+from server.errands.tuned import choose_tuned
 from server.errors import FAILED, MISCONFIGURED
 from server.options.commands import is_command
 from server.options.groups import Options, group
-from server.options.parser import OptionError, parse, usage
+from server.options.parser import OptionError, parse, render_usage
 
 if TYPE_CHECKING:
     from server.errands.bundle import Bundle
@@ -97,20 +97,20 @@ def _run(argv: Sequence[str], is_click: bool) -> int:
 
         return commands.main(argv)
     try:
-        own = own_bundle()
+        own = find_own_bundle()
         bundled = own.defaults if own else ()
         options = group(parse(argv, os.environ, bundled=bundled))
         if is_click:
             sources = options.model.sources
-            argv = double_click.words(argv, bool(own or sources.model or sources.must_fetch))
+            argv = double_click.make_words(argv, bool(own or sources.model or sources.must_fetch))
             options = group(parse(argv, os.environ, bundled=bundled))
     except OptionError as error:
         return _fail(str(error), MISCONFIGURED)
     if options.errands.help:
-        name = program.program().removeprefix("python ")
-        print(usage(program=name, is_short=options.errands.help == "short"), flush=True)
+        name = program.describe_program().removeprefix("python ")
+        print(render_usage(program=name, is_short=options.errands.help == "short"), flush=True)
         return 0
-    room = address_space()
+    room = read_address_space()
     if room is not None and room < MIN_ADDRESS_SPACE:
         return _fail(
             f"ulimit -v allows {room >> 20} MiB of address space; the server needs {MIN_ADDRESS_SPACE >> 20} MiB and "
@@ -129,7 +129,7 @@ def _run(argv: Sequence[str], is_click: bool) -> int:
             spawn.end_process(process)
 
 
-def address_space() -> int | None:
+def read_address_space() -> int | None:
     """Bytes that each process of the program may map; None for no limit."""
     try:
         import resource
@@ -139,14 +139,14 @@ def address_space() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def own_bundle() -> Bundle | None:
+def find_own_bundle() -> Bundle | None:
     """The bundle in this executable, or in a file beside it; None without one. OptionError if it is damaged."""
     if not program.is_frozen():
         return None
     from server.errands.bundle import BundleError, find  # here, because only executables have one
 
     try:
-        return find(program.own_file())
+        return find(program.find_own_file())
     except BundleError as error:
         raise OptionError(str(error)) from None
 
@@ -158,17 +158,17 @@ def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | Non
     if not is_at_hand or options.engines.engine == "thread" or options.errands:
         return None
     try:
-        return spawn.start_process(spawn.engine_command(*library_hints(options)))
+        return spawn.start_process(spawn.make_engine_command(*find_library_hints(options)))
     except OSError:
         return None  # the supervisor tries again and reports the error
 
 
-def library_hints(options: Options) -> list[str]:
+def find_library_hints(options: Options) -> list[str]:
     """The folder of the libraries, and the CPU variant if one is chosen. Empty without libraries: `app` reports
     that."""
     try:
         folder = find_folder(program.ROOT, options.engines.libs)
     except LibsError:
         return []
-    variant = chosen(options.model, options.model.sources.model or "", folder).cpu_variant
+    variant = choose_tuned(options.model, options.model.sources.model or "", folder).cpu_variant
     return [str(folder), variant] if variant else [str(folder)]

@@ -5,7 +5,7 @@ as indented lines. Lines are written whole, so several processes can append to o
 through the logger "llama", the access log through "access". Control characters are escaped, so that text from clients
 can't forge lines or control a terminal. Secrets are masked in every line. If the disk is full, stderr is closed or
 nobody reads it, lines are lost, but a thread that logs never waits and gets no exception (see `log_output`). Importing
-this module has no effect; `app` and the command `batch` call `setup`.
+this module has no effect; `app` and the command `batch` call `set_up`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def get_logger(name: str) -> logging.Logger:
 # -- setting up
 
 
-def setup(
+def set_up(
     level: int | str = "INFO",
     *,
     format: str = "text",
@@ -125,25 +125,25 @@ def setup(
     handlers: list[Handler] = []
     if file is not None:
         try:
-            handlers.append(Handler(FileSink(file), _formatter(format, mask, dated=True)))
+            handlers.append(Handler(FileSink(file), _make_formatter(format, mask, dated=True)))
         except LogFileError as error:
             if not file_optional:
                 raise
             trouble = error
     stream = stream if stream is not None else sys.stderr
     if not quiet and stream is not None:  # a program without a console has no stderr
-        in_color = colors == "on" or colors == "auto" and _wants_color(stream)
+        in_color = colors == "on" or colors == "auto" and _can_color(stream)
         sink = StreamSink(stream, utf8=format == "json")
-        handlers.append(Handler(sink, _formatter(format, mask, color=in_color)))
+        handlers.append(Handler(sink, _make_formatter(format, mask, color=in_color)))
     _install(handlers, LEVELS[level] if isinstance(level, str) else level)
     if trouble:
         get_logger("log").warning("no log file: %s", trouble)
 
 
-def profile_settings(
+def make_profile_settings(
     profile: str, *, disable: bool = False, format: str | None = None, file: str | None = None
 ) -> dict[str, Any]:
-    """The arguments of `setup` that follow from `--compat`, `--log-disable`, `--log-format` and `--log-file`. None
+    """The arguments of `set_up` that follow from `--compat`, `--log-disable`, `--log-format` and `--log-file`. None
     means that an option wasn't given.
 
     With `--compat 2024` the log is JSON on stdout and in `llama.log`, and `--log-disable` leaves out the file.
@@ -161,7 +161,7 @@ def profile_settings(
 
 def reopen() -> None:
     """Open the log files again by their names, after they have been moved. The main loop calls it at SIGHUP."""
-    for handler in _handlers():
+    for handler in _list_handlers():
         if not isinstance(handler.sink, FileSink):
             continue
         try:
@@ -177,7 +177,7 @@ def reopen() -> None:
 
 def hide(*secrets: str) -> None:
     """Mask further secrets, for example API keys from a file that was read again."""
-    for handler in _handlers():
+    for handler in _list_handlers():
         handler.formatter.mask.add(secrets)
 
 
@@ -188,7 +188,7 @@ def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
     flush(SAY_S)
     known = [
         handler
-        for handler in [*_handlers(), *_speakers]
+        for handler in [*_list_handlers(), *_speakers]
         if isinstance(handler.sink, StreamSink) and handler.sink.stream is stream
     ]
     if not known:
@@ -200,17 +200,17 @@ def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
 
 def flush(patience_s: float = FLUSH_S) -> None:
     """Wait until the lines so far are written, at most `patience_s` seconds for each output."""
-    for handler in [*_handlers(), *_speakers]:
+    for handler in [*_list_handlers(), *_speakers]:
         handler.output.flush(patience_s)
 
 
-def n_lost() -> int:
+def count_lost() -> int:
     """How many lines could not be written so far, in this process and in the engines'."""
-    return sum(handler.output.n_lost for handler in _handlers()) + sum(_lost_elsewhere)
+    return sum(handler.output.n_lost for handler in _list_handlers()) + sum(_lost_elsewhere)
 
 
 def note_lost(n: int) -> None:
-    """Add to `n_lost` lines that the engine's process has lost."""
+    """Add to `count_lost` lines that the engine's process has lost."""
     with _lost_lock:
         _lost_elsewhere[0] += n
 
@@ -220,7 +220,7 @@ _lost_elsewhere = [0]  # lines that engines' processes have lost
 _lost_lock = threading.Lock()  # each engine has a thread `engine-reader` that adds to it
 
 
-def _handlers() -> list[Handler]:
+def _list_handlers() -> list[Handler]:
     return [handler for handler in logging.getLogger(ROOT).handlers if isinstance(handler, Handler)]
 
 
@@ -235,11 +235,13 @@ def _install(handlers: list[Handler], level: int) -> None:
         handler.close()
 
 
-def _formatter(format: str, mask: Mask, *, color: bool = False, dated: bool = False) -> JsonFormatter | TextFormatter:
+def _make_formatter(
+    format: str, mask: Mask, *, color: bool = False, dated: bool = False
+) -> JsonFormatter | TextFormatter:
     return JsonFormatter(mask) if format == "json" else TextFormatter(mask, color=color, dated=dated)
 
 
-def _wants_color(stream: TextIO) -> bool:
+def _can_color(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     if os.name == "nt" and not (os.environ.get("WT_SESSION") or os.environ.get("TERM")):
@@ -255,7 +257,7 @@ def _wants_color(stream: TextIO) -> bool:
 _subject = threading.local()
 
 
-def about(model: str) -> None:
+def set_subject(model: str) -> None:
     """Put the name of a model into all further lines of this thread; "" ends that."""
     _subject.model = model
 
@@ -266,7 +268,7 @@ def inherit(target: Callable[..., None]) -> Callable[..., None]:
     model = getattr(_subject, "model", "")
 
     def run(*args: object) -> None:
-        about(model)
+        set_subject(model)
         target(*args)
 
     return run
@@ -275,7 +277,7 @@ def inherit(target: Callable[..., None]) -> Callable[..., None]:
 # -- what is logged
 
 
-def access_line(record: AccessRecord) -> None:
+def log_access(record: AccessRecord) -> None:
     """Log one answered request; the HTTP server calls this as its `access_log`.
 
     Server errors are warnings. The path has no query, which may hold secrets.
@@ -321,11 +323,11 @@ def is_verbose() -> bool:
     return logging.getLogger(ROOT).isEnabledFor(VERBOSE)
 
 
-def verbose(message: str, **fields: object) -> None:
+def log_verbose(message: str, **fields: object) -> None:
     """With `--verbose`, log a whole request, prompt or answer. `fields` are values that JSON can hold.
 
-    A request for text: `verbose("request", id=..., body=..., tokens=...)`, with the token ids of each prompt. Its
-    answer, unless it is a stream: `verbose("response", id=..., body=...)`.
+    A request for text: `log_verbose("request", id=..., body=..., tokens=...)`, with the token ids of each prompt. Its
+    answer, unless it is a stream: `log_verbose("response", id=..., body=...)`.
     """
     get_logger("verbose").log(VERBOSE, "%s", message, extra={"fields": fields}, stacklevel=2)
 
@@ -380,10 +382,10 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One record, without a line end."""
         when = self._format_second(int(record.created))
-        level = _level_name(record.levelno)
-        fields = " ".join(f"{key}={_text_value(value)}" for key, value in _fields(record).items())
-        text = _escape(_message(record)) + (f" | {_escape(fields)}" if fields else "")
-        line = self.mask(f"{when}.{int(record.msecs):03d} {level[0]} {_part(record)}: {text}")
+        level = _get_level_name(record.levelno)
+        fields = " ".join(f"{key}={_format_text_value(value)}" for key, value in _read_fields(record).items())
+        text = _escape(_format_message(record)) + (f" | {_escape(fields)}" if fields else "")
+        line = self.mask(f"{when}.{int(record.msecs):03d} {level[0]} {_get_part(record)}: {text}")
         if self._color and level in COLORS:
             line = COLORS[level] + line + COLOR_END
         if record.exc_info:
@@ -402,7 +404,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One record, without a line end."""
-        message = _message(record)
+        message = _format_message(record)
         function, line = record.funcName, record.lineno
         if record.name == f"{ROOT}.llama":
             # llama.cpp's lines begin with the name of a C function: that one is logged, not our callback
@@ -411,38 +413,38 @@ class JsonFormatter(logging.Formatter):
         entry = {
             "tid": str(record.thread),
             "timestamp": round(record.created, 3),
-            "level": _level_name(record.levelno),
+            "level": _get_level_name(record.levelno),
             "function": function,
             "line": line,
             "msg": message,
-            "logger": _part(record),
+            "logger": _get_part(record),
             "thread": record.threadName,
         }
-        fields = _fields(record) | (getattr(record, "json_fields", None) or {})
+        fields = _read_fields(record) | (getattr(record, "json_fields", None) or {})
         entry |= {key: value for key, value in fields.items() if key not in entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return self.mask(re.sub(UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", _to_json(entry)))
 
 
-def _message(record: logging.LogRecord) -> str:
+def _format_message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception as error:  # a wrong call must not hide the message
         return f"{record.msg!s} (arguments don't fit: {error})"
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
+def _read_fields(record: logging.LogRecord) -> dict[str, Any]:
     fields = getattr(record, "fields", None) or {}
     model = getattr(_subject, "model", "")  # a line is formatted on the thread that logs it
     return {**fields, "model": model} if model else fields
 
 
-def _part(record: logging.LogRecord) -> str:
+def _get_part(record: logging.LogRecord) -> str:
     return record.name.removeprefix(ROOT + ".")
 
 
-def _level_name(number: int) -> str:
+def _get_level_name(number: int) -> str:
     return LEVEL_NAMES.get(number) or logging.getLevelName(number)
 
 
@@ -452,7 +454,7 @@ def _escape(text: str) -> str:
     return re.sub(UNSAFE, lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def _text_value(value: object) -> str:
+def _format_text_value(value: object) -> str:
     if type(value) is int or type(value) is float and math.isfinite(value):
         return repr(value)
     return value if isinstance(value, str) and re.fullmatch(PLAIN_WORD, value) else _to_json(value)
@@ -461,7 +463,7 @@ def _text_value(value: object) -> str:
 def _to_json(value: object, depth: int = 0) -> str:
     """JSON of any value. What JSON can't hold (NaN, keys that aren't texts, loops) becomes a text."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_make_plain)
     except (ValueError, TypeError, RecursionError):
         if isinstance(value, dict) and depth < MAX_DEPTH:
             return (
@@ -474,7 +476,7 @@ def _to_json(value: object, depth: int = 0) -> str:
         return json.dumps(repr(value), ensure_ascii=False)
 
 
-def _plain(value: object) -> object:
+def _make_plain(value: object) -> object:
     import dataclasses  # here, because it is slow to import
 
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -501,7 +503,7 @@ class Handler(logging.Handler):
         super().__init__()
         self.sink = sink
         self.setFormatter(formatter)
-        self.output = Output(sink, self._loss)
+        self.output = Output(sink, self._format_loss)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Never raises and never waits."""
@@ -519,7 +521,7 @@ class Handler(logging.Handler):
         self.output.close()
         super().close()
 
-    def _loss(self, n: int, why: str) -> str:
+    def _format_loss(self, n: int, why: str) -> str:
         return (
             self.format(logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, LOST, (n, why), None, "emit"))
             + "\n"

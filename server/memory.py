@@ -1,8 +1,8 @@
 """One bound on the memory that all requests together hold. A leaf.
 
 Connection threads use it. The HTTP edge tells for which request a thread works (`use`). Code that makes a large object
-for that request counts its size (`hold`, `held`), before the object is made if the size is known by then. The request
-gives all of it back when its answer has been written.
+for that request counts its size (`hold`, `keep_held`), before the object is made if the size is known by then. The
+request gives all of it back when its answer has been written.
 
 Not taken: passing the request to all code that allocates. The JSON reader and the tokenizer don't know requests.
 """
@@ -55,7 +55,7 @@ class Share:
         self._n_held = 0
         self._is_closed = False
 
-    def another(self) -> Share:
+    def make_another(self) -> Share:
         """An empty share of the same budget, for work that goes on after the request."""
         return Share(self._budget)
 
@@ -99,7 +99,7 @@ def use(share: Share | None) -> None:
     _here.share = share
 
 
-def current() -> Share | None:
+def get_current() -> Share | None:
     """The share of the request that this thread works for; None outside of requests."""
     return getattr(_here, "share", None)
 
@@ -107,15 +107,15 @@ def current() -> Share | None:
 def hold(n_bytes: int) -> None:
     """Count bytes that this thread's request holds until its answer has been written. ApiError 503 if they are more
     than is left."""
-    share = current()
+    share = get_current()
     if share is not None:
         share.take(n_bytes)
 
 
 @contextmanager
-def held(n_bytes: int) -> Iterator[None]:
+def keep_held(n_bytes: int) -> Iterator[None]:
     """Count bytes that this thread's request holds inside this block. ApiError 503 as for `hold`."""
-    share = current()
+    share = get_current()
     hold(n_bytes)
     try:
         yield

@@ -41,7 +41,7 @@ class Refusals:
             with self._lock:
                 self._numbers[reason] += 1
 
-    def numbers(self) -> dict[str, int]:
+    def get_numbers(self) -> dict[str, int]:
         """The counts so far, by reason."""
         with self._lock:
             return dict(self._numbers)

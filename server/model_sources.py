@@ -12,16 +12,16 @@ from typing import Any
 
 from ctypes_api.folder import find_folder
 from server import program
-from server.engine.seam.config import EngineConfig, SpecConfig, pinned_patterns
+from server.engine.seam.config import EngineConfig, SpecConfig, list_pinned_patterns
 from server.errands import one_shot
 from server.errands.bundle import Bundle
 from server.errands.one_shot import ModelPlace, place_in, place_of
-from server.errands.tuned import chosen
+from server.errands.tuned import choose_tuned
 from server.errors import PassingError, StartError
 from server.log import get_logger
 from server.model_files import host_cpus
 from server.model_files.checks import check_all, check_model_file, check_ranker
-from server.model_files.gguf import Gguf, GgufError, printable
+from server.model_files.gguf import Gguf, GgufError, make_printable
 from server.model_files.shape import Shape
 from server.model_files.shape_reader import shape_of
 from server.options.advice import read_advice
@@ -30,7 +30,7 @@ from server.options.row import OptionError
 from server.options.speculation import ANSWERS, DRAFT, NGRAM
 from server.options.table import POOLING
 
-NO_MODEL = program.advice(
+NO_MODEL = program.choose_advice(
     """no model given. Three ways to get going:
   python llama_srv.py model.gguf          serve a GGUF file that you have
   python build_scripts/quickstart.py      fetch the libraries and a small model, and serve it
@@ -49,18 +49,18 @@ def read_model(
     must_recall: bool = True,
 ) -> tuple[ModelPlace, EngineConfig, dict[str, Any]]:
     """The model's place, the configuration of its engine, and the sampling settings that its file recommends.
-    OptionError, StartError or LibsError if the model can't be served. For `must_recall` see `engine_config`.
+    OptionError, StartError or LibsError if the model can't be served. For `must_recall` see `make_engine_config`.
 
     The headers of its files take megabytes, so they aren't kept."""
     place, headers = find_model(options, downloads, own)
     draft_model = find_draft_model(options, downloads)
-    libs = libs_folder(engines)
+    libs = find_libs_folder(engines)
     mmproj = find_projector(options.sources, downloads, libs, place)
-    config = engine_config(options, libs, place, headers, draft_model, mmproj, must_recall)
-    return place, config, advice_in(headers[0]) if headers else {}
+    config = make_engine_config(options, libs, place, headers, draft_model, mmproj, must_recall)
+    return place, config, collect_advice(headers[0]) if headers else {}
 
 
-def libs_folder(options: EngineOptions) -> str:
+def find_libs_folder(options: EngineOptions) -> str:
     """The folder of the libraries to use. LibsError names the folders that were searched."""
     return str(find_folder(program.ROOT, options.libs))
 
@@ -81,7 +81,7 @@ def find_model(options: ModelOptions, downloads: DownloadOptions, own: Bundle | 
     elif own:
         place = place_in(own)
     else:
-        raise OptionError(NO_MODEL.format(program=program.program()))
+        raise OptionError(NO_MODEL.format(program=program.describe_program()))
     parts = check_all(
         place.path,
         {"--lora": [adapter for adapter, _ in sources.lora]},
@@ -115,16 +115,16 @@ def find_projector(options: SourceOptions, downloads: DownloadOptions, libs: str
         return ""
     if not (options.mmproj or options.mmproj_url):
         if options.hf_repo:
-            return repository_projector(options.hf_repo, downloads, model.path, libs)
+            return fetch_repository_projector(options.hf_repo, downloads, model.path, libs)
         if model.bundle is None:
             return ""
-        return one_shot.projector_of(model, program.cache_folder())
+        return one_shot.projector_of(model, program.find_cache_folder())
     path = options.mmproj or fetch(downloads, options.mmproj_url)
     check_model_file(path, "--mmproj")
     return path
 
 
-def repository_projector(repo: str, downloads: DownloadOptions, model: str, libs: str) -> str:
+def fetch_repository_projector(repo: str, downloads: DownloadOptions, model: str, libs: str) -> str:
     """The projector in the model's repository, downloaded as llama-server does; "" for none.
 
     If it can't be downloaded or doesn't work here, the model is served without it.
@@ -133,7 +133,7 @@ def repository_projector(repo: str, downloads: DownloadOptions, model: str, libs
         log.info(
             "not looking for a projector in %s: there is no libmtmd here%s",
             repo,
-            program.advice(" (build_scripts/fetch_libs.py --with-mtmd)", ""),
+            program.choose_advice(" (build_scripts/fetch_libs.py --with-mtmd)", ""),
         )
         return ""
     from server.download import DownloadError, fetch_projector
@@ -173,23 +173,23 @@ def fetch(
     return str(found)
 
 
-def tunable(options: SourceOptions, model: ModelPlace) -> str:
+def get_tunable(options: SourceOptions, model: ModelPlace) -> str:
     """The file under whose path `--tune` keeps its result; "" for a model in this executable."""
     return options.model or ("" if model.bundle else model.path)
 
 
-def advice_in(header: Gguf) -> dict[str, Any]:
+def collect_advice(header: Gguf) -> dict[str, Any]:
     """The sampling settings that a model's file recommends, by field name. Wrong ones are logged and left out."""
     advice, faults = read_advice(header.metadata)
     if faults:
-        log.warning("%s recommends settings that can't be used: %s", header.path, printable("; ".join(faults)))
+        log.warning("%s recommends settings that can't be used: %s", header.path, make_printable("; ".join(faults)))
     return advice
 
 
 # ---- the engine's configuration --------------------------------------------------------------------------------------
 
 
-def engine_config(
+def make_engine_config(
     options: ModelOptions,
     libs: str,
     place: ModelPlace,
@@ -200,14 +200,14 @@ def engine_config(
 ) -> EngineConfig:
     """The configuration of the engine. `headers` are those of the model's files; without them the engine reads the
     files' headers itself. With `must_recall` the result of --tune sets what the options leave open."""
-    tuned = chosen(options, tunable(options.sources, place) if must_recall else "", Path(libs))
-    if tuned != chosen(options, "", Path(libs)):
+    tuned = choose_tuned(options, get_tunable(options.sources, place) if must_recall else "", Path(libs))
+    if tuned != choose_tuned(options, "", Path(libs)):
         log.info("using %s, which --tune has found to be faster", tuned)
     return EngineConfig(
         model=place.path,
         model_offset=place.offset,
         model_size=place.size,
-        shape=shape_in(headers, options.model_params),
+        shape=read_shape(headers, options.model_params),
         libs=libs,
         cpu_variant=tuned.cpu_variant,
         n_slots=options.parallel,
@@ -215,7 +215,7 @@ def engine_config(
         n_ctx_slot=options.kv_unified_per_slot or 0,
         n_batch=options.batch_size,
         n_ubatch=options.ubatch_size,
-        n_threads=tuned.n_threads if options.threads > 0 else min(tuned.n_threads, host_cpus.usable_cores()),
+        n_threads=tuned.n_threads if options.threads > 0 else min(tuned.n_threads, host_cpus.count_usable_cores()),
         n_threads_batch=options.threads_batch,
         warmup=options.warmup,
         max_queue=options.max_queue,
@@ -242,7 +242,7 @@ def engine_config(
         n_checkpoints=options.ctx_checkpoints,
         checkpoint_step=max(options.checkpoint_min_step, 64),
         embeddings=options.embeddings or options.reranking,
-        spec=spec_config(options.spec, draft_model, options.threads),
+        spec=make_spec_config(options.spec, draft_model, options.threads),
         model_params=options.model_params,
         context_params=options.context_params,
         pool_params=options.pool_params,
@@ -251,15 +251,15 @@ def engine_config(
     )
 
 
-def shape_in(headers: Sequence[Gguf], model_params: Mapping[str, Any]) -> Shape | None:
+def read_shape(headers: Sequence[Gguf], model_params: Mapping[str, Any]) -> Shape | None:
     """The model's sizes for the memory plan; None if the headers don't tell them. The engine then reports why."""
     try:
-        return shape_of(headers, pinned_patterns(model_params)) if headers else None
+        return shape_of(headers, list_pinned_patterns(model_params)) if headers else None
     except GgufError:
         return None
 
 
-def spec_config(options: SpecOptions, draft_model: str, n_threads: int) -> SpecConfig:
+def make_spec_config(options: SpecOptions, draft_model: str, n_threads: int) -> SpecConfig:
     """The engine's configuration of speculative decoding. `n_threads` is the number of threads of the large model."""
     n_threads = options.spec_draft_threads if options.spec_draft_threads > 0 else n_threads
     return SpecConfig(

@@ -39,17 +39,17 @@ def is_frozen() -> bool:
     return bool(getattr(sys, "frozen", False))
 
 
-def advice(source: str, frozen: str) -> str:
+def choose_advice(source: str, frozen: str) -> str:
     """`source` or, in an executable, `frozen`. Only `source` may name scripts, which an executable doesn't have."""
     return frozen if is_frozen() else source
 
 
-def program() -> str:
+def describe_program() -> str:
     """How the user starts this program, for help and messages."""
-    return own_file().name if is_frozen() else "python llama_srv.py"
+    return find_own_file().name if is_frozen() else "python llama_srv.py"
 
 
-def own_command(*words: str, is_bare: bool = False) -> list[str]:
+def make_own_command(*words: str, is_bare: bool = False) -> list[str]:
     """The command line that starts this program again with `words`. `is_bare`: without the interpreter's `site` module,
     so that Python imports no installed packages."""
     if is_frozen():
@@ -57,16 +57,16 @@ def own_command(*words: str, is_bare: bool = False) -> list[str]:
     return [sys.executable, *(["-S"] if is_bare else []), str(ROOT / "llama_srv.py"), *words]
 
 
-def cache_folder(environ: Mapping[str, str] | None = None, system: str = sys.platform) -> Path:
+def find_cache_folder(environ: Mapping[str, str] | None = None, system: str = sys.platform) -> Path:
     """The user's folder for downloads and other files that can be made again. OSError for a user without a home."""
     environ = os.environ if environ is None else environ
     if environ.get("LLAMA_SRV_CACHE"):
         return Path(os.path.expanduser(environ["LLAMA_SRV_CACHE"]))
     if system == "win32":
-        return Path(environ.get("LOCALAPPDATA") or _home(environ) / "AppData" / "Local") / "llama_srv" / "cache"
+        return Path(environ.get("LOCALAPPDATA") or _find_home(environ) / "AppData" / "Local") / "llama_srv" / "cache"
     if system == "darwin":
-        return _home(environ) / "Library" / "Caches" / "llama_srv"
-    return Path(environ.get("XDG_CACHE_HOME") or _home(environ) / ".cache") / "llama_srv"
+        return _find_home(environ) / "Library" / "Caches" / "llama_srv"
+    return Path(environ.get("XDG_CACHE_HOME") or _find_home(environ) / ".cache") / "llama_srv"
 
 
 def keep_bytecode() -> None:
@@ -75,10 +75,10 @@ def keep_bytecode() -> None:
     is_kept = (ROOT / "server" / "__pycache__").is_dir() or os.access(ROOT, os.W_OK)
     if not (is_kept or is_frozen() or sys.dont_write_bytecode or sys.pycache_prefix):
         with contextlib.suppress(OSError):
-            sys.pycache_prefix = str(cache_folder() / "bytecode")
+            sys.pycache_prefix = str(find_cache_folder() / "bytecode")
 
 
-def _home(environ: Mapping[str, str]) -> Path:
+def _find_home(environ: Mapping[str, str]) -> Path:
     try:
         return Path(environ.get("HOME") or Path.home())
     except RuntimeError:
@@ -95,7 +95,7 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def shows_progress() -> bool:
+def can_show_progress() -> bool:
     """Whether stderr is a terminal. A program without a console has no stderr."""
     return sys.stderr is not None and sys.stderr.isatty()
 
@@ -122,7 +122,7 @@ def stop_child(child: subprocess.Popen, patience: float) -> None:
     child.wait()
 
 
-def own_file() -> Path:
+def find_own_file() -> Path:
     """The file that the user started: the one-file program, the executable in its folder, or llama_srv.py."""
     given = os.environ.get(OWN_FILE)
     if given and is_frozen():
@@ -137,7 +137,7 @@ def is_one_file() -> bool:
     return is_frozen() and bool(os.environ.get(OWN_FILE))
 
 
-def unpacked_folder() -> Path | None:
+def find_unpacked_folder() -> Path | None:
     """The folder into which the one-file program was unpacked; None if this isn't one."""
     return Path(sys.executable).parent if is_frozen() and os.environ.get(OWN_FILE) else None
 

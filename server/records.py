@@ -83,11 +83,11 @@ def record(cls: T | None = None, /, *, frozen: bool = False, eq: bool = True) ->
     """Like `dataclass(slots=True, frozen=frozen, eq=eq)`, for classes without `ClassVar`, `InitVar` and `order`. But
     `eq` replaces the class's own `__eq__` and `__hash__`."""
     if cls is None:
-        return lambda cls: _made(cls, frozen, eq)
-    return _made(cls, frozen, eq)
+        return lambda cls: _make_class(cls, frozen, eq)
+    return _make_class(cls, frozen, eq)
 
 
-def _made(cls: Any, frozen: bool, eq: bool) -> Any:
+def _make_class(cls: Any, frozen: bool, eq: bool) -> Any:
     """A new class with slots and the same content: slots can't be added to an existing class."""
     body = dict(cls.__dict__)
     all_fields: dict[str, Field] = {}
@@ -109,13 +109,13 @@ def _made(cls: Any, frozen: bool, eq: bool) -> Any:
     body["__record_fields__"] = all_fields
     body["__dataclass_fields__"] = _ASKED
     body["__match_args__"] = tuple([field.name for field in all_fields.values() if field.init and not field.kw_only])
-    body.setdefault("__repr__", _repr)
+    body.setdefault("__repr__", _format_record)
     if eq:
-        body["__eq__"], hash_ = _comparisons(all_fields)
+        body["__eq__"], hash_ = _make_comparisons(all_fields)
         body["__hash__"] = hash_ if frozen else None
     if frozen:
         body["__setattr__"] = body["__delattr__"] = _refuse
-        body["__getstate__"], body["__setstate__"] = _state, _set_state
+        body["__getstate__"], body["__setstate__"] = _get_state, _set_state
     made = type(cls)(cls.__name__, cls.__bases__, body)
     made.__init__ = _init_at_first_call(made, frozen)
     return made
@@ -123,13 +123,13 @@ def _made(cls: Any, frozen: bool, eq: bool) -> Any:
 
 def _init_at_first_call(cls: Any, frozen: bool) -> Callable[..., None]:
     def __init__(self: object, *args: object, **kwargs: object) -> None:
-        cls.__init__ = _compiled_init(cls, frozen)
+        cls.__init__ = _compile_init(cls, frozen)
         cls.__init__(self, *args, **kwargs)
 
     return __init__
 
 
-def _compiled_init(cls: Any, frozen: bool) -> Callable[..., None]:
+def _compile_init(cls: Any, frozen: bool) -> Callable[..., None]:
     """Compile `def __init__(self, a, b=..., *, c=...)`, which assigns each field in order."""
     scope: dict[str, Any] = {"_absent": _ABSENT, "_set": object.__setattr__}
     places: dict[Any, list[str]] = {False: [], True: []}
@@ -159,7 +159,7 @@ def _compiled_init(cls: Any, frozen: bool) -> Callable[..., None]:
     return init
 
 
-def _comparisons(all_fields: dict[str, Field]) -> tuple[Callable[..., bool], Callable[..., int]]:
+def _make_comparisons(all_fields: dict[str, Field]) -> tuple[Callable[..., bool], Callable[..., int]]:
     """`__eq__` and `__hash__` over the fields with `compare`."""
     names = [name for name, field in all_fields.items() if field.compare]
     values = attrgetter(*names) if names else type
@@ -174,7 +174,7 @@ def _comparisons(all_fields: dict[str, Field]) -> tuple[Callable[..., bool], Cal
 
 
 @recursive_repr()
-def _repr(self: Any) -> str:
+def _format_record(self: Any) -> str:
     shown = [f"{name}={getattr(self, name)!r}" for name, field in self.__record_fields__.items() if field.repr]
     return f"{self.__class__.__qualname__}({', '.join(shown)})"
 
@@ -185,7 +185,7 @@ def _refuse(self: object, name: str, *value: object) -> None:
     raise FrozenInstanceError(f"cannot {'assign to' if value else 'delete'} field {name!r}")
 
 
-def _state(self: Any) -> list[object]:
+def _get_state(self: Any) -> list[object]:
     return [getattr(self, name) for name in self.__record_fields__]
 
 

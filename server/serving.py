@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from server import errors, program
 from server.api.context import Context
 from server.api.request import constraints
-from server.api.routes import hints, routes
+from server.api.routes import make_hints, make_routes
 from server.api.stored.store import Store
 from server.engine.client.engine_client import EngineClient
 from server.engine.seam.task import READY
@@ -90,7 +90,7 @@ def serve_many(
     models = Models(
         entries, starter, n_most=catalogue.models_max, autoload=catalogue.models_autoload, may_use=keys.ring.may_use
     )
-    context = context_of(options, models, stop, lambda: models.renew(starter.entries()))
+    context = context_of(options, models, stop, lambda: models.renew(starter.list_entries()))
 
     def begin(context: Context, house: Housekeeping) -> None:
         log.info("%d models; each is loaded when a request asks for it", len(entries))
@@ -171,7 +171,7 @@ def make_context(
     """The context that all handlers share, of a server with one model. `name` is the model's name if it has no alias.
     `stop` is set when the server is to stop."""
     model = Model(engine, options.model, options.media, name)
-    return context_of(options, Models.of_one(model, starter, keys.ring.may_use), stop)
+    return context_of(options, Models.from_one(model, starter, keys.ring.may_use), stop)
 
 
 def context_of(
@@ -194,7 +194,7 @@ def open_library(options: Options, models: Models, renew: Callable[[], None]) ->
 
     folder = options.catalogue.models_dir
     return Library(
-        program.cache_folder(),
+        program.find_cache_folder(),
         renew,
         lambda download: models.news.tell(download_event(download)),
         folders=[Path(folder)] if folder else [],
@@ -230,9 +230,9 @@ def make_recorder(options: LoggingOptions, context: Context) -> Recorder | None:
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:
     """The HTTP server with all routes. It is bound to its addresses, but not started."""
     context.is_admin = keys.ring.is_admin
-    table = routes(context)
-    router = Router(table, options.api_prefix, hints(table))
-    return edge.http_server(options, router, keys, PUBLIC, context.refusals)
+    table = make_routes(context)
+    router = Router(table, options.api_prefix, make_hints(table))
+    return edge.make_server(options, router, keys, PUBLIC, context.refusals)
 
 
 def watch_sockets(server: HttpServer) -> Janitor | None:
@@ -260,7 +260,7 @@ def _wait_for_engine(
     model = models.default
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)
-        house.loading(engine.progress)
+        house.report_loading(engine.progress)
     info = engine.info
     if engine.state != READY or info is None or stop.is_set():
         return
@@ -309,7 +309,7 @@ def _stand_by(seconds: float, server: HttpServer, house: Housekeeping, models: M
 
 
 def _show_progress(progress: float) -> None:
-    if progress > 0 and program.shows_progress():
+    if progress > 0 and program.can_show_progress():
         filled = int(progress * 30)
         end = "\r" if progress < 1 else "\n"
         say(f"loading [{'#' * filled}{'.' * (30 - filled)}] {progress:4.0%}", sys.stderr, end)

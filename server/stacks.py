@@ -12,7 +12,7 @@ import threading
 import traceback
 
 
-def stacks(title: str) -> str:
+def collect_stacks(title: str) -> str:
     """A line with `title`, then one paragraph for each thread, with its innermost call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = [f"{title}, process {os.getpid()}\n"]

@@ -35,7 +35,7 @@ def log_as_it_was() -> Iterator[None]:
     root = logging.getLogger("llama_srv")
     before = root.handlers[:], root.level, root.propagate
     yield
-    log.about("")  # a test that looks up a model by name does so on this thread
+    log.set_subject("")  # a test that looks up a model by name does so on this thread
     root.handlers[:], level, root.propagate = before
     root.setLevel(level)
 

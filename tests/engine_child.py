@@ -123,9 +123,9 @@ class FaultyBackend(FakeBackend):
         self._faults.meet("decode", "".join(chr(token) for span in spans for token in span.tokens))
         return super().decode(spans)
 
-    def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> FakeSampler:
+    def make_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> FakeSampler:
         self._faults.meet("start", grammar)
-        sampler = super().new_sampler(stages, grammar, waits)
+        sampler = super().make_sampler(stages, grammar, waits)
         sample = sampler.sample
 
         def faulty(row: int) -> int:

@@ -64,7 +64,7 @@ class FakeEmbeddings:
             held += span.tokens if code == DECODE_OK else span.tokens[:1]
         return code
 
-    def vectors(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_vectors(self, spans: Sequence[Span]) -> list[bytes]:
         """Those of the sequences that end, or of every token."""
         if self.pooling == "none":
             return [

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.engine.slots.backend import DECODE_NO_ROOM, DECODE_OK
-from server.engine.slots.media import Chunk, Prepared, placeholders
+from server.engine.slots.media import Chunk, Prepared, make_placeholders
 from server.errors import ApiError
 from tests.fake_embeddings import vector_of
 from tests.fakes import Cell, FakeBackend
@@ -65,7 +65,7 @@ class FakeMedia:
         n_cells, n_chunks, _ = struct.unpack("<HHI", media.data[4:])
         parts: list[list[int] | Chunk] = [[OPENING]] if self._marks else []
         for i in range(n_chunks):
-            ids = placeholders(f"{media.hash} {i}".encode(), n_cells // self._n_pos_factor)
+            ids = make_placeholders(f"{media.hash} {i}".encode(), n_cells // self._n_pos_factor)
             parts.append(Chunk(ids, n_cells))
         self.n_open += 1
         parts += [[CLOSING]] if self._marks else []

@@ -172,13 +172,15 @@ class FakeSampler:
 
     def _draw(self, row: int) -> int:
         token = self._backend.reply(self._backend.outputs[row])
-        return token if self.allows(token) else self._lowest()
+        return token if self.is_allowed(token) else self._lowest()
 
     def _lowest(self) -> int:
-        return next(token for token in range(N_VOCAB) if self.allows(token))
+        return next(token for token in range(N_VOCAB) if self.is_allowed(token))
 
     def _accept(self, token: int) -> int:
-        assert self.allows(token), f"the grammar doesn't allow {token} behind {self._written!r}: llama.cpp would end"
+        assert self.is_allowed(token), (
+            f"the grammar doesn't allow {token} behind {self._written!r}: llama.cpp would end"
+        )
         self.accepted.append(token)
         self._written += self._backend.vocab.piece(token)
         return token
@@ -203,7 +205,7 @@ class FakeSampler:
         self.begins.append(begin)
         self._begin, self._written = begin, b""
         for token in begin.tokens:
-            if not self.allows(token):
+            if not self.is_allowed(token):
                 self._begin = None
                 raise ApiError(400, "the grammar doesn't begin with its trigger")
             self._written += self._backend.vocab.piece(token)
@@ -213,7 +215,7 @@ class FakeSampler:
         assert self._begin is not None, "no grammar holds"
         self._begin = None
 
-    def allows(self, token: int) -> bool:
+    def is_allowed(self, token: int) -> bool:
         """Whether a text of the language goes on like that."""
         if self._begin is None or self._backend.language is None:
             return True
@@ -228,7 +230,7 @@ class FakeSampler:
 
     def fit(self, row: int, token: int) -> int:
         """It, or the lowest that is allowed."""
-        return token if self.allows(token) else self._lowest()
+        return token if self.is_allowed(token) else self._lowest()
 
     def foresee(self) -> list[int]:
         """The bytes that all texts of the language go on with."""
@@ -258,7 +260,7 @@ class FakeSampler:
             tuple((t, 0.0 if t == token else -10.0) for t in others),
         )
 
-    def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
+    def compute_row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """The reply is certain; how likely any other token is depends on the sequence before it."""
         self._backend.check_thread()
         history = self._backend.outputs[row]
@@ -296,7 +298,7 @@ class FakeParts:
     def __init__(self, cells: list[list]) -> None:
         self._cells = cells
 
-    def part(self, start: int, end: int) -> memoryview:
+    def cut_part(self, start: int, end: int) -> memoryview:
         """Some of them, all of which must be there."""
         cells = [cell for cell in self._cells if start <= cell[0] < end]
         assert len(cells) == end - start, f"{len(cells)} cells at {start} to {end}"
@@ -474,15 +476,15 @@ class FakeBackend:
         """The byte; nothing for special tokens, unless they are named."""
         return self.vocab.piece(token) if named or token < 256 else b""
 
-    def likeliest(self, row: int) -> tuple[int, float]:
+    def find_likeliest(self, row: int) -> tuple[int, float]:
         """As a draft model: what it would say, with a made-up `certainty`."""
         return self.reply(self.outputs[row]), self.certainty
 
-    def letters(self, token: int) -> bytes:
+    def get_letters(self, token: int) -> bytes:
         """The byte."""
         return self.piece(token) if token >= 0 else b""
 
-    def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> FakeSampler:
+    def make_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> FakeSampler:
         """Refuses the grammar "bad"."""
         self.check_thread()
         if grammar == "bad":
@@ -511,7 +513,7 @@ class FakeBackend:
             self._divided.discard(seq)
         return True
 
-    def least_left(self, seq: int) -> int:
+    def compute_least_left(self, seq: int) -> int:
         """As a test wants it."""
         return self.least.get(seq, 0)
 
@@ -585,7 +587,7 @@ class FakeBackend:
         self.check_thread()
         return self.embeddings
 
-    def state(self, seq: int) -> memoryview:
+    def read_state(self, seq: int) -> memoryview:
         """The cells as text."""
         self.check_thread()
         self.check_sequences(seq)
@@ -612,7 +614,7 @@ class FakeBackend:
 
     def read_parts(self, seq: int) -> FakeParts | None:
         """The cells, to be cut."""
-        return FakeParts(json.loads(bytes(self.state(seq)))) if self.can_cut else None
+        return FakeParts(json.loads(bytes(self.read_state(seq)))) if self.can_cut else None
 
     def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
         """Cells that must follow each other; the sequence may hold others."""
@@ -623,9 +625,9 @@ class FakeBackend:
         assert [cell[0] for cell in cells] == list(range(len(cells))), "blocks that don't follow each other"
         return self.set_state(seq, memoryview(json.dumps(cells).encode()))
 
-    def checkpoint(self, seq: int) -> memoryview:
+    def take_checkpoint(self, seq: int) -> memoryview:
         """All of it, as a recurrent model's state is."""
-        return self.state(seq)
+        return self.read_state(seq)
 
     def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
         """In the place of what the sequence has."""

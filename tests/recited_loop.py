@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.bench.agent_loop import prompts
+from server.bench.agent_loop import make_prompts
 from server.engine.client.vocab import open_vocab
 from tests.gguf_edit import Info, Parts, scalar, string, take_apart
 
@@ -66,7 +66,7 @@ class Tensors:
 
 def tokens_of_loop(libs: Path, base: Path) -> list[int]:
     """The whole loop as the servers tokenize it."""
-    prompt, answer = prompts()[-1]
+    prompt, answer = make_prompts()[-1]
     return list(open_vocab(str(libs), str(base)).tokenize(prompt + answer, True, True))
 
 

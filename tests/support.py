@@ -67,7 +67,7 @@ def node_package(name: str) -> Path:
     spec = importlib.util.spec_from_file_location("test_command", ROOT / "build_scripts" / "test.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    folder = script.node_packages_folder() / "node_modules" / name
+    folder = script.get_node_packages_folder() / "node_modules" / name
     need(folder.exists(), f"the JavaScript package {name} isn't here: run build_scripts/test.py")
     return folder
 

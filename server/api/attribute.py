@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from server.api.context import Context
-from server.api.request.chat.messages import chat_prompt, read_conversation
+from server.api.request.chat.messages import make_chat_prompt, read_conversation
 from server.api.request.fields import ATTRIBUTE
 from server.api.request.media import Files
-from server.api.request.prompt import prompt_tokens
+from server.api.request.prompt import tokenize_prompt
 from server.engine.seam.task import Task
 from server.errors import ApiError
 from server.evidence.attribution import attribute, read_wanted
@@ -24,7 +24,7 @@ class AttributeHandler:
 
     def handle(self, request: Request) -> Response:
         """Answers `{"attribution": ...}`."""
-        body = request.json_object()
+        body = request.read_json_object()
         model = self._context.models.get(body.get("model"), request)
         model.require_generative()
         values = ATTRIBUTE.read(body)
@@ -34,10 +34,10 @@ class AttributeHandler:
         wanted = read_wanted(said)
         if values["messages"] is not None:
             files = Files(model, request)
-            prompt = chat_prompt(model, read_conversation(model, body, files), files).prompt
+            prompt = make_chat_prompt(model, read_conversation(model, body, files), files).prompt
             task = Task(-1, prompt.tokens, media=prompt.media, owner=request.owner)
         elif isinstance(values["prompt"], str):
-            task = Task(-1, prompt_tokens(values["prompt"], model.vocab), owner=request.owner)
+            task = Task(-1, tokenize_prompt(values["prompt"], model.vocab), owner=request.owner)
         else:
             raise ApiError(400, "prompt: a text is required here, or else `messages`, a chat")
         answer = model.vocab.tokenize(values["answer"], False, False)

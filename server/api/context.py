@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = get_logger("api")
 
 
-def nobody(key_id: str) -> bool:
+def is_never_admin(key_id: str) -> bool:
     """The `is_admin` of a server without admin keys: no key is an admin's."""
     return False
 
@@ -48,7 +48,7 @@ class Context:
     """Whether the server may have several users; then no user is shown another user's requests."""
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
-    is_admin: Callable[[str], bool] = nobody
+    is_admin: Callable[[str], bool] = is_never_admin
     """Whether the API key with this id is an admin's."""
     library: Library | None = None
     """Set where admins' requests may download and remove models (--manage-models)."""

@@ -19,7 +19,7 @@ from server import memory
 from server.api.context import Context
 from server.api.request.fields import EMBEDDING
 from server.api.request.media import Files
-from server.api.request.prompt import Prompt, token_id, with_files, with_files_in, with_images
+from server.api.request.prompt import Prompt, check_token_id, with_files, with_files_in, with_images
 from server.engine.seam.task import Embed, Embedded
 from server.errors import ApiError
 from server.models.model import Model, Vocab
@@ -38,12 +38,12 @@ class EmbeddingHandlers:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def native(self, request: Request) -> Response:
+    def answer_native(self, request: Request) -> Response:
         """Answers one string with `{"embedding": [...]}`, other input as `list` does."""
         model, body = self._read(request)
         if not isinstance(body.get("input", body.get("content")), str):
             return EMBEDDING.reply(self._answer(request, model, body), body)
-        (rows,), _ = self.vectors(request, model, read_embedding_fields(model, body))
+        (rows,), _ = self.compute_vectors(request, model, read_embedding_fields(model, body))
         embedding = Items(map(list_of, rows)) if model.info.pooling == "none" else list_of(rows[0])
         return EMBEDDING.reply({"embedding": embedding}, body)
 
@@ -53,7 +53,7 @@ class EmbeddingHandlers:
         model, body = self._read(request)
         return EMBEDDING.reply(self._answer(request, model, body), body)
 
-    def openai(self, request: Request) -> Response:
+    def answer_openai(self, request: Request) -> Response:
         """Answers in OpenAI's shape; a body with `content` instead of `input` is answered as by `list`."""
         model, body = self._read(request)
         if body.get("input") is None and body.get("content") is not None:
@@ -61,7 +61,7 @@ class EmbeddingHandlers:
         if model.info.pooling == "none":
             raise ApiError(400, "this route needs one vector per text, but the server runs with --pooling none")
         values = read_embedding_fields(model, body)
-        found, n_tokens = self.vectors(request, model, values)
+        found, n_tokens = self.compute_vectors(request, model, values)
         vectors = [rows[0] for rows in found]
         encode = to_base64 if values["encoding_format"] == "base64" else list_of
         return EMBEDDING.reply(
@@ -70,21 +70,23 @@ class EmbeddingHandlers:
                 "data": Items(
                     {"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)
                 ),
-                "model": model.name_for(values["model"]),
+                "model": model.choose_name(values["model"]),
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
             },
             body,
         )
 
     def _read(self, request: Request) -> tuple[Model, dict[str, Any]]:
-        body = request.json_object()
+        body = request.read_json_object()
         return self._context.models.get(body.get("model"), request), body
 
     def _answer(self, request: Request, model: Model, body: dict[str, Any]) -> Items:
-        found, _ = self.vectors(request, model, read_embedding_fields(model, body))
+        found, _ = self.compute_vectors(request, model, read_embedding_fields(model, body))
         return Items({"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found))
 
-    def vectors(self, request: Request, model: Model, values: dict[str, Any]) -> tuple[Sequence[Sequence[array]], int]:
+    def compute_vectors(
+        self, request: Request, model: Model, values: dict[str, Any]
+    ) -> tuple[Sequence[Sequence[array]], int]:
         """Compute the vectors of each input, cut and normalised; also returns the number of tokens of all inputs.
         Vectors of tokens (without pooling) and scores (of a reranker) aren't normalised."""
         files = Files(model, request)
@@ -100,7 +102,7 @@ class EmbeddingHandlers:
         kind = values["embd_normalize"] if result.pooling not in ("none", "rank") else -1
         found = rows_of(result)
         if files.media and result.pooling == "mean":
-            found = [[mean(rows)] for rows in found]
+            found = [[compute_mean(rows)] for rows in found]
         return (
             [[normalise(row[:n], kind) for row in rows] for rows in found],
             result.n_tokens or sum(len(one.tokens) for one in inputs),
@@ -131,8 +133,8 @@ def embed(context: Context, model: Model, request: Request, inputs: Sequence[Pro
     """Let the engine compute the vectors, and wait for them. A client that disconnects cancels this."""
     request.require_client()
     task = Embed(
-        model.engine.new_id(),
-        numbered(inputs),
+        model.engine.make_id(),
+        number_inputs(inputs),
         request.owner,
         tuple(media for prompt in inputs for media in prompt.media),
         request.in_background,
@@ -140,7 +142,7 @@ def embed(context: Context, model: Model, request: Request, inputs: Sequence[Pro
     with (
         model.engine.submit(task, stream=False) as results,
         request.on_disconnect(results.cancel),
-        context.running.entry((request.id,), request.key_id, results.abort),
+        context.running.keep_entry((request.id,), request.key_id, results.abort),
     ):
         return next(iter(results))
 
@@ -160,14 +162,14 @@ def read_inputs(value: Any, vocab: Vocab, files: Files, image_data: Any = None) 
     if not parts:
         raise ApiError(400, "input: the list is empty")
     names = ["input"] if is_one else [f"input[{i}]" for i in range(len(parts))]
-    inputs = [_input(name, part, vocab, files) for name, part in zip(names, parts)]
+    inputs = [_read_input(name, part, vocab, files) for name, part in zip(names, parts)]
     for name, one in zip(names, inputs):
         if not one.tokens:
             raise ApiError(400, f"{name}: the text is empty")
     return inputs
 
 
-def _input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
+def _read_input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
     """Read one input: a text, a list of token ids and texts, or a text with files. An empty text becomes the special
     tokens that the model adds to every text, such as BOS, or CLS and SEP."""
     if isinstance(value, dict) and value.get("multimodal_data"):
@@ -183,11 +185,11 @@ def _input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
         if isinstance(part, str):
             tokens += vocab.tokenize(part, i == 0, True)
         else:
-            tokens.append(token_id(name, part, vocab))
+            tokens.append(check_token_id(name, part, vocab))
     return Prompt(tuple(tokens))
 
 
-def numbered(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
+def number_inputs(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
     """The token ids of each input. Negative ids stand for files, which are renumbered to count through all inputs."""
     n_media, found = 0, []
     for prompt in inputs:
@@ -200,7 +202,7 @@ def numbered(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def mean(rows: Sequence[array]) -> array:
+def compute_mean(rows: Sequence[array]) -> array:
     return array("f", [sum(column) / len(rows) for column in zip(*rows)])
 
 
@@ -225,12 +227,12 @@ def normalise(row: array, kind: int) -> array:
     elif kind == EUCLIDEAN:
         length = math.sqrt(sum(map(mul, row, row)))
     else:
-        length = _p_norm(row, kind)
+        length = _compute_p_norm(row, kind)
     scale = 1.0 / length if length else 0.0
     return array("f", [number * scale for number in row])
 
 
-def _p_norm(row: array, p: int) -> float:
+def _compute_p_norm(row: array, p: int) -> float:
     """The p-norm. The largest number is factored out, so that high powers stay finite."""
     largest = max(map(abs, row))
     return largest * sum((abs(number) / largest) ** p for number in row) ** (1.0 / p) if largest else 0.0

@@ -18,19 +18,19 @@ from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Reply
 from server.api.request.media import Files
 from server.api.request.text_request import Arrival, Incoming, TextRequest
-from server.api.serialize import cache_json
-from server.api.stored.recordings import conversation_id
+from server.api.serialize import make_cache_json
+from server.api.stored.recordings import read_conversation_id
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
 from server.engine.seam.task import Final, Task
 from server.errors import ApiError
 from server.evidence.attribution import attribute, read_wanted
-from server.evidence.case import Case, fixed
+from server.evidence.case import Case, fix_tasks
 from server.evidence.spans import texts_of
-from server.log import is_verbose, verbose
+from server.log import is_verbose, log_verbose
 from server.models.entry import Ticket
 from server.models.model import Model
-from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
+from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, make_json_response
 
 MAX_JOINED = 64  # most events that are sent together as one chunk of a stream
 LOOK_S = 0.25  # seconds between two looks at the progress of a model that is loading
@@ -51,11 +51,11 @@ class TextHandler:
         body = self._dialect.read_body(request)
         ticket = models.ask(body.get("model"), request)
         arrival = Arrival(place=0 if ticket.model is not None else max(models.place(ticket.entry), 1))
-        if arrival.place and self._dialect.waiting is not None and wants_progress(body):
+        if arrival.place and self._dialect.waiting is not None and is_progress_wanted(body):
             begin = partial(self._begin, body=body, digest=digest, arrival=arrival)
-            tell = partial(self._dialect.waiting.event, arrival, ticket.entry.name_for(body.get("model")))
+            tell = partial(self._dialect.waiting.event, arrival, ticket.entry.choose_name(body.get("model")))
             make = partial(EarlyStream, self._context, begin, tell, self._dialect.waiting.error)
-            return self._early_stream(make, ticket, request, n_bytes)
+            return self._make_early_stream(make, ticket, request, n_bytes)
         asked = self.read(models.take(ticket, request), request, body, digest, arrival)
         return asked if isinstance(asked, Response) else self.answer(asked, request)
 
@@ -68,11 +68,11 @@ class TextHandler:
         files = Files(model, request)
         asked = self._dialect.read(Incoming(self._context, model, body, files, request.owner, digest, arrival))
         if isinstance(asked, TextRequest):
-            asked = asked.in_background() if request.in_background else asked
+            asked = asked.to_background() if request.in_background else asked
             self._context.keep_prompt(asked.shown)
             if is_verbose():
                 tokens = [list(task.prompt) for task in asked.tasks]
-                verbose("request", id=request.id, body=logged(body, asked.shown), tokens=tokens)
+                log_verbose("request", id=request.id, body=make_logged_body(body, asked.shown), tokens=tokens)
         return asked
 
     def _begin(self, model: Model, request: Request, **read: Any) -> Stream:
@@ -81,17 +81,17 @@ class TextHandler:
         assert isinstance(asked, TextRequest)
         return Stream(Generation(self._context, asked, request), self._dialect.reply(self._context, asked))
 
-    def _early_stream(
+    def _make_early_stream(
         self, make: Callable[..., EarlyStream], ticket: Ticket, request: Request, n_bytes: int
     ) -> EventStream:
         """A stream that begins before its model is loaded. If it is to outlive its connection, it gets a ticket of its
         own."""
         place = max(self._context.models.place(ticket.entry), 1)
         headers = {"X-Queue-Position": str(place), "Content-Type": self._dialect.stream_type}
-        conversation = conversation_id(request)
+        conversation = read_conversation_id(request)
         if not conversation:
             return EventStream(make(ticket, request), headers)
-        detached = request.detached()
+        detached = request.make_detached()
 
         def make_lasting() -> EarlyStream:
             try:
@@ -110,22 +110,22 @@ class TextHandler:
         headers = {"X-Queue-Position": str(place), **self._dialect.headers(asked.warnings)}
         if asked.values["stream"]:
             headers["Content-Type"] = self._dialect.stream_type
-            conversation = conversation_id(request)
+            conversation = read_conversation_id(request)
             if conversation:
-                make = partial(self._lasting_stream, asked, request, reply)
+                make = partial(self._make_lasting_stream, asked, request, reply)
                 return self._context.recordings.begin(request, conversation, make, headers)
             return EventStream(Stream(Generation(self._context, asked, request), reply), headers)
         generation = Generation(self._context, asked, request)
-        result = reply.whole(generation.collect(reply.id))
+        result = reply.make_whole(generation.collect(reply.id))
         if is_verbose():
-            verbose("response", id=request.id, body=result)
+            log_verbose("response", id=request.id, body=result)
         if isinstance(result, Response):
             return Response(result.status, result.body, {**headers, **result.headers})
-        return json_response(result, headers=headers)
+        return make_json_response(result, headers=headers)
 
-    def _lasting_stream(self, asked: TextRequest, request: Request, reply: Reply) -> Stream:
+    def _make_lasting_stream(self, asked: TextRequest, request: Request, reply: Reply) -> Stream:
         """A stream that goes on without its client, and holds the model until it ends."""
-        detached = request.detached()
+        detached = request.make_detached()
         self._context.models.share(asked.model, detached)
         try:
             memory.hold(sum(len(media.data) for task in asked.tasks for media in task.media))
@@ -168,10 +168,10 @@ class Generation:
         request = self._request
         request.require_client(self._stream)
         with (
-            self._recorded(),
+            self._record_request(),
             self._engine.submit(*self._tasks, stream=self._stream) as results,
             request.on_disconnect(results.cancel, results.ping if self._stream else None),
-            self._running.entry((request.id, answer_id), request.key_id, results.finish, results.end_thinking),
+            self._running.keep_entry((request.id, answer_id), request.key_id, results.finish, results.end_thinking),
         ):
             if self._case is not None:
                 self._case.ends_thinking = results.ends_thinking
@@ -185,7 +185,7 @@ class Generation:
         if self._case is not None:
             self._case.note(message)
             if type(message) is Final:
-                self._extras[index] = self._evidence(self._case, self._tasks[index])
+                self._extras[index] = self._make_evidence(self._case, self._tasks[index])
         return index, parser.feed(message)
 
     def _note_cache(self, task: Task, final: Final) -> None:
@@ -198,13 +198,13 @@ class Generation:
             "prompt_n": final.timings.prompt_n,
             "cache_n": final.timings.cache_n,
         }
-        self._cache_notes.add(task.owner, {**about, "cache": cache_json(self._asked, final)})
+        self._cache_notes.add(task.owner, {**about, "cache": make_cache_json(self._asked, final)})
 
-    def _evidence(self, case: Case, task: Task) -> dict[str, Any]:
+    def _make_evidence(self, case: Case, task: Task) -> dict[str, Any]:
         """The certificate and the attribution of a finished answer, if the request asks for them."""
         found: dict[str, Any] = {}
         if self._model_hash:
-            found["certificate"] = case.certificate(task, self._model_hash)
+            found["certificate"] = case.make_certificate(task, self._model_hash)
         if self._attributed is not None:
             answer, texts = case.tokens.get(task.id, []), texts_of(self._body)
             try:
@@ -216,7 +216,7 @@ class Generation:
         return found
 
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _record_request(self) -> Iterator[None]:
         """Add the request to the record after the block, if the server keeps one (--record)."""
         try:
             yield
@@ -241,7 +241,7 @@ class Stream:
     def __init__(self, generation: Generation, reply: Reply, at_end: Callable[[], None] = lambda: None) -> None:
         self._stack = ExitStack()
         self._stack.callback(at_end)
-        self._feed, self._write = generation.feed, reply.event
+        self._feed, self._write = generation.feed, reply.encode_event
         self._refusals = generation.refusals
         self._results = self._stack.enter_context(generation.run(reply.id))
         self._chunks = self._iterate(generation.ping_s, reply)
@@ -254,7 +254,7 @@ class Stream:
 
     def divert(self, writer: Writer) -> None:
         """From now on, the thread that brings a message sends it itself while `__next__` waits (see `EventStream`)."""
-        self._results.divert(lambda messages: writer.offer(b"".join(self._written(messages))), writer.drain)
+        self._results.divert(lambda messages: writer.offer(b"".join(self._encode_messages(messages))), writer.drain)
 
     def finish(self) -> bool:
         """End the answer with the text so far. Any thread may call this."""
@@ -264,7 +264,7 @@ class Stream:
         """Called by the HTTP edge once the stream has ended, for whatever reason."""
         self._stack.close()
 
-    def _written(self, messages: Iterable[Message]) -> list[bytes]:
+    def _encode_messages(self, messages: Iterable[Message]) -> list[bytes]:
         """The events of these messages as bytes in the dialect."""
         feed, write, parts = self._feed, self._write, []
         for message in messages:
@@ -286,8 +286,8 @@ class Stream:
         parts: list[bytes] = []
         results = self._results
         try:
-            for message in results.events(ping_s):
-                parts += (reply.ping,) if message is None else self._written((message,))
+            for message in results.iterate_events(ping_s):
+                parts += (reply.ping,) if message is None else self._encode_messages((message,))
                 if parts and type(message) is not Final and (len(parts) >= MAX_JOINED or not results.has_more):
                     yield b"".join(parts)
                     is_open = True
@@ -297,7 +297,7 @@ class Stream:
             if error.status == CLIENT_CLOSED or (not is_open and not parts):
                 raise
             self._refusals.count(error.reason)
-            yield b"".join((*parts, reply.error(error)))
+            yield b"".join((*parts, reply.encode_error(error)))
 
 
 class EarlyStream:
@@ -347,7 +347,7 @@ class EarlyStream:
         is_open = False
         try:
             with self._request.on_disconnect(partial(self._models.leave, self._ticket), lambda: None):
-                for told in self._progress():
+                for told in self._report_progress():
                     yield told
                     is_open = True
             model = self._models.take(self._ticket, self._request)
@@ -362,7 +362,7 @@ class EarlyStream:
             self._refusals.count(error.reason)
             yield self._fail(error)
 
-    def _progress(self) -> Iterator[bytes]:
+    def _report_progress(self) -> Iterator[bytes]:
         """Report how far the loading is when that has changed, and every few seconds anyway: sending is how a
         disconnected client is noticed."""
         start = t_told = time.monotonic()
@@ -377,7 +377,7 @@ class EarlyStream:
                 yield self._tell({"progress": found[1], "time_ms": round((now - start) * 1e3, 3), **place})
 
 
-def wants_progress(body: Mapping[str, Any]) -> bool:
+def is_progress_wanted(body: Mapping[str, Any]) -> bool:
     """Whether the request wants a stream that reports progress."""
     return body.get("stream") is True and body.get("return_progress") is True
 
@@ -387,7 +387,7 @@ def case_of(asked: TextRequest, request: Request) -> Case:
     model = asked.model
     return Case(
         model,
-        fixed(model, asked.tasks),
+        fix_tasks(model, asked.tasks),
         model.system_prompt.prompt,
         request.id,
         request.path,
@@ -397,6 +397,6 @@ def case_of(asked: TextRequest, request: Request) -> Case:
     )
 
 
-def logged(body: Mapping[str, Any], shown: object) -> dict[str, Any]:
+def make_logged_body(body: Mapping[str, Any], shown: object) -> dict[str, Any]:
     """A body as it is logged: without large fields, with the rendered prompt."""
     return {**{name: value for name, value in body.items() if name not in UNLOGGED}, "prompt": shown}

@@ -32,7 +32,7 @@ class RerankHandler:
 
     def handle(self, request: Request) -> Response:
         """Scores, best first. ApiError 501 unless the model is a reranker."""
-        body = request.json_object()
+        body = request.read_json_object()
         model = self._context.models.get(body.get("model"), request)
         if model.info.pooling != "rank":
             raise ApiError(
@@ -43,13 +43,13 @@ class RerankHandler:
         values = RERANK.read(body)
         if not values["query"]:
             raise ApiError(400, "query: this field is required, and must not be empty")
-        texts = document_texts(values["documents"])
+        texts = read_document_texts(values["documents"])
         is_tei = body.get("documents") is None
         prompts = rank_prompts(model, values["query"], texts)
         found = rows_of(embed(self._context, model, request, prompts))
         scores = [[row.tolist() for row in rows][0] for rows in found]
         results = [
-            result_json(model, i, scores[i], texts[i] if values["return_documents"] else None, is_tei)
+            make_result_json(model, i, scores[i], texts[i] if values["return_documents"] else None, is_tei)
             for i in sorted(range(len(texts)), key=lambda i: -scores[i][0])[: values["top_n"]]
         ]
         if is_tei:
@@ -57,7 +57,7 @@ class RerankHandler:
         n_tokens = sum(len(prompt.tokens) for prompt in prompts)
         return RERANK.reply(
             {
-                "model": model.name_for(values["model"]),
+                "model": model.choose_name(values["model"]),
                 "object": "list",
                 "results": results,
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
@@ -66,7 +66,7 @@ class RerankHandler:
         )
 
 
-def result_json(model: Model, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, Any]:
+def make_result_json(model: Model, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, Any]:
     """The result of one document, with the scores of all classes if the model names its classes."""
     result: dict[str, Any] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
     if text is not None:
@@ -76,7 +76,7 @@ def result_json(model: Model, index: int, scores: list[float], text: str | None,
     return result
 
 
-def document_texts(documents: object) -> list[str]:
+def read_document_texts(documents: object) -> list[str]:
     """The texts of the documents, which are strings or objects with a `text`. ApiError 400 names the first wrong
     one."""
     if not isinstance(documents, list) or not documents:
@@ -96,26 +96,26 @@ def rank_prompts(model: Model, query: str, texts: Sequence[str]) -> list[Prompt]
     vocab = model.vocab
     template = model.info.meta.get(TEMPLATE_KEY)
     if template:
-        return [Prompt(tuple(rendered(vocab, template, query, text))) for text in texts]
-    end = _when(vocab.add_eos, _end(vocab))
+        return [Prompt(tuple(render_tokens(vocab, template, query, text))) for text in texts]
+    end = _keep_when(vocab.add_eos, _end(vocab))
     head = (
-        *_when(vocab.add_bos, vocab.bos),
+        *_keep_when(vocab.add_bos, vocab.bos),
         *vocab.tokenize(query, False, False),
         *end,
-        *_when(vocab.add_sep, vocab.sep),
+        *_keep_when(vocab.add_sep, vocab.sep),
     )
     memory.hold(TOKEN_BYTES * len(head) * len(texts))
     return [Prompt((*head, *vocab.tokenize(text, False, False), *end)) for text in texts]
 
 
-def rendered(vocab: Vocab, template: str, query: str, text: str) -> list[int]:
+def render_tokens(vocab: Vocab, template: str, query: str, text: str) -> list[int]:
     """A reranker's own template with query and text filled in."""
     texts = {"{query}": (query, True), "{document}": (text, True)}
     segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
     return tokenize_segments(vocab, segments, "", wants_bos=False)
 
 
-def _when(is_wanted: bool, token: int) -> tuple[int, ...]:
+def _keep_when(is_wanted: bool, token: int) -> tuple[int, ...]:
     return (token,) if is_wanted and token >= 0 else ()
 
 

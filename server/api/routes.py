@@ -34,7 +34,7 @@ from server.web.router import Route
 OLLAMA_PUBLIC = ("version", "tags")  # need no API key, like OpenAI's list of models
 
 
-def routes(context: Context) -> list[Route]:
+def make_routes(context: Context) -> list[Route]:
     """One row per route. Public routes need no API key."""
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
@@ -44,24 +44,24 @@ def routes(context: Context) -> list[Route]:
     runs, conversations = Runs(context), ConversationHandlers(context)
     stored, making = ResponseHandlers(context, runs), ResponseHandler(context, runs, responses.DIALECT)
     table = [
-        *(Route("GET", path, status.health, public=True) for path in ("/health", "/v1/health")),
-        Route("GET", "/health/live", status.live, public=True),
-        Route("GET", "/health/ready", status.ready, public=True),
-        Route("GET", "/props", status.props),
+        *(Route("GET", path, status.check_health, public=True) for path in ("/health", "/v1/health")),
+        Route("GET", "/health/live", status.check_live, public=True),
+        Route("GET", "/health/ready", status.check_ready, public=True),
+        Route("GET", "/props", status.show_props),
         Route("POST", "/props", status.set_props),
-        Route("GET", "/slots", status.slots),
+        Route("GET", "/slots", status.show_slots),
         Route("POST", "/slots/{id_slot}", SlotHandlers(context).act, body_optional=True),
         Route("GET", "/metrics", MetricsHandler(context).handle),
         Route("GET", "/lora-adapters", lora.list),
         Route("POST", "/lora-adapters", lora.set),
         Route("GET", "/models", models.list, public=True),
-        Route("GET", "/models/sse", models.events),
+        Route("GET", "/models/sse", models.stream_events),
         Route("POST", "/models", library.fetch),
         Route("DELETE", "/models", library.remove),
         Route("POST", "/models/load", models.load),
         Route("POST", "/models/unload", models.unload),
         Route("GET", "/v1/models", models.list, public=True),
-        Route("GET", "/v1/models/{name...}", models.one, public=True),
+        Route("GET", "/v1/models/{name...}", models.get, public=True),
         *(
             Route("POST", path, TextHandler(context, dialect).handle, error_shape=dialect.error)
             for path, dialect in (
@@ -85,7 +85,7 @@ def routes(context: Context) -> list[Route]:
             )
         ),
         *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),
-        Route("POST", "/v1/messages/count_tokens", tokens.count_messages, error_shape=anthropic.error_json),
+        Route("POST", "/v1/messages/count_tokens", tokens.count_messages, error_shape=anthropic.make_error_json),
         *(
             Route(
                 method,
@@ -101,7 +101,7 @@ def routes(context: Context) -> list[Route]:
                 ("GET", "/{id}", stored.get),
                 ("DELETE", "/{id}", stored.delete),
                 ("POST", "/{id}/cancel", stored.cancel),
-                ("GET", "/{id}/input_items", stored.input_items),
+                ("GET", "/{id}/input_items", stored.list_input_items),
             )
         ),
         *(
@@ -123,23 +123,23 @@ def routes(context: Context) -> list[Route]:
         Route("GET", "/slots/timeline", TimelineHandler(context).show),
         Route("GET", "/v1/stream", streams.read),
         Route("DELETE", "/v1/stream", streams.stop),
-        Route("POST", "/v1/streams/lookup", streams.lookup, is_free=True),
-        Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
-        Route("GET", "/debug/cache", DebugHandler(context).cache),
-        Route("POST", "/embedding", embeddings.native),
+        Route("POST", "/v1/streams/lookup", streams.look_up, is_free=True),
+        Route("POST", "/debug/stacks", DebugHandler(context).show_stacks, body_optional=True),
+        Route("GET", "/debug/cache", DebugHandler(context).show_cache),
+        Route("POST", "/embedding", embeddings.answer_native),
         Route("POST", "/embeddings", embeddings.list),
-        Route("POST", "/v1/embeddings", embeddings.openai),
+        Route("POST", "/v1/embeddings", embeddings.answer_openai),
         *(Route("POST", prefix + path, rerank.handle) for prefix in ("", "/v1") for path in ("/rerank", "/reranking")),
         Route("POST", "/v1/attribute", AttributeHandler(context).handle),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
-        Route("GET", "/tokenizer_info", tokens.info),
+        Route("GET", "/tokenizer_info", tokens.show_info),
         *(
-            Route(method, "/api/" + name, handler, name in OLLAMA_PUBLIC, error_shape=ollama.error_json)
+            Route(method, "/api/" + name, handler, name in OLLAMA_PUBLIC, error_shape=ollama.make_error_json)
             for method, name, handler in (
-                ("GET", "version", ollamas.version),
-                ("GET", "tags", ollamas.tags),
-                ("GET", "ps", ollamas.running),
+                ("GET", "version", ollamas.show_version),
+                ("GET", "tags", ollamas.list_tags),
+                ("GET", "ps", ollamas.list_running),
                 ("POST", "show", ollamas.show),
                 ("POST", "embed", ollamas.embed),
                 ("POST", "embeddings", ollamas.embed_prompt),
@@ -152,7 +152,7 @@ def routes(context: Context) -> list[Route]:
     table += batch_routes(context)
     if context.batches is not None:
         context.batches.use(table)
-    return [*table, *vertex_routes(context, table, status)]
+    return [*table, *make_vertex_routes(context, table, status)]
 
 
 def batch_routes(context: Context) -> list[Route]:
@@ -167,7 +167,7 @@ def batch_routes(context: Context) -> list[Route]:
         Route(
             method,
             f"/v1/{part}{path}",
-            getattr(parts[part], name) if parts else no_folder,
+            getattr(parts[part], name) if parts else refuse_without_folder,
             body_optional=name == "cancel" or not parts,
             is_free=name == "cancel",
             takes_form=name == "upload" and bool(parts),
@@ -186,24 +186,24 @@ def batch_routes(context: Context) -> list[Route]:
     ]
 
 
-def no_folder(request: Request) -> Response:
+def refuse_without_folder(request: Request) -> Response:
     """Refuses requests for files and batches on a server without a folder for them."""
     raise ApiError(501, "this server keeps no files or batches: start it with --store-dir FOLDER")
 
 
-def vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
+def make_vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
     """The health and prediction routes that Vertex AI sets in the environment. StartError if `predict` is in use."""
     health, predict = context.options.health_route, context.options.predict_route
     taken = {(route.method, route.path) for route in table}
     if ("POST", predict) in taken:
         raise StartError(f"AIP_PREDICT_ROUTE: {predict} is already a route of this server")
     return [
-        *([Route("GET", health, status.health, public=True)] if health and ("GET", health) not in taken else []),
+        *([Route("GET", health, status.check_health, public=True)] if health and ("GET", health) not in taken else []),
         *([Route("POST", predict, PredictHandler(context.models, table).handle)] if predict else []),
     ]
 
 
-def hints(table: Iterable[Route]) -> dict[str, str]:
+def make_hints(table: Iterable[Route]) -> dict[str, str]:
     """The text that the 404 of an unknown path adds, by the path's beginning (see `Router`)."""
     known = sorted({route.path.removeprefix("/v1/") for route in table if route.path.startswith("/v1/")})
     ours = sorted({route.path.removeprefix("/api/") for route in table if route.path.startswith("/api/")})

@@ -33,7 +33,7 @@ class RunningRequests:
         self._entries: dict[str, list[Entry]] = {}
 
     @contextmanager
-    def entry(
+    def keep_entry(
         self,
         ids: Iterable[str],
         key_id: str,
@@ -57,13 +57,13 @@ class RunningRequests:
 
     def abort(self, id_: str, key_id: str) -> bool:
         """End the requests with this id and API key. Returns whether there were any."""
-        return any([entry.finish() for entry in self._found(id_, key_id)])
+        return any([entry.finish() for entry in self._find(id_, key_id)])
 
     def end_thinking(self, id_: str, key_id: str) -> bool:
         """End the reasoning of the requests with this id and API key. Returns whether any was reasoning."""
-        return any([entry.end_thinking() for entry in self._found(id_, key_id)])
+        return any([entry.end_thinking() for entry in self._find(id_, key_id)])
 
-    def _found(self, id_: str, key_id: str) -> list[Entry]:
+    def _find(self, id_: str, key_id: str) -> list[Entry]:
         with self._lock:
             return [entry for entry in self._entries.get(id_, ()) if entry.key_id == key_id]
 
@@ -76,20 +76,20 @@ class RunningHandlers:
 
     def control(self, request: Request) -> Response:
         """POST /v1/chat/completions/control. `success` is whether a request was reasoning."""
-        body, id_ = _body(request)
+        body, id_ = _read_body(request)
         if body.get("action") != "reasoning_end":
             raise ApiError(400, "action: only 'reasoning_end' is supported")
         return CONTROL.reply({"id": id_, "success": self._running.end_thinking(id_, request.key_id)}, body)
 
     def abort(self, request: Request) -> Response:
         """POST /v1/abort. `stopped` is whether a request was ended."""
-        body, id_ = _body(request)
+        body, id_ = _read_body(request)
         return ABORT.reply({"id": id_, "stopped": self._running.abort(id_, request.key_id)}, body)
 
 
-def _body(request: Request) -> tuple[dict[str, Any], str]:
+def _read_body(request: Request) -> tuple[dict[str, Any], str]:
     """The body, and the id in it. ApiError 400 without one."""
-    body: Any = request.json()
+    body: Any = request.read_json()
     id_ = body.get("id") if isinstance(body, dict) else None
     if not isinstance(id_, str) or not id_:
         raise ApiError(400, "id: the X-Request-Id of a request, or the id of its answer, is required")

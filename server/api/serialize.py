@@ -33,9 +33,9 @@ from server.records import fields as record_fields
 log = get_logger("api")
 
 
-def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
+def make_settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
     """`generation_settings`: the settings that a task ran with."""
-    params = sampling_json(task.sampling)
+    params = make_sampling_json(task.sampling)
     if task.sampling.ignore_eos:
         params["logit_bias"] += [[token, False] for token in model.info.eog_tokens]
     spec = model.options.spec
@@ -52,16 +52,16 @@ def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
         "cache_prompt": task.cache_prompt,
         "n_indent": task.n_indent,
         "preserved_tokens": list(task.preserved_tokens),
-        "speculative.n_max": _own(task.draft_n_max, spec.spec_draft_n_max),
-        "speculative.n_min": _own(task.draft_n_min, spec.spec_draft_n_min),
-        "speculative.p_min": _own(task.draft_p_min, spec.spec_draft_p_min),
+        "speculative.n_max": _choose_own(task.draft_n_max, spec.spec_draft_n_max),
+        "speculative.n_min": _choose_own(task.draft_n_min, spec.spec_draft_n_min),
+        "speculative.p_min": _choose_own(task.draft_p_min, spec.spec_draft_p_min),
         "t_max_predict_ms": task.t_max_predict_ms,
         "t_max_ms": task.t_max_ms,
         "lora": [{"id": i, "scale": scale} for i, scale in task.lora or ()],
     }
 
 
-def sampling_json(params: SamplingParams) -> dict[str, Any]:
+def make_sampling_json(params: SamplingParams) -> dict[str, Any]:
     """`SamplingParams` as JSON. A banned token has the bias false, as in requests."""
     fields = {field.name: getattr(params, field.name) for field in record_fields(params)}
     fields["samplers"] = list(params.samplers)
@@ -86,7 +86,7 @@ def trigger_json(trigger: Trigger) -> dict[str, Any]:
     return {"type": 2 if trigger.kind == PATTERN else 3, "value": trigger.text}
 
 
-def progress_json(progress: Progress) -> dict[str, Any]:
+def make_progress_json(progress: Progress) -> dict[str, Any]:
     """`prompt_progress`, with `queue_position` while the task waits."""
     result: dict[str, Any] = {
         "total": progress.n_prompt,
@@ -99,12 +99,12 @@ def progress_json(progress: Progress) -> dict[str, Any]:
     return result
 
 
-def progress_timings(progress: Progress) -> dict[str, Any]:
+def make_progress_timings(progress: Progress) -> dict[str, Any]:
     """`timings` during prefill."""
-    return timings_json(Timings(progress.n_cached, progress.n_processed - progress.n_cached, progress.ms, 0, 0.0))
+    return make_timings_json(Timings(progress.n_cached, progress.n_processed - progress.n_cached, progress.ms, 0, 0.0))
 
 
-def timings_json(timings: Timings) -> dict[str, Any]:
+def make_timings_json(timings: Timings) -> dict[str, Any]:
     """`timings`: milliseconds and rates. A rate over zero time is 0."""
     n_steps = max(timings.predicted_n - 1, 0)
     drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n >= 0 else {}
@@ -112,17 +112,17 @@ def timings_json(timings: Timings) -> dict[str, Any]:
         "cache_n": timings.cache_n,
         "prompt_n": timings.prompt_n,
         "prompt_ms": round(timings.prompt_ms, 3),
-        "prompt_per_token_ms": _ratio(timings.prompt_ms, timings.prompt_n),
-        "prompt_per_second": _ratio(timings.prompt_n * 1e3, timings.prompt_ms),
+        "prompt_per_token_ms": _compute_ratio(timings.prompt_ms, timings.prompt_n),
+        "prompt_per_second": _compute_ratio(timings.prompt_n * 1e3, timings.prompt_ms),
         "predicted_n": timings.predicted_n,
         "predicted_ms": round(timings.predicted_ms, 3),
-        "predicted_per_token_ms": _ratio(timings.predicted_ms, n_steps),
-        "predicted_per_second": _ratio(n_steps * 1e3, timings.predicted_ms),
+        "predicted_per_token_ms": _compute_ratio(timings.predicted_ms, n_steps),
+        "predicted_per_second": _compute_ratio(n_steps * 1e3, timings.predicted_ms),
         **drafts,
     }
 
 
-def cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
+def make_cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
     """`cache`: how the KV cache was used. Fields are null where they are unknown or don't apply. Made once per
     answer."""
     if final.id not in asked.cache:
@@ -130,12 +130,12 @@ def cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
         asked.cache[final.id] = {
             "source": final.cache.source,
             "reason": final.cache.reason or None,
-            "first_difference": difference and _difference_json(difference, asked, final),
+            "first_difference": difference and _make_difference_json(difference, asked, final),
         }
     return asked.cache[final.id]
 
 
-def _difference_json(difference: Difference, asked: TextRequest, final: Final) -> dict[str, Any]:
+def _make_difference_json(difference: Difference, asked: TextRequest, final: Final) -> dict[str, Any]:
     """Where prompt and cached tokens differ: the text before, then both sides token by token, since equal text can have
     different tokens. Tokens of an image or a sound (negative ids) are shown as `[file]`. `cost_ms` estimates
     the lost rows' prefill time from this prompt's."""
@@ -167,7 +167,7 @@ def _place(asked: TextRequest, id_task: int, at: int, n_same: int) -> Place | No
         return None
 
 
-def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, Any]:
+def make_probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, Any]:
     """One item of `completion_probabilities`. It has the fields of 2024 (`content`, `probs`) and today's (`logprob` and
     `top_logprobs`, or `prob` and `top_probs` with `post_sampling_probs`)."""
     piece = vocab.piece(probs.token)
@@ -181,23 +181,23 @@ def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict
     }
     if is_after_sampling:
         result["prob"] = probs.prob
-        result["top_probs"] = [token_json(id_, vocab, prob=prob) for id_, prob in probs.top if prob > 0]
+        result["top_probs"] = [make_token_json(id_, vocab, prob=prob) for id_, prob in probs.top if prob > 0]
     else:
         result["logprob"] = probs.logprob
-        result["top_logprobs"] = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs]
+        result["top_logprobs"] = [make_token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs]
     return result
 
 
-def token_json(token: int, vocab: Vocab, **numbers: float | None) -> dict[str, Any]:
+def make_token_json(token: int, vocab: Vocab, **numbers: float | None) -> dict[str, Any]:
     """A token with its id, text and bytes, and its probability under the given name."""
     piece = vocab.piece(token)
     return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece), **numbers}
 
 
-def _own(value: float, default: float) -> float:
+def _choose_own(value: float, default: float) -> float:
     """The task's own value, or the server's default where that is negative."""
     return default if value < 0 else value
 
 
-def _ratio(a: float, b: float) -> float:
+def _compute_ratio(a: float, b: float) -> float:
     return round(a / b, 3) if b > 0 else 0.0

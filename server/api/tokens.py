@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.admin.status import template_source
+from server.api.admin.status import get_template_source
 from server.api.dialects import anthropic
-from server.api.request.chat.messages import chat_prompt, read_conversation
-from server.api.request.fields import CHAT, DETOKENIZE, MESSAGES, TOKENIZE, TOKENIZE_CHAT, warning_header
+from server.api.request.chat.messages import make_chat_prompt, read_conversation
+from server.api.request.fields import CHAT, DETOKENIZE, MESSAGES, TOKENIZE, TOKENIZE_CHAT, make_warning_header
 from server.api.request.media import Files
-from server.api.request.prompt import Prompt, token_id
+from server.api.request.prompt import Prompt, check_token_id
 from server.engine.seam.task import Task
 from server.errors import ApiError
 from server.models.model import Model
 from server.models.models import Models
-from server.web.message import Items, Request, Response, json_response
+from server.web.message import Items, Request, Response, make_json_response
 
 TOKENS_AT_ONCE = 4096  # tokens that are turned into JSON at a time
 SPECIAL = {"pad_token": "padding", "unk_token": "unknown"}
@@ -33,7 +33,7 @@ class TokenHandlers:
     def tokenize(self, request: Request) -> Response:
         """`{"tokens": [...]}`. With `with_pieces` each token is `{"id", "piece"}`. Requests in vLLM's form get `count`,
         too."""
-        body = request.json_object()
+        body = request.read_json_object()
         model = self._models.spell(body.get("model"), request)
         given = [name for name in ("content", "prompt", "messages") if body.get(name) is not None]
         if len(given) > 1:
@@ -43,29 +43,29 @@ class TokenHandlers:
         vocab, values = model.vocab, TOKENIZE.read(body)
         if values["prompt"] is not None:
             prompt = vocab.tokenize(values["prompt"], values["add_special_tokens"], True, must_fit=False)
-            return TOKENIZE.reply(counted(model, prompt, values["return_token_strs"]), body)
+            return TOKENIZE.reply(make_counted(model, prompt, values["return_token_strs"]), body)
         tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"], must_fit=False)
         items: Any = tokens
         if values["with_pieces"]:
-            items = ({"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens)
+            items = ({"id": token, "piece": make_piece_json(vocab.piece(token))} for token in tokens)
         return TOKENIZE.reply({"tokens": Items(items, TOKENS_AT_ONCE)}, body)
 
     def detokenize(self, request: Request) -> Response:
         """`{"content": text}`, for vLLM's clients also as `prompt`. Invalid UTF-8 becomes U+FFFD."""
-        body = request.json_object()
+        body = request.read_json_object()
         vocab = self._models.spell(body.get("model"), request).vocab
         if not isinstance(body.get("tokens", []), list):
             raise ApiError(400, "tokens: give a list of token ids")
-        tokens = [token_id("tokens", token, vocab) for token in body.get("tokens", [])]
+        tokens = [check_token_id("tokens", token, vocab) for token in body.get("tokens", [])]
         text = vocab.detokenize(tokens, vocab.max_bytes).decode("utf-8", "replace")
         return DETOKENIZE.reply({"content": text, "prompt": text}, body)
 
-    def info(self, request: Request) -> Response:
+    def show_info(self, request: Request) -> Response:
         """The fields of a tokenizer's configuration, as in vLLM. A field is null where the model has no such token."""
         model = self._models.spell(request.query.get("model"), request)
         info, vocab = model.info, model.vocab
-        special = {name: special_token(model, key) for name, key in SPECIAL.items()}
-        return json_response(
+        special = {name: find_special_token(model, key) for name, key in SPECIAL.items()}
+        return make_json_response(
             {
                 "tokenizer_class": info.meta.get("tokenizer.ggml.model", ""),
                 "vocab_size": vocab.n_tokens,
@@ -75,23 +75,23 @@ class TokenHandlers:
                 **special,
                 "add_bos_token": vocab.add_bos,
                 "add_eos_token": vocab.add_eos,
-                "chat_template": template_source(model) or None,
+                "chat_template": get_template_source(model) or None,
             }
         )
 
     def apply_template(self, request: Request) -> Response:
-        body = request.json_object()
+        body = request.read_json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
-        prompt = chat_prompt(model, read_conversation(model, body, files), files)
+        prompt = make_chat_prompt(model, read_conversation(model, body, files), files)
         return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
 
     def count(self, request: Request) -> Response:
         """Counts the tokens of a chat's prompt."""
-        body = request.json_object()
+        body = request.read_json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
-        chat = chat_prompt(model, read_conversation(model, body, files), files)
+        chat = make_chat_prompt(model, read_conversation(model, body, files), files)
         answer = {
             "object": "response.input_tokens",
             "input_tokens": count_tokens(self._models, model, chat.prompt, request),
@@ -100,14 +100,14 @@ class TokenHandlers:
 
     def count_messages(self, request: Request) -> Response:
         """Counts the tokens of a chat's prompt, in Anthropic's dialect."""
-        body = request.json_object()
+        body = request.read_json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
         values = MESSAGES.read(body, model.defaults)
-        chat = chat_prompt(model, anthropic.read_conversation(model, values, files), files)
-        headers = warning_header((*chat.warnings, *MESSAGES.unread(body)))
+        chat = make_chat_prompt(model, anthropic.read_conversation(model, values, files), files)
+        headers = make_warning_header((*chat.warnings, *MESSAGES.list_unread(body)))
         n_tokens = count_tokens(self._models, model, chat.prompt, request)
-        return json_response({"input_tokens": n_tokens}, headers=headers)
+        return make_json_response({"input_tokens": n_tokens}, headers=headers)
 
 
 def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request) -> int:
@@ -116,7 +116,7 @@ def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request)
     if not prompt.media:
         return len(prompt.tokens)
     model = models.get(model.name, request)
-    task = Task(model.engine.new_id(), prompt.tokens, media=prompt.media, owner=request.owner, only_counts=True)
+    task = Task(model.engine.make_id(), prompt.tokens, media=prompt.media, owner=request.owner, only_counts=True)
     request.require_client()
     with model.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel):
         [final] = results
@@ -125,14 +125,14 @@ def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request)
 
 def _tokenize_chat(model: Model, body: dict[str, Any], request: Request) -> Response:
     values, files = TOKENIZE_CHAT.read(body, model.defaults), Files(model, request)
-    chat = chat_prompt(model, read_conversation(model, body, files), files)
+    chat = make_chat_prompt(model, read_conversation(model, body, files), files)
     if chat.prompt.media:
         raise ApiError(400, f"{chat.prompt.media[0].where}: a file has no token ids")
-    answer = counted(model, chat.prompt.tokens, values["return_token_strs"])
+    answer = make_counted(model, chat.prompt.tokens, values["return_token_strs"])
     return TOKENIZE_CHAT.reply(answer, body, chat.warnings)
 
 
-def counted(model: Model, tokens: Sequence[int], with_texts: bool) -> dict[str, Any]:
+def make_counted(model: Model, tokens: Sequence[int], with_texts: bool) -> dict[str, Any]:
     """Tokens and their number in vLLM's form; `with_texts` adds the text of each token."""
     answer = {"count": len(tokens), "max_model_len": model.info.n_ctx_slot, "tokens": Items(tokens, TOKENS_AT_ONCE)}
     if with_texts:
@@ -141,7 +141,7 @@ def counted(model: Model, tokens: Sequence[int], with_texts: bool) -> dict[str, 
     return answer
 
 
-def special_token(model: Model, key: str) -> str | None:
+def find_special_token(model: Model, key: str) -> str | None:
     """The text of the token whose id the model's file has under this key; None without one."""
     text = model.info.meta.get(f"tokenizer.ggml.{key}_token_id", "")
     if not text.isdecimal() or len(text) > 9 or int(text) >= model.vocab.n_tokens:
@@ -149,7 +149,7 @@ def special_token(model: Model, key: str) -> str | None:
     return model.vocab.piece(int(text)).decode("utf-8", "replace")
 
 
-def piece_json(piece: bytes) -> str | list[int]:
+def make_piece_json(piece: bytes) -> str | list[int]:
     """A token's text, or a list of its bytes if they aren't valid UTF-8."""
     try:
         return piece.decode("utf-8")

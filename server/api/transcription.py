@@ -14,19 +14,19 @@ from typing import Any
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect
 from server.api.request.chat.answer import answer_form
-from server.api.request.chat.messages import chat_prompt, read_conversation
+from server.api.request.chat.messages import make_chat_prompt, read_conversation
 from server.api.request.constraints import read_wanted
-from server.api.request.fields import TRANSCRIPTION, warning_header
+from server.api.request.fields import TRANSCRIPTION, make_warning_header
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, read
-from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.api.serialize import cache_json, timings_json
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
+from server.api.serialize import make_cache_json, make_timings_json
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import AUDIO, Final
 from server.errors import ApiError
 from server.models.model import Model
-from server.web.message import Part, Request, Response, error_body, parse_json
-from server.web.sse import DONE, PING, named_event
-from server.web.sse import event as sse_event
+from server.web.message import Part, Request, Response, make_error_body, parse_json
+from server.web.sse import DONE, PING, encode_named_event
+from server.web.sse import encode_event as sse_event
 
 WISHES = {"transcribe": "Transcribe audio to text", "translate": "Translate audio to English text"}
 """The instruction to the model, by the kind of task."""
@@ -45,7 +45,7 @@ def read_form(request: Request) -> dict[str, Any]:
     body: dict[str, Any] = {}
     kinds = {name: field.kind for field in TRANSCRIPTION.rows for name in (field.name, *field.aliases)}
     for part in request.form:
-        value = part if part.is_file else _value(part, kinds.get(part.name, str))
+        value = part if part.is_file else _read_value(part, kinds.get(part.name, str))
         if part.name.endswith("[]"):
             body.setdefault(part.name, []).append(value)
         elif part.name in body:
@@ -55,9 +55,9 @@ def read_form(request: Request) -> dict[str, Any]:
     return body
 
 
-def _value(part: Part, kind: type) -> Any:
+def _read_value(part: Part, kind: type) -> Any:
     """The value of a field that isn't a file: parsed as JSON unless the field is a text."""
-    text = part.text()
+    text = part.decode_text()
     if kind is str or part.name.endswith("[]"):
         return text
     try:
@@ -77,20 +77,20 @@ def read_transcription(incoming: Incoming, task: str) -> TextRequest:
         raise ApiError(400, "file: a sound file (WAV, MP3, FLAC) is required")
     values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **own, "n_cmpl": 1}
     sound = files.add_bytes(own["file"].take(), "file", AUDIO)
-    asked = {"messages": messages(model, own, task, sound), "enable_thinking": False}
-    chat = chat_prompt(model, read_conversation(model, asked, files), files)
-    return text_request(
+    asked = {"messages": make_messages(model, own, task, sound), "enable_thinking": False}
+    chat = make_chat_prompt(model, read_conversation(model, asked, files), files)
+    return make_text_request(
         incoming,
         values,
         [chat.prompt],
         chat.text,
         default_ping_s=incoming.context.options.sse_ping_interval,
-        warnings=(*chat.warnings, *TRANSCRIPTION.unread(body)),
+        warnings=(*chat.warnings, *TRANSCRIPTION.list_unread(body)),
         form=answer_form(model, chat, read_wanted({}, model.defaults)),
     )
 
 
-def messages(model: Model, values: Mapping[str, Any], task: str, sound: str) -> list[dict[str, Any]]:
+def make_messages(model: Model, values: Mapping[str, Any], task: str, sound: str) -> list[dict[str, Any]]:
     """The messages of the chat. `sound` is the marker that stands for the file."""
     source, system = model.chat_template.source, ""
     if task == "transcribe" and not values["prompt"]:
@@ -133,54 +133,54 @@ class TranscriptReply:
         self._task = task
         self._parts: list[str] = []
 
-    def event(self, index: int, event: Event) -> bytes:
+    def encode_event(self, index: int, event: Event) -> bytes:
         """Events of a stream: pieces of text, and at the end the whole text."""
         if type(event) is Text and event.text:
             self._parts.append(event.text)
             return sse_event({"type": "transcript.text.delta", "delta": event.text})
         if isinstance(event, End):
-            return sse_event({"type": "transcript.text.done", **self._object("".join(self._parts), event.final)})
+            return sse_event({"type": "transcript.text.done", **self._make_object("".join(self._parts), event.final)})
         return b""
 
     def end(self) -> bytes:
         return DONE
 
-    def error(self, error: ApiError) -> bytes:
+    def encode_error(self, error: ApiError) -> bytes:
         """An `error` event, after which the stream ends."""
-        return named_event("error", error_body(error))
+        return encode_named_event("error", make_error_body(error))
 
-    def whole(self, answers: Sequence[Answer]) -> object:
+    def make_whole(self, answers: Sequence[Answer]) -> object:
         [answer] = answers
         assert answer.final is not None
         shape = self._asked.values["response_format"]
         if shape == "text":
             return Response(200, answer.text.encode("utf-8", "replace"), {"Content-Type": "text/plain; charset=utf-8"})
-        result = self._object(answer.text, answer.final)
+        result = self._make_object(answer.text, answer.final)
         if shape == "verbose_json":
             seconds = round(self._asked.tasks[0].media[0].seconds, 3)
             about = {"task": self._task, "language": self._asked.values["language"], "duration": seconds}
             result |= {**about, "usage": {"type": "duration", "seconds": seconds}}
         return result
 
-    def _object(self, text: str, final: Final) -> dict[str, Any]:
+    def _make_object(self, text: str, final: Final) -> dict[str, Any]:
         usage = {
             "type": "tokens",
             "input_tokens": final.n_prompt,
             "output_tokens": final.n_predicted,
             "total_tokens": final.n_prompt + final.n_predicted,
         }
-        cache = cache_json(self._asked, final)
-        return {"text": text, "usage": usage, "timings": timings_json(final.timings), "cache": cache}
+        cache = make_cache_json(self._asked, final)
+        return {"text": text, "usage": usage, "timings": make_timings_json(final.timings), "cache": cache}
 
 
-def dialect(task: str) -> Dialect:
+def make_dialect(task: str) -> Dialect:
     """The dialect for one kind of task, "transcribe" or "translate"."""
     return Dialect(
         partial(read_transcription, task=task),
         partial(TranscriptReply, task=task),
-        headers=warning_header,
+        headers=make_warning_header,
         read_body=read_form,
     )
 
 
-TRANSCRIBE, TRANSLATE = dialect("transcribe"), dialect("translate")
+TRANSCRIBE, TRANSLATE = make_dialect("transcribe"), make_dialect("translate")

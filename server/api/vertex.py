@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from server import memory
-from server.api.request.fields import Body, Field, warning_header
+from server.api.request.fields import Body, Field, make_warning_header
 from server.errors import ApiError
 from server.models.models import Models
 from server.records import replace
-from server.web.message import CLIENT_CLOSED, JSON_TYPE, ErrorShape, Request, Response, error_body, to_json
+from server.web.message import CLIENT_CLOSED, JSON_TYPE, ErrorShape, Request, Response, make_error_body, to_json
 from server.web.router import Route
 
 ASKED = (
@@ -34,13 +34,13 @@ class PredictHandler:
         self._models = models
         by_path = {route.path: route for route in table}
         self._routes = {path: by_path[path] for path in ASKED if path in by_path}
-        self._paths = {word_for(path): path for path in self._routes}
+        self._paths = {make_word(path): path for path in self._routes}
 
     def handle(self, request: Request) -> Response:
         """`{"predictions": [...]}`: one answer for each instance."""
         from concurrent.futures import ThreadPoolExecutor  # imported here: few servers need it
 
-        body = request.json_object()
+        body = request.read_json_object()
         if self._models.lone is not None:  # with several models, each instance names its own
             self._models.get(None, request)
         instances = BODY.read(body)["instances"]
@@ -48,7 +48,7 @@ class PredictHandler:
             raise ApiError(400, "instances: a list of objects is required")
         if len(instances) > MAX_INSTANCES:
             raise ApiError(400, f"instances: {len(instances)} are too many, at most {MAX_INSTANCES} are allowed")
-        share = memory.current()
+        share = memory.get_current()
 
         def predict(instance: object) -> bytes:
             memory.use(share)
@@ -56,12 +56,12 @@ class PredictHandler:
 
         with ThreadPoolExecutor(N_AT_ONCE, "predict") as pool:
             predictions = b",".join(pool.map(predict, instances))
-        headers = {"Content-Type": JSON_TYPE, **warning_header(BODY.unread(body))}
+        headers = {"Content-Type": JSON_TYPE, **make_warning_header(BODY.list_unread(body))}
         return Response(200, b'{"predictions":[%b]}' % predictions, headers)
 
     def _predict(self, request: Request, instance: object) -> bytes:
         """The answer of an instance's route as JSON, or its error."""
-        shape: ErrorShape = error_body
+        shape: ErrorShape = make_error_body
         try:
             if not isinstance(instance, dict):
                 raise ApiError(400, "the instance is not an object")
@@ -94,7 +94,7 @@ class PredictHandler:
         return self._routes[path]
 
 
-def word_for(path: str) -> str:
+def make_word(path: str) -> str:
     """`chatCompletions` for /v1/chat/completions."""
     first, *others = path.removeprefix("/v1").strip("/").replace("_", "/").replace("-", "/").split("/")
     return first + "".join(part[:1].upper() + part[1:] for part in others)

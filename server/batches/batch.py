@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from server.batches.files import MAX_AGE_S, WRITTEN, File, Files, new_id, write_whole
+from server.batches.files import MAX_AGE_S, WRITTEN, File, Files, make_id, write_whole
 from server.batches.journal import Busy, Journal
 from server.batches.lines import Fault, read_lines
 from server.batches.work import Work
@@ -89,7 +89,7 @@ class Batch:
             "request_counts": {"total": 0, "completed": 0, "failed": 0},
             "metadata": dict(asked.metadata),
         }
-        own = {"key_id": asked.key_id, "answers": new_id(), "errors": new_id(), "age_s": asked.age_s}
+        own = {"key_id": asked.key_id, "answers": make_id(), "errors": make_id(), "age_s": asked.age_s}
         batch = cls(folder / f"{id_}.json", files, about, own, now)
         batch._save()
         return batch
@@ -134,9 +134,9 @@ class Batch:
 
     def as_json(self) -> dict[str, Any]:
         """The batch in OpenAI's form, with current counts."""
-        return {**self.about, "request_counts": self._counts()}
+        return {**self.about, "request_counts": self._get_counts()}
 
-    def _counts(self) -> dict[str, int]:
+    def _get_counts(self) -> dict[str, int]:
         work, counts = self.work, self.about["request_counts"]
         if work is None:
             return dict(counts)
@@ -148,7 +148,7 @@ class Batch:
         """Read the input and the answers of an earlier run. Afterwards lines can be run, unless the batch has
         failed or has to wait."""
         try:
-            journal = Journal(self._files.path(self.own["answers"]), self._files.path(self.own["errors"]))
+            journal = Journal(self._files.make_path(self.own["answers"]), self._files.make_path(self.own["errors"]))
         except Busy:
             self.t_next = self._now() + BUSY_S  # usually a server that is about to end
             return
@@ -162,7 +162,7 @@ class Batch:
                 journal.close()
                 self.fail(faults)
                 return
-            self.work = Work(self._files.path(self.about["input_file_id"]), lines, journal)
+            self.work = Work(self._files.make_path(self.about["input_file_id"]), lines, journal)
         except (ApiError, OSError) as error:
             journal.close()
             self.fail([Fault(None, "server_error", str(error))])
@@ -209,7 +209,7 @@ class Batch:
 
     def _end(self, status: str, errors: object = None) -> None:
         """Change to a final state. Files with answers or errors are registered unless they are empty."""
-        changes: dict[str, Any] = {"errors": errors, "request_counts": self._counts()}
+        changes: dict[str, Any] = {"errors": errors, "request_counts": self._get_counts()}
         work, self.work = self.work, None
         if work is not None:
             work.close()
@@ -217,7 +217,7 @@ class Batch:
         for own, name in names.items():
             id_ = self.own[own]
             with suppress(OSError):
-                if self._files.path(id_).stat().st_size:
+                if self._files.make_path(id_).stat().st_size:
                     filename = f"{self.id}_{'output' if own == 'answers' else 'error'}.jsonl"
                     self._files.finish(id_, self.key_id, filename, WRITTEN, self.own["age_s"])
                     changes[name] = id_

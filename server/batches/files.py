@@ -94,17 +94,17 @@ class Files:
 
     def add(self, key_id: str, filename: str, data: bytes | bytearray, age_s: int = MAX_AGE_S) -> File:
         """Store an upload. ApiError 413 if no room is left."""
-        id_ = new_id()
+        id_ = make_id()
         with self._lock:
             self._sweep()
             self._take(id_, len(data))
         try:
-            write_whole(self.path(id_), data)
+            write_whole(self.make_path(id_), data)
             return self.finish(id_, key_id, filename, UPLOADED, age_s)
         except OSError as error:
             log.error("--store-dir: a file could not be written: %s", error)
             with contextlib.suppress(OSError):
-                self.path(id_).unlink()
+                self.make_path(id_).unlink()
             raise ApiError(500, "the file could not be written; see the server's log") from None
         finally:
             with self._lock:
@@ -116,11 +116,11 @@ class Files:
             self._take(id_, n_bytes)
 
     def finish(self, id_: str, key_id: str, filename: str, purpose: str, age_s: int = MAX_AGE_S) -> File:
-        """Make a file of the content at `path(id_)`. OSError if its description can't be written."""
+        """Make a file of the content at `make_path(id_)`. OSError if its description can't be written."""
         now = int(self._now())
-        size = self.path(id_).stat().st_size
+        size = self.make_path(id_).stat().st_size
         file = File(id_, key_id, filename, purpose, size, now, now + age_s)
-        write_whole(self._about(id_), json.dumps(_fields(file)).encode())
+        write_whole(self._make_about_path(id_), json.dumps(_list_fields(file)).encode())
         with self._lock:
             self._put(file)
             self._n_growing.pop(id_, None)
@@ -131,7 +131,7 @@ class Files:
         with self._lock:
             self._n_growing.pop(id_, None)
         with contextlib.suppress(OSError):
-            self.path(id_).unlink()
+            self.make_path(id_).unlink()
 
     def get(self, id_: str, key_id: str) -> File | None:
         """The file with this id, if it belongs to this key."""
@@ -140,7 +140,7 @@ class Files:
             file = self._files.get(id_)
         return file if file is not None and file.key_id == key_id else None
 
-    def of_key(self, key_id: str) -> list[File]:
+    def list_of_key(self, key_id: str) -> list[File]:
         """All files of a key, the oldest first."""
         with self._lock:
             self._sweep()
@@ -172,14 +172,14 @@ class Files:
     def open(self, id_: str) -> BinaryIO:
         """Open a file's content. ApiError 404 if it was deleted."""
         try:
-            return open(self.path(id_), "rb")
+            return open(self.make_path(id_), "rb")
         except OSError:
             raise ApiError(404, f"the content of {id_} was deleted") from None
 
-    def path(self, id_: str) -> Path:
+    def make_path(self, id_: str) -> Path:
         return self._folder / f"{id_}.jsonl"
 
-    def _about(self, id_: str) -> Path:
+    def _make_about_path(self, id_: str) -> Path:
         return self._folder / f"{id_}.json"
 
     # ---- with the lock held -------------------------------------------------------------------------------------
@@ -208,12 +208,12 @@ class Files:
 
     def _remove(self, id_: str) -> None:
         self._n_bytes -= self._files.pop(id_).n_bytes
-        for path in (self._about(id_), self.path(id_)):
+        for path in (self._make_about_path(id_), self.make_path(id_)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def new_id() -> str:
+def make_id() -> str:
     return "file-" + secrets.token_hex(N_ID)
 
 
@@ -233,7 +233,7 @@ def write_whole(path: Path, data: bytes | bytearray) -> None:
         raise
 
 
-def _fields(file: File) -> dict[str, Any]:
+def _list_fields(file: File) -> dict[str, Any]:
     return {name: getattr(file, name) for name in File.__match_args__}
 
 

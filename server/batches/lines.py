@@ -74,7 +74,7 @@ def read_lines(stream: BinaryIO, endpoint: str = "") -> tuple[list[Line], list[F
                 n_bytes += _skip_line(stream)
                 raise Wrong("line_too_long", f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
             if not data.isspace():
-                line = _line(number, offset, data, endpoint)
+                line = _parse_line(number, offset, data, endpoint)
                 if line.custom_id in seen:
                     raise Wrong("duplicate_custom_id", f"custom_id {line.custom_id[:80]!r} is used twice")
                 seen.add(line.custom_id)
@@ -89,7 +89,7 @@ def read_lines(stream: BinaryIO, endpoint: str = "") -> tuple[list[Line], list[F
     return lines, faults
 
 
-def in_order(lines: Iterable[Line]) -> list[Line]:
+def sort_lines(lines: Iterable[Line]) -> list[Line]:
     """Sort lines so that those of one model and URL are together, and among them those whose prompts begin alike."""
     first: dict[object, int] = {}
 
@@ -124,7 +124,7 @@ class Wrong(Exception):
         self.code, self.message = code, message
 
 
-def _line(number: int, offset: int, data: bytes, endpoint: str) -> Line:
+def _parse_line(number: int, offset: int, data: bytes, endpoint: str) -> Line:
     try:
         said: Any = parse_json(data)
     except ApiError as error:
@@ -143,13 +143,13 @@ def _line(number: int, offset: int, data: bytes, endpoint: str) -> Line:
     if not isinstance(body, dict):
         raise Wrong("missing_required_parameter", "body is not an object")
     model = body.get("model")
-    beginnings = _beginnings(to_json([body[name] for name in PROMPT if body.get(name) is not None]))
+    beginnings = _hash_beginnings(to_json([body[name] for name in PROMPT if body.get(name) is not None]))
     return Line(
         number, offset, len(data), answer_id(data), custom_id, url, model if isinstance(model, str) else "", beginnings
     )
 
 
-def _beginnings(text: bytes) -> tuple[bytes, ...]:
+def _hash_beginnings(text: bytes) -> tuple[bytes, ...]:
     digest, found, at = hashlib.blake2b(digest_size=HASH_BYTES), [], 0
     for end in BEGINNINGS:
         if end > len(text):

@@ -90,7 +90,7 @@ class Batches:
             batch = self._batches.get(id_)
         return batch if batch is not None and batch.key_id == key_id else None
 
-    def of_key(self, key_id: str) -> list[Batch]:
+    def list_of_key(self, key_id: str) -> list[Batch]:
         """All batches of a key, the oldest first."""
         with self._changed:
             self._sweep()
@@ -145,13 +145,13 @@ class Batches:
 
     def _work(self) -> None:
         """The main function of the threads `batch`."""
-        while (job := self._next()) is not None:
+        while (job := self._wait_for_next()) is not None:
             try:
                 job()
             except Exception:
                 log.exception("a job of a batch failed")
 
-    def _next(self) -> Job | None:
+    def _wait_for_next(self) -> Job | None:
         """Wait for the next job; None once all batches have ended or the server is closing."""
         with self._changed:
             while True:
@@ -159,11 +159,11 @@ class Batches:
                 if self._is_closed or not open_ones:
                     self._threads.discard(threading.current_thread())
                     return None
-                if job := self._whole(open_ones) or (self._line(open_ones) if self._is_ready() else None):
+                if job := self._find_whole(open_ones) or (self._find_line(open_ones) if self._is_ready() else None):
                     return job
                 self._changed.wait(POLL_S)
 
-    def _whole(self, batches: Iterable[Batch]) -> Job | None:
+    def _find_whole(self, batches: Iterable[Batch]) -> Job | None:
         """A job for a batch as a whole: read its input, or end it. The lock is held."""
         for batch in batches:
             step = None if batch.id in self._at_work or batch.is_blocked else self._step(batch)
@@ -193,7 +193,7 @@ class Batches:
                 self._at_work.discard(batch.id)
                 self._changed.notify_all()
 
-    def _line(self, batches: list[Batch]) -> Job | None:
+    def _find_line(self, batches: list[Batch]) -> Job | None:
         """The job of running the next line, of the key whose last turn is oldest. The lock is held."""
         firsts: dict[str, Batch] = {}
         for batch in batches:

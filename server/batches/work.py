@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 
 from server.batches.asking import UNAVAILABLE, Answer, Asking, Client, line_of
 from server.batches.journal import Journal
-from server.batches.lines import Line, in_order, read_body
+from server.batches.lines import Line, read_body, sort_lines
 from server.errors import ApiError
 from server.log import get_logger
 from server.records import record
-from server.web.message import error_body, to_json
+from server.web.message import make_error_body, to_json
 
 MAX_TRIES = 8  # of a line while the server answers that it is busy
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # between two tries; the wait doubles with each
@@ -47,7 +47,7 @@ class Work:
         self.n_total = len(lines)
         self.n_before = sum(line.id in journal for line in lines)
         self._lock = threading.Lock()  # protects the fields below
-        self._waiting = deque(line for line in in_order(lines) if line.id not in journal)
+        self._waiting = deque(line for line in sort_lines(lines) if line.id not in journal)
         self._asked: dict[str, Asked] = {}
         self._n_tries: dict[str, int] = {}
         self._latest: threading.Event | None = None  # set when the last line taken has been submitted to the engine
@@ -96,7 +96,7 @@ class Work:
             if not isinstance(error, ApiError):
                 log.exception("line %d of a batch can't be read", line.number)
                 error = ApiError(500, f"line {line.number} of the file can't be read again")
-            return Answer(error.status, to_json(error_body(error)))
+            return Answer(error.status, to_json(make_error_body(error)))
         return asking.ask(line.id, line.url, body, key_id, asked.client)
 
     def answer(self, asked: Asked, answer: Answer) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.bench.agent_loop import STEPS, prompts
+from server.bench.agent_loop import STEPS, make_prompts
 from server.bench.client import Ask
 
 WARM_UP = Ask("Once upon a time", 8, {"temperature": 0.0})
@@ -19,7 +19,7 @@ FIELDS = {"temperature": 0.0}
 def run(peer: Any, plan: Any) -> tuple:
     """Tokens per second: from the first to the last token of each answer, and over whole requests."""
     peer.generate([WARM_UP])
-    steps = prompts(min(plan.count(len(STEPS)), len(STEPS)))
+    steps = make_prompts(min(plan.count(len(STEPS)), len(STEPS)))
     n_tokens, generating, whole = 0, 0.0, 0.0
     for prompt, answer in steps:
         (said,) = peer.generate([Ask(prompt, len(peer.tokenize(answer)[0]), FIELDS)])

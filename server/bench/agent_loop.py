@@ -249,7 +249,7 @@ def turn(role: str, text: str) -> str:
     return f"<|im_start|>{role}\n{text}<|im_end|>\n"
 
 
-def prompts(n_steps: int = len(STEPS)) -> list[tuple[str, str]]:
+def make_prompts(n_steps: int = len(STEPS)) -> list[tuple[str, str]]:
     """(prompt, answer) of each step; a prompt contains all earlier steps."""
     said = turn("system", SYSTEM) + turn("user", TASK)
     pairs = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from html import escape
 
-from server.bench.report import Outcome, figures, number
+from server.bench.report import Outcome, compute_figures, number
 from server.bench.workloads import LESS
 
 WIDTH, LABEL, BAR, ROW = 920, 330, 400, 14
@@ -20,20 +20,20 @@ def svg_of(outcomes: list, peers: list, title: str) -> str:
     """The chart. Workloads that no server could run are left out."""
     parts, y = [], 56
     for i, peer in enumerate(peers):
-        parts.append(_box(16 + 150 * i, 32, 10, 10, i) + _text(31 + 150 * i, 41, peer))
+        parts.append(_render_box(16 + 150 * i, 32, 10, 10, i) + _render_text(31 + 150 * i, 41, peer))
     for outcome in outcomes:
-        found = [_figure_row(outcome, i, peers) for i in range(len(outcome.workload.metrics))]
+        found = [_make_figure_row(outcome, i, peers) for i in range(len(outcome.workload.metrics))]
         rows = [row for row in found if row]
         if not rows:
             continue
         y += 14
-        parts.append(_text(16, y, f"{outcome.workload.name}: {outcome.workload.help}", "font-weight='bold'"))
+        parts.append(_render_text(16, y, f"{outcome.workload.name}: {outcome.workload.help}", "font-weight='bold'"))
         y += 8
         for name, bars in rows:
-            parts.append(_text(28, y + 10, name))
+            parts.append(_render_text(28, y + 10, name))
             for i, part, label in bars:
-                parts.append(_box(LABEL, y + 2, max(BAR * part, 1), ROW - 4, i))
-                parts.append(_text(LABEL + BAR * part + 6, y + 11, label))
+                parts.append(_render_box(LABEL, y + 2, max(BAR * part, 1), ROW - 4, i))
+                parts.append(_render_text(LABEL + BAR * part + 6, y + 11, label))
                 y += ROW
             y += 4
     head = (
@@ -41,13 +41,13 @@ def svg_of(outcomes: list, peers: list, title: str) -> str:
         f"viewBox='0 0 {WIDTH} {y + 16}' font-family='sans-serif' font-size='11'>"
         f"<title>{escape(title)}</title><rect width='100%' height='100%' fill='white'/>"
     )
-    return "\n".join([head, _text(16, 20, title, "font-size='14'"), *parts, "</svg>", ""])
+    return "\n".join([head, _render_text(16, 20, title, "font-size='14'"), *parts, "</svg>", ""])
 
 
-def _figure_row(outcome: Outcome, i_metric: int, peers: list) -> tuple | None:
+def _make_figure_row(outcome: Outcome, i_metric: int, peers: list) -> tuple | None:
     """(label, bars as (index of the peer, length from 0 to 1, text)); None if there is no result."""
     metric = outcome.workload.metrics[i_metric]
-    found = figures(outcome, i_metric, peers[0])
+    found = compute_figures(outcome, i_metric, peers[0])
     medians = {peer: value for peer, value in found.medians.items() if value > 0}
     if not medians:
         return None
@@ -64,12 +64,12 @@ def _figure_row(outcome: Outcome, i_metric: int, peers: list) -> tuple | None:
     return metric.name + (" (less is better)" if metric.better == LESS else ""), bars
 
 
-def _box(x: float, y: float, width: float, height: float, i_peer: int) -> str:
+def _render_box(x: float, y: float, width: float, height: float, i_peer: int) -> str:
     return (
         f"<rect x='{x:.0f}' y='{y:.0f}' width='{width:.1f}' height='{height:.0f}' "
         f"fill='{COLOURS[i_peer % len(COLOURS)]}'/>"
     )
 
 
-def _text(x: float, y: float, text: str, more: str = "") -> str:
+def _render_text(x: float, y: float, text: str, more: str = "") -> str:
     return f"<text x='{x:.0f}' y='{y:.0f}' {more}>{escape(text)}</text>"

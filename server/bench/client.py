@@ -86,7 +86,7 @@ class HttpPeer:
         for thread in threads:
             thread.join()
         if troubles:
-            raise self._failure("/completion", troubles[0])
+            raise self._make_failure("/completion", troubles[0])
         return answers
 
     def read_along(self, ask: Ask) -> BackgroundReader:
@@ -100,11 +100,11 @@ class HttpPeer:
         try:
             begun = clock()
             for _ in range(n_times):
-                answer = self._checked(self._post(connection, "/tokenize", body), "/tokenize").read()
+                answer = self._check_response(self._post(connection, "/tokenize", body), "/tokenize").read()
             seconds = clock() - begun
             return json.loads(answer)["tokens"], seconds
         except (OSError, HTTPException, ValueError, KeyError) as error:
-            raise self._failure("/tokenize", error) from None
+            raise self._make_failure("/tokenize", error) from None
         finally:
             connection.close()
 
@@ -120,7 +120,7 @@ class HttpPeer:
         connection = self._open()
         try:
             begun = clock()
-            answer = self._checked(
+            answer = self._check_response(
                 self._post(connection, "/v1/embeddings", json.dumps({"input": texts}).encode()), "/v1/embeddings"
             ).read()
             seconds = clock() - begun
@@ -128,22 +128,22 @@ class HttpPeer:
                 raise BenchError(f"{self.name}: /v1/embeddings didn't answer all texts")
             return seconds
         except (OSError, HTTPException, ValueError, KeyError) as error:
-            raise self._failure("/v1/embeddings", error) from None
+            raise self._make_failure("/v1/embeddings", error) from None
         finally:
             connection.close()
 
-    def models(self) -> list:
+    def list_models(self) -> list:
         connection = self._open()
         try:
             connection.request("GET", "/v1/models", headers=self._headers)
-            answer = self._checked(connection.getresponse(), "/v1/models").read()
+            answer = self._check_response(connection.getresponse(), "/v1/models").read()
             return [model["id"] for model in json.loads(answer)["data"]]
         except (OSError, HTTPException, ValueError, KeyError) as error:
-            raise self._failure("/v1/models", error) from None
+            raise self._make_failure("/v1/models", error) from None
         finally:
             connection.close()
 
-    def health(self) -> int:
+    def get_health(self) -> int:
         """The status of GET /health; 0 if nothing listens."""
         connection = HTTPConnection(self._host, self._port, timeout=5)
         try:
@@ -158,7 +158,9 @@ class HttpPeer:
         """(connection, response) of a stream whose head has arrived."""
         connection = self._open()
         try:
-            return connection, self._checked(self._post(connection, "/completion", _body(ask)), "/completion")
+            return connection, self._check_response(
+                self._post(connection, "/completion", _make_body(ask)), "/completion"
+            )
         except BaseException:
             connection.close()
             raise
@@ -169,7 +171,7 @@ class HttpPeer:
         return connection
 
     def _complete(self, connection: HTTPConnection, ask: Ask, started: float) -> Answer:
-        response = self._checked(self._post(connection, "/completion", _body(ask)), "/completion")
+        response = self._check_response(self._post(connection, "/completion", _make_body(ask)), "/completion")
         if not ask.stream:
             final = json.loads(response.read())
             return _answer(final, final["content"], (), clock() - started)
@@ -187,13 +189,13 @@ class HttpPeer:
         connection.request("POST", path, body, self._headers)
         return connection.getresponse()
 
-    def _checked(self, response: HTTPResponse, path: str) -> HTTPResponse:
+    def _check_response(self, response: HTTPResponse, path: str) -> HTTPResponse:
         if response.status != 200:
             said = response.read(300).decode("utf-8", "replace")
             raise BenchError(f"{self.name}: {path} answered {response.status}: {said}")
         return response
 
-    def _failure(self, path: str, error: Exception) -> BenchError:
+    def _make_failure(self, path: str, error: Exception) -> BenchError:
         if isinstance(error, BenchError):
             return error
         return BenchError(f"{self.name}: {path} failed: {type(error).__name__}: {error}")
@@ -255,7 +257,7 @@ def parse_events(raw: bytes) -> list:
     return [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
 
 
-def _body(ask: Ask) -> bytes:
+def _make_body(ask: Ask) -> bytes:
     return json.dumps(
         {
             "prompt": ask.prompt,

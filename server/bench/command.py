@@ -14,8 +14,8 @@ from pathlib import Path
 from server.bench.client import BenchError
 from server.bench.report import Outcome, text_of
 from server.bench.runner import Bench, Settings, choose
-from server.bench.servers import ServerSpec, core_count, load_average
-from server.program import shows_progress
+from server.bench.servers import ServerSpec, count_cores, load_average
+from server.program import can_show_progress
 
 __all__ = ["OWN", "BenchError", "measure"]
 
@@ -38,7 +38,7 @@ def measure(
     """Measure, and return the exit code: 0 if all workloads could be measured. `program` and `argv` started this
     program; their options for address, threads, slots and context are replaced. BenchError for unknown workloads."""
     workloads = choose(names)
-    settings = Settings(Path(model or "model"), threads if threads > 0 else core_count(), repeat, scale)
+    settings = Settings(Path(model or "model"), threads if threads > 0 else count_cores(), repeat, scale)
     spec = ServerSpec("ours", (*program, *without_bench(argv), *PLACES), {}, key)
     if (load := load_average()) > IDLE_LOAD:
         print(f"this machine isn't idle (load {load:.1f}): results will be worse than possible", file=sys.stderr)
@@ -67,5 +67,5 @@ def without_bench(argv: Sequence[str]) -> list[str]:
 
 
 def _show(text: str) -> None:
-    if shows_progress():
+    if can_show_progress():
         print(f"\r{text:<78.78}" if text else "\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

@@ -49,21 +49,21 @@ class Figures(NamedTuple):
     goal: str = ""
 
 
-def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
+def compute_figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
     """Medians and ratios of a metric, over all peers that could run the workload."""
     values = {peer: [run[i_metric] for run in runs] for peer, runs in outcome.runs.items() if runs}
     medians = {peer: statistics.median(numbers) for peer, numbers in values.items()}
     pairs = {
         peer: found
         for peer in values
-        if peer != first and first in values and (found := pairwise(values[first], values[peer]))
+        if peer != first and first in values and (found := compute_pairwise(values[first], values[peer]))
     }
     ratios = {peer: statistics.median(found) for peer, found in pairs.items()}
     ranges = {peer: (min(found), max(found)) for peer, found in pairs.items()}
     return Figures(values, medians, ratios, ranges, goal_of(outcome.workload.metrics[i_metric], medians, ratios, first))
 
 
-def pairwise(ours: list, theirs: list) -> list:
+def compute_pairwise(ours: list, theirs: list) -> list:
     """The ratio of each repetition, except where the divisor is 0."""
     return [own / other for own, other in zip(ours, theirs) if other]
 
@@ -95,9 +95,9 @@ def text_of(outcome: Outcome, peers: list) -> list:
     widths = [max(len(name), 10 if name in peers else RATIO_WIDTH) for name in columns]
     lines = [head, "  " + " " * NAME_WIDTH + "".join(f"  {name:>{width}}" for name, width in zip(columns, widths))]
     for i, metric in enumerate(outcome.workload.metrics):
-        found = figures(outcome, i, first)
+        found = compute_figures(outcome, i, first)
         cells = [number(found.medians.get(peer)) for peer in peers]
-        cells += [ratio_with_range(found, peer) for peer in others]
+        cells += [format_ratio(found, peer) for peer in others]
         name = metric.name + (f", {metric.unit}" if metric.unit else "")
         arrow = "  (less is better)" if metric.better == LESS else ""
         arrow += f"  {found.goal}" if found.goal else ""
@@ -108,7 +108,7 @@ def text_of(outcome: Outcome, peers: list) -> list:
     return [*lines, ""]
 
 
-def ratio_with_range(found: Figures, peer: str) -> str:
+def format_ratio(found: Figures, peer: str) -> str:
     """The ratio to a peer, and the range of the repetitions: `1.315 (1.25-1.40)`; `-` without any."""
     if peer not in found.ratios:
         return "-"
@@ -131,7 +131,7 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
     for outcome in outcomes:
         metrics = []
         for i, metric in enumerate(outcome.workload.metrics):
-            found = figures(outcome, i, peers[0])
+            found = compute_figures(outcome, i, peers[0])
             metrics.append(
                 {
                     "name": metric.name,
@@ -158,24 +158,24 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
         "first": peers[0],
         "peers": peers,
         "settings": settings,
-        "machine": machine(),
+        "machine": describe_machine(),
         "workloads": rows,
     }
 
 
-def machine() -> dict:
+def describe_machine() -> dict:
     """Facts about the machine that are needed to compare results, without anything personal."""
     return {
         "system": platform.system(),
         "release": platform.release(),
         "machine": platform.machine(),
-        "processor": processor(),
+        "processor": describe_processor(),
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
     }
 
 
-def processor() -> str:
+def describe_processor() -> str:
     """The CPU's name, where the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -17,7 +17,7 @@ from typing import Any
 
 from server.bench.client import Ask, BenchError
 from server.bench.report import Outcome
-from server.bench.servers import BARE, Setup, cpu_seconds
+from server.bench.servers import BARE, Setup, read_cpu_seconds
 from server.bench.workloads import WORKLOADS, Plan, Workload
 
 PAUSE_S = 0.3
@@ -53,7 +53,7 @@ class Bench:
     def run(self, workloads: list, tell: Callable[[Outcome], None]) -> list:
         """Run the workloads and return an Outcome for each; `tell` gets each as soon as it is complete."""
         outcomes = []
-        for _, group in itertools.groupby(workloads, key=lambda row: (self._setup(row), self._is_fresh(row))):
+        for _, group in itertools.groupby(workloads, key=lambda row: (self._make_setup(row), self._is_fresh(row))):
             rows = list(group)
             with contextlib.ExitStack() as stack:
                 peers, troubles = {}, {}
@@ -67,7 +67,7 @@ class Bench:
     def _is_fresh(self, workload: Workload) -> bool:
         return workload.fresh or self._settings.one_at_a_time
 
-    def _setup(self, workload: Workload) -> Setup:
+    def _make_setup(self, workload: Workload) -> Setup:
         return Setup(
             self._settings.model,
             self._settings.threads,
@@ -92,12 +92,12 @@ class Bench:
 
     def _start(self, spec: Any, workload: Workload) -> contextlib.AbstractContextManager:
         self._show(f"{workload.name}: starting {spec.name}")
-        return spec.run(self._setup(workload), self._folder, self._settings.patience_s)
+        return spec.run(self._make_setup(workload), self._folder, self._settings.patience_s)
 
     def _measure(self, workload: Workload, peers: dict, troubles: dict) -> Outcome:
         """Run all repetitions. A peer that fails once has no results for this workload."""
         runs: dict = {}
-        before = cpu_seconds()
+        before = read_cpu_seconds()
         for repetition in range(self._settings.repeat):
             turn = repetition % len(self.specs)
             for spec in [*self.specs[turn:], *self.specs[:turn]]:
@@ -110,7 +110,7 @@ class Bench:
                 except BenchError as failure:
                     troubles[spec.name] = str(failure)
                     runs.pop(spec.name, None)
-        return Outcome(workload, runs, troubles, foreign_share(before, cpu_seconds()))
+        return Outcome(workload, runs, troubles, compute_foreign_share(before, read_cpu_seconds()))
 
     def _run_once(self, workload: Workload, spec: Any, peer: Any, plan: Plan) -> tuple:
         time.sleep(PAUSE_S)  # compute threads of the server before spin for a while, then sleep
@@ -134,8 +134,8 @@ def choose(names: str | None) -> list:
     return [row for row in WORKLOADS if row.name in wanted]
 
 
-def foreign_share(before: tuple | None, after: tuple | None) -> float | None:
-    """The share of other programs in the processor time between two `cpu_seconds`; None if unknown."""
+def compute_foreign_share(before: tuple | None, after: tuple | None) -> float | None:
+    """The share of other programs in the processor time between two `read_cpu_seconds`; None if unknown."""
     if before is None or after is None or after[0] <= before[0]:
         return None
     return max(1 - (after[1] - before[1]) / (after[0] - before[0]), 0.0)

@@ -88,7 +88,7 @@ class ServerPeer(HttpPeer):
     def wait_until_ready(self, child: subprocess.Popen, log: Path, patience_s: float) -> None:
         """Poll /health until it answers 200, and note the times."""
         begun = clock()
-        while (status := self.health()) != 200:
+        while (status := self.get_health()) != 200:
             if status and not self.listen_s:
                 self.listen_s = clock() - begun
             if child.poll() is not None:
@@ -99,9 +99,9 @@ class ServerPeer(HttpPeer):
         self.ready_s = clock() - begun
         self.listen_s = self.listen_s or self.ready_s
 
-    def peak_memory(self) -> float:
+    def read_peak_memory(self) -> float:
         """The peak resident memory in MiB of the process and its children. BenchError if the system can't tell."""
-        return peak_memory(self._pid)
+        return read_peak_memory(self._pid)
 
 
 def parse_server(text: str) -> ServerSpec:
@@ -126,7 +126,7 @@ def parse_server(text: str) -> ServerSpec:
     return ServerSpec(name, tuple(words), environment)
 
 
-def core_count() -> int:
+def count_cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -158,7 +158,9 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
     with open(log, "ab") as out:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, **streams}
         try:
-            child = subprocess.Popen(command, env=child_environment(environment), stderr=out, **streams, **own_group)
+            child = subprocess.Popen(
+                command, env=make_child_environment(environment), stderr=out, **streams, **own_group
+            )
         except OSError as error:
             raise BenchError(f"{name}: {command[0]} can't be started ({error.strerror})") from None
     try:
@@ -171,7 +173,7 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
                     stream.close()
 
 
-def child_environment(environment: dict) -> dict:
+def make_child_environment(environment: dict) -> dict:
     """Our environment with these variables, but without NO_BYTECODE, which would slow down each start."""
     inherited = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
     return {**inherited, **environment}
@@ -186,7 +188,7 @@ def log_end(log: Path) -> str:
 # --- processor time --------------------------------------------------------------------------------------------
 
 
-def cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
+def read_cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
     """(seconds that all cores were busy, seconds that our processes were) since the machine started; None if unknown.
 
     Our processes are this one (`ours` by default) and all that `child_of` started, also those that have ended.
@@ -196,13 +198,13 @@ def cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
     except (OSError, ValueError):
         return None
     ours = ours or os.getpid()
-    rows = list(stat_rows(proc))
-    used = sum(sum(map(int, cells[11:15])) for _, cells in family(rows, ours))
+    rows = list(read_stat_rows(proc))
+    used = sum(sum(map(int, cells[11:15])) for _, cells in find_family(rows, ours))
     per_second = os.sysconf("SC_CLK_TCK")
     return (sum(ticks) - ticks[3] - ticks[4]) / per_second, used / per_second
 
 
-def stat_rows(proc: Path) -> Iterator[tuple]:
+def read_stat_rows(proc: Path) -> Iterator[tuple]:
     """For every process: (pid, the fields of its stat file after the name: state, ppid, pgrp, session, ...)."""
     for folder in proc.glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -210,7 +212,7 @@ def stat_rows(proc: Path) -> Iterator[tuple]:
             yield int(folder.name), text.rpartition(")")[2].split()
 
 
-def family(rows: list, first: int) -> Iterator[tuple]:
+def find_family(rows: list, first: int) -> Iterator[tuple]:
     """The rows of the process `first`, its descendants, and their sessions: a server may put a process into a session
     of its own, and a parent may have ended."""
     found = {first}
@@ -224,27 +226,27 @@ def family(rows: list, first: int) -> Iterator[tuple]:
 # --- memory ----------------------------------------------------------------------------------------------------
 
 
-def peak_memory(pid: int) -> float:
+def read_peak_memory(pid: int) -> float:
     """Peak memory in MiB; on systems other than Linux and Windows the current memory. Mapped pages of the model
     count."""
     if sys.platform == "linux":
-        return sum(linux_peaks(Path("/proc"), pid)) / 1024
+        return sum(read_linux_peaks(Path("/proc"), pid)) / 1024
     if sys.platform == "win32":
-        return windows_peak(pid) / 2**20
+        return read_windows_peak(pid) / 2**20
     listing = subprocess.run(["ps", "-axo", "pid=,pgid=,rss="], capture_output=True, text=True, check=False).stdout
     rows = [[int(cell) for cell in line.split()] for line in listing.splitlines()]
     return sum(rss for _, group, rss in rows if group == pid) / 1024
 
 
-def linux_peaks(proc: Path, server: int) -> Iterator[int]:
+def read_linux_peaks(proc: Path, server: int) -> Iterator[int]:
     """The peak in KiB of each process of a server: those in its session, and their descendants in other sessions."""
-    for pid, _ in family(list(stat_rows(proc)), server):
+    for pid, _ in find_family(list(read_stat_rows(proc)), server):
         with contextlib.suppress(OSError):
             found = re.search(r"VmHWM:\s+(\d+) kB", (proc / str(pid) / "status").read_text(encoding="utf-8"))
             yield int(found[1]) if found else 0
 
 
-def windows_peak(pid: int) -> int:
+def read_windows_peak(pid: int) -> int:
     """The peak in bytes of the process alone."""
 
     class Counters(ctypes.Structure):

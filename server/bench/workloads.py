@@ -89,7 +89,7 @@ class Plan(NamedTuple):
         """`n` words, tokens or requests, scaled; at least 4."""
         return max(4, round(n * self.scale))
 
-    def text(self, n_words: int, *key: object) -> str:
+    def make_text(self, n_words: int, *key: object) -> str:
         """Sentences with `n_words` (scaled) words. Different keys make different texts in one repetition."""
         chance = random.Random(f"{self.repetition} {key}")
         words = [chance.choice(WORDS) for _ in range(self.count(n_words))]
@@ -128,41 +128,41 @@ def start_up(peer: Any, plan: Plan) -> tuple:
     return peer.listen_s, peer.ready_s
 
 
-def one_stream(fields: dict) -> Callable:
+def make_one_stream(fields: dict) -> Callable:
     """One request at a time: as a stream (first to last token), then plain (whole request)."""
 
     def run(peer: Any, plan: Plan) -> tuple:
         n_tokens = plan.count(200)
-        (streamed,) = peer.generate([Ask(plan.text(30, "streamed"), n_tokens, fields)])
-        (plain,) = peer.generate([Ask(plan.text(30, "plain"), n_tokens, fields, stream=False)])
+        (streamed,) = peer.generate([Ask(plan.make_text(30, "streamed"), n_tokens, fields)])
+        (plain,) = peer.generate([Ask(plan.make_text(30, "plain"), n_tokens, fields, stream=False)])
         return decode_rate(streamed), plain.n_predicted / plain.ended
 
     return run
 
 
-def prefill(peer: Any, plan: Plan) -> tuple:
+def measure_prefill(peer: Any, plan: Plan) -> tuple:
     """One long prompt that is in no cache, and one token."""
-    (answer,) = peer.generate([Ask(plan.text(1200, "prefill"), 1, GREEDY, stream=False)])
+    (answer,) = peer.generate([Ask(plan.make_text(1200, "prefill"), 1, GREEDY, stream=False)])
     return (answer.n_evaluated / answer.ended,)
 
 
-def many_streams(n_streams: int, n_tokens: int) -> Callable:
+def make_many_streams(n_streams: int, n_tokens: int) -> Callable:
     """`n_streams` requests at once, first plain, then as streams."""
 
     def run(peer: Any, plan: Plan) -> tuple:
-        def asks(stream: bool) -> list:
-            return [Ask(plan.text(30, stream, i), plan.count(n_tokens), SAMPLED, stream) for i in range(n_streams)]
+        def make_asks(stream: bool) -> list:
+            return [Ask(plan.make_text(30, stream, i), plan.count(n_tokens), SAMPLED, stream) for i in range(n_streams)]
 
-        plain, streamed = peer.generate(asks(False)), peer.generate(asks(True))
+        plain, streamed = peer.generate(make_asks(False)), peer.generate(make_asks(True))
         first = sorted(answer.arrivals[0] for answer in streamed)
         gaps = sorted(gap for answer in streamed for gap in gaps_of(answer.arrivals))
         return (
-            throughput(plain),
-            throughput(streamed),
-            percentile(first, 50) * 1e3,
+            compute_throughput(plain),
+            compute_throughput(streamed),
+            compute_percentile(first, 50) * 1e3,
             first[-1] * 1e3,
-            percentile(gaps, 50) * 1e3,
-            percentile(gaps, 99) * 1e3,
+            compute_percentile(gaps, 50) * 1e3,
+            compute_percentile(gaps, 99) * 1e3,
         )
 
     return run
@@ -171,30 +171,30 @@ def many_streams(n_streams: int, n_tokens: int) -> Callable:
 def tokenize(peer: Any, plan: Plan) -> tuple:
     """Requests for one text: one after the other on one connection, then on sixteen connections at once."""
     n_times = plan.count(300)
-    text = plan.text(200, "tokenize")
+    text = plan.make_text(200, "tokenize")
     _, seconds = peer.tokenize(text, n_times)
     return n_times / seconds, 16 * n_times / peer.tokenize_at_once(text, n_times, 16)
 
 
-def long_context(peer: Any, plan: Plan) -> tuple:
+def measure_long_context(peer: Any, plan: Plan) -> tuple:
     """One long prompt and 64 sampled tokens behind it, without guesses."""
-    (answer,) = peer.generate([Ask(plan.text(7000, "long"), 64, {**SAMPLED, **NO_GUESSES})])
-    return answer.n_evaluated / answer.arrivals[0], decode_rate(answer), peer.peak_memory()
+    (answer,) = peer.generate([Ask(plan.make_text(7000, "long"), 64, {**SAMPLED, **NO_GUESSES})])
+    return answer.n_evaluated / answer.arrivals[0], decode_rate(answer), peer.read_peak_memory()
 
 
-def memory(peer: Any, plan: Plan) -> tuple:
+def measure_memory(peer: Any, plan: Plan) -> tuple:
     """Peak memory after eight long requests at once, so that all buffers have been used."""
-    peer.generate([Ask(plan.text(600, "memory", i), plan.count(32), SAMPLED) for i in range(8)])
-    return (peer.peak_memory(),)
+    peer.generate([Ask(plan.make_text(600, "memory", i), plan.count(32), SAMPLED) for i in range(8)])
+    return (peer.read_peak_memory(),)
 
 
-def disturbed_reader(peer: Any, plan: Plan) -> tuple:
+def measure_disturbed_reader(peer: Any, plan: Plan) -> tuple:
     """One stream, while four long prompts arrive at once."""
-    reader = peer.read_along(Ask(plan.text(30, "reader"), 3600, SAMPLED))
+    reader = peer.read_along(Ask(plan.make_text(30, "reader"), 3600, SAMPLED))
     try:
         reader.wait_for(16)
         n_before = len(reader.arrivals)
-        intruders = peer.generate([Ask(plan.text(1200, "intruder", i), plan.count(16), SAMPLED) for i in range(4)])
+        intruders = peer.generate([Ask(plan.make_text(1200, "intruder", i), plan.count(16), SAMPLED) for i in range(4)])
         n_after = len(reader.arrivals)
         reader.wait_for(n_after + 1)  # so that the gap that is still open counts, too
     finally:
@@ -202,17 +202,17 @@ def disturbed_reader(peer: Any, plan: Plan) -> tuple:
     gaps = gaps_of(arrivals[n_before - 1 : n_after + 1]) or [math.inf]
     return (
         max(gaps) * 1e3,
-        percentile(sorted(gaps), 95) * 1e3,
+        compute_percentile(sorted(gaps), 95) * 1e3,
         max(answer.ended for answer in intruders),
         len(gaps) / max(sum(gaps), 1e-9),
     )
 
 
-def shared_prefix(peer: Any, plan: Plan) -> tuple:
+def measure_shared_prefix(peer: Any, plan: Plan) -> tuple:
     """Sixteen questions about one long text, at once."""
-    prefix = plan.text(900, "prefix")
+    prefix = plan.make_text(900, "prefix")
     answers = peer.generate(
-        [Ask(f"{prefix}\n\n{plan.text(12, 'question', i)}", plan.count(16), SAMPLED) for i in range(16)]
+        [Ask(f"{prefix}\n\n{plan.make_text(12, 'question', i)}", plan.count(16), SAMPLED) for i in range(16)]
     )
     n_prefix = len(peer.tokenize(prefix)[0])
     n_least = n_prefix + sum(answer.n_prompt - n_prefix for answer in answers)
@@ -220,16 +220,16 @@ def shared_prefix(peer: Any, plan: Plan) -> tuple:
     return max(answer.ended for answer in answers), n_evaluated, n_evaluated / n_least
 
 
-def conversations(peer: Any, plan: Plan) -> tuple:
+def measure_conversations(peer: Any, plan: Plan) -> tuple:
     """Six conversations of four turns on two slots, all at the same turn. Each turn contains the whole history."""
-    said = [plan.text(250, "opening", i) for i in range(6)]
+    said = [plan.make_text(250, "opening", i) for i in range(6)]
     seconds, n_evaluated = 0.0, 0
     for turn in range(4):
         answers = peer.generate([Ask(text, plan.count(48), GREEDY) for text in said])
         seconds += max(answer.ended for answer in answers)
         n_evaluated += sum(answer.n_evaluated for answer in answers)
         said = [
-            f"{text}{answer.text}\n\n{plan.text(60, 'turn', turn, i)}\n\n"
+            f"{text}{answer.text}\n\n{plan.make_text(60, 'turn', turn, i)}\n\n"
             for i, (text, answer) in enumerate(zip(said, answers))
         ]
         time.sleep(0.05)  # users don't answer within a millisecond; meanwhile slots become free
@@ -238,7 +238,7 @@ def conversations(peer: Any, plan: Plan) -> tuple:
 
 def rewrite(peer: Any, plan: Plan) -> tuple:
     """A copy of a text of 300 words that is in the prompt twice."""
-    text = plan.text(300, "rewrite")
+    text = plan.make_text(300, "rewrite")
     before, _, after = text.partition(". ")
     (answer,) = peer.generate(
         [
@@ -253,19 +253,19 @@ def rewrite(peer: Any, plan: Plan) -> tuple:
     return (answer.n_predicted / answer.ended,)
 
 
-def schema(peer: Any, plan: Plan) -> tuple:
+def measure_schema(peer: Any, plan: Plan) -> tuple:
     """Short and long answers under a small schema, a long one without, and objects with twelve given keys."""
     small = {**SAMPLED, "json_schema": SMALL_SCHEMA}
-    short = [ask_alone(peer, plan.text(30, "short", i), plan.count(40), small) for i in range(6)]
+    short = [ask_alone(peer, plan.make_text(30, "short", i), plan.count(40), small) for i in range(6)]
     rates = []
     for fields in ({**small, **NO_GUESSES}, {**SAMPLED, **NO_GUESSES}):
-        (answer,) = peer.generate([Ask(plan.text(30, "long"), plan.count(240), fields)])
+        (answer,) = peer.generate([Ask(plan.make_text(30, "long"), plan.count(240), fields)])
         rates.append(decode_rate(answer))
-    prompt = f"{plan.text(30, 'keys')}\n\nA list of JSON objects with {', '.join(KEYS)}:\n"
+    prompt = f"{plan.make_text(30, 'keys')}\n\nA list of JSON objects with {', '.join(KEYS)}:\n"
     keys = ask_alone(peer, prompt, plan.count(300), {**SAMPLED, "json_schema": KEYS_SCHEMA})
     n_given = len(peer.tokenize(json.dumps(dict.fromkeys(KEYS, "")))[0]) / len(KEYS) * keys.text.count('":')
     return (
-        one_after_the_other(short),
+        compute_serial_rate(short),
         rates[0],
         rates[0] / rates[1],
         keys.n_predicted / keys.ended,
@@ -279,16 +279,16 @@ def ask_alone(peer: Any, prompt: str, n_tokens: int, fields: dict) -> Any:
     return answer
 
 
-def embed(peer: Any, plan: Plan) -> tuple:
+def measure_embeddings(peer: Any, plan: Plan) -> tuple:
     """Embeddings of thirty-two texts of 60 words in one request."""
-    texts = [plan.text(60, "embed", i) for i in range(32)]
+    texts = [plan.make_text(60, "embed", i) for i in range(32)]
     return (len(texts) / peer.embed(texts),)
 
 
 def swap(peer: Any, plan: Plan) -> tuple:
     """Requests to two models in turns, of which only one may be loaded: seconds to the first token of each, the longer
     time first. There are pauses between the requests, as with human users."""
-    names = peer.models()
+    names = peer.list_models()
     if len(names) != 2:
         raise BenchError(f"{peer.name}: the workload swap needs a server with two models; it has {len(names)}")
     seconds = {}
@@ -319,12 +319,12 @@ WORKLOADS = (
         2048,
         fresh=True,
     ),
-    Workload("single", "one request at a time, greedy", one_stream(GREEDY), ONE_STREAM, 1, 2048, bare=True),
-    Workload("sampled", "one request at a time, sampled", one_stream(SAMPLED), ONE_STREAM, 1, 2048, bare=True),
+    Workload("single", "one request at a time, greedy", make_one_stream(GREEDY), ONE_STREAM, 1, 2048, bare=True),
+    Workload("sampled", "one request at a time, sampled", make_one_stream(SAMPLED), ONE_STREAM, 1, 2048, bare=True),
     Workload(
         "constrained",
         "one request at a time, under a grammar",
-        one_stream({**GREEDY, "grammar": JSON_LIST}),
+        make_one_stream({**GREEDY, "grammar": JSON_LIST}),
         ONE_STREAM,
         1,
         2048,
@@ -332,7 +332,7 @@ WORKLOADS = (
     Workload(
         "schema",
         "one request at a time, under JSON schemas, sampled",
-        schema,
+        measure_schema,
         (
             Metric("40 tokens, whole requests", "tok/s", MORE, 1.0),
             Metric("240 tokens, no guesses", "tok/s", MORE, 1.0),
@@ -346,7 +346,7 @@ WORKLOADS = (
     Workload(
         "prefill",
         "one prompt of 1,200 words",
-        prefill,
+        measure_prefill,
         (Metric("prompt", "tok/s", MORE, 1.0, 0.98),),
         1,
         4096,
@@ -361,21 +361,21 @@ WORKLOADS = (
         4096,
     ),
     Workload("rewrite", "a text of 300 words again", rewrite, (Metric("answer", "tok/s", MORE, 1.3),), 1, 4096),
-    Workload("streams8", "8 requests at once", many_streams(8, 128), STREAMS, 8, 2048, bare=True),
+    Workload("streams8", "8 requests at once", make_many_streams(8, 128), STREAMS, 8, 2048, bare=True),
     Workload(
         "memory",
         "peak memory after 8 long requests at once",
-        memory,
+        measure_memory,
         (Metric("peak", "MiB", LESS, 1.3),),
         8,
         2048,
         fresh=True,
     ),
-    Workload("streams32", "32 requests at once", many_streams(32, 128), STREAMS, 32, 512, bare=True),
+    Workload("streams32", "32 requests at once", make_many_streams(32, 128), STREAMS, 32, 512, bare=True),
     Workload(
         "reader",
         "a reader while four 1,200-word prompts arrive",
-        disturbed_reader,
+        measure_disturbed_reader,
         (
             Metric("longest gap", "ms", LESS, limit=500.0),
             Metric("95 % of its gaps up to", "ms", LESS),
@@ -388,7 +388,7 @@ WORKLOADS = (
     Workload(
         "prefix",
         "16 requests with one 900-word prefix",
-        shared_prefix,
+        measure_shared_prefix,
         (
             Metric("all done", "s", LESS, 0.2),
             Metric("prompt tokens evaluated", "", LESS),
@@ -400,7 +400,7 @@ WORKLOADS = (
     Workload(
         "conversations",
         "6 conversations of 4 turns on 2 slots",
-        conversations,
+        measure_conversations,
         (Metric("all done", "s", LESS, 0.7), Metric("prompt tokens evaluated", "", LESS)),
         2,
         4096,
@@ -417,7 +417,7 @@ WORKLOADS = (
     Workload(
         "embeddings",
         "32 texts of 60 words in one request",
-        embed,
+        measure_embeddings,
         (Metric("texts", "1/s", MORE, 1.0),),
         4,
         2048,
@@ -427,7 +427,7 @@ WORKLOADS = (
     Workload(
         "longctx",
         "a prompt of 7,000 words, some 8,000 tokens, and 64 tokens behind it",
-        long_context,
+        measure_long_context,
         (
             Metric("prompt", "tok/s", MORE, 0.98),
             Metric("behind it", "tok/s", MORE, 0.98),
@@ -460,12 +460,12 @@ def decode_rate(answer: Any) -> float:
     return (answer.n_predicted - 1) / (answer.arrivals[-1] - answer.arrivals[0])
 
 
-def throughput(answers: list) -> float:
+def compute_throughput(answers: list) -> float:
     """All tokens divided by the time until the last answer is complete."""
     return sum(answer.n_predicted for answer in answers) / max(answer.ended for answer in answers)
 
 
-def one_after_the_other(answers: list) -> float:
+def compute_serial_rate(answers: list) -> float:
     """Tokens per second of whole requests that ran one after the other."""
     return sum(answer.n_predicted for answer in answers) / sum(answer.ended for answer in answers)
 
@@ -474,6 +474,6 @@ def gaps_of(times: list) -> list:
     return [later - earlier for earlier, later in zip(times, times[1:])]
 
 
-def percentile(ordered: list, percent: float) -> float:
+def compute_percentile(ordered: list, percent: float) -> float:
     """The percentile by nearest rank, so always one of the values."""
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.chat.probe import REASONING_KEYS, Message, Probe
-from server.chat.segments import is_text, plain_text
+from server.chat.segments import is_text, read_plain_text
 
 SYSTEM_ROLES = ("system", "developer")
 BLANK_LINE = "\n\n"
@@ -63,7 +63,7 @@ def place_system(messages: list[Message], probe: Probe) -> list[Message]:
 
 def join_texts(messages: Sequence[Message], between: str) -> Message:
     """Join the texts of several messages into one message, with `between` as separator."""
-    texts = [text for message in messages if (text := plain_text(message.get("content")))]
+    texts = [text for message in messages if (text := read_plain_text(message.get("content")))]
     return {**messages[-1], "role": messages[0]["role"], "content": between.join(texts)}
 
 
@@ -96,11 +96,11 @@ def split_calls(messages: list[Message], probe: Probe) -> list[Message]:
         results, at = messages[at:end], end
         for i, call in enumerate(calls):
             split.append({**message, "content": "" if i else message.get("content"), "tool_calls": [call]})
-            split += [result for result in results if _belongs(result, call, calls, i)]
+            split += [result for result in results if _is_result_of(result, call, calls, i)]
     return split
 
 
-def _belongs(result: Message, call: Message, calls: Sequence[Message], i: int) -> bool:
+def _is_result_of(result: Message, call: Message, calls: Sequence[Message], i: int) -> bool:
     """Whether a result belongs to this call. A result with an unknown id belongs to the last call."""
     result_id = result.get("tool_call_id")
     if any(one.get("id") == result_id for one in calls):
@@ -137,9 +137,9 @@ def adapt_reasoning(message: Message, probe: Probe) -> Message:
     if not key or message.get(key) == reasoning:
         return message
     if key == "content":
-        return {**message, "content": [{"type": "thinking", "thinking": reasoning}, *text_parts(message)]}
+        return {**message, "content": [{"type": "thinking", "thinking": reasoning}, *make_text_parts(message)]}
     if message.get("tool_calls") and message.get("content") and probe.refuses_text_beside_reasoning:
-        reasoning, message = f"{reasoning}\n{plain_text(message['content'])}", {**message, "content": ""}
+        reasoning, message = f"{reasoning}\n{read_plain_text(message['content'])}", {**message, "content": ""}
     return {**message, key: reasoning}
 
 
@@ -189,12 +189,12 @@ def adapt_content(message: Message, probe: Probe) -> dict[str, Any]:
     if not isinstance(content, list) or not all(is_text(part) for part in content):
         return dict(message)
     has_media = any(part.get("is_media") for part in content)
-    if probe.wants_parts or not has_media and probe.reads_parts(str(message.get("role"))):
-        return {**message, "content": text_parts(message)}
-    return {**message, "content": plain_text(content)}
+    if probe.wants_parts or not has_media and probe.can_read_parts(str(message.get("role"))):
+        return {**message, "content": make_text_parts(message)}
+    return {**message, "content": read_plain_text(content)}
 
 
-def text_parts(message: Message) -> list[dict[str, Any]]:
+def make_text_parts(message: Message) -> list[dict[str, Any]]:
     """The content of a message as a list of parts of type `text`."""
     content = message.get("content")
     texts = [part["text"] for part in content if is_text(part)] if isinstance(content, list) else [content or ""]

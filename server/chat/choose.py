@@ -37,7 +37,7 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
     if source == "chatml" and options.jinja:
         source = CHATML
     if source in vocab.builtin_templates or not options.jinja:
-        return builtin(source, vocab)
+        return make_builtin(source, vocab)
     if "{" not in source:
         raise ApiError(
             500,
@@ -50,7 +50,7 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
         raise ApiError(500, f"the chat template can't be compiled: {error}") from None
 
 
-def builtin(source: str, vocab: Any) -> BuiltinTemplate:
+def make_builtin(source: str, vocab: Any) -> BuiltinTemplate:
     """The template built into libllama that `source` names or resembles. It is tried once, so that an unsupported
     template fails at the start and not with each chat. ApiError 500."""
     template = BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))

@@ -91,11 +91,11 @@ def find_named(text: str, calls: Sequence[WrittenCall]) -> Found | None:
     if all(call_id in head for call_id, head in zip(call_ids, heads, strict=True)):
         before, _, after = heads[0].partition(call_ids[0])
         return Found(NamedCall("", after, before_id=before), tuple(spans))
-    before, after = _around_number(heads)
+    before, after = _split_around_number(heads)
     return Found(NamedCall("", after, before_index=before), tuple(spans))
 
 
-def _around_number(heads: Sequence[str]) -> tuple[str, str]:
+def _split_around_number(heads: Sequence[str]) -> tuple[str, str]:
     """The text before and after a call's number; "" and the whole text if there is no number."""
     if len(set(heads)) == 1:
         return "", heads[0]
@@ -135,23 +135,23 @@ def find_parameters(text: str, calls: Sequence[WrittenCall]) -> Found | None:
     spans: list[Span] = []
     for call in calls:
         (first, value), (second, number) = call.arguments.items()
-        places = _places(text, (call.name, first, str(value), second, str(number)), spans[-1][1] if spans else 0)
+        places = _find_places(text, (call.name, first, str(value), second, str(number)), spans[-1][1] if spans else 0)
         if places is None:
             return None
         gaps = [text[a_end:b_start] for (_, a_end), (b_start, _) in zip(places, places[1:], strict=False)]
         tail = text[places[-1][1] :]
-        kind = _parameter_call(gaps, first, tail.replace(second, first, 1))
+        kind = _make_parameter_call(gaps, first, tail.replace(second, first, 1))
         if not (kind.before_key and kind.after_key and kind.after_value and all(kind.string_mark)) or (
             kind.string_mark and not kind.after_mark
         ):
             return None  # the end of a name or a value can't be found
         kinds.append(kind)
         spans.append((places[0][0], places[-1][1] + len(kinds[-1].after_value.replace(KEY, second))))
-    before, after = _around_number([kind.after_name for kind in kinds])
+    before, after = _split_around_number([kind.after_name for kind in kinds])
     return Found(replace(kinds[0], before_index=before, after_name=after), tuple(spans))
 
 
-def _places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
+def _find_places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
     """The spans of these words, searched one after the other from `at` on; None if one is missing."""
     places = []
     for word in words:
@@ -163,21 +163,21 @@ def _places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
     return places
 
 
-def _parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
+def _make_parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
     """The kind of call that has `gaps` between its name, first key, string, second key and number, and `tail` after the
     number. `key` is the first key."""
     head, to_text, between, to_number = gaps
-    before_key = common_end(head, between)
+    before_key = find_common_end(head, between)
     after_value = between[: len(between) - len(before_key)]
     space = before_key[: len(before_key) - len(before_key.lstrip())]
     if space and tail.startswith(after_value + space):
         before_key, after_value = before_key[len(space) :], after_value + space
-    after_key, marks, after_mark = _around_marks(to_text, to_number)
+    after_key, marks, after_mark = _split_around_marks(to_text, to_number)
     after_name = head[: len(head) - len(before_key)]
     return ParameterCall("", after_name, before_key, after_key, after_value.replace(key, KEY), "", marks, after_mark)
 
 
-def _around_marks(one: str, other: str) -> tuple[str, tuple[str, ...], str]:
+def _split_around_marks(one: str, other: str) -> tuple[str, tuple[str, ...], str]:
     """Compare two texts word by word. Returns the text before the first words that differ, these two words, and the
     text after them in `one`. If the texts are equal, there are no words and no text after them."""
     if one == other:
@@ -196,7 +196,7 @@ def read_object(text: str, at: int) -> tuple[dict[str, object] | None, int]:
     return (value, end) if isinstance(value, dict) else (None, at)
 
 
-def common_start(one: str, other: str) -> str:
+def find_common_start(one: str, other: str) -> str:
     """The common beginning of two texts; it doesn't end inside a mark."""
     length = len(commonprefix([one, other]))
     for text in (one, other):
@@ -204,7 +204,7 @@ def common_start(one: str, other: str) -> str:
     return one[:length]
 
 
-def common_end(one: str, other: str) -> str:
+def find_common_end(one: str, other: str) -> str:
     """The common end of two texts; it doesn't begin inside a mark."""
     length = len(commonprefix([one[::-1], other[::-1]]))
     for text in (one, other):

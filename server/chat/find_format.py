@@ -16,8 +16,15 @@ from os.path import commonprefix
 from typing import Any
 
 from server.chat.adapt import adapt
-from server.chat.find_calls import MARK, Found, common_end, common_start, cut_left, find_calls
-from server.chat.named_formats import END_MARKS, QUOTES, family_of, likely_reasoning, named_details, named_format
+from server.chat.find_calls import MARK, Found, cut_left, find_calls, find_common_end, find_common_start
+from server.chat.named_formats import (
+    END_MARKS,
+    QUOTES,
+    family_of,
+    find_named_details,
+    find_named_format,
+    guess_reasoning,
+)
 from server.chat.output.formats import GENERIC, CallFormat, IdForm, NamedCall, ParameterCall, Tags
 from server.chat.output.write_calls import WrittenCall, write_calls
 from server.chat.probe import CALL_ID, NAME, OTHER, SECOND_ID, WORD, Probe
@@ -51,8 +58,8 @@ PLAIN = {"role": "assistant", "content": ANSWER}
 
 def find_format(probe: Probe) -> CallFormat:
     """The format of a template's calls and reasoning. A template without a format of calls gets that of `GENERIC`."""
-    details = {"reasoning": find_reasoning(probe), **named_details(probe.source)}
-    found = named_format(probe.source) or probe_format(probe, details["reasoning"]) or GENERIC
+    details = {"reasoning": find_reasoning(probe), **find_named_details(probe.source)}
+    found = find_named_format(probe.source) or probe_format(probe, details["reasoning"]) or GENERIC
     missing = {name: value for name, value in details.items() if not getattr(found, name)}
     return replace(found, **missing, ids=find_ids(probe, found))
 
@@ -60,13 +67,13 @@ def find_format(probe: Probe) -> CallFormat:
 def find_reasoning(probe: Probe) -> Tags | None:
     """The tags around reasoning; None if the template has none."""
     for calls in ((), CALLS[:1]) if probe.reasoning_key else ():
-        text = _render(probe, _conversation(calls, OTHER, WORD))
+        text = _render(probe, _make_conversation(calls, OTHER, WORD))
         before, word, after = (text or "").partition(WORD)
         opens = [match.start() for match in MARK.finditer(before)]
         close = re.match(rf"\s*({MARK.pattern})\s*", after)
         if word and opens and close:
             return Tags(before[opens[-1] :], close[0])
-    return likely_reasoning(probe.source, probe.render([USER]) or "")
+    return guess_reasoning(probe.source, probe.render([USER]) or "")
 
 
 def find_ids(probe: Probe, found: CallFormat) -> IdForm:
@@ -88,7 +95,7 @@ def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
     found = find_calls(text, calls)
     if found is None:
         return None
-    made = split_marks(text, found, _stops(probe))
+    made = split_marks(text, found, _find_stops(probe))
     if isinstance(made.call, ParameterCall):
         made = replace(made, call=_add_details(probe, made.call))
     if not made.before_all + made.before_call + getattr(made.call, "before_name", ""):
@@ -113,18 +120,18 @@ def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
     """The rendered text of the assistant's turn with these calls, without its role. It ends where the renderings with
     and without the results of the calls begin to differ. None if the template refuses the conversation."""
-    text = _render(probe, _conversation(calls))
+    text = _render(probe, _make_conversation(calls))
     plain = _render(probe, [USER, PLAIN])
     if text is None or plain is None:
         return None
     start = cut_left(text, len(commonprefix([text, plain])))
-    end = cut_left(text, len(commonprefix([text, _render(probe, _conversation(calls)[:2]) or ""])))
+    end = cut_left(text, len(commonprefix([text, _render(probe, _make_conversation(calls)[:2]) or ""])))
     if str(NUMBER) in text[end:]:  # without results the template renders the calls differently
         end = text.find(RESULT)
     return text[start:end]
 
 
-def _conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: str = "") -> list[dict[str, Any]]:
+def _make_conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: str = "") -> list[dict[str, Any]]:
     """A question, the assistant's calls or answer, and the results of the calls."""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
@@ -154,7 +161,7 @@ def _remove_reasoning(text: str, reasoning: Tags | None) -> str:
     return text.rpartition(close)[2].lstrip() if close else text
 
 
-def _stops(probe: Probe) -> list[str]:
+def _find_stops(probe: Probe) -> list[str]:
     """Texts that end an answer: the text after an answer without calls; the marks before it, with which the next turn
     may begin; `END_MARKS`."""
     text = _render(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
@@ -178,9 +185,9 @@ def split_marks(text: str, found: Found, stops: Sequence[str]) -> CallFormat:
         made = CallFormat("", found.call, before_call=before, after_call=after, can_be_many=False)
     else:
         middle = text[found.spans[0][1] : found.spans[1][0]]
-        before_call = common_end(before, middle)
+        before_call = find_common_end(before, middle)
         rest = middle[: len(middle) - len(before_call)]
-        after_call = common_start(rest, after)
+        after_call = find_common_start(rest, after)
         made = CallFormat(
             "",
             found.call,
@@ -190,7 +197,7 @@ def split_marks(text: str, found: Found, stops: Sequence[str]) -> CallFormat:
             after_call,
             rest[len(after_call) :],
         )
-    return name_marks(move_space(made))
+    return move_name_marks(move_space(made))
 
 
 def move_space(made: CallFormat) -> CallFormat:
@@ -208,7 +215,7 @@ def move_space(made: CallFormat) -> CallFormat:
     )
 
 
-def name_marks(made: CallFormat) -> CallFormat:
+def move_name_marks(made: CallFormat) -> CallFormat:
     """If two marks precede a name, the second one becomes `before_name`, and its closing mark `after_arguments`."""
     call = made.call
     at = made.before_call.rfind("<")

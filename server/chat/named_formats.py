@@ -150,12 +150,12 @@ FAMILIES = (
 )
 
 
-def named_format(source: str) -> CallFormat | None:
+def find_named_format(source: str) -> CallFormat | None:
     """The format from the table; None if `find_format` has to find it."""
     return next((found for mark, found in FORMATS if mark in source), None)
 
 
-def named_details(source: str) -> dict[str, Any]:
+def find_named_details(source: str) -> dict[str, Any]:
     """The fields of a template's format from the table."""
     found: dict[str, Any] = {}
     for mark, fields in DETAILS:
@@ -164,7 +164,7 @@ def named_details(source: str) -> dict[str, Any]:
     return found
 
 
-def likely_reasoning(source: str, prompt: str) -> Tags | None:
+def guess_reasoning(source: str, prompt: str) -> Tags | None:
     """The tags of reasoning, if the template doesn't render it but removes it from earlier answers, or opens it at the
     end of a prompt."""
     for opening, closing in THINKING:

@@ -15,19 +15,22 @@ TYPES = ("string", "integer", "number", "boolean", "array", "object")
 ANY: dict[str, Any] = {"type": "string", "description": ""}
 
 
-def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def simplify_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The tools with missing fields added: each function has a description and parameters, each schema a type and a
     description."""
     plain = []
     for tool in tools:
         function = tool.get("function")
         function = function if isinstance(function, dict) else {}
-        parameters = {"properties": {}, **plain_schema({"type": "object", **_dict(function.get("parameters"))})}
+        parameters = {
+            "properties": {},
+            **simplify_schema({"type": "object", **_ensure_dict(function.get("parameters"))}),
+        }
         plain.append({**tool, "function": {"description": "", **function, "parameters": parameters}})
     return plain
 
 
-def plain_schema(schema: object, depth: int = 0) -> dict[str, Any]:
+def simplify_schema(schema: object, depth: int = 0) -> dict[str, Any]:
     """The schema with exactly one type on each level. Of alternatives (`anyOf` etc.) the first with a type counts."""
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return dict(ANY)
@@ -38,15 +41,15 @@ def plain_schema(schema: object, depth: int = 0) -> dict[str, Any]:
     likely = "object" if "$ref" in found or "properties" in found else "string"
     found["type"] = next((kind for kind in kinds if kind in TYPES), likely)
     if isinstance(found.get("properties"), dict):
-        found["properties"] = {key: plain_schema(value, depth + 1) for key, value in found["properties"].items()}
+        found["properties"] = {key: simplify_schema(value, depth + 1) for key, value in found["properties"].items()}
     if found["type"] == "array" or "items" in found:
-        found["items"] = plain_schema(found.get("items"), depth + 1)
+        found["items"] = simplify_schema(found.get("items"), depth + 1)
     if found["type"] == "object" and depth:
-        found["additionalProperties"] = plain_schema(found.get("additionalProperties"), depth + 1)
+        found["additionalProperties"] = simplify_schema(found.get("additionalProperties"), depth + 1)
     return found
 
 
-def _dict(value: object) -> dict[str, Any]:
+def _ensure_dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 

@@ -64,9 +64,9 @@ class Probe:
     @cached_property
     def wants_parts(self) -> bool:
         """Whether the template loses plain text and renders lists of parts."""
-        return not self._shows([{"role": "user", "content": WORD}], WORD) and self.reads_parts("user")
+        return not self._can_show([{"role": "user", "content": WORD}], WORD) and self.can_read_parts("user")
 
-    def reads_parts(self, role: str) -> bool:
+    def can_read_parts(self, role: str) -> bool:
         """Whether the template renders all text of a list of parts in messages of this role."""
         if role not in self._reads_parts:
             message = {"role": role, "content": PARTS}
@@ -76,7 +76,7 @@ class Probe:
                 "assistant": ([USER], [USER]),
                 "tool": ([USER, self._call()], []),
             }.get(role, ([], [USER]))
-            self._reads_parts[role] = self._shows([*before, message, *after], WORD, OTHER, never=AS_DATA)
+            self._reads_parts[role] = self._can_show([*before, message, *after], WORD, OTHER, never=AS_DATA)
         return self._reads_parts[role]
 
     @cached_property
@@ -96,12 +96,12 @@ class Probe:
     @cached_property
     def reads_system(self) -> bool:
         """Whether the template renders a system message at the beginning."""
-        return self._shows([{"role": "system", "content": WORD}, USER], WORD)
+        return self._can_show([{"role": "system", "content": WORD}, USER], WORD)
 
     @cached_property
     def reads_system_without_question(self) -> bool:
         """The same as `reads_system`, if the last message isn't the user's (as after a tool result)."""
-        return self.reads_system and self._shows([{"role": "system", "content": WORD}, USER, ASSISTANT], WORD)
+        return self.reads_system and self._can_show([{"role": "system", "content": WORD}, USER, ASSISTANT], WORD)
 
     @cached_property
     def reads_later_system(self) -> bool:
@@ -109,7 +109,7 @@ class Probe:
         and still renders the first one."""
         first = [{"role": "system", "content": OTHER}] if self.reads_system else []
         return all(
-            self._shows(
+            self._can_show(
                 [*first, USER, ASSISTANT, {"role": role, "content": WORD}, USER], WORD, *([OTHER] if first else [])
             )
             for role in ("system", "developer")[: 1 + self.knows_developer]
@@ -122,7 +122,7 @@ class Probe:
         for content in ("", None):
             for arguments in (ARGUMENTS, ARGUMENTS_TEXT):
                 messages = [USER, _call(content, arguments), RESULT]
-                if self._shows(messages, KEY, WORD, never=MISREAD):
+                if self._can_show(messages, KEY, WORD, never=MISREAD):
                     return content, arguments is ARGUMENTS
         return None
 
@@ -137,24 +137,26 @@ class Probe:
         """The key under which the template reads the assistant's reasoning: one of REASONING_KEYS, `content` for a part
         of type `thinking`, or "" if it renders no reasoning."""
         for key in REASONING_KEYS:
-            if self._shows_reasoning({key: WORD}):
+            if self._can_show_reasoning({key: WORD}):
                 return key
         parts = [{"type": "thinking", "thinking": WORD}, {"type": "text", "text": OTHER}]
         never = (f"'thinking': '{WORD}'", f'"thinking": "{WORD}"')
-        return "content" if self._shows([USER, {**ASSISTANT, "content": parts}, USER], WORD, OTHER, never=never) else ""
+        return (
+            "content" if self._can_show([USER, {**ASSISTANT, "content": parts}, USER], WORD, OTHER, never=never) else ""
+        )
 
-    def effort(self, name: str, effort: str) -> str | None:
+    def find_effort(self, name: str, effort: str) -> str | None:
         """The value of the variable `name` for a reasoning effort; None if the template has none. Efforts other than
         "none" and those in NEAREST_EFFORTS stay unchanged."""
         if effort not in NEAREST_EFFORTS:
-            return effort if effort != "none" else next((one for one in NO_EFFORT if self._names_text(one)), None)
+            return effort if effort != "none" else next((one for one in NO_EFFORT if self._has_quoted_text(one)), None)
         if (name, effort) not in self._efforts:
             known = [value for value in SAME_EFFORTS.get(effort, ()) if self._has_effect(name, value)]
             taken = (value for value in (effort, *NEAREST_EFFORTS[effort]) if self._with(name, value) is not None)
             self._efforts[name, effort] = known[0] if known else next(taken, None)
         return self._efforts[name, effort]
 
-    def _names_text(self, text: str) -> bool:
+    def _has_quoted_text(self, text: str) -> bool:
         return f"'{text}'" in self.source or f'"{text}"' in self.source
 
     def _has_effect(self, name: str, value: str) -> bool:
@@ -168,10 +170,10 @@ class Probe:
     @cached_property
     def reads_many_calls(self) -> bool:
         """Whether the template renders all calls of a message; true if it renders no calls at all."""
-        [first], [second] = self._call()["tool_calls"], _call(*self._form(OTHER))["tool_calls"]
+        [first], [second] = self._call()["tool_calls"], _call(*self._make_form(OTHER))["tool_calls"]
         both = {**self._call(), "tool_calls": [first, {**second, "id": SECOND_ID}]}
         results = [RESULT, {**RESULT, "tool_call_id": SECOND_ID}]
-        return self.call_form is None or self._shows([USER, both, *results], WORD, OTHER)
+        return self.call_form is None or self._can_show([USER, both, *results], WORD, OTHER)
 
     @cached_property
     def wants_short_ids(self) -> bool:
@@ -182,29 +184,29 @@ class Probe:
     @cached_property
     def reads_results(self) -> bool:
         """Whether the template renders tool results."""
-        return self._shows([USER, self._call(), {**RESULT, "content": WORD}], WORD)
+        return self._can_show([USER, self._call(), {**RESULT, "content": WORD}], WORD)
 
     @cached_property
     def refuses_text_beside_reasoning(self) -> bool:
         """Whether a message with tool calls may have reasoning or a text, but not both."""
         reasoning = {self.reasoning_key: WORD}
         both = [USER, {**self._call(), **reasoning, "content": "x"}, RESULT]
-        return self.render(both) is None and self._shows([USER, {**self._call(), **reasoning}, RESULT], WORD)
+        return self.render(both) is None and self._can_show([USER, {**self._call(), **reasoning}, RESULT], WORD)
 
-    def _shows_reasoning(self, reasoning: Message) -> bool:
+    def _can_show_reasoning(self, reasoning: Message) -> bool:
         """Whether reasoning is rendered in an earlier answer, or in the current one before a tool result."""
-        return self._shows([USER, {**ASSISTANT, **reasoning}, USER], WORD) or self._shows(
-            [USER, {**_call(*self._form(OTHER)), **reasoning}, RESULT], WORD
+        return self._can_show([USER, {**ASSISTANT, **reasoning}, USER], WORD) or self._can_show(
+            [USER, {**_call(*self._make_form(OTHER)), **reasoning}, RESULT], WORD
         )
 
     def _call(self) -> dict[str, Any]:
-        return _call(*self._form(WORD))
+        return _call(*self._make_form(WORD))
 
-    def _form(self, value: str) -> tuple[str | None, object]:
+    def _make_form(self, value: str) -> tuple[str | None, object]:
         content, is_object = self.call_form or ("", False)
         return content, {KEY: value} if is_object else json.dumps({KEY: value})
 
-    def _shows(self, messages: Sequence[Message], *words: str, never: Sequence[str] = ()) -> bool:
+    def _can_show(self, messages: Sequence[Message], *words: str, never: Sequence[str] = ()) -> bool:
         text = self.render(messages)
         return text is not None and all(word in text for word in words) and not any(bad in text for bad in never)
 

@@ -9,7 +9,7 @@ Segments = list[tuple[str, bool]]
 """The text of a prompt in order, as pairs: (text, whether it came from a user)."""
 
 
-def plain_text(content: object) -> str:
+def read_plain_text(content: object) -> str:
     """The text of a message's content. Text parts are joined with line breaks, except around parts that stand for an
     image or a sound (`is_media`)."""
     if not isinstance(content, list):

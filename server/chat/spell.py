@@ -15,7 +15,7 @@ from server.chat.adapt import SYSTEM_ROLES, join_texts, read_object
 from server.chat.jinja.marked import Marked, concat
 from server.chat.output.formats import CallFormat
 from server.chat.output.write_calls import WrittenCall, put_together, write_call, write_calls
-from server.chat.segments import plain_text
+from server.chat.segments import read_plain_text
 
 Message = Mapping[str, Any]
 EXAMPLE = WrittenCall("name_of_the_function", {"name_of_an_argument": "value"}, "000000000")
@@ -36,7 +36,7 @@ def show_tools(messages: Sequence[Message], tools: Sequence[Message], format: Ca
     """Put a system message with the tools at the beginning. The client's own system message is appended to it."""
     lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
     has_system = bool(messages) and messages[0].get("role") in SYSTEM_ROLES
-    own = plain_text(messages[0].get("content")) if has_system else ""
+    own = read_plain_text(messages[0].get("content")) if has_system else ""
     content = concat([explain_calls(format), Marked("\n".join([*lines, *(["", own] if own else [])]))])
     return [{"role": "system", "content": content}, *messages[has_system:]]
 
@@ -48,7 +48,7 @@ def spell_calls(messages: Sequence[Message], format: CallFormat) -> list[Message
     for message in messages:
         calls = message.get("tool_calls")
         if calls:
-            text = plain_text(message.get("content"))
+            text = read_plain_text(message.get("content"))
             written = [Marked(write_call(format, _to_written_call(call, n_calls + i))) for i, call in enumerate(calls)]
             n_calls += len(written)
             content = concat([Marked(f"{text}\n" if text else ""), *put_together(format, written)])
@@ -64,7 +64,7 @@ def spell_results(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         is_result = message.get("role") == "tool"
         if is_result:
-            content = f"<tool_response>\n{plain_text(message.get('content'))}\n</tool_response>"
+            content = f"<tool_response>\n{read_plain_text(message.get('content'))}\n</tool_response>"
             message = {"role": "user", "content": content}
         if is_behind_result and message.get("role") == "user":
             groups[-1].append(message)

@@ -18,9 +18,9 @@ from server.chat.adapt import adapt, name_results, rename_developer
 from server.chat.find_format import find_format
 from server.chat.jinja import Template, TemplateError, mark
 from server.chat.output.formats import GENERIC, CallFormat, Tags
-from server.chat.plain_tools import plain_tools
+from server.chat.plain_tools import simplify_tools
 from server.chat.probe import Probe
-from server.chat.segments import Segments, plain_text
+from server.chat.segments import Segments, read_plain_text
 from server.chat.spell import show_tools, spell_calls, spell_results
 from server.chat.variables import find_variables, is_read
 from server.records import replace
@@ -47,7 +47,7 @@ class ChatTemplate:
         self._for_tools = ChatTemplate(tool_source, bos_token, eos_token) if tool_source else None
         self._template = Template(source)
         self._base = {"bos_token": bos_token, "eos_token": eos_token}
-        self._probe = Probe(self._template, lambda tools: self._variables({"tools": tools} if tools else {}))
+        self._probe = Probe(self._template, lambda tools: self._make_variables({"tools": tools} if tools else {}))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
         """The prompt for `messages` in segments. `extra` has further variables (tools, enable_thinking, ...).
@@ -60,7 +60,7 @@ class ChatTemplate:
             return self._render(messages, add_generation_prompt, extra)
         except TemplateError:
             tools = extra.get("tools")
-            simple = plain_tools(tools) if tools else tools
+            simple = simplify_tools(tools) if tools else tools
             if simple != tools:
                 with suppress(TemplateError):
                     return self._render(messages, add_generation_prompt, {**extra, "tools": simple})
@@ -69,7 +69,7 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
         adapted = adapt(self._spell(messages, extra.get("tools") or ()), self._probe)
         context = {
-            **self._variables(extra),
+            **self._make_variables(extra),
             "messages": [_mark_message(message) for message in adapted],
             "add_generation_prompt": add_generation_prompt,
         }
@@ -90,8 +90,8 @@ class ChatTemplate:
             messages = spell_results(messages)
         return messages
 
-    def _variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        variables = find_variables(self._template.names, given, self._probe.effort)
+    def _make_variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        variables = find_variables(self._template.names, given, self._probe.find_effort)
         marked = {name: mark(variables[name]) for name in MARKED_VARIABLES if name in variables}
         return {**self._base, **variables, **marked}
 
@@ -100,10 +100,10 @@ class ChatTemplate:
         """The format of the model's calls and reasoning; found when first needed."""
         return self._for_tools.call_format if self._for_tools is not None else find_format(self._probe)
 
-    def reasoning_for(self, prompt: str, prefill: str = "") -> Tags | None:
+    def find_reasoning_tags(self, prompt: str, prefill: str = "") -> Tags | None:
         """The tags of the reasoning in an answer that begins after `prompt` and `prefill`. `is_opened` is true if the
         prompt has opened the reasoning already. None if the model has no reasoning."""
-        return reasoning_for(self.call_format, prompt, prefill)
+        return find_reasoning_tags(self.call_format, prompt, prefill)
 
     @cached_property
     def capabilities(self) -> dict[str, bool]:
@@ -113,7 +113,7 @@ class ChatTemplate:
         return {
             "supports_system_role": self._probe.reads_system,
             "supports_string_content": not self._probe.wants_parts,
-            "supports_typed_content": self._probe.reads_parts("user"),
+            "supports_typed_content": self._probe.can_read_parts("user"),
             "supports_tools": probe.reads_tools,
             "supports_tool_calls": call_form is not None or form.is_native,
             "supports_parallel_tool_calls": form.can_be_many,
@@ -122,10 +122,10 @@ class ChatTemplate:
             "supports_preserve_reasoning": bool(self._probe.reasoning_key),
         }
 
-    def unread(self, names: Iterable[str]) -> tuple[str, ...]:
+    def list_unread(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of these variables (by their names in requests) that the template doesn't read."""
         mine = tuple(name for name in names if not is_read(name, self._template.names))
-        return self._for_tools.unread(mine) if self._for_tools is not None else mine
+        return self._for_tools.list_unread(mine) if self._for_tools is not None else mine
 
 
 class BuiltinTemplate:
@@ -151,7 +151,7 @@ class BuiltinTemplate:
         pairs: list[tuple[str, str]] = []
         texts: list[str] = []
         for message in rename_developer(messages, None):
-            content = plain_text(message.get("content"))
+            content = read_plain_text(message.get("content"))
             text = content.strip(WHITESPACE)
             pairs.append((str(message["role"]), content.replace(text, f"{key}-{len(texts)}-", 1) if text else content))
             texts.append(text)
@@ -159,15 +159,16 @@ class BuiltinTemplate:
         segments = [(texts[int(part)], True) if i % 2 else (part, False) for i, part in enumerate(parts)]
         return [segment for segment in segments if segment[0]]
 
-    def reasoning_for(self, prompt: str, prefill: str = "") -> Tags | None:
-        return reasoning_for(self.call_format, prompt, prefill)
+    def find_reasoning_tags(self, prompt: str, prefill: str = "") -> Tags | None:
+        return find_reasoning_tags(self.call_format, prompt, prefill)
 
-    def unread(self, names: Iterable[str]) -> tuple[str, ...]:
+    def list_unread(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(names)
 
 
-def reasoning_for(format: CallFormat, prompt: str, prefill: str = "") -> Tags | None:
-    """See `ChatTemplate.reasoning_for`. Only the end of the prompt counts, since users may write such tags, too."""
+def find_reasoning_tags(format: CallFormat, prompt: str, prefill: str = "") -> Tags | None:
+    """See `ChatTemplate.find_reasoning_tags`. Only the end of the prompt counts, since users may write such tags,
+    too."""
     tags = format.reasoning
     if tags is None:
         return None

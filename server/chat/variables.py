@@ -50,7 +50,7 @@ def find_variables(
         found["functions"] = write_functions(given.get("tools") or ())
     if "xml_tools" in names and given.get("tools"):
         found["xml_tools"] = given["tools"]
-    found |= _switches(names, given)
+    found |= _make_switches(names, given)
     effort = given.get("reasoning_effort")
     efforts = {name: find_effort(name, effort) for name in EFFORTS if name in names} if isinstance(effort, str) else {}
     found = {**found, **given}
@@ -62,7 +62,7 @@ def find_variables(
     return found
 
 
-def _switches(names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+def _make_switches(names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
     wish = next((given[name] for name in ("enable_thinking", "thinking") if isinstance(given.get(name), bool)), None)
     if wish is None:
         return {name: True for name in ON_BY_DEFAULT if name in names}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from server import log as logging_setup
 from server.api.context import Context
-from server.api.routes import routes
+from server.api.routes import make_routes
 from server.batches.asking import Asking
 from server.batches.journal import Journal
 from server.batches.lines import Fault, Line, read_lines
@@ -51,7 +51,7 @@ def run(call: Call) -> int:
     source, target = Path(call.names[0]), Path(call.names[1])
     words = [word for _, word in call.options]
     options = group(parse([*words, *([] if call.settings.is_set("parallel") else ["-np", str(SLOTS)])], os.environ))
-    logging_setup.setup(logging_setup.LEVEL_BY_VERBOSITY[level(call)])
+    logging_setup.set_up(logging_setup.LEVEL_BY_VERBOSITY[choose_level(call)])
     lines, faults = read_input(source)
     if faults:
         for fault in faults[:MAX_SHOWN]:
@@ -64,7 +64,7 @@ def run(call: Call) -> int:
         is_stopped = not work.is_done and not answer_all(options, work, bar)
     finally:
         work.close()
-    failures = errors_path(target)
+    failures = get_errors_path(target)
     if not work.n_failed:
         failures.unlink(missing_ok=True)
     n_done = work.n_completed + work.n_failed
@@ -72,14 +72,14 @@ def run(call: Call) -> int:
     errors = f", {work.n_failed:,} errors in {failures}" if work.n_failed else ""
     tell(f"{work.n_completed:,} of {work.n_total:,} lines have answers in {target}{errors}")
     if n_now:
-        tell(f"{n_now:,} of them were answered now in {duration(bar.seconds)}, {n_now / bar.seconds:.1f}/s")
+        tell(f"{n_now:,} of them were answered now in {format_duration(bar.seconds)}, {n_now / bar.seconds:.1f}/s")
     if is_stopped:
         tell(f"stopped with {n_open:,} lines left; run the same command to continue")
         return STOPPED
     return FAILED if work.n_failed else 0
 
 
-def level(call: Call) -> int:
+def choose_level(call: Call) -> int:
     """The verbosity of the log: warnings, unless the options say otherwise."""
     if call.settings.verbose:
         return 5
@@ -95,7 +95,7 @@ def read_input(path: Path) -> tuple[list[Line], list[Fault]]:
         raise OptionError(f"{path} can't be read: {error.strerror}") from None
 
 
-def errors_path(target: Path) -> Path:
+def get_errors_path(target: Path) -> Path:
     """The path of the errors for a file of answers."""
     return target.with_name(f"{target.stem}.errors{target.suffix}")
 
@@ -104,7 +104,7 @@ def open_work(source: Path, target: Path, lines: list[Line]) -> Work:
     """The work that remains. OptionError if the files have answers to other requests."""
     if target.resolve() == source.resolve():
         raise OptionError("the answers can't be written to the file with the requests: name another file")
-    journal = Journal(target, errors_path(target))
+    journal = Journal(target, get_errors_path(target))
     known = {line.id for line in lines}
     if not journal.answered.ids <= known or not journal.failed.ids <= known:
         journal.close()
@@ -127,7 +127,7 @@ def answer_all(options: Options, work: Work, bar: Bar) -> bool:
     try:
         engine.start()
         model = Model(engine, model_options, options.media, place.name or place.path)
-        context = Context(Models.of_one(model), options.api, stop=stop)
+        context = Context(Models.from_one(model), options.api, stop=stop)
         while not engine.wait_until_loaded(POLL_S) and not stop.is_set():
             pass
         if stop.is_set():
@@ -137,7 +137,7 @@ def answer_all(options: Options, work: Work, bar: Bar) -> bool:
         if engine.info.is_generative:
             check_chat_template(model_options.template, model)
         n_at_once = min(max(2 * engine.info.n_slots, MIN_AT_ONCE), MAX_AT_ONCE)
-        return ask_all(Asking(routes(context)), work, n_at_once, stop, bar)
+        return ask_all(Asking(make_routes(context)), work, n_at_once, stop, bar)
     finally:
         engine.close()
 
@@ -176,7 +176,7 @@ def show_until_done(
     while any(thread.is_alive() for thread in threads) and not faults and not stop.wait(POLL_S):
         if bar.is_due():
             n_done = work.n_completed + work.n_failed
-            bar.draw("batch", n_done / work.n_total, progress(work, n_done - work.n_before, bar.seconds))
+            bar.draw("batch", n_done / work.n_total, describe_progress(work, n_done - work.n_before, bar.seconds))
     bar.is_due()
     bar.clear()
     if stop.is_set() or faults:
@@ -186,18 +186,18 @@ def show_until_done(
             thread.join(max(ends - time.monotonic(), 0.0))
 
 
-def progress(work: Work, n_now: int, seconds: float) -> str:
+def describe_progress(work: Work, n_now: int, seconds: float) -> str:
     """The progress as text: lines, speed and remaining time. `n_now` lines were answered in `seconds`."""
     n_left = work.n_total - work.n_before - n_now
     text = f"{work.n_total - n_left:,} of {work.n_total:,} lines"
     if work.n_failed:
         text += f", {work.n_failed:,} errors"
     if n_now:
-        text += f", {n_now / seconds:.1f}/s, {duration(n_left * seconds / n_now)} left"
+        text += f", {n_now / seconds:.1f}/s, {format_duration(n_left * seconds / n_now)} left"
     return text
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration as text: 40 s, 3 min, 2 h 5 min."""
     if seconds < 60:
         return f"{int(seconds)} s"

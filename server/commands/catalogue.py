@@ -13,7 +13,7 @@ from pathlib import Path
 from server import program
 from server.errors import PassingError
 from server.models.catalogue import ModelEntry, find_models
-from server.models.file_names import names_like, repository, stem_of
+from server.models.file_names import find_names_like, parse_repository, stem_of
 from server.models.removal import RemovalError, remove_files
 from server.options.groups import CatalogueOptions, Settings
 from server.options.parser import OptionError
@@ -42,7 +42,7 @@ def entries_of(settings: Settings, with_notes: bool = True) -> list[ModelEntry]:
         models_autoload=True,
         files=(),
     )
-    return find_models(options, program.cache_folder(), lambda line: tell(f"note: {line}") if with_notes else None)
+    return find_models(options, program.find_cache_folder(), lambda line: tell(f"note: {line}") if with_notes else None)
 
 
 def find(settings: Settings, name: str) -> tuple[ModelEntry, list[ModelEntry]]:
@@ -54,12 +54,12 @@ def find(settings: Settings, name: str) -> tuple[ModelEntry, list[ModelEntry]]:
                 return entry, entries
     if os.path.isfile(name):
         return ModelEntry(stem_of(Path(name).name), path=name, parts=(name,), source="option"), entries
-    raise OptionError(f"there is no model {name!r}{near(name, entries)}")
+    raise OptionError(f"there is no model {name!r}{describe_near(name, entries)}")
 
 
-def near(name: str, entries: Sequence[ModelEntry]) -> str:
+def describe_near(name: str, entries: Sequence[ModelEntry]) -> str:
     """The end of the error about an unknown name: similar names, or how to list all."""
-    close = names_like(name, (own for entry in entries for own in (entry.name, *entry.aliases)))
+    close = find_names_like(name, (own for entry in entries for own in (entry.name, *entry.aliases)))
     if close:
         return f", did you mean {' or '.join(close)}?"
     if not entries:
@@ -71,7 +71,7 @@ def pull(call: Call) -> int:
     """`pull NAME`: download a model into the cache, or continue an interrupted download. Returns the exit code."""
     path = fetch(call.settings, call.names[0])
     print(path)
-    tell(f"run it with: {program.program()} run {call.names[0]}")
+    tell(f"run it with: {program.describe_program()} run {call.names[0]}")
     return 0
 
 
@@ -79,7 +79,7 @@ def fetch(settings: Settings, name: str) -> Path:
     """Download a model and its repository's projector. Returns the model's path. OptionError, PassingError."""
     from server.download import DownloadError, fetch_model, fetch_projector
 
-    repo = repository(name)
+    repo = parse_repository(name)
     is_url = repo is None and name.startswith(("http://", "https://"))
     if not (repo or is_url):
         raise OptionError(f"{name!r} can't be downloaded: use USER/MODEL, USER/MODEL:QUANT or the URL of a GGUF file")
@@ -100,7 +100,7 @@ def remove(call: Call) -> int:
     """`rm NAME`: delete a model's files. Returns the exit code."""
     settings = call.settings
     entry, entries = find(settings, call.names[0])
-    roots = [program.cache_folder() / "models", *([Path(settings.models_dir)] if settings.models_dir else [])]
+    roots = [program.find_cache_folder() / "models", *([Path(settings.models_dir)] if settings.models_dir else [])]
     try:
         removed = remove_files(entry, entries, roots)
     except RemovalError as error:

@@ -17,10 +17,10 @@ from server.commands.talk import Peer
 from server.engine.llama import backend
 from server.engine.seam.config import EngineConfig
 from server.errors import StartError
-from server.model_files.gguf import Gguf, GgufError, printable, read_all
+from server.model_files.gguf import Gguf, GgufError, make_printable, read_all
 from server.model_files.tensor_types import TYPES
 from server.model_sources import read_model
-from server.models.catalogue import ModelEntry, model_options
+from server.models.catalogue import ModelEntry, read_model_options
 from server.models.file_names import quant_of
 from server.options.groups import DownloadOptions, EngineOptions
 from server.options.parser import OptionError
@@ -41,23 +41,23 @@ def list_models(call: Call) -> int:
         print("no models found: pull USER/MODEL downloads one, --models-dir DIR names a folder of models")
         return 0
     width = max(len(name) for name in ("NAME", *(entry.name for entry in entries)))
-    for row in (HEAD, *(_row(call, entry) for entry in entries)):
+    for row in (HEAD, *(_make_row(call, entry) for entry in entries)):
         print(f"{row[0]:<{width}}  {row[1]:>9}  {row[2]:<10}  {row[3]:>7}  {row[4]}".rstrip(), flush=True)
     return 0
 
 
-def _row(call: Call, entry: ModelEntry) -> tuple[str, ...]:
-    size = size_text(entry.size) if entry.size else ""
+def _make_row(call: Call, entry: ModelEntry) -> tuple[str, ...]:
+    size = format_size(entry.size) if entry.size else ""
     if entry.fault or not entry.path:
         return entry.name, size, quant_of(entry.path), "", entry.fault or "not downloaded yet"
     try:
         headers = read_all(entry.path)
         return entry.name, size, type_of(entry, headers), context_of(headers[0]), fit_text(call, entry)
     except (OSError, GgufError) as error:
-        return entry.name, size, quant_of(entry.path), "", printable(str(error))
+        return entry.name, size, quant_of(entry.path), "", make_printable(str(error))
 
 
-def size_text(n: int) -> str:
+def format_size(n: int) -> str:
     """Bytes as text, in decimal units as in file managers."""
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
@@ -82,7 +82,7 @@ def plan_of(call: Call, entry: ModelEntry) -> EngineConfig:
     """The configuration that a server would give the engine for this model. StartError, OptionError, LibsError."""
     engines = EngineOptions(libs=call.settings.libs, engine="process")
     downloads = DownloadOptions(hf_token=None, offline=True)
-    return read_model(model_options(entry, (), os.environ), engines, downloads, None)[1]
+    return read_model(read_model_options(entry, (), os.environ), engines, downloads, None)[1]
 
 
 def fit_text(call: Call, entry: ModelEntry) -> str:
@@ -102,8 +102,8 @@ def fit_text(call: Call, entry: ModelEntry) -> str:
 def show(call: Call) -> int:
     """`show NAME`: describe a model. Returns the exit code."""
     entry, _ = find(call.settings, call.names[0])
-    for label, text in _facts(entry):
-        print(f"{label + ':':<14}{printable(text)}")
+    for label, text in _list_facts(entry):
+        print(f"{label + ':':<14}{make_printable(text)}")
     if entry.fault or not entry.path:
         return 0
     print("\nmemory on this machine:")
@@ -114,7 +114,7 @@ def show(call: Call) -> int:
     return 0
 
 
-def _facts(entry: ModelEntry) -> Iterator[tuple[str, str]]:
+def _list_facts(entry: ModelEntry) -> Iterator[tuple[str, str]]:
     yield "model", entry.name
     if entry.aliases:
         yield "also called", ", ".join(entry.aliases)
@@ -124,7 +124,7 @@ def _facts(entry: ModelEntry) -> Iterator[tuple[str, str]]:
         yield "file", "not downloaded yet"
         return
     yield "file", entry.path + (f" and {len(entry.parts) - 1} more" if len(entry.parts) > 1 else "")
-    yield "size", size_text(sum(Path(part).stat().st_size for part in entry.parts if os.path.isfile(part)))
+    yield "size", format_size(sum(Path(part).stat().st_size for part in entry.parts if os.path.isfile(part)))
     if entry.mmproj:
         yield "projector", entry.mmproj
     if entry.changes:
@@ -145,8 +145,8 @@ def _facts(entry: ModelEntry) -> Iterator[tuple[str, str]]:
 
 def list_running(call: Call) -> int:
     """`ps`: list the models of a running server with their states. Returns the exit code."""
-    models = Peer.of(call.settings).models()
-    rows = [(model.name, model.state, size_text(model.size) if model.size else "", model.context) for model in models]
+    models = Peer.from_settings(call.settings).list_models()
+    rows = [(model.name, model.state, format_size(model.size) if model.size else "", model.context) for model in models]
     width = max(len(row[0]) for row in (("NAME",), *rows))
     for row in (("NAME", "STATE", "SIZE", "CONTEXT"), *rows):
         print(f"{row[0]:<{width}}  {row[1]:<10}  {row[2]:>9}  {row[3]:>7}".rstrip())

@@ -20,7 +20,7 @@ from server.commands.catalogue import Call, tell
 from server.errors import FAILED, MISCONFIGURED, PassingError, StartError
 from server.options.commands import COMMANDS, PEER, Command
 from server.options.groups import MODEL, scope_of
-from server.options.parser import OptionError, help_lines, read_command
+from server.options.parser import OptionError, read_command, render_help_lines
 from server.options.row import Option
 from server.options.table import OPTIONS
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         call = read(command, argv[1:])
         if call is None:
-            print(usage(command))
+            print(render_usage(command))
             return 0
         return DOERS[command.name](call)
     except (OptionError, StartError, LibsError, OSError) as error:
@@ -62,15 +62,15 @@ def read(command: Command, words: Sequence[str]) -> Call | None:
     return Call(settings, names, rest)
 
 
-def usage(command: Command) -> str:
-    name = program.program().removeprefix("python ")
+def render_usage(command: Command) -> str:
+    name = program.describe_program().removeprefix("python ")
     lines = [f"usage: {name} {command.name} {command.words}".rstrip() + " [options]", ""]
     for paragraph in command.about.split("\n"):
         is_example = paragraph.startswith("  ")
         lines += [paragraph.format(program=name)] if is_example else textwrap.wrap(paragraph, WIDTH) or [""]
     lines.append("")
     shown = [option for option in table_of(command) if not command.takes_model_options or option.name in SHOWN]
-    lines += [line for option in shown for line in help_lines(option, WIDTH, is_short=True)]
+    lines += [line for option in shown for line in render_help_lines(option, WIDTH, is_short=True)]
     if command.takes_model_options:
         lines += ["", "The server's options about a model work here, too: see --help all."]
     return "\n".join(lines)
@@ -83,7 +83,7 @@ SHOWN = (
 """The options that the help of `run` and `batch` shows."""
 
 
-def _models(call: Call) -> int:
+def _list_models(call: Call) -> int:
     from server.commands import listing
 
     return listing.list_models(call)
@@ -95,7 +95,7 @@ def _show(call: Call) -> int:
     return listing.show(call)
 
 
-def _ps(call: Call) -> int:
+def _list_running(call: Call) -> int:
     from server.commands import listing
 
     return listing.list_running(call)
@@ -133,21 +133,21 @@ def _replay(call: Call) -> int:
     return records.run_again(call)
 
 
-def _rpc_worker(call: Call) -> int:
+def _serve_rpc_worker(call: Call) -> int:
     from server.commands import worker
 
     return worker.serve(call)
 
 
 DOERS = {
-    "models": _models,
+    "models": _list_models,
     "show": _show,
-    "ps": _ps,
+    "ps": _list_running,
     "pull": _pull,
     "rm": _rm,
     "run": _run,
     "batch": _batch,
     "verify": _verify,
     "replay": _replay,
-    "rpc-worker": _rpc_worker,
+    "rpc-worker": _serve_rpc_worker,
 }

@@ -19,10 +19,10 @@ from typing import Any, TextIO
 
 from server import program
 from server.commands.catalogue import Call, fetch, find
-from server.commands.talk import TEXT, THOUGHT, Peer, visible
+from server.commands.talk import TEXT, THOUGHT, Peer, make_visible
 from server.errors import PassingError
 from server.models.catalogue import ModelEntry
-from server.models.file_names import repository
+from server.models.file_names import parse_repository
 from server.options.commands import FOLDERS
 from server.options.parser import OptionError
 from server.records import field, record
@@ -96,7 +96,7 @@ class Screen:
             return
         if kind != self._kind:
             self._turn(kind)
-        self._out.write(visible(piece))
+        self._out.write(make_visible(piece))
         self._out.flush()
 
     def _turn(self, kind: str) -> None:
@@ -123,7 +123,7 @@ def run(call: Call) -> int:
         if not text:
             raise OptionError("stdin is empty: there is no message to answer")
     with contextlib.ExitStack() as stack:
-        chat = stack.enter_context(peer_for(call))
+        chat = stack.enter_context(open_chat(call))
         screen = Screen(sys.stdout, sys.stdout.isatty())
         if text:
             chat.answer(text, screen.show)
@@ -134,26 +134,26 @@ def run(call: Call) -> int:
 
 
 @contextlib.contextmanager
-def peer_for(call: Call) -> Iterator[Chat]:
+def open_chat(call: Call) -> Iterator[Chat]:
     """A conversation with the model, on the server that the options name or on a server of our own."""
     name = call.names[0]
     if call.settings.url or call.settings.is_set("port"):
-        yield Chat(Peer.of(call.settings), name)
+        yield Chat(Peer.from_settings(call.settings), name)
         return
     try:
         entry, _ = find(call.settings, name)
     except OptionError:
-        if repository(name) is None or os.path.sep in name and not name.count("/") == 1:
+        if parse_repository(name) is None or os.path.sep in name and not name.count("/") == 1:
             raise
         fetch(call.settings, name)
         entry, _ = find(call.settings, name)
     if entry.fault:
         raise OptionError(entry.fault)
-    with own_server(child_words(entry, call)) as peer:
+    with start_own_server(make_child_words(entry, call)) as peer:
         yield Chat(peer, entry.name)
 
 
-def child_words(entry: ModelEntry, call: Call) -> list[str]:
+def make_child_words(entry: ModelEntry, call: Call) -> list[str]:
     """The command line of a server for this model."""
     settings = call.settings
     words = [word for name, word in call.options if name not in FOLDERS] + [
@@ -174,7 +174,7 @@ def child_words(entry: ModelEntry, call: Call) -> list[str]:
 
 
 @contextlib.contextmanager
-def own_server(words: list[str]) -> Iterator[Peer]:
+def start_own_server(words: list[str]) -> Iterator[Peer]:
     """Start a server of our own and wait until it is ready; it ends with the block. Its stderr goes to the terminal.
     SystemExit with its exit code if it can't start."""
     key = secrets.token_hex(16)
@@ -184,7 +184,7 @@ def own_server(words: list[str]) -> Iterator[Peer]:
     if sys.platform == "win32":
         own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     child = subprocess.Popen(
-        program.own_command(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, **own_group
+        program.make_own_command(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, **own_group
     )
     assert child.stdin is not None and child.stdout is not None
     try:
@@ -217,7 +217,7 @@ def talk(chat: Chat, screen: Screen, read: Callable[[str], str] = input) -> None
             return
         try:
             if text.startswith("/"):
-                print(command(chat, text), flush=True)
+                print(run_command(chat, text), flush=True)
             elif text:
                 _say(chat, screen, text)
         except Leave:
@@ -247,7 +247,7 @@ def read_message(read: Callable[[str], str]) -> str:
     return "\n".join(lines).strip()
 
 
-def command(chat: Chat, text: str) -> str:
+def run_command(chat: Chat, text: str) -> str:
     """Run a line that begins with a slash. Returns the text to show."""
     word, _, rest = text.partition(" ")
     rest = rest.strip()

@@ -1,7 +1,7 @@
 """Asks a server for its models and for streamed answers of a chat, over the standard library's HTTP. Main thread.
 
-The server may be any with OpenAI's chat API. Its output is not trusted, so `visible` removes control characters from
-names, states and errors, and `run` does so with answers.
+The server may be any with OpenAI's chat API. Its output is not trusted, so `make_visible` removes control characters
+from names, states and errors, and `run` does so with answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST = 64 << 20  # most bytes of an answer, or of a line of a stream
 TEXT, THOUGHT = "text", "thought"
 
 
-def visible(text: str) -> str:
+def make_visible(text: str) -> str:
     """A text without control characters, which could steer the terminal. Line breaks and tabs stay."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
@@ -45,16 +45,16 @@ class Peer:
     key: str = ""
 
     @classmethod
-    def of(cls, settings: Settings) -> Peer:
+    def from_settings(cls, settings: Settings) -> Peer:
         return cls((settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/"), next(iter(settings.api_key), ""))
 
-    def models(self) -> list[Running]:
+    def list_models(self) -> list[Running]:
         """Its models, in its own order."""
-        answer = self._json("GET", "/models", None)
+        answer = self._fetch_json("GET", "/models", None)
         found = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(found, list):
             raise PassingError(f"{self.url} doesn't list models in llama-server's format")
-        return [_running(model) for model in found if isinstance(model, dict)]
+        return [_read_running(model) for model in found if isinstance(model, dict)]
 
     def chat(self, body: dict[str, Any]) -> Generator[tuple[str, str]]:
         """Yield pieces of the answer as (`TEXT` or `THOUGHT`, piece). Closing the generator ends the connection."""
@@ -64,13 +64,13 @@ class Peer:
                 field, _, value = line.decode("utf-8", "replace").partition(":")
                 if field != "data" or value.strip() == "[DONE]":
                     continue
-                yield from _pieces(json.loads(value))
+                yield from _read_pieces(json.loads(value))
         except (OSError, HTTPException, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise PassingError(f"{self.url}: the answer broke off: {error or type(error).__name__}") from None
         finally:
             connection.close()
 
-    def _json(self, method: str, path: str, body: object) -> Any:
+    def _fetch_json(self, method: str, path: str, body: object) -> Any:
         connection, response = self._send(method, path, body)
         try:
             return json.loads(response.read(MOST))
@@ -96,13 +96,13 @@ class Peer:
         except (OSError, HTTPException, ValueError) as error:
             raise PassingError(f"there is no server at {self.url} ({error or type(error).__name__})") from None
         if response.status != 200:
-            message = _message(response.read(MOST)) or f"it answered {response.status} {response.reason}"
+            message = _read_message(response.read(MOST)) or f"it answered {response.status} {response.reason}"
             connection.close()
-            raise PassingError(visible(message))
+            raise PassingError(make_visible(message))
         return connection, response
 
 
-def _message(data: bytes) -> str:
+def _read_message(data: bytes) -> str:
     """The message in the body of an error; "" without one."""
     try:
         error = json.loads(data)["error"]
@@ -111,9 +111,9 @@ def _message(data: bytes) -> str:
         return ""
 
 
-def _pieces(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _read_pieces(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "error" in event:
-        raise PassingError(visible(_message(json.dumps(event).encode()) or "the answer ended with an error"))
+        raise PassingError(make_visible(_read_message(json.dumps(event).encode()) or "the answer ended with an error"))
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}
         for kind, name in ((THOUGHT, "reasoning_content"), (TEXT, "content")):
@@ -121,13 +121,13 @@ def _pieces(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield kind, delta[name]
 
 
-def _running(model: dict[str, Any]) -> Running:
+def _read_running(model: dict[str, Any]) -> Running:
     status, meta, size = model.get("status"), model.get("meta"), model.get("size")
     meta = meta if isinstance(meta, dict) else {}
     size = size if isinstance(size, int) else meta.get("size")
     return Running(
-        visible(str(model.get("id"))),
-        visible(str(status.get("value") if isinstance(status, dict) else "loaded")),
+        make_visible(str(model.get("id"))),
+        make_visible(str(status.get("value") if isinstance(status, dict) else "loaded")),
         size if isinstance(size, int) else 0,
-        visible(str(meta.get("n_ctx") or meta.get("n_ctx_train") or "")),
+        make_visible(str(meta.get("n_ctx") or meta.get("n_ctx_train") or "")),
     )

@@ -31,10 +31,10 @@ def serve(call: Call) -> int:
     settings = call.settings
     folder = loader.find_folder(program.ROOT, settings.libs)
     libs = loader.load(folder, cpu_variant=settings.cpu_variant)
-    devices = lent_devices(list_devices(libs), settings.devices)
+    devices = choose_lent_devices(list_devices(libs), settings.devices)
     address = f"{settings.host}:{settings.port}"
     check_address(settings.host, settings.port)
-    cache = program.cache_folder() / "rpc" if settings.cache else None
+    cache = program.find_cache_folder() / "rpc" if settings.cache else None
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
     for device in devices:
@@ -42,11 +42,11 @@ def serve(call: Call) -> int:
     if not is_loopback(settings.host):
         tell(OPEN_TO_OTHERS.format(address=address))
     tell(f"llama.cpp {libs.version}, listening on {address}; press Ctrl-C to stop")
-    n_threads = settings.threads if settings.threads > 0 else host_cpus.usable_cores()
+    n_threads = settings.threads if settings.threads > 0 else host_cpus.count_usable_cores()
     return _wait(threading.Thread(target=rpc.serve, args=(libs, address, cache, n_threads, devices), daemon=True))
 
 
-def lent_devices(found: list[Device], names: tuple[str, ...] | None) -> list[Device]:
+def choose_lent_devices(found: list[Device], names: tuple[str, ...] | None) -> list[Device]:
     """The devices with these names. Without names all but the CPU, or the CPU if the machine has nothing else."""
     by_name = {device.name: device for device in found if device.backend != "RPC"}
     for name in names or ():

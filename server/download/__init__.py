@@ -8,7 +8,7 @@ Not taken: the layout of the Hugging Face cache (blobs, and snapshots made of li
 need special rights on Windows.
 """
 
-from server.download.fetch import cached_models, fetch_model, fetch_projector
+from server.download.fetch import fetch_model, fetch_projector, list_cached_models
 from server.download.local import DownloadError, Progress
 
-__all__ = ["DownloadError", "Progress", "cached_models", "fetch_model", "fetch_projector"]
+__all__ = ["DownloadError", "Progress", "list_cached_models", "fetch_model", "fetch_projector"]

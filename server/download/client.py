@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
-from server.download.local import DownloadError, Progress, Trouble, one_line
+from server.download.local import DownloadError, Progress, Trouble, make_one_line
 from server.records import field, record
 
 STALL_S = 60.0  # seconds without data after which a connection is given up
@@ -45,7 +45,7 @@ def check_url(url: str, option: str) -> SplitResult:
     """The parts of an http or https URL. DownloadError for others, such as `file:`."""
     parts = split_url(url)
     if parts is None:
-        raise DownloadError(f"{option} takes a URL that begins with https:// or http://, not {shown(url)!r}")
+        raise DownloadError(f"{option} takes a URL that begins with https:// or http://, not {describe_url(url)!r}")
     return parts
 
 
@@ -60,15 +60,15 @@ def split_url(url: str) -> SplitResult | None:
     return None
 
 
-def origin(url: str) -> Origin:
+def parse_origin(url: str) -> Origin:
     """Scheme, host and port of a checked URL. Tokens are bound to them."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
-def shown(url: str) -> str:
+def describe_url(url: str) -> str:
     """A URL for messages, without login and query, which may be secret."""
-    bare = one_line(url).partition("?")[0].partition("#")[0]
+    bare = make_one_line(url).partition("?")[0].partition("#")[0]
     scheme, mark, rest = bare.rpartition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"[:MAX_SHOWN]
@@ -88,11 +88,13 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         to = split_url(newurl)
         if to is None:
             raise DownloadError(
-                f"{shown(req.full_url)} redirects to {shown(newurl)!r}, which is not a web URL: use another one"
+                f"{describe_url(req.full_url)} redirects to {describe_url(newurl)!r}, which is not a web URL: "
+                "use another one"
             )
         if req.type == "https" and to.scheme != "https":
             raise DownloadError(
-                f"{shown(req.full_url)} redirects to {shown(newurl)}, which isn't encrypted: use that URL directly if "
+                f"{describe_url(req.full_url)} redirects to {describe_url(newurl)}, which isn't encrypted: "
+                "use that URL directly if "
                 "you trust it"
             )
         new = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
@@ -106,7 +108,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 def authorize(request: urllib.request.Request, credentials: Mapping[Origin, str]) -> None:
     """Add the credentials for the request's host. urllib doesn't send this header along with redirects."""
-    value = credentials.get(origin(request.full_url))
+    value = credentials.get(parse_origin(request.full_url))
     if value:
         request.add_unredirected_header("Authorization", value)
 
@@ -137,14 +139,14 @@ class Client:
         errors while the answer is read."""
         host = urlsplit(url).hostname
         try:
-            request, credentials = self._request(url, headers)
+            request, credentials = self._make_request(url, headers)
             redirects = Redirects(credentials)
             with self._send(request, redirects) as response:
                 yield Answer(
                     response.status, response, lambda name: response.headers.get(name) or redirects.told.get(name, "")
                 )
         except urllib.error.URLError as error:
-            raise self._unreachable(host, error.reason) from None
+            raise self._make_unreachable(host, error.reason) from None
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
             raise Trouble(f"the connection to {host} broke ({reason})") from None
@@ -159,7 +161,7 @@ class Client:
                 return json.loads(data), following[1] if following else ""
         except (ValueError, RecursionError):
             pass
-        raise DownloadError(f"{shown(url)} is not a list of files: check MODEL_ENDPOINT")
+        raise DownloadError(f"{describe_url(url)} is not a list of files: check MODEL_ENDPOINT")
 
     def persist(self, step: Callable[[], T], measure: Callable[[], int], label: str) -> T:
         """Call `step` until it succeeds, and return its result. DownloadError after MAX_TRIES times Trouble in a row
@@ -179,12 +181,12 @@ class Client:
                 self.progress.say(f"{label}: {trouble}; next try in {wait:.0f} s")
                 self.sleep(wait)
 
-    def _request(self, url: str, headers: Mapping[str, str]) -> tuple[urllib.request.Request, dict[Origin, str]]:
-        credentials = {origin(self.endpoint): f"Bearer {self.token}"} if self.token else {}
+    def _make_request(self, url: str, headers: Mapping[str, str]) -> tuple[urllib.request.Request, dict[Origin, str]]:
+        credentials = {parse_origin(self.endpoint): f"Bearer {self.token}"} if self.token else {}
         parts = urlsplit(url)
         login, at, host = parts.netloc.rpartition("@")
         if at:
-            credentials[origin(url)] = "Basic " + base64.b64encode(unquote(login).encode()).decode()
+            credentials[parse_origin(url)] = "Basic " + base64.b64encode(unquote(login).encode()).decode()
         host = host if host.isascii() else host.encode("idna").decode()
         bare = (parts.scheme, host, quote(parts.path, URL_CHARS), quote(parts.query, URL_CHARS), "")
         request = urllib.request.Request(urlunsplit(bare), headers={"User-Agent": "llama_srv", **headers})
@@ -208,14 +210,14 @@ class Client:
             if error.code == 416 and request.has_header("Range"):
                 return error
             with error:
-                raise self._refusal(error) from None
+                raise self._make_refusal(error) from None
         except ValueError as error:  # http.client.InvalidURL too
-            where = shown(request.full_url)
+            where = describe_url(request.full_url)
             raise DownloadError(f"{where} is not a valid URL, or redirects to a wrong one ({error})") from None
 
-    def _refusal(self, error: urllib.error.HTTPError) -> DownloadError | Trouble:
+    def _make_refusal(self, error: urllib.error.HTTPError) -> DownloadError | Trouble:
         url = error.url
-        where, is_hub = shown(url), origin(url) == origin(self.endpoint)
+        where, is_hub = describe_url(url), parse_origin(url) == parse_origin(self.endpoint)
         if error.code in RETRY_STATUS:
             wait = error.headers.get("Retry-After", "")
             return Trouble(
@@ -235,7 +237,7 @@ class Client:
             return DownloadError(f"{where} doesn't exist ({error.code}): check the name")
         return DownloadError(f"{where} answers {error.code} {error.reason[:MAX_SHOWN]}: check the URL")
 
-    def _unreachable(self, host: str | None, reason: object) -> DownloadError | Trouble:
+    def _make_unreachable(self, host: str | None, reason: object) -> DownloadError | Trouble:
         if isinstance(reason, ssl.SSLCertVerificationError):
             return DownloadError(
                 f"the certificate of {host} isn't trusted ({reason.verify_message}): if your network has its own "

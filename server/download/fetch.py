@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlunsplit
 
 from server.download.client import SHA256, Client, check_url
 from server.download.hub import Hub, split_names
-from server.download.local import DownloadError, Progress, disk_advice, exclusive, safe_name
+from server.download.local import DownloadError, Progress, describe_disk_error, hold_exclusive, make_safe_name
 from server.download.transfer import BLOCK, Transfer, Wanted
-from server.program import cache_folder
+from server.program import find_cache_folder
 
 HUB_URL = "https://huggingface.co"
 ENDPOINT_VARIABLES = ("MODEL_ENDPOINT", "HF_ENDPOINT")
@@ -51,8 +51,8 @@ def fetch_model(
         raise DownloadError("unclear what to download: give --model-url alone, or --hf-repo with or without --hf-file")
     if sha256 and not SHA256.fullmatch(sha256):
         raise DownloadError(f"a sha256 has 64 hexadecimal digits, not {sha256[:80]!r}")
-    client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
-    cache = (cache or cache_folder(environ)) / "models"
+    client = Client(_read_endpoint(environ), _read_token(token, environ), sleep, progress or Progress())
+    cache = (cache or find_cache_folder(environ)) / "models"
     target = Path(path) if path else None
     try:
         if target and target.is_file():
@@ -60,13 +60,13 @@ def fetch_model(
         elif url:
             files = _files_of_url(url, cache / "url", target)
         else:
-            files = Hub(client, str(hf_repo), cache / "hf", offline).files(hf_file, target)
+            files = Hub(client, str(hf_repo), cache / "hf", offline).find_files(hf_file, target)
         if sha256:
             files = [_with_sha256(files, sha256.lower())]
         for wanted in files:
             _provide(client, wanted, offline, checks=bool(sha256))
     except OSError as error:
-        raise DownloadError(disk_advice(error, cache)) from None
+        raise DownloadError(describe_disk_error(error, cache)) from None
     return files[0].target
 
 
@@ -84,21 +84,21 @@ def fetch_projector(
     """The path of the projector for a model of this repository, which is downloaded unless it exists; None if the
     repository has none. DownloadError. For the other parameters see `fetch_model`."""
     environ = os.environ if environ is None else environ
-    client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
-    cache = (cache or cache_folder(environ)) / "models"
+    client = Client(_read_endpoint(environ), _read_token(token, environ), sleep, progress or Progress())
+    cache = (cache or find_cache_folder(environ)) / "models"
     try:
-        wanted = Hub(client, str(hf_repo), cache / "hf", offline).projector(model)
+        wanted = Hub(client, str(hf_repo), cache / "hf", offline).find_projector(model)
         if wanted is not None:
             _provide(client, wanted, offline, checks=False)
     except OSError as error:
-        raise DownloadError(disk_advice(error, cache)) from None
+        raise DownloadError(describe_disk_error(error, cache)) from None
     return None if wanted is None else wanted.target
 
 
-def cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
+def list_cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
     """A line for each downloaded model: its size, and the options that name it (`-hf user/repo -hff file` for a file of
     a repository, else its path)."""
-    folder = cache_folder(environ) / "models"
+    folder = find_cache_folder(environ) / "models"
     lines = []
     for path in sorted(folder.rglob("*.gguf")):
         kind, *parts = path.relative_to(folder).parts
@@ -108,13 +108,13 @@ def cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
     return lines or [f"no model has been downloaded to {folder}"]
 
 
-def _endpoint(environ: Mapping[str, str]) -> str:
+def _read_endpoint(environ: Mapping[str, str]) -> str:
     found = next((environ[name] for name in ENDPOINT_VARIABLES if environ.get(name)), HUB_URL)
     check_url(found, "MODEL_ENDPOINT")
     return found.rstrip("/")
 
 
-def _token(given: str | None, environ: Mapping[str, str]) -> str:
+def _read_token(given: str | None, environ: Mapping[str, str]) -> str:
     token = (given or environ.get("HF_TOKEN") or "").strip()
     if not re.fullmatch(r"[!-~]*", token):
         raise DownloadError("the access token contains invalid characters: check --hf-token or HF_TOKEN")
@@ -128,10 +128,10 @@ def _files_of_url(url: str, cache: Path, target: Path | None) -> list[Wanted]:
     # files with the same name at different URLs must not be confused
     first = urlunsplit(parts._replace(path=f"{base}/{names[0]}"))
     digest = hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    folder = cache / safe_name(parts.hostname or "") / digest
+    folder = cache / make_safe_name(parts.hostname or "") / digest
     files = []
     for name in names:
-        place = folder / (safe_name(unquote(name)) if name else "model.gguf")
+        place = folder / (make_safe_name(unquote(name)) if name else "model.gguf")
         if target:
             place = target if len(names) == 1 else target.parent / place.name
         files.append(
@@ -161,7 +161,7 @@ def _provide(client: Client, wanted: Wanted, offline: bool, checks: bool) -> Non
         raise DownloadError(f"offline: {wanted.target} is missing: run once without --offline, or copy the file there")
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     lock = wanted.target.with_name(name + ".lock")
-    with exclusive(
+    with hold_exclusive(
         lock, lambda: client.progress.say(f"another process downloads {name}: waiting for it"), client.sleep
     ):
         if not _is_there(client, wanted, checks):
@@ -175,7 +175,7 @@ def _is_there(client: Client, wanted: Wanted, checks: bool) -> bool:
         raise DownloadError(f"{target} is a folder: set -m to the path of a file")
     if not target.is_file():
         return False
-    if checks and _noted_sha256(wanted) != wanted.sha256:
+    if checks and _read_noted_sha256(wanted) != wanted.sha256:
         client.progress.say(f"checking {target}")
         digest = hashlib.sha256()
         with open(target, "rb") as file:
@@ -190,13 +190,13 @@ def _is_there(client: Client, wanted: Wanted, checks: bool) -> bool:
     return True
 
 
-def _sha256_note(wanted: Wanted) -> Path:
+def _get_sha256_note(wanted: Wanted) -> Path:
     return wanted.target.with_name(wanted.target.name + ".sha256")
 
 
-def _noted_sha256(wanted: Wanted) -> str:
+def _read_noted_sha256(wanted: Wanted) -> str:
     """The sha256 from an earlier check, if the file hasn't changed since; "" if unknown."""
-    note = _sha256_note(wanted)
+    note = _get_sha256_note(wanted)
     with contextlib.suppress(OSError, ValueError):
         if wanted.is_cached and note.stat().st_mtime_ns >= wanted.target.stat().st_mtime_ns:
             return note.read_text("utf-8")[:64]
@@ -207,4 +207,4 @@ def _note_sha256(wanted: Wanted, digest: str) -> None:
     """Write the sha256 beside a file in the cache, in the format of `sha256sum -c`."""
     if wanted.is_cached:
         with contextlib.suppress(OSError):
-            _sha256_note(wanted).write_text(f"{digest}  {wanted.target.name}\n", "utf-8")
+            _get_sha256_note(wanted).write_text(f"{digest}  {wanted.target.name}\n", "utf-8")

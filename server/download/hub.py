@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from server.download.client import SHA256, Client, origin, shown, split_url
-from server.download.local import DownloadError, is_safe_path, safe_name
+from server.download.client import SHA256, Client, describe_url, parse_origin, split_url
+from server.download.local import DownloadError, is_safe_path, make_safe_name
 from server.download.transfer import Wanted
 from server.models.file_names import (
     MAX_REPO,
@@ -45,12 +45,12 @@ class Hub:
     cache: Path
     offline: bool
 
-    def files(self, file: str | None, target: Path | None) -> list[Wanted]:
+    def find_files(self, file: str | None, target: Path | None) -> list[Wanted]:
         """The files of the model: `file`, or else the best one. It asks the hub only if the cache doesn't suffice."""
         repo, _, quant = self.name.partition(":")
         if len(repo) > MAX_REPO or not REPO.fullmatch(repo):
             raise DownloadError(f"--hf-repo takes user/repo or user/repo:quant, not {self.name[:80]!r}")
-        folder = self.cache.joinpath(*map(safe_name, repo.split("/")))
+        folder = self.cache.joinpath(*map(make_safe_name, repo.split("/")))
         known: Listing = {}
         if not file:
             file, known = self._choose(repo, quant, folder)
@@ -67,11 +67,11 @@ class Hub:
             files.append(Wanted(url, place, *known.get(name, ("", None)), is_cached=target is None))
         return files
 
-    def projector(self, model: Path) -> Wanted | None:
+    def find_projector(self, model: Path) -> Wanted | None:
         """The projector for a model of this repository; None if there is none. It asks the hub unless the cache has the
         answer."""
         repo = self.name.partition(":")[0]
-        folder = self.cache.joinpath(*map(safe_name, repo.split("/")))
+        folder = self.cache.joinpath(*map(make_safe_name, repo.split("/")))
         name = model.relative_to(folder).as_posix() if model.is_relative_to(folder) else model.name
         cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
         known: Listing = {}
@@ -107,7 +107,7 @@ class Hub:
             return fallback, {}
         chosen = choose_file(listing, quant)
         if not chosen:
-            raise DownloadError(_no_file(repo, quant, [path for path in listing if is_model_file(path)]))
+            raise DownloadError(_describe_no_file(repo, quant, [path for path in listing if is_model_file(path)]))
         return chosen, listing
 
     def _list(self, repo: str) -> Listing:
@@ -116,10 +116,10 @@ class Hub:
         for _ in range(MAX_PAGES):
             page, following = self.client.persist(partial(self.client.read_json, url), lambda: 0, repo)
             if not isinstance(page, list):
-                raise DownloadError(f"{shown(url)} is not a list of files: check MODEL_ENDPOINT")
-            found.update(_entry(row) for row in page if _is_file(row))
+                raise DownloadError(f"{describe_url(url)} is not a list of files: check MODEL_ENDPOINT")
+            found.update(_read_entry(row) for row in page if _is_file(row))
             following = urljoin(url, following) if following else ""
-            if not following or not split_url(following) or origin(following) != origin(url):
+            if not following or not split_url(following) or parse_origin(following) != parse_origin(url):
                 break
             url = following
         return found
@@ -134,14 +134,14 @@ def _is_file(row: object) -> bool:
     )
 
 
-def _entry(row: Mapping[str, Any]) -> tuple[str, tuple[str, int | None]]:
+def _read_entry(row: Mapping[str, Any]) -> tuple[str, tuple[str, int | None]]:
     lfs, size = row.get("lfs"), row.get("size")
     oid = lfs.get("oid") if isinstance(lfs, dict) else None
     checksum = oid.lower() if isinstance(oid, str) and SHA256.fullmatch(oid) else ""
     return str(row["path"]), (checksum, size if type(size) is int else None)
 
 
-def _no_file(repo: str, quant: str, models: list[str]) -> str:
+def _describe_no_file(repo: str, quant: str, models: list[str]) -> str:
     what = f"{repo} has no {quant + ' ' if quant else ''}GGUF file"
     if not models:
         return f"{what}: choose another repository, for example one with GGUF in its name"

@@ -27,7 +27,7 @@ MAX_NAME_BYTES = 150
 MAX_PATH_CHARS = 1000
 
 
-def one_line(text: str) -> str:
+def make_one_line(text: str) -> str:
     """A text without line ends and control characters. It may come from a server."""
     return CONTROL.sub(" ", text)
 
@@ -36,21 +36,21 @@ class DownloadError(Exception):
     """Why a file can't be downloaded, and what to do: one line for the user."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(make_one_line(message))
 
 
 class Trouble(Exception):
     """An error that may not occur at the next try. `wait_s` is how many seconds the server asks to wait."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
-        super().__init__(one_line(message))
+        super().__init__(make_one_line(message))
         self.wait_s = wait_s
 
 
 # -- names and folders
 
 
-def safe_name(text: str) -> str:
+def make_safe_name(text: str) -> str:
     """A file name for the cache, made of any text. It has no folders, and is an ordinary name on all systems."""
     name = BAD_IN_NAMES.sub("_", text).strip(" ").rstrip(". ")
     name = "_" + name if not name or name[0] == "." or DEVICE_NAME.fullmatch(name) else name
@@ -61,8 +61,8 @@ def safe_name(text: str) -> str:
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a file may be stored under this path in a folder: `safe_name` would change no part of it."""
-    return len(path) <= MAX_PATH_CHARS and all(safe_name(part) == part for part in path.split("/"))
+    """Whether a file may be stored under this path in a folder: `make_safe_name` would change no part of it."""
+    return len(path) <= MAX_PATH_CHARS and all(make_safe_name(part) == part for part in path.split("/"))
 
 
 def check_space(folder: Path, n_bytes: int) -> None:
@@ -73,12 +73,13 @@ def check_space(folder: Path, n_bytes: int) -> None:
         return  # some file systems don't report it
     if free < n_bytes:
         raise DownloadError(
-            f"not enough space in {folder}: {megabytes(n_bytes)} needed, {megabytes(free)} free; free some space, or "
+            f"not enough space in {folder}: {format_megabytes(n_bytes)} needed, {format_megabytes(free)} free; "
+            "free some space, or "
             "choose another disk with LLAMA_SRV_CACHE or -m"
         )
 
 
-def disk_advice(error: OSError, path: Path) -> str:
+def describe_disk_error(error: OSError, path: Path) -> str:
     """The message for an error of the file system: what to do, in one line."""
     where = f"({error.filename or path})"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
@@ -95,9 +96,9 @@ def disk_advice(error: OSError, path: Path) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
+def hold_exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
     """Hold the lock file `path` during the block. First wait while another process holds it; a crash releases it."""
-    file = _locked(path, waiting, sleep)
+    file = _open_locked(path, waiting, sleep)
     try:
         yield
     finally:
@@ -109,7 +110,7 @@ def exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], 
                 path.unlink()
 
 
-def _locked(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Any:
+def _open_locked(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Any:
     has_told = False
     while True:
         file = open(path, "ab")
@@ -148,7 +149,7 @@ def _try_lock(file: Any) -> bool:
 # -- progress
 
 
-def megabytes(n: int) -> str:
+def format_megabytes(n: int) -> str:
     """A number of bytes as a text in MB or GB."""
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
@@ -234,12 +235,12 @@ class Progress(Bar):
         """Begin or continue a file at `done` of `size` bytes."""
         self._label, self._size, self._at_start = label, size, done
         self.begin()
-        size_text = f", {megabytes(size)}" if size is not None else ""
-        self.say(f"downloading {label}{size_text}" + (f", continuing at {megabytes(done)}" if done else ""))
+        size_text = f", {format_megabytes(size)}" if size is not None else ""
+        self.say(f"downloading {label}{size_text}" + (f", continuing at {format_megabytes(done)}" if done else ""))
 
     def show(self, done: int) -> None:
         """Show that `done` bytes have arrived."""
         if self.is_due():
             rate = (done - self._at_start) / self.seconds
             share = min(done / self._size, 1.0) if self._size else None
-            self.draw(self._label, share, f"{megabytes(done)}  {megabytes(int(rate))}/s")
+            self.draw(self._label, share, f"{format_megabytes(done)}  {format_megabytes(int(rate))}/s")

@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.download.client import CHECKSUM_HEADERS, SHA256, SIZE_HEADER, Answer, Client, shown
-from server.download.local import DownloadError, Trouble, check_space, disk_advice, megabytes
+from server.download.client import CHECKSUM_HEADERS, SHA256, SIZE_HEADER, Answer, Client, describe_url
+from server.download.local import DownloadError, Trouble, check_space, describe_disk_error, format_megabytes
 from server.records import field, record
 
 MAGIC = b"GGUF"
@@ -50,7 +50,7 @@ class Facts:
     sha256: str = ""
 
     @classmethod
-    def of(cls, answer: Answer) -> Facts:
+    def from_answer(cls, answer: Answer) -> Facts:
         """Read the headers of an answer. The size is that of the whole file, also in a partial answer."""
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
         sizes = (
@@ -108,16 +108,16 @@ class Transfer:
                 f"{self.wanted.target.name}: {complaint}: correct the checksum if you gave one, or run this again"
             )
         if self.part.head != MAGIC:
-            raise self._no_model("")
+            raise self._refuse_no_model("")
 
     def _request(self) -> None:
         headers = self.part.resume_headers()
         if not headers:
             self.part.restart()
         with self.client.open(self.wanted.url, headers) as answer:
-            facts = Facts.of(answer)
+            facts = Facts.from_answer(answer)
             self._check(answer, facts)
-            if answer.status in (206, 416) and not self._continues(answer, facts):
+            if answer.status in (206, 416) and not self._is_continuation(answer, facts):
                 self.part.restart()
                 raise Trouble("the server has another version of the file, or sent a wrong part of it")
             if answer.status not in (206, 416):
@@ -149,7 +149,7 @@ class Transfer:
         if facts.size is not None:
             check_space(wanted.target.parent, facts.size - (self.part.size if answer.status == 206 else 0))
 
-    def _continues(self, answer: Answer, facts: Facts) -> bool:
+    def _is_continuation(self, answer: Answer, facts: Facts) -> bool:
         """Whether a partial answer continues the part that has arrived, in the same version of the file."""
         part, before = self.part, self.part.facts
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
@@ -173,19 +173,20 @@ class Transfer:
             part.append(block)
             progress.show(part.size)
             if len(part.head) == len(MAGIC) and part.head != MAGIC:
-                raise self._no_model(answer.header("Content-Type"))
+                raise self._refuse_no_model(answer.header("Content-Type"))
         if size is not None and part.size < size:
-            raise Trouble(f"the connection ended after {megabytes(part.size)} of {megabytes(size)}")
+            raise Trouble(f"the connection ended after {format_megabytes(part.size)} of {format_megabytes(size)}")
 
-    def _no_model(self, content_type: str) -> DownloadError:
+    def _refuse_no_model(self, content_type: str) -> DownloadError:
         self.part.restart()
         if content_type.startswith("text/html"):
             return DownloadError(
-                f"{shown(self.wanted.url)} is a web page, not a model: use the URL of the file itself (on Hugging Face "
+                f"{describe_url(self.wanted.url)} is a web page, not a model: use the URL of the file itself "
+                "(on Hugging Face "
                 "the one with /resolve/, not /blob/)"
             )
         return DownloadError(
-            f"{shown(self.wanted.url)} is not a GGUF file: use the URL of a file whose name ends in .gguf"
+            f"{describe_url(self.wanted.url)} is not a GGUF file: use the URL of a file whose name ends in .gguf"
         )
 
 
@@ -202,13 +203,13 @@ class Part:
         self._note_path = self.path.with_name(self.path.name + ".json")
         self._url = hashlib.sha256(wanted.url.encode("utf-8", "surrogatepass")).hexdigest()
         self._reset()
-        with self._disk():
+        with self._guard_disk():
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._file = io.FileIO(os.open(self.path, flags, 0o666), "r+")
         noted = self._read_note()
         if noted:
             self.facts = noted
-            with self._disk():
+            with self._guard_disk():
                 while block := self._file.read(BLOCK):
                     self._count(block)
         is_too_long = self.facts.size is not None and self.size > self.facts.size
@@ -234,28 +235,28 @@ class Part:
         before = self.facts
         self.facts = Facts(facts.size, facts.validator or before.validator, facts.sha256 or before.sha256)
         note = {"url": self._url, **dataclasses.asdict(self.facts)}
-        with self._disk():
+        with self._guard_disk():
             self._note_path.write_text(json.dumps(note), "utf-8")
 
     def append(self, block: bytes) -> None:
         """Write the next bytes."""
         left = memoryview(block)
         while left:
-            with self._disk():
+            with self._guard_disk():
                 n = self._file.write(left)
             self._count(left[:n])
             left = left[n:]
 
     def restart(self) -> None:
         """Drop all data. The note stays until `begin` replaces it."""
-        with self._disk():
+        with self._guard_disk():
             self._file.seek(0)
             self._file.truncate()
         self._reset()
 
     def flush(self) -> None:
         """Have the data written to the disk, before the file gets its name."""
-        with self._disk():
+        with self._guard_disk():
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -291,8 +292,8 @@ class Part:
         return Facts(size, validator, checksum) if is_sound and url == self._url else None
 
     @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
+    def _guard_disk(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise DownloadError(disk_advice(error, self.path)) from None
+            raise DownloadError(describe_disk_error(error, self.path)) from None

@@ -58,13 +58,13 @@ class Bundle:
     parts: tuple[Part, ...]
     program_sha256: str = ""
 
-    def part(self, role: str) -> Part | None:
+    def find_part(self, role: str) -> Part | None:
         return next((part for part in self.parts if part.role == role), None)
 
 
 def find(own_file: Path) -> Bundle | None:
     """The bundle in the program's own file, else its side file; None without one. BundleError if it is damaged."""
-    for path in (own_file, side_file(own_file)):
+    for path in (own_file, get_side_file(own_file)):
         bundle = read(path)
         if bundle is not None:
             return bundle
@@ -73,7 +73,7 @@ def find(own_file: Path) -> Bundle | None:
     return None
 
 
-def side_file(program: Path) -> Path:
+def get_side_file(program: Path) -> Path:
     """The path of a program's side file: `my-app.bundle` for `my-app` and `my-app.exe`."""
     return program.with_name((program.stem if program.suffix == ".exe" else program.name) + SUFFIX)
 
@@ -108,12 +108,12 @@ def _refuse_cut_off(path: Path, stream: BinaryIO, end: int) -> None:
     """BundleError if data follows a one-file program but isn't a complete bundle."""
     stream.seek(0)
     if stream.read(len(ONE_FILE_START)) == ONE_FILE_START:
-        size = program_size(stream.read(4096))
+        size = read_program_size(stream.read(4096))
         if size and end > size:
             raise BundleError(f"{path} is incomplete, a part of its model is missing: download it again")
 
 
-def program_size(start: bytes) -> int:
+def read_program_size(start: bytes) -> int:
     """The size in bytes of a one-file program that begins with `start`; 0 for other files."""
     found = ONE_FILE_SIZE.search(start)
     return int(found[1]) + int(found[2]) if found else 0

@@ -25,12 +25,12 @@ from server.errands.bundle import (
     Bundle,
     BundleError,
     Part,
-    program_size,
+    get_side_file,
     read,
-    side_file,
+    read_program_size,
     tail_of,
 )
-from server.program import advice, shows_progress
+from server.program import can_show_progress, choose_advice
 
 BLOCK = 8 << 20
 GGUF_MAGIC = b"GGUF"
@@ -49,9 +49,9 @@ def make(
     sources = [(MODEL, model)] + ([(MMPROJ, mmproj)] if mmproj else [])
     for _, path in sources:
         _check_gguf(path)
-    head, program_sha256 = _program_size(base) if base else 0, ""
+    head, program_sha256 = _read_program_size(base) if base else 0, ""
     needed = head + sum(path.stat().st_size + ALIGN for _, path in sources)
-    with _written(output, needed) as out:
+    with _open_whole(output, needed) as out:
         if base:
             with open(base, "rb") as stream:
                 program_sha256 = _copy(stream, out, head)
@@ -77,18 +77,18 @@ def make_with_side_file(
     made_by: str,
 ) -> list[Path]:
     """Write the program and its side file; without `base` only the side file. Returns the paths."""
-    side = side_file(output)
+    side = get_side_file(output)
     make(None, side, model, mmproj, defaults, made_by)
     if base is None:
         return [side]
-    size = _program_size(base)
-    with _written(output, size) as out, open(base, "rb") as stream:
+    size = _read_program_size(base)
+    with _open_whole(output, size) as out, open(base, "rb") as stream:
         _copy(stream, out, size)
     output.chmod(0o755)
     return [output, side]
 
 
-def info(bundle: Bundle) -> str:
+def describe_bundle(bundle: Bundle) -> str:
     lines = [f"{bundle.path}: made by {bundle.made_by}"]
     if bundle.program_size:
         lines.append(f"  program: {bundle.program_size} bytes")
@@ -127,7 +127,7 @@ def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
     with open(bundle.path, "rb") as stream:
         for path, (name, offset, size, sha256) in zip(paths, pieces):
             stream.seek(offset)
-            with _written(path, size) as out:
+            with _open_whole(path, size) as out:
                 if _copy(stream, out, size, name) != sha256 and sha256:
                     raise BundleError(f"{bundle.path} is damaged ({name}): download it again")
     if bundle.program_size:
@@ -143,14 +143,14 @@ def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
             return path
     except OSError:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with open(bundle.path, "rb") as stream, _written(path, part.size) as out:
+    with open(bundle.path, "rb") as stream, _open_whole(path, part.size) as out:
         stream.seek(part.offset)
         if _copy(stream, out, part.size, part.name) != part.sha256:
             raise BundleError(f"{bundle.path} is damaged ({part.name}): download it again")
     return path
 
 
-def _program_size(base: Path) -> int:
+def _read_program_size(base: Path) -> int:
     """The size in bytes of the program in `base`, which may be a bundle."""
     try:
         with open(base, "rb") as stream:
@@ -160,11 +160,11 @@ def _program_size(base: Path) -> int:
     if not start.startswith((ONE_FILE_START, WINDOWS_START)):
         raise BundleError(
             f"{base} is not the one-file program: name one with --base (llama-srv-PLATFORM-BACKEND"
-            + advice(", made by build_scripts/build_exe.py)", ")")
+            + choose_advice(", made by build_scripts/build_exe.py)", ")")
         )
     bundle = read(base)
     size = base.stat().st_size
-    if bundle is None and program_size(start) > size:
+    if bundle is None and read_program_size(start) > size:
         raise BundleError(f"{base} is incomplete: download it again")
     return bundle.program_size if bundle else size
 
@@ -180,7 +180,7 @@ def _check_gguf(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _written(path: Path, needed: int) -> Iterator[BinaryIO]:
+def _open_whole(path: Path, needed: int) -> Iterator[BinaryIO]:
     """Open a new file that appears under its name only when it is complete."""
     temp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -199,7 +199,7 @@ def _written(path: Path, needed: int) -> Iterator[BinaryIO]:
 def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "") -> str:
     """Copy `size` bytes and return their sha256; without a target only hash. Shows the progress on a terminal."""
     digest, left = hashlib.sha256(), size
-    is_shown = bool(label) and shows_progress() and size > 16 * BLOCK
+    is_shown = bool(label) and can_show_progress() and size > 16 * BLOCK
     while left:
         block = source.read(min(BLOCK, left))
         if not block:
@@ -213,6 +213,6 @@ def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "")
     return digest.hexdigest()
 
 
-def default_output(model: Path) -> Path:
+def get_default_output(model: Path) -> Path:
     """The bundle's path without --output: `./NAME` for `.../NAME.gguf`."""
     return Path(model.stem + (".exe" if sys.platform == "win32" else ""))

@@ -24,11 +24,11 @@ def is_one(argv: Sequence[str], system: str = sys.platform) -> bool:
         return False
     if system == "win32":
         is_bare = not argv or len(argv) == 1 and not argv[0].startswith("-")
-        return is_bare and n_console_processes() <= (2 if program.is_one_file() else 1)
+        return is_bare and count_console_processes() <= (2 if program.is_one_file() else 1)
     return system == "darwin" and not argv
 
 
-def n_console_processes() -> int:
+def count_console_processes() -> int:
     """The number of processes in this console. A click opens a new console, with one process (two for the one-file
     program)."""
     import ctypes
@@ -36,14 +36,14 @@ def n_console_processes() -> int:
     return ctypes.WinDLL("kernel32").GetConsoleProcessList((ctypes.c_uint32 * 8)(), 8)  # type: ignore[attr-defined]
 
 
-def words(
+def make_words(
     argv: Sequence[str], has_model: bool, ask: Callable[[str], str] = input, system: str = sys.platform
 ) -> list[str]:
-    model = [] if has_model else path_in(ask(QUESTION), system)
+    model = [] if has_model else parse_path(ask(QUESTION), system)
     return [*argv, *model, "--open"]
 
 
-def path_in(typed: str, system: str) -> list[str]:
+def parse_path(typed: str, system: str) -> list[str]:
     """`--model` and the path of a dragged file, which consoles quote on Windows and escape elsewhere; [] if none."""
     typed = typed.strip()
     if system != "win32":

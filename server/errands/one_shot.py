@@ -19,7 +19,7 @@ from server.records import record
 NO_BUNDLE = "this program holds no model: name a bundle with -m FILE, or make one with --bundle MODEL.gguf"
 NO_BASE = (
     "a bundle needs the one-file program, but this is {what}: name one with --base FILE"
-    + program.advice(" (build_scripts/build_exe.py makes it)", "")
+    + program.choose_advice(" (build_scripts/build_exe.py makes it)", "")
     + ", or use --side-file"
 )
 
@@ -42,7 +42,7 @@ def place_of(path: str) -> ModelPlace:
 
 
 def place_in(bundle: Bundle) -> ModelPlace:
-    part = bundle.part(MODEL)
+    part = bundle.find_part(MODEL)
     if part is None:
         raise BundleError(f"{bundle.path} has no model")
     return ModelPlace(str(bundle.path), part.offset, part.size, part.name, bundle)
@@ -53,12 +53,12 @@ def run(options: ErrandOptions, sources: SourceOptions, own: Bundle | None, vers
     if options.completion or options.completion_bash:
         from server.options import shells
 
-        own_name = program.own_file().name if program.is_frozen() else ""
-        print(shells.completion(options.completion or "bash", own_name), end="")
+        own_name = program.find_own_file().name if program.is_frozen() else ""
+        print(shells.render_completion(options.completion or "bash", own_name), end="")
     elif options.man:
         from server.options import shells
 
-        print(shells.manual(version), end="")
+        print(shells.render_manual(version), end="")
     elif options.bundle:
         _make(options, sources.mmproj, version)
     elif options.bundle_info or options.bundle_check or options.unbundle:
@@ -75,7 +75,7 @@ def _open_up(options: ErrandOptions, model: str | None, own: Bundle | None) -> N
     if bundle is None:
         raise BundleError(f"{model} is not a bundle" if model else NO_BUNDLE)
     if options.bundle_info:
-        print(bundle_make.info(bundle))
+        print(bundle_make.describe_bundle(bundle))
     if options.bundle_check:
         bundle_make.check(bundle)
         what = f"{'the program and ' if bundle.program_sha256 else ''}all {len(bundle.parts)} parts"
@@ -88,14 +88,14 @@ def _make(options: ErrandOptions, projector: str | None, version: str) -> None:
     from server.errands import bundle_make
 
     model = Path(options.bundle or "")
-    output = Path(options.output) if options.output else bundle_make.default_output(model)
+    output = Path(options.output) if options.output else bundle_make.get_default_output(model)
     mmproj = Path(projector) if projector else None
     try:
         parse([], {}, bundled=options.defaults)
     except OptionError as error:
         raise BundleError(f"--defaults {error}") from None
     made_by = f"llama_srv {version}"
-    base, with_side_file = _base(options)
+    base, with_side_file = _choose_base(options)
     if with_side_file:
         paths = bundle_make.make_with_side_file(base, output, model, mmproj, options.defaults, made_by)
     else:
@@ -105,10 +105,10 @@ def _make(options: ErrandOptions, projector: str | None, version: str) -> None:
         print(f"{path}: {os.stat(path).st_size} bytes")
 
 
-def _base(options: ErrandOptions) -> tuple[Path | None, bool]:
+def _choose_base(options: ErrandOptions) -> tuple[Path | None, bool]:
     """The program to put the model behind (None for a side file only), and whether to write a side file."""
     is_one_file = program.is_one_file()
-    base = Path(options.base) if options.base else program.own_file() if is_one_file else None
+    base = Path(options.base) if options.base else program.find_own_file() if is_one_file else None
     with_side_file = options.side_file or (base or Path()).suffix == ".exe"
     if base is None and not with_side_file:
         raise BundleError(NO_BASE.format(what="one in a folder" if program.is_frozen() else "Python source"))
@@ -118,7 +118,7 @@ def _base(options: ErrandOptions) -> tuple[Path | None, bool]:
 def projector_of(model: ModelPlace, cache: Path) -> str:
     """The projector of the model's bundle, written to a file because libmtmd needs a path; "" without one."""
     bundle = model.bundle
-    part = bundle.part(MMPROJ) if bundle else None
+    part = bundle.find_part(MMPROJ) if bundle else None
     if bundle is None or part is None:
         return ""
     from server.errands import bundle_make

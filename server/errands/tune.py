@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from server.errands.tuned import AUTO, NOTHING, Tuned
-from server.program import shows_progress
+from server.program import can_show_progress
 
 ROUNDS = 5
 HOPELESS = 0.85  # a candidate below this share of the best speed is dropped
@@ -44,23 +44,23 @@ def without_tune(argv: Sequence[str]) -> list[str]:
     return [word for word in argv if word != "--tune"]
 
 
-def in_ms(figures: Figures) -> str:
+def format_ms(figures: Figures) -> str:
     return "".join(f"{seconds * 1e3:9.2f}" for seconds in figures.values())
 
 
-def speed(figures: Figures, usual: Figures) -> float:
+def compute_speed(figures: Figures, usual: Figures) -> float:
     """The speed relative to the usual choice: the geometric mean over all kinds of steps."""
     ratios = [math.log(usual[kind] / figures[kind]) for kind in usual if kind in figures]
     return math.exp(sum(ratios) / len(ratios)) if ratios else 0.0
 
 
-def sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
+def compute_sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
     """The speed over several rounds: by the shortest times, or the median of rounds, whichever is less. The first is
     unreliable on a machine whose speed varies, the second if a round is disturbed."""
-    return min(speed(shortest(runs), shortest(usual)), median(map(speed, runs, usual)))
+    return min(compute_speed(find_shortest(runs), find_shortest(usual)), median(map(compute_speed, runs, usual)))
 
 
-def shortest(runs: Sequence[Figures]) -> Figures:
+def find_shortest(runs: Sequence[Figures]) -> Figures:
     """The shortest time of each kind of step."""
     return {kind: min(figures.get(kind, seconds) for figures in runs) for kind, seconds in runs[0].items()}
 
@@ -70,18 +70,18 @@ def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[st
     fails."""
     variant = AUTO
     if variants:
-        variant = _quickest({name: ["--cpu-variant", name] for name in (AUTO, *variants)}, AUTO, run, say)
+        variant = _find_quickest({name: ["--cpu-variant", name] for name in (AUTO, *variants)}, AUTO, run, say)
     n_threads = -1
     if n_cores >= FEW_CORES:
         counts = dict.fromkeys(str(n) for n in (n_cores, 3 * n_cores // 4, n_cores // 2))
-        chosen = _quickest(
+        chosen = _find_quickest(
             {f"{n} threads": ["--cpu-variant", variant, "-t", n] for n in counts}, f"{n_cores} threads", run, say
         )
         n_threads = -1 if chosen == f"{n_cores} threads" else int(chosen.split()[0])
     return Tuned(None if variant == AUTO else variant, n_threads)
 
 
-def _quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say: Callable[[str], None]) -> str:
+def _find_quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say: Callable[[str], None]) -> str:
     """The name of the fastest candidate; the usual one if no other is faster by WORTH."""
     found: dict[str, list[Figures]] = {name: [] for name in candidates}
     speeds: dict[str, float] = {}
@@ -93,7 +93,7 @@ def _quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say
             figures = run(candidates[name], patience_s)
             _show("")
             if turn == 0:
-                say(f"  {name:<16} {figures if isinstance(figures, str) else in_ms(figures)}")
+                say(f"  {name:<16} {figures if isinstance(figures, str) else format_ms(figures)}")
             if not isinstance(figures, str):
                 found[name].append(figures)
             elif name == usual:
@@ -102,7 +102,7 @@ def _quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say
                 del found[name]
             if patience_s is None:
                 patience_s = PATIENCE * (time.monotonic() - begun) + PATIENCE_S
-        speeds = {name: sure_speed(runs, found[usual]) for name, runs in found.items()}
+        speeds = {name: compute_sure_speed(runs, found[usual]) for name, runs in found.items()}
         best = sorted((name for name in found if name != usual), key=lambda name: -speeds[name])[:MOST_LEFT]
         best = [name for name in best if speeds[name] > HOPELESS * max(speeds.values())]
         found = {name: found[name] for name in (usual, *best)}
@@ -140,5 +140,5 @@ def report(tuned: Tuned, path: Path | str) -> str:
 
 
 def _show(text: str) -> None:
-    if shows_progress():
+    if can_show_progress():
         print(f"\r{text:<78.78}" if text else "\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

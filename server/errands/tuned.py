@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from server.program import cache_folder
+from server.program import find_cache_folder
 
 if TYPE_CHECKING:
     from server.options.groups import ModelOptions
@@ -44,7 +44,7 @@ AUTO = "auto"  # the value of --cpu-variant for llama.cpp's choice, whatever was
 NOTHING = Tuned()
 
 
-def chosen(options: ModelOptions, model: str, libs: Path) -> Tuned:
+def choose_tuned(options: ModelOptions, model: str, libs: Path) -> Tuned:
     """The settings of the options, completed by what was found for this model file ("" for none)."""
     found = recall(model, libs) if model else NOTHING
     variant = options.cpu_variant or found.cpu_variant
@@ -54,7 +54,7 @@ def chosen(options: ModelOptions, model: str, libs: Path) -> Tuned:
 def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> Tuned:
     """What was found for this model file, on this CPU with these libraries."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        cpu = cpu_name()
+        cpu = compute_cpu_name()
         for line in _read(file_of(model, environ)):
             fields = dict(word.split("=", 1) for word in line.split(" "))
             n_threads = int(fields["threads"])
@@ -69,7 +69,7 @@ def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> T
 
 def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str, str] = os.environ) -> Path:
     """Save a result; `plugin` is the file of `tuned.cpu_variant`. OSError."""
-    path, cpu = file_of(model, environ), cpu_name()
+    path, cpu = file_of(model, environ), compute_cpu_name()
     lines = []
     with contextlib.suppress(OSError):
         lines = [line for line in _read(path) if not line.startswith(f"cpu={cpu} ")]
@@ -85,7 +85,7 @@ def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str
     return path
 
 
-def cpu_name() -> str:
+def compute_cpu_name() -> str:
     """A short hash of this CPU's name and features."""
     try:
         with open(CPU_INFO, "rb") as file:
@@ -98,7 +98,7 @@ def cpu_name() -> str:
 
 def file_of(model: str, environ: Mapping[str, str] = os.environ) -> Path:
     """The file with the results of a model. OSError if the model doesn't exist."""
-    return cache_folder(environ) / "tuned" / f"{os.path.basename(model)}-{os.stat(model).st_size}"
+    return find_cache_folder(environ) / "tuned" / f"{os.path.basename(model)}-{os.stat(model).st_size}"
 
 
 def _read(path: Path) -> list[str]:

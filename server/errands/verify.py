@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from server import program
-from server.errands.bundle import ONE_FILE_START, Bundle, program_size
+from server.errands.bundle import ONE_FILE_START, Bundle, read_program_size
 from server.errands.bundle_make import check
 from server.errors import StartError
 
@@ -30,13 +30,13 @@ def report(libs: Path, own: Bundle | None) -> str:
     """The result as text. StartError names each changed file of the program or the libraries, BundleError those of a
     bundle."""
     wrong, lines = [], []
-    for folder, sums in ((Path(sys.executable).parent, bill_sums()), (libs, library_sums(libs))):
+    for folder, sums in ((Path(sys.executable).parent, bill_sums()), (libs, read_library_sums(libs))):
         if sums:
             wrong += [str(folder / name) for name, digest in sums.items() if sha256_of(folder / name) != digest]
             lines.append(f"{folder}: {len(sums)} files are unchanged")
-    wrong += [str(path) for path in strange_libraries(libs)]
-    if program.is_frozen() and not is_whole(program.own_file()):
-        wrong.append(str(program.own_file()))
+    wrong += [str(path) for path in find_strange_libraries(libs)]
+    if program.is_frozen() and not is_whole(program.find_own_file()):
+        wrong.append(str(program.find_own_file()))
     if wrong:
         raise StartError(
             f"changed, or not part of the program: {', '.join(dict.fromkeys(wrong))}. "
@@ -69,7 +69,7 @@ def bill_sums() -> dict[str, str]:
     return {file["name"]: file["hashes"][0]["content"] for row in rows for file in row["components"]}
 
 
-def library_sums(libs: Path) -> dict[str, str]:
+def read_library_sums(libs: Path) -> dict[str, str]:
     """Checksums by file, for the native libraries."""
     try:
         files = json.loads((libs / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -80,9 +80,9 @@ def library_sums(libs: Path) -> dict[str, str]:
     return {name: facts["sha256"] for name, facts in files.items()}
 
 
-def strange_libraries(libs: Path) -> list[Path]:
+def find_strange_libraries(libs: Path) -> list[Path]:
     """Libraries that the manifest doesn't list. llama.cpp would load them."""
-    known = library_sums(libs)
+    known = read_library_sums(libs)
     if not known:
         return []
     found = (path for path in sorted(libs.iterdir()) if path.is_file() and not path.is_symlink())
@@ -93,7 +93,7 @@ def is_whole(file: Path) -> bool:
     """Whether a one-file program matches its head, checked as build_scripts/one_file.sh does. True for other files."""
     with open(file, "rb") as stream:
         start = stream.read(4096)
-        size, found = program_size(start), HEAD_SUM.search(start)
+        size, found = read_program_size(start), HEAD_SUM.search(start)
         if not start.startswith(ONE_FILE_START) or not size:
             return True
         stream.seek(0)

@@ -25,7 +25,7 @@ from typing import Any
 
 from server.engine.seam.task import BACKGROUND, GAVE_WAY, PromptProbs, SamplingParams, Task
 from server.errors import ApiError
-from server.evidence.spans import Span, find_spans, sentences
+from server.evidence.spans import Span, find_sentences, find_spans
 from server.models.model import Model
 from server.records import record, replace
 from server.web.message import Request
@@ -127,7 +127,9 @@ def attribute_by(
     @cache
     def judge(method: str, *taken: Span) -> list[float]:
         """The log probability of each token of the answer, without some of the spans."""
-        return judged(model, request, judging(model, task, answer, **way(task.prompt, taken, method)))
+        return judge_task(
+            model, request, make_judging_task(model, task, answer, **choose_way(task.prompt, taken, method))
+        )
 
     whole, none = judge(EXACT), judge(EXACT, *spans)
     part = (parts[0].first, parts[-1].last) if wanted.part else (0, len(answer))
@@ -196,7 +198,7 @@ def find_pairs(
     return [{"spans": [i, j], "nats": n} for n, i, j in sorted(heavy, reverse=True)]
 
 
-def way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, Any]:
+def choose_way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, Any]:
     """How a task removes spans: from the prompt, or with `fast` from the cache if they lie before the prompt's last
     tokens."""
     at = len(prompt) - TAIL if method == FAST else 0
@@ -210,10 +212,10 @@ def way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, 
     return {"prompt": kept, "cuts": tuple(cuts), "cut_at": at} if cuts else {"prompt": kept}
 
 
-def judging(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, ...], **cuts: Any) -> Task:
+def make_judging_task(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, ...], **cuts: Any) -> Task:
     """A task that returns the probabilities of an answer's tokens and generates nothing."""
     return Task(
-        model.engine.new_id(),
+        model.engine.make_id(),
         (*prompt, *answer),
         SamplingParams(temperature=0.0),
         n_predict=0,
@@ -227,7 +229,7 @@ def judging(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, 
     )
 
 
-def judged(model: Model, request: Request, task: Task) -> list[float]:
+def judge_task(model: Model, request: Request, task: Task) -> list[float]:
     """The log probability of each token from `probs_from` on. A task that was stopped to make room is submitted
     again."""
     while True:
@@ -240,7 +242,7 @@ def judged(model: Model, request: Request, task: Task) -> list[float]:
         except ApiError as error:
             if error.reason != GAVE_WAY:
                 raise
-            task = replace(task, id=model.engine.new_id())
+            task = replace(task, id=model.engine.make_id())
         else:
             return [found[place] for place in sorted(found)][-(len(task.prompt) - task.probs_from) :]
 
@@ -264,15 +266,15 @@ def parts_of(answer: Sequence[int], wanted: str, piece: Callable[[int], bytes]) 
     ends = list(accumulate(map(len, pieces)))
     text = b"".join(pieces).decode("utf-8", "surrogateescape")  # the answer may end inside a character
 
-    def n_bytes(n: int) -> int:
+    def count_bytes(n: int) -> int:
         return len(text[:n].encode("utf-8", "surrogateescape"))
 
     if wanted := wanted.strip():
         at = text.find(wanted)
         if at < 0:
             raise ApiError(400, "attribute: the answer doesn't contain this part")
-        return [Part(wanted, bisect_right(ends, n_bytes(at)), bisect_left(ends, n_bytes(at + len(wanted))) + 1)]
-    places = list(sentences(text))
-    firsts = [0, *(bisect_right(ends, n_bytes(start)) for start, _ in places[1:]), len(answer)]
+        return [Part(wanted, bisect_right(ends, count_bytes(at)), bisect_left(ends, count_bytes(at + len(wanted))) + 1)]
+    places = list(find_sentences(text))
+    firsts = [0, *(bisect_right(ends, count_bytes(start)) for start, _ in places[1:]), len(answer)]
     shown = [text[start:end].encode("utf-8", "surrogateescape").decode("utf-8", "replace") for start, end in places]
     return [Part(*part) for part in zip(shown, firsts, firsts[1:])]

@@ -30,12 +30,12 @@ SECRET_KEYS = frozenset(("api_key", "authorization_token"))
 MIN_DATA = 256  # characters from which base64 counts as a file; shorter texts may be words
 
 
-def fixed(model: Model, tasks: Sequence[Task]) -> tuple[Task, ...]:
+def fix_tasks(model: Model, tasks: Sequence[Task]) -> tuple[Task, ...]:
     """Make the tasks independent of the server's state: the prompt's tokens stay as they are, and tasks without
     adapters get the ones that the server uses now."""
     if not model.info.adapters:
         return tuple(replace(task, may_respell=False) for task in tasks)
-    adapters = model.engine.command("get_lora")["adapters"]
+    adapters = model.engine.run_command("get_lora")["adapters"]
     lora = tuple((one["id"], one["scale"]) for one in adapters if one["scale"])
     return tuple(replace(task, may_respell=False, lora=lora if task.lora is None else task.lora) for task in tasks)
 
@@ -71,9 +71,9 @@ class Case:
     def size(self) -> int:
         """An estimate of its size in memory, in bytes."""
         n_tokens = sum(len(task.prompt) for task in self.tasks[:1]) + sum(map(len, self.tokens.values()))
-        return 2000 + 36 * n_tokens + _size(self.body)
+        return 2000 + 36 * n_tokens + _estimate_size(self.body)
 
-    def certificate(self, task: Task, model_hash: str) -> dict[str, str]:
+    def make_certificate(self, task: Task, model_hash: str) -> dict[str, str]:
         """The hashes of an answer and of what determines it: model, settings and prompt; and one hash over these."""
         prompt = [list(task.prompt), [media.hash for media in task.media], self.system_prompt]
         parts = {
@@ -84,7 +84,7 @@ class Case:
         }
         return {"sha256": sha256_of(parts), **parts}
 
-    def line(self, model_hash: str) -> dict[str, Any]:
+    def make_line(self, model_hash: str) -> dict[str, Any]:
         """The request as a line of the record. Settings that its tasks share are written once."""
         prompts: list[Any] = []
         settings: list[Any] = []
@@ -100,7 +100,7 @@ class Case:
                 "tokens": self.tokens.get(task.id, []),
                 "stop": final.stop if final else None,
                 "timings": to_plain(final.timings) if final else None,
-                "certificate": self.certificate(task, model_hash)["sha256"],
+                "certificate": self.make_certificate(task, model_hash)["sha256"],
             }
             if task.id in self.ends_thinking:
                 answer["ends_thinking"] = self.ends_thinking[task.id]
@@ -117,7 +117,7 @@ class Case:
             "key": self.key_id,
             "model": model_hash,
             "body_sha256": self.body_sha256,
-            "body": masked(self.body),
+            "body": mask_secrets(self.body),
             "system_prompt": self.system_prompt,
             "prompts": prompts,
             "settings": settings,
@@ -125,12 +125,12 @@ class Case:
         }
 
 
-def masked(value: Any, key: str = "") -> Any:
+def mask_secrets(value: Any, key: str = "") -> Any:
     """A body with hashes in place of its files and secrets."""
     if isinstance(value, dict):
-        return {name: masked(item, name) for name, item in value.items()}
+        return {name: mask_secrets(item, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [masked(item, key) for item in value]
+        return [mask_secrets(item, key) for item in value]
     if isinstance(value, (bytes, bytearray)):
         return {"sha256": hashlib.sha256(value).hexdigest(), "length": len(value)}
     is_file = key in FILE_KEYS and len(value) >= MIN_DATA if isinstance(value, str) else False
@@ -150,10 +150,10 @@ def _place(values: list[Any], value: Any) -> int:
     return values.index(value)
 
 
-def _size(value: Any) -> int:
+def _estimate_size(value: Any) -> int:
     """An estimate of the size of plain data, in bytes."""
     if isinstance(value, dict):
-        return 200 + sum(_size(item) for item in value.values())
+        return 200 + sum(_estimate_size(item) for item in value.values())
     if isinstance(value, list):
-        return 60 + sum(map(_size, value))
+        return 60 + sum(map(_estimate_size, value))
     return 60 + (len(value) if isinstance(value, (str, bytes, bytearray)) else 0)

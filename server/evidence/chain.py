@@ -80,7 +80,7 @@ def cut(line: bytes) -> tuple[dict[str, Any], str, str] | None:
     found = TAIL.fullmatch(line[-N_TAIL:])
     if found is None:
         return None
-    if _sha256(line[:-N_HASH]).encode() != found[2]:
+    if _compute_sha256(line[:-N_HASH]).encode() != found[2]:
         return None
     try:
         content = json.loads(line)
@@ -92,7 +92,7 @@ def cut(line: bytes) -> tuple[dict[str, Any], str, str] | None:
 def join(content: dict[str, Any], prev: str) -> tuple[bytes, str]:
     """A line and its hash; the reverse of `cut`."""
     head = f'{_encode(content)[:-1]},"prev":"{prev}"'.encode()
-    digest = _sha256(head)
+    digest = _compute_sha256(head)
     return head + f',"hash":"{digest}"}}\n'.encode(), digest
 
 
@@ -111,7 +111,11 @@ def read_lines(path: Path) -> Iterator[Line]:
             for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
                 where, found = f"{file}, line {number}", cut(line)
                 if torn:
-                    if not (found and found[0].get("kind") == "torn" and found[0].get("sha256") == _sha256(torn[:-1])):
+                    if not (
+                        found
+                        and found[0].get("kind") == "torn"
+                        and found[0].get("sha256") == _compute_sha256(torn[:-1])
+                    ):
                         raise RecordError(f"{bad}: it was changed")
                     torn = b""
                 elif found is None:
@@ -165,7 +169,7 @@ def report(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _sha256(data: bytes) -> str:
+def _compute_sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -218,14 +222,14 @@ class Chain:
         self._file = _open_locked(self._path)
         try:
             self._size = os.fstat(self._file).st_size
-            lines = _last_lines(self._path)
+            lines = _read_last_lines(self._path)
             torn = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
             if torn and cut(torn + b"\n"):  # only the line end is missing
                 self._write(b"\n")
                 lines, torn = [torn + b"\n"], b""
             older = files_of(self._path)[:-1]
             if not lines and older:  # the server was killed between two files
-                lines = _last_lines(older[-1])
+                lines = _read_last_lines(older[-1])
             last = cut(lines[-1]) if lines else None
             if last is None and (lines or not (torn or b"{").startswith(b"{")):
                 raise RecordError(f"--record {self._path}: this file is not a record, or its last line was changed")
@@ -233,7 +237,7 @@ class Chain:
                 self._n, self._prev = last[0]["n"] + 1, last[2]
             if torn:
                 self._write(b"\n")
-                self.append({"kind": "torn", "sha256": _sha256(torn)})
+                self.append({"kind": "torn", "sha256": _compute_sha256(torn)})
         except BaseException:
             os.close(self._file)
             raise
@@ -249,7 +253,7 @@ class Chain:
         self._size += len(data)
 
 
-def _last_lines(path: Path) -> list[bytes]:
+def _read_last_lines(path: Path) -> list[bytes]:
     """The last two lines of a file, or fewer; the very last one may be cut off."""
     with open(path, "rb") as stream:
         end = at = stream.seek(0, os.SEEK_END)

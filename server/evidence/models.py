@@ -26,14 +26,14 @@ class KnownModels:
         n_restarts = model.engine.snapshot.n_restarts
         known = self._known.get(model.engine)
         if known is None or known[0] != n_restarts:
-            about = {"name": model.name, **about_engine(model.engine)}
+            about = {"name": model.name, **describe_engine(model.engine)}
             known = self._known[model.engine] = n_restarts, hash_of(about), about
         return known[1:]
 
 
-def about_engine(engine: Engine) -> dict[str, Any]:
+def describe_engine(engine: Engine) -> dict[str, Any]:
     """The facts: files, CPU build and the engine's configuration. ApiError if the files can't be read."""
-    found, info = engine.command("identity"), engine.info
+    found, info = engine.run_command("identity"), engine.info
     return {**found, "variant": info.variant, "n_ctx_slot": info.n_ctx_slot}
 
 

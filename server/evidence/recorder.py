@@ -84,7 +84,7 @@ class Recorder:
         if name not in self._told:
             self._chain.append({"kind": "model", "model": name, **about})
             self._told.add(name)
-        line = case.line(name)
+        line = case.make_line(name)
         try:
             self._chain.append(line)
         except ValueError:

@@ -17,7 +17,7 @@ from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Piece, Task
 from server.errors import ApiError
 from server.evidence.chain import RecordError, read_lines
 from server.evidence.models import hash_of
-from server.model_files.identity import difference
+from server.model_files.identity import describe_difference
 from server.models.model import Engine, Vocab
 from server.records import record, replace
 
@@ -78,11 +78,11 @@ def config_of(about: Content) -> EngineConfig:
     )
 
 
-def other_model(recorded: Content, ours: Content) -> str:
+def describe_other_model(recorded: Content, ours: Content) -> str:
     """How the engine that runs now differs from the recorded one; "" if both compute the same."""
     if hash_of(recorded) == hash_of(ours):
         return ""
-    found = difference(recorded["facts"], ours["facts"])
+    found = describe_difference(recorded["facts"], ours["facts"])
     return found or f"another CPU build ({recorded['variant']}; this one is {ours['variant']})"
 
 
@@ -96,7 +96,7 @@ def run(engine: Engine, requests: list[Content], verdicts: Verdicts) -> Iterator
                 verdicts.n_left_out += 1
                 continue
             try:
-                tokens = _tokens(engine, _task(engine, request, answer, prompt["tokens"]))
+                tokens = _generate_tokens(engine, _make_task(engine, request, answer, prompt["tokens"]))
             except (ApiError, ValueError, TypeError, KeyError) as error:
                 verdicts.n_left_out += 1
                 yield f"{where}: can't be run again: {error}"
@@ -104,10 +104,10 @@ def run(engine: Engine, requests: list[Content], verdicts: Verdicts) -> Iterator
             verdicts.n_same += tokens == answer["tokens"]
             verdicts.n_other += tokens != answer["tokens"]
             if tokens != answer["tokens"]:
-                yield f"{where}: {_difference(answer['tokens'], tokens, engine.vocab)}"
+                yield f"{where}: {_describe_difference(answer['tokens'], tokens, engine.vocab)}"
 
 
-def _task(engine: Engine, request: Content, answer: Mapping[str, Any], prompt: list[int]) -> Task:
+def _make_task(engine: Engine, request: Content, answer: Mapping[str, Any], prompt: list[int]) -> Task:
     settings = request["settings"][answer["settings"]]
     system = engine.vocab.tokenize(request["system_prompt"], True, True) if request["system_prompt"] else []
     task = from_plain(
@@ -115,7 +115,7 @@ def _task(engine: Engine, request: Content, answer: Mapping[str, Any], prompt: l
         {
             **settings,
             "sampling": {**settings["sampling"], "seed": answer["seed"]},
-            "id": engine.new_id(),
+            "id": engine.make_id(),
             "prompt": [*system, *prompt],
             "ends_thinking": answer.get("ends_thinking", -1),
             **dict.fromkeys(("t_max_prompt_ms", "t_max_predict_ms", "t_max_ms"), 0),
@@ -126,12 +126,12 @@ def _task(engine: Engine, request: Content, answer: Mapping[str, Any], prompt: l
     return replace(task, n_predict=len(answer["tokens"])) if answer["stop"] in CUT_SHORT else task
 
 
-def _tokens(engine: Engine, task: Task) -> list[int]:
+def _generate_tokens(engine: Engine, task: Task) -> list[int]:
     with engine.submit(task, stream=False) as results:
         return [token for message in results if type(message) is Piece for token in message.tokens]
 
 
-def _difference(recorded: list[int], ours: list[int], vocab: Vocab) -> str:
+def _describe_difference(recorded: list[int], ours: list[int], vocab: Vocab) -> str:
     """The first difference between two answers, as text."""
     n = next((i for i, pair in enumerate(zip(recorded, ours)) if pair[0] != pair[1]), min(len(recorded), len(ours)))
     was, now = (vocab.detokenize(tokens[n : n + N_SHOWN]).decode("utf-8", "replace") for tokens in (recorded, ours))

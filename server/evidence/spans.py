@@ -49,7 +49,7 @@ def texts_of(body: Mapping[str, Any]) -> list[tuple[int | None, str]]:
     return found
 
 
-def sentences(text: str) -> Iterable[tuple[int, int]]:
+def find_sentences(text: str) -> Iterable[tuple[int, int]]:
     """Start and end of each sentence or line of a text, without the white space around it."""
     at = 0
     for end, behind in (*((found.start(), found.end()) for found in BOUNDARY.finditer(text)), (len(text), len(text))):
@@ -60,7 +60,7 @@ def sentences(text: str) -> Iterable[tuple[int, int]]:
         at = behind
 
 
-def wanted_places(text: str, wanted: Sequence[str]) -> Iterable[tuple[int, int]]:
+def find_wanted_places(text: str, wanted: Sequence[str]) -> Iterable[tuple[int, int]]:
     """Start and end of each wanted text, at its first occurrence."""
     for one in wanted:
         at = text.find(one)
@@ -80,7 +80,7 @@ def find_spans(
         if place < 0:
             continue
         offset = text.index(stripped)
-        places = sentences(text) if wanted is None else wanted_places(text, wanted)
+        places = find_sentences(text) if wanted is None else find_wanted_places(text, wanted)
         for start, end in places:
             n_before = len(text[offset : max(start, offset)].encode("utf-8", "surrogatepass"))
             begin = place + n_before

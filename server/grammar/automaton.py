@@ -27,7 +27,7 @@ class TooLarge(Exception):
     """The automaton would exceed its limit of states or work."""
 
 
-def charset(*ranges: tuple[int, int]) -> Charset:
+def make_charset(*ranges: tuple[int, int]) -> Charset:
     """The union of the ranges, without surrogates."""
     joined: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
@@ -36,16 +36,16 @@ def charset(*ranges: tuple[int, int]) -> Charset:
         else:
             joined.append((low, high))
     if any(low <= 0xDFFF and high >= 0xD800 for low, high in joined):
-        return intersection(tuple(joined), ANY)
+        return intersect(tuple(joined), ANY)
     return tuple(joined)
 
 
-def characters(text: str) -> Charset:
+def collect_characters(text: str) -> Charset:
     """The set of the characters of a text."""
-    return charset(*((ord(char), ord(char)) for char in text))
+    return make_charset(*((ord(char), ord(char)) for char in text))
 
 
-def intersection(first: Charset, second: Charset) -> Charset:
+def intersect(first: Charset, second: Charset) -> Charset:
     """The characters in both."""
     result = []
     i = j = 0
@@ -70,15 +70,15 @@ def complement(chars: Charset) -> Charset:
         previous = high + 1
     if previous <= 0x10FFFF:
         gaps.append((previous, 0x10FFFF))
-    return intersection(tuple(gaps), ANY)
+    return intersect(tuple(gaps), ANY)
 
 
 def without(chars: Charset, other: Charset) -> Charset:
     """The characters of the first set that are not in the second."""
-    return intersection(chars, complement(other))
+    return intersect(chars, complement(other))
 
 
-def contains(chars: Charset, code: int) -> bool:
+def has_code(chars: Charset, code: int) -> bool:
     """Whether the character with this code is in the set."""
     index = bisect_right(chars, (code, 0x110000)) - 1
     return index >= 0 and chars[index][1] >= code
@@ -115,7 +115,7 @@ class Nfa:
     set_index: dict[Charset, int] = field(default_factory=dict)
     limit: int = 4000
 
-    def state(self) -> int:
+    def add_state(self) -> int:
         """Adds a state and returns its number."""
         if len(self.steps) >= self.limit:
             raise TooLarge
@@ -134,7 +134,7 @@ class Nfa:
         """Adds a move that reads nothing."""
         self.free[source].append((condition, target))
 
-    def closure(self, states: set[int], conditions: tuple[int, ...]) -> set[int]:
+    def compute_closure(self, states: set[int], conditions: tuple[int, ...]) -> set[int]:
         """All states that free moves with these conditions reach from `states`."""
         reached = set(states)
         stack = list(states)
@@ -154,25 +154,25 @@ class Dfa:
     accept: list[bool]
     moves: list[list[tuple[Charset, int]]]
 
-    def matches(self, text: str, check: Callable[[], None] = lambda: None) -> bool:
+    def can_accept(self, text: str, check: Callable[[], None] = lambda: None) -> bool:
         """Whether the whole text is accepted. `check` is called every 1,000 characters and may raise to stop."""
         state = 0
         for index, char in enumerate(text):
             if index % 1000 == 0:
                 check()
             code = ord(char)
-            state = next((target for chars, target in self.moves[state] if contains(chars, code)), -1)
+            state = next((target for chars, target in self.moves[state] if has_code(chars, code)), -1)
             if state < 0:
                 return False
         return self.accept[state]
 
     def is_empty(self) -> bool:
-        """Whether no text is accepted. Only for the result of `minimal`."""
+        """Whether no text is accepted. Only for the result of `minimise`."""
         return not any(self.accept)
 
-    def lengths(self) -> tuple[int, int | None]:
+    def compute_lengths(self) -> tuple[int, int | None]:
         """The shortest and the longest accepted length in characters; None: unbounded. Only for the result of
-        `minimal`."""
+        `minimise`."""
         shortest = 0
         front, seen = {0}, {0}
         while front and not any(self.accept[state] for state in front):
@@ -201,10 +201,10 @@ def determinise(
     Raises `TooLarge` beyond `limit` states, or if the subsets that moves lead to have more than 100 * `limit` members,
     counted again for each move."""
     pieces = partition(nfa.sets)
-    first = keep(nfa.closure({start}, (ALWAYS, AT_START)))
+    first = keep(nfa.compute_closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}
     subsets = [first]
-    accept = [final in nfa.closure({start}, (ALWAYS, AT_START, AT_END))]
+    accept = [final in nfa.compute_closure({start}, (ALWAYS, AT_START, AT_END))]
     moves: list[list[tuple[Charset, int]]] = []
     work = 0
     while len(moves) < len(subsets):
@@ -215,17 +215,17 @@ def determinise(
         here: dict[int, list[tuple[int, int]]] = {}
         for relevant, chars in _group_pieces(pieces, targets).items():
             members = set().union(*(targets[i] for i in targets if relevant >> i & 1))
-            subset = keep(nfa.closure(members, (ALWAYS,)))
+            subset = keep(nfa.compute_closure(members, (ALWAYS,)))
             key = frozenset(subset)
             number = numbers.setdefault(key, len(subsets))
             work += len(subset)
             if number == len(subsets):
                 subsets.append(subset)
-                accept.append(final in nfa.closure(subset, (ALWAYS, AT_END)))
+                accept.append(final in nfa.compute_closure(subset, (ALWAYS, AT_END)))
             here.setdefault(number, []).extend(chars)
         if len(subsets) > limit or work > 100 * limit:
             raise TooLarge
-        moves.append([(charset(*ranges), target) for target, ranges in here.items()])
+        moves.append([(make_charset(*ranges), target) for target, ranges in here.items()])
     return Dfa(accept, moves)
 
 
@@ -240,7 +240,7 @@ def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]
     return groups
 
 
-def both(first: Dfa, second: Dfa, limit: int) -> Dfa:
+def intersect_dfas(first: Dfa, second: Dfa, limit: int) -> Dfa:
     """The intersection. Raises `TooLarge` beyond `limit` states, or for too many pairs of moves."""
     numbers = {(0, 0): 0}
     pairs = [(0, 0)]
@@ -254,7 +254,7 @@ def both(first: Dfa, second: Dfa, limit: int) -> Dfa:
             raise TooLarge
         for chars_one, target_one in first.moves[one]:
             for chars_two, target_two in second.moves[two]:
-                chars = intersection(chars_one, chars_two)
+                chars = intersect(chars_one, chars_two)
                 if chars:
                     pair = (target_one, target_two)
                     number = numbers.setdefault(pair, len(pairs))
@@ -274,21 +274,21 @@ def _merge(moves: list[tuple[Charset, int]]) -> list[tuple[Charset, int]]:
     joined: dict[int, list[tuple[int, int]]] = {}
     for chars, target in moves:
         joined.setdefault(target, []).extend(chars)
-    return [(charset(*ranges), target) for target, ranges in joined.items()]
+    return [(make_charset(*ranges), target) for target, ranges in joined.items()]
 
 
-def negation(dfa: Dfa) -> Dfa:
+def negate(dfa: Dfa) -> Dfa:
     """The texts that `dfa` refuses."""
     sink = len(dfa.accept)
     moves = []
     for here in dfa.moves:
-        rest = complement(charset(*(pair for chars, _ in here for pair in chars)))
+        rest = complement(make_charset(*(pair for chars, _ in here for pair in chars)))
         moves.append(here + [(rest, sink)] if rest else list(here))
     moves.append([(ANY, sink)])
     return Dfa([not accept for accept in dfa.accept] + [True], moves)
 
 
-def words(texts: list[str]) -> Dfa:
+def make_words(texts: list[str]) -> Dfa:
     """The automaton that accepts exactly these texts (their prefix tree)."""
     children: list[dict[str, int]] = [{}]
     accept = [False]
@@ -304,7 +304,7 @@ def words(texts: list[str]) -> Dfa:
     return Dfa(accept, [[(((ord(char), ord(char)),), target) for char, target in here.items()] for here in children])
 
 
-def avoiding(text: str) -> Dfa:
+def make_avoiding(text: str) -> Dfa:
     """All texts that don't contain the non-empty `text`. In state n the input so far ends with the first n characters
     of `text`."""
     moves = []
@@ -315,24 +315,24 @@ def avoiding(text: str) -> Dfa:
             size = next(size for size in range(min(len(so_far), len(text)), -1, -1) if so_far.endswith(text[:size]))
             if size:
                 here.setdefault(size, []).append(char)
-        steps = [(characters("".join(chars)), size) for size, chars in here.items() if size < len(text)]
-        rest = complement(characters("".join(char for chars in here.values() for char in chars)))
+        steps = [(collect_characters("".join(chars)), size) for size, chars in here.items() if size < len(text)]
+        rest = complement(collect_characters("".join(char for chars in here.values() for char in chars)))
         moves.append([*steps, (rest, 0)])
     return Dfa([True] * len(text), moves)
 
 
-def length_between(least: int, most: int | None) -> Dfa:
+def make_length_between(least: int, most: int | None) -> Dfa:
     """All texts of `least` to `most` characters; `most` None: no upper bound."""
     last = least if most is None else most
     moves = [[(ANY, state + 1)] for state in range(last)] + [[(ANY, last)] if most is None else []]
     return Dfa([state >= least for state in range(last + 1)], moves)
 
 
-def minimal(dfa: Dfa) -> Dfa:
+def minimise(dfa: Dfa) -> Dfa:
     """The smallest automaton that accepts the same texts. It has no dead states; the others are numbered in the order
     of the first visit."""
     dfa = _trim(dfa)
-    block = _blocks(dfa)
+    block = _compute_blocks(dfa)
     numbers = {block[0]: 0}
     order = [0]
     moves: list[list[tuple[Charset, int]]] = []
@@ -343,7 +343,7 @@ def minimal(dfa: Dfa) -> Dfa:
             if number == len(order):
                 order.append(target)
             here.setdefault(number, []).extend(chars)
-        moves.append(sorted((charset(*ranges), target) for target, ranges in here.items()))
+        moves.append(sorted((make_charset(*ranges), target) for target, ranges in here.items()))
     return Dfa([dfa.accept[state] for state in order], moves)
 
 
@@ -366,11 +366,11 @@ def _trim(dfa: Dfa) -> Dfa:
     return Dfa([dfa.accept[state] for state in kept], moves)
 
 
-def _blocks(dfa: Dfa) -> list[int]:
+def _compute_blocks(dfa: Dfa) -> list[int]:
     """For each state the number of its equivalence class (Hopcroft's algorithm)."""
     pieces = partition(list({chars: None for here in dfa.moves for chars, _ in here}))
     letters = {
-        chars: [letter for letter, (_, piece) in enumerate(pieces) if contains(chars, piece[0][0])]
+        chars: [letter for letter, (_, piece) in enumerate(pieces) if has_code(chars, piece[0][0])]
         for here in dfa.moves
         for chars, _ in here
     }

@@ -75,7 +75,7 @@ class Grammar:
     rules: list[list[list[Item]] | None] = field(default_factory=list)
     root: int = 0
 
-    def error(self, message: str, offset: int) -> GrammarError:
+    def make_error(self, message: str, offset: int) -> GrammarError:
         """The error for a place in the text."""
         before = self.text[:offset]
         return GrammarError(message, before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1)
@@ -99,14 +99,14 @@ def read(text: str, *, root: str = "root", limits: Limits = Limits()) -> Grammar
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise grammar.error("the grammar contains half of a surrogate pair", error.start) from None
+        raise grammar.make_error("the grammar contains half of a surrogate pair", error.start) from None
     if size > limits.text_bytes:
-        raise grammar.error(f"the grammar has {size} bytes, the limit is {limits.text_bytes}", 0)
+        raise grammar.make_error(f"the grammar has {size} bytes, the limit is {limits.text_bytes}", 0)
     if "\0" in text:
-        raise grammar.error("the grammar contains a NUL character; write \\x00", text.index("\0"))
+        raise grammar.make_error("the grammar contains a NUL character; write \\x00", text.index("\0"))
     _Parser(grammar, limits).run()
     if root not in grammar.names or grammar.rules[grammar.names[root]] is None:
-        raise grammar.error(f"the grammar has no rule named '{root}'", 0)
+        raise grammar.make_error(f"the grammar has no rule named '{root}'", 0)
     grammar.root = grammar.names[root]
     return grammar
 
@@ -138,8 +138,8 @@ class _Parser:
         self.uses: dict[int, int] = {}
         self.groups: list[_Group] = []
 
-    def error(self, message: str, offset: int | None = None) -> GrammarError:
-        return self.grammar.error(message, self.position if offset is None else offset)
+    def make_error(self, message: str, offset: int | None = None) -> GrammarError:
+        return self.grammar.make_error(message, self.position if offset is None else offset)
 
     def run(self) -> None:
         self.skip_space(lines=True)
@@ -148,25 +148,25 @@ class _Parser:
         names = {number: name for name, number in self.grammar.names.items()}
         for number, offset in self.uses.items():
             if self.grammar.rules[number] is None:
-                raise self.error(f"the rule '{names[number]}' is used but not defined", offset)
+                raise self.make_error(f"the rule '{names[number]}' is used but not defined", offset)
 
     def skip_space(self, lines: bool) -> None:
         pattern = _SPACE_LINES if lines else _SPACE
         self.position = pattern.match(self.text, self.position).end()
 
-    def new_symbol(self, count: int = 1) -> None:
+    def add_symbol(self, count: int = 1) -> None:
         self.symbols += count
         if self.symbols > self.limits.rules:
-            raise self.error(f"the grammar expands to more than {self.limits.rules} rules")
+            raise self.make_error(f"the grammar expands to more than {self.limits.rules} rules")
 
-    def new_rule(self) -> int:
-        self.new_symbol()
+    def add_rule(self) -> int:
+        self.add_symbol()
         self.grammar.rules.append(None)
         return len(self.grammar.rules) - 1
 
-    def named_rule(self, name: str) -> int:
+    def get_named_rule(self, name: str) -> int:
         if name not in self.grammar.names:
-            self.grammar.names[name] = self.new_rule()
+            self.grammar.names[name] = self.add_rule()
         return self.grammar.names[name]
 
     def read_rule(self) -> None:
@@ -178,22 +178,22 @@ class _Parser:
                 if self.text[start] == "|"
                 else ""
             )
-            raise self.error(f"expected the name of a rule{hint}")
+            raise self.make_error(f"expected the name of a rule{hint}")
         self.position = match.end()
-        rule = self.named_rule(match.group())
+        rule = self.get_named_rule(match.group())
         self.skip_space(lines=False)
         if not self.text.startswith("::=", self.position):
-            raise self.error("expected '::=' (names of rules are letters, digits and '-')")
+            raise self.make_error("expected '::=' (names of rules are letters, digits and '-')")
         self.position += 3
         self.skip_space(lines=True)
         self.groups = [_Group(rule, start)]
         while self.read_item():
             pass
         if len(self.groups) > 1:
-            raise self.error("this '(' is never closed", self.groups[-1].offset)
+            raise self.make_error("this '(' is never closed", self.groups[-1].offset)
         self.close_group()
         if self.position < len(self.text) and self.text[self.position] not in "\r\n":
-            raise self.error(f"unexpected {self.text[self.position]!r}")
+            raise self.make_error(f"unexpected {self.text[self.position]!r}")
         self.skip_space(lines=True)
 
     def read_item(self) -> bool:
@@ -210,7 +210,7 @@ class _Parser:
             self.end_group()
         else:
             if len(self.groups) > 1:
-                raise self.error(f"unexpected {char!r} inside parentheses")
+                raise self.make_error(f"unexpected {char!r} inside parentheses")
             return False
         self.skip_space(lines=len(self.groups) > 1)
         return True
@@ -225,20 +225,20 @@ class _Parser:
     def count_elements(self, count: int) -> None:
         self.elements += count
         if self.elements > self.limits.elements:
-            raise self.error(f"the grammar expands to more than {self.limits.elements} elements; repeat less")
+            raise self.make_error(f"the grammar expands to more than {self.limits.elements} elements; repeat less")
 
     def read_literal(self) -> None:
         start = self.position
         match = _LITERAL.match(self.text, start)
         if match is None:
-            raise self.error("this string is never closed")
+            raise self.make_error("this string is never closed")
         body = match.group(1)
         if "\\" in body:
-            body = "".join(chr(code) for code, _ in self.characters(body, start + 1))
+            body = "".join(chr(code) for code, _ in self.decode_characters(body, start + 1))
         self.add(Item(LITERAL, body, start), len(body))
         self.position = match.end()
 
-    def characters(self, body: str, offset: int) -> list[tuple[int, int]]:
+    def decode_characters(self, body: str, offset: int) -> list[tuple[int, int]]:
         """(code point, index after it in `body`) of each character, escapes decoded."""
         result = []
         index = 0
@@ -254,9 +254,11 @@ class _Parser:
             elif plain is not None:
                 code = ord(plain)
             else:
-                raise self.error(f"unknown or unfinished escape: a backslash and {body[index + 1]!r}", offset + index)
+                raise self.make_error(
+                    f"unknown or unfinished escape: a backslash and {body[index + 1]!r}", offset + index
+                )
             if code > _MAX_CODE_POINT:
-                raise self.error("this character is beyond U+10FFFF", offset + index)
+                raise self.make_error("this character is beyond U+10FFFF", offset + index)
             index = index + 2 if match is None else match.end()
             result.append((code, index))
         return result
@@ -265,17 +267,17 @@ class _Parser:
         start = self.position
         match = _CLASS.match(self.text, start)
         if match is None:
-            raise self.error("this '[' is never closed")
+            raise self.make_error("this '[' is never closed")
         body, offset = match.group(2), start + 1 + len(match.group(1))
         if not body:
-            raise self.error("this character class is empty; '.' stands for any character")
-        ranges = self.ranges(body, offset)
+            raise self.make_error("this character class is empty; '.' stands for any character")
+        ranges = self.parse_ranges(body, offset)
         self.add(Item(CHARS, (bool(match.group(1)), tuple(ranges)), start), 2 * len(ranges))
         self.position = match.end()
 
-    def ranges(self, body: str, offset: int) -> list[tuple[int, int]]:
+    def parse_ranges(self, body: str, offset: int) -> list[tuple[int, int]]:
         """The ranges of a class. As in llama.cpp, '-' makes a range only between two characters."""
-        characters = self.characters(body, offset)
+        characters = self.decode_characters(body, offset)
         ranges = []
         index = 0
         while index < len(characters):
@@ -285,7 +287,7 @@ class _Parser:
                 high = characters[index + 2][0]
                 index += 2
             if high < low:
-                raise self.error("this range is in the wrong order", offset + behind)
+                raise self.make_error("this range is in the wrong order", offset + behind)
             ranges.append((low, high))
             index += 1
         return ranges
@@ -297,26 +299,26 @@ class _Parser:
     def read_token(self) -> None:
         match = _TOKEN.match(self.text, self.position)
         if match is None:
-            raise self.error("expected a token: <[id]> or <text>")
+            raise self.make_error("expected a token: <[id]> or <text>")
         number = int(match.group(2)[:12]) if match.group(2) else None
         if number is not None and number > _MAX_TOKEN:
-            raise self.error("this token id is too large")
+            raise self.make_error("this token id is too large")
         value = f"<{match.group(3) or ''}>" if number is None else number
         self.add(Item(TOKEN, (bool(match.group(1)), value), self.position), 1)
         self.position = match.end()
 
     def read_reference(self) -> None:
         match = _NAME.match(self.text, self.position)
-        rule = self.named_rule(match.group())
+        rule = self.get_named_rule(match.group())
         self.uses.setdefault(rule, self.position)
         self.add(Item(REFERENCE, rule, self.position), 1)
         self.position = match.end()
 
     def start_group(self) -> None:
         if len(self.groups) > self.limits.depth:
-            raise self.error(f"parentheses are nested deeper than {self.limits.depth}")
+            raise self.make_error(f"parentheses are nested deeper than {self.limits.depth}")
         before = self.symbols
-        self.groups.append(_Group(self.new_rule(), self.position, before))
+        self.groups.append(_Group(self.add_rule(), self.position, before))
         self.position += 1
 
     def end_group(self) -> None:
@@ -335,7 +337,7 @@ class _Parser:
         self.count_elements(len(group.alternatives))
         return group
 
-    def next_alternative(self) -> None:
+    def begin_alternative(self) -> None:
         group = self.groups[-1]
         group.alternatives.append(group.items)
         group.items, group.sizes, group.factor = [], [], 1
@@ -362,19 +364,19 @@ class _Parser:
             most = self.read_count() if has_most else None
             self.skip_space(lines)
         if not self.text.startswith("}", self.position):
-            raise self.error("expected '}' after the numbers of a repetition")
+            raise self.make_error("expected '}' after the numbers of a repetition")
         if most is not None and most < least:
-            raise self.error("this repetition has its numbers in the wrong order", start)
+            raise self.make_error("this repetition has its numbers in the wrong order", start)
         self.repeat(least, most, start)
         self.position += 1
 
     def read_count(self) -> int:
         match = _COUNT.match(self.text, self.position)
         if match is None:
-            raise self.error("expected a number")
+            raise self.make_error("expected a number")
         digits = match.group().lstrip("0") or "0"
         if len(digits) > 9 or int(digits) > self.limits.repetitions:
-            raise self.error(
+            raise self.make_error(
                 f"a repetition count can be at most {self.limits.repetitions};"
                 " repeat a rule that repeats, or omit the bound"
             )
@@ -385,10 +387,10 @@ class _Parser:
         """Wraps the last item in a repetition, with exactly the limit that llama.cpp has for nested ones."""
         group = self.groups[-1]
         if not group.items or group.sizes[-1] == 0:
-            raise self.error("nothing stands before this repetition", offset)
+            raise self.make_error("nothing stands before this repetition", offset)
         copies = most or least or 1
         if group.factor * copies > self.limits.repetitions:
-            raise self.error(
+            raise self.make_error(
                 f"nested repetitions multiply to more than {self.limits.repetitions};"
                 " write the inner part as a rule of its own",
                 offset,
@@ -396,7 +398,7 @@ class _Parser:
         group.factor *= copies
         item, size = group.items.pop(), group.sizes.pop()
         n_optional = 1 if most is None else most - least
-        self.new_symbol(n_optional)
+        self.add_symbol(n_optional)
         size_now = least * size + (1 if n_optional else 0)
         self.count_elements(size_now - size + n_optional * (size + 3))
         group.items.append(Item(REPEAT, ([item], least, most), offset))
@@ -410,7 +412,7 @@ _READERS = {
     "!": _Parser.read_token,
     ".": _Parser.read_any,
     "(": _Parser.start_group,
-    "|": _Parser.next_alternative,
+    "|": _Parser.begin_alternative,
     "{": _Parser.read_braces,
     "*": _Parser.read_postfix,
     "+": _Parser.read_postfix,
@@ -418,7 +420,7 @@ _READERS = {
 }
 
 
-def nullable_rules(grammar: Grammar) -> list[bool]:
+def find_nullable_rules(grammar: Grammar) -> list[bool]:
     """For each rule whether it can match the empty text. Linear: each reference is visited once."""
     nullable = [False] * len(grammar.rules)
     waiting: dict[int, list[tuple[int, int]]] = {}
@@ -426,7 +428,7 @@ def nullable_rules(grammar: Grammar) -> list[bool]:
     ready = []
     for number, alternatives in enumerate(grammar.rules):
         for items in alternatives:
-            needs = _needs(items)
+            needs = _find_needs(items)
             if needs is None:
                 continue
             for rule in needs:
@@ -446,7 +448,7 @@ def nullable_rules(grammar: Grammar) -> list[bool]:
     return nullable
 
 
-def _needs(items: list[Item]) -> list[int] | None:
+def _find_needs(items: list[Item]) -> list[int] | None:
     """The rules that must be nullable for this sequence to be nullable; None if it never is."""
     needs = []
     for item in items:
@@ -477,7 +479,7 @@ class _Edge(NamedTuple):
 
 def check_loops(grammar: Grammar, limits: Limits = Limits()) -> None:
     """Refuses loops that consume nothing, too long or too many leftmost chains, and too many open alternatives."""
-    nullable = nullable_rules(grammar)
+    nullable = find_nullable_rules(grammar)
     edges: list[list[_Edge]] = []
     for alternatives in grammar.rules:
         found: list[_Edge] = []
@@ -502,7 +504,9 @@ def _add_edges(grammar: Grammar, items: list[Item], nullable: list[bool], found:
         for repeat in reversed(repeats):
             _, least, most = repeat.value
             if empty and most is None:
-                raise grammar.error("this repetition is an endless loop: what it repeats can be empty", repeat.offset)
+                raise grammar.make_error(
+                    "this repetition is an endless loop: what it repeats can be empty", repeat.offset
+                )
             copies = (most or least) if empty else 1
             levels += copies
             times, visits = min(times * copies, 1 << 60), min((visits + 1) * copies, 1 << 60)
@@ -528,7 +532,7 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
                 edge = edges[rule][index]
                 stack.append((rule, index + 1))
                 if edge.rule is not None and state[edge.rule] == 1:
-                    raise grammar.error(
+                    raise grammar.make_error(
                         f"the rule '{_name_of(grammar, stack)}' is left-recursive: it can begin with itself",
                         edge.offset,
                     )
@@ -544,11 +548,11 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
                 edge.visits + (edge.times * visits[edge.rule] if edge.rule is not None else 0) for edge in edges[rule]
             )
             if depth[rule] > limits.chain:
-                raise grammar.error(
+                raise grammar.make_error(
                     f"rules begin with rules more than {limits.chain} levels deep", edges[rule][0].offset
                 )
             if visits[rule] > limits.visits:
-                raise grammar.error(
+                raise grammar.make_error(
                     "too many ways to reach the first character: several references to the same rule"
                     " at the beginning of a rule multiply",
                     edges[rule][0].offset,
@@ -561,20 +565,20 @@ def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limi
     the rules that a rule begins with are counted before it."""
     widths = [0] * len(grammar.rules)
     for rule in order:
-        begins = [next(_widths(items, nullable, widths), 0) for items in grammar.rules[rule]]
+        begins = [next(_count_widths(items, nullable, widths), 0) for items in grammar.rules[rule]]
         widths[rule] = min(1 << 60, sum(begins))
     for rule in order:
         for items in grammar.rules[rule]:
-            widest = max(_widths(items, nullable, widths), default=0)
+            widest = max(_count_widths(items, nullable, widths), default=0)
             if max(widest, widths[rule]) > limits.width:
-                raise grammar.error(
+                raise grammar.make_error(
                     f"more than {limits.width} alternatives are open here: write a beginning that alternatives "
                     "have in common only once, as 'choice' does",
                     items[0].offset,
                 )
 
 
-def _widths(items: list[Item], nullable: list[bool], widths: list[int]) -> Iterator[int]:
+def _count_widths(items: list[Item], nullable: list[bool], widths: list[int]) -> Iterator[int]:
     """The number of open alternatives at the start of each run of items that ends with one that can't be empty."""
     run: list[int] = []
     for item in items:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from server.grammar.automaton import Charset, Dfa, characters, complement
+from server.grammar.automaton import Charset, Dfa, collect_characters, complement
 from server.records import field, record
 
 # llama.cpp v0.5.0 unrolls counted repetitions and refuses more than 2000 (`MAX_REPETITION_THRESHOLD`).
@@ -48,16 +48,16 @@ class Sequence(str):
     items: tuple[str, ...]
 
 
-def literal(text: str) -> Text:
+def make_literal(text: str) -> Text:
     """The GBNF string for a text."""
-    return Text('"' + _UNSAFE_TEXT.sub(_escaped, text) + '"')
+    return Text('"' + _UNSAFE_TEXT.sub(_escape_match, text) + '"')
 
 
-def _escaped(match: re.Match[str]) -> str:
-    return _LITERAL_ESCAPES.get(match.group()) or _printable(match.group())
+def _escape_match(match: re.Match[str]) -> str:
+    return _LITERAL_ESCAPES.get(match.group()) or _make_printable(match.group())
 
 
-def _printable(char: str) -> str:
+def _make_printable(char: str) -> str:
     if not _UNSAFE_TEXT.match(char):
         return char
     code = ord(char)
@@ -65,27 +65,27 @@ def _printable(char: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def char_class(chars: Charset) -> str:
+def make_char_class(chars: Charset) -> str:
     """The GBNF class of a non-empty character set, never in the form `[^...]` or `.`.
 
     With a negated class llama.cpp accepts half surrogates, and refuses a token that ends inside a character if
     one of the characters that could result is excluded. Plain ranges avoid both.
     """
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
-        return literal(chr(chars[0][0]))
-    return "[" + _class_body(chars) + "]"
+        return make_literal(chr(chars[0][0]))
+    return "[" + _make_class_body(chars) + "]"
 
 
-def _class_body(chars: Charset) -> str:
+def _make_class_body(chars: Charset) -> str:
     parts = []
     for low, high in chars:
-        parts.append(_class_char(low))
+        parts.append(_make_class_char(low))
         if high > low:
-            parts.append(("-" if high > low + 1 else "") + _class_char(high))
+            parts.append(("-" if high > low + 1 else "") + _make_class_char(high))
     return "".join(parts)
 
 
-def _class_char(code: int) -> str:
+def _make_class_char(code: int) -> str:
     char = chr(code)
     if char == "^":
         return "\\x5E"
@@ -93,10 +93,10 @@ def _class_char(code: int) -> str:
         return f"\\U{code:08X}"
     if code > 0x7E:
         return f"\\u{code:04X}"
-    return _CLASS_ESCAPES.get(char) or _printable(char)
+    return _CLASS_ESCAPES.get(char) or _make_printable(char)
 
 
-def sequence(*parts: str) -> str:
+def make_sequence(*parts: str) -> str:
     """The parts in a row, without empty ones; neighbouring strings are joined."""
     items: list[str] = []
     texts: list[str] = []
@@ -119,17 +119,17 @@ def sequence(*parts: str) -> str:
     return result
 
 
-def choice(parts: Iterable[str]) -> str:
+def make_choice(parts: Iterable[str]) -> str:
     """The parts as alternatives, without duplicates; an empty part makes the whole optional."""
     unique = dict.fromkeys(parts)
     filled = [part for part in unique if part]
     if not filled:
         return ""
     expression = filled[0] if len(filled) == 1 else Choice(" | ".join(filled))
-    return expression if len(filled) == len(unique) else optional(expression)
+    return expression if len(filled) == len(unique) else make_optional(expression)
 
 
-def factored(parts: Iterable[str], depth: int = 0) -> str:
+def make_factored(parts: Iterable[str], depth: int = 0) -> str:
     """The parts as alternatives, with common beginnings written once.
 
     The sampler tests the vocabulary on every open alternative: without this, thirty objects that begin with the
@@ -143,12 +143,12 @@ def factored(parts: Iterable[str], depth: int = 0) -> str:
         head = _UNIT.match(items[0], 1).group() if is_text else "".join(items[:1])
         heads.setdefault(head, []).append(items)
     if len(heads) == len(unique) or depth > _INLINE_DEPTH:
-        return choice(unique)
+        return make_choice(unique)
     ways = []
     for rows in heads.values():
         common, rests = _split_common(rows)
-        ways.append(sequence(*common, factored([sequence(*rest) for rest in rests], depth + 1)))
-    return choice(ways)
+        ways.append(make_sequence(*common, make_factored([make_sequence(*rest) for rest in rests], depth + 1)))
+    return make_choice(ways)
 
 
 def _split_common(rows: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
@@ -177,7 +177,7 @@ def group(expression: str) -> str:
     return f"({expression})"
 
 
-def optional(expression: str) -> str:
+def make_optional(expression: str) -> str:
     """The expression or nothing."""
     return group(expression) + "?" if expression else ""
 
@@ -213,9 +213,9 @@ class Builder:
             self.rules[name] = body
         return name
 
-    def char_class(self, chars: Charset) -> str:
+    def make_char_class(self, chars: Charset) -> str:
         """The class of a character set; a long one becomes a rule."""
-        text = char_class(chars)
+        text = make_char_class(chars)
         return self.define("chars", text) if len(chars) > _CLASS_RANGES_MAX else text
 
     def repeat(self, hint: str, expression: str, least: int, most: int | None) -> str:
@@ -239,17 +239,17 @@ class Builder:
     def _repeat_blocks(self, hint: str, item: str, least: int, most: int | None) -> str:
         block = self.define(f"{hint}-{BLOCK}", f"{item}{{{BLOCK}}}")
         blocks, rest = divmod(least, BLOCK)
-        head = sequence(*([f"{block}{{{blocks}}}"] if blocks else []), *([f"{item}{{{rest}}}"] if rest else []))
+        head = make_sequence(*([f"{block}{{{blocks}}}"] if blocks else []), *([f"{item}{{{rest}}}"] if rest else []))
         if most is None:
-            return sequence(head, f"{item}*")
+            return make_sequence(head, f"{item}*")
         blocks, rest = divmod(most - least, BLOCK)
         if not blocks:
-            return sequence(head, f"{item}{{0,{rest}}}" if rest else "")
+            return make_sequence(head, f"{item}{{0,{rest}}}" if rest else "")
         full = f"{block}{{{blocks}}}" + (f" {item}{{0,{rest}}}" if rest else "")
         tail = f"{full} | {block}{{0,{blocks - 1}}} {item}{{0,{BLOCK - 1}}}"
-        return sequence(head, self.define(f"{hint}-tail", tail))
+        return make_sequence(head, self.define(f"{hint}-tail", tail))
 
-    def text(self, root: str) -> str:
+    def render_text(self, root: str) -> str:
         """The whole grammar. `root` is the expression of the root rule, or 'root' if there is a rule of that name."""
         lines = [] if root == "root" else [f"root ::= {root}"]
         lines += [f"{name} ::= {body}" for name, body in self.rules.items()]
@@ -262,7 +262,7 @@ def _count(least: int, most: int | None) -> str:
     return f"{{{least}}}" if least == most else f"{{{least},{most}}}"
 
 
-def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Callable[[Charset], str]) -> str:
+def exclude_words(builder: Builder, texts: list[str], char: str, class_of: Callable[[Charset], str]) -> str:
     """Any text made of `char` except these words. A terminator that `char` can't match must follow."""
     children: dict[str, dict] = {}
     ends: set[int] = set()
@@ -279,10 +279,12 @@ def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Call
     names: dict[int, str] = {}
     for node in reversed(order):
         builder.check()
-        parts = [sequence(class_of(characters(letter)), names[id(child)]) for letter, child in node.items()]
-        rest = complement(characters("".join(node)))
-        parts.append(sequence(class_of(rest), f"{char}*"))
-        names[id(node)] = builder.define("other", choice(parts if id(node) in ends else ["", *parts]))
+        parts = [
+            make_sequence(class_of(collect_characters(letter)), names[id(child)]) for letter, child in node.items()
+        ]
+        rest = complement(collect_characters("".join(node)))
+        parts.append(make_sequence(class_of(rest), f"{char}*"))
+        names[id(node)] = builder.define("other", make_choice(parts if id(node) in ends else ["", *parts]))
     return names[id(children)]
 
 
@@ -313,19 +315,19 @@ class _Printer:
             for _, target in here:
                 uses[target] += target != state
         self.uses = uses
-        self.tails = _counted_tails(dfa)
+        self.tails = _find_counted_tails(dfa)
         self.unrolled = 0
         self.names: dict[int, str] = {}
         self.waiting: list[int] = []
 
     def run(self) -> str:
-        result = self.reference(0) if self.uses[0] > 1 else self.body(0, 0)
+        result = self.render_reference(0) if self.uses[0] > 1 else self.render_body(0, 0)
         while self.waiting:
             state = self.waiting.pop()
-            self.builder.rules[self.names[state]] = self.body(state, 0)
+            self.builder.rules[self.names[state]] = self.render_body(state, 0)
         return result
 
-    def reference(self, state: int) -> str:
+    def render_reference(self, state: int) -> str:
         if not self.dfa.moves[state]:
             return ""
         tail = self.tails[state]
@@ -338,39 +340,39 @@ class _Printer:
             counted = self.builder.repeat(self.hint, self.class_of(chars), 0, count)
             if count > _TAIL_INLINE:
                 counted = self.builder.define(f"{self.hint}-tail", counted)
-            return sequence(counted, self.reference(base))
+            return make_sequence(counted, self.render_reference(base))
         if state not in self.names:
             self.names[state] = self.builder.reserve(self.hint)
             self.waiting.append(state)
         return self.names[state]
 
-    def target(self, state: int, depth: int) -> str:
+    def render_target(self, state: int, depth: int) -> str:
         """What follows a move to `state`: its rule's name, or its body in place."""
         if self.uses[state] > 1 or depth >= _INLINE_DEPTH:
-            return self.reference(state)
-        return self.body(state, depth)
+            return self.render_reference(state)
+        return self.render_body(state, depth)
 
-    def body(self, state: int, depth: int) -> str:
+    def render_body(self, state: int, depth: int) -> str:
         """The expression of the texts from `state` on. States with a single move are followed in a loop."""
         parts: list[str] = []
         while True:
             if self.tails[state] is not None:
-                return sequence(*parts, self.reference(state))
+                return make_sequence(*parts, self.render_reference(state))
             loop = [chars for chars, target in self.dfa.moves[state] if target == state]
             others = [(chars, target) for chars, target in self.dfa.moves[state] if target != state]
             if loop:
                 parts.append(group(self.class_of(loop[0])) + "*")
             if not others:
-                return sequence(*parts)
+                return make_sequence(*parts)
             if len(others) > 1 or self.dfa.accept[state]:
                 break
             chars, count, state = self.run_of(others[0])
             parts.append(self.builder.repeat(self.hint, self.class_of(chars), count, count))
             if self.uses[state] > 1:
-                return sequence(*parts, self.reference(state))
-        ways = [sequence(self.class_of(chars), self.target(target, depth + 1)) for chars, target in others]
-        tail = choice(ways)
-        return sequence(*parts, optional(tail) if self.dfa.accept[state] else tail)
+                return make_sequence(*parts, self.render_reference(state))
+        ways = [make_sequence(self.class_of(chars), self.render_target(target, depth + 1)) for chars, target in others]
+        tail = make_choice(ways)
+        return make_sequence(*parts, make_optional(tail) if self.dfa.accept[state] else tail)
 
     def run_of(self, move: tuple[Charset, int]) -> tuple[Charset, int, int]:
         """How often a move's characters repeat through states with no other use: (characters, count, last state)."""
@@ -388,7 +390,7 @@ class _Printer:
         return chars, count, state
 
 
-def _counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
+def _find_counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
     """For each state from which the texts are `class{0,n}` and then those of another state: (class, n, other state).
 
     Such a state has the moves of the other one and one more. Other states have None.

@@ -54,7 +54,7 @@ _TOKENS = _ALL + 1  # token n of a grammar counts as the character _TOKENS + n
 _ANY_TOKEN = 1 << 33
 
 
-def cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
+def compute_cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
     """(cost of the most expensive token found, in the unit of LIMIT; the place where that token begins, as an offset in
     the grammar's text). The search stops at the first token above `limit`."""
     search = _Search(grammar, limit)
@@ -78,7 +78,7 @@ class Stacks:
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
         self.alternatives: list[list[Item]] = []
-        self.of_rule = [[self._alternative(items) for items in rule] for rule in grammar.rules]
+        self.of_rule = [[self._add_alternative(items) for items in rule] for rule in grammar.rules]
         self._inner: dict[int, int] = {}
         self.frames: list[tuple] = []
         self._frame_ids: dict[tuple, int] = {}
@@ -90,16 +90,16 @@ class Stacks:
         self._ranges: dict[int, tuple[tuple[int, int], ...]] = {}
         self.work, self.ends_at = 0, math.inf
 
-    def _alternative(self, items: list[Item]) -> int:
+    def _add_alternative(self, items: list[Item]) -> int:
         self.alternatives.append([item for item in items if not _is_nothing(item)])
         return len(self.alternatives) - 1
 
-    def inner(self, item: Item) -> int:
+    def get_inner(self, item: Item) -> int:
         """The number of the alternative that a repetition repeats."""
         items = item.value[0]
         number = self._inner.get(id(items))
         if number is None:
-            number = self._inner[id(items)] = self._alternative(items)
+            number = self._inner[id(items)] = self._add_alternative(items)
         return number
 
     def place(self, alternative: int, index: int, rest: int, state: Any = None) -> int:
@@ -147,7 +147,7 @@ class Stacks:
             self.work += 1
             if self.work > self.ends_at:
                 raise TooDear
-            ways = self.ways(one)
+            ways = self.list_ways(one)
             if ways is None:
                 ends.append(one)
             else:
@@ -156,11 +156,11 @@ class Stacks:
         self._n_ways[found] = len(passed)
         return found, passed
 
-    def n_ways(self, stack: int) -> int:
+    def count_ways(self, stack: int) -> int:
         """The number of stacks that `close` passes after the character that this stack reads."""
-        return self._n_ways[self.after(stack)] if stack != END else 0
+        return self._n_ways[self.list_after(stack)] if stack != END else 0
 
-    def ways(self, stack: int) -> list[int] | None:
+    def list_ways(self, stack: int) -> list[int] | None:
         """The stacks that this one leads to in one move without reading; None if it reads a character, or is END."""
         if stack == END:
             return None
@@ -173,17 +173,17 @@ class Stacks:
         if item.kind != REPEAT:
             return None
         least, most, _ = state
-        again = self.place(self.inner(item), 0, self.again(alternative, index, state, rest))
+        again = self.place(self.get_inner(item), 0, self.push_again(alternative, index, state, rest))
         return [again] if least else [again, self.place(alternative, index + 1, rest)]
 
-    def again(self, alternative: int, index: int, state: tuple, rest: int) -> int:
+    def push_again(self, alternative: int, index: int, state: tuple, rest: int) -> int:
         """The stack after one more round of a repetition."""
         least, most, _ = state
         if most == 1:
             return self.place(alternative, index + 1, rest)
         return self.place(alternative, index, rest, (max(least - 1, 0), None if most is None else most - 1, least == 0))
 
-    def after(self, stack: int) -> tuple[int, ...]:
+    def list_after(self, stack: int) -> tuple[int, ...]:
         """The stacks after the character that this one reads."""
         found = self._after.get(stack)
         if found is None:
@@ -197,7 +197,7 @@ class Stacks:
             found = self._after[stack] = self.close(follow)
         return found
 
-    def ranges(self, stack: int) -> tuple[tuple[int, int], ...]:
+    def list_ranges(self, stack: int) -> tuple[tuple[int, int], ...]:
         """The characters that a stack can read; tokens count as characters above U+10FFFF."""
         frame = self.nodes[stack][0]
         found = self._ranges.get(frame)
@@ -208,11 +208,11 @@ class Stacks:
                 code = ord(item.value[state])
                 found = ((code, code),)
             else:
-                found = tuple(_ranges(item))
+                found = tuple(_list_ranges(item))
             self._ranges[frame] = found
         return found
 
-    def rebased(self, stack: int, base: int) -> int:
+    def rebase(self, stack: int, base: int) -> int:
         """The stack with `base` in place of END."""
         frames = []
         while stack != END:
@@ -228,7 +228,7 @@ def _is_nothing(item: Item) -> bool:
     return item.kind == LITERAL and not item.value or item.kind == REPEAT and item.value[2] == 0
 
 
-def _ranges(item: Item) -> Iterator[tuple[int, int]]:
+def _list_ranges(item: Item) -> Iterator[tuple[int, int]]:
     is_negated, value = item.value
     if item.kind == TOKEN:
         code = _TOKENS + (value if isinstance(value, int) else (1 << 32) + hash(value) % (1 << 32))
@@ -266,7 +266,7 @@ class _Search:
     def run(self) -> int:
         """Runs the search; returns the offset of the place where the most expensive token begins."""
         stacks = self.stacks
-        places = list(self.places())
+        places = list(self.find_places())
         todo: deque[tuple[int, int, frozenset[int]]] = deque()
         try:
             self.follow_ends()
@@ -279,7 +279,7 @@ class _Search:
             ends_at = stacks.work + WORK
             while todo and stacks.work < ends_at:
                 self.offset, alternative, situation = todo.popleft()
-                for next_alternative, following in self.following(alternative, situation):
+                for next_alternative, following in self.list_following(alternative, situation):
                     self.look(self.offset, next_alternative, following, todo)
         except TooDear:
             self.dearest, self.dearest_offset = math.inf, self.offset
@@ -292,8 +292,8 @@ class _Search:
         if (alternative, situation) in self.seen or len(situation) < 2:
             return
         self.seen.add((alternative, situation))
-        shared = self.shared(situation)
-        price = self.ahead(situation, shared) if shared or len(situation) > WIDE else len(situation)
+        shared = self.find_shared(situation)
+        price = self.compute_cost_ahead(situation, shared) if shared or len(situation) > WIDE else len(situation)
         if price > self.dearest:
             self.dearest, self.dearest_offset = price, offset
         if price > self.limit:
@@ -311,21 +311,21 @@ class _Search:
     def is_covered(self, place: int, alternative: int) -> bool:
         """Whether a look at this place would find nothing new: other places lead to all its stacks, and all that may
         follow its alternative may also follow theirs."""
-        others = {self.covered.get(way) for way in self.stacks.ways(place) or (place,)}
+        others = {self.covered.get(way) for way in self.stacks.list_ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
         return None not in others and all(
             uses <= self.bases.get(other, {}).keys() for other in others if other is not None
         )
 
-    def following(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, Iterable[int]]]:
+    def list_following(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, Iterable[int]]]:
         """The next situations: after one more character, or after each use of the alternative if it may end here."""
         if END in situation and alternative != ROOT:
-            yield from self.used(alternative, situation)
+            yield from self.list_used(alternative, situation)
             return
-        for _, matching in self.shared(situation):
-            yield alternative, {stack for one in matching for stack in self.stacks.after(one)}
+        for _, matching in self.find_shared(situation):
+            yield alternative, {stack for one in matching for stack in self.stacks.list_after(one)}
 
-    def places(self) -> Iterator[tuple[int, int, Any]]:
+    def find_places(self) -> Iterator[tuple[int, int, Any]]:
         """Each place with a choice. Fills `users`: for each alternative the places where the text goes on after it."""
         stacks = self.stacks
         todo, seen = list(stacks.of_rule[stacks.grammar.root]), {stacks.grammar.root}
@@ -340,13 +340,13 @@ class _Search:
                         todo += stacks.of_rule[item.value]
                     yield one, i, None
                 elif item.kind == REPEAT:
-                    yield from self.rounds(one, i, item)
-                    todo.append(stacks.inner(item))
+                    yield from self.list_rounds(one, i, item)
+                    todo.append(stacks.get_inner(item))
 
-    def rounds(self, alternative: int, index: int, item: Item) -> Iterator[tuple[int, int, Any]]:
+    def list_rounds(self, alternative: int, index: int, item: Item) -> Iterator[tuple[int, int, Any]]:
         """The places of a repetition: its beginning, and the beginning of its optional rounds."""
         _, least, most = item.value
-        inside = self.users.setdefault(self.stacks.inner(item), [])
+        inside = self.users.setdefault(self.stacks.get_inner(item), [])
         begins = [(least, most, False)] + ([(0, None if most is None else most - least, False)] if least else [])
         for state in begins:
             if state[1] == 0:
@@ -356,7 +356,7 @@ class _Search:
             rest = (max(least - 1, 0), None if most is None else most - 1, least == 0)
             inside.append((alternative, index, rest) if most != 1 else (alternative, index + 1, None))
 
-    def used(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
+    def list_used(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
         """The situation after each use of the alternative."""
         stacks = self.stacks
         others = [stack for stack in situation if stack != END]
@@ -366,7 +366,7 @@ class _Search:
                 continue
             owner = stacks.frames[stacks.nodes[base][0]][0]
             stacks.work += len(others)
-            yield owner, frozenset((*stacks.close(base), *(stacks.rebased(stack, base) for stack in others)))
+            yield owner, frozenset((*stacks.close(base), *(stacks.rebase(stack, base) for stack in others)))
 
     def follow_ends(self) -> None:
         """Fills `bases`: for each alternative the stacks that may follow it. The root is followed by END. If an
@@ -392,14 +392,14 @@ class _Search:
                 bases[base] = None
                 todo += [(inner, base) for inner in inside.get(one, ())]
 
-    def shared(self, situation: Iterable[int]) -> list[tuple[int, frozenset[int]]]:
+    def find_shared(self, situation: Iterable[int]) -> list[tuple[int, frozenset[int]]]:
         """(character, the stacks that read it) for characters that two or more stacks read. A set of stacks within
         another set is left out."""
         opens: dict[int, list[int]] = {}
         shuts: dict[int, list[int]] = {}
         for stack in situation:
             if stack != END:
-                for low, high in self.stacks.ranges(stack):
+                for low, high in self.stacks.list_ranges(stack):
                     opens.setdefault(low, []).append(stack)
                     shuts.setdefault(high + 1, []).append(stack)
         self.stacks.work += len(opens)
@@ -415,16 +415,16 @@ class _Search:
         self.stacks.work += len(sets) ** 2 // 8
         return [(code, one) for one, code in sets.items() if len(sets) == 1 or not any(one < other for other in sets)]
 
-    def ahead(self, situation: frozenset[int], shared: list[tuple[int, frozenset[int]]]) -> float:
+    def compute_cost_ahead(self, situation: frozenset[int], shared: list[tuple[int, frozenset[int]]]) -> float:
         """The cost of a token that begins in this situation, for the texts that keep the most stacks alive."""
-        price = max(self.along(situation, MIXED), self.along(situation, WORDS, _LETTERS))
+        price = max(self.compute_cost_along(situation, MIXED), self.compute_cost_along(situation, WORDS, _LETTERS))
         for run in (_BLANKS, *(((code, code),) for code, _ in shared)):
             if price > self.limit:
                 break
-            price = max(price, self.along(situation, RUNS, run))
+            price = max(price, self.compute_cost_along(situation, RUNS, run))
         return price
 
-    def along(self, situation: frozenset[int], shares: tuple[float, ...], run: Run | None = None) -> float:
+    def compute_cost_along(self, situation: frozenset[int], shares: tuple[float, ...], run: Run | None = None) -> float:
         """The cost of a token whose characters are all in `run` (None: any). With WORDS the first character may be any.
         `shares`: MIXED, WORDS or RUNS."""
         stacks = self.stacks
@@ -432,29 +432,29 @@ class _Search:
         price, alive = 0.0, 1.0
         for n, share in enumerate(shares):
             total = sum(ways.values())
-            n_ways = sum(n * stacks.n_ways(one) for one, n in ways.items())
+            n_ways = sum(n * stacks.count_ways(one) for one, n in ways.items())
             price += total * max(min(share, alive), min(share, RARE)) + n_ways * WAY * min(share / RARE, 1.0)
             if total < 2 or price > self.limit:
                 return price
             if stacks.work > stacks.ends_at:
                 raise TooDear
             following: dict[int, int] = {}
-            busiest, part = self.busiest(ways, None if run is _LETTERS and not n else run)
+            busiest, part = self.choose_busiest(ways, None if run is _LETTERS and not n else run)
             alive *= part
             for one in busiest:
-                for stack in stacks.after(one):
+                for stack in stacks.list_after(one):
                     following[stack] = following.get(stack, 0) + ways[one]
             if following == ways and part == 1.0:
                 return price + sum(total * share + n_ways * WAY * min(share / RARE, 1.0) for share in shares[n + 1 :])
             ways = following
         return price
 
-    def busiest(self, ways: dict[int, int], run: Run | None) -> tuple[list[int], float]:
+    def choose_busiest(self, ways: dict[int, int], run: Run | None) -> tuple[list[int], float]:
         """Chooses the character of `run` that leads to the most stacks. Returns (the stacks that read it, the share of
         tokens that go on). Other characters lead to fewer stacks, and their tokens count proportionally less."""
         stacks = self.stacks
         changes: dict[int, int] = {}
-        parts = [(stack, low, high) for stack in ways if stack != END for low, high in stacks.ranges(stack)]
+        parts = [(stack, low, high) for stack in ways if stack != END for low, high in stacks.list_ranges(stack)]
         if run is not None:
             parts = [
                 (stack, max(low, first), min(high, last))
@@ -464,13 +464,13 @@ class _Search:
             ]
         stacks.work += len(parts)
         for stack, low, high in parts:
-            n = ways[stack] * len(stacks.after(stack))
+            n = ways[stack] * len(stacks.list_after(stack))
             changes[low] = changes.get(low, 0) + n
             changes[high + 1] = changes.get(high + 1, 0) - n
         best = best_code = total = before = 0
         tested = 0.0
         for code in sorted(changes):
-            tested += total * (_mass(code) - _mass(before))
+            tested += total * (_estimate_mass(code) - _estimate_mass(before))
             before = code
             total += changes[code]
             if total > best:
@@ -480,7 +480,7 @@ class _Search:
         return [stack for stack, low, high in parts if low <= best_code <= high], min(tested / best, 1.0)
 
 
-def _mass(code: int) -> float:
+def _estimate_mass(code: int) -> float:
     """The share of tokens whose character at a given place is below `code`, estimated from above: the shares of all
     characters add up to more than 1."""
     return _MASSES[code] if code < 128 else _MASSES[127] + min(code / 0x3000, 1.0) * 0.2

@@ -19,20 +19,20 @@ from server.grammar.automaton import (
     Dfa,
     Nfa,
     TooLarge,
-    characters,
-    charset,
+    collect_characters,
     complement,
     determinise,
-    minimal,
+    make_charset,
+    minimise,
 )
 from server.grammar.gbnf import LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, GrammarError, Item
-from server.grammar.gbnf_build import Builder, choice, literal, print_dfa, sequence
+from server.grammar.gbnf_build import Builder, make_choice, make_literal, make_sequence, print_dfa
 
 STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
 """The limits of one automaton: deterministic states, nondeterministic states, moves, nested items."""
 
 
-def affordable(text: str) -> str:
+def make_affordable(text: str) -> str:
     """The grammar if it is cheap enough, else an equivalent cheaper one. Raises `GrammarError` if there is none."""
     grammar = gbnf.read(text)
     try:
@@ -50,9 +50,9 @@ def affordable(text: str) -> str:
 
 
 def _check_cost(grammar: Grammar) -> None:
-    price, offset = gbnf_cost.cost(grammar)
+    price, offset = gbnf_cost.compute_cost(grammar)
     if price > gbnf_cost.LIMIT:
-        raise grammar.error(
+        raise grammar.make_error(
             "there are too many ways to read the same text from here on, and llama.cpp follows them all:"
             " write the grammar so that the next character decides between alternatives",
             offset,
@@ -64,23 +64,23 @@ class _Rewriting:
 
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
-        self.regular = _regular_rules(grammar)
+        self.regular = _find_regular_rules(grammar)
         self.builder = Builder()
         self.names: dict[int, str] = {}
         self.waiting: list[int] = []
 
     def run(self) -> str:
         root = self.builder.reserve("root")
-        self.builder.rules[root] = self.alternatives([[Item(REFERENCE, self.grammar.root, 0)]]) or '""'
+        self.builder.rules[root] = self.rewrite_alternatives([[Item(REFERENCE, self.grammar.root, 0)]]) or '""'
         while self.waiting:
             rule = self.waiting.pop()
-            self.builder.rules[self.names[rule]] = self.alternatives(self.grammar.rules[rule]) or '""'
-        return self.builder.text(root)
+            self.builder.rules[self.names[rule]] = self.rewrite_alternatives(self.grammar.rules[rule]) or '""'
+        return self.builder.render_text(root)
 
-    def alternatives(self, alternatives: Any) -> str:
-        return choice(self.items(items) for items in alternatives)
+    def rewrite_alternatives(self, alternatives: Any) -> str:
+        return make_choice(self.rewrite_items(items) for items in alternatives)
 
-    def items(self, items: list[Item]) -> str:
+    def rewrite_items(self, items: list[Item]) -> str:
         """An alternative: runs of regular items as automata, other items unchanged."""
         parts, stretch = [], []
         for item in [*items, None]:
@@ -88,22 +88,22 @@ class _Rewriting:
                 stretch.append(item)
                 continue
             if stretch:
-                parts.append(self.automaton(stretch))
+                parts.append(self.write_automaton(stretch))
                 stretch = []
             if item is not None:
-                parts.append(self.item(item))
-        return sequence(*parts)
+                parts.append(self.rewrite_item(item))
+        return make_sequence(*parts)
 
-    def automaton(self, items: list[Item]) -> str:
+    def write_automaton(self, items: list[Item]) -> str:
         """A run of regular items, written with one way to read each text."""
         if all(item.kind == LITERAL for item in items):
-            return sequence(*(literal(item.value) for item in items if item.value))
-        dfa = _Automaton(self.grammar).of(items)
+            return make_sequence(*(make_literal(item.value) for item in items if item.value))
+        dfa = _Automaton(self.grammar).make_dfa(items)
         if dfa.is_empty():
             raise TooLarge
-        return print_dfa(self.builder, dfa, "part", self.builder.char_class)
+        return print_dfa(self.builder, dfa, "part", self.builder.make_char_class)
 
-    def item(self, item: Item) -> str:
+    def rewrite_item(self, item: Item) -> str:
         """An item that isn't regular, unchanged."""
         if item.kind == REFERENCE:
             if item.value not in self.names:
@@ -112,7 +112,7 @@ class _Rewriting:
             return self.names[item.value]
         if item.kind == REPEAT:
             inner, least, most = item.value
-            return self.builder.repeat("again", self.items(inner), least, most)
+            return self.builder.repeat("again", self.rewrite_items(inner), least, most)
         is_negated, token = item.value
         return ("!" if is_negated else "") + (f"<[{token}]>" if isinstance(token, int) else token)
 
@@ -123,7 +123,7 @@ def _is_regular(item: Item, regular: list[bool]) -> bool:
     return item.kind != TOKEN and (item.kind != REFERENCE or regular[item.value])
 
 
-def _regular_rules(grammar: Grammar) -> list[bool]:
+def _find_regular_rules(grammar: Grammar) -> list[bool]:
     """For each rule whether it is regular: neither it nor any rule that it uses is recursive or has tokens."""
     users: list[list[int]] = [[] for _ in grammar.rules]
     missing = [0] * len(grammar.rules)
@@ -172,16 +172,16 @@ class _Automaton:
         self.places: list[tuple[tuple, tuple[int, ...]]] = []
         self.n_moves = 0
 
-    def of(self, items: list[Item]) -> Dfa:
+    def make_dfa(self, items: list[Item]) -> Dfa:
         """The minimal deterministic automaton of items in a row."""
-        start, final = (self.state((), (), ()) for _ in range(2))
-        part = self.sequence(items, (), (), 0)
+        start, final = (self.add_state((), (), ()) for _ in range(2))
+        part = self.add_sequence(items, (), (), 0)
         self.connect([start], part.first)
         for state in (*part.last, *([start] if part.is_empty else ())):
             self.nfa.move(state, final, AT_END)
-        return minimal(determinise(self.nfa, start, final, STATES, self.best))
+        return minimise(determinise(self.nfa, start, final, STATES, self.choose_best))
 
-    def best(self, states: set[int]) -> set[int]:
+    def choose_best(self, states: set[int]) -> set[int]:
         """The states, without those for which another one accepts all their texts."""
         groups: dict[tuple, list[int]] = {}
         for state in states:
@@ -198,10 +198,10 @@ class _Automaton:
             kept += front
         return set(kept)
 
-    def state(self, chars: Charset, place: tuple, done: tuple[int, ...]) -> int:
+    def add_state(self, chars: Charset, place: tuple, done: tuple[int, ...]) -> int:
         self.chars.append(chars)
         self.places.append((place, done))
-        return self.nfa.state()
+        return self.nfa.add_state()
 
     def connect(self, sources: list[int], targets: list[int]) -> None:
         """Adds a move from each source to each target."""
@@ -212,7 +212,7 @@ class _Automaton:
             for target in targets:
                 self.nfa.step(source, self.chars[target], target)
 
-    def joined(self, one: _Part, other: _Part) -> _Part:
+    def join_parts(self, one: _Part, other: _Part) -> _Part:
         """Two parts in a row."""
         self.connect(one.last, other.first)
         return _Part(
@@ -221,25 +221,25 @@ class _Automaton:
             one.is_empty and other.is_empty,
         )
 
-    def sequence(self, items: list[Item], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
+    def add_sequence(self, items: list[Item], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
         if depth > DEPTH:
             raise TooLarge
         part = _NOTHING
         for i, item in enumerate(items):
-            part = self.joined(part, self.item(item, (*place, i), done, depth + 1))
+            part = self.join_parts(part, self.add_item(item, (*place, i), done, depth + 1))
         return part
 
-    def item(self, item: Item, place: tuple, done: tuple[int, ...], depth: int) -> _Part:
+    def add_item(self, item: Item, place: tuple, done: tuple[int, ...], depth: int) -> _Part:
         if item.kind == REPEAT:
             return self.repeat(item, place, done, depth)
         if item.kind == REFERENCE:
-            return self.choice(self.grammar.rules[item.value], place, done, depth)
+            return self.add_choice(self.grammar.rules[item.value], place, done, depth)
         if item.kind == LITERAL:
-            return self.choice([[item]], place, done, depth)
-        state = self.state(_chars(item), place, done)
+            return self.add_choice([[item]], place, done, depth)
+        state = self.add_state(_make_chars(item), place, done)
         return _Part([state], [state], False)
 
-    def choice(self, alternatives: list[list[Item]], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
+    def add_choice(self, alternatives: list[list[Item]], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
         """Alternatives. Strings at their beginnings become a prefix tree, because there may be thousands."""
         begun: dict[str, int] = {}
         first: list[int] = []
@@ -249,12 +249,12 @@ class _Automaton:
             text = items[0].value if items and items[0].kind == LITERAL else ""
             for n in range(1, len(text) + 1):
                 if text[:n] not in begun:
-                    begun[text[:n]] = self.state(characters(text[n - 1]), (*place, text[:n]), done)
+                    begun[text[:n]] = self.add_state(collect_characters(text[n - 1]), (*place, text[:n]), done)
                     if n > 1:
                         self.connect([begun[text[: n - 1]]], [begun[text[:n]]])
                     else:
                         first.append(begun[text[:n]])
-            part = self.sequence(items[1:] if text else items, (*place, i), done, depth)
+            part = self.add_sequence(items[1:] if text else items, (*place, i), done, depth)
             if text:
                 self.connect([begun[text]], part.first)
                 last += [begun[text]] if part.is_empty else []
@@ -268,21 +268,21 @@ class _Automaton:
         inner, least, most = item.value
         part = _NOTHING
         for i in range(least):
-            part = self.joined(part, self.sequence(inner, (*place, i), done, depth))
+            part = self.join_parts(part, self.add_sequence(inner, (*place, i), done, depth))
         if most is None:
-            loop = self.sequence(inner, (*place, -1), done, depth)
+            loop = self.add_sequence(inner, (*place, -1), done, depth)
             self.connect(loop.last, loop.first)
-            return self.joined(part, _Part(loop.first, loop.last, True))
+            return self.join_parts(part, _Part(loop.first, loop.last, True))
         rounds, last = _NOTHING, []
         for i in range(most - least):  # empty rounds are left out: they read nothing
-            one = self.sequence(inner, (*place, -1), (*done, i), depth)
+            one = self.add_sequence(inner, (*place, -1), (*done, i), depth)
             self.connect(rounds.last, one.first)
             rounds = _Part(rounds.first if i else one.first, one.last, True)
             last += one.last
-        return self.joined(part, _Part(rounds.first, last, True))
+        return self.join_parts(part, _Part(rounds.first, last, True))
 
 
-def _chars(item: Item) -> Charset:
+def _make_chars(item: Item) -> Charset:
     is_negated, ranges = item.value
-    chars = charset(*ranges)
+    chars = make_charset(*ranges)
     return complement(chars) if is_negated else chars

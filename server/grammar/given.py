@@ -47,7 +47,7 @@ class Places:
         except TooDear:
             self.start = None
 
-    def behind(self, place: Place, char: str) -> Place | None:
+    def find_behind(self, place: Place, char: str) -> Place | None:
         """The place after the next character; None if the character may not come, or finding out takes too long."""
         try:
             return place.after[char]
@@ -63,8 +63,8 @@ class Places:
                 frozenset(
                     following
                     for stack in place.stacks
-                    if stack != END and any(low <= code <= high for low, high in stacks.ranges(stack))
-                    for following in stacks.after(stack)
+                    if stack != END and any(low <= code <= high for low, high in stacks.list_ranges(stack))
+                    for following in stacks.list_after(stack)
                 )
             )
         except TooDear:
@@ -76,14 +76,14 @@ class Places:
     def _place(self, stacks: frozenset[int]) -> Place | None:
         found = self._known.get(stacks)
         if found is None and stacks and len(stacks) <= MOST_STACKS and len(self._known) < MOST_PLACES:
-            found = self._known[stacks] = Place(stacks, *self._only(stacks))
+            found = self._known[stacks] = Place(stacks, *self._find_only(stacks))
         return found
 
-    def _only(self, stacks: frozenset[int]) -> tuple[str, bool]:
+    def _find_only(self, stacks: frozenset[int]) -> tuple[str, bool]:
         """(the forced next character or "", whether white space may come before it)."""
         chars: set[str] = set()
         for stack in stacks:
-            for low, high in self._stacks.ranges(stack) if stack != END else ((0, 0x10FFFF),):
+            for low, high in self._stacks.list_ranges(stack) if stack != END else ((0, 0x10FFFF),):
                 if high - low > len(BLANKS) or high > 0x10FFFF:  # above U+10FFFF are tokens
                     return "", False
                 chars.update(map(chr, range(low, high + 1)))
@@ -122,7 +122,7 @@ class GivenText:
                 if place.is_gap:
                     self._learn(self._before, place.only, self._blanks)
                 self._before, self._blanks = char, ""
-            self._place = self._places.behind(place, char)
+            self._place = self._places.find_behind(place, char)
 
     def _learn(self, before: str, only: str, blanks: str) -> None:
         """Notes the white space between two characters."""
@@ -130,23 +130,23 @@ class GivenText:
         if before in SPACED and blanks in ("", " "):
             self._space = blanks
 
-    def _expected(self, before: str, only: str) -> str:
+    def _choose_expected(self, before: str, only: str) -> str:
         """The white space expected between two characters."""
         return self._usual.get(before + only, self._space if before in SPACED else "")
 
-    def ahead(self) -> str:
+    def find_ahead(self) -> str:
         """The text that the grammar forces next; "" if it leaves a choice."""
         place, before, blanks, found = self._place, self._before, self._blanks, ""
         if place is None or not place.only or self._decoder.getstate()[0]:
             return ""
         while place is not None and place.only and len(found) < MOST_AHEAD:
-            char, usual = place.only, self._expected(before, place.only) if place.is_gap else ""
+            char, usual = place.only, self._choose_expected(before, place.only) if place.is_gap else ""
             if len(usual) > len(blanks) and usual.startswith(blanks):
                 char = usual[len(blanks)]
                 blanks += char
             else:
                 before, blanks = char, ""
-            after = self._places.behind(place, char)
+            after = self._places.find_behind(place, char)
             if after is None:
                 break
             found, place = found + char, after

@@ -18,10 +18,25 @@ from functools import lru_cache
 from server.grammar import automaton
 from server.grammar.automaton import Charset, Dfa, Nfa, TooLarge
 from server.grammar.gbnf import GrammarError, check
-from server.grammar.gbnf_build import COUNT_MAX, Builder, choice, factored, literal, print_dfa, sequence
+from server.grammar.gbnf_build import (
+    COUNT_MAX,
+    Builder,
+    make_choice,
+    make_factored,
+    make_literal,
+    make_sequence,
+    print_dfa,
+)
 from server.grammar.regex_parse import Node, Unsupported, is_nullable, parse
 
-__all__ = ["Unsupported", "bounded_pieces", "choice_grammar", "compile_pattern", "pattern_pieces", "regex_grammar"]
+__all__ = [
+    "Unsupported",
+    "make_bounded_pieces",
+    "make_choice_grammar",
+    "compile_pattern",
+    "make_pattern_pieces",
+    "make_regex_grammar",
+]
 
 STATES_MAX = 400  # of a pattern's minimal automaton
 _LOOKS_MAX = 4  # lookaheads, besides those at the front
@@ -30,19 +45,21 @@ CHOICES_MAX = 10_000
 _PARTS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\((?!\?)", re.S)  # escapes, classes, and "(" of capturing groups
 
 
-def regex_grammar(pattern: str) -> str:
+def make_regex_grammar(pattern: str) -> str:
     """The grammar of the field `regex`: the whole output must match. Raises `Unsupported`."""
     builder = Builder()
     try:
         dfa = compile_pattern(pattern, search=False)
     except TooLarge:
-        return _checked(builder.text(pattern_pieces(builder, pattern, "part", builder.char_class, search=False)))
+        return _check_grammar(
+            builder.render_text(make_pattern_pieces(builder, pattern, "part", builder.make_char_class, search=False))
+        )
     if dfa.is_empty():
         raise Unsupported("no text matches this pattern")
-    return builder.text(print_dfa(builder, dfa, "part", builder.char_class) or '""')
+    return builder.render_text(print_dfa(builder, dfa, "part", builder.make_char_class) or '""')
 
 
-def _checked(grammar: str) -> str:
+def _check_grammar(grammar: str) -> str:
     """The grammar, unless it is too large for llama.cpp."""
     try:
         check(grammar)
@@ -51,7 +68,7 @@ def _checked(grammar: str) -> str:
     return grammar
 
 
-def choice_grammar(choices: list[str]) -> str:
+def make_choice_grammar(choices: list[str]) -> str:
     """The grammar of the field `choice`: the output is one of these texts. Raises ValueError for a bad list."""
     if not isinstance(choices, list) or not choices or not all(isinstance(text, str) for text in choices):
         raise ValueError("'choice' must be a non-empty array of strings")
@@ -59,7 +76,7 @@ def choice_grammar(choices: list[str]) -> str:
         raise ValueError(f"'choice' has {len(choices)} texts, the limit is {CHOICES_MAX}")
     if any("\0" in text or not _is_text(text) for text in choices):
         raise ValueError("a text in 'choice' contains a NUL character or half of a surrogate pair")
-    return Builder().text(factored(literal(text) if text else "" for text in choices) or '""')
+    return Builder().render_text(make_factored(make_literal(text) if text else "" for text in choices) or '""')
 
 
 def _is_text(text: str) -> bool:
@@ -71,11 +88,11 @@ def compile_pattern(pattern: str, *, search: bool) -> Dfa:
     """The minimal automaton of a pattern. With `search` it accepts texts that contain a match, as JSON schema
     requires. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
     looks, node = _split_looks(parse(pattern))
-    dfa = _automaton(node, search)
+    dfa = _make_automaton(node, search)
     for negative, inner in looks:
-        other = automaton.minimal(_automaton(("cat", [("start",), inner]), search=True))
-        dfa = automaton.both(dfa, automaton.negation(other) if negative else other, STATES_MAX * 4)
-    dfa = automaton.minimal(dfa)
+        other = automaton.minimise(_make_automaton(("cat", [("start",), inner]), search=True))
+        dfa = automaton.intersect_dfas(dfa, automaton.negate(other) if negative else other, STATES_MAX * 4)
+    dfa = automaton.minimise(dfa)
     if len(dfa.accept) > STATES_MAX:
         raise TooLarge
     return dfa
@@ -94,7 +111,7 @@ def search_states(pattern: str) -> tuple[tuple[tuple[int, ...], ...], bool]:
             raise Unsupported("capturing groups are not supported here; write '(?:...)'", part.start())
     if _has_assertion(rest):
         raise Unsupported("'^' is only supported at the beginning, '$' only at the end, and lookahead not at all")
-    dfa = automaton.minimal(_automaton(rest, search=False))
+    dfa = automaton.minimise(_make_automaton(rest, search=False))
     if len(dfa.accept) > STATES_MAX:
         raise TooLarge
     if dfa.accept[0] or dfa.is_empty():
@@ -151,16 +168,16 @@ def _without_looks(items: list[Node]) -> Node:
             return ("cat", [*before, ("alt", [_without_looks([part, *after]) for part in item[1]])])
         if item[0] == "rep" or _has_start(item[2]):
             raise Unsupported("lookahead is not supported inside a repetition, or with '^' inside it")
-        ahead = automaton.minimal(_automaton(("cat", [item[2], _ANY_TEXT]), search=False))
-        then = automaton.minimal(_automaton(("cat", after), search=False))
+        ahead = automaton.minimise(_make_automaton(("cat", [item[2], _ANY_TEXT]), search=False))
+        then = automaton.minimise(_make_automaton(("cat", after), search=False))
         return (
             "cat",
             [
                 *before,
                 (
                     "dfa",
-                    automaton.minimal(
-                        automaton.both(automaton.negation(ahead) if item[1] else ahead, then, STATES_MAX * 4)
+                    automaton.minimise(
+                        automaton.intersect_dfas(automaton.negate(ahead) if item[1] else ahead, then, STATES_MAX * 4)
                     ),
                 ),
             ],
@@ -168,14 +185,14 @@ def _without_looks(items: list[Node]) -> Node:
     return ("cat", items)
 
 
-def _automaton(node: Node, search: bool) -> Dfa:
+def _make_automaton(node: Node, search: bool) -> Dfa:
     n_looks = _count_looks(node)
     if n_looks > _LOOKS_MAX:
         raise Unsupported(f"more than {_LOOKS_MAX} lookaheads that aren't at the beginning")
     if n_looks:
         node, search = _without_looks([_ANY_TEXT, node, _ANY_TEXT] if search else [node]), False
     nfa = Nfa()
-    start, final = nfa.state(), nfa.state()
+    start, final = nfa.add_state(), nfa.add_state()
     if search:
         nfa.step(start, automaton.ANY, start)
         nfa.step(final, automaton.ANY, final)
@@ -188,7 +205,7 @@ def _automaton(node: Node, search: bool) -> Dfa:
 def _build(nfa: Nfa, node: Node) -> tuple[int, int]:
     """Adds the states of a node: (entry, exit)."""
     kind = node[0]
-    entry, leave = nfa.state(), nfa.state()
+    entry, leave = nfa.add_state(), nfa.add_state()
     if kind == "set":
         nfa.step(entry, node[1], leave)
     elif kind == "cat":
@@ -213,7 +230,7 @@ def _build(nfa: Nfa, node: Node) -> tuple[int, int]:
 
 
 def _build_automaton(nfa: Nfa, dfa: Dfa, entry: int, leave: int) -> None:
-    states = [nfa.state() for _ in dfa.accept]
+    states = [nfa.add_state() for _ in dfa.accept]
     nfa.move(entry, states[0])
     for state, here, accept in zip(states, dfa.moves, dfa.accept):
         for chars, target in here:
@@ -243,15 +260,15 @@ def _build_repetition(nfa: Nfa, node: Node, entry: int, leave: int) -> None:
         current = end
 
 
-def pattern_pieces(
+def make_pattern_pieces(
     builder: Builder, pattern: str, hint: str, class_of: Callable[[Charset], str], *, search: bool
 ) -> str:
     """A pattern translated piece by piece, because its automaton would be too large. With `search` any text may stand
     at an end without an anchor. Raises `Unsupported`."""
-    return _piece(builder, _whole(parse(pattern), search), hint, class_of)
+    return _make_piece(builder, _make_whole(parse(pattern), search), hint, class_of)
 
 
-def bounded_pieces(
+def make_bounded_pieces(
     builder: Builder,
     pattern: str,
     hint: str,
@@ -263,14 +280,14 @@ def bounded_pieces(
 ) -> str | None:
     """A pattern's texts of `least` to `most` characters, translated piece by piece; None if that is not possible.
     Each unbounded repetition gets a fixed upper count, so some long texts are lost. Raises `Unsupported`."""
-    node = _whole(parse(pattern), search)
-    longest, n_open = _extent(node)
-    if longest > most or _shortest(node) < least:
+    node = _make_whole(parse(pattern), search)
+    longest, n_open = _compute_extent(node)
+    if longest > most or _compute_shortest(node) < least:
         return None
-    return _piece(builder, _counted(node, (most - longest) // max(n_open, 1)), hint, class_of)
+    return _make_piece(builder, _limit_repetitions(node, (most - longest) // max(n_open, 1)), hint, class_of)
 
 
-def _whole(node: Node, search: bool) -> Node:
+def _make_whole(node: Node, search: bool) -> Node:
     """The pattern for the whole text: anchors at the ends are dropped; with `search` any text stands where one is
     missing."""
     parts = []
@@ -284,53 +301,53 @@ def _whole(node: Node, search: bool) -> Node:
     return ("alt", parts)
 
 
-def _extent(node: Node) -> tuple[int, int]:
+def _compute_extent(node: Node) -> tuple[int, int]:
     """(length of the longest text if unbounded repetitions run as few times as allowed, the number of unbounded
     repetitions that can lengthen it)."""
     kind = node[0]
     if kind == "set":
         return 1, 0
     if kind in ("cat", "alt"):
-        pairs = [_extent(part) for part in node[1]]
+        pairs = [_compute_extent(part) for part in node[1]]
         join = sum if kind == "cat" else max
         return join([size for size, _ in pairs] or [0]), join([n_open for _, n_open in pairs] or [0])
     if kind == "rep":
-        size, n_open = _extent(node[1])
+        size, n_open = _compute_extent(node[1])
         times = node[2] if node[3] is None else node[3]
         return times * size, times * n_open + (node[3] is None)
     return 0, 0
 
 
-def _shortest(node: Node) -> int:
+def _compute_shortest(node: Node) -> int:
     kind = node[0]
     if kind in ("cat", "alt"):
-        return (sum if kind == "cat" else min)([_shortest(part) for part in node[1]] or [0])
-    return node[2] * _shortest(node[1]) if kind == "rep" else int(kind == "set")
+        return (sum if kind == "cat" else min)([_compute_shortest(part) for part in node[1]] or [0])
+    return node[2] * _compute_shortest(node[1]) if kind == "rep" else int(kind == "set")
 
 
-def _counted(node: Node, share: int) -> Node:
+def _limit_repetitions(node: Node, share: int) -> Node:
     """The node with each unbounded repetition limited to at most `share` additional characters."""
     if node[0] in ("cat", "alt"):
-        return (node[0], [_counted(part, share) for part in node[1]])
+        return (node[0], [_limit_repetitions(part, share) for part in node[1]])
     if node[0] != "rep":
         return node
     _, part, least, most = node
     if most is not None:
-        return ("rep", _counted(part, share), least, most)
-    part = _counted(part, math.isqrt(share))
-    size = _extent(part)[0]
+        return ("rep", _limit_repetitions(part, share), least, most)
+    part = _limit_repetitions(part, math.isqrt(share))
+    size = _compute_extent(part)[0]
     return ("rep", part, least, least + (share // size if size else 0))
 
 
-def _piece(builder: Builder, node: Node, hint: str, class_of: Callable[[Charset], str]) -> str:
+def _make_piece(builder: Builder, node: Node, hint: str, class_of: Callable[[Charset], str]) -> str:
     """One node as an expression that can stand in a sequence."""
     kind = node[0]
     if kind == "set":
         return class_of(node[1])
     if kind == "cat":
-        return sequence(*(_piece(builder, part, hint, class_of) for part in node[1]))
+        return make_sequence(*(_make_piece(builder, part, hint, class_of) for part in node[1]))
     if kind == "alt":
-        return choice(_piece(builder, part, hint, class_of) for part in node[1])
+        return make_choice(_make_piece(builder, part, hint, class_of) for part in node[1])
     if kind != "rep":
         raise Unsupported("assertions are not supported in a pattern this large")
     _, part, least, most = node
@@ -338,5 +355,5 @@ def _piece(builder: Builder, node: Node, hint: str, class_of: Callable[[Charset]
         raise Unsupported("in a pattern this large, what is repeated must not be empty")
     if max(least, most or 0) > COUNT_MAX:
         raise Unsupported("this repetition count is too large")
-    expression = _piece(builder, part, hint, class_of)
+    expression = _make_piece(builder, part, hint, class_of)
     return builder.repeat(hint, expression, least, most) if expression else ""

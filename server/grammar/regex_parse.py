@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import re
 
-from server.grammar.automaton import ANY, Charset, characters, charset, complement, without
+from server.grammar.automaton import ANY, Charset, collect_characters, complement, make_charset, without
 
 Node = tuple
 
 PATTERN_MAX = 20_000  # characters
 _DEPTH_MAX = 50  # nested groups
 
-_DIGITS = charset((0x30, 0x39))
-_WORD = charset((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
-_SPACE = charset(
+_DIGITS = make_charset((0x30, 0x39))
+_WORD = make_charset((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
+_SPACE = make_charset(
     (9, 13),
     (0x20, 0x20),
     (0xA0, 0xA0),
@@ -33,9 +33,9 @@ _SPACE = charset(
     (0x3000, 0x3000),
     (0xFEFF, 0xFEFF),
 )
-DOT = complement(charset((10, 10), (13, 13), (0x2028, 0x2029)))
+DOT = complement(make_charset((10, 10), (13, 13), (0x2028, 0x2029)))
 # Characters that are white space in only one of the two dialects: neither \s nor \S contains them.
-_DISPUTED = charset((0x1C, 0x1F), (0x85, 0x85), (0xFEFF, 0xFEFF))
+_DISPUTED = make_charset((0x1C, 0x1F), (0x85, 0x85), (0xFEFF, 0xFEFF))
 
 _CLASS_ESCAPES = {
     "d": _DIGITS,
@@ -46,7 +46,7 @@ _CLASS_ESCAPES = {
     "S": without(complement(_SPACE), _DISPUTED),
 }
 # A class that contains all of these means any character: people write [\s\S] for that.
-_AGREED = charset(*_CLASS_ESCAPES["s"], *_CLASS_ESCAPES["S"])
+_AGREED = make_charset(*_CLASS_ESCAPES["s"], *_CLASS_ESCAPES["S"])
 _CONTROL_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "a": "\a"}
 _HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|U([0-9A-Fa-f]{8})")
 _LOW_SURROGATE = re.compile(r"\\u([Dd][C-Fc-f][0-9A-Fa-f]{2})")
@@ -82,7 +82,7 @@ def parse(pattern: str) -> Node:
     if len(pattern) > PATTERN_MAX:
         raise Unsupported(f"the pattern is longer than {PATTERN_MAX} characters", PATTERN_MAX)
     parser = _Parser(pattern)
-    node = parser.alternatives(0)
+    node = parser.parse_alternatives(0)
     if parser.position < len(pattern):
         raise Unsupported("')' without '('", parser.position)
     return node
@@ -96,26 +96,26 @@ class _Parser:
     def peek(self) -> str:
         return self.pattern[self.position : self.position + 1]
 
-    def alternatives(self, depth: int) -> Node:
+    def parse_alternatives(self, depth: int) -> Node:
         if depth > _DEPTH_MAX:
             raise Unsupported(f"groups are nested deeper than {_DEPTH_MAX}", self.position)
-        branches = [self.sequence(depth)]
+        branches = [self.parse_sequence(depth)]
         while self.peek() == "|":
             self.position += 1
-            branches.append(self.sequence(depth))
+            branches.append(self.parse_sequence(depth))
         return branches[0] if len(branches) == 1 else ("alt", branches)
 
-    def sequence(self, depth: int) -> Node:
+    def parse_sequence(self, depth: int) -> Node:
         items: list[Node] = []
         while self.peek() not in ("", "|", ")"):
             start = self.position
-            items.append(self.quantified(self.atom(depth), start))
+            items.append(self.parse_quantified(self.parse_atom(depth), start))
         return items[0] if len(items) == 1 else ("cat", items)
 
-    def quantified(self, node: Node, start: int) -> Node:
+    def parse_quantified(self, node: Node, start: int) -> Node:
         """The node with its quantifier. Lazy and greedy quantifiers match the same texts, so their nodes are equal."""
         where = self.position
-        counts = self.quantifier()
+        counts = self.parse_quantifier()
         if counts is None:
             return node
         if node[0] in ("start", "end", "look"):
@@ -124,11 +124,11 @@ class _Parser:
             self.position += 1
         elif self.peek() == "+":
             raise Unsupported("possessive quantifiers are not supported", self.position)
-        if self.quantifier() is not None:
+        if self.parse_quantifier() is not None:
             raise Unsupported("two quantifiers in a row", where)
         return ("rep", node, *counts)
 
-    def quantifier(self) -> tuple[int, int | None] | None:
+    def parse_quantifier(self) -> tuple[int, int | None] | None:
         char = self.peek()
         if char in _QUANTIFIERS:
             self.position += 1
@@ -145,12 +145,12 @@ class _Parser:
         self.position = match.end()
         return least, most
 
-    def atom(self, depth: int) -> Node:
+    def parse_atom(self, depth: int) -> Node:
         char = self.peek()
         if char == "(":
             return self.group(depth)
         if char == "[":
-            return ("set", self.char_class())
+            return ("set", self.parse_char_class())
         if char == "\\":
             return self.escape()
         if char in "*+?" or (char == "{" and _COUNTS.match(self.pattern, self.position)):
@@ -160,9 +160,9 @@ class _Parser:
         self.position += 1
         if char in "^$.":
             return {"^": ("start",), "$": ("end",), ".": ("set", DOT)}[char]
-        return self.one(ord(char), self.position - 1)
+        return self.make_one(ord(char), self.position - 1)
 
-    def one(self, code: int, position: int) -> Node:
+    def make_one(self, code: int, position: int) -> Node:
         if 0xD800 <= code <= 0xDFFF:
             raise Unsupported("half of a surrogate pair is not a character", position)
         return ("set", ((code, code),))
@@ -175,7 +175,7 @@ class _Parser:
             raise Unsupported("only (?:...), named groups and lookahead are supported after '(?'", start)
         match = look or plain
         self.position = match.end() if match else start + 1
-        node = self.alternatives(depth + 1)
+        node = self.parse_alternatives(depth + 1)
         if self.peek() != ")":
             raise Unsupported("this '(' is never closed", start)
         self.position += 1
@@ -197,9 +197,9 @@ class _Parser:
                 else f"{_UNSUPPORTED_ESCAPES[char]} is not supported",
                 start,
             )
-        return ("set", self.escaped_set())
+        return ("set", self.parse_escaped_set())
 
-    def escaped_set(self) -> Charset:
+    def parse_escaped_set(self) -> Charset:
         """The set that an escape stands for: a class such as \\d, a coded character, or the character itself."""
         start = self.position
         char = self.pattern[start + 1 : start + 2]
@@ -211,25 +211,25 @@ class _Parser:
         if char in _CONTROL_ESCAPES:
             if char == "0" and self.peek().isdigit():
                 raise Unsupported("octal escapes are not supported", start)
-            return characters(_CONTROL_ESCAPES[char])
+            return collect_characters(_CONTROL_ESCAPES[char])
         match = _HEX.match(self.pattern, start + 1)
         if match is not None:
             self.position = match.end()
-            return self.coded(int(match.group(match.lastindex or 0), 16), start)
+            return self.parse_coded(int(match.group(match.lastindex or 0), 16), start)
         if char.isalnum() and char.isascii():
             raise Unsupported(f"the escape '\\{char}' is not supported", start)
-        return characters(char)
+        return collect_characters(char)
 
-    def coded(self, code: int, start: int) -> Charset:
+    def parse_coded(self, code: int, start: int) -> Charset:
         low = _LOW_SURROGATE.match(self.pattern, self.position) if 0xD800 <= code < 0xDC00 else None
         if low is not None:
             self.position = low.end()
             code = 0x10000 + ((code - 0xD800) << 10) + int(low.group(1), 16) - 0xDC00
         if code > 0x10FFFF:
             raise Unsupported("this character is beyond U+10FFFF", start)
-        return self.one(code, start)[1]
+        return self.make_one(code, start)[1]
 
-    def char_class(self) -> Charset:
+    def parse_char_class(self) -> Charset:
         start = self.position
         self.position += 1
         negated = self.peek() == "^"
@@ -240,9 +240,9 @@ class _Parser:
         while self.peek() != "]":
             if not self.peek():
                 raise Unsupported("this '[' is never closed", start)
-            ranges.extend(self.class_item())
+            ranges.extend(self.parse_class_item())
         self.position += 1
-        chars = charset(*ranges)
+        chars = make_charset(*ranges)
         if not without(_AGREED, chars):
             chars = ANY
         chars = complement(chars) if negated else chars
@@ -250,32 +250,32 @@ class _Parser:
             raise Unsupported("this class contains no character", start)
         return chars
 
-    def class_item(self) -> Charset:
+    def parse_class_item(self) -> Charset:
         """A character, class escape or range inside a class."""
         start = self.position
-        low = self.class_char()
+        low = self.parse_class_char()
         if self.peek() != "-" or self.pattern[self.position + 1 : self.position + 2] in ("]", ""):
             return low
         self.position += 1
-        high = self.class_char()
+        high = self.parse_class_char()
         if len(low) > 1 or len(high) > 1 or low[0][0] != low[0][1] or high[0][0] != high[0][1]:
             raise Unsupported("a class such as \\d can't be the end of a range", start)
         if high[0][0] < low[0][0]:
             raise Unsupported("this range is in the wrong order", start)
-        return charset((low[0][0], high[0][0]))
+        return make_charset((low[0][0], high[0][0]))
 
-    def class_char(self) -> Charset:
+    def parse_class_char(self) -> Charset:
         char = self.peek()
         if char == "\\":
             following = self.pattern[self.position + 1 : self.position + 2]
             if following == "b":
                 self.position += 2
-                return characters("\b")
+                return collect_characters("\b")
             if following in ("p", "P"):
                 raise Unsupported("Unicode properties are not supported", self.position)
-            return self.escaped_set()
+            return self.parse_escaped_set()
         self.position += 1
-        return self.one(ord(char), self.position - 1)[1]
+        return self.make_one(ord(char), self.position - 1)[1]
 
 
 def is_nullable(node: Node) -> bool:

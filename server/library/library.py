@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from server.download import DownloadError, Progress, fetch_model, fetch_projector
 from server.errors import ApiError
 from server.log import get_logger
-from server.models.file_names import repository
-from server.models.removal import RemovalError, removable_files, remove_files
+from server.models.file_names import parse_repository
+from server.models.removal import RemovalError, list_removable_files, remove_files
 from server.records import field, record
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Library:
         if the server is offline, 503 for too many downloads."""
         if self._is_offline:
             raise ApiError(501, "this server downloads nothing (--offline)")
-        repo = repository(name)
+        repo = parse_repository(name)
         if repo is None:
             raise ApiError(400, "model: give a repository's name, USER/MODEL or USER/MODEL:QUANT, not a URL")
         with self._news:
@@ -107,7 +107,7 @@ class Library:
             found.is_kept |= is_kept
             return found
 
-    def running(self) -> list[Download]:
+    def list_running(self) -> list[Download]:
         """The downloads that haven't ended."""
         with self._news:
             return list(self._running.values())
@@ -136,7 +136,7 @@ class Library:
     def stop(self, name: str) -> bool:
         """Stop the download of a model. Return whether there was one."""
         with self._news:
-            found = self._running.get(repository(name) or "")
+            found = self._running.get(parse_repository(name) or "")
             if found is not None:
                 found.must_stop.set()
             return found is not None
@@ -144,7 +144,7 @@ class Library:
     def check_removable(self, entry: ModelEntry, others: Sequence[ModelEntry]) -> None:
         """ApiError 400, with the reason, if a model's files can't be removed."""
         try:
-            removable_files(entry, others, self._roots)
+            list_removable_files(entry, others, self._roots)
         except RemovalError as error:
             raise ApiError(400, str(error)) from None
 
@@ -159,7 +159,7 @@ class Library:
 
     def close(self) -> None:
         """Stop all downloads, because the server stops."""
-        for download in self.running():
+        for download in self.list_running():
             download.must_stop.set()
 
     def _run(self, download: Download) -> None:

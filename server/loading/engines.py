@@ -11,7 +11,7 @@ from typing import Any
 from server.engine.client import spawn
 from server.engine.client.engine_client import Transport
 from server.engine.client.supervisor import Limits, ProcessTransport
-from server.engine.seam.config import EngineConfig, patience, threads_and_cores
+from server.engine.seam.config import EngineConfig, compute_patience, count_threads_and_cores
 from server.log import get_logger
 from server.options.groups import EngineOptions, ModelOptions
 
@@ -24,19 +24,19 @@ def with_advice(model: ModelOptions, advice: dict[str, Any]) -> ModelOptions:
     if requests.advised:
         log.info(
             "defaults of requests from the model's file: %s",
-            ", ".join(f"{name} {shown(requests.values[name])}" for name in advice if name in requests.advised),
+            ", ".join(f"{name} {format_default(requests.values[name])}" for name in advice if name in requests.advised),
         )
     return model.replace(requests=requests)
 
 
-def shown(value: object) -> str:
+def format_default(value: object) -> str:
     """A default of requests as the log shows it."""
     return ";".join(value) if isinstance(value, tuple) else str(value)
 
 
 def warn_of_threads(config: EngineConfig) -> None:
     """Warn if there are more compute threads than cores."""
-    n_threads, n_cores = threads_and_cores(config)
+    n_threads, n_cores = count_threads_and_cores(config)
     if n_threads > max(n_cores, 1):
         log.warning(
             "%d compute threads for %.3g cores (-t, -tb): threads without a core delay all others, and a step "
@@ -50,13 +50,13 @@ def make_transport(
     options: EngineOptions, timeout_s: float, config: EngineConfig, process: subprocess.Popen | None
 ) -> Transport:
     """The engine's transport for the value of `--engine`. `timeout_s` is the value of --engine-timeout."""
-    step_s = timeout_s * patience(config)
+    step_s = timeout_s * compute_patience(config)
     if options.engine == "thread":
         from server.engine.entry.thread import ThreadTransport
         from server.engine.llama.backend import open_backend
 
         return ThreadTransport(config, open_backend, step_s)
-    return ProcessTransport(config, spawn.engine_command(), Limits(step_s=step_s), process)
+    return ProcessTransport(config, spawn.make_engine_command(), Limits(step_s=step_s), process)
 
 
 def open_vocab(config: EngineConfig) -> object:

@@ -17,7 +17,7 @@ from typing import Any
 from server.engine.seam.config import EngineConfig
 from server.errands.one_shot import ModelPlace
 from server.errands.tuned import file_of
-from server.model_files.identity import Source, model_sources, source
+from server.model_files.identity import Source, list_model_sources, make_source
 from server.models.catalogue import ModelEntry
 from server.options.groups import ModelOptions
 from server.records import record
@@ -73,6 +73,6 @@ def files_of(options: ModelOptions) -> tuple[Source, ...]:
         return ()
     others = filter(None, (*(path for path, _ in sources.lora), sources.spec_draft_model, sources.mmproj))
     try:
-        return (*model_sources(sources.model), *map(source, others), source(file_of(sources.model)))
+        return (*list_model_sources(sources.model), *map(make_source, others), make_source(file_of(sources.model)))
     except OSError:
         return ()  # the reader will report the error

@@ -29,7 +29,7 @@ from server.engine.client import spawn
 from server.engine.client.engine_client import EngineClient
 from server.engine.llama.fit import wish_of
 from server.engine.seam.config import EngineConfig
-from server.engine.seam.workers import reachable
+from server.engine.seam.workers import find_reachable
 from server.errands.bundle import Bundle
 from server.loading.engines import make_transport, open_vocab, with_advice
 from server.loading.known import Known, Memory
@@ -37,7 +37,7 @@ from server.log import get_logger
 from server.model_files import host_memory, memory_plan
 from server.model_files.memory_plan import Place
 from server.model_sources import read_model
-from server.models.catalogue import ModelEntry, find_models, model_options
+from server.models.catalogue import ModelEntry, find_models, read_model_options
 from server.models.entry import FAILED, Entry
 from server.models.model import Model, SystemPrompt, check_chat_template, read_prompt_file
 from server.models.room import Room
@@ -69,14 +69,14 @@ class Starter:
     turns: str = ""
     memory: Memory = field(default_factory=Memory)
 
-    def entries(self) -> list[Entry]:
+    def list_entries(self) -> list[Entry]:
         """All models that the options name. OptionError for wrong presets. A fault of a model's files is reported when
         a request names the model."""
-        found = find_models(self.options.catalogue, program.cache_folder(), lambda line: log.warning("%s", line))
-        return [self._entry(one) for one in found]
+        found = find_models(self.options.catalogue, program.find_cache_folder(), lambda line: log.warning("%s", line))
+        return [self._make_entry(one) for one in found]
 
-    def _entry(self, one: ModelEntry) -> Entry:
-        options = self._options(one) if one.changes else self.options.model
+    def _make_entry(self, one: ModelEntry) -> Entry:
+        options = self._read_options(one) if one.changes else self.options.model
         entry = Entry(one.name, one, one.aliases, one.tags, one.path, one.source, one.size)
         entry.is_eager = one.is_eager
         entry.idle_s = float(options.sleep_idle_seconds)
@@ -84,14 +84,14 @@ class Starter:
             entry.state, entry.reason = FAILED, one.fault
         return entry
 
-    def _options(self, one: ModelEntry) -> ModelOptions:
+    def _read_options(self, one: ModelEntry) -> ModelOptions:
         return with_own_folders(
-            model_options(one, self.argv, self.environ, self.own.defaults if self.own else ()), one.name
+            read_model_options(one, self.argv, self.environ, self.own.defaults if self.own else ()), one.name
         )
 
-    def idle_s(self, source: ModelEntry, asked: Mapping[str, Any]) -> float:
+    def read_idle_s(self, source: ModelEntry, asked: Mapping[str, Any]) -> float:
         """See `models.entry.Starter`."""
-        return float(self._options(replace(source, asked=asked)).sleep_idle_seconds)
+        return float(self._read_options(replace(source, asked=asked)).sleep_idle_seconds)
 
     def read(
         self, source: ModelEntry | None, before: Model | None, asked: Mapping[str, Any] = MappingProxyType({})
@@ -100,7 +100,7 @@ class Starter:
         options = self.options.model
         if source is not None:
             source = replace(source, asked=asked)
-            options = self._options(source)
+            options = self._read_options(source)
         own = self.own if source is None else None
         known = self.memory.read(
             source, options, lambda: read_model(options, self.options.engines, self.options.downloads, own)
@@ -109,15 +109,15 @@ class Starter:
         read_ahead(place.path)
         if not self.options.api.is_2024:
             options = with_advice(options, advice)
-        return PreparedModel(self, options, known, before, worker_places(config.rpc))
+        return PreparedModel(self, options, known, before, list_worker_places(config.rpc))
 
     def tick(self, is_busy: bool) -> None:
         """See `models.entry.Starter`: start a new spare process when it is due."""
         self.spare.tick(is_busy)
 
-    def room(self) -> Room:
+    def measure_room(self) -> Room:
         """The memory that is free now; on GPUs, before any load."""
-        n = host_memory.available()
+        n = host_memory.read_available()
         return {MEMORY: UNKNOWN_ROOM if n is None else n, **{gpu.name: gpu.free for gpu in self.gpus}}
 
 
@@ -135,10 +135,10 @@ class PreparedModel:
 
     @property
     def config(self) -> EngineConfig:
-        """The configuration of its engine, without the context that `fits` has chosen."""
+        """The configuration of its engine, without the context that `find_fit` has chosen."""
         return self.known.found[1]
 
-    def fits(self, room: Room, is_alone: bool) -> Room | None:
+    def find_fit(self, room: Room, is_alone: bool) -> Room | None:
         """See `room.Fits`. Beside other models, a model fits only with a useful context and, if there is a GPU, with
         all layers on it. Alone it may have less."""
         plan = self._plan(room)
@@ -147,7 +147,7 @@ class PreparedModel:
             return {MEMORY: n_bytes} if is_alone or n_bytes <= room[MEMORY] else None
         shape = self.config.shape
         assert shape is not None
-        enough = min(self.config.fit_ctx, memory_plan.useful_context(shape.n_ctx_train)) * self.config.n_slots
+        enough = min(self.config.fit_ctx, memory_plan.choose_useful_context(shape.n_ctx_train)) * self.config.n_slots
         has_little = self.config.n_ctx is None and plan.n_ctx < enough
         has_left_gpu = bool(plan.rows[1:]) and self.wish.n_gpu_layers is None and plan.n_gpu_layers <= len(shape.layers)
         if not is_alone and (plan.fault or has_little or has_left_gpu):
@@ -157,7 +157,7 @@ class PreparedModel:
         self.n_ctx = plan.n_ctx if self.config.n_ctx is None else self.config.n_ctx
         return {row.place.name: row.used for row in plan.rows}
 
-    def refusal(self, room: Room) -> str:
+    def explain_refusal(self, room: Room) -> str:
         """See `models.entry.Prepared`: the error of the memory plan."""
         plan = self._plan(room)
         return plan.fault if plan is not None else "the model doesn't fit into memory"
@@ -203,12 +203,12 @@ class PreparedModel:
         return wish_of(self.config, bool(self.config.shape and self.config.shape.window))
 
 
-def worker_places(addresses: Sequence[str]) -> tuple[Place, ...]:
+def list_worker_places(addresses: Sequence[str]) -> tuple[Place, ...]:
     """The devices of the workers that answer, with the names that the engine gives them. No other model can use them,
     because a worker serves one client at a time."""
     if not addresses:
         return ()
-    devices = [device for worker in reachable(addresses)[0] for device in worker.devices]
+    devices = [device for worker in find_reachable(addresses)[0] for device in worker.devices]
     return tuple(Place(f"RPC{i}", free) for i, (free, _) in enumerate(devices))
 
 
@@ -222,15 +222,15 @@ def find_gpus(libs: str) -> tuple[Place, ...]:
     if sys.platform != "darwin" and not has_gpu_plugin:
         return ()
     try:
-        command = program.own_command("--list-devices", "--libs", libs)
+        command = program.make_own_command("--list-devices", "--libs", libs)
         text = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("can't list the devices (%s): models are planned for the CPU only", error)
         return ()
-    return gpus_in(text)
+    return parse_gpus(text)
 
 
-def gpus_in(text: str) -> tuple[Place, ...]:
+def parse_gpus(text: str) -> tuple[Place, ...]:
     """The GPUs in the output of `--list-devices`. Apple's share the host's memory."""
     found = filter(None, map(DEVICE.match, text.splitlines()))
     return tuple(
@@ -242,7 +242,7 @@ def gpus_in(text: str) -> tuple[Place, ...]:
 
 class Spare:
     """The spare engine process, which waits for its configuration. `start` starts one with the command that
-    `spawn.engine_command` makes of the hints. `first` is one that runs already.
+    `spawn.make_engine_command` makes of the hints. `first` is one that runs already.
 
     Any thread may take it, but only the main thread starts it: on Linux an engine's process ends with the thread that
     started it, and threads that load models end soon."""
@@ -278,7 +278,7 @@ class Spare:
             self._t_due = math.inf
             if self._process is None and not self._is_closed:
                 with contextlib.suppress(OSError):  # the next load starts a process itself and reports the error
-                    self._process = self._start(spawn.engine_command(*self._hints))
+                    self._process = self._start(spawn.make_engine_command(*self._hints))
 
     def refill_later(self) -> None:
         """Have `tick` start a spare process after `LATER_S`, so that the model can begin its first answer."""
@@ -307,14 +307,14 @@ def hints_of(config: EngineConfig) -> tuple[str, ...]:
 
 def with_own_folders(options: ModelOptions, name: str) -> ModelOptions:
     """The options with a subfolder for this model in --slot-save-path and --cache-disk, which all models share."""
-    folder = folder_name(name)
+    folder = make_folder_name(name)
     return options.replace(
         slot_save_path=options.slot_save_path and os.path.join(options.slot_save_path, folder),
         cache_disk=options.cache_disk and os.path.join(options.cache_disk, folder),
     )
 
 
-def folder_name(name: str) -> str:
+def make_folder_name(name: str) -> str:
     """A folder's name for a model. Different models get different names, even where file names ignore case."""
     plain = re.sub(r"[^a-z0-9_-]", "_", name.lower())[:80]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"

@@ -17,10 +17,10 @@ from server.model_files import header_checks as model_checks
 from server.model_files.rerankers import has_head, template_of
 
 FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
-    "-m": model_checks.model_faults,
-    "--model-draft": model_checks.model_faults,
-    "--lora": model_checks.adapter_faults,
-    "--mmproj": projector_checks.projector_faults,
+    "-m": model_checks.find_model_faults,
+    "--model-draft": model_checks.find_model_faults,
+    "--lora": model_checks.find_adapter_faults,
+    "--mmproj": projector_checks.find_projector_faults,
 }
 
 
@@ -41,14 +41,14 @@ def check_model_file(
         raise StartError(f"{path} is a pipe or a device; {option} takes the path of a .gguf file")
     try:
         parts = gguf.read_all(path, keep=model_checks.KEPT, span=span)
-        model_checks.overridden(parts[0], {key: value for key, _, value in overrides})
+        model_checks.override_metadata(parts[0], {key: value for key, _, value in overrides})
         fault = next(FAULTS[option](parts), None)
     except OSError as error:
         raise StartError(f"{path} can't be read: {error.strerror or error}") from None
     except gguf.GgufError as error:
         raise StartError(str(error)) from None
     if fault:
-        raise StartError(gguf.printable(f"{path} {fault}"))
+        raise StartError(gguf.make_printable(f"{path} {fault}"))
     return parts
 
 

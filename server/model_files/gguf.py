@@ -29,7 +29,7 @@ from typing import Any, overload
 from server.model_files.tensor_types import TYPES
 from server.records import field, record
 
-__all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "printable", "read", "read_all"]
+__all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "make_printable", "read", "read_all"]
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -60,10 +60,10 @@ class GgufError(ValueError):
     """A fault in a file. One line with the file, the fault and its place."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(make_printable(message))
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """The text with control characters escaped, since it may quote a file and goes to a terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
@@ -101,7 +101,7 @@ class Gguf:
     alignment: int = DEFAULT_ALIGNMENT  # bytes
     data_start: int = 0  # the byte at which the tensors' data begins
 
-    def text(self, key: str, default: str = "") -> str:
+    def get_text(self, key: str, default: str = "") -> str:
         """The text at `key`; `default` if there is none. GgufError if it is something else."""
         value = self.metadata.get(key, default)
         if not isinstance(value, str):
@@ -131,12 +131,12 @@ def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, in
         stream.seek(span[0])
         gguf = Gguf(str(path), size)
         source = _Source(stream, str(path), size, span[0])
-        n_tensors, n_pairs = _head(gguf, source)
+        n_tensors, n_pairs = _read_head(gguf, source)
         for i in range(n_pairs):
-            _pair(gguf, source, i, keep)
-        gguf.alignment = _alignment(gguf)
+            _read_pair(gguf, source, i, keep)
+        gguf.alignment = _read_alignment(gguf)
         for i in range(n_tensors):
-            _tensor(gguf, source, i)
+            _read_tensor(gguf, source, i)
         gguf.data_start = -(-source.position // gguf.alignment) * gguf.alignment
     _check_offsets(gguf)
     return gguf
@@ -157,10 +157,10 @@ def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int
     if not found or int(found["no"]) != 1 or int(found["count"]) != count:
         raise GgufError(f"{path} is the first of {count} parts; its name has to end in -00001-of-{count:05}.gguf")
     names = [f"{found['prefix']}-{no:05}-of-{count:05}.gguf" for no in range(2, count + 1)]
-    return [first, *_other_parts(first, [Path(path).with_name(name) for name in names], count)]
+    return [first, *_read_other_parts(first, [Path(path).with_name(name) for name in names], count)]
 
 
-def _other_parts(first: Gguf, paths: list[Path], count: int) -> list[Gguf]:
+def _read_other_parts(first: Gguf, paths: list[Path], count: int) -> list[Gguf]:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -204,7 +204,7 @@ class _Source:
     def fail(self, what: str) -> GgufError:
         return GgufError(f"{self._path}: {what}")
 
-    def _need(self, n: int, what: str) -> None:
+    def _require_bytes(self, n: int, what: str) -> None:
         """Make sure that `n` bytes are in the buffer. GgufError if the file ends before."""
         if n > self.rest:
             raise self.fail(
@@ -220,7 +220,7 @@ class _Source:
     def unpack(self, code: str, what: str) -> tuple:
         """Read numbers by their struct codes."""
         n = struct.calcsize("<" + code)
-        self._need(n, what)
+        self._require_bytes(n, what)
         values = struct.unpack_from("<" + code, self._data, self._at)
         self._at += n
         return values
@@ -228,25 +228,25 @@ class _Source:
     def skip(self, n: int, what: str) -> None:
         """Skip `n` bytes."""
         if n > self.rest or n <= len(self._data) - self._at:
-            self._need(n, what)
+            self._require_bytes(n, what)
             self._at += n
         else:
             self._base = self.position + n
             self._data, self._at = b"", 0
             self._stream.seek(self._origin + self._base)
 
-    def text(self, what: str, longest: int) -> str:
+    def read_text(self, what: str, longest: int) -> str:
         """Read a text of at most `longest` bytes; invalid UTF-8 is replaced."""
         (n,) = self.unpack("Q", f"the length of {what}")
         if n > longest:
             raise self.fail(
                 f"{what} at byte {self.position} would be {n} bytes long, but at most {longest} are possible"
             )
-        self._need(n, what)
+        self._require_bytes(n, what)
         self._at += n
         return self._data[self._at - n : self._at].decode("utf-8", "replace")
 
-    def texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
+    def skip_texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
         """Skip `count` texts. Returns the set of the texts and one that occurs twice; both empty unless `is_kept`.
 
         Reading a header spends most of its time in this loop, so it is written for speed.
@@ -257,8 +257,8 @@ class _Source:
         for _ in range(count):
             if at + 8 > len(data) or (end := at + 8 + unpack(data, at)[0]) > len(data):
                 self._at = at
-                self._need(8, what)
-                self._need(8 + unpack(self._data, self._at)[0], what)
+                self._require_bytes(8, what)
+                self._require_bytes(8 + unpack(self._data, self._at)[0], what)
                 data, at = self._data, self._at
                 end = at + 8 + unpack(data, at)[0]
             if is_kept:
@@ -266,10 +266,10 @@ class _Source:
             at = end
         self._at = at
         different = frozenset(kept)
-        return different, _repeated(kept) if len(different) < len(kept) else b""
+        return different, _find_repeated(kept) if len(different) < len(kept) else b""
 
 
-def _repeated(texts: list[bytes]) -> bytes:
+def _find_repeated(texts: list[bytes]) -> bytes:
     """A text that occurs more than once; empty ones don't count."""
     seen: set[bytes] = {b""}
     for text in texts:
@@ -285,7 +285,7 @@ def _hint(source: _Source, magic: bytes) -> str:
     return next((f": {words}" for start, words in OTHER_FILES if re.match(start, beginning)), "")
 
 
-def _head(gguf: Gguf, source: _Source) -> tuple[int, int]:
+def _read_head(gguf: Gguf, source: _Source) -> tuple[int, int]:
     """Read magic, version and counts. Returns the numbers of tensors and metadata entries."""
     magic = bytes(source.unpack(f"{min(source.rest, 4)}B", "the header"))
     if magic != MAGIC:
@@ -303,9 +303,9 @@ def _head(gguf: Gguf, source: _Source) -> tuple[int, int]:
     return n_tensors, n_pairs
 
 
-def _pair(gguf: Gguf, source: _Source, i: int, keep: Container[str]) -> None:
+def _read_pair(gguf: Gguf, source: _Source, i: int, keep: Container[str]) -> None:
     at = source.position
-    key = source.text(f"the key of metadata entry {i}", MAX_KEY)
+    key = source.read_text(f"the key of metadata entry {i}", MAX_KEY)
     if not key:
         raise source.fail(f"metadata entry {i} at byte {at} has an empty key")
     if key in gguf.metadata:
@@ -313,16 +313,16 @@ def _pair(gguf: Gguf, source: _Source, i: int, keep: Container[str]) -> None:
     what = f"the value of {key!r}"
     (kind,) = source.unpack("I", what)
     if kind == TEXT:
-        gguf.metadata[key] = source.text(what, source.rest)
+        gguf.metadata[key] = source.read_text(what, source.rest)
     elif kind == ARRAY:
-        gguf.metadata[key] = _array(source, key, what, keep)
+        gguf.metadata[key] = _read_array(source, key, what, keep)
     elif kind in SCALARS:
         (gguf.metadata[key],) = source.unpack(SCALARS[kind], what)
     else:
         raise source.fail(f"{what} has the unknown type {kind} at byte {source.position - 4}")
 
 
-def _array(source: _Source, key: str, what: str, keep: Container[str]) -> Array | tuple:
+def _read_array(source: _Source, key: str, what: str, keep: Container[str]) -> Array | tuple:
     kind, count = source.unpack("IQ", what)
     least = 8 if kind == TEXT else struct.calcsize("<" + SCALARS.get(kind, "B"))
     if kind != TEXT and kind not in SCALARS:
@@ -331,23 +331,23 @@ def _array(source: _Source, key: str, what: str, keep: Container[str]) -> Array 
     if count * least > source.rest:
         raise source.fail(f"{what} claims {count} items, more than the {source.rest} bytes left can hold: {INCOMPLETE}")
     if kind == TEXT:
-        return Array(kind, count, *source.texts(count, what, key in keep))
+        return Array(kind, count, *source.skip_texts(count, what, key in keep))
     if count <= SMALL_ARRAY:
         return source.unpack(f"{count}{SCALARS[kind]}", what)
     source.skip(count * least, what)
     return Array(kind, count)
 
 
-def _alignment(gguf: Gguf) -> int:
+def _read_alignment(gguf: Gguf) -> int:
     value = gguf.number("general.alignment", DEFAULT_ALIGNMENT)
     if not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
         raise GgufError(f"{gguf.path}: general.alignment {value} is not a power of two up to {MAX_ALIGNMENT}")
     return value
 
 
-def _tensor(gguf: Gguf, source: _Source, i: int) -> None:
+def _read_tensor(gguf: Gguf, source: _Source, i: int) -> None:
     at = source.position
-    name = source.text(f"the name of tensor {i}", MAX_NAME - 1)
+    name = source.read_text(f"the name of tensor {i}", MAX_NAME - 1)
     if not name or name in gguf.tensors:
         raise source.fail(f"tensor {i} at byte {at} has " + (f"the name of another, {name}" if name else "no name"))
     what = f"tensor {name}"

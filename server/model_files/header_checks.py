@@ -18,7 +18,7 @@ from typing import Any
 from server.model_files.gguf import TEXT, TYPES, Array, Gguf, Tensor
 from server.records import record
 
-__all__ = ["KEPT", "adapter_faults", "model_faults"]
+__all__ = ["KEPT", "find_adapter_faults", "find_model_faults"]
 
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 KEPT = (TOKENS,)
@@ -78,11 +78,11 @@ TOKENIZERS = {
 }
 
 
-def model_faults(parts: list[Gguf]) -> Iterator[str]:
+def find_model_faults(parts: list[Gguf]) -> Iterator[str]:
     """The known faults of a model of one or more files, as texts that follow the path in a message."""
     first = parts[0]
-    architecture = first.text("general.architecture")
-    kind = first.text("general.type", "model")
+    architecture = first.get_text("general.architecture")
+    kind = first.get_text("general.type", "model")
     if kind == "adapter" or "adapter.type" in first.metadata:
         yield "is an adapter, not a model: use it with --lora, and its model with -m"
     elif architecture == "clip" or kind == "mmproj":
@@ -92,16 +92,16 @@ def model_faults(parts: list[Gguf]) -> Iterator[str]:
     elif not any(part.tensors for part in parts):
         yield "has no weights, only a vocabulary"
     else:
-        yield from _shape_faults(first, architecture)
-        yield from _tokenizer_faults(first)
+        yield from _find_shape_faults(first, architecture)
+        yield from _find_tokenizer_faults(first)
         if architecture in COMMON:
             tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-            yield from _common_faults(first, architecture, tensors)
+            yield from _find_common_faults(first, architecture, tensors)
 
 
-def adapter_faults(parts: list[Gguf]) -> Iterator[str]:
+def find_adapter_faults(parts: list[Gguf]) -> Iterator[str]:
     """The known faults of a LoRA adapter."""
-    if parts[0].text("general.type", "adapter") != "adapter" or not parts[0].text("adapter.type"):
+    if parts[0].get_text("general.type", "adapter") != "adapter" or not parts[0].get_text("adapter.type"):
         yield "is not an adapter: --lora takes files made by llama.cpp's convert_lora_to_gguf.py"
     elif not parts[0].tensors:
         yield "has no tensors"
@@ -110,14 +110,14 @@ def adapter_faults(parts: list[Gguf]) -> Iterator[str]:
 # ---- sizes: llama_model_base::load_hparams ---------------------------------------------------------------------------
 
 
-def _shape_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
+def _find_shape_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
     n_layers = gguf.number(f"{architecture}.block_count")
     if n_layers is not None and not 1 <= n_layers <= MAX_LAYERS:
         yield f"says that it has {n_layers} layers; llama.cpp supports 1 to {MAX_LAYERS}"
     n_more = gguf.number(f"{architecture}.nextn_predict_layers", 0)
     if n_layers is not None and n_more > n_layers:
         yield f"says that {n_more} layers of its {n_layers} predict further tokens (nextn_predict_layers)"
-    scaling = gguf.text(f"{architecture}.rope.scaling.type", "linear")
+    scaling = gguf.get_text(f"{architecture}.rope.scaling.type", "linear")
     if scaling not in ROPE_SCALINGS:
         yield f"needs the position scaling {scaling!r}; llama.cpp supports {', '.join(ROPE_SCALINGS)}"
     for key in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
@@ -125,10 +125,10 @@ def _shape_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
         if isinstance(epsilon, float) and not 0 <= epsilon < inf:
             yield f"has {architecture}.{key} {epsilon}; it must be 0 or more"
     if architecture not in HELD_BACK:
-        yield from _expert_faults(gguf, architecture)
+        yield from _find_expert_faults(gguf, architecture)
 
 
-def _expert_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
+def _find_expert_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
     n_experts = gguf.number(f"{architecture}.expert_count", 0)
     used = gguf.metadata.get(f"{architecture}.expert_used_count", 0)
     n_used = max(used, default=0) if isinstance(used, tuple) else used
@@ -153,8 +153,8 @@ def _expert_faults(gguf: Gguf, architecture: str) -> Iterator[str]:
 # ---- vocabulary: llama_vocab::impl::load and ::tokenize --------------------------------------------------------------
 
 
-def _tokenizer_faults(gguf: Gguf) -> Iterator[str]:
-    model = gguf.text("tokenizer.ggml.model")
+def _find_tokenizer_faults(gguf: Gguf) -> Iterator[str]:
+    model = gguf.get_text("tokenizer.ggml.model")
     tokens = gguf.metadata.get(TOKENS)
     if not model or model in ("none", "no_vocab"):
         return  # libllama reports a missing name; with "none" it needs no vocabulary
@@ -169,8 +169,8 @@ def _tokenizer_faults(gguf: Gguf) -> Iterator[str]:
         if n_values is not None and n_values < tokens.count:
             yield f"has {tokens.count} tokens, but only {n_values} entries in tokenizer.ggml.{key}"
     if model in TOKENIZERS:
-        yield from _special_token_faults(gguf, TOKENIZERS[model], tokens.count)
-    if model == "bert" and _special_id(gguf, "unknown", TOKENIZERS[model].unk, tokens.count) is None:
+        yield from _find_special_token_faults(gguf, TOKENIZERS[model], tokens.count)
+    if model == "bert" and _choose_special_id(gguf, "unknown", TOKENIZERS[model].unk, tokens.count) is None:
         yield "has no token for unknown words (tokenizer.ggml.unknown_token_id)"
     if model == "llama":
         # llama_vocab::byte_to_token throws for a byte that has no token
@@ -184,7 +184,7 @@ def _tokenizer_faults(gguf: Gguf) -> Iterator[str]:
             )
 
 
-def _special_token_faults(gguf: Gguf, kind: Tokenizer, n_tokens: int) -> Iterator[str]:
+def _find_special_token_faults(gguf: Gguf, kind: Tokenizer, n_tokens: int) -> Iterator[str]:
     """Find missing special tokens that the tokenizer adds to texts. It asserts that they exist."""
     # "seperator" is the format's own spelling.
     rows = (
@@ -193,7 +193,7 @@ def _special_token_faults(gguf: Gguf, kind: Tokenizer, n_tokens: int) -> Iterato
         ("seperator", kind.sep, kind.sep is not None, "separating texts"),
     )
     for name, default, is_needed, what in rows:
-        if is_needed and _special_id(gguf, name, default, n_tokens) is None:
+        if is_needed and _choose_special_id(gguf, name, default, n_tokens) is None:
             yield (
                 f"needs a token for {what}: tokenizer.ggml.{name}_token_id is "
                 f"{gguf.metadata.get(f'tokenizer.ggml.{name}_token_id', 'missing')}, but it has {n_tokens} tokens"
@@ -204,7 +204,7 @@ def _is_added(gguf: Gguf, name: str, default: bool) -> bool:
     return gguf.metadata.get(f"tokenizer.ggml.add_{name}_token", default) is True
 
 
-def _special_id(gguf: Gguf, name: str, default: int | None, n_tokens: int) -> int | None:
+def _choose_special_id(gguf: Gguf, name: str, default: int | None, n_tokens: int) -> int | None:
     """The id that libllama will use: the file's, else the default of this kind; None if no such token exists."""
     value = gguf.metadata.get(f"tokenizer.ggml.{name}_token_id")
     if isinstance(value, int) and 0 <= value < n_tokens:
@@ -215,7 +215,7 @@ def _special_id(gguf: Gguf, name: str, default: int | None, n_tokens: int) -> in
 # ---- common architectures: clearer messages than libllama's ----------------------------------------------------------
 
 
-def _common_faults(gguf: Gguf, architecture: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _find_common_faults(gguf: Gguf, architecture: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     missing = [key for key in REQUIRED if f"{architecture}.{key}" not in gguf.metadata]
     if missing:
         yield f"lacks {architecture}.{missing[0]} in its metadata"
@@ -231,10 +231,10 @@ def _common_faults(gguf: Gguf, architecture: str, tensors: Mapping[str, Tensor])
             yield f"has the tensor {tensor.name} as {type_name}, which llama.cpp can't compute with"
         elif len(tensor.dims) == 1 and type_name != "f32":
             yield f"has the vector {tensor.name} as {type_name}, which llama.cpp supports only as f32"
-    yield from _embedding_faults(gguf, architecture, gguf.metadata.get(TOKENS))
+    yield from _find_embedding_faults(gguf, architecture, gguf.metadata.get(TOKENS))
 
 
-def _embedding_faults(gguf: Gguf, architecture: str, tokens: object) -> Iterator[str]:
+def _find_embedding_faults(gguf: Gguf, architecture: str, tokens: object) -> Iterator[str]:
     table = gguf.tensors.get("token_embd.weight")
     width = gguf.metadata[f"{architecture}.embedding_length"]
     if table is None:
@@ -245,6 +245,6 @@ def _embedding_faults(gguf: Gguf, architecture: str, tokens: object) -> Iterator
         yield f"has {tokens.count} tokens, but embeddings for {table.dims[1]}"
 
 
-def overridden(gguf: Gguf, rows: Mapping[str, Any]) -> None:
+def override_metadata(gguf: Gguf, rows: Mapping[str, Any]) -> None:
     """Put the values of `--override-kv` into the metadata, as libllama will."""
     gguf.metadata.update(rows)

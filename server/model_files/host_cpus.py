@@ -19,28 +19,28 @@ RATE_ENABLED, RATE_HARD_CAP = 1, 4
 WHOLE_RATE = 10_000  # the rate of all processors
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """The number of whole cores, at least one."""
-    return max(int(available()), 1)
+    return max(int(count_available()), 1)
 
 
-def available() -> float:
+def count_available() -> float:
     """The number of cores, with fractions."""
-    return min([float(allowed_cores()), *QUOTAS.get(sys.platform, lambda: ())()])
+    return min([float(count_allowed_cores()), *QUOTAS.get(sys.platform, lambda: ())()])
 
 
-def allowed_cores() -> int:
+def count_allowed_cores() -> int:
     """The number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     if sys.platform == "win32":
-        return windows_affinity() or os.cpu_count() or 1
+        return read_windows_affinity() or os.cpu_count() or 1
     return os.cpu_count() or 1
 
 
-def linux_quotas(root: Path = Path("/")) -> Iterator[float]:
+def read_linux_quotas(root: Path = Path("/")) -> Iterator[float]:
     """The quotas of this process's control groups, in cores."""
-    for version, folder in control_groups(root, "cpu"):
+    for version, folder in find_control_groups(root, "cpu"):
         try:
             if version == 2:
                 quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
@@ -55,7 +55,7 @@ def linux_quotas(root: Path = Path("/")) -> Iterator[float]:
             yield cores
 
 
-def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+def find_control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
     """(version, folder) of the control groups that limit `controller` for this process, from its own group upwards."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
@@ -74,7 +74,7 @@ def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
         yield from ((version, top.joinpath(*parts[:n])) for n in range(len(parts), -1, -1))
 
 
-def windows_affinity() -> int:
+def read_windows_affinity() -> int:
     """The number of processors in the affinity mask; 0 if the process may use more than one group of 64."""
     import ctypes  # here, because other systems have files for this
 
@@ -87,7 +87,7 @@ def windows_affinity() -> int:
     return bin(ours.value).count("1") if done else 0
 
 
-def windows_quotas() -> Iterator[float]:
+def read_windows_quotas() -> Iterator[float]:
     """The quota of this process's job (a container), in cores."""
     import ctypes
 
@@ -99,4 +99,4 @@ def windows_quotas() -> Iterator[float]:
         yield info[1] / WHOLE_RATE * (os.cpu_count() or 1)
 
 
-QUOTAS: dict[str, Callable[[], Iterator[float]]] = {"linux": linux_quotas, "win32": windows_quotas}
+QUOTAS: dict[str, Callable[[], Iterator[float]]] = {"linux": read_linux_quotas, "win32": read_windows_quotas}

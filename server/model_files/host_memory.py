@@ -14,17 +14,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from server.model_files.host_cpus import control_groups
+from server.model_files.host_cpus import find_control_groups
 
-__all__ = ["available"]
+__all__ = ["read_available"]
 
 
-def available() -> int | None:
+def read_available() -> int | None:
     """Bytes that can be allocated without swapping; None if unknown."""
     return READERS.get(sys.platform, lambda: None)()
 
 
-def linux(root: Path = Path("/")) -> int | None:
+def read_linux(root: Path = Path("/")) -> int | None:
     """MemAvailable, or the room in a control group (version 2 or 1) if that is less."""
     try:
         text = (root / "proc/meminfo").read_text(encoding="ascii", errors="replace")
@@ -39,7 +39,7 @@ NAMES = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memo
 
 def _group_room(root: Path) -> Iterator[int]:
     """The bytes that each of this process's control groups still allows."""
-    for version, folder in control_groups(root, "memory"):
+    for version, folder in find_control_groups(root, "memory"):
         limit, used = NAMES[version]
         try:
             most = int((folder / limit).read_text(encoding="ascii"))
@@ -51,7 +51,7 @@ def _group_room(root: Path) -> Iterator[int]:
         yield max(most - taken + int(droppable[1] if droppable else 0), 0)
 
 
-def mac() -> int | None:
+def read_mac() -> int | None:
     """The available memory according to `vm_stat`."""
     import subprocess  # here, because other systems have files for this
 
@@ -69,7 +69,7 @@ def parse_vm_stat(text: str) -> int | None:
     return int(size[1]) * sum(map(int, pages)) if size and pages else None
 
 
-def windows() -> int | None:
+def read_windows() -> int | None:
     """ullAvailPhys of GlobalMemoryStatusEx."""
 
     class Status(ctypes.Structure):
@@ -95,4 +95,4 @@ def windows() -> int | None:
     return int(status.available) if done else None
 
 
-READERS: dict[str, Callable[[], int | None]] = {"linux": linux, "darwin": mac, "win32": windows}
+READERS: dict[str, Callable[[], int | None]] = {"linux": read_linux, "darwin": read_mac, "win32": read_windows}

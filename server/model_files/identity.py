@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from server.log import get_logger
-from server.program import cache_folder
+from server.program import find_cache_folder
 from server.records import record
 
 MIB = 1 << 20
@@ -82,23 +82,23 @@ class Source:
     size: int = 0  # bytes; 0: to the end
 
 
-def source(path: str | os.PathLike[str], offset: int = 0, size: int = 0) -> Source:
+def make_source(path: str | os.PathLike[str], offset: int = 0, size: int = 0) -> Source:
     """A file with its current mark."""
     return Source(str(path), _mark(path, offset, size), offset, size)
 
 
-def model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
+def list_model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
     """The files of all parts of a model."""
     if offset or size or "-of-" not in path:
-        return [source(path, offset, size)]
+        return [make_source(path, offset, size)]
     from server.model_files.gguf import SPLIT_NAME  # here, because few models have parts
 
     found = SPLIT_NAME.fullmatch(Path(path).name)
     if not found:
-        return [source(path)]
+        return [make_source(path)]
     names = (f"{found['prefix']}-{no:05}-of-{found['count']}.gguf" for no in range(1, int(found["count"]) + 1))
     paths = [Path(path).with_name(name) for name in names]
-    return [source(part) for part in paths if part.is_file()]
+    return [make_source(part) for part in paths if part.is_file()]
 
 
 def settings_of(
@@ -125,7 +125,7 @@ def reach_of(meta: Mapping[str, str], model_params: Mapping[str, Any], n_ctx: in
     return {"context": f"more than {n} tokens" if n_ctx > n else f"{n} tokens or less"}
 
 
-def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def describe_difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """The first difference of two identities, such as `another model (...); this is ...`; "" if they are equal."""
     for name, what in NAMES.items():
         if saved.get(name) != ours.get(name):
@@ -165,20 +165,20 @@ class Identity:
     def recall(self) -> bool:
         """Compute the facts if all hashes are in the cache folder. Returns whether the facts are known."""
         if self.facts is None and not self.fault:
-            known = _remembered() if self._files else {}
+            known = _read_remembered() if self._files else {}
             with contextlib.suppress(KeyError):
-                self._conclude({one: known[one.mark] for one in self._sources()})
+                self._conclude({one: known[one.mark] for one in self._list_sources()})
         return self.facts is not None
 
     def find(self, is_busy: Callable[[], bool] = lambda: False) -> None:
         """Compute the facts, or set `fault`. Files without a kept hash are read, slowly while `is_busy()`."""
-        started, known, n_bytes = time.monotonic(), _remembered(), 0
+        started, known, n_bytes = time.monotonic(), _read_remembered(), 0
         digests: dict[Source, str] = {}
         try:
-            for one in self._sources():
+            for one in self._list_sources():
                 digests[one] = known.get(one.mark, "")
                 if not digests[one]:
-                    digests[one], n = _digest(one, is_busy)
+                    digests[one], n = _compute_digest(one, is_busy)
                     n_bytes += n
                     if _mark(one.path, one.offset, one.size) != one.mark:
                         self.fault = f"{Path(one.path).name} has changed since it was loaded"
@@ -192,18 +192,18 @@ class Identity:
             "the identity for saved states is known: %d MiB read in %.1f s", n_bytes // MIB, time.monotonic() - started
         )
 
-    def _sources(self) -> list[Source]:
+    def _list_sources(self) -> list[Source]:
         return [one for sources in self._files.values() for one in sources]
 
     def _conclude(self, digests: Mapping[Source, str]) -> None:
         facts = dict(self._about)
         for name, sources in self._files.items():
             told = [facts[name]] if name in facts else []
-            facts[name] = ", ".join((*told, _joined([digests[one] for one in sources])))
+            facts[name] = ", ".join((*told, _join_digests([digests[one] for one in sources])))
         self.facts = facts
 
 
-def _joined(digests: Sequence[str]) -> str:
+def _join_digests(digests: Sequence[str]) -> str:
     """One hash of several hashes in order."""
     if not digests:
         return NO_FILES
@@ -223,7 +223,7 @@ def _mark(path: str | os.PathLike[str], offset: int, size: int) -> str:
     )
 
 
-def _digest(one: Source, is_busy: Callable[[], bool]) -> tuple[str, int]:
+def _compute_digest(one: Source, is_busy: Callable[[], bool]) -> tuple[str, int]:
     """The SHA-256 of a file, and the number of bytes read."""
     import hashlib
 
@@ -240,14 +240,14 @@ def _digest(one: Source, is_busy: Callable[[], bool]) -> tuple[str, int]:
     return digest.hexdigest(), n
 
 
-def _memory() -> Path:
-    return cache_folder(os.environ) / "hashes"
+def _get_memory() -> Path:
+    return find_cache_folder(os.environ) / "hashes"
 
 
-def _remembered() -> dict[str, str]:
+def _read_remembered() -> dict[str, str]:
     """The hashes in the cache folder, by mark."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
-        lines = _memory().read_text("ascii").splitlines()
+        lines = _get_memory().read_text("ascii").splitlines()
         return {
             mark: digest for mark, _, digest in (line.partition(" ") for line in lines) if mark and len(digest) == 64
         }
@@ -260,10 +260,10 @@ def _remember(one: Source, digest: str) -> None:
         stat = os.stat(one.path)
         if not stat.st_ino or time.time() - max(stat.st_mtime, stat.st_ctime) < SETTLED_S:
             return
-        known = _remembered()
+        known = _read_remembered()
         known.pop(one.mark, None)
         lines = [f"{mark} {text}\n" for mark, text in (*known.items(), (one.mark, digest))][-MOST_REMEMBERED:]
-        path = _memory()
+        path = _get_memory()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         temporary.write_text("".join(lines), "ascii")

@@ -15,7 +15,7 @@ from server.model_files.shape import Layer, Shape
 from server.model_files.tensor_types import TYPES
 from server.records import record, replace
 
-__all__ = ["MIB", "Place", "Plan", "Wish", "cache_bytes", "compute_bytes", "plan"]
+__all__ = ["MIB", "Place", "Plan", "Wish", "count_cache_bytes", "compute_bytes", "plan"]
 
 MIB = 1 << 20
 CELLS = 256  # llama.cpp rounds contexts up to a multiple
@@ -94,10 +94,10 @@ class Plan:
     notes: tuple[str, ...] = ()
     fault: str = ""  # why the model can't fit; "": it fits
 
-    def lines(self) -> list[str]:
+    def render_lines(self) -> list[str]:
         """The plan as the lines of a table."""
         rows = [
-            (row.place.name, *map(_mib, (row.weights, row.cache, row.compute, row.used, row.place.free)))
+            (row.place.name, *map(_format_mib, (row.weights, row.cache, row.compute, row.used, row.place.free)))
             for row in self.rows
         ]
         head = ("MiB", "weights", "cache", "compute", "sum", "free")
@@ -110,7 +110,7 @@ class Plan:
         return [*table, f"context: {self.n_ctx} tokens for {slots}", *self.notes]
 
 
-def _mib(n_bytes: int) -> str:
+def _format_mib(n_bytes: int) -> str:
     return f"{n_bytes / MIB:.0f}" if n_bytes >= 10 * MIB else f"{n_bytes / MIB:.1f}"
 
 
@@ -119,56 +119,58 @@ def plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...] = ()) ->
     n_most = len(shape.layers) + 1
     n_layers = n_most if wish.n_gpu_layers is None else min(wish.n_gpu_layers, n_most)
     n_layers = n_layers if gpus else 0
-    open_ctx = useful_context(shape.n_ctx_train) * wish.n_slots
-    largest = _rounded(open_ctx if wish.n_ctx is None else wish.n_ctx or shape.n_ctx_train)
-    smallest = largest if wish.n_ctx is not None else min(largest, _rounded(wish.fit_ctx * wish.n_slots))
+    open_ctx = choose_useful_context(shape.n_ctx_train) * wish.n_slots
+    largest = _round_up(open_ctx if wish.n_ctx is None else wish.n_ctx or shape.n_ctx_train)
+    smallest = largest if wish.n_ctx is not None else min(largest, _round_up(wish.fit_ctx * wish.n_slots))
     for layers in range(n_layers, -1, -1):
-        for floor in (smallest, _rounded(min(MIN_CTX_SLOT * wish.n_slots, smallest))):
+        for floor in (smallest, _round_up(min(MIN_CTX_SLOT * wish.n_slots, smallest))):
             is_last = layers == 0 or wish.n_gpu_layers is not None
             if floor < smallest and not (is_last and wish.n_ctx is None):
                 continue  # try fewer layers on the GPU before a tiny context
-            n_ctx = _largest_fitting(shape, wish, host, gpus, layers, (floor, largest))
+            n_ctx = _find_largest_fitting(shape, wish, host, gpus, layers, (floor, largest))
             if n_ctx:
                 return _plan(shape, wish, host, gpus, layers, n_ctx)
         if wish.n_gpu_layers is not None:
             break
-    return _refused(_plan(shape, wish, host, gpus, n_layers if wish.n_gpu_layers is not None else 0, smallest), wish)
+    return _refuse_plan(
+        _plan(shape, wish, host, gpus, n_layers if wish.n_gpu_layers is not None else 0, smallest), wish
+    )
 
 
-def useful_context(n_claimed: int) -> int:
+def choose_useful_context(n_claimed: int) -> int:
     """The tokens of a slot's context without --ctx-size, if there is room. `n_claimed` is the header's."""
     return min(n_claimed, USEFUL_CTX) if n_claimed <= CREDIBLE_CTX else UNKNOWN_CTX
 
 
-def _rounded(n_ctx: int) -> int:
+def _round_up(n_ctx: int) -> int:
     return -(-max(n_ctx, 1) // CELLS) * CELLS
 
 
-def _largest_fitting(
+def _find_largest_fitting(
     shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers: int, span: tuple[int, int]
 ) -> int:
     """The largest context within `span` that fits; 0 if none does. Without --ctx-size `CONTEXT_PART` limits it, too."""
 
-    def fits(n_ctx: int) -> bool:
-        rows = _rows(shape, wish, host, gpus, layers, n_ctx)
-        if any(row.used and row.left < _margin(wish, i, row.place) for i, row in enumerate(rows)):
+    def can_fit(n_ctx: int) -> bool:
+        rows = _make_rows(shape, wish, host, gpus, layers, n_ctx)
+        if any(row.used and row.left < _choose_margin(wish, i, row.place) for i, row in enumerate(rows)):
             return False
         own = rows[0]
-        is_modest = (own.cache + own.compute) * CONTEXT_PART <= own.place.free - _margin(
+        is_modest = (own.cache + own.compute) * CONTEXT_PART <= own.place.free - _choose_margin(
             wish, 0, own.place
         ) - own.weights
-        return wish.n_ctx is not None or is_modest or n_ctx <= _rounded(wish.fit_ctx * wish.n_slots)
+        return wish.n_ctx is not None or is_modest or n_ctx <= _round_up(wish.fit_ctx * wish.n_slots)
 
     low, high = span[0] // CELLS, span[1] // CELLS
-    if not fits(low * CELLS):
+    if not can_fit(low * CELLS):
         return 0
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle * CELLS) else (low, middle - 1)
+        low, high = (middle, high) if can_fit(middle * CELLS) else (low, middle - 1)
     return low * CELLS
 
 
-def _margin(wish: Wish, i: int, place: Place) -> int:
+def _choose_margin(wish: Wish, i: int, place: Place) -> int:
     """Bytes to leave free in memory `i` (0 is the host): none if the user has set all that goes there."""
     if wish.margins:
         # as in llama.cpp the values are the GPUs'; the host has the first one's
@@ -180,8 +182,8 @@ def _margin(wish: Wish, i: int, place: Place) -> int:
 
 def _plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers: int, n_ctx: int) -> Plan:
     notes = []
-    useful = useful_context(shape.n_ctx_train)
-    wanted = _rounded(useful * wish.n_slots)
+    useful = choose_useful_context(shape.n_ctx_train)
+    wanted = _round_up(useful * wish.n_slots)
     if wish.n_ctx is None and useful < shape.n_ctx_train:
         notes.append(f"the header says {shape.n_ctx_train} tokens of context; {useful} are used (--ctx-size sets more)")
     if wish.n_ctx is None and n_ctx < wanted:
@@ -190,10 +192,10 @@ def _plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers
         notes.append(f"{layers} of {len(shape.layers) + 1} layers on the GPU")
     if shape.window and wish.is_window_full:
         notes.append(f"layers with a window of {shape.window} tokens keep all positions")
-    return Plan(n_ctx, wish.n_slots, layers, _rows(shape, wish, host, gpus, layers, n_ctx), tuple(notes))
+    return Plan(n_ctx, wish.n_slots, layers, _make_rows(shape, wish, host, gpus, layers, n_ctx), tuple(notes))
 
 
-def _refused(plan_: Plan, wish: Wish) -> Plan:
+def _refuse_plan(plan_: Plan, wish: Wish) -> Plan:
     row = min(plan_.rows, key=lambda row: row.left)
     ways = ["a smaller --ctx-size"] if wish.n_ctx is None or wish.n_ctx > CELLS else []
     ways += ["fewer --n-gpu-layers"] if row is not plan_.rows[0] else []
@@ -201,9 +203,10 @@ def _refused(plan_: Plan, wish: Wish) -> Plan:
     return replace(
         plan_,
         fault=(
-            f"the model doesn't fit: {row.place.name} would need {_mib(row.used)} MiB (weights {_mib(row.weights)}, "
-            f"cache {_mib(row.cache)} for {plan_.n_ctx} tokens, compute {_mib(row.compute)}) and has "
-            f"{_mib(row.place.free)} free; use {', '.join(ways)}, or --fit off to try it anyway"
+            f"the model doesn't fit: {row.place.name} would need {_format_mib(row.used)} MiB "
+            f"(weights {_format_mib(row.weights)}, "
+            f"cache {_format_mib(row.cache)} for {plan_.n_ctx} tokens, compute {_format_mib(row.compute)}) and has "
+            f"{_format_mib(row.place.free)} free; use {', '.join(ways)}, or --fit off to try it anyway"
         ),
     )
 
@@ -211,7 +214,9 @@ def _refused(plan_: Plan, wish: Wish) -> Plan:
 # ---- how much each part takes ----------------------------------------------------------------------------------------
 
 
-def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_layers: int, n_ctx: int) -> tuple[Row, ...]:
+def _make_rows(
+    shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_layers: int, n_ctx: int
+) -> tuple[Row, ...]:
     """The host first, then each GPU. llama.cpp puts the last layers and the head on the GPUs, split by free memory."""
     first = len(shape.layers) - max(n_layers - 1, 0)  # the head counts as a layer, the first to go to a GPU
     staying, going = shape.layers[:first], shape.layers[first:]
@@ -219,13 +224,13 @@ def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_laye
     if wish.embeds:  # each row of its batches is an output
         compute += compute_bytes(shape, replace(wish, n_batch=wish.n_ubatch, n_outputs=wish.n_ubatch), n_ctx)
     rows, shared = [], 0
-    for place, layers, has_head in _shares(going, gpus):
+    for place, layers, has_head in _compute_shares(going, gpus):
         if not n_layers:
             rows.append(Row(place, 0, 0, 0))
             continue
         weights = sum(layer.weights for layer in layers)
         weights += (shape.output or shape.input) if has_head else 0
-        cache = cache_bytes(layers, wish, n_ctx, shape.window) if wish.is_cache_on_gpu else 0
+        cache = count_cache_bytes(layers, wish, n_ctx, shape.window) if wish.is_cache_on_gpu else 0
         rows.append(Row(place, weights, cache, compute))
         shared += rows[-1].used if place.is_shared else 0
     on_host = staying if wish.is_cache_on_gpu else shape.layers
@@ -233,7 +238,7 @@ def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_laye
     weights += 0 if n_layers else shape.output
     is_idle = n_layers and not staying and wish.is_cache_on_gpu
     compute = compute // 8 if is_idle else compute  # a host without layers only holds inputs for the GPUs
-    cache = cache_bytes(on_host, wish, n_ctx, shape.window)
+    cache = count_cache_bytes(on_host, wish, n_ctx, shape.window)
     more_cache, more_compute = _draft_bytes(wish, n_ctx)
     own = Row(replace(host, free=host.free - shared), weights, cache + more_cache, compute + more_compute)
     return own, *rows
@@ -244,10 +249,10 @@ def _draft_bytes(wish: Wish, n_ctx: int) -> tuple[int, int]:
     if wish.draft is None:
         return 0, 0
     own = replace(wish, type_k=wish.draft_type_k, type_v=wish.draft_type_v, embeds=False, n_outputs=0)
-    return (cache_bytes(wish.draft.layers, own, n_ctx, wish.draft.window), compute_bytes(wish.draft, own, n_ctx))
+    return (count_cache_bytes(wish.draft.layers, own, n_ctx, wish.draft.window), compute_bytes(wish.draft, own, n_ctx))
 
 
-def _shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Place, tuple[Layer, ...], bool]]:
+def _compute_shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Place, tuple[Layer, ...], bool]]:
     """(GPU, its layers, whether it has the head). Layers are contiguous, in proportion to free memory."""
     total = sum(gpu.free for gpu in gpus) or 1
     shares, at, reached = [], 0, 0
@@ -259,22 +264,22 @@ def _shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Pl
     return shares
 
 
-def cache_bytes(layers: tuple[Layer, ...], wish: Wish, n_ctx: int, window: int = 0) -> int:
+def count_cache_bytes(layers: tuple[Layer, ...], wish: Wish, n_ctx: int, window: int = 0) -> int:
     """Bytes of keys, values and states of these layers. One cache for all has one more sequence, for the system
     prompt."""
     n_seqs, n_slot = wish.n_slots + (not wish.is_split), -(-n_ctx // wish.n_slots)
-    n_ctx = _rounded(n_slot) * n_seqs if wish.is_split else n_ctx
+    n_ctx = _round_up(n_slot) * n_seqs if wish.is_split else n_ctx
     n_ctx += n_slot + wish.n_ubatch if wish.embeds else 0
-    n_window = n_ctx if wish.is_window_full or not window else min(n_ctx, _rounded(window * n_seqs + wish.n_ubatch))
+    n_window = n_ctx if wish.is_window_full or not window else min(n_ctx, _round_up(window * n_seqs + wish.n_ubatch))
     return sum(
-        (_row_bytes(layer.k, wish.type_k) + _row_bytes(layer.v, wish.type_v))
+        (_count_row_bytes(layer.k, wish.type_k) + _count_row_bytes(layer.v, wish.type_v))
         * (n_window if layer.is_windowed else n_ctx)
         + layer.state * n_seqs * (1 + wish.n_back)
         for layer in layers
     )
 
 
-def _row_bytes(n: int, kind: int) -> int:
+def _count_row_bytes(n: int, kind: int) -> int:
     _, block, n_bytes = TYPES[kind]
     return -(-n // block) * n_bytes
 
@@ -290,7 +295,7 @@ def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)
     is_recurrent = any(layer.state for layer in shape.layers)  # without attention, if no layer has keys
-    n_looked_at = _rounded(-(-n_ctx // wish.n_slots)) if wish.is_split else n_ctx
+    n_looked_at = _round_up(-(-n_ctx // wish.n_slots)) if wish.is_split else n_ctx
     n_cells = n_looked_at if any(layer.k for layer in shape.layers) else 0 if is_recurrent else rows
     kinds = {layer.is_windowed for layer in shape.layers if layer.k}
     mask = n_cells * (2 if wish.is_flash else 4) * max(len(kinds), 1)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from server.model_files.gguf import Gguf
 
-__all__ = ["projector_faults"]
+__all__ = ["find_projector_faults"]
 
 TYPE_KEYS = ("clip.projector_type", "clip.vision.projector_type", "clip.audio.projector_type")
 # kinds whose tokens depend on the prompt before them; this server prepares each file without the prompt
@@ -38,11 +38,11 @@ AUDIO_NORMS = ("ln1.weight", "ln2.weight")
 BLOCK = re.compile(r"([va]\.blk\.[0-9]+\.)attn_out\.weight")
 
 
-def projector_faults(parts: list[Gguf]) -> Iterator[str]:
+def find_projector_faults(parts: list[Gguf]) -> Iterator[str]:
     """The known faults of an image or audio projector, as texts that follow the path in a message."""
     gguf = parts[0]
-    kinds = [gguf.text(key) for key in TYPE_KEYS if gguf.text(key)]
-    if gguf.text("general.architecture") != "clip":
+    kinds = [gguf.get_text(key) for key in TYPE_KEYS if gguf.get_text(key)]
+    if gguf.get_text("general.architecture") != "clip":
         yield "is not the image or audio part of a model (its architecture isn't clip)"
     elif not gguf.tensors:
         yield "has no tensors"
@@ -55,10 +55,10 @@ def projector_faults(parts: list[Gguf]) -> Iterator[str]:
             if name not in gguf.tensors:
                 yield f"has no tensor {name}, which a projector of the kind {kind} needs"
     if any(kind in NEEDED for kind in kinds):
-        yield from _block_faults(gguf)
+        yield from _find_block_faults(gguf)
 
 
-def _block_faults(gguf: Gguf) -> Iterator[str]:
+def _find_block_faults(gguf: Gguf) -> Iterator[str]:
     """Check that every block of an encoder has queries, keys and values, in one tensor or in three."""
     for name in gguf.tensors:
         if found := BLOCK.fullmatch(name):

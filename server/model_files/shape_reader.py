@@ -68,24 +68,24 @@ def shape_of(parts: Sequence[Gguf], pinned: Iterable[str] = ()) -> Shape:
     GgufError if the header lacks a needed field, StartError for an invalid regular expression.
     """
     gguf = parts[0]
-    arch = gguf.text("general.architecture")
+    arch = gguf.get_text("general.architecture")
     reader = _Reader(gguf, arch)
-    n_layers = reader.needed("block_count")
-    groups = _grouped(parts, n_layers, _compiled(pinned))
+    n_layers = reader.require_number("block_count")
+    groups = _group_tensors(parts, n_layers, _compile_patterns(pinned))
     names = [[tensor.name for tensor in group] for group in groups["layers"]]
     table = gguf.tensors.get("token_embd.weight")
     has_cache = arch not in WITHOUT_CACHE
     layers = tuple(
-        Layer(_bytes(group), *(reader.cache(i, names[i]) if has_cache else ()))
+        Layer(_count_bytes(group), *(reader.read_cache(i, names[i]) if has_cache else ()))
         for i, group in enumerate(groups["layers"])
     )
     return Shape(
         layers=layers,
-        input=_bytes(groups["input"]),
-        output=_bytes(groups["output"]),
-        pinned=_bytes(groups["pinned"]),
-        n_ctx_train=reader.needed("context_length"),
-        n_embd=reader.needed("embedding_length"),
+        input=_count_bytes(groups["input"]),
+        output=_count_bytes(groups["output"]),
+        pinned=_count_bytes(groups["pinned"]),
+        n_ctx_train=reader.require_number("context_length"),
+        n_embd=reader.require_number("embedding_length"),
         n_ff=reader.feed_forward(),
         n_head=reader.n_head,
         n_query=reader.n_head * reader.head_size,
@@ -95,14 +95,14 @@ def shape_of(parts: Sequence[Gguf], pinned: Iterable[str] = ()) -> Shape:
     )
 
 
-def _compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
+def _compile_patterns(patterns: Iterable[str]) -> list[re.Pattern[str]]:
     try:
         return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
         raise StartError(f"--override-tensor: not a regular expression: {error}") from None
 
 
-def _grouped(parts: Sequence[Gguf], n_layers: int, pinned: list[re.Pattern[str]]) -> dict[str, list]:
+def _group_tensors(parts: Sequence[Gguf], n_layers: int, pinned: list[re.Pattern[str]]) -> dict[str, list]:
     groups: dict[str, list] = {"layers": [[] for _ in range(n_layers)], "input": [], "output": [], "pinned": []}
     for part in parts:
         for tensor in part.tensors.values():
@@ -119,7 +119,7 @@ def _grouped(parts: Sequence[Gguf], n_layers: int, pinned: list[re.Pattern[str]]
     return groups
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def _count_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.n_bytes for tensor in tensors)
 
 
@@ -128,12 +128,12 @@ class _Reader:
 
     def __init__(self, gguf: Gguf, arch: str) -> None:
         self._gguf, self._arch = gguf, arch
-        self.n_layers = self.needed("block_count")
+        self.n_layers = self.require_number("block_count")
         pattern = gguf.metadata.get(f"{arch}.attention.sliding_window_pattern")
         self.pattern = pattern if isinstance(pattern, tuple) else ()
         self._period = pattern if isinstance(pattern, int) else WINDOW_PERIODS.get(arch, 0)
-        self._n_head = self.per_layer("attention.head_count", self.n_layers)
-        self._n_head_kv = self.per_layer("attention.head_count_kv", self.n_layers) or self._n_head
+        self._n_head = self.read_per_layer("attention.head_count", self.n_layers)
+        self._n_head_kv = self.read_per_layer("attention.head_count_kv", self.n_layers) or self._n_head
         # later layers predict further tokens, or use the KV cache of other layers
         self._n_cached = self.n_layers - self.number("nextn_predict_layers")
         self._n_own = 20 if arch == "gemma3n" else self.n_layers - self.number("attention.shared_kv_layers")
@@ -150,13 +150,13 @@ class _Reader:
         value = self._gguf.metadata.get(f"{self._arch}.{key}", default)
         return value if isinstance(value, int) else default
 
-    def needed(self, key: str) -> int:
+    def require_number(self, key: str) -> int:
         value = self._gguf.number(f"{self._arch}.{key}")
         if value is None:
             raise GgufError(f"{self._gguf.path} lacks {self._arch}.{key}")
         return value
 
-    def per_layer(self, key: str, n_layers: int) -> tuple[int, ...]:
+    def read_per_layer(self, key: str, n_layers: int) -> tuple[int, ...]:
         """A value per layer, from a list or a single number; empty if the key is missing."""
         value = self._gguf.metadata.get(f"{self._arch}.{key}")
         if isinstance(value, tuple):
@@ -166,19 +166,19 @@ class _Reader:
     def feed_forward(self) -> int:
         """The width of a token's widest hidden row: of the dense network, of all experts of a token, or 1.5 times the
         inner size of a recurrent block."""
-        experts = max(self.per_layer("expert_used_count", self.n_layers), default=0) * max(
-            self.per_layer("expert_feed_forward_length", self.n_layers), default=0
+        experts = max(self.read_per_layer("expert_used_count", self.n_layers), default=0) * max(
+            self.read_per_layer("expert_feed_forward_length", self.n_layers), default=0
         )
-        dense = max(self.per_layer("feed_forward_length", self.n_layers), default=0)
+        dense = max(self.read_per_layer("feed_forward_length", self.n_layers), default=0)
         shared = self.number("expert_shared_feed_forward_length")
         return max(dense, experts + shared, self.number("ssm.inner_size") * 3 // 2)
 
-    def cache(self, i: int, names: list[str]) -> tuple[int, int, int, bool]:
+    def read_cache(self, i: int, names: list[str]) -> tuple[int, int, int, bool]:
         """The fields `k`, `v`, `state` and `is_windowed` of layer `i`."""
         prefix = f"blk.{i}."
         kinds = [name.removeprefix(prefix) for name in names]
         has_state = any(kind.startswith(STATE_TENSORS) for kind in kinds)
-        state = self._state() if has_state else 0
+        state = self._count_state() if has_state else 0
         attends = not has_state or any(kind.startswith(ATTENTION_TENSORS) for kind in kinds)
         if i >= min(self._n_cached, self._n_own) or not attends or not self._n_head_kv:
             return 0, 0, state if i < self._n_cached else 0, False
@@ -187,19 +187,19 @@ class _Reader:
             if i < len(self.pattern)
             else bool(self._period and i % self._period < self._period - 1)
         )
-        k, v = self._head_sizes(i, is_windowed)
+        k, v = self._read_head_sizes(i, is_windowed)
         if self.number("attention.key_length_mla"):
             v = 0  # multi-head latent attention keeps one compressed row
         return k * self._n_head_kv[i], v * self._n_head_kv[i], state, is_windowed
 
-    def _head_sizes(self, i: int, is_windowed: bool) -> tuple[int, int]:
+    def _read_head_sizes(self, i: int, is_windowed: bool) -> tuple[int, int]:
         own = self.number("embedding_length") // max(self._n_head[i], 1)
         k, v = self.number("attention.key_length", own), self.number("attention.value_length", own)
         if is_windowed:
             k, v = self.number("attention.key_length_swa", k), self.number("attention.value_length_swa", v)
         return k, v
 
-    def _state(self) -> int:
+    def _count_state(self) -> int:
         """Bytes of a recurrent layer's state per sequence: llama_hparams::n_embd_r and n_embd_s, as f32."""
         n_embd, head = self.number("embedding_length"), self.number("wkv.head_size")
         conv, inner = self.number("ssm.conv_kernel"), self.number("ssm.inner_size")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from server.models.file_names import stem_of
-from server.models.folders import Found, clean_name, find_in, identities, parts_of
+from server.models.folders import Found, clean_name, find_in, list_identities, parts_of
 from server.options.config_file import Setting, read_sections
 from server.options.groups import CatalogueOptions, ModelOptions, group
 from server.options.parser import OptionError, parse, read_model_settings
@@ -72,18 +72,20 @@ def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], No
     Each name and alias is unique. `tell` gets a line about each folder that can't be searched, each model that is left
     out, and each option without effect. OptionError for wrong presets.
     """
-    tell = _bounded(tell)
+    tell = _make_bounded(tell)
     presets = read_presets(options.models_preset, tell) if options.models_preset else []
-    found = [_entry(Found(Path(path), stem_of(Path(path).name)), "option") for path in options.files]
+    found = [_make_entry(Found(Path(path), stem_of(Path(path).name)), "option") for path in options.files]
     if options.models_dir:
-        found += _unique((_entry(model, "dir"), model.spare) for model in find_in(Path(options.models_dir), tell))
+        found += _make_unique(
+            (_make_entry(model, "dir"), model.spare) for model in find_in(Path(options.models_dir), tell)
+        )
         if all(entry.source != "dir" for entry in found):
             tell(f"no model found in {options.models_dir}")
-    found += _unique((_entry(model, "cache"), model.spare) for model in find_downloads(cache, tell))
-    return _settled(_merged(_with_presets(found, presets)), tell)
+    found += _make_unique((_make_entry(model, "cache"), model.spare) for model in find_downloads(cache, tell))
+    return _settle_names(_merge_entries(_with_presets(found, presets)), tell)
 
 
-def model_options(
+def read_model_options(
     entry: ModelEntry, argv: Sequence[str], environ: Mapping[str, str], bundled: Sequence[tuple[str, str]] = ()
 ) -> ModelOptions:
     """The options of one model: its own, and those that the command line, the environment and the config file set for
@@ -95,7 +97,7 @@ def model_options(
     return model.replace(sources=sources, aliases=(entry.name, *entry.aliases), tags=entry.tags or model.tags)
 
 
-def _bounded(tell: Callable[[str], None]) -> Callable[[str], None]:
+def _make_bounded(tell: Callable[[str], None]) -> Callable[[str], None]:
     """A function that passes at most `MAX_TOLD` lines to `tell`."""
     told: list[str] = []
 
@@ -121,7 +123,7 @@ def find_downloads(cache: Path, tell: Callable[[str], None]) -> list[Found]:
     return found
 
 
-def _entry(model: Found, source: str) -> ModelEntry:
+def _make_entry(model: Found, source: str) -> ModelEntry:
     parts = parts_of(model.path)
     return ModelEntry(
         clean_name(model.name),
@@ -133,11 +135,11 @@ def _entry(model: Found, source: str) -> ModelEntry:
         source=source,
         changes={"lora": ((model.lora, 1.0),)} if model.lora else {},
         keeper=model.keeper,
-        fault=_fault(model.path, parts[-1], source),
+        fault=_find_fault(model.path, parts[-1], source),
     )
 
 
-def _fault(path: Path, last: Path, source: str) -> str:
+def _find_fault(path: Path, last: Path, source: str) -> str:
     if not last.is_file():
         return f"{path.name} is missing" if last == path else f"its part {last.name} is missing"
     try:
@@ -210,7 +212,7 @@ def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[M
     base = named or ModelEntry(preset.name)
     files, repo = values.get("files", ()), values.get("hf_repo")
     if files:
-        base = replace(_entry(Found(Path(files[-1]), preset.name), "preset"), mmproj="")
+        base = replace(_make_entry(Found(Path(files[-1]), preset.name), "preset"), mmproj="")
     elif repo and not values.get("hf_file"):
         base = next((entry for entry in entries if repo in (entry.name, *entry.aliases)), base)
     is_known = bool(base.path or repo or values.get("model_url"))
@@ -233,7 +235,7 @@ def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[M
 # ---- models with several names ---------------------------------------------------------------------------------------
 
 
-def _unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
+def _make_unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
     """The entries of one folder. If two have the same name, the second gets its spare name."""
     found: dict[str, ModelEntry] = {}
     for entry, spare in entries:
@@ -243,13 +245,13 @@ def _unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
     return list(found.values())
 
 
-def _merged(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
+def _merge_entries(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
     """The entries without duplicates: if a file occurs again, its names become aliases of the first entry. A preset
     always stays an entry of its own."""
     found: list[ModelEntry] = []
     known: dict[object, int] = {}
     for entry in entries:
-        keys = identities(Path(entry.path)) if entry.path else []
+        keys = list_identities(Path(entry.path)) if entry.path else []
         first = next((known[key] for key in keys if key in known), None)
         if first is None or entry.source == "preset":
             found.append(entry)
@@ -264,7 +266,7 @@ def _merged(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
     return found
 
 
-def _settled(entries: Sequence[ModelEntry], tell: Callable[[str], None]) -> list[ModelEntry]:
+def _settle_names(entries: Sequence[ModelEntry], tell: Callable[[str], None]) -> list[ModelEntry]:
     """The entries with unique names. The first entry with a name keeps it. An alias that is another entry's name is
     removed; otherwise the first entry with the alias keeps it."""
     named: dict[str, ModelEntry] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 
 from server.engine.seam.task import FAILED as DEAD
-from server.log import about, get_logger
+from server.log import get_logger, set_subject
 from server.models.entry import LOADED, LOADING, SLEEPING, UNLOADED, Entry
 from server.models.model import Model
 from server.models.register import Register
@@ -27,7 +27,7 @@ class Endings:
         self._going: dict[int, tuple[Entry, Room]] = {}  # by the model's id(): its entry, and the engine's memory
         self.n_ended = 0
 
-    def rooms(self) -> list[Room]:
+    def list_rooms(self) -> list[Room]:
         """The memory of each engine that is ending."""
         return [takes for _, takes in self._going.values()]
 
@@ -64,7 +64,7 @@ class Endings:
 
     def _end(self, entry: Entry, model: Model) -> None:
         if self._register.lone is None:
-            about(entry.name)
+            set_subject(entry.name)
         try:
             model.engine.close(0.0)
         finally:

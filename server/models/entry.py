@@ -27,7 +27,7 @@ class Asking(Protocol):
 
     key_id: str
 
-    def at_end(self, callback: Callable[[], None]) -> None:
+    def call_at_end(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the answer has been written or given up."""
 
     def on_disconnect(self, callback: Callable[[], None]) -> AbstractContextManager[object]:
@@ -37,15 +37,15 @@ class Asking(Protocol):
 class Prepared(Protocol):
     """A model whose files have been read and checked, but that isn't loaded yet."""
 
-    def fits(self, room: Room, is_alone: bool) -> Room | None:
+    def find_fit(self, room: Room, is_alone: bool) -> Room | None:
         """See `room.Fits`."""
 
-    def refusal(self, room: Room) -> str:
+    def explain_refusal(self, room: Room) -> str:
         """Why the model doesn't fit into `room`, with numbers, in one line."""
 
     def start(self, is_awaited: bool) -> Model:
-        """A model whose engine has begun to load. It takes as much memory as the last call of `fits` returned. If it
-        `is_awaited`, the load omits the warm-up, because the waiting request has the same effect."""
+        """A model whose engine has begun to load. It takes as much memory as the last call of `find_fit` returned. If
+        it `is_awaited`, the load omits the warm-up, because the waiting request has the same effect."""
 
     def complete(self, model: Model) -> None:
         """Prepare the system prompt, the adapters and the chat template. ApiError."""
@@ -55,10 +55,10 @@ class Starter(Protocol):
     """Loads the models of entries. The composition root implements it, because it needs files, libraries and
     processes."""
 
-    def entries(self) -> Sequence[Entry]:
+    def list_entries(self) -> Sequence[Entry]:
         """All models that can be found now."""
 
-    def idle_s(self, source: Any, asked: Mapping[str, Any]) -> float:
+    def read_idle_s(self, source: Any, asked: Mapping[str, Any]) -> float:
         """The value of `Entry.idle_s` with options from a request. OptionError if these are wrong."""
 
     def read(self, source: Any, before: Model | None, asked: Mapping[str, Any]) -> Prepared:
@@ -66,7 +66,7 @@ class Starter(Protocol):
         is the same model when it was loaded last; what has been set since its start is kept. StartError or OptionError
         if the model can't be served."""
 
-    def room(self) -> Room:
+    def measure_room(self) -> Room:
         """The free memory; on GPUs, before any load."""
 
     def tick(self, is_busy: bool) -> None:
@@ -114,11 +114,11 @@ class Entry:
         """Its name and aliases."""
         return tuple(self.model.names) if self.model is not None else (self.name, *self.aliases)
 
-    def name_for(self, model: object) -> str:
-        """The name that answers use; see `Model.name_for`."""
+    def choose_name(self, model: object) -> str:
+        """The name that answers use; see `Model.choose_name`."""
         loaded = self.model
         if loaded is not None:
-            return loaded.name_for(model if isinstance(model, str) else None)
+            return loaded.choose_name(model if isinstance(model, str) else None)
         return model if isinstance(model, str) and model in self.names else self.names[0]
 
     @property

@@ -38,7 +38,7 @@ def quant_of(name: str) -> str:
     return found[-1].upper() if found else ""
 
 
-def repository(name: str) -> str | None:
+def parse_repository(name: str) -> str | None:
     """USER/MODEL[:QUANT] if the name is a hub's repository, also in Ollama's form or as a URL; None for other names."""
     found = HUBS.fullmatch(name[:MAX_REPO])
     name = found[1] if found else name
@@ -84,7 +84,7 @@ def choose_file(paths: Iterable[str], quant: str) -> str:
     return models[0] if models and not quant else ""
 
 
-def n_bits(path: str) -> int:
+def count_bits(path: str) -> int:
     """The bits per weight in a file's name: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if it has none."""
     tag = TAG.search(path)
     digits = re.search(r"[0-9]+", tag[1]) if tag else None
@@ -96,14 +96,18 @@ def choose_projector(paths: Iterable[str], model: str) -> str:
     model's folder or the nearest one above it, and its bits per weight are closest to the model's."""
     folder = model.split("/")[:-1]
 
-    def fits(path: str) -> bool:
+    def is_fitting(path: str) -> bool:
         parents = path.split("/")[:-1]
         return path.lower().endswith(".gguf") and PROJECTOR in path and parents == folder[: len(parents)]
 
-    return min(filter(fits, paths), key=lambda path: (-path.count("/"), abs(n_bits(path) - n_bits(model))), default="")
+    return min(
+        filter(is_fitting, paths),
+        key=lambda path: (-path.count("/"), abs(count_bits(path) - count_bits(model))),
+        default="",
+    )
 
 
-def names_like(name: str, known: Iterable[str]) -> list[str]:
+def find_names_like(name: str, known: Iterable[str]) -> list[str]:
     """At most three of the `known` names: those that contain `name`, else those of similar spelling."""
     import difflib  # here, because hardly any request needs it
 

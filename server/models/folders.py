@@ -78,7 +78,9 @@ def find_in(root: Path, tell: Tell) -> list[Found]:
     _look(walk, root, (), "")
     if walk.n_looked > MAX_LOOKED:
         tell(f"{root}: searched only {MAX_LOOKED} of its files; name a folder that contains only models")
-    found = [model for repo, files in sorted(walk.repos.items()) for model in _models(repo, files, repo in walk.hub)]
+    found = [
+        model for repo, files in sorted(walk.repos.items()) for model in _list_models(repo, files, repo in walk.hub)
+    ]
     found += walk.others
     if len(found) > MAX_MODELS:
         tell(f"{root}: {len(found)} models; all after the first {MAX_MODELS} are left out")
@@ -88,10 +90,10 @@ def find_in(root: Path, tell: Tell) -> list[Found]:
 def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
     """Search a folder and its subfolders. `above` are the names of the folders between it and the root. They name the
     repository, unless `repo` does."""
-    entries = list(_entries(walk, folder))
+    entries = list(_list_entries(walk, folder))
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     if {"manifests", "blobs"} <= folders.keys():
-        walk.others += _ollama(walk, folder)
+        walk.others += _list_ollama(walk, folder)
         return
     inside = repo or "/".join(above[:2])
     for entry in entries:
@@ -109,7 +111,7 @@ def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
             _look(walk, folder / name, (*above, name), repo)
 
 
-def _entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
+def _list_entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
     """The entries of a folder, sorted; nothing if the folder was searched before or can't be read."""
     try:
         status = os.stat(folder)
@@ -133,7 +135,7 @@ def _entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def _models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterator[Found]:
+def _list_models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterator[Found]:
     """The models of one repository. With an empty `repo` the files belong to no repository."""
     paths = [path for path, _ in files]
     models = [path for path in paths if is_model_file(path)]
@@ -150,7 +152,7 @@ def _models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterat
         else:
             name = f"{repo}:{quant}" if quant and quants.count(quant) == 1 else spare
         aliases = (stem, repo) if path == default and repo else (stem,)
-        mmproj = _projector(path, models, paths, bool(repo))
+        mmproj = _find_projector(path, models, paths, bool(repo))
         yield Found(
             places[path],
             name,
@@ -161,7 +163,7 @@ def _models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterat
         )
 
 
-def _projector(model: str, models: list[str], paths: list[str], is_repo: bool) -> str:
+def _find_projector(model: str, models: list[str], paths: list[str], is_repo: bool) -> str:
     """The projector beside a model; "" for none. If different models share a folder, the projector's name must match
     the model's."""
     projectors = [path for path in paths if PROJECTOR in path.rpartition("/")[2]]
@@ -203,16 +205,16 @@ def _snapshot(repo: Path) -> Path | None:
 # ---- Ollama's folder -------------------------------------------------------------------------------------------------
 
 
-def _ollama(walk: _Walk, store: Path) -> Iterator[Found]:
+def _list_ollama(walk: _Walk, store: Path) -> Iterator[Found]:
     """The models in Ollama's folder. A manifest for each name and tag names files by their checksums."""
-    for path in _files_below(walk, store / "manifests", 0):
+    for path in _list_files_below(walk, store / "manifests", 0):
         parts = path.relative_to(store / "manifests").parts
         if len(parts) != 4:
             continue
         host, user, model, tag = parts
         name = f"{model}:{tag}" if user == OLLAMA_USER else f"{user}/{model}:{tag}"
         name = name if host == OLLAMA_HOST else f"{host}/{user}/{model}:{tag}"
-        layers = _layers(path)
+        layers = _read_layers(path)
         if "model" not in layers:
             walk.tell(f"{path}: {name} is left out, because the manifest names no GGUF model")
             continue
@@ -227,15 +229,15 @@ def _ollama(walk: _Walk, store: Path) -> Iterator[Found]:
         )
 
 
-def _files_below(walk: _Walk, folder: Path, depth: int) -> Iterator[Path]:
-    for entry in _entries(walk, folder):
+def _list_files_below(walk: _Walk, folder: Path, depth: int) -> Iterator[Path]:
+    for entry in _list_entries(walk, folder):
         if entry.is_dir() and depth < MAX_DEPTH:
-            yield from _files_below(walk, folder / entry.name, depth + 1)
+            yield from _list_files_below(walk, folder / entry.name, depth + 1)
         elif entry.is_file():
             yield folder / entry.name
 
 
-def _layers(manifest: Path) -> dict[str, str]:
+def _read_layers(manifest: Path) -> dict[str, str]:
     """The checksums in a manifest by kind of layer: the first one of each kind."""
     found: dict[str, str] = {}
     try:
@@ -263,7 +265,7 @@ def parts_of(path: Path) -> list[Path]:
     return found
 
 
-def identities(path: Path) -> list[object]:
+def list_identities(path: Path) -> list[object]:
     """The identities of a file: two names of one file have an identity in common. So have two files with the same
     content if their checksums are known, from a name in another program's cache or from the note of a download."""
     try:

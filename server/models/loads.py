@@ -17,12 +17,12 @@ from functools import partial
 
 from server.engine.seam.task import FAILED as DEAD
 from server.errors import ApiError, StartError
-from server.log import about, get_logger
+from server.log import get_logger, set_subject
 from server.models.endings import Endings
 from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED, Entry, Load, Prepared, Starter
 from server.models.model import Model
 from server.models.register import Register
-from server.models.room import Resident, Room, judge, lesser, minus, plus, without
+from server.models.room import Resident, Room, add_rooms, choose_lesser, judge, subtract_rooms, without
 from server.options.row import OptionError
 
 TURN_S = 10.0
@@ -91,7 +91,7 @@ class Loads:
     def _run(self, load: Load) -> None:
         entry = load.entry
         if self._register.lone is None:
-            about(entry.name)
+            set_subject(entry.name)
         try:
             prepared, takes = self._prepare(load)
             if takes is None:
@@ -123,7 +123,7 @@ class Loads:
                         return load.prepared, None
                     self._require_wanted(load)
                     n_ended = self._endings.n_ended
-                measured = self._starter.room()
+                measured = self._starter.measure_room()
                 with self._changed:
                     if n_ended != self._endings.n_ended:
                         continue  # an engine has ended since the measurement
@@ -185,33 +185,36 @@ class Loads:
         load.t_turn = now if load.t_turn is None else load.t_turn
         self._endings.see_off()
         others = [entry for entry in self._register.entries if entry is not load.entry and self._is_resident(entry)]
-        ending = self._endings.rooms()
+        ending = self._endings.list_rooms()
         own = load.entry.takes if load.entry.state == LOADED else {}
         if not (others or own or ending):
             self._budget = measured
         budget = self._budget if self._budget is not None else measured
         prepared = load.prepared
         assert prepared is not None
-        if prepared.fits(budget, True) is None:
-            raise ApiError(503, prepared.refusal(budget))
+        if prepared.find_fit(budget, True) is None:
+            raise ApiError(503, prepared.explain_refusal(budget))
         if own or self._endings.is_of(load.entry):
             return None  # the model's old engine has to be gone first
         starting = [entry.takes for entry in others if entry.state == LOADING]
         # counted as if the ending engines were gone, so that no other model has to leave while they end
-        free = lesser(minus(budget, *(entry.takes for entry in others)), plus(minus(measured, *starting), *ending))
+        free = choose_lesser(
+            subtract_rooms(budget, *(entry.takes for entry in others)),
+            add_rooms(subtract_rooms(measured, *starting), *ending),
+        )
         residents = [Resident(entry.name, entry.takes, entry.t_used, _may_leave(entry)) for entry in others]
-        verdict = judge(prepared.fits, free, residents, self._n_most)
+        verdict = judge(prepared.find_fit, free, residents, self._n_most)
         if verdict.takes is not None:
-            at_once = prepared.fits(minus(free, *ending), not others) if ending else verdict.takes
+            at_once = prepared.find_fit(subtract_rooms(free, *ending), not others) if ending else verdict.takes
             return at_once if at_once == verdict.takes else None  # it waits if it would get less now than later
         if not verdict.leaving and not ending and not starting:
-            raise ApiError(503, prepared.refusal(without(free, residents)))
+            raise ApiError(503, prepared.explain_refusal(without(free, residents)))
         if not verdict.busy or now - load.t_turn >= TURN_S:
             for entry in others:
                 if entry.name in verdict.leaving and entry.leaves_for is None:
                     entry.leaves_for = load
             self._endings.see_off()
-            if len(self._endings.rooms()) > len(ending):
+            if len(self._endings.list_rooms()) > len(ending):
                 return self._step(load, measured)  # plan again: the ending engines may leave enough room
         return None
 

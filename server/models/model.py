@@ -100,28 +100,28 @@ class Engine(Protocol):
     def close(self, grace_s: float = 0.0) -> None:
         """End it; running tasks get `grace_s` seconds."""
 
-    def new_id(self) -> int:
+    def make_id(self) -> int:
         """The next task id."""
 
     def submit(self, *tasks: Task | Embed, stream: bool) -> Any:
         """Queue tasks. Return their `Results`."""
 
-    def task(self, id_task: int) -> Task | None:
+    def get_task(self, id_task: int) -> Task | None:
         """A recent task by its id; None if it isn't known any more."""
 
-    def latest_text(self, id_task: int) -> str:
+    def get_latest_text(self, id_task: int) -> str:
         """The end of the text that was generated for a task."""
 
-    def waiting_owners(self) -> list[str]:
+    def list_waiting_owners(self) -> list[str]:
         """The owners of the tasks that wait for a slot."""
 
-    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
+    def run_command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
         """Have the engine run a command. Return its result."""
 
     def require_ready(self) -> None:
         """ApiError unless requests can be served."""
 
-    def stacks(self) -> str:
+    def collect_stacks(self) -> str:
         """The call stacks of the engine's process."""
 
 
@@ -137,7 +137,7 @@ class SystemPrompt:
     assistant_name: str = ""
 
 
-def _stays(seconds: float) -> bool:
+def _refuse_stay(seconds: float) -> bool:
     return False
 
 
@@ -153,7 +153,7 @@ class Model:
     own_name: str
     system_prompt: SystemPrompt = SystemPrompt()
     lora: tuple[tuple[int, float], ...] | None = None
-    keep: Callable[[float], bool] = _stays
+    keep: Callable[[float], bool] = _refuse_stay
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)  # protects _template and system_prompt
 
@@ -177,7 +177,7 @@ class Model:
         """The name that answers show: the first of its names."""
         return self.names[0]
 
-    def name_for(self, model: str | None) -> str:
+    def choose_name(self, model: str | None) -> str:
         """The name that an answer in OpenAI's dialect shows: `model`, the name in the request, if the model has this
         name or has no alias, else the model's first name."""
         return model if model and (model in self.names or not self.options.aliases) else self.name
@@ -235,7 +235,7 @@ class Model:
 
     def set_lora(self, scales: Sequence[tuple[int, float]]) -> Any:
         """Set the scales of adapters for requests that name none. Return all adapters with their scales."""
-        adapters = self.engine.command("set_lora", scales=tuple(scales))["adapters"]
+        adapters = self.engine.run_command("set_lora", scales=tuple(scales))["adapters"]
         self.lora = tuple(scales)
         return adapters
 
@@ -246,7 +246,7 @@ class Model:
         with self._lock:
             if new.prompt != self.system_prompt.prompt:
                 tokens = self.vocab.tokenize(new.prompt, True, True) if new.prompt else []
-                self.engine.command("system_prompt", tokens=tuple(tokens))
+                self.engine.run_command("system_prompt", tokens=tuple(tokens))
             self.system_prompt = new
 
 

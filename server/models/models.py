@@ -23,7 +23,7 @@ from server.models.endings import Endings
 from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED, Asking, Entry, Starter, Ticket
 from server.models.loads import STOPPING, Loads
 from server.models.model import PREPARING, Model
-from server.models.register import MayUse, Register, anybody
+from server.models.register import MayUse, Register, may_anybody
 from server.options.parser import OptionError, read_asked
 
 RETIRE_S = 30.0  # seconds to wait for the end of an engine before its model's files are removed
@@ -47,7 +47,7 @@ class Models:
         lone: bool = False,
         n_most: int = 0,
         autoload: bool = True,
-        may_use: MayUse = anybody,
+        may_use: MayUse = may_anybody,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.register = Register(entries, lone, may_use, clock)
@@ -63,7 +63,7 @@ class Models:
         self._loads = Loads(self.register, self._endings, starter, n_most, autoload)
 
     @classmethod
-    def of_one(cls, model: Model, starter: Starter | None = None, may_use: MayUse = anybody) -> Models:
+    def from_one(cls, model: Model, starter: Starter | None = None, may_use: MayUse = may_anybody) -> Models:
         """The models of a server with one model, whose engine has begun to load it. `starter` can load it again."""
         options = model.options
         entry = Entry(
@@ -98,9 +98,9 @@ class Models:
         assert self.lone is not None and self.lone.model is not None
         return self.lone.model
 
-    def seen_by(self, key_id: str) -> list[Entry]:
+    def list_seen_by(self, key_id: str) -> list[Entry]:
         """The models that a key may use."""
-        return self.register.seen_by(key_id)
+        return self.register.list_seen_by(key_id)
 
     def find(self, name: object, key_id: str) -> Entry:
         """See `Register.find`."""
@@ -125,7 +125,7 @@ class Models:
         with self._changed:
             return self._loads.place(entry)
 
-    def left_s(self, entry: Entry) -> float | None:
+    def compute_left_s(self, entry: Entry) -> float | None:
         """The seconds that a loaded model stays without further requests; None for no limit."""
         return None if entry.idle_s < 0 else max(entry.t_used + entry.idle_s - self._clock(), 0.0)
 
@@ -148,7 +148,7 @@ class Models:
                 ticket.grant()
             else:
                 self._loads.of(entry).tickets.append(ticket)
-        request.at_end(partial(self._release, ticket))
+        request.call_at_end(partial(self._release, ticket))
         return ticket
 
     def take(self, ticket: Ticket, request: Asking) -> Model:
@@ -183,7 +183,7 @@ class Models:
         with self._changed:
             ticket = Ticket(next(entry for entry in self.entries if entry.model is model))
             ticket.grant()
-        request.at_end(partial(self._release, ticket))
+        request.call_at_end(partial(self._release, ticket))
 
     def _release(self, ticket: Ticket) -> None:
         """Give the model back at the end of the request."""
@@ -199,7 +199,7 @@ class Models:
                 self._endings.see_off()
             self._changed.notify_all()
 
-    def known(self, name: object, key_id: str) -> Model:
+    def get_known(self, name: object, key_id: str) -> Model:
         """A loaded or sleeping model, for questions that don't need its engine. ApiError 503 for others."""
         entry = self.find(name, key_id)
         with self._changed:
@@ -246,7 +246,7 @@ class Models:
             raise ApiError(501, "this server has one model, whose options are set on the command line")
         try:
             asked = read_asked(options)
-            idle_s = self._starter.idle_s(entry.source, asked)
+            idle_s = self._starter.read_idle_s(entry.source, asked)
         except OptionError as error:
             raise ApiError(400, str(error) if str(error).startswith("options") else f"options: {error}") from None
         with self._changed:
@@ -320,7 +320,7 @@ class Models:
     def tick(self) -> None:
         """End models that have been idle for long enough, and mark those whose engine has died as failed."""
         if self._starter is not None:
-            self._starter.tick(any(model.engine.is_busy for model in self.running()))
+            self._starter.tick(any(model.engine.is_busy for model in self.list_running()))
         with self._changed:
             now = self._clock()
             for entry in self.entries:
@@ -351,7 +351,7 @@ class Models:
             thread.join()
         with self._changed:
             self._changed.wait_for(
-                lambda: not (self._endings.rooms() or any(entry.load for entry in self.entries)), CLOSE_S
+                lambda: not (self._endings.list_rooms() or any(entry.load for entry in self.entries)), CLOSE_S
             )
 
     @property
@@ -366,13 +366,13 @@ class Models:
     @property
     def is_stuck(self) -> bool:
         """Whether an engine has work but makes no progress."""
-        return any(model.engine.is_stuck for model in self.running())
+        return any(model.engine.is_stuck for model in self.list_running())
 
-    def stacks(self) -> str:
+    def collect_stacks(self) -> str:
         """The call stacks of all engines."""
-        return "\n".join(model.engine.stacks() for model in self.running())
+        return "\n".join(model.engine.collect_stacks() for model in self.list_running())
 
-    def running(self) -> list[Model]:
+    def list_running(self) -> list[Model]:
         """The loaded models."""
         with self._changed:
             return [entry.model for entry in self.entries if entry.model is not None and entry.state == LOADED]

@@ -36,10 +36,10 @@ class News:
     def tell(self, news: object) -> None:
         """Put an event into all queues; None ends them."""
         with self._lock:
-            self._queues = [queue for queue in self._queues if _told(queue, news)]
+            self._queues = [queue for queue in self._queues if _tell(queue, news)]
 
 
-def _told(queue: Queue, news: object) -> bool:
+def _tell(queue: Queue, news: object) -> bool:
     """Put an event into a queue, and return True. If the queue is full, end it and return False."""
     try:
         queue.put_nowait(news)

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from server.errors import ApiError
-from server.log import about
+from server.log import set_subject
 from server.models.entry import FAILED, Entry
-from server.models.file_names import names_like
+from server.models.file_names import find_names_like
 from server.models.news import News
 
 RETRY_S = 10.0
@@ -26,7 +26,7 @@ NONE_HERE = "this server has no model that this key may use"
 MayUse = Callable[[str, Iterable[str]], bool]
 
 
-def anybody(key_id: str, names: Iterable[str]) -> bool:
+def may_anybody(key_id: str, names: Iterable[str]) -> bool:
     """Whether a key may use a model with these names: always."""
     return True
 
@@ -40,7 +40,7 @@ class Register:
         self,
         entries: Iterable[Entry],
         lone: bool = False,
-        may_use: MayUse = anybody,
+        may_use: MayUse = may_anybody,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.changed = threading.Condition()
@@ -58,7 +58,7 @@ class Register:
 
     # ---- names -------------------------------------------------------------------------------------------------------
 
-    def seen_by(self, key_id: str) -> list[Entry]:
+    def list_seen_by(self, key_id: str) -> list[Entry]:
         """The models that a key may use."""
         return [entry for entry in self.entries if self.may_use(key_id, entry.names)]
 
@@ -70,26 +70,26 @@ class Register:
             if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)
             return self.lone
-        entry = self._first(key_id) if name in (None, "") else self._named(name, key_id)
-        about(entry.name)
+        entry = self._get_first(key_id) if name in (None, "") else self._find_named(name, key_id)
+        set_subject(entry.name)
         return entry
 
-    def _first(self, key_id: str) -> Entry:
-        if mine := self.seen_by(key_id):
+    def _get_first(self, key_id: str) -> Entry:
+        if mine := self.list_seen_by(key_id):
             return mine[0]
         raise ApiError(404, NONE_HERE)
 
-    def _named(self, name: object, key_id: str) -> Entry:
+    def _find_named(self, name: object, key_id: str) -> Entry:
         if not isinstance(name, str):
             raise ApiError(400, "model: give the name of a model; GET /v1/models lists them")
         entry = self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))
         if entry is None or not self.may_use(key_id, entry.names):
-            raise ApiError(404, f"model: there is no model {name[:80]!r}{self._near(name, key_id)}")
+            raise ApiError(404, f"model: there is no model {name[:80]!r}{self._describe_near(name, key_id)}")
         return entry
 
-    def _near(self, name: str, key_id: str) -> str:
+    def _describe_near(self, name: str, key_id: str) -> str:
         """The end of the error about an unknown name: similar names, or how to list all."""
-        near = names_like(name, (known for entry in self.seen_by(key_id) for known in entry.names))
+        near = find_names_like(name, (known for entry in self.list_seen_by(key_id) for known in entry.names))
         if near:
             return f"; did you mean {' or '.join(map(repr, near))}?"
         return "; GET /v1/models lists what there is"

@@ -28,7 +28,7 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
 
     RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. If a file is
     a link, only the link is removed."""
-    places = removable_files(entry, others, roots)
+    places = list_removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]
     except OSError as error:
@@ -38,7 +38,9 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
     return removed
 
 
-def removable_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[tuple[Path, Path]]:
+def list_removable_files(
+    entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]
+) -> list[tuple[Path, Path]]:
     """The files that `remove_files` would remove, each with the root that contains it. RemovalError."""
     if entry.keeper:
         raise RemovalError(f"{entry.name} is in a folder of {entry.keeper}: remove it with that program")
@@ -55,10 +57,10 @@ def removable_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequ
 def _root_of(path: Path, roots: Iterable[Path]) -> Path | None:
     """The root that contains a file, after links to folders are resolved; None if none does."""
     folder = Path(os.path.realpath(path.parent))
-    return next((root for root in map(_real, roots) if folder == root or root in folder.parents), None)
+    return next((root for root in map(_resolve_real, roots) if folder == root or root in folder.parents), None)
 
 
-def _real(path: Path) -> Path:
+def _resolve_real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
@@ -75,7 +77,7 @@ def _remove(path: Path) -> bool:
 
 def _tidy(folder: Path, root: Path) -> None:
     """Remove folders below `root` that have become empty."""
-    folder = _real(folder)
+    folder = _resolve_real(folder)
     with contextlib.suppress(OSError):
         while root in folder.parents:
             if {entry.name for entry in os.scandir(folder)} <= set(MARKS):

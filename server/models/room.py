@@ -63,19 +63,19 @@ def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) ->
 
 def without(free: Room, leaving: Sequence[Resident]) -> dict[str, int]:
     """The room that is free when these models are gone."""
-    return plus(free, *(one.takes for one in leaving))
+    return add_rooms(free, *(one.takes for one in leaving))
 
 
-def plus(room: Room, *given: Room) -> dict[str, int]:
+def add_rooms(room: Room, *given: Room) -> dict[str, int]:
     """The sum of rooms, for the places of the first one."""
     return {place: n + sum(one.get(place, 0) for one in given) for place, n in room.items()}
 
 
-def minus(room: Room, *taken: Room) -> dict[str, int]:
+def subtract_rooms(room: Room, *taken: Room) -> dict[str, int]:
     """A room without what others take of it."""
     return {place: n - sum(one.get(place, 0) for one in taken) for place, n in room.items()}
 
 
-def lesser(room: Room, other: Room) -> dict[str, int]:
+def choose_lesser(room: Room, other: Room) -> dict[str, int]:
     """The smaller number for each place in `room`."""
     return {place: min(n, other.get(place, n)) for place, n in room.items()}

@@ -40,13 +40,13 @@ def read_advice(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     for key, name in NAMES.items():
         if PREFIX + key in metadata:
             try:
-                advice[name] = _value(rows[name], PREFIX + key, metadata[PREFIX + key])
+                advice[name] = _convert_value(rows[name], PREFIX + key, metadata[PREFIX + key])
             except OptionError as error:
                 faults.append(str(error))
     return advice, faults
 
 
-def _value(option: Option, key: str, value: object) -> object:
+def _convert_value(option: Option, key: str, value: object) -> object:
     if option.type not in (int, float):
         text = value if isinstance(value, str) and len(value) < MAX_TEXT else ""
     elif isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -14,13 +14,15 @@ from server.options.row import Option
 from server.records import record
 
 PEER = (
-    Option("url", ("--url",), "ask the server at this address, e.g. http://127.0.0.1:8080", "", to.url, metavar="URL"),
+    Option(
+        "url", ("--url",), "ask the server at this address, e.g. http://127.0.0.1:8080", "", to.parse_url, metavar="URL"
+    ),
     Option("port", ("--port",), "ask the server at this port of this machine", "", int, 8080, "N", low=1, high=65535),
-    Option("api_key", ("--api-key",), "the API key for that server", "", to.keys, (), "KEY", "LLAMA_API_KEY"),
+    Option("api_key", ("--api-key",), "the API key for that server", "", to.parse_keys, (), "KEY", "LLAMA_API_KEY"),
 )
 """Options of commands that ask a running server."""
 WORKER = (
-    Option("host", ("--host",), "the address to listen on", "", to.one_host, "127.0.0.1", "HOST"),
+    Option("host", ("--host",), "the address to listen on", "", to.parse_host, "127.0.0.1", "HOST"),
     Option("port", ("--port",), "the port to listen on", "", int, to.WORKER_PORT, "N", low=1, high=65535),
     Option(
         "cache",

@@ -37,13 +37,13 @@ def read(path: str, names: Collection[str]) -> list[Setting]:
     text = _read_text(path)
     place = Path(path).name
     if text.lstrip().startswith("{"):
-        return list(_json(text, place, names))
-    return [setting for _, _, settings in _sections(text, place) for setting in settings]
+        return list(_parse_json(text, place, names))
+    return [setting for _, _, settings in _parse_sections(text, place) for setting in settings]
 
 
 def read_sections(path: str) -> list[Section]:
     """The sections of an INI file, in order. Settings before the first section are in a section with the name ""."""
-    return _sections(_read_text(path), Path(path).name)
+    return _parse_sections(_read_text(path), Path(path).name)
 
 
 def _read_text(path: str) -> str:
@@ -60,7 +60,7 @@ def _read_text(path: str) -> str:
     return text
 
 
-def _sections(text: str, place: str) -> list[Section]:
+def _parse_sections(text: str, place: str) -> list[Section]:
     found: list[Section] = [("", place, [])]
     for number, line in enumerate(text.splitlines(), 1):
         line = next(CONTENT.finditer(line.strip()))[0].rstrip()
@@ -85,7 +85,7 @@ class _Object(list):
     """A JSON object as its pairs: in order, with repeated keys."""
 
 
-def _json(text: str, place: str, names: Collection[str]) -> Iterator[Setting]:
+def _parse_json(text: str, place: str, names: Collection[str]) -> Iterator[Setting]:
     try:
         yield from _walk(json.loads(text, object_pairs_hook=_Object), place, "", names)
     except json.JSONDecodeError as error:
@@ -99,19 +99,19 @@ def _walk(content: _Object, place: str, section: str, names: Collection[str]) ->
         if isinstance(value, _Object) and key.lstrip("-").replace("_", "-") not in names:
             yield from _walk(value, place, f"{section}{key}.", names)
         elif value is not None:
-            texts = tuple(map(_text, value)) if type(value) is list else (_text(value),)
+            texts = tuple(map(_format_text, value)) if type(value) is list else (_format_text(value),)
             yield key, texts, f"{place} at {section}{key}"
 
 
-def _text(value: object) -> str:
+def _format_text(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "on" if value else "off"
-    return json.dumps(_plain(value))
+    return json.dumps(_make_plain(value))
 
 
-def _plain(value: object) -> object:
+def _make_plain(value: object) -> object:
     if isinstance(value, _Object):
-        return {key: _plain(item) for key, item in value}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: _make_plain(item) for key, item in value}
+    return [_make_plain(item) for item in value] if isinstance(value, list) else value

@@ -399,7 +399,7 @@ class Options(Group):
 
 def group(settings: Settings) -> Options:
     """The groups of the parser's result."""
-    s, targets = settings, _targets(settings)
+    s, targets = settings, _collect_targets(settings)
     return Options(
         errands=_of(ErrandOptions, s),
         http=_of(HttpOptions, s),
@@ -416,7 +416,7 @@ def group(settings: Settings) -> Options:
             s,
             log_file=s.log_file if s.is_set("log_file") else None,
             profile=s.compat,
-            secrets=_secrets(s),
+            secrets=_list_secrets(s),
         ),
         engines=_of(EngineOptions, s),
         downloads=_of(DownloadOptions, s),
@@ -433,14 +433,18 @@ def group(settings: Settings) -> Options:
             ),
             template=_of(TemplateOptions, s),
             requests=_of(
-                RequestOptions, s, max_predict=_max_predict(s), values=_request_values(s, targets), advised=frozenset()
+                RequestOptions,
+                s,
+                max_predict=_choose_max_predict(s),
+                values=_choose_request_values(s, targets),
+                advised=frozenset(),
             ),
             aliases=tuple(name for part in (s.alias or "").split(",") if (name := part.strip())),
             is_ctx_given=s.is_set("ctx_size"),
-            model_params=_model_params(s, targets),
-            context_params=_context_params(s, targets),
+            model_params=_make_model_params(s, targets),
+            context_params=_make_context_params(s, targets),
             pool_params=targets["pool"],
-            mmproj_params=_projector_params(s, targets),
+            mmproj_params=_make_projector_params(s, targets),
         ),
         warnings=s.warnings,
     )
@@ -455,7 +459,7 @@ def _of(kind: type[G], settings: Settings, **derived: object) -> G:
 # ---- values that depend on several options ---------------------------------------------------------------------------
 
 
-def _targets(s: Settings) -> dict[str, Params]:
+def _collect_targets(s: Settings) -> dict[str, Params]:
     """The values of all options with a `target` that the user or the profile has set, by struct and field.
 
     Enums are numbers, lists are tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of a model are tuples,
@@ -469,7 +473,7 @@ def _targets(s: Settings) -> dict[str, Params]:
     return found
 
 
-def _model_params(s: Settings, targets: dict[str, Params]) -> Params:
+def _make_model_params(s: Settings, targets: dict[str, Params]) -> Params:
     params = dict(targets["model"])
     mode = _load_mode(s)
     if mode is not None:
@@ -480,7 +484,7 @@ def _model_params(s: Settings, targets: dict[str, Params]) -> Params:
     return params
 
 
-def _context_params(s: Settings, targets: dict[str, Params]) -> Params:
+def _make_context_params(s: Settings, targets: dict[str, Params]) -> Params:
     params = dict(targets["context"])
     if s.reranking:
         params.setdefault("pooling_type", POOLING["rank"])
@@ -491,7 +495,7 @@ def _context_params(s: Settings, targets: dict[str, Params]) -> Params:
 
 def _draft_model_params(s: Settings, targets: dict[str, Params]) -> Params:
     """The draft model's parameters. Those about the machine are taken from the large model's."""
-    large = _model_params(s, targets)
+    large = _make_model_params(s, targets)
     params = {name: large[name] for name in SHARED_WITH_DRAFT if name in large} | targets["draft_model"]
     buffers = (*s.spec_draft_override_tensor, *_on_cpu(s.spec_draft_cpu_moe, s.spec_draft_n_cpu_moe))
     if buffers:
@@ -504,7 +508,7 @@ def _draft_context_params(targets: dict[str, Params]) -> Params:
     return {name: large[name] for name in SHARED_WITH_DRAFT if name in large} | targets["draft_context"]
 
 
-def _projector_params(s: Settings, targets: dict[str, Params]) -> Params:
+def _make_projector_params(s: Settings, targets: dict[str, Params]) -> Params:
     """The fields of mtmd_context_params. `device` is a name; `none` means the CPU."""
     params = {"warmup": s.warmup, **targets["mmproj"]}
     if params.get("device") == "none":
@@ -513,16 +517,16 @@ def _projector_params(s: Settings, targets: dict[str, Params]) -> Params:
     return params
 
 
-def _request_values(s: Settings, targets: dict[str, Params]) -> dict[str, Any]:
+def _choose_request_values(s: Settings, targets: dict[str, Params]) -> dict[str, Any]:
     return {**targets["request"], "penalties_first": True} if s.compat == "2024" else targets["request"]
 
 
-def _max_predict(s: Settings) -> int:
+def _choose_max_predict(s: Settings) -> int:
     """The limit on the tokens of a request. With `--compat 2024`, `--n-predict` is that limit, too."""
     return s.n_predict if s.compat == "2024" and not s.is_set("max_predict") else s.max_predict
 
 
-def _secrets(s: Settings) -> tuple[str, ...]:
+def _list_secrets(s: Settings) -> tuple[str, ...]:
     """Values that must not appear in the log. Keys in the key file are read elsewhere."""
     found: list[str] = []
     for option in OPTIONS:

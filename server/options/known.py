@@ -132,7 +132,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-def _options() -> Iterator[Option]:
+def _list_options() -> Iterator[Option]:
     for status, group, note, lines in ROWS:
         for line in filter(None, map(str.strip, lines.splitlines())):
             spellings, *rest = line.split()
@@ -144,4 +144,4 @@ def _options() -> Iterator[Option]:
                          off_flags=tuple(filter(None, off_flags.split(","))), status=status, note=note)
 
 
-OTHER_OPTIONS: tuple[Option, ...] = tuple(_options())
+OTHER_OPTIONS: tuple[Option, ...] = tuple(_list_options())

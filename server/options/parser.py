@@ -35,11 +35,11 @@ __all__ = [
     "Option",
     "OptionError",
     "Settings",
-    "compat_rows",
+    "list_compat_rows",
     "parse",
     "read_asked",
     "read_model_settings",
-    "usage",
+    "render_usage",
 ]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
@@ -70,10 +70,10 @@ def parse(
     try:
         return _parse(argv, environ, table, bundled, own, asked)
     except OptionError as error:
-        raise OptionError(_one_line(str(error))) from None
+        raise OptionError(_make_one_line(str(error))) from None
 
 
-def _one_line(text: str) -> str:
+def _make_one_line(text: str) -> str:
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -102,10 +102,10 @@ def _parse(
         given |= {**{key: own[key] for key in OF_ONE_MODEL if key in own}, **asked}
     given |= {} if table is not ALL_OPTIONS else read_vertex(environ, line.by_flag["--port"][0])
     profile = str(given.get("compat", "modern"))
-    values = {option.key: option.default_for(profile) for option in table if not option.dest}
+    values = {option.key: option.choose_default(profile) for option in table if not option.dest}
     warnings = tuple(dict.fromkeys(file.warnings + variables.warnings + line.warnings))
     settings = Settings(**{**values, **given}, given=frozenset(given), warnings=warnings)
-    return _finished(settings) if table is ALL_OPTIONS else settings
+    return _finish_settings(settings) if table is ALL_OPTIONS else settings
 
 
 def read_model_settings(settings: Iterable[config_file.Setting]) -> tuple[dict[str, Any], list[str]]:
@@ -122,30 +122,30 @@ def read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
     try:
         return _read_asked(wanted)
     except OptionError as error:
-        raise OptionError(_one_line(str(error)[:MAX_TOLD])) from None
+        raise OptionError(_make_one_line(str(error)[:MAX_TOLD])) from None
 
 
 def _read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
     source = _Source(ALL_OPTIONS)
-    by_name = _by_name(source)
+    by_name = _index_by_name(source)
     for key, value in wanted.items():
         name, place = key.lstrip("-"), f"options.{key[:60]}"
         option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)
         if option is None:
-            raise OptionError(f"{place}: there is no such option{_did_you_mean(key, by_name)}")
+            raise OptionError(f"{place}: there is no such option{_describe_near(key, by_name)}")
         if scope_of(option) != MODEL or option.key in OF_ONE_MODEL or option.status != WORKS:
             raise OptionError(f"{place}: this is not an option of a model")
         if not option.is_plain:
             raise OptionError(f"{place}: requests may not set options that name files, libraries or addresses")
         if option.key in source.values:
             raise OptionError(f"{place} is set twice, by two of its names")
-        for text in _texts(option, place, value):
+        for text in _list_texts(option, place, value):
             found = convert(option, place, text)
             source.set(option, place, found if is_on else not found)
     return source.values
 
 
-def _texts(option: Option, place: str, value: object) -> list[str]:
+def _list_texts(option: Option, place: str, value: object) -> list[str]:
     """The texts that the command line would have for a JSON value."""
     if option.metavar in ("JSON", "SCHEMA") and not isinstance(value, str):
         return [json.dumps(value)]
@@ -226,7 +226,7 @@ def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = N
             source.set(option, flag, is_on)
         else:
             if not equals:
-                text = _next_word(option, flag, rest)
+                text = _take_word(option, flag, rest)
             source.set(option, flag, convert(option, flag, text))
         given += [(option.name, taken) for taken in (word, *argv[len(argv) - n_left : len(argv) - len(rest)])]
     return given
@@ -236,11 +236,11 @@ def _read_model(source: _Source, word: str) -> None:
     """Take a word that isn't an option as the model's file, for example one that was dropped on the program."""
     option, _ = source.by_flag.get("--model", (None, True))
     if option is None or word.startswith("-") or not (word.lower().endswith(".gguf") or os.path.isfile(word)):
-        raise OptionError(_unknown(word, source.by_flag))
+        raise OptionError(_describe_unknown(word, source.by_flag))
     source.set(option, word, convert(option, word, word))
 
 
-def _next_word(option: Option, flag: str, rest: list[str]) -> str:
+def _take_word(option: Option, flag: str, rest: list[str]) -> str:
     if option.bare is not None and (not rest or rest[-1].startswith("-")):
         return option.bare
     if not rest:
@@ -248,7 +248,7 @@ def _next_word(option: Option, flag: str, rest: list[str]) -> str:
     return rest.pop()
 
 
-def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
+def _describe_unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
     import difflib  # here, because only errors need it
 
     if not word.startswith("-"):
@@ -256,10 +256,10 @@ def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
         advice = f", did you mean the command {close[0]}?" if close else "; --help lists the options"
         return f"'{word}' is neither an option nor a model's file{advice}"
     word = word.partition("=")[0]  # the value may be a secret
-    return f"unknown option {word}{_did_you_mean(word, by_flag)}"
+    return f"unknown option {word}{_describe_near(word, by_flag)}"
 
 
-def _did_you_mean(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str:
+def _describe_near(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str:
     import difflib
 
     names = [name for name, (option, _) in by_name.items() if option.status == WORKS]
@@ -284,24 +284,24 @@ def _read_environment(source: _Source, environ: Mapping[str, str]) -> None:
 
 
 def _read_file(source: _Source, path: str) -> None:
-    takes_json = {name for name, (option, _) in _by_name(source).items() if option.metavar in ("SCHEMA", "JSON")}
+    takes_json = {name for name, (option, _) in _index_by_name(source).items() if option.metavar in ("SCHEMA", "JSON")}
     _read_settings(source, config_file.read(path, takes_json))
 
 
-def _by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
+def _index_by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
     by_name = {flag.lstrip("-"): pair for flag, pair in source.by_flag.items()}
     return by_name | {option.env: (option, True) for option in source.table if option.env}
 
 
 def _read_settings(source: _Source, settings: Iterable[config_file.Setting], scope: str = "") -> None:
     """Read the settings of a file. With a `scope`, options of other scopes are refused."""
-    by_name = _by_name(source)
+    by_name = _index_by_name(source)
     seen: dict[str, str] = {}
     for key, texts, where in settings:
         name = key.lstrip("-")
         option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)
         if option is None:
-            raise OptionError(f"{where}: there is no option {key}{_did_you_mean(key, by_name)}")
+            raise OptionError(f"{where}: there is no option {key}{_describe_near(key, by_name)}")
         if scope_of(option) == ERRAND or option.name == "config":
             raise OptionError(f"{where}: {key} can be set on the command line only")
         if scope and scope_of(option) not in (scope, None) and option.key not in OF_ONE_MODEL:
@@ -321,7 +321,7 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting], sco
 # ---- options that depend on each other -------------------------------------------------------------------------------
 
 
-def _finished(s: Settings) -> Settings:
+def _finish_settings(s: Settings) -> Settings:
     """The settings with the values that follow from other options. OptionError if options contradict each other."""
     changes: dict[str, Any] = {}
     if not s.is_set("ubatch_size"):
@@ -341,7 +341,7 @@ def _finished(s: Settings) -> Settings:
     if is_yarn and s.yarn_attn_factor is not None and s.yarn_ext_factor != 0:
         changes["warnings"] = (*s.warnings, YARN_ATTENTION)
     settings = s.replace(**changes)
-    for message in _contradictions(settings):
+    for message in _find_contradictions(settings):
         raise OptionError(message)
     return settings
 
@@ -354,7 +354,7 @@ def _unescape(text: str) -> str:
     )
 
 
-def _contradictions(o: Settings) -> Iterator[str]:
+def _find_contradictions(o: Settings) -> Iterator[str]:
     if o.ubatch_size > o.batch_size:
         yield f"--ubatch-size {o.ubatch_size} is more than --batch-size {o.batch_size}: raise the batch size, too"
     if o.memory_f32 and (o.is_set("cache_type_k") or o.is_set("cache_type_v")):
@@ -403,7 +403,7 @@ SHAPES_2024 = (
 """Differences between the profiles that no option sets. Columns: option, subject, modern, 2024."""
 
 
-def compat_rows() -> list[tuple[str, str, str, str]]:
+def list_compat_rows() -> list[tuple[str, str, str, str]]:
     """The table of differences that `--compat` makes, with the same columns."""
     rows = []
     for option in OPTIONS:
@@ -413,14 +413,14 @@ def compat_rows() -> list[tuple[str, str, str, str]]:
                 (
                     next(flag for flag in option.flags if flag.startswith("--")),
                     about,
-                    option.shown(option.default) or default,
-                    option.shown(option.default_2024),
+                    option.format_value(option.default) or default,
+                    option.format_value(option.default_2024),
                 )
             )
     return rows + list(SHAPES_2024)
 
 
-def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_short: bool = False) -> str:
+def render_usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_short: bool = False) -> str:
     """The text of `--help all` in groups, or with `is_short` that of `--help`."""
     import shutil  # here, because only --help needs it
     import textwrap
@@ -432,13 +432,13 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_s
     lines += [*textwrap.wrap(f"Commands: {commands}. COMMAND --help says more.", width, break_on_hyphens=False), ""]
     if is_short:
         shown = [option for option in table if option.name in SHORT_HELP]
-        lines += [line for option in shown for line in help_lines(option, width, is_short)]
+        lines += [line for option in shown for line in render_help_lines(option, width, is_short)]
         return "\n".join([*lines, "", f"--help all shows all {len(table)} options and their environment variables."])
     for group in dict.fromkeys(option.group for option in table):
         lines.append(f"{group}:")
         for option in table:
             if option.group == group:
-                lines += help_lines(option, width)
+                lines += render_help_lines(option, width)
         lines.append("")
     lines += textwrap.wrap(
         "Environment variables are in brackets. Every flag can also be written as --flag=value. The command line "
@@ -449,16 +449,16 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_s
     return "\n".join(lines)
 
 
-def help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
+def render_help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
     """The lines of the help about an option. `is_short` leaves out its variable and its default of 2024."""
     flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
     text = option.help
     if "default" not in text and option.type is not None and option.default not in (None, ()):
-        text += f" (default {option.shown(option.default)})" if option.shown(option.default) else ""
+        text += f" (default {option.format_value(option.default)})" if option.format_value(option.default) else ""
     elif option.type is None and option.default:
         text += " (default on)"
     if option.default_2024 is not SAME and not is_short:
-        text += f" (2024: {option.shown(option.default_2024)})"
+        text += f" (2024: {option.format_value(option.default_2024)})"
     if option.env and not is_short:
         text += f" [{option.env}]"
     margin = 30 if width >= 80 else 8

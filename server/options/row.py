@@ -115,11 +115,11 @@ class Option:
             self.type in (None, int, float) or self.choices is not None or self.metavar in PLAIN_VALUES
         )
 
-    def default_for(self, profile: str) -> object:
+    def choose_default(self, profile: str) -> object:
         """The value of an option that isn't set."""
         return self.default if profile != "2024" or self.default_2024 is SAME else self.default_2024
 
-    def shown(self, value: object) -> str:
+    def format_value(self, value: object) -> str:
         """A value as the user would write it; "" for none."""
         if self.type is None:
             return "" if value is None else "on" if value else "off"
@@ -171,22 +171,22 @@ def one_of(choices: Mapping[str, Any], text: str) -> object:
 # ---- converters ------------------------------------------------------------------------------------------------------
 
 
-def items(text: str) -> tuple[str, ...]:
+def parse_items(text: str) -> tuple[str, ...]:
     """Comma-separated items without surrounding blanks. `"a,b"` in double quotes is one item; `""` in it is a quote."""
     found = re.findall(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|$)', text)
     stripped = (quoted.replace('""', '"') or plain.strip() for quoted, plain in found)
     return tuple(item for item in stripped if item)
 
 
-def keys(text: str) -> tuple[str, ...]:
+def parse_keys(text: str) -> tuple[str, ...]:
     """`items`, at least one: an empty list of keys would serve everybody by mistake."""
-    found = items(text)
+    found = parse_items(text)
     if not found:
         raise BadValue("it contains no key; leave the option out to serve everybody")
     return found
 
 
-def existing_file(text: str) -> str:
+def require_file(text: str) -> str:
     """A path that can be opened for reading."""
     if os.path.isdir(text):
         raise BadValue(f"'{text}' is a folder, not a file")
@@ -197,17 +197,17 @@ def existing_file(text: str) -> str:
     return text
 
 
-def existing_folder(text: str) -> str:
+def require_folder(text: str) -> str:
     """A path of a folder."""
     if not os.path.isdir(text):
         raise BadValue(f"there is no folder '{text}'")
     return text
 
 
-def file_text(text: str) -> str:
+def read_file_text(text: str) -> str:
     """The content of the file `text`."""
     try:
-        with open(existing_file(text), encoding="utf-8-sig") as stream:
+        with open(require_file(text), encoding="utf-8-sig") as stream:
             return stream.read()
     except OSError as error:
         raise BadValue(f"the file '{text}' can't be read: {error.strerror}") from None
@@ -215,7 +215,7 @@ def file_text(text: str) -> str:
         raise BadValue(f"the file '{text}' is not UTF-8 text") from None
 
 
-def json_schema(text: str) -> object:
+def parse_json_schema(text: str) -> object:
     """A JSON schema: an object or a boolean."""
     try:
         schema = json.loads(text)
@@ -226,20 +226,20 @@ def json_schema(text: str) -> object:
     return schema
 
 
-def json_object(text: str) -> dict[str, Any]:
+def parse_json_object(text: str) -> dict[str, Any]:
     """A JSON object."""
-    value = json_schema(text)
+    value = parse_json_schema(text)
     if not isinstance(value, dict):
         raise BadValue('this is not a JSON object such as {"enable_thinking": false}')
     return value
 
 
-def json_schema_file(text: str) -> object:
+def read_json_schema(text: str) -> object:
     """A JSON schema in a file."""
-    return json_schema(file_text(text))
+    return parse_json_schema(read_file_text(text))
 
 
-def key_value(text: str) -> tuple[tuple[str, str], ...]:
+def parse_key_value(text: str) -> tuple[tuple[str, str], ...]:
     """`NAME=VALUE`, or `NAME` alone for a switch, as one (name, text) pair without leading dashes."""
     name, equals, value = text.partition("=")
     if not name.strip("-"):
@@ -247,25 +247,25 @@ def key_value(text: str) -> tuple[tuple[str, str], ...]:
     return ((name.strip().lstrip("-"), value if equals else "on"),)
 
 
-def adapters(text: str) -> tuple[tuple[str, float], ...]:
+def parse_adapters(text: str) -> tuple[tuple[str, float], ...]:
     """`FILE[,FILE...]` as (path, 1.0) pairs."""
-    return tuple((existing_file(path), 1.0) for path in some(text))
+    return tuple((require_file(path), 1.0) for path in parse_some(text))
 
 
-def scaled_adapters(text: str) -> tuple[tuple[str, float], ...]:
+def parse_scaled_adapters(text: str) -> tuple[tuple[str, float], ...]:
     """`FILE:SCALE[,FILE:SCALE...]` as (path, scale) pairs. A path may contain colons."""
     pairs = []
-    for item in some(text):
+    for item in parse_some(text):
         path, colon, scale = item.rpartition(":")
         if not colon or not is_number(scale):
             raise BadValue(f"'{item}' is not FILE:SCALE")
-        pairs.append((existing_file(path), float(scale)))
+        pairs.append((require_file(path), float(scale)))
     return tuple(pairs)
 
 
-def some(text: str) -> tuple[str, ...]:
+def parse_some(text: str) -> tuple[str, ...]:
     """`items`, at least one."""
-    found = items(text)
+    found = parse_items(text)
     if not found:
         raise BadValue(f"'{text}' is an empty list")
     return found
@@ -279,12 +279,12 @@ def is_number(text: str) -> bool:
         return False
 
 
-def one_text(text: str) -> tuple[str, ...]:
+def wrap_text(text: str) -> tuple[str, ...]:
     """The text itself, for options that may be repeated."""
     return (text,)
 
 
-def proportions(text: str) -> tuple[float, ...]:
+def parse_proportions(text: str) -> tuple[float, ...]:
     """`3,1` or `3/1`: numbers of at least 0, and not all 0."""
     parts = [part for part in re.split(r"[,/]", text) if part.strip()]
     if not all(map(is_number, parts)) or not any(float(part) > 0 for part in parts) or min(map(float, parts)) < 0:
@@ -292,7 +292,7 @@ def proportions(text: str) -> tuple[float, ...]:
     return tuple(map(float, parts))
 
 
-def sizes(text: str) -> tuple[int, ...]:
+def parse_sizes(text: str) -> tuple[int, ...]:
     """`1024` or `1024,512`: whole numbers of at least 0."""
     try:
         numbers = tuple(map(int, text.split(",")))
@@ -303,7 +303,7 @@ def sizes(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def cpu_mask(text: str) -> tuple[int, ...]:
+def parse_cpu_mask(text: str) -> tuple[int, ...]:
     """`f` or `0xF`, `3c`: the numbers of the bits that are set."""
     try:
         bits = int(text, 16)
@@ -314,7 +314,7 @@ def cpu_mask(text: str) -> tuple[int, ...]:
     return tuple(cpu for cpu in range(MAX_CPUS) if bits >> cpu & 1)
 
 
-def cpu_range(text: str) -> tuple[int, ...]:
+def parse_cpu_range(text: str) -> tuple[int, ...]:
     """`0-3`: the numbers from 0 to 3. Either end may be left out, as in llama-server."""
     match = re.fullmatch(r"(\d*)-(\d*)", text)
     low, high = (int(match[1] or 0), int(match[2] or MAX_CPUS - 1)) if match else (1, 0)
@@ -323,19 +323,19 @@ def cpu_range(text: str) -> tuple[int, ...]:
     return tuple(range(low, high + 1))
 
 
-def gpu_layers(text: str) -> int:
+def parse_gpu_layers(text: str) -> int:
     """A number of layers. `all`, `auto` and negative numbers become -1, which means all."""
     if text.lower() in ("all", "auto"):
         return -1
     return max(int(text), -1)
 
 
-def slot_count(text: str) -> int:
+def parse_slot_count(text: str) -> int:
     """A number of slots. `auto` and -1 are 4, as in llama-server."""
     return 4 if text.lower() in ("auto", "-1") else int(text)
 
 
-def inverse(text: str) -> float:
+def parse_inverse(text: str) -> float:
     """1/N, for --rope-scale, which is the inverse of --rope-freq-scale."""
     value = float(text)
     if not value > 0:
@@ -343,7 +343,7 @@ def inverse(text: str) -> float:
     return 1.0 / value
 
 
-def token_bias(text: str) -> tuple[tuple[int, float], ...]:
+def parse_token_bias(text: str) -> tuple[tuple[int, float], ...]:
     """`15043+1` or `15043-inf`: a token id and what is added to its logit."""
     found = re.fullmatch(r"(\d{1,9})([+-](?:inf|\d+\.?\d*(?:e[+-]?\d+)?|\.\d+))", text.strip().lower())
     if not found or found[2] == "+inf":
@@ -351,12 +351,12 @@ def token_bias(text: str) -> tuple[tuple[int, float], ...]:
     return ((int(found[1]), float(found[2])),)
 
 
-def metadata_overrides(text: str) -> tuple[tuple[str, str, object], ...]:
+def parse_metadata_overrides(text: str) -> tuple[tuple[str, str, object], ...]:
     """`KEY=TYPE:VALUE[,...]` as (key, type, value); types are int, float, bool, str."""
-    return tuple(map(_metadata_override, some(text)))
+    return tuple(map(_parse_metadata_override, parse_some(text)))
 
 
-def _metadata_override(item: str) -> tuple[str, str, object]:
+def _parse_metadata_override(item: str) -> tuple[str, str, object]:
     key, _, rest = item.partition("=")
     kind, colon, value = rest.partition(":")
     readers: dict[str, Callable[[str], object]] = {
@@ -373,10 +373,10 @@ def _metadata_override(item: str) -> tuple[str, str, object]:
         raise BadValue(f"'{item}': '{value}' is not a valid {kind}") from None
 
 
-def buffer_overrides(text: str) -> tuple[tuple[str, str], ...]:
+def parse_buffer_overrides(text: str) -> tuple[tuple[str, str], ...]:
     """`PATTERN=BUFFER[,...]` as (regular expression, buffer type) pairs."""
     pairs = []
-    for item in some(text):
+    for item in parse_some(text):
         pattern, equals, buffer = item.rpartition("=")
         if not equals or not pattern or not buffer:
             raise BadValue(f"'{item}' is not PATTERN=BUFFER, such as exps=CPU")
@@ -384,25 +384,25 @@ def buffer_overrides(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def hosts(text: str) -> tuple[str, ...]:
+def parse_hosts(text: str) -> tuple[str, ...]:
     """Addresses, names, or paths of UNIX sockets."""
-    found = items(text)
+    found = parse_items(text)
     if not found:
         raise BadValue(f"'{text}' is not an address; 0.0.0.0 listens on all addresses of this machine")
     return found
 
 
-def one_host(text: str) -> str:
+def parse_host(text: str) -> str:
     """One address or name."""
     if not re.fullmatch(r"[\w.-]+", text):
         raise BadValue(f"'{text}' is not an address such as 127.0.0.1 or 0.0.0.0")
     return text
 
 
-def workers(text: str) -> tuple[str, ...]:
+def parse_workers(text: str) -> tuple[str, ...]:
     """`host:port` of each worker, separated by commas. The default port is `WORKER_PORT`."""
     found = []
-    for item in items(text):
+    for item in parse_items(text):
         host, colon, port = item.rpartition(":") if not item.endswith("]") else (item, "", "")
         host, port = (host, port) if colon else (item, str(WORKER_PORT))
         if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) or not (port.isdecimal() and 0 < int(port) < 65536):
@@ -413,14 +413,14 @@ def workers(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def url(text: str) -> str:
+def parse_url(text: str) -> str:
     """An http or https address."""
     if not re.match(r"https?://[^/\s]", text):
         raise BadValue(f"'{text}' is not an address that begins with http:// or https://")
     return text
 
 
-def rate(text: str) -> tuple[int, float] | None:
+def parse_rate(text: str) -> tuple[int, float] | None:
     """`60/min`, `5/s` or `1000/h` as (number, seconds). The default unit is a minute. None, no limit, for 0."""
     found = re.fullmatch(r"(\d{1,9})(?:/(s|min|h))?", text.strip().lower())
     if not found:
@@ -428,21 +428,21 @@ def rate(text: str) -> tuple[int, float] | None:
     return (int(found[1]), {"s": 1.0, "h": 3600.0}.get(found[2], 60.0)) if int(found[1]) else None
 
 
-def hf_repo(text: str) -> str:
+def parse_hf_repo(text: str) -> str:
     """`USER/MODEL` or `USER/MODEL:QUANT`."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", text):
         raise BadValue(f"'{text}' is not USER/MODEL or USER/MODEL:QUANT")
     return text
 
 
-def sha256(text: str) -> str:
+def parse_sha256(text: str) -> str:
     """64 hexadecimal digits, in lower case."""
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
         raise BadValue(f"'{text}' is not a SHA-256 sum of 64 hexadecimal digits")
     return text.lower()
 
 
-def path_prefix(text: str) -> str:
+def parse_path_prefix(text: str) -> str:
     """`/some/prefix` without a slash at the end; "" for "/"."""
     text = text.rstrip("/")
     if text and not re.fullmatch(r"(?:/[\w.~-]+)+", text) or "/.." in text:
@@ -450,10 +450,10 @@ def path_prefix(text: str) -> str:
     return text
 
 
-def origins(text: str) -> tuple[str, ...]:
+def parse_origins(text: str) -> tuple[str, ...]:
     """Items that are `*` or SCHEME://HOST[:PORT]. `localhost` is left out: pages of this machine are always allowed."""
     found = []
-    for item in items(text):
+    for item in parse_items(text):
         item = item.lower().rstrip("/")
         if item != "*" and item != "localhost" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s,]+", item):
             raise BadValue(f"'{item}' is not an origin such as https://example.org, nor * nor localhost")
@@ -463,7 +463,7 @@ def origins(text: str) -> tuple[str, ...]:
 
 def lower_items(text: str) -> tuple[str, ...]:
     """`items` in lower case."""
-    return tuple(item.lower() for item in items(text))
+    return tuple(item.lower() for item in parse_items(text))
 
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
@@ -501,12 +501,12 @@ SAMPLER_ALIASES = {
 }
 
 
-def unless_default(text: str) -> str | None:
+def parse_unless_default(text: str) -> str | None:
     """A word; None for `default`."""
     return None if text == "default" else text
 
 
-def sampler_names(text: str) -> tuple[str, ...]:
+def parse_sampler_names(text: str) -> tuple[str, ...]:
     """`top_k;top_p;temperature`: samplers in the order in which they are applied."""
     names = [SAMPLER_ALIASES.get(name, name) for part in re.split("[;,]", text) if (name := part.strip().lower())]
     for name in names:
@@ -515,7 +515,7 @@ def sampler_names(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def sampler_sequence(text: str) -> tuple[str, ...]:
+def parse_sampler_sequence(text: str) -> tuple[str, ...]:
     """`kpt`: one letter for each sampler."""
     for letter in text:
         if letter not in SAMPLER_LETTERS:

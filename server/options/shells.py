@@ -41,7 +41,7 @@ EXIT_STATUS = (
 )
 
 
-def completion(shell: str, own_name: str = "") -> str:
+def render_completion(shell: str, own_name: str = "") -> str:
     """The script for bash, zsh, fish or powershell. `own_name` is the name of the user's copy of the program."""
     is_new = own_name not in PROGRAMS and re.fullmatch(r"\w[\w.+-]*", own_name)
     return WRITERS[shell]((*PROGRAMS, own_name) if is_new else PROGRAMS)
@@ -57,7 +57,7 @@ def flags_of(option: Option) -> tuple[str, ...]:
     return option.flags + option.off_flags
 
 
-def summary(option: Option, limit: int = 90) -> str:
+def make_summary(option: Option, limit: int = 90) -> str:
     """The beginning of the help text, short enough for one line in a list of candidates."""
     text = option.help.split(";")[0].split(" (default")[0]
     return text if len(text) <= limit else text[: limit - 3].rsplit(" ", 1)[0] + "..."
@@ -66,7 +66,7 @@ def summary(option: Option, limit: int = 90) -> str:
 # ---- shells ----------------------------------------------------------------------------------------------------------
 
 
-def bash(commands: Sequence[str]) -> str:
+def render_bash(commands: Sequence[str]) -> str:
     """Completes flags, commands, and the words that an option accepts. Bash itself completes and quotes paths.
 
     Bash splits `--option=value` into three words. `-o default` completes files where the script offers nothing."""
@@ -78,7 +78,7 @@ def bash(commands: Sequence[str]) -> str:
         "    case $before in",
     ]
     for option in OPTIONS:
-        answer = _bash_values(option)
+        answer = _render_bash_values(option)
         if option.type is not None and answer:
             lines.append(f"        {'|'.join(option.flags)}) {answer}; return ;;")
     flags = " ".join(flag for option in OPTIONS for flag in flags_of(option))
@@ -94,13 +94,13 @@ def bash(commands: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _bash_values(option: Option) -> str:
+def _render_bash_values(option: Option) -> str:
     if option.choices:
         return f"COMPREPLY=($(compgen -W '{' '.join(values_of(option))}' -- \"$word\"))"
     return "compopt -o dirnames" if option.metavar in FOLDERS else ":" if option.metavar in FILES else ""
 
 
-def zsh(commands: Sequence[str]) -> str:
+def render_zsh(commands: Sequence[str]) -> str:
     """A specification for `_arguments` for each flag. Spellings of an option exclude each other unless it may be
     repeated."""
     lines = [f"#compdef {' '.join(commands)}", "_arguments \\"]
@@ -109,7 +109,7 @@ def zsh(commands: Sequence[str]) -> str:
         for flag in flags_of(option):
             value = ""
             if option.type is not None and flag in option.flags:
-                value = f":{_zsh(option.metavar or 'value')}:" + (
+                value = f":{_escape_zsh(option.metavar or 'value')}:" + (
                     f"({' '.join(values_of(option))})"
                     if option.choices
                     else "_files -/"
@@ -118,7 +118,7 @@ def zsh(commands: Sequence[str]) -> str:
                     if option.metavar in FILES
                     else " "
                 )
-            lines.append(f"  '{others}{flag}[{_zsh(summary(option))}]{value}' \\")
+            lines.append(f"  '{others}{flag}[{_escape_zsh(make_summary(option))}]{value}' \\")
     first = f'{{_alternative "commands:command:({" ".join(COMMANDS)})" "files:model:_files"}}'
     return "\n".join(
         [
@@ -131,13 +131,13 @@ def zsh(commands: Sequence[str]) -> str:
     )
 
 
-def _zsh(text: str) -> str:
+def _escape_zsh(text: str) -> str:
     for mark in "\\:[]":
         text = text.replace(mark, "\\" + mark)
     return text.replace("'", "'\\''")
 
 
-def fish(commands: Sequence[str]) -> str:
+def render_fish(commands: Sequence[str]) -> str:
     """A `complete` line for each option and command."""
     lines = []
     for option in OPTIONS:
@@ -156,7 +156,7 @@ def fish(commands: Sequence[str]) -> str:
                 if option.metavar in FILES
                 else " -x"
             )
-        text = summary(option).replace("\\", "\\\\").replace("'", "\\'")
+        text = make_summary(option).replace("\\", "\\\\").replace("'", "\\'")
         lines += [f"complete -c {command} {kinds}{value} -d '{text}'" for command in commands]
     for command in commands:
         lines.append(f"complete -c {command} -l {PEER_FLAG[2:]} -x -d 'ask a running server'")
@@ -167,11 +167,11 @@ def fish(commands: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def powershell(commands: Sequence[str]) -> str:
+def render_powershell(commands: Sequence[str]) -> str:
     """A native completer with a table of flags. PowerShell itself completes paths."""
     rows, words = [f"    '{PEER_FLAG}' = 'ask a running server'"], []
     for option in OPTIONS:
-        text = summary(option).replace("'", "''")
+        text = make_summary(option).replace("'", "''")
         rows += [f"    '{flag}' = '{text}'" for flag in flags_of(option)]
         if option.choices:
             values = ", ".join(f"'{word}'" for word in values_of(option))
@@ -205,13 +205,18 @@ def powershell(commands: Sequence[str]) -> str:
     )
 
 
-WRITERS: dict[str, Callable[[Sequence[str]], str]] = {"bash": bash, "zsh": zsh, "fish": fish, "powershell": powershell}
+WRITERS: dict[str, Callable[[Sequence[str]], str]] = {
+    "bash": render_bash,
+    "zsh": render_zsh,
+    "fish": render_fish,
+    "powershell": render_powershell,
+}
 
 
 # ---- the manual page -------------------------------------------------------------------------------------------------
 
 
-def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
+def render_manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
     """The page for section 1, in macros that every `man` understands."""
     lines = [
         f'.TH LLAMA-SRV 1 "" "llama_srv {version}" "User Commands"',
@@ -230,11 +235,11 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
         ".I COMMAND",
         "[options]",
         ".SH DESCRIPTION",
-        *_text(DESCRIPTION),
+        *_render_text(DESCRIPTION),
         ".SH COMMANDS",
-        *(line for row in COMMANDS.values() for line in _man_command(row)),
+        *(line for row in COMMANDS.values() for line in _render_man_command(row)),
         ".SH OPTIONS",
-        *_text(
+        *_render_text(
             "Every flag can also be written as --flag=value. The command line overrides the environment (the variable "
             "in brackets), the environment overrides the file of --config, and the file overrides the defaults."
         ),
@@ -243,10 +248,10 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
         rows = [option for option in table if option.group == group]
         lines += [f'.SS "{group}"'] if rows else []
         for option in rows:
-            lines += _man_option(option)
+            lines += _render_man_option(option)
     lines.append(".SH EXIT STATUS")
     for code, text in EXIT_STATUS:
-        lines += [".TP", f".B {code}", *_text(text)]
+        lines += [".TP", f".B {code}", *_render_text(text)]
     lines += [
         ".SH EXAMPLES",
         ".TP",
@@ -259,28 +264,28 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _man_command(command: Command) -> list[str]:
-    words = f" \\fI{_escaped(command.words)}\\fR" if command.words else ""
+def _render_man_command(command: Command) -> list[str]:
+    words = f" \\fI{_escape_troff(command.words)}\\fR" if command.words else ""
     about = command.about.split("\n  ")[0]
-    return [".TP", f"\\fB{command.name}\\fR{words}", *_text(f"{about} {command.name} --help shows its options.")]
+    return [".TP", f"\\fB{command.name}\\fR{words}", *_render_text(f"{about} {command.name} --help shows its options.")]
 
 
-def _man_option(option: Option) -> list[str]:
-    flags = ", ".join(f"\\fB{_escaped(flag)}\\fR" for flag in flags_of(option))
-    value = f" \\fI{_escaped(option.metavar or 'VALUE')}\\fR" if option.type is not None else ""
+def _render_man_option(option: Option) -> list[str]:
+    flags = ", ".join(f"\\fB{_escape_troff(flag)}\\fR" for flag in flags_of(option))
+    value = f" \\fI{_escape_troff(option.metavar or 'VALUE')}\\fR" if option.type is not None else ""
     text = option.help
     if option.type is not None and option.default not in (None, ()) and "default" not in text:
-        text += f" (default {option.shown(option.default)})"
+        text += f" (default {option.format_value(option.default)})"
     if option.env:
         text += f" [{option.env}]"
-    return [".TP", flags + value, *_text(text)]
+    return [".TP", flags + value, *_render_text(text)]
 
 
-def _text(text: str) -> list[str]:
-    return [_escaped(" ".join(text.split()))]
+def _render_text(text: str) -> list[str]:
+    return [_escape_troff(" ".join(text.split()))]
 
 
-def _escaped(text: str) -> str:
+def _escape_troff(text: str) -> str:
     """Escape backslashes and minus signs, and a first character that would begin a troff request."""
     text = text.replace("\\", "\\(rs").replace("-", "\\-")
     return "\\&" + text if text.startswith((".", "'")) else text

@@ -24,11 +24,11 @@ MAX_THREADS = 512       # GGML_MAX_N_THREADS
 MAX_DRAFT = 1024
 
 
-def spec_types(text: str) -> tuple[str, ...]:
+def parse_spec_types(text: str) -> tuple[str, ...]:
     """Sources of drafts, separated by commas. llama-server's kinds of n-gram lookup become two: in the same text, or
     also in earlier answers."""
     found: list[str] = []
-    for word in to.items(text.lower()):
+    for word in to.parse_items(text.lower()):
         if word in HEADS:
             raise BadValue(f"'{word}' needs parts of the model that llama.cpp's C interface doesn't offer; use a "
                            "draft model with the same vocabulary: --spec-draft-model")
@@ -41,8 +41,8 @@ def spec_types(text: str) -> tuple[str, ...]:
 SPEC_OPTIONS: tuple[Option, ...] = (
     Option("spec_type", ("--spec-type",), "where drafts come from: ngram (what followed the same tokens earlier in "
            "this text), answers (the same, also in earlier answers for the same API key), draft (the model of "
-           "--spec-draft-model), several of them, or none; auto uses all that are available", SPECULATIVE, spec_types,
-           AUTO, "TYPES", "LLAMA_ARG_SPEC_TYPE"),
+           "--spec-draft-model), several of them, or none; auto uses all that are available", SPECULATIVE,
+           parse_spec_types, AUTO, "TYPES", "LLAMA_ARG_SPEC_TYPE"),
     Option("spec_default", ("--spec-default",), "the same as --spec-type auto", SPECULATIVE, None, dest="spec_type",
            choices={"on": AUTO, "off": ()}),
     Option("spec_ngram_size", ("--spec-ngram-simple-size-n", "--spec-ngram-size-n"), "how many tokens must match an "
@@ -52,7 +52,7 @@ SPEC_OPTIONS: tuple[Option, ...] = (
     Option("spec_draft_model", ("-md", "--spec-draft-model", "--model-draft"), "draft model: a small model with the "
            "same vocabulary as the large one", SPECULATIVE, metavar="FILE", env="LLAMA_ARG_SPEC_DRAFT_MODEL"),
     Option("spec_draft_hf", ("-hfd", "-hfrd", "--spec-draft-hf", "--hf-repo-draft"), "download the draft model from "
-           "this repository, like --hf-repo", SPECULATIVE, to.hf_repo, metavar="USER/MODEL",
+           "this repository, like --hf-repo", SPECULATIVE, to.parse_hf_repo, metavar="USER/MODEL",
            env="LLAMA_ARG_SPEC_DRAFT_HF_REPO"),
     Option("spec_draft_n_max", ("--spec-draft-n-max",), "most tokens of a draft from the draft model", SPECULATIVE,
            int, 16, "N", "LLAMA_ARG_SPEC_DRAFT_N_MAX", 0, MAX_DRAFT),
@@ -65,13 +65,13 @@ SPEC_OPTIONS: tuple[Option, ...] = (
     Option("spec_draft_p_min", ("--spec-draft-p-min", "--draft-p-min"), "end a draft at a token that the draft model "
            "finds less likely than this", SPECULATIVE, float, 0.4, "P", "LLAMA_ARG_SPEC_DRAFT_P_MIN", 0, 1),
     Option("spec_draft_ngl", ("-ngld", "--spec-draft-ngl", "--gpu-layers-draft", "--n-gpu-layers-draft"),
-           "layers of the draft model to put on the GPU; all, auto and -1 mean all", SPECULATIVE, to.gpu_layers, -1,
-           "N", "LLAMA_ARG_N_GPU_LAYERS_DRAFT", -1, 2**20, target="draft_model:n_gpu_layers"),
+           "layers of the draft model to put on the GPU; all, auto and -1 mean all", SPECULATIVE, to.parse_gpu_layers,
+           -1, "N", "LLAMA_ARG_N_GPU_LAYERS_DRAFT", -1, 2**20, target="draft_model:n_gpu_layers"),
     Option("spec_draft_device", ("-devd", "--spec-draft-device", "--device-draft"), "devices for the draft model "
-           "(default: the same as --device)", SPECULATIVE, to.items, None, "NAMES", target="draft_model:devices"),
+           "(default: the same as --device)", SPECULATIVE, to.parse_items, None, "NAMES", target="draft_model:devices"),
     Option("spec_draft_override_tensor", ("-otd", "--spec-draft-override-tensor", "--override-tensor-draft"),
            "put the draft model's tensors whose names match the regular expression into a buffer; may be repeated",
-           SPECULATIVE, to.buffer_overrides, (), "PATTERN=BUFFER", repeat=True),
+           SPECULATIVE, to.parse_buffer_overrides, (), "PATTERN=BUFFER", repeat=True),
     Option("spec_draft_cpu_moe", ("-cmoed", "--spec-draft-cpu-moe", "--cpu-moe-draft"), "keep the weights of all "
            "experts of the draft model on the CPU", SPECULATIVE, None, False, env="LLAMA_ARG_SPEC_DRAFT_CPU_MOE"),
     Option("spec_draft_n_cpu_moe", ("-ncmoed", "--spec-draft-n-cpu-moe", "--spec-draft-ncmoe", "--n-cpu-moe-draft"),

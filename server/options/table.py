@@ -66,26 +66,26 @@ OPTIONS: tuple[Option, ...] = (
     Option("man", ("--man",), "print the manual page (troff) and exit: llama-srv --man | man -l -", GENERAL,
            None, False),
     Option("config", ("--config",), "read options from an INI or JSON file; its keys are the names below, with or "
-           "without dashes", GENERAL, to.existing_file, metavar="FILE", env="LLAMA_SRV_CONFIG"),
+           "without dashes", GENERAL, to.require_file, metavar="FILE", env="LLAMA_SRV_CONFIG"),
     Option("compat", ("--compat",), "modern (default), or 2024: the defaults and answer formats of the 2024 documents "
            "where today's differ", GENERAL, default="modern", metavar="NAME", env="LLAMA_SRV_COMPAT",
            choices={"modern": "modern", "2024": "2024"}),
 
     Option("files", ("-m", "--model"), "the model to serve, a GGUF file; may be repeated, then each request names a "
-           "model; with a download option, where to save the file", MODEL, to.one_text, (), "FILE", "LLAMA_ARG_MODEL",
+           "model; with a download option, where to save the file", MODEL, to.wrap_text, (), "FILE", "LLAMA_ARG_MODEL",
            repeat=True),
     Option("alias", ("-a", "--alias"), "names of the model, separated by commas; answers show the first one (default: "
            "the file's path)", MODEL, metavar="NAME", env="LLAMA_ARG_ALIAS"),
-    Option("tags", ("--tags",), "tags of the model, separated by commas; clients can read them", MODEL, to.items, (),
-           "WORDS", "LLAMA_ARG_TAGS"),
+    Option("tags", ("--tags",), "tags of the model, separated by commas; clients can read them", MODEL, to.parse_items,
+           (), "WORDS", "LLAMA_ARG_TAGS"),
     Option("lora", ("--lora",), "LoRA adapters to load and apply, separated by commas; may be repeated", MODEL,
-           to.adapters, (), "FILE", "LLAMA_ARG_LORA", repeat=True),
-    Option("lora_scaled", ("--lora-scaled",), "the same with a scale for each adapter", MODEL, to.scaled_adapters,
+           to.parse_adapters, (), "FILE", "LLAMA_ARG_LORA", repeat=True),
+    Option("lora_scaled", ("--lora-scaled",), "the same with a scale for each adapter", MODEL, to.parse_scaled_adapters,
            metavar="FILE:SCALE", env="LLAMA_ARG_LORA_SCALED", dest="lora", repeat=True),
     Option("lora_init_without_apply", ("--lora-init-without-apply",), "load the adapters with scale 0; requests or "
            "POST /lora-adapters turn them on", MODEL, None, False),
     Option("override_kv", ("--override-kv",), "override metadata of the model; types are int, float, bool and str",
-           MODEL, to.metadata_overrides, (), "KEY=TYPE:VALUE", "LLAMA_ARG_OVERRIDE_KV", repeat=True,
+           MODEL, to.parse_metadata_overrides, (), "KEY=TYPE:VALUE", "LLAMA_ARG_OVERRIDE_KV", repeat=True,
            target="model:kv_overrides"),
     Option("check_tensors", ("--check-tensors",), "check the model's tensors for invalid values while loading", MODEL,
            None, False, target="model:check_tensors"),
@@ -97,9 +97,9 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("models_dir", ("--models-dir",), "serve the models in this folder and its subfolders; each is loaded when "
            "a request names it; docs/models.md says which files count and what the models are called", MODELS,
-           to.existing_folder, metavar="DIR", env="LLAMA_ARG_MODELS_DIR"),
+           to.require_folder, metavar="DIR", env="LLAMA_ARG_MODELS_DIR"),
     Option("models_preset", ("--models-preset",), "INI file with a section for each model: its name and its own "
-           "options; options in [*] apply to all models", MODELS, to.existing_file, metavar="FILE",
+           "options; options in [*] apply to all models", MODELS, to.require_file, metavar="FILE",
            env="LLAMA_ARG_MODELS_PRESET"),
     Option("models_max", ("--models-max",), "how many models may be loaded at the same time; 0 for as many as fit "
            "into memory", MODELS, int, 0, "N", "LLAMA_ARG_MODELS_MAX", 0, 10000),
@@ -111,16 +111,16 @@ OPTIONS: tuple[Option, ...] = (
            "LLAMA_SRV_SLEEP_IDLE_SECONDS", -1, INT_MAX),
 
     Option("model_url", ("-mu", "--model-url"), "download the model from this URL, unless it is in the cache",
-           DOWNLOAD, to.url, metavar="URL", env="LLAMA_ARG_MODEL_URL"),
+           DOWNLOAD, to.parse_url, metavar="URL", env="LLAMA_ARG_MODEL_URL"),
     Option("hf_repo", ("-hf", "-hfr", "--hf-repo"), "download the model from this Hugging Face repository; without "
-           "QUANT its Q4_K_M file, or else the first one", DOWNLOAD, to.hf_repo, metavar="USER/MODEL[:QUANT]",
+           "QUANT its Q4_K_M file, or else the first one", DOWNLOAD, to.parse_hf_repo, metavar="USER/MODEL[:QUANT]",
            env="LLAMA_ARG_HF_REPO"),
     Option("hf_file", ("-hff", "--hf-file"), "download this file of the repository", DOWNLOAD, metavar="FILE",
            env="LLAMA_ARG_HF_FILE"),
     Option("hf_token", ("-hft", "--hf-token"), "access token for private and gated repositories", DOWNLOAD,
            metavar="TOKEN", env="HF_TOKEN", secret=True),
     Option("model_sha256", ("--model-sha256",), "refuse a downloaded model with another SHA-256 checksum", DOWNLOAD,
-           to.sha256, metavar="SUM", env="LLAMA_SRV_MODEL_SHA256"),
+           to.parse_sha256, metavar="SUM", env="LLAMA_SRV_MODEL_SHA256"),
     Option("offline", ("--offline",), "download nothing, use only files in the cache", DOWNLOAD, None, False,
            env="LLAMA_ARG_OFFLINE"),
     Option("cache_list", ("-cl", "--cache-list"), "list the models in the download cache and exit", DOWNLOAD, None,
@@ -132,7 +132,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "most tokens of context for each slot; without "
            "--ctx-size each slot gets this many", CONTEXT, int, None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1, INT_MAX),
     Option("parallel", ("-np", "--parallel"), "slots: how many requests are computed at the same time; auto is 4",
-           CONTEXT, to.slot_count, 1, "N", "LLAMA_ARG_N_PARALLEL", 1, 254),
+           CONTEXT, to.parse_slot_count, 1, "N", "LLAMA_ARG_N_PARALLEL", 1, 254),
     Option("cont_batching", ("-cb", "--cont-batching"), "start a request while others are generating; off: a request "
            "waits until they are done", CONTEXT, None, True, env="LLAMA_ARG_CONT_BATCHING",
            off_flags=("-nocb", "--no-cont-batching"), default_2024=False),
@@ -148,7 +148,7 @@ OPTIONS: tuple[Option, ...] = (
            "--no-context-shift (error)", CONTEXT, metavar="HOW", env="LLAMA_SRV_CONTEXT_OVERFLOW",
            dest="context_shift", choices={"shift": True, "error": False}),
     Option("system_prompt_file", ("-spf", "--system-prompt-file"), "JSON file with prompt, anti_prompt and "
-           "assistant_name; all prompts begin with its prompt", CONTEXT, to.existing_file, metavar="FILE",
+           "assistant_name; all prompts begin with its prompt", CONTEXT, to.require_file, metavar="FILE",
            env="LLAMA_ARG_SYSTEM_PROMPT_FILE"),
     Option("kv_unified", ("-kvu", "--kv-unified"), "one KV cache that all slots share, and that one slot may fill; "
            "off: a part of it for each slot, which is faster with many requests at once (default: on with one slot "
@@ -159,9 +159,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("chat_template", ("--chat-template",), "chat template: a name that llama.cpp knows, or the text of a Jinja "
            "template (default: the model's own)", CONTEXT, metavar="TEXT", env="LLAMA_ARG_CHAT_TEMPLATE"),
     Option("chat_template_file", ("--chat-template-file",), "file with a Jinja chat template", CONTEXT,
-           to.existing_file, metavar="FILE", env="LLAMA_ARG_CHAT_TEMPLATE_FILE"),
+           to.require_file, metavar="FILE", env="LLAMA_ARG_CHAT_TEMPLATE_FILE"),
     Option("chat_template_kwargs", ("--chat-template-kwargs",), "JSON object with variables for the chat template",
-           CONTEXT, to.json_object, metavar="JSON", env="LLAMA_ARG_CHAT_TEMPLATE_KWARGS"),
+           CONTEXT, to.parse_json_object, metavar="JSON", env="LLAMA_ARG_CHAT_TEMPLATE_KWARGS"),
     Option("jinja", ("--jinja",), "render chat templates with Jinja; off: use llama.cpp's built-in templates", CONTEXT,
            None, True, env="LLAMA_ARG_JINJA", off_flags=("--no-jinja",)),
     Option("skip_chat_parsing", ("--skip-chat-parsing",), "leave tool calls and reasoning in the text as the model "
@@ -201,9 +201,9 @@ OPTIONS: tuple[Option, ...] = (
            0, 10**6),
 
     Option("mmproj", ("-mm", "--mmproj"), "the model's projector, a GGUF file; with it the model takes images or "
-           "sound, depending on the projector", MEDIA, to.existing_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),
+           "sound, depending on the projector", MEDIA, to.require_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),
     Option("mmproj_url", ("-mmu", "--mmproj-url"), "download the projector from this URL, unless it is in the cache",
-           MEDIA, to.url, metavar="URL", env="LLAMA_ARG_MMPROJ_URL"),
+           MEDIA, to.parse_url, metavar="URL", env="LLAMA_ARG_MMPROJ_URL"),
     Option("mmproj_auto", ("--mmproj-auto",), "use the projector that an option names, or the one in the repository "
            "of -hf", MEDIA, None, True, env="LLAMA_ARG_MMPROJ_AUTO", off_flags=("--no-mmproj", "--no-mmproj-auto")),
     Option("mmproj_offload", ("--mmproj-offload",), "encode images and sound on the GPU", MEDIA, None, True,
@@ -219,7 +219,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("image_max_pixels", ("--image-max-pixels",), "refuse larger images, in millions of pixels; the size is "
            "read from the image's header", MEDIA, int, 50, "N", "LLAMA_SRV_IMAGE_MAX_PIXELS", 1, 10_000),
     Option("media_path", ("--media-path",), "folder whose files requests may use as file://NAME", MEDIA,
-           to.existing_folder, metavar="DIR", env="LLAMA_SRV_MEDIA_PATH"),
+           to.require_folder, metavar="DIR", env="LLAMA_SRV_MEDIA_PATH"),
     Option("media_urls", ("--media-urls",), "download images and sound from http and https URLs in requests; never "
            "from this machine or a private network", MEDIA, None, False, env="LLAMA_SRV_MEDIA_URLS"),
 
@@ -228,9 +228,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("threads_batch", ("-tb", "--threads-batch"), "threads for prefill (default: the same as --threads)",
            COMPUTE, int, -1, "N", "LLAMA_ARG_THREADS_BATCH", -1, MAX_THREADS),
     Option("cpu_mask", ("-C", "--cpu-mask"), "CPUs for the compute threads, as a hexadecimal mask (default: the "
-           "operating system chooses)", COMPUTE, to.cpu_mask, (), "M", repeat=True, target="pool:cpumask"),
+           "operating system chooses)", COMPUTE, to.parse_cpu_mask, (), "M", repeat=True, target="pool:cpumask"),
     Option("cpu_range", ("-Cr", "--cpu-range"), "the same as a range of CPU numbers; adds to the mask", COMPUTE,
-           to.cpu_range, metavar="LO-HI", dest="cpu_mask", repeat=True),
+           to.parse_cpu_range, metavar="LO-HI", dest="cpu_mask", repeat=True),
     Option("cpu_strict", ("--cpu-strict",), "1 pins each compute thread to one of these CPUs", COMPUTE, default=False,
            metavar="0/1", choices={"0": False, "1": True}, target="pool:strict_cpu"),
     Option("prio", ("--prio",), "priority of the compute threads: -1 low, 0 normal, 1 medium, 2 high, 3 realtime",
@@ -254,18 +254,18 @@ OPTIONS: tuple[Option, ...] = (
     Option("list_devices", ("--list-devices",), "list the devices that llama.cpp can use and exit", DEVICES, None,
            False),
     Option("devices", ("-dev", "--device"), "devices to use, separated by commas; none for the CPU only (default: all)",
-           DEVICES, to.items, None, "NAMES", "LLAMA_ARG_DEVICE", target="model:devices"),
+           DEVICES, to.parse_items, None, "NAMES", "LLAMA_ARG_DEVICE", target="model:devices"),
     Option("rpc", ("--rpc",), "use the devices of workers, too: other machines that run this program's command "
            "rpc-worker, as HOST:PORT separated by commas; they become the devices RPC0, RPC1, ...", DEVICES,
-           to.workers, (), "WORKERS", "LLAMA_ARG_RPC"),
+           to.parse_workers, (), "WORKERS", "LLAMA_ARG_RPC"),
     Option("n_gpu_layers", ("-ngl", "--n-gpu-layers", "--gpu-layers"), "layers to put on the GPU; all, auto and -1 "
-           "mean as many as fit", DEVICES, to.gpu_layers, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20,
+           "mean as many as fit", DEVICES, to.parse_gpu_layers, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20,
            target="model:n_gpu_layers"),
     Option("fit", ("-fit", "--fit"), "choose the context and the layers on the GPU, unless they are set, so that the "
            "model fits into memory; refuse a model that can't fit: on or off", DEVICES, default=True, metavar="WHEN",
            env="LLAMA_ARG_FIT", choices={"on": True, "off": False}),
     Option("fit_target", ("-fitt", "--fit-target"), "MiB to leave free on each device, separated by commas; one value "
-           "applies to all (default: 1024, or an eighth of a small memory)", DEVICES, to.sizes, (), "MIB",
+           "applies to all (default: 1024, or an eighth of a small memory)", DEVICES, to.parse_sizes, (), "MIB",
            "LLAMA_ARG_FIT_TARGET"),
     Option("fit_ctx", ("-fitc", "--fit-ctx"), "the context of each slot, in tokens, below which --fit leaves layers "
            "on the CPU instead of reducing the context", DEVICES, int, 4096, "N", "LLAMA_ARG_FIT_CTX", 1, INT_MAX),
@@ -273,7 +273,7 @@ OPTIONS: tuple[Option, ...] = (
            "tensor (default: layer)", DEVICES, metavar="HOW", env="LLAMA_ARG_SPLIT_MODE", choices=SPLIT_MODES,
            target="model:split_mode"),
     Option("tensor_split", ("-ts", "--tensor-split"), "each GPU's share, e.g. 3,1 (default: by free memory)", DEVICES,
-           to.proportions, None, "SHARES", "LLAMA_ARG_TENSOR_SPLIT", target="model:tensor_split"),
+           to.parse_proportions, None, "SHARES", "LLAMA_ARG_TENSOR_SPLIT", target="model:tensor_split"),
     Option("main_gpu", ("-mg", "--main-gpu"), "the GPU that holds the whole model (--split-mode none) or the small "
            "tensors (row)", DEVICES, int, 0, "N", "LLAMA_ARG_MAIN_GPU", 0, 4096, target="model:main_gpu"),
     Option("kv_offload", ("-kvo", "--kv-offload"), "keep the KV cache on the GPU", DEVICES, None, True,
@@ -282,8 +282,8 @@ OPTIONS: tuple[Option, ...] = (
            DEVICES, None, True, env="LLAMA_ARG_OP_OFFLOAD", off_flags=("--no-op-offload",),
            target="context:op_offload"),
     Option("override_tensor", ("-ot", "--override-tensor"), "put tensors whose names match the regular expression "
-           "into a buffer such as CPU or CUDA0; may be repeated", DEVICES, to.buffer_overrides, (), "PATTERN=BUFFER",
-           "LLAMA_ARG_OVERRIDE_TENSOR", repeat=True, target="model:tensor_buft_overrides"),
+           "into a buffer such as CPU or CUDA0; may be repeated", DEVICES, to.parse_buffer_overrides, (),
+           "PATTERN=BUFFER", "LLAMA_ARG_OVERRIDE_TENSOR", repeat=True, target="model:tensor_buft_overrides"),
     Option("cpu_moe", ("-cmoe", "--cpu-moe"), "keep the weights of all experts on the CPU", DEVICES, None, False,
            env="LLAMA_ARG_CPU_MOE"),
     Option("n_cpu_moe", ("-ncmoe", "--n-cpu-moe"), "keep the experts' weights of the first N layers on the CPU",
@@ -323,7 +323,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("rope_freq_scale", ("--rope-freq-scale",), "factor for RoPE frequencies: N extends the context by 1/N "
            "(default: the model's)", ROPE, float, None, "N", "LLAMA_ARG_ROPE_FREQ_SCALE", 0, 1e6,
            target="context:rope_freq_scale"),
-    Option("rope_scale", ("--rope-scale",), "extends the context by the factor N", ROPE, to.inverse, metavar="N",
+    Option("rope_scale", ("--rope-scale",), "extends the context by the factor N", ROPE, to.parse_inverse, metavar="N",
            env="LLAMA_ARG_ROPE_SCALE", low=0, high=1e6, dest="rope_freq_scale"),
     Option("yarn_orig_ctx", ("--yarn-orig-ctx",), "YaRN: the context that the model was trained with (default: the "
            "model's)", ROPE, int, None, "N", "LLAMA_ARG_YARN_ORIG_CTX", 0, INT_MAX, target="context:yarn_orig_ctx"),
@@ -358,15 +358,15 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("open", ("--open",), "open the web page in a browser when the model is ready", SERVER, None, False),
     Option("host", ("--host",), "address to listen on, or the path of a UNIX socket that ends in .sock; for several, "
-           "separate them by commas or repeat the option", SERVER, to.hosts, ("127.0.0.1",), "ADDR", "LLAMA_ARG_HOST",
-           repeat=True),
+           "separate them by commas or repeat the option", SERVER, to.parse_hosts, ("127.0.0.1",), "ADDR",
+           "LLAMA_ARG_HOST", repeat=True),
     Option("port", ("--port",), "port to listen on; 0 for a free one", SERVER, int, 8080, "N", "LLAMA_ARG_PORT", 0,
            65535),
-    Option("api_prefix", ("--api-prefix",), "path with which all URLs begin, e.g. /llm", SERVER, to.path_prefix, "",
-           "PATH", "LLAMA_ARG_API_PREFIX"),
+    Option("api_prefix", ("--api-prefix",), "path with which all URLs begin, e.g. /llm", SERVER, to.parse_path_prefix,
+           "", "PATH", "LLAMA_ARG_API_PREFIX"),
     Option("ui", ("--ui", "--webui"), "serve the web page", SERVER, None, True, env="LLAMA_ARG_UI",
            off_flags=("--no-ui", "--no-webui")),
-    Option("path", ("--path",), "folder to serve instead of the built-in web page", SERVER, to.existing_folder,
+    Option("path", ("--path",), "folder to serve instead of the built-in web page", SERVER, to.require_folder,
            metavar="DIR", env="LLAMA_ARG_STATIC_PATH"),
     Option("timeout", ("-to", "--timeout"), "seconds that a client may pause while it sends a request or receives an "
            "answer (default: 30)", SERVER, float, None, "S", "LLAMA_ARG_TIMEOUT", 0.1, 86400, default_2024=600.0),
@@ -376,7 +376,7 @@ OPTIONS: tuple[Option, ...] = (
            "side (FIN) after the request; off: that counts as hanging up, except in streams", SERVER, None, False,
            env="LLAMA_SRV_HALF_CLOSE"),
     Option("rate_limit", ("--rate-limit",), "requests allowed for each API key, or without keys for each address: "
-           "60/min, 5/s or 1000/h; further ones get 429 (default: no limit)", SERVER, to.rate, metavar="N/UNIT",
+           "60/min, 5/s or 1000/h; further ones get 429 (default: no limit)", SERVER, to.parse_rate, metavar="N/UNIT",
            env="LLAMA_SRV_RATE_LIMIT"),
     Option("max_body", ("--max-body",), "largest request body in MiB", SERVER, int, 64, "N", "LLAMA_SRV_MAX_BODY", 1,
            65536),
@@ -409,23 +409,24 @@ OPTIONS: tuple[Option, ...] = (
     Option("props", ("--props",), "allow POST /props to change settings", SERVER, None, False,
            env="LLAMA_ARG_ENDPOINT_PROPS"),
     Option("slot_save_path", ("--slot-save-path",), "folder for saved slots (default: none; slots can't be saved)",
-           SERVER, to.existing_folder, metavar="DIR", env="LLAMA_ARG_SLOT_SAVE_PATH"),
+           SERVER, to.require_folder, metavar="DIR", env="LLAMA_ARG_SLOT_SAVE_PATH"),
 
     Option("api_key", ("--api-key",), "API keys, separated by commas; may be repeated; without any key the server "
-           "answers every client", ACCESS, to.keys, (), "KEY", "LLAMA_API_KEY", repeat=True, secret=True),
+           "answers every client", ACCESS, to.parse_keys, (), "KEY", "LLAMA_API_KEY", repeat=True, secret=True),
     Option("api_key_file", ("--api-key-file",), "file with more keys, one in a line; models=A,B behind a key limits "
-           "it to these models; changes are noticed", ACCESS, to.existing_file, metavar="FILE",
+           "it to these models; changes are noticed", ACCESS, to.require_file, metavar="FILE",
            env="LLAMA_ARG_API_KEY_FILE"),
     Option("admin_key", ("--admin-key",), "API keys that may do everything, including what --manage-models allows, "
-           "separated by commas", ACCESS, to.keys, (), "KEY", "LLAMA_SRV_ADMIN_KEY", repeat=True, secret=True),
+           "separated by commas", ACCESS, to.parse_keys, (), "KEY", "LLAMA_SRV_ADMIN_KEY", repeat=True, secret=True),
     Option("manage_models", ("--manage-models",), "let requests with an --admin-key download and remove models and "
            "change their options", ACCESS, None, False, env="LLAMA_SRV_MANAGE_MODELS"),
-    Option("ssl_key_file", ("--ssl-key-file",), "private key for HTTPS, a PEM file", ACCESS, to.existing_file,
+    Option("ssl_key_file", ("--ssl-key-file",), "private key for HTTPS, a PEM file", ACCESS, to.require_file,
            metavar="FILE", env="LLAMA_ARG_SSL_KEY_FILE"),
-    Option("ssl_cert_file", ("--ssl-cert-file",), "certificate for HTTPS, a PEM file", ACCESS, to.existing_file,
+    Option("ssl_cert_file", ("--ssl-cert-file",), "certificate for HTTPS, a PEM file", ACCESS, to.require_file,
            metavar="FILE", env="LLAMA_ARG_SSL_CERT_FILE"),
     Option("cors_origins", ("--cors-origins",), "origins of web pages on other machines that may use the server, e.g. "
-           "https://example.org; * for all", ACCESS, to.origins, (), "ORIGINS", "LLAMA_ARG_CORS_ORIGINS", repeat=True),
+           "https://example.org; * for all", ACCESS, to.parse_origins, (), "ORIGINS", "LLAMA_ARG_CORS_ORIGINS",
+           repeat=True),
     Option("allowed_hosts", ("--allowed-hosts",), "further host names of this server, e.g. a proxy's, which a server "
            "that listens only on this machine would refuse; * for any", ACCESS, to.lower_items, (), "NAMES",
            "LLAMA_SRV_ALLOWED_HOSTS", repeat=True),
@@ -480,16 +481,16 @@ OPTIONS: tuple[Option, ...] = (
            env="LLAMA_ARG_CACHE_PROMPT", off_flags=("--no-cache-prompt",), default_2024=False,
            target="request:cache_prompt"),
     Option("samplers", ("--samplers",), "samplers to apply, in order, separated by semicolons", REQUESTS,
-           to.sampler_names,
+           to.parse_sampler_names,
            ("penalties", "dry", "top_n_sigma", "top_k", "tfs_z", "typical_p", "top_p", "min_p", "xtc", "temperature"),
            "NAMES", target="request:samplers"),
     Option("sampling_seq", ("--sampler-seq", "--sampling-seq"), "the same with a letter for each sampler, e.g. "
-           "edskypmxt", REQUESTS, to.sampler_sequence, metavar="LETTERS", dest="samplers"),
+           "edskypmxt", REQUESTS, to.parse_sampler_sequence, metavar="LETTERS", dest="samplers"),
     Option("dry_sequence_breakers", ("--dry-sequence-breaker",), "a text that ends a repetition for DRY; may be "
-           "repeated; none for no such text (default: line break, colon, quote, asterisk)", REQUESTS, to.one_text,
+           "repeated; none for no such text (default: line break, colon, quote, asterisk)", REQUESTS, to.wrap_text,
            None, "TEXT", repeat=True, target="request:dry_sequence_breakers"),
     Option("logit_bias", ("-l", "--logit-bias"), "make a token more likely (15043+1) or less (15043-1, 15043-inf); "
-           "may be repeated", REQUESTS, to.token_bias, (), "ID+BIAS", repeat=True, target="request:logit_bias"),
+           "may be repeated", REQUESTS, to.parse_token_bias, (), "ID+BIAS", repeat=True, target="request:logit_bias"),
     Option("reasoning_format", ("--reasoning-format",), "where the reasoning of a chat goes: auto and deepseek put it "
            "into reasoning_content, none leaves it in the text, deepseek-legacy does both", REQUESTS, default="auto",
            metavar="FORMAT", env="LLAMA_ARG_THINK", choices=dict(zip(REASONING_FORMATS, REASONING_FORMATS)),
@@ -498,7 +499,7 @@ OPTIONS: tuple[Option, ...] = (
            "for the template's own default", REQUESTS, metavar="WHEN", env="LLAMA_ARG_REASONING", bare="on",
            choices={"on": True, "off": False, "auto": None}, target="request:enable_thinking"),
     Option("reasoning_effort", ("--reasoning-effort",), "how much the model thinks, a word that its template knows "
-           "(low, medium, high, ...); default for the template's own default", REQUESTS, to.unless_default,
+           "(low, medium, high, ...); default for the template's own default", REQUESTS, to.parse_unless_default,
            metavar="LEVEL", env="LLAMA_ARG_REASONING_EFFORT", target="request:reasoning_effort"),
     Option("reasoning_budget", ("--reasoning-budget",), "most tokens of reasoning in an answer; 0 for none, -1 for no "
            "limit", REQUESTS, int, -1, "N", "LLAMA_ARG_THINK_BUDGET", -1, INT_MAX,
@@ -511,16 +512,16 @@ OPTIONS: tuple[Option, ...] = (
            off_flags=("--no-prefill-assistant",), target="request:continue_final_message"),
     Option("special", ("-sp", "--special"), "show special tokens in the text of answers", REQUESTS, None, False),
     Option("stop", ("-r", "--reverse-prompt"), "a text that ends the answer (stop word); may be repeated", REQUESTS,
-           to.one_text, (), "TEXT", repeat=True, target="request:stop"),
+           to.wrap_text, (), "TEXT", repeat=True, target="request:stop"),
     Option("escape", ("-e", "--escape"), "interpret \\n, \\t, \\x1b and so on in --reverse-prompt and "
            "--dry-sequence-breaker", REQUESTS, None, True, off_flags=("--no-escape",)),
     Option("grammar", ("--grammar",), "GBNF grammar that answers must match", REQUESTS, metavar="GRAMMAR",
            target="request:grammar"),
-    Option("grammar_file", ("--grammar-file",), "the same from a file", REQUESTS, to.file_text, metavar="FILE",
+    Option("grammar_file", ("--grammar-file",), "the same from a file", REQUESTS, to.read_file_text, metavar="FILE",
            dest="grammar"),
     Option("json_schema", ("-j", "--json-schema"), "JSON schema that answers must match; {} for any JSON", REQUESTS,
-           to.json_schema, metavar="SCHEMA", target="request:json_schema"),
-    Option("json_schema_file", ("-jf", "--json-schema-file"), "the same from a file", REQUESTS, to.json_schema_file,
+           to.parse_json_schema, metavar="SCHEMA", target="request:json_schema"),
+    Option("json_schema_file", ("-jf", "--json-schema-file"), "the same from a file", REQUESTS, to.read_json_schema,
            metavar="FILE", dest="json_schema"),
 
     Option("verbose", ("-v", "--verbose", "--log-verbose"), "log everything: llama.cpp's own lines, and users' "
@@ -547,13 +548,13 @@ OPTIONS: tuple[Option, ...] = (
            "removed", LOGGING, int, 1024, "MIB", "LLAMA_SRV_RECORD_SIZE", 1, 2**24),
 
     Option("bundle", ("--bundle",), "make one executable out of this program and a model, and exit; needs the "
-           "one-file program (or --base)", BUNDLES, to.existing_file, metavar="MODEL"),
+           "one-file program (or --base)", BUNDLES, to.require_file, metavar="MODEL"),
     Option("output", ("-o", "--output"), "the file to write (default: the model's name without .gguf)", BUNDLES,
            metavar="FILE"),
     Option("defaults", ("--defaults",), "an option that the bundle always starts with, such as ctx-size=4096; may be "
-           "repeated", BUNDLES, to.key_value, (), "NAME=VALUE", repeat=True),
+           "repeated", BUNDLES, to.parse_key_value, (), "NAME=VALUE", repeat=True),
     Option("base", ("--base",), "put the model behind this one-file program instead of the running one", BUNDLES,
-           to.existing_file, metavar="FILE"),
+           to.require_file, metavar="FILE"),
     Option("side_file", ("--side-file",), "put the model into FILE.bundle beside the program; always on for Windows",
            BUNDLES, None, False),
     Option("bundle_info", ("--bundle-info",), "show the contents of this bundle, or of the one that -m names, and exit",

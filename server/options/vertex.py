@@ -22,12 +22,12 @@ def read_vertex(environ: Mapping[str, str], port: Option) -> dict[str, Any]:
         return {"health_route": "", "predict_route": ""}
     return {
         "port": convert(port, "AIP_HTTP_PORT", environ.get("AIP_HTTP_PORT") or "8080"),
-        "health_route": _path(environ, "AIP_HEALTH_ROUTE", ""),
-        "predict_route": _path(environ, "AIP_PREDICT_ROUTE", "/predict"),
+        "health_route": _read_path(environ, "AIP_HEALTH_ROUTE", ""),
+        "predict_route": _read_path(environ, "AIP_PREDICT_ROUTE", "/predict"),
     }
 
 
-def _path(environ: Mapping[str, str], name: str, default: str) -> str:
+def _read_path(environ: Mapping[str, str], name: str, default: str) -> str:
     """The path in a variable. The first slash may be missing."""
     text = environ.get(name, "")
     if not text:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from server.log import access_line, get_logger, hide
+from server.log import get_logger, hide, log_access
 from server.metrics import Refusals
 from server.options.groups import HttpOptions
 from server.options.row import OptionError
 from server.records import replace
 from server.web.auth import CorsPolicy, Grant, KeyRing, read_key_file
 from server.web.httpd import HttpServer
-from server.web.limits import Limits, room_for_connections
+from server.web.limits import Limits, make_room_for_connections
 from server.web.listen import is_local
 from server.web.rate import RateLimiter
 from server.web.router import Router
@@ -78,7 +78,7 @@ def stamp_of(path: Path) -> tuple[float, int]:
     return status.st_mtime, status.st_size
 
 
-def tls_context(options: HttpOptions) -> ssl.SSLContext | None:
+def make_tls_context(options: HttpOptions) -> ssl.SSLContext | None:
     """The TLS context for the certificate of the options; None without one. OptionError if it can't be used."""
     if not options.ssl_cert_file:
         return None
@@ -93,9 +93,9 @@ def tls_context(options: HttpOptions) -> ssl.SSLContext | None:
     return context
 
 
-def limits(options: HttpOptions) -> Limits:
+def read_limits(options: HttpOptions) -> Limits:
     """The limits of the edge. `--timeout`, if it has a value, replaces the times for a body and for a send."""
-    made = Limits(body_bytes=options.max_body << 20, n_connections=room_for_connections(options.max_connections))
+    made = Limits(body_bytes=options.max_body << 20, n_connections=make_room_for_connections(options.max_connections))
     least = max(BODY_SHARE * options.max_body, TEXT_SHARE * options.max_text) << 20
     made = replace(made, all_requests_bytes=max(made.all_requests_bytes, least))
     if options.timeout is not None:
@@ -103,7 +103,7 @@ def limits(options: HttpOptions) -> Limits:
     return made
 
 
-def http_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Path, refusals: Refusals) -> HttpServer:
+def make_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Path, refusals: Refusals) -> HttpServer:
     """Create and bind the server, without starting it. BindError if the address can't be used."""
     folder = Path(options.path) if options.path else public
     if not folder.is_dir():
@@ -112,12 +112,12 @@ def http_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Pa
         options.host,
         options.port,
         router,
-        limits=limits(options),
+        limits=read_limits(options),
         cors=CorsPolicy(frozenset(options.cors_origins)),
         auth=keys.ring,
         static=StaticFiles(folder, options.api_prefix, builtin=public) if options.ui else None,
-        access_log=access_line,  # type: ignore[arg-type]
-        tls=tls_context(options),
+        access_log=log_access,  # type: ignore[arg-type]
+        tls=make_tls_context(options),
         allowed_hosts=options.allowed_hosts,
         rate=RateLimiter(*options.rate_limit) if options.rate_limit else None,
         refusals=refusals,

@@ -23,7 +23,7 @@ from server.options.row import OptionError
 from server.service import edge
 from server.service.run_files import RunFileError, RunFiles
 from server.service.systemd import Notifier
-from server.stacks import stacks
+from server.stacks import collect_stacks
 from server.web.httpd import HttpServer
 
 TICK_S = 0.5  # seconds between two calls of `tick`
@@ -40,7 +40,7 @@ class Engine(Protocol):
     def is_stuck(self) -> bool:
         """Whether an engine has work but has been silent for too long."""
 
-    def stacks(self) -> str:
+    def collect_stacks(self) -> str:
         """The stacks of all engines' processes; "" if there are none."""
 
 
@@ -96,7 +96,7 @@ class Housekeeping:
         elif state == "stopping":
             self._notifier.send(STOPPING=1, STATUS="stopping")
 
-    def loading(self, progress: float) -> None:
+    def report_loading(self, progress: float) -> None:
         """Report how much of the model has been loaded, from 0 to 1."""
         if progress != self._progress:
             self._progress = progress
@@ -117,15 +117,15 @@ class Housekeeping:
                 return
             self.reload()
         if not self._engine.is_stuck:
-            self._notifier.alive()
+            self._notifier.report_alive()
 
     def reload(self) -> None:
         """Read keys and certificate again, and open the log file anew. What can't be read stays as it is."""
-        self._notifier.reloading()
+        self._notifier.report_reload()
         logging_setup.reopen()
         self._keys.refresh(force=True)
         try:
-            self._server.tls = edge.tls_context(self._http)
+            self._server.tls = edge.make_tls_context(self._http)
         except OptionError as error:
             log.error("the certificate can't be read and stays as it is: %s", error)
         log.info("reloaded")
@@ -146,7 +146,7 @@ class Housekeeping:
     def _print_stacks(self) -> None:
         """Log the stacks of all processes. `faulthandler` isn't used: it reads frames of running threads and may
         crash."""
-        for line in (stacks("web process") + "\n" + self._engine.stacks()).splitlines():
+        for line in (collect_stacks("web process") + "\n" + self._engine.collect_stacks()).splitlines():
             log.info("%s", line)
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from server.program import own_command
+from server.program import make_own_command
 
 FLAG = "--janitor"
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # those are meant for the server
@@ -36,7 +36,7 @@ class Janitor:
             None
             if not rows
             else subprocess.Popen(
-                own_command(FLAG, *rows, is_bare=True),
+                make_own_command(FLAG, *rows, is_bare=True),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ class Notifier:
         path = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self.is_wanted = bool(path) and hasattr(socket, "AF_UNIX")
-        self.watchdog_s = _watchdog_s(environ) if self.is_wanted else 0.0
+        self.watchdog_s = _read_watchdog_s(environ) if self.is_wanted else 0.0
         self._clock = clock
         self._t_alive = -1e9
 
@@ -37,19 +37,19 @@ class Notifier:
             return False
         return True
 
-    def alive(self) -> None:
+    def report_alive(self) -> None:
         """Send a sign of life. Call it often: it sends only twice in `watchdog_s`."""
         now = self._clock()
         if self.watchdog_s and now - self._t_alive >= self.watchdog_s / 2:
             self._t_alive = now
             self.send(WATCHDOG=1)
 
-    def reloading(self) -> None:
+    def report_reload(self) -> None:
         """Report that a reload begins; `READY=1` ends it."""
         self.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
 
 
-def _watchdog_s(environ: Mapping[str, str]) -> float:
+def _read_watchdog_s(environ: Mapping[str, str]) -> float:
     """systemd's interval, if it is meant for this process."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0

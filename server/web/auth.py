@@ -50,7 +50,7 @@ class KeyRing:
         for given in keys:
             grant = Grant(given) if isinstance(given, str) else given
             if grant.key:
-                digest = _digest(grant.key.encode("utf-8"))
+                digest = _compute_digest(grant.key.encode("utf-8"))
                 grants[digest] = _merge(grants.get(digest), replace(grant, key=""))
         self._grants = grants
         self._by_id = {digest.hex()[:12]: grant for digest, grant in grants.items()}
@@ -72,8 +72,8 @@ class KeyRing:
         """The id of the request's key; "" if the request has no key or an unknown one."""
         grants = self._grants
         found = ""
-        for candidate in _candidates(headers) if grants else ():
-            digest = _digest(candidate.encode("latin-1", "replace"))
+        for candidate in _list_candidates(headers) if grants else ():
+            digest = _compute_digest(candidate.encode("latin-1", "replace"))
             for known in grants:
                 if hmac.compare_digest(digest, known):
                     found = known.hex()[:12]
@@ -101,11 +101,11 @@ def _merge(one: Grant | None, other: Grant) -> Grant:
     return Grant("", models, one.is_admin or other.is_admin)
 
 
-def _digest(key: bytes) -> bytes:
+def _compute_digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _candidates(headers: Headers) -> list[str]:
+def _list_candidates(headers: Headers) -> list[str]:
     authorization = headers.get("authorization", "")
     scheme, _, rest = authorization.partition(" ")
     return [rest.strip() if scheme.lower() == "bearer" else authorization, headers.get("x-api-key", "")]
@@ -123,7 +123,7 @@ def _read_grant(line: str) -> Grant:
     return Grant(key, frozenset(filter(None, map(str.strip, models.split(",")))) if mark else None)
 
 
-def forbidden(message: str) -> ApiError:
+def make_forbidden_error(message: str) -> ApiError:
     """An ApiError 403: no API key would help."""
     return ApiError(403, message, type="permission_error")
 
@@ -156,7 +156,7 @@ class HostPolicy:
     allowed: frozenset[str] = frozenset()
 
     @classmethod
-    def for_bind(cls, hosts: Collection[str], extra: Iterable[str] = ()) -> HostPolicy:
+    def make_for_bind(cls, hosts: Collection[str], extra: Iterable[str] = ()) -> HostPolicy:
         """The policy of a server that listens on `hosts`. `extra` are further allowed names, for example of a reverse
         proxy; `*` switches the check off."""
         names = frozenset(name.lower() for name in extra)
@@ -171,7 +171,7 @@ class HostPolicy:
             return
         name = split_host(host)
         if not (is_loopback(name) or name in self.allowed):
-            raise forbidden(
+            raise make_forbidden_error(
                 f"The Host name {name[:64]!r} is not allowed: use localhost, or start the server with "
                 f"--allowed-hosts and this name. A proxy should pass on the name that its clients use (nginx: "
                 f"proxy_set_header Host $http_host); allow that name."
@@ -185,7 +185,7 @@ class CorsPolicy:
 
     origins: frozenset[str] = frozenset()
 
-    def allows(self, origin: str, host: str | None) -> bool:
+    def is_allowed(self, origin: str, host: str | None) -> bool:
         """Whether pages of `origin` (`scheme://host[:port]`) may read answers. `host` is the request's Host header."""
         if "*" in self.origins or origin in self.origins:
             return True
@@ -198,17 +198,19 @@ class CorsPolicy:
         """ApiError 403 if a page of a foreign origin sent a request that may change something. Browsers send such a
         request without a preflight if it looks like a form."""
         origin = headers.get("origin")
-        if method in SAFE_METHODS or origin is None or self.allows(origin, host):
+        if method in SAFE_METHODS or origin is None or self.is_allowed(origin, host):
             return
         # Pages can't forge Sec-Fetch-Site. It is needed behind a proxy that writes its own name into Host.
         if headers.get("sec-fetch-site") != "same-origin":
-            raise forbidden("Pages of this origin may not send such requests; allow the origin with --cors-origins.")
+            raise make_forbidden_error(
+                "Pages of this origin may not send such requests; allow the origin with --cors-origins."
+            )
 
-    def headers(self, origin: str | None, host: str | None) -> dict[str, str]:
+    def make_headers(self, origin: str | None, host: str | None) -> dict[str, str]:
         """The CORS headers of every answer."""
         if "*" in self.origins:
             return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED_HEADERS}
-        if origin is None or not self.allows(origin, host):
+        if origin is None or not self.is_allowed(origin, host):
             return {"Vary": "Origin"}
         return {
             "Access-Control-Allow-Origin": origin,
@@ -217,10 +219,10 @@ class CorsPolicy:
             "Vary": "Origin",
         }
 
-    def preflight(self, request_headers: Headers, methods: list[str]) -> dict[str, str]:
+    def make_preflight(self, request_headers: Headers, methods: list[str]) -> dict[str, str]:
         """The additional headers of the answer to OPTIONS."""
         origin, host = request_headers.get("origin"), request_headers.get("host")
-        if origin is None or not self.allows(origin, host):
+        if origin is None or not self.is_allowed(origin, host):
             return {}
         wanted = request_headers.get("access-control-request-headers", "")
         allowed = wanted if HEADER_LIST.fullmatch(wanted) else DEFAULT_ALLOWED_HEADERS

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from server import memory
 from server.errors import ApiError
-from server.log import about, get_logger
+from server.log import get_logger, set_subject
 from server.memory import Budget, Share
 from server.metrics import Refusals
 from server.records import field, record
@@ -35,13 +35,21 @@ from server.web.http1.head import (
     Framing,
     Head,
     Headers,
-    body_framing,
+    read_body_framing,
     split_target,
 )
 from server.web.http1.multipart import FormParser
 from server.web.http1.wire import ClientGone, ClientSlow, Wire
 from server.web.limits import Limits
-from server.web.message import CLIENT_CLOSED, EVENT_STREAM, EventStream, Request, Response, encode_head, error_response
+from server.web.message import (
+    CLIENT_CLOSED,
+    EVENT_STREAM,
+    EventStream,
+    Request,
+    Response,
+    encode_head,
+    make_error_response,
+)
 from server.web.presence import Presence
 from server.web.rate import RateLimiter, network_of
 from server.web.router import Route, Router
@@ -200,20 +208,20 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             return
         if head:
             self.server.set_served(self.entry)
-            exchange = Exchange(head, request_id(head), Share(self.server.budget))
+            exchange = Exchange(head, choose_request_id(head), Share(self.server.budget))
             self._serve(exchange)
             self.close_connection = not exchange.keep_alive
 
     def _refuse_head(self, error: ApiError) -> None:
-        exchange = Exchange(NO_HEAD, request_id(NO_HEAD), Share(self.server.budget))
+        exchange = Exchange(NO_HEAD, choose_request_id(NO_HEAD), Share(self.server.budget))
         self.server.refusals.count(error.reason)
         try:
-            self._write(exchange, error_response(error))
+            self._write(exchange, make_error_response(error))
         finally:
             self._log(exchange)
 
     def _serve(self, exchange: Exchange) -> None:
-        about("")
+        set_subject("")
         try:
             answer = self._answer(exchange)
             if isinstance(answer, Response):
@@ -253,12 +261,12 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             error = ApiError(500, f"Internal error; see request {exchange.id} in the server's log.")
         self.server.refusals.count(error.reason)
         path = exchange.path or exchange.head.target.partition("?")[0]  # the path is "" if the target is malformed
-        return error_response(error, self.server.router.error_shape(path))
+        return make_error_response(error, self.server.router.find_error_shape(path))
 
     def _check_head(self, exchange: Exchange) -> None:
         """Check framing, target, method, Host and Origin; ApiError."""
         head = exchange.head
-        exchange.framing = body_framing(head, self.server.limits)
+        exchange.framing = read_body_framing(head, self.server.limits)
         authority, exchange.path, exchange.query = split_target(head.target)
         exchange.host = authority or head.headers.get("host")
         if exchange.host is None and head.version >= (1, 1):
@@ -270,11 +278,11 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
     def _dispatch(self, exchange: Exchange) -> Response | StartedStream:
         if exchange.head.method == "OPTIONS":
-            return self._options(exchange)
+            return self._answer_options(exchange)
         try:
             route, params = self.server.router.match(exchange.head.method, exchange.path)
         except ApiError as error:
-            page = self._static(exchange) if error.status == 404 else None
+            page = self._answer_static(exchange) if error.status == 404 else None
             if page is None:
                 raise
             return page
@@ -323,14 +331,14 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             rate.take(key_id or network_of(self.entry.client))
         return key_id
 
-    def _options(self, exchange: Exchange) -> Response:
+    def _answer_options(self, exchange: Exchange) -> Response:
         """The answer to OPTIONS. It needs no API key: browsers send preflights without one."""
-        methods = list(METHODS) if exchange.path == "*" else self.server.router.allowed(exchange.path)
+        methods = list(METHODS) if exchange.path == "*" else self.server.router.list_allowed(exchange.path)
         methods = methods or [*STATIC_METHODS, "OPTIONS"]
-        preflight = self.server.cors.preflight(exchange.head.headers, methods)
+        preflight = self.server.cors.make_preflight(exchange.head.headers, methods)
         return Response(200, b"", {"Allow": ", ".join(methods), **preflight})
 
-    def _static(self, exchange: Exchange) -> Response | None:
+    def _answer_static(self, exchange: Exchange) -> Response | None:
         if self.server.static is None or exchange.head.method not in STATIC_METHODS:
             return None
         return self.server.static.respond(exchange.path, exchange.head.headers)
@@ -417,7 +425,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             "Date": format_date(int(time.time())),
             "X-Request-Id": exchange.id,
             "Request-Id": exchange.id,  # the name that Anthropic's clients read
-            **self.server.cors.headers(request_headers.get("origin"), exchange.host),
+            **self.server.cors.make_headers(request_headers.get("origin"), exchange.host),
         }
         if not exchange.keep_alive:
             common["Connection"] = "close"
@@ -456,7 +464,7 @@ def format_date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
-def request_id(head: Head) -> str:
+def choose_request_id(head: Head) -> str:
     """The client's X-Request-Id if it is short and safe in logs and headers, else a new random id."""
     given = head.headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

@@ -28,7 +28,7 @@ from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.connection import STOPPING, AccessRecord, Connection, ConnectionHandler
 from server.web.limits import Limits
 from server.web.listen import close_all, is_local, is_unix, listen_all
-from server.web.message import encode_head, error_response
+from server.web.message import encode_head, make_error_response
 from server.web.rate import RateLimiter
 from server.web.router import Router
 from server.web.static import StaticFiles
@@ -143,7 +143,7 @@ class WebServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Accept thread: start a thread for the connection, or refuse it."""
-        entry = Connection(request, client_name(client_address), time.monotonic())
+        entry = Connection(request, get_client_name(client_address), time.monotonic())
         with self.lock:
             is_welcome = not self.is_stopping and self._has_room()
             if is_welcome:
@@ -239,7 +239,7 @@ class WebServer(ThreadingHTTPServer):
         try:
             sock.setblocking(False)
             if not self.tls:
-                sock.send(refusal_bytes(error))
+                sock.send(encode_refusal(error))
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the client has left
@@ -278,7 +278,7 @@ class HttpServer:
             listeners,
             router,
             limits=limits,
-            hosts=HostPolicy.for_bind(self.hosts, allowed_hosts),
+            hosts=HostPolicy.make_for_bind(self.hosts, allowed_hosts),
             cors=cors or CorsPolicy(),
             auth=auth,
             static=static,
@@ -300,7 +300,7 @@ class HttpServer:
     @property
     def urls(self) -> list[str]:
         """For each host the URL by which a client on this machine reaches the server, without a slash at the end."""
-        return [self._url(host) for host in self.hosts]
+        return [self._make_url(host) for host in self.hosts]
 
     @property
     def url(self) -> str:
@@ -311,7 +311,7 @@ class HttpServer:
         """The paths of the UNIX sockets that the server listens on."""
         return [host for host in self.hosts if host.endswith(".sock")]
 
-    def _url(self, host: str) -> str:
+    def _make_url(self, host: str) -> str:
         if host.endswith(".sock"):
             return f"unix:{host}"
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -384,16 +384,16 @@ class HttpServer:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def client_name(address: object) -> str:
+def get_client_name(address: object) -> str:
     """The peer's address without its port, for logs and fair shares. An IPv4 address of an IPv6 socket is plain."""
     if not isinstance(address, tuple):
         return "unix"
     return address[0].removeprefix("::ffff:")
 
 
-def refusal_bytes(error: ApiError) -> bytes:
+def encode_refusal(error: ApiError) -> bytes:
     """The answer to a connection that is refused."""
-    response = error_response(error)
+    response = make_error_response(error)
     return (
         encode_head(
             503,

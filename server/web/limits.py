@@ -48,7 +48,7 @@ class Limits:
     """After an early error, an unread body up to this size is read and dropped to keep the connection."""
 
 
-def room_for_connections(wanted: int) -> int:
+def make_room_for_connections(wanted: int) -> int:
     """How many connections this process can have, at most `wanted`. Raises the limit of file descriptors as far as the
     system allows, and logs a warning if it is still too low. Main thread, before it listens.
 

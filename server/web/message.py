@@ -103,7 +103,7 @@ class Request:
         """The client that the request counts for in fair shares: its API key, or else its address."""
         return self.key_id or self.client
 
-    def json(self) -> object:
+    def read_json(self) -> object:
         """The body parsed as JSON, whatever its content type; ApiError 400 with the position of the first error. Can be
         called only once: the raw body, which may be large, is freed."""
         body, self.body = self.body, b""
@@ -112,9 +112,9 @@ class Request:
         finally:
             memory.hold(-len(body))
 
-    def json_object(self) -> dict[str, Any]:
+    def read_json_object(self) -> dict[str, Any]:
         """The body as a JSON object; ApiError 400 for anything else."""
-        body = self.json()
+        body = self.read_json()
         if not isinstance(body, dict):
             raise ApiError(400, "the request body must be a JSON object")
         return body
@@ -128,7 +128,7 @@ class Request:
         something soon to find out whether it still reads."""
         return self.presence.on_disconnect(callback, on_end)
 
-    def at_end(self, callback: Callable[[], None]) -> None:
+    def call_at_end(self, callback: Callable[[], None]) -> None:
         """Call `callback` once the answer has been written completely, or has been given up. It must not raise."""
         self.endings.append(callback)
 
@@ -137,7 +137,7 @@ class Request:
         while self.endings:
             self.endings.pop()()
 
-    def detached(self) -> Request:
+    def make_detached(self) -> Request:
         """A copy without the body, for work that goes on after the client has left; its client counts as connected. The
         caller must `end` it."""
         return Request(self.method, self.path, client=self.client, id=self.id, key_id=self.key_id)
@@ -200,7 +200,7 @@ class Items:
         return b"[%b]" % b",".join(parts)
 
 
-def json_response(obj: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def make_json_response(obj: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer with `obj` as compact UTF-8 JSON. `obj`, or a field of it, may be `Items`."""
     if type(obj) is Items:
         body = obj.encode()
@@ -215,7 +215,7 @@ def json_response(obj: object, status: int = 200, headers: dict[str, str] | None
     return Response(status, body, {"Content-Type": JSON_TYPE, **(headers or {})})
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def make_error_body(error: ApiError) -> dict[str, Any]:
     """An error in OpenAI's shape, the default of all routes: `{"error": {"code", "message", "type", ...}}`. `reason` is
     added if it can't be told from the type."""
     is_said = error.reason in ("", SAID_BY_TYPE.get(error.type))
@@ -223,9 +223,9 @@ def error_body(error: ApiError) -> dict[str, Any]:
     return {"error": {"code": error.status, "message": error.message, "type": error.type, **reason, **error.extra}}
 
 
-def error_response(error: ApiError, shape: ErrorShape = error_body) -> Response:
+def make_error_response(error: ApiError, shape: ErrorShape = make_error_body) -> Response:
     """The answer to a request that failed with `error`."""
-    return json_response(shape(error), error.status, error.headers)
+    return make_json_response(shape(error), error.status, error.headers)
 
 
 def to_json(obj: object) -> bytes:
@@ -264,7 +264,7 @@ def parse_json(body: bytes | bytearray) -> object:
     if not body or body.isspace():
         raise ApiError(400, "The request body is empty; expected JSON.")
     with _one_large if len(body) > LARGE else nullcontext():
-        with memory.held(len(body) if body.isascii() else WIDEST * len(body)):
+        with memory.keep_held(len(body) if body.isascii() else WIDEST * len(body)):
             return _parse(body)
 
 
@@ -273,30 +273,30 @@ def _parse(body: bytes | bytearray) -> object:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ApiError(400, f"The request body is not UTF-8: bad byte at position {error.start}.") from None
-    memory.hold(sys.getsizeof(text) + _values_bytes(text))
+    memory.hold(sys.getsizeof(text) + _estimate_bytes(text))
     _check_surrogates(text)
 
     def refuse(literal: str) -> float:
-        raise _json_error(text, _literal_position(text, literal), f"{literal[:20]} is not a JSON number")
+        raise _make_json_error(text, _find_literal(text, literal), f"{literal[:20]} is not a JSON number")
 
-    def finite(literal: str) -> float:
+    def parse_finite(literal: str) -> float:
         value = float(literal)
         return value if math.isfinite(value) else refuse(literal)
 
     try:
         whole = _to_int if len(text) > LARGE else None
-        return json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole)
+        return json.loads(text, parse_constant=refuse, parse_float=parse_finite, parse_int=whole)
     except json.JSONDecodeError as error:
-        raise _json_error(text, error.pos, _json_fault(text, error)) from None
+        raise _make_json_error(text, error.pos, _describe_json_fault(text, error)) from None
     except RecursionError:
         raise ApiError(400, "Invalid JSON: nested too deeply.") from None
     except ValueError:
         # CPython refuses to convert integers of more than 4,300 digits (quadratic time).
         match = re.search(r"(?<![0-9])[0-9]{1000}", text)
-        raise _json_error(text, match.start() if match else 0, "a number has too many digits") from None
+        raise _make_json_error(text, match.start() if match else 0, "a number has too many digits") from None
 
 
-def _values_bytes(text: str) -> int:
+def _estimate_bytes(text: str) -> int:
     """Memory in bytes that the values take besides their characters. ApiError 400 if there are too many, or if they are
     nested too deeply.
 
@@ -322,11 +322,11 @@ def _values_bytes(text: str) -> int:
         if depth < 0:
             break  # not JSON; the JSON reader will report it
         if depth > JSON_DEPTH:
-            raise _json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
+            raise _make_json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
         if n_values > JSON_VALUES:
-            raise _json_error(text, match.start(), f"more than {JSON_VALUES:,} values")
+            raise _make_json_error(text, match.start(), f"more than {JSON_VALUES:,} values")
         if n_parts > JSON_PARTS:
-            raise _json_error(text, match.start(), f"more than {JSON_PARTS:,} arrays, objects and keys")
+            raise _make_json_error(text, match.start(), f"more than {JSON_PARTS:,} arrays, objects and keys")
     return n_bytes if is_small else VALUE_BYTES * n_values + PART_BYTES * n_parts
 
 
@@ -340,17 +340,17 @@ def _check_surrogates(text: str) -> None:
     if SURROGATE_HINT.search(text):
         for match in ESCAPE.finditer(text):
             if match[1]:
-                raise _json_error(text, match.start(), f"lone surrogate \\{match[1]}")
+                raise _make_json_error(text, match.start(), f"lone surrogate \\{match[1]}")
 
 
-def _literal_position(text: str, literal: str) -> int:
+def _find_literal(text: str, literal: str) -> int:
     for match in re.finditer(STRING_PATTERN + "|" + re.escape(literal), text, re.DOTALL):
         if match[0] == literal:
             return match.start()
     return 0
 
 
-def _json_fault(text: str, error: json.JSONDecodeError) -> str:
+def _describe_json_fault(text: str, error: json.JSONDecodeError) -> str:
     """The standard library's error in our words."""
     if text[error.pos : error.pos + 1] == "'":
         return "strings need double quotes, not single ones (did the shell change the quotes?)"
@@ -360,7 +360,7 @@ def _json_fault(text: str, error: json.JSONDecodeError) -> str:
     return fault
 
 
-def _json_error(text: str, position: int, fault: str) -> ApiError:
+def _make_json_error(text: str, position: int, fault: str) -> ApiError:
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
     return ApiError(400, f"Invalid JSON: {fault} at line {line} column {column} (char {position}).")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from server.errors import ApiError
 from server.records import field, record
-from server.web.message import ErrorShape, EventStream, Request, Response, error_body
+from server.web.message import ErrorShape, EventStream, Request, Response, make_error_body
 
 Handler = Callable[[Request], "Response | EventStream"]
 
@@ -26,7 +26,7 @@ class Route:
     body_optional: bool = False
     is_free: bool = False
     takes_form: bool = False
-    error_shape: ErrorShape = error_body
+    error_shape: ErrorShape = make_error_body
 
 
 @record
@@ -69,11 +69,11 @@ class Router:
             raise ApiError(404, f"There is no route {path[:200]!r}.{self._hint(path)}")
         route = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
         if route is None:
-            allowed = ", ".join(self.allowed(path))
+            allowed = ", ".join(self.list_allowed(path))
             raise ApiError(405, f"This route doesn't take {method}; use {allowed}.", headers={"Allow": allowed})
         return route, params
 
-    def allowed(self, path: str) -> list[str]:
+    def list_allowed(self, path: str) -> list[str]:
         """The methods for the `Allow` header, with OPTIONS; empty if there is no such path."""
         node, _ = self._find(path)
         if node is None:
@@ -81,10 +81,10 @@ class Router:
         methods = sorted(node.routes)
         return methods + ["HEAD"] * ("GET" in methods and "HEAD" not in methods) + ["OPTIONS"]
 
-    def error_shape(self, path: str) -> ErrorShape:
+    def find_error_shape(self, path: str) -> ErrorShape:
         """The shape of errors for requests to this path."""
         node, _ = self._find(path)
-        return error_body if node is None else next(iter(node.routes.values())).error_shape
+        return make_error_body if node is None else next(iter(node.routes.values())).error_shape
 
     def _hint(self, path: str) -> str:
         for start, hint in self._hints.items():

@@ -7,14 +7,14 @@ from server.web.message import to_json
 DONE = b"data: [DONE]\n\n"
 
 
-def event(obj: object) -> bytes:
+def encode_event(obj: object) -> bytes:
     """`data: {json}` and an empty line. JSON escapes line breaks, so one data line is enough."""
     return b"data: " + to_json(obj) + b"\n\n"
 
 
-def named_event(name: str, obj: object) -> bytes:
+def encode_named_event(name: str, obj: object) -> bytes:
     """`event: name` before the data line. `name` is a constant of ours, never a client's text."""
-    return f"event: {name}\n".encode("ascii") + event(obj)
+    return f"event: {name}\n".encode("ascii") + encode_event(obj)
 
 
 def comment(text: str) -> bytes:

@@ -84,14 +84,14 @@ class StaticFiles:
                 }
                 if self._builtin and file.is_relative_to(self._builtin):
                     common |= BUILTIN_HEADERS
-                if _matches(headers.get("if-none-match", ""), etag):
+                if _is_match(headers.get("if-none-match", ""), etag):
                     return Response(304, b"", common)
                 suffix = file.suffix.lower()
                 body = opened.read()
                 if (
                     suffix in COMPRESSED_SUFFIXES
                     and len(body) >= COMPRESSED_BYTES_MIN
-                    and accepts_gzip(headers.get("accept-encoding", ""))
+                    and can_accept_gzip(headers.get("accept-encoding", ""))
                 ):
                     body = gzip.compress(body, 6, mtime=0)
                     common["Content-Encoding"] = "gzip"
@@ -110,10 +110,10 @@ class StaticFiles:
         segments = relative.split("/")
         if not all(SEGMENT.fullmatch(segment) and not DEVICE_NAME.fullmatch(segment) for segment in segments):
             return None
-        return next(filter(None, (_regular_file(folder, segments) for folder in self._folders)), None)
+        return next(filter(None, (_find_regular_file(folder, segments) for folder in self._folders)), None)
 
 
-def _regular_file(folder: Path, segments: list[str]) -> Path | None:
+def _find_regular_file(folder: Path, segments: list[str]) -> Path | None:
     try:
         file = folder.joinpath(*segments).resolve(strict=True)
         # Checked after links are resolved, so that neither a link nor an unusual spelling leads out of the folder.
@@ -122,7 +122,7 @@ def _regular_file(folder: Path, segments: list[str]) -> Path | None:
         return None
 
 
-def accepts_gzip(accept_encoding: str) -> bool:
+def can_accept_gzip(accept_encoding: str) -> bool:
     """Whether an Accept-Encoding header names gzip, x-gzip or `*` with a weight above zero."""
     weights = {}
     for item in accept_encoding.lower().split(","):
@@ -132,6 +132,6 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", False)))
 
 
-def _matches(if_none_match: str, etag: str) -> bool:
+def _is_match(if_none_match: str, etag: str) -> bool:
     known = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return "*" in known or etag.removeprefix("W/") in known

@@ -27,7 +27,7 @@ from server.log import get_logger
 
 GATHER_S = 0.02
 """A client that leaves at the beginning of its request is noticed up to this many seconds later."""
-QUIET, DATA, ENDED, GONE = "quiet", "data", "ended", "gone"  # see `peer_state`
+QUIET, DATA, ENDED, GONE = "quiet", "data", "ended", "gone"  # see `find_peer_state`
 TLS_ALERT, TLS_DATA = 0x15, 0x17
 TLS13_ALERT_BYTES = 19
 """Size of an encrypted alert of TLS 1.3: 2 bytes of alert, 1 of type, 16 of tag. No HTTP data is that short."""
@@ -58,8 +58,8 @@ class _Watch:
 
 class Watcher:
     """`watch(sock, on_gone)` returns a context. Inside it, `on_gone` is called once if the client resets or closes the
-    connection, or ends its sending side. If `on_end` is passed, it is called instead for ENDED (see `peer_state`), and
-    `on_gone` only for GONE."""
+    connection, or ends its sending side. If `on_end` is passed, it is called instead for ENDED (see `find_peer_state`),
+    and `on_gone` only for GONE."""
 
     def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
@@ -177,7 +177,7 @@ class Watcher:
 
     def _look(self, watch: _Watch) -> None:
         with self._lock:
-            state = peer_state(watch.sock) if watch.is_live else GONE
+            state = find_peer_state(watch.sock) if watch.is_live else GONE
         if state is GONE or (state is ENDED and watch.on_end is None):
             self._forget(watch)
             self._fire(watch)
@@ -203,7 +203,7 @@ def _call(callback: Callable[[], None]) -> None:
         get_logger("http").exception("a disconnect callback failed")
 
 
-def peer_state(sock: socket.socket) -> str:
+def find_peer_state(sock: socket.socket) -> str:
     """The state of a connection: GONE if the peer has reset it or this side has closed it, ENDED if the peer has ended
     its sending side or has closed the connection, DATA if unread bytes are waiting, else QUIET. Reads nothing from the
     socket.
@@ -216,13 +216,13 @@ def peer_state(sock: socket.socket) -> str:
         return QUIET
     except OSError:
         return GONE
-    behind = _state_behind_data(sock)
-    if behind is DATA and (not head or (isinstance(sock, ssl.SSLSocket) and tls_is_closing(head))):
+    behind = _find_state_behind_data(sock)
+    if behind is DATA and (not head or (isinstance(sock, ssl.SSLSocket) and is_tls_closing(head))):
         return ENDED
     return behind
 
 
-def tls_is_closing(record_head: bytes) -> bool:
+def is_tls_closing(record_head: bytes) -> bool:
     """Whether the first 5 bytes of a TLS record announce an alert. During a request that is a close_notify."""
     if len(record_head) < 5:
         return False
@@ -230,7 +230,7 @@ def tls_is_closing(record_head: bytes) -> bool:
     return record_head[0] == TLS_ALERT or (record_head[0] == TLS_DATA and n_bytes == TLS13_ALERT_BYTES)
 
 
-def _state_behind_data(sock: socket.socket) -> str:
+def _find_state_behind_data(sock: socket.socket) -> str:
     """GONE, ENDED, or DATA if neither is known. Peeking shows neither an end after unread bytes nor a reset after an
     end. Linux and the BSDs (macOS) tell that by other calls, Windows doesn't."""
     if hasattr(select, "POLLRDHUP"):
@@ -256,7 +256,7 @@ def _is_readable(sock: socket.socket) -> bool:
     try:
         return bool(select.select([sock], [], [], 0)[0])
     except (OSError, ValueError):
-        return True  # closed, as `peer_state` will find
+        return True  # closed, as `find_peer_state` will find
 
 
 def _drain(sock: socket.socket) -> None:

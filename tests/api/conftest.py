@@ -134,7 +134,7 @@ class Api:
         """Wait until no client is left and the engine has taken all that it was told; the snapshot is then true."""
         self.get("/health")  # connections are accepted in order: the others' have been, too
         wait_until(lambda: self.server.n_connections == 0, "all connections to end", PATIENCE, every=0.002)
-        self.client.command("get_lora")  # answered in the frame that tells of everything before it
+        self.client.run_command("get_lora")  # answered in the frame that tells of everything before it
 
     def wait_for(self, n_processing: int | None = None, n_deferred: int | None = None) -> None:
         """Wait until so many slots work and so many tasks wait; None is any number."""

@@ -20,7 +20,7 @@ from server.errors import ApiError
 from server.web import sse
 from server.web.httpd import HttpServer
 from server.web.limits import Limits
-from server.web.message import EventStream, Request, Response, json_response
+from server.web.message import EventStream, Request, Response, make_json_response
 from server.web.router import Route, Router
 
 PATIENCE = 60.0
@@ -162,21 +162,21 @@ class Site:
             Route("GET", "/early", self.fails_early),
             Route("GET", "/big", self.big),
             Route("POST", "/shaped", lambda request: 1 / 0, error_shape=lambda error: {"own": error.status}),
-            Route("GET", "/items/{name}", lambda request: json_response(request.params)),
+            Route("GET", "/items/{name}", lambda request: make_json_response(request.params)),
         ]
 
     def hello(self, request: Request) -> Response:
-        return json_response({"hello": request.query.get("name", ""), "id": request.id})
+        return make_json_response({"hello": request.query.get("name", ""), "id": request.id})
 
     def echo(self, request: Request) -> Response:
         self.kept_bodies.append(request.body)
-        return json_response({"n": len(request.body), "start": request.body[:20].decode("latin-1")})
+        return make_json_response({"n": len(request.body), "start": request.body[:20].decode("latin-1")})
 
     def wait(self, request: Request) -> Response:
         """Until the test says so."""
         self.entered.release()
         self.may_go_on.wait(PATIENCE)
-        return json_response({})
+        return make_json_response({})
 
     def hold(self, request: Request) -> Response:
         """Until the client is gone."""
@@ -185,10 +185,12 @@ class Site:
             self.entered.release()
             if gone.wait(PATIENCE):
                 self.gone.release()
-        return json_response({})
+        return make_json_response({})
 
     def stream(self, request: Request) -> EventStream:
-        return EventStream(Chunks(self, [sse.event({"n": 1}), b"", sse.comment("ping"), sse.event({"n": 2}), sse.DONE]))
+        return EventStream(
+            Chunks(self, [sse.encode_event({"n": 1}), b"", sse.comment("ping"), sse.encode_event({"n": 2}), sse.DONE])
+        )
 
     def slow_start(self, request: Request) -> EventStream:
         """The head at once, the first event when the test says so."""
@@ -196,7 +198,7 @@ class Site:
         def chunks():
             yield b""
             self.may_go_on.wait(PATIENCE)
-            yield sse.event({"n": 1})
+            yield sse.encode_event({"n": 1})
 
         return EventStream(chunks())
 
@@ -214,7 +216,7 @@ class Site:
     def fails_late(self, request: Request) -> EventStream:
         def chunks():
             try:
-                yield sse.event({"n": 1})
+                yield sse.encode_event({"n": 1})
                 raise KeyError("late")
             finally:
                 self.closed.release()

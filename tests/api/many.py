@@ -34,13 +34,13 @@ class FakeStarter:
         self.started: list[str] = []
         self.asked: dict[str, object] = {}
 
-    def room(self):
+    def measure_room(self):
         return {"memory": self.bytes}
 
     def tick(self, is_busy):
         pass
 
-    def idle_s(self, source, asked):
+    def read_idle_s(self, source, asked):
         return float(group(parse(["--models-dir", "."], {}, own={}, asked=asked)).model.sleep_idle_seconds)
 
     def read(self, source, before, asked=None):
@@ -56,10 +56,10 @@ class FakePrepared:
     def __init__(self, starter: FakeStarter, name: str) -> None:
         self.starter, self.name = starter, name
 
-    def fits(self, room, is_alone):
+    def find_fit(self, room, is_alone):
         return {"memory": 1} if room["memory"] >= 1 else None
 
-    def refusal(self, room):
+    def explain_refusal(self, room):
         return f"the model doesn't fit: {room['memory']} bytes are free"
 
     def start(self, is_awaited):

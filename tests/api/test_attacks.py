@@ -18,7 +18,7 @@ import pytest
 
 from server.api.context import Context
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
-from server.api.routes import routes
+from server.api.routes import make_routes
 from server.options.groups import group
 from server.options.parser import parse
 from server.service import edge
@@ -35,7 +35,7 @@ FIELDS = sorted(
     )
     - {"n_predict", "max_tokens", "max_completion_tokens", "n_cmpl", "n"}
 )
-LIMITS = edge.limits
+LIMITS = edge.read_limits
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def post_paths() -> list[str]:
     return sorted(
         {
             route.path.replace("{id_slot}", "0")
-            for route in routes(Context(None, group(parse([], {})).api))
+            for route in make_routes(Context(None, group(parse([], {})).api))
             if route.method == "POST"
         }
     )
@@ -325,7 +325,7 @@ def test_an_alias_is_only_ever_a_json_string(make_api):
 @pytest.mark.parametrize("sent", [b"", b"G", b"GET /health HTTP/1.1\r\nX-A: b\r\n"])
 def test_silent_connections_keep_nobody_out(make_api, sent):
     silent: list[socket.socket] = []
-    with patch.object(edge, "limits", lambda options: replace(LIMITS(options), spare_s=0.0)):
+    with patch.object(edge, "read_limits", lambda options: replace(LIMITS(options), spare_s=0.0)):
         api = make_api(None, ("--max-connections", "20")).start()
     try:
         for _ in range(15):
@@ -382,5 +382,5 @@ def test_the_timeout_is_how_long_a_client_may_stay_silent(make_api):
     ],
 )
 def test_the_timeout_counts_for_reading_and_writing(argv, seconds):
-    made = edge.limits(group(parse(list(argv), {})).http)
+    made = edge.read_limits(group(parse(list(argv), {})).http)
     assert (made.body_s, made.write_s) == (seconds, seconds)

@@ -276,10 +276,10 @@ def test_breakers_are_looked_for_once_each_and_as_far_as_llama_cpp_looks(api):
 def test_breakers_that_take_long_to_look_for_are_refused(texts, is_taken):
     """What it costs depends on how many tokens end as a breaker begins, and on how much is left of it then."""
     if is_taken:
-        assert sampling.dry_breakers(texts, LargeVocab()) == tuple(texts)
+        assert sampling.cut_dry_breakers(texts, LargeVocab()) == tuple(texts)
         return
     with pytest.raises(ApiError, match="dry_sequence_breakers: searching 200000 tokens for") as caught:
-        sampling.dry_breakers(texts, LargeVocab())
+        sampling.cut_dry_breakers(texts, LargeVocab())
     assert caught.value.status == 400
 
 
@@ -430,7 +430,7 @@ def test_why_the_text_ended_in_both_generations_of_fields(speaking, fields, stop
 def test_only_a_chat_in_which_an_answer_comes_back_may_get_other_tokens(speaking):
     def may_respell(path: str, **body) -> bool:
         assert speaking.post(path, {"max_tokens": 1, **body}).status == 200
-        return speaking.client.task(max(slot.id_task for slot in speaking.client.snapshot.slots)).may_respell
+        return speaking.client.get_task(max(slot.id_task for slot in speaking.client.snapshot.slots)).may_respell
 
     said = [{"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"}]
     chat = "/v1/chat/completions"

@@ -11,9 +11,9 @@ import pytest
 
 from server.grammar import gbnf_rewrite
 from server.grammar.gbnf import parse
-from server.grammar.gbnf_cost import cost
+from server.grammar.gbnf_cost import compute_cost
 from server.grammar.json_schema.convert import ANY_OBJECT, convert
-from server.grammar.regex_gbnf import choice_grammar, regex_grammar
+from server.grammar.regex_gbnf import make_choice_grammar, make_regex_grammar
 from tests.api.openai_wire import chunks
 from tests.fakes import FakeBackend
 from tests.hostile_grammars import FOUND
@@ -74,8 +74,8 @@ FORMS = [
     ({"json_schema": CITY}, CITIES),
     ({"json_schema": {}}, convert({}).grammar),
     ({"grammar": GRAMMAR}, GRAMMAR),
-    ({"regex": "[a-z]+"}, regex_grammar("[a-z]+")),
-    ({"choice": ["yes", "no"]}, choice_grammar(["yes", "no"])),
+    ({"regex": "[a-z]+"}, make_regex_grammar("[a-z]+")),
+    ({"choice": ["yes", "no"]}, make_choice_grammar(["yes", "no"])),
     ({"response_format": {"type": "text"}}, ""),
     ({"response_format": None}, ""),
     ({"grammar": ""}, ""),
@@ -94,8 +94,8 @@ def test_each_form_becomes_this_grammar(api, path, fields, grammar):
 STRUCTURED = [
     ({"json": CITY}, CITIES),
     ({"json": json.dumps(CITY)}, CITIES),
-    ({"regex": "[a-z]+"}, regex_grammar("[a-z]+")),
-    ({"choice": ["yes", "no"]}, choice_grammar(["yes", "no"])),
+    ({"regex": "[a-z]+"}, make_regex_grammar("[a-z]+")),
+    ({"choice": ["yes", "no"]}, make_choice_grammar(["yes", "no"])),
     ({"grammar": GRAMMAR}, GRAMMAR),
     ({"json_object": True}, ANY),
     ({"json_object": False, "regex": None}, ""),
@@ -274,7 +274,7 @@ def test_a_grammar_with_too_many_ways_is_refused_with_its_place(api, path):
 @pytest.mark.parametrize("name", ["nullable body under a count", "runs in a loop", "blanks and blanks"])
 def test_a_costly_way_of_writing_is_written_anew(api, name):
     grammar = grammar_of(api, grammar=FOUND[name])
-    assert grammar != FOUND[name] and cost(parse(grammar))[0] < 50
+    assert grammar != FOUND[name] and compute_cost(parse(grammar))[0] < 50
 
 
 def test_loops_of_loops_are_taken(api):
@@ -283,8 +283,8 @@ def test_loops_of_loops_are_taken(api):
 
 def test_the_same_form_twice_is_made_once(api, monkeypatch):
     checked: list[str] = []
-    real = gbnf_rewrite.affordable
-    monkeypatch.setattr(gbnf_rewrite, "affordable", lambda grammar: checked.append(grammar) or real(grammar))
+    real = gbnf_rewrite.make_affordable
+    monkeypatch.setattr(gbnf_rewrite, "make_affordable", lambda grammar: checked.append(grammar) or real(grammar))
     schema = {"type": "object", "properties": {f"only in this test {i}": {"type": "integer"} for i in range(5)}}
     for _ in range(3):
         grammar_of(api, response_format=json_schema(schema))
@@ -305,8 +305,8 @@ def test_a_grammar_that_only_the_engine_refuses_is_a_400_too(make_api):
     class Picky(FakeBackend):
         """Refuses what passed all checks, as llama.cpp might."""
 
-        def new_sampler(self, stages, grammar, waits=False):
-            return super().new_sampler(stages, "bad" if grammar else "")
+        def make_sampler(self, stages, grammar, waits=False):
+            return super().make_sampler(stages, "bad" if grammar else "")
 
     api = make_api(Picky()).start()
     for stream in (False, True):

@@ -263,4 +263,4 @@ def test_a_waiting_task_is_shown_by_what_fits(flooded):
     api, _ = flooded("--slots", n_ctx=64, n_slots=1, cuts=True, shift_context=True)
     api.complete("a" * 5000, 1)
     api.settle()
-    assert len(api.client.task(0).prompt) <= 64 and len(api.tasks[0].prompt) > 5000
+    assert len(api.client.get_task(0).prompt) <= 64 and len(api.tasks[0].prompt) > 5000

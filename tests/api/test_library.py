@@ -77,7 +77,7 @@ def managed(make_api, cache, folder):
     several(api, folder, cache)
     yield api
     api.context.library.close()
-    wait_until(lambda: not api.context.library.running(), "the end of downloads")
+    wait_until(lambda: not api.context.library.list_running(), "the end of downloads")
 
 
 def names(api, key: str = "") -> list[str]:
@@ -183,7 +183,7 @@ def test_a_download_without_news_ends_with_the_client_that_waits_for_it(managed,
     head = f"POST /api/pull HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: root\r\nContent-Length: {len(data)}\r\n\r\n"
     sock.sendall(head.encode() + data)
     assert b"pulling manifest" in sock.recv(4096) + sock.recv(4096)
-    (download,) = managed.context.library.running()
+    (download,) = managed.context.library.list_running()
     sock.close()
     wait_until(download.must_stop.is_set, "the end of the download")
     event.set()

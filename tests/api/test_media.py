@@ -16,7 +16,7 @@ import pytest
 from server.api.request import media as module
 from server.api.request.media_kinds import BadFile, check_image, kind_of
 from server.engine.seam.task import Media
-from server.engine.slots.png import png_fault
+from server.engine.slots.png import find_png_fault
 from server.errors import ApiError
 from server.web.presence import Presence
 from tests.api.conftest import PATIENCE, Api
@@ -479,9 +479,9 @@ def test_a_png_that_inflates_to_far_more_than_its_size_is_refused():
     squeezed = zlib.compress(bytes(1 << 26), 9)
     assert len(squeezed) < 1 << 17
     bomb = png_of(8, 8, squeezed)
-    assert "far more data" in png_fault(bomb, check_image(bomb, 10**6).n_bytes)
-    assert png_fault(CAT, check_image(CAT, 10**6).n_bytes) == ""
-    assert png_fault(bomb, 0, is_wanted=lambda: False) == "", "nobody wants to know"
+    assert "far more data" in find_png_fault(bomb, check_image(bomb, 10**6).n_bytes)
+    assert find_png_fault(CAT, check_image(CAT, 10**6).n_bytes) == ""
+    assert find_png_fault(bomb, 0, is_wanted=lambda: False) == "", "nobody wants to know"
 
 
 def test_no_bytes_at_all_bring_the_checks_down():
@@ -562,8 +562,8 @@ def test_files_count_into_the_bound_of_all_bodies_until_their_answer_has_been_wr
     api = with_folder(make_api, tmp_path)
     budget, n = api.server._server.budget, len(bmp(400, 300))
     seen = []
-    begin = api.backend.new_sampler
-    api.backend.new_sampler = lambda *args: (seen.append(budget.n_used), begin(*args))[1]
+    begin = api.backend.make_sampler
+    api.backend.make_sampler = lambda *args: (seen.append(budget.n_used), begin(*args))[1]
     assert chat(api, [url_part("file://a.bmp")], stream=stream).status == 200
     assert n < seen[0] < n + 10_000  # its JSON counts, too
     inline = chat(api, [image_part(CAT)], stream=stream)

@@ -155,7 +155,7 @@ def test_a_stream_has_its_model_until_its_last_byte(make_many):
     backend.hold()
     sock = api.begin({"prompt": "a", "n_predict": 3, "model": "first", "stream": True})
     assert backend.decoding.acquire(timeout=PATIENCE)
-    assert api.models.entries[0].n_leases == 1
+    wait_until(lambda: api.models.entries[0].n_leases == 1, "the end of the first request")
     api.post("/models/unload", {"model": "first"})
     assert api.states()["first"] == "loaded"
     backend.go()

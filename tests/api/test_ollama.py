@@ -483,8 +483,8 @@ def test_lists_are_there_while_the_model_loads(make_api):
     from server.web.message import Request
 
     handlers = OllamaHandlers(api.context, EmbeddingHandlers(api.context))
-    listed = json.loads(handlers.tags(Request("GET", "/")).body)["models"]
-    assert [one["size"] for one in listed] == [0] and json.loads(handlers.running(Request("GET", "/")).body) == {
+    listed = json.loads(handlers.list_tags(Request("GET", "/")).body)["models"]
+    assert [one["size"] for one in listed] == [0] and json.loads(handlers.list_running(Request("GET", "/")).body) == {
         "models": []
     }
 

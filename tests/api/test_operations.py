@@ -15,7 +15,7 @@ import pytest
 from server import serving
 from server.app import make_transport
 from server.engine.seam.config import EngineConfig, step_limit_s
-from server.model_files.host_cpus import usable_cores
+from server.model_files.host_cpus import count_usable_cores
 from server.options.groups import group
 from server.options.parser import parse
 from server.program import UnpackedFolder
@@ -109,7 +109,7 @@ def test_the_limit_of_strict_health_is_that_of_a_hang(kind):
     engines, timeout_s = options.engines, options.model.engine_timeout
     transport = make_transport(engines, timeout_s, EngineConfig("", ""), None)
     assert transport.step_limit_s == 7.0
-    crowded = EngineConfig("", "", n_threads=3 * usable_cores())
+    crowded = EngineConfig("", "", n_threads=3 * count_usable_cores())
     transport = make_transport(engines, timeout_s, crowded, None)
     assert transport.step_limit_s >= 7.0 * 3**2, "threads without a core make it slow, no task does"
     assert [step_limit_s(7.0, n_rows) for n_rows in (1, 255, 256, 2048)] == [7.0, 7.0, 14.0, 63.0]
@@ -251,7 +251,7 @@ def test_systemd_hears_of_loading_readiness_life_reload_and_the_end(make_api, tm
         def heard(n: int) -> list[str]:
             return [manager.recv(4096).decode() for _ in range(n)]
 
-        house.loading(0.25)
+        house.report_loading(0.25)
         assert heard(2) == ["STATUS=loading the model, 25%\nEXTEND_TIMEOUT_USEC=60000000", "WATCHDOG=1"]
         house.report("ready")
         assert heard(1) == [f"READY=1\nSTATUS=serving on {api.server.url}"]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.api.serialize import timings_json
+from server.api.serialize import make_timings_json
 from server.engine.seam.task import Timings
 from tests.fakes import BOS, EOS, FakeBackend, letters, said_by
 
@@ -179,7 +179,7 @@ def test_there_is_no_progress_in_a_plain_answer_nor_unasked(api):
 
 
 def test_rates_are_over_the_steps_between_tokens():
-    timings = timings_json(Timings(cache_n=3, prompt_n=10, prompt_ms=50.0, predicted_n=5, predicted_ms=80.0))
+    timings = make_timings_json(Timings(cache_n=3, prompt_n=10, prompt_ms=50.0, predicted_n=5, predicted_ms=80.0))
     assert (timings["prompt_per_second"], timings["prompt_per_token_ms"]) == (200.0, 5.0)
     assert (timings["predicted_per_second"], timings["predicted_per_token_ms"]) == (50.0, 20.0)
     assert timings["cache_n"] == 3
@@ -187,7 +187,7 @@ def test_rates_are_over_the_steps_between_tokens():
 
 @pytest.mark.parametrize(("n", "ms"), [(0, 0.0), (1, 0.0), (1, 5.0), (2, 0.0)])
 def test_without_a_step_or_time_the_rate_is_zero(n, ms):
-    timings = timings_json(Timings(0, n, 0.0, n, ms))
+    timings = make_timings_json(Timings(0, n, 0.0, n, ms))
     assert all(math.isfinite(value) for value in timings.values())
     if n < 2 or not ms:
         assert timings["predicted_per_second"] == 0.0

@@ -267,8 +267,8 @@ def test_errors_leave_the_server_well(api):
 
 def seen_as_of(api: Api, owner: str):
     """As if all tasks had come from `owner`."""
-    task = api.client.task
-    return patch.object(api.client, "task", lambda id_task: replace(task(id_task), owner=owner))
+    task = api.client.get_task
+    return patch.object(api.client, "get_task", lambda id_task: replace(task(id_task), owner=owner))
 
 
 def shown(api: Api, path: str = "/slots", **headers: str) -> dict:

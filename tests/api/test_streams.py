@@ -90,7 +90,7 @@ def test_a_stream_is_the_same_text_as_the_whole_answer(api):
 
 def test_a_fault_in_making_events_ends_that_stream_only(api, monkeypatch):
     """It happens on the thread that serves all streams."""
-    write, seen = NativeReply.event, []
+    write, seen = NativeReply.encode_event, []
 
     def broken(self, index, event):
         if self._asked.values["seed"] == 5 and getattr(event, "text", "") and len(seen) > 2:
@@ -98,7 +98,7 @@ def test_a_fault_in_making_events_ends_that_stream_only(api, monkeypatch):
         seen.append(event)
         return write(self, index, event)
 
-    monkeypatch.setattr(NativeReply, "event", broken)
+    monkeypatch.setattr(NativeReply, "encode_event", broken)
     with ask(api, 300, seed=6) as good, ask(api, 300, seed=5) as bad:
         assert b'"stop":true' not in b"".join(iter(lambda: bad.recv(65536), b""))
         assert len(text_of(rest_of(good))) == 300

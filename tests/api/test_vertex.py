@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from server.api.vertex import MAX_INSTANCES, word_for
+from server.api.vertex import MAX_INSTANCES, make_word
 from server.errors import StartError
 from server.options import parser
 from server.options.vertex import read_vertex
@@ -149,9 +149,9 @@ def test_what_else_a_body_says_is_named_in_the_head(make_vertex):
 
 
 def test_words_for_routes():
-    assert [word_for(path) for path in ("/v1/chat/completions", "/apply-template", "/v1/messages/count_tokens")] == [
+    assert [make_word(path) for path in ("/v1/chat/completions", "/apply-template", "/v1/messages/count_tokens")] == [
         "chatCompletions",
         "applyTemplate",
         "messagesCountTokens",
     ]
-    json.dumps(word_for("/x"))
+    json.dumps(make_word("/x"))

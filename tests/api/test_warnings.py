@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import server.api
-from server.api.request.fields import BODIES, CHAT, COMPLETION, IDLE_FIELDS, LORA, MAX_NAMES, listed
-from server.api.routes import routes
+from server.api.request.fields import BODIES, CHAT, COMPLETION, IDLE_FIELDS, LORA, MAX_NAMES, format_names
+from server.api.routes import make_routes
 from tests.api.openai_wire import DONE, chunks, events
 from tests.fakes import FakeVocab
 
@@ -92,8 +92,8 @@ def test_infill_names_it_too(make_api):
 
 
 def test_an_adapters_misspelt_field_is_named():
-    assert LORA.unread([{"id": 0, "scal": 1}, {"id": 1, "scal": 1}]) == ("unknown and ignored: 'scal'",)
-    assert LORA.unread([{"id": 0, "scale": 1}]) == ()
+    assert LORA.list_unread([{"id": 0, "scal": 1}, {"id": 1, "scal": 1}]) == ("unknown and ignored: 'scal'",)
+    assert LORA.list_unread([{"id": 0, "scale": 1}]) == ()
 
 
 def test_what_is_known_and_does_nothing_says_so_unless_it_is_the_default(api):
@@ -115,7 +115,7 @@ def test_many_and_hostile_names_make_one_short_line(api):
     assert f"and {len(fields) - MAX_NAMES:d} more" in warning
     head = api.post("/embeddings", {"input": "x", **fields}).headers
     assert head["x-warnings"] == warning and "x-evil" not in head
-    assert listed(["a"]) == "'a'" and listed(["x" * 41]) == f"'{'x' * 40}...'"
+    assert format_names(["a"]) == "'a'" and format_names(["x" * 41]) == f"'{'x' * 40}...'"
 
 
 def test_null_is_as_good_as_nothing(api):
@@ -124,11 +124,11 @@ def test_null_is_as_good_as_nothing(api):
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.routes[0])
 def test_no_field_of_a_table_is_called_unknown(body):
-    assert body.unread(dict.fromkeys(body.names, 1)) == ()
+    assert body.list_unread(dict.fromkeys(body.names, 1)) == ()
 
 
 def test_every_route_with_a_body_has_a_table(api):
-    reading = [route for route in routes(api.context) if route.handler.__name__ != "refuse"]
+    reading = [route for route in make_routes(api.context) if route.handler.__name__ != "refuse"]
     without = {"/debug/stacks", "/responses/{id}/cancel", "/v1/responses/{id}/cancel", "/v1/batches/{id}/cancel"}
     without |= {"/v1/files"}  # a form, of which `files.FIELDS` are read and others refused
     posts = {route.path for route in reading if route.method == "POST" or route.path == "/api/delete"} - without
@@ -154,7 +154,7 @@ def test_requests_of_official_clients_name_nothing_unknown():
     for request in json.loads(Path(__file__).with_name("client_requests.json").read_text("utf-8")):
         body = next((body for body in BODIES if request["path"] in body.routes), COMPLETION)
         if isinstance(request.get("body"), dict):
-            assert not [line for line in body.unread(request["body"]) if line.startswith("unknown")]
+            assert not [line for line in body.list_unread(request["body"]) if line.startswith("unknown")]
 
 
 # ---- what the chat template has no place for ---------------------------------------------------------------------

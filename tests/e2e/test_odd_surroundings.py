@@ -175,7 +175,7 @@ def test_a_container_s_share_of_the_cpu_decides_how_many_threads_there_are():
     group = cpu_group()
     if group is None:
         pytest.skip("only on machines where a control group can be made (root, a writable /sys/fs/cgroup)")
-    code = "from server.engine.seam import config; print(config.thread_counts(config.EngineConfig('m', 'l'))[0])"
+    code = "from server.engine.seam import config; print(config.count_threads(config.EngineConfig('m', 'l'))[0])"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],

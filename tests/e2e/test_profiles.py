@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from server.options.parser import compat_rows
+from server.options.parser import list_compat_rows
 from tests.support import ServerProcess, start_server, wait_until
 
 # the defaults in the table of request parameters, as both documents have it
@@ -97,7 +97,7 @@ def defaults(server: ServerProcess) -> dict[str, object]:
 
 
 def test_every_row_of_the_table_is_looked_at():
-    assert {option or what for option, what, _, _ in compat_rows()} == SEEN_HERE | SEEN_ELSEWHERE
+    assert {option or what for option, what, _, _ in list_compat_rows()} == SEEN_HERE | SEEN_ELSEWHERE
 
 
 @pytest.mark.covers("X9")

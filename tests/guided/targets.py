@@ -20,8 +20,8 @@ from pathlib import Path
 
 from server.api.request.constraints import read_constraint
 from server.api.request.media_kinds import BadFile, check_image, kind_of
-from server.api.request.media_sounds import MAX_SECONDS, plain_sound
-from server.api.routes import routes
+from server.api.request.media_sounds import MAX_SECONDS, make_plain_sound
+from server.api.routes import make_routes
 from server.chat.jinja import Limits, Template, TemplateError, mark
 from server.engine.cache import slot_files
 from server.engine.client.engine_client import EngineClient
@@ -40,10 +40,10 @@ from server.engine.seam.task import (
     Timings,
 )
 from server.engine.seam.wire import Beat, Codec, FrameReader, WireError
-from server.engine.slots.png import PNG, png_fault
+from server.engine.slots.png import PNG, find_png_fault
 from server.errors import ApiError
 from server.grammar import gbnf
-from server.grammar.gbnf_rewrite import affordable
+from server.grammar.gbnf_rewrite import make_affordable
 from server.model_files import header_checks as model_checks
 from server.model_files import projector_checks
 from server.model_files.gguf import GgufError, read_all
@@ -182,7 +182,7 @@ def api() -> Router:
     )
     client.start()
     assert client.wait_until_loaded(30), client.error
-    return Router(routes(make_context(options, client, "fake.gguf", threading.Event(), KeyFiles(options.http))))
+    return Router(make_routes(make_context(options, client, "fake.gguf", threading.Event(), KeyFiles(options.http))))
 
 
 POSTS = (
@@ -239,10 +239,10 @@ def media(data: bytes) -> None:
             size = check_image(data, 10**6)
             assert 0 < size.width * size.height <= 10**6
             if data.startswith(PNG):
-                assert "\n" not in png_fault(data, size.n_bytes)
+                assert "\n" not in find_png_fault(data, size.n_bytes)
         else:
-            plain, seconds = plain_sound(data)
-            assert 0 <= seconds <= MAX_SECONDS and plain_sound(plain) == (plain, seconds)
+            plain, seconds = make_plain_sound(data)
+            assert 0 <= seconds <= MAX_SECONDS and make_plain_sound(plain) == (plain, seconds)
     except BadFile as error:
         one_line(error)
 
@@ -252,7 +252,7 @@ def media(data: bytes) -> None:
 
 def grammars(data: bytes) -> None:
     try:
-        affordable(text_of(data))
+        make_affordable(text_of(data))
     except gbnf.GrammarError as error:
         one_line(error)
 
@@ -324,7 +324,8 @@ def ggufs(data: bytes) -> None:
         return
     for tensor in parts[0].tensors.values():
         assert parts[0].data_start + tensor.offset + tensor.n_bytes <= parts[0].size
-    for faults in (model_checks.model_faults, model_checks.adapter_faults, projector_checks.projector_faults):
+    ours = (model_checks.find_model_faults, model_checks.find_adapter_faults)
+    for faults in (*ours, projector_checks.find_projector_faults):
         for fault in faults(parts):
             assert fault
 
@@ -334,7 +335,7 @@ def with_checksum(data: bytes) -> bytes:
     end = slot_files.HEAD.size + int.from_bytes(data[8:16], "little")
     try:
         header = json.loads(data[slot_files.HEAD.size : end])
-        header["crc32"] = slot_files._checksum(header, data[end:])
+        header["crc32"] = slot_files._compute_checksum(header, data[end:])
         text = json.dumps(header).encode()
     except (ValueError, TypeError, RecursionError):
         return data

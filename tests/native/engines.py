@@ -64,11 +64,11 @@ class Engine:
         wait_until(
             lambda: not any(thread.name == "identity" for thread in threading.enumerate()), "the files to be read"
         )
-        self.client.command("get_lora")
+        self.client.run_command("get_lora")
         return self
 
     def task(self, prompt: str | Sequence[int], n: int = 24, sampling: SamplingParams = GREEDY, **fields) -> Task:
-        return Task(self.client.new_id(), self.tokens(prompt), sampling, n_predict=n, **fields)
+        return Task(self.client.make_id(), self.tokens(prompt), sampling, n_predict=n, **fields)
 
     def ask(self, task: Task, stream: bool = False) -> Said:
         with self.client.submit(task, stream=stream) as results:

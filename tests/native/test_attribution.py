@@ -14,7 +14,9 @@ F32 = {"context_params": {"type_k": 0, "type_v": 0, "flash_attn_type": 0}}
 
 
 def judge(engine: Engine, prompt: tuple[int, ...], answer: tuple[int, ...], **fields: object) -> list[float]:
-    task = Task(engine.client.new_id(), (*prompt, *answer), GREEDY, 0, prompt_probs=0, probs_from=len(prompt), **fields)
+    task = Task(
+        engine.client.make_id(), (*prompt, *answer), GREEDY, 0, prompt_probs=0, probs_from=len(prompt), **fields
+    )
     with engine.client.submit(task, stream=False) as results:
         found = [one for message in results if type(message) is PromptProbs for one in message.probs]
     assert [one.token for one in found] == list(answer)
@@ -25,7 +27,7 @@ def judge(engine: Engine, prompt: tuple[int, ...], answer: tuple[int, ...], **fi
 def test_only_the_tokens_of_the_answer_are_judged_and_as_without_a_cache(engine, tiny_model):
     one = engine(tiny_model, n_slots=2, n_ctx=2048, **F32)
     prompt, answer = one.tokens(STEM), one.tokens(STEM + "the moon sang")[len(one.tokens(STEM)) :]
-    whole = Task(one.client.new_id(), (*prompt, *answer), GREEDY, 0, cache_prompt=False, prompt_probs=0)
+    whole = Task(one.client.make_id(), (*prompt, *answer), GREEDY, 0, cache_prompt=False, prompt_probs=0)
     with one.client.submit(whole, stream=False) as results:
         known = [p.logprob for m in results if type(m) is PromptProbs for p in m.probs][-len(answer) :]
     one.say((*prompt, *answer), 4)

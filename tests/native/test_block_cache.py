@@ -64,7 +64,7 @@ def test_who_waits_for_a_common_beginning_says_what_he_says_alone(engine, tiny_m
     one = engine(tiny_model, n_slots=n_slots, n_ctx=1024 * n_slots, n_batch=64)
     prompts = [STEM * 8 + name for name in NAMES]
     alone = [one.say(prompt, 25, cache_prompt=False).text for prompt in prompts]
-    one.client.command("erase", id_slot=0)
+    one.client.run_command("erase", id_slot=0)
     n_before = one.client.snapshot.n_prompt_tokens
     said = one.say_all([one.task(prompt, 25) for prompt in prompts])
     assert [one_said.text for one_said in said] == alone

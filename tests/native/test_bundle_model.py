@@ -63,6 +63,6 @@ def test_a_wrong_place_or_no_file_is_one_line(libs_folder, bundled, tmp_path):
 
 def test_a_side_file_is_a_model_by_itself(libs_folder, recite_model, tmp_path):
     (side,) = bundle_make.make_with_side_file(None, tmp_path / "app", recite_model, None, (), "test")
-    assert bundle.read(side).part("model").offset == 0
+    assert bundle.read(side).find_part("model").offset == 0
     with Model(loader.load(Path(libs_folder)), side) as model:
         assert model.n_params > 0

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.api.request.chat.messages import ChatPrompt, chat_prompt, read_conversation
+from server.api.request.chat.messages import ChatPrompt, make_chat_prompt, read_conversation
 from server.api.request.media import Files
 from server.api.request.prompt import tokenize_between, tokenize_segments
 from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
@@ -34,7 +34,7 @@ CONVERSATIONS = [
 
 def prompt_of(model: object, body: dict[str, object]) -> ChatPrompt:
     files = Files(model)
-    return chat_prompt(model, read_conversation(model, body, files), files)
+    return make_chat_prompt(model, read_conversation(model, body, files), files)
 
 
 @pytest.fixture(scope="module", params=["tiny_bpe_model", "tiny_spm_model", "smollm2"])

@@ -54,8 +54,8 @@ def test_a_saved_slot_keeps_its_copies(engine, model, tmp_path):
     first = engine(model, n_ctx=2048, checkpoint_step=64)
     expected = first.say(TEXTS[1], 20, cache_prompt=False).text
     first.say(TEXTS[0], 20)
-    first.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    first.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     second = engine(model, n_ctx=2048, checkpoint_step=64)
-    second.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))
+    second.client.run_command("restore", id_slot=0, path=str(tmp_path / "slot"))
     said = second.say(TEXTS[1], 20)
     assert said.text == expected and said.final.timings.cache_n >= 64

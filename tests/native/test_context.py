@@ -95,7 +95,7 @@ def test_cells_of_the_system_prompt_are_counted_as_often_as_they_are_there(
 ):
     one = engine(tiny_spm_model, n_slots=4, n_ctx=1024, kv_unified=kv_unified)
     system = one.tokens(STEM)
-    one.client.command("system_prompt", tokens=system)
+    one.client.run_command("system_prompt", tokens=system)
     assert one.client.snapshot.kv_used == len(system)
     tails = [one.client.vocab.tokenize(text, False, False) for text in ("the moon", "red", "a b c d", "night")]
     one.say_all([one.task(tail, 5, id_slot=i) for i, tail in enumerate(tails)])
@@ -111,14 +111,14 @@ def test_the_system_prompt_changes_behind_running_texts(engine, tiny_spm_model):
     tail = one.client.vocab.tokenize("the moon", False, False)
     first, second = one.tokens(STEM), one.tokens("red fox and old dog " * 3)
     expected = {system: one.say((*system, *tail), 200, cache_prompt=False).text for system in (first, second)}
-    one.client.command("system_prompt", tokens=first)
+    one.client.run_command("system_prompt", tokens=first)
     tasks = [one.task(tail, 200) for _ in range(2)]
     with one.client.submit(tasks[0], stream=True) as running, one.client.submit(tasks[1], stream=True) as other:
         texts = ["", ""]
         events = [iter(running), iter(other)]
         texts[0] += next(events[0]).text
         texts[1] += next(events[1]).text
-        change = threading.Thread(target=one.client.command, args=("system_prompt",), kwargs={"tokens": second})
+        change = threading.Thread(target=one.client.run_command, args=("system_prompt",), kwargs={"tokens": second})
         change.start()
         late: list[str] = []
         asking = threading.Thread(target=lambda: late.append(one.say(tail, 200).text))

@@ -1,6 +1,6 @@
 """Options reach llama.cpp: the arguments of its two constructors, the results of its getters, and visible effects.
 
-From the command line through `engine_config` to an open backend with tiny models. llama.cpp logs most parameters, so
+From the command line through `make_engine_config` to an open backend with tiny models. llama.cpp logs most parameters, so
 its log is checked, too. Needs the native libraries but no GPU; GPU options are followed up to the struct.
 """
 
@@ -23,7 +23,7 @@ from server.engine.llama import backend as native
 from server.engine.slots.planner import Span
 from server.errands.one_shot import ModelPlace
 from server.errors import StartError
-from server.model_sources import engine_config
+from server.model_sources import make_engine_config
 from server.options import table
 from server.options.groups import group
 from server.options.parser import parse
@@ -97,7 +97,7 @@ def opened(libs_folder: Path, tiny_spm_model: Path, monkeypatch) -> Iterator[Cal
         options = group(parse(["--libs", str(libs_folder), "-t", "1", "-c", "256", "--no-warmup", *argv], {}))
         backends.append(
             native.open_backend(
-                engine_config(options.model, str(libs_folder), ModelPlace(str(model))), lambda _progress: True
+                make_engine_config(options.model, str(libs_folder), ModelPlace(str(model))), lambda _progress: True
             )
         )
         return Opened(backends[-1], list(lines), seen["model"], seen["context"], numa)
@@ -265,7 +265,7 @@ def test_the_context_of_2024_has_512_tokens_and_that_of_slots_is_multiplied(libs
     def n_ctx(*argv: str) -> int:
         options = group(parse(["--libs", str(libs_folder), "--no-warmup", "-t", "1", *argv], {}))
         backend = native.open_backend(
-            engine_config(options.model, str(libs_folder), ModelPlace(str(tiny_spm_model))), lambda _progress: True
+            make_engine_config(options.model, str(libs_folder), ModelPlace(str(tiny_spm_model))), lambda _progress: True
         )
         try:
             return backend.info.n_ctx

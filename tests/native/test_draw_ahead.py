@@ -35,7 +35,7 @@ def crowd(engine, tiny_spm_model) -> Engine:
 
 @pytest.mark.parametrize(("n_threads", "n_cores", "n_helpers"), [(2, 2, 1), (1, 2, 0), (4, 2, 1)])
 def test_there_are_as_many_threads_as_compute(engine, tiny_spm_model, monkeypatch, n_threads, n_cores, n_helpers):
-    monkeypatch.setattr(native, "usable_cores", lambda: n_cores)
+    monkeypatch.setattr(native, "count_usable_cores", lambda: n_cores)
     assert engine(tiny_spm_model, n_threads=n_threads).backend._draws._n_helpers == n_helpers
 
 

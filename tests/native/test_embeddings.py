@@ -24,7 +24,7 @@ POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3}
 
 
 def ask(one: Engine, *inputs: Sequence[int]) -> Embedded:
-    with one.client.submit(Embed(one.client.new_id(), tuple(map(tuple, inputs))), stream=False) as results:
+    with one.client.submit(Embed(one.client.make_id(), tuple(map(tuple, inputs))), stream=False) as results:
         return next(iter(results))
 
 

@@ -18,12 +18,12 @@ def test_a_saved_slot_is_the_same_in_another_slot_and_another_engine(engine, tin
     one = engine(tiny_model, n_slots=2)
     alone = one.say(STEM + "the moon", 30, cache_prompt=False).text
     one.say(STEM, 10, id_slot=0)
-    saved = one.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    saved = one.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     assert saved["n_written"] == (tmp_path / "slot").stat().st_size > 1000
-    one.client.command("erase", id_slot=0)
+    one.client.run_command("erase", id_slot=0)
     other = engine(tiny_model)
     for where, id_slot in ((one, 1), (other, 0)):
-        restored = where.client.command("restore", id_slot=id_slot, path=str(tmp_path / "slot"))
+        restored = where.client.run_command("restore", id_slot=id_slot, path=str(tmp_path / "slot"))
         assert restored["n_restored"] == saved["n_saved"]
         said = where.say(STEM + "the moon", 30, id_slot=id_slot)
         assert said.text == alone and said.final.timings.cache_n > 15
@@ -32,11 +32,11 @@ def test_a_saved_slot_is_the_same_in_another_slot_and_another_engine(engine, tin
 def test_a_slot_of_another_model_or_cache_type_is_refused(engine, tiny_spm_model, tiny_bpe_model, tmp_path):
     one = engine(tiny_spm_model)
     one.say(STEM, 5)
-    one.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    one.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     for other in (engine(tiny_bpe_model), engine(tiny_spm_model, context_params={"type_k": 0, "type_v": 0})):
         alone = other.say(STEM, 10).text
         with pytest.raises(ApiError) as caught:
-            other.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))
+            other.client.run_command("restore", id_slot=0, path=str(tmp_path / "slot"))
         assert caught.value.status == 400
         assert other.say(STEM, 10).text == alone
 
@@ -46,8 +46,8 @@ def test_a_slot_that_shares_cells_can_be_saved_and_the_neighbour_is_not_touched(
     alone = [one.say(STEM + name, 30, cache_prompt=False).text for name in ("the moon", "the star")]
     one.say(STEM + "the moon", 5, id_slot=0)
     one.say(STEM + "the star", 5, id_slot=1)
-    one.client.command("save", id_slot=1, path=str(tmp_path / "slot"))
-    one.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))
+    one.client.run_command("save", id_slot=1, path=str(tmp_path / "slot"))
+    one.client.run_command("restore", id_slot=0, path=str(tmp_path / "slot"))
     assert one.say(STEM + "the star", 30, id_slot=0).text == alone[1]
     assert one.say(STEM + "the moon", 30, id_slot=1).text == alone[0]
 
@@ -63,7 +63,7 @@ def test_an_adapter_changes_the_text_where_it_is_switched_on(engine, tiny_spm_mo
     assert one.say(STEM, 30, lora=()).text == plain
     assert one.say(STEM, 30, lora=((0, 0.0),)).text == plain
     assert one.say(STEM, 30).text == adapted
-    one.client.command("set_lora", scales=())
+    one.client.run_command("set_lora", scales=())
     assert one.say(STEM, 30).text == plain
     assert one.say(STEM, 30, lora=((0, 1.0),)).text == adapted
 
@@ -85,7 +85,7 @@ def test_a_shared_system_prompt_is_as_if_it_stood_in_every_prompt(engine, tiny_m
     system, questions = one.tokens(STEM), ["the moon", "a cat", "the star sang and then"]
     tails = [tuple(one.client.vocab.tokenize(question, False, False)) for question in questions]
     alone = [one.say((*system, *tail), 25, cache_prompt=False).text for tail in tails]
-    one.client.command("system_prompt", tokens=system)
+    one.client.run_command("system_prompt", tokens=system)
     assert one.client.snapshot.kv_used == len(system)
     for _ in range(2):
         tasks = [one.task(tail, 25) for tail in tails]
@@ -93,14 +93,14 @@ def test_a_shared_system_prompt_is_as_if_it_stood_in_every_prompt(engine, tiny_m
     for tail, text in zip(tails, alone):
         said = one.say(tail, 25, cache_prompt=False)
         assert said.text == text and said.final.timings.prompt_n == len(tail)
-    one.client.command("system_prompt", tokens=())
+    one.client.run_command("system_prompt", tokens=())
     assert one.client.snapshot.kv_used == 0
 
 
 def test_a_shift_behind_a_shared_system_prompt_leaves_the_others_alone(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2, n_ctx=256, shift_context=True)
     system = one.tokens(STEM)
-    one.client.command("system_prompt", tokens=system)
+    one.client.run_command("system_prompt", tokens=system)
     alone = one.say(one.client.vocab.tokenize("the moon", False, False), 40).text
     long = one.task(one.client.vocab.tokenize("the star", False, False), 300)
     short = one.task(one.client.vocab.tokenize("the moon", False, False), 40)
@@ -115,7 +115,7 @@ def test_a_shift_behind_a_shared_system_prompt_leaves_the_others_alone(engine, t
 def test_self_extend_goes_far_beyond_the_trained_context(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2, n_ctx=2048, n_group=4, group_width=64)
     tasks = [one.task(prompt * 4, 300) for prompt in PROMPTS[:2]]
-    alone = [one.ask(task).text for task in [replace(task, id=one.client.new_id()) for task in tasks]]
+    alone = [one.ask(task).text for task in [replace(task, id=one.client.make_id()) for task in tasks]]
     both = one.say_all(tasks)
     assert [said.text for said in both] == alone
     assert all(said.final.n_predicted == 300 and not said.final.truncated for said in both)

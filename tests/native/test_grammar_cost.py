@@ -18,11 +18,11 @@ from ctypes_api.objects import Model
 from server.engine.llama import grammar as backend_grammar
 from server.engine.llama import sampler as backend_sampler
 from server.engine.seam.task import SamplingParams
-from server.engine.slots.sampling import chain
+from server.engine.slots.sampling import make_chain
 from server.errors import ApiError
 from server.grammar.gbnf import GrammarError, parse
 from server.grammar.gbnf_cost import END, Stacks
-from server.grammar.gbnf_rewrite import affordable
+from server.grammar.gbnf_rewrite import make_affordable
 from server.grammar.json_schema.convert import convert
 from tests.hostile_grammars import FOUND, hostile_grammar
 from tests.native.engines import Engine
@@ -119,7 +119,7 @@ def spoken_under(engine: Engine, grammar: str) -> str:
 def test_hostile_grammars_are_refused_or_quick(grammar: str, one: Engine):
     """The filter's own limit of the processor's time would fail the request, and with it the test."""
     try:
-        ready = affordable(grammar)
+        ready = make_affordable(grammar)
     except GrammarError:
         return
     assert spoken_under(one, ready) is not None
@@ -211,7 +211,7 @@ def test_the_tokens_found_in_the_tree_are_those_that_a_filter_leaves(split: int,
     every = range(one.backend._n_vocab)
     chance, n_found, most = random.Random(split), 0, 0
     try:
-        for text in map(affordable, SEARCHED):
+        for text in map(make_affordable, SEARCHED):
             grammar = grammars.make(text)
             wait_until(lambda: grammars.tree is not None, "the vocabulary is read")
             for _ in range(25):
@@ -242,7 +242,7 @@ def test_where_much_is_allowed_the_likeliest_are_enough(top_k: int, temperature:
     )
     said = [one.say("the cat", 20, replace(params, seed=seed)).tokens for seed in range(8)]
     assert any(found)
-    monkeypatch.setattr(backend_sampler, "n_considered", lambda stages: 0)
+    monkeypatch.setattr(backend_sampler, "count_considered", lambda stages: 0)
     assert [one.say("the cat", 20, replace(params, seed=seed)).tokens for seed in range(8)] == said
 
 
@@ -263,7 +263,7 @@ def test_a_chain_draws_from_the_allowed_tokens_alone_as_from_all(fields, one: En
     one.say("the cat", 2, params[0])
     one.backend._samplers.grammars.wait()
     said = [one.say("the cat", 40, each).tokens for each in params]
-    monkeypatch.setattr(backend_sampler, "takes_few", lambda stages: False)
+    monkeypatch.setattr(backend_sampler, "can_take_few", lambda stages: False)
     assert [one.say("the cat", 40, each).tokens for each in params] == said
 
 
@@ -279,7 +279,7 @@ def test_a_chain_draws_from_the_allowed_tokens_alone_as_from_all(fields, one: En
     ],
 )
 def test_chains_that_count_their_candidates_get_them_all(fields, is_so, one: Engine):
-    assert backend_sampler.takes_few(chain(SamplingParams(**fields), one.backend.facts)) is is_so
+    assert backend_sampler.can_take_few(make_chain(SamplingParams(**fields), one.backend.facts)) is is_so
 
 
 def test_a_copied_dry_sampler_draws_as_a_new_one(one: Engine):

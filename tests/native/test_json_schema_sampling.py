@@ -24,7 +24,7 @@ from ctypes_api.objects import Batch, Context, Model, Sampler
 from ctypes_api.vocabulary import token_to_piece
 from server.grammar.gbnf import GrammarError, check
 from server.grammar.json_schema.convert import convert
-from server.grammar.regex_gbnf import choice_grammar, regex_grammar
+from server.grammar.regex_gbnf import make_choice_grammar, make_regex_grammar
 from tests.support import need
 from tests.unit.grammar.json_schema_cases import CASES, UNJUDGED, Case
 from tests.unit.grammar.test_gbnf import TAKEN
@@ -88,7 +88,7 @@ class Dice:
         rng = random.Random(str(seed))
         llama = self.model.libs.llama
         made = b""
-        with Sampler.chain(
+        with Sampler.make_chain(
             self.model.libs, grammar_sampler(self.model, grammar), llama.llama_sampler_init_dist(rng.getrandbits(31))
         ) as chain:
             for step in range(TOKENS_MAX):
@@ -142,12 +142,12 @@ def test_what_our_reader_takes_loads(grammar: str, model: Model):
     "pattern", [pattern for pattern, _, _ in WHOLE] + [".{0,5000}", "(a|b)*a(a|b){12}", "[ab]{3000}"]
 )
 def test_patterns_load(pattern: str, model: Model):
-    assert loads(model, regex_grammar(pattern))
+    assert loads(model, make_regex_grammar(pattern))
 
 
 def test_choices_load_and_are_chosen(dice: Dice):
     choices = ["yes", "no", "perhaps", 'the "third"']
-    grammar = choice_grammar(choices)
+    grammar = make_choice_grammar(choices)
     assert {dice.text(grammar, seed).decode() for seed in range(30)} == set(choices)
 
 
@@ -256,7 +256,9 @@ def test_the_tiny_model_writes_what_the_schema_asks_for(model: Model):
     for seed in range(3):
         with (
             Context(model, n_ctx=512, n_batch=64, n_threads=1, n_threads_batch=1) as context,
-            Sampler.chain(model.libs, grammar_sampler(model, grammar), llama.llama_sampler_init_dist(seed)) as chain,
+            Sampler.make_chain(
+                model.libs, grammar_sampler(model, grammar), llama.llama_sampler_init_dist(seed)
+            ) as chain,
         ):
             made, token = b"", llama.llama_vocab_bos(model.vocab)
             for position in range(300):

@@ -156,7 +156,7 @@ def test_the_thinking_is_ended_by_its_budget_and_from_outside(libs_folder, tiny_
         with one.client.submit(task, stream=True) as results:
             events = iter(results)
             pieces = [next(events)]
-            at = one.client.command("end_thinking", id_task=task.id)["at"]
+            at = one.client.run_command("end_thinking", id_task=task.id)["at"]
             pieces += [event for event in events if isinstance(event, Piece)]
         tokens = [token for piece in pieces for token in piece.tokens]
         assert tokens[at : at + len(end)] == list(end)
@@ -212,7 +212,7 @@ def test_a_task_is_taken_up_before_at_and_behind_its_trigger(llama, name):
         assert whole.text[:begins] == free.text[:begins]
         for n_known in {1, near - 1, near, near + 1, near + 2, 30}:
             if 0 < n_known < len(whole.tokens):
-                resumed = replace(task, id=llama.client.new_id(), resume=tuple(whole.tokens[:n_known]), resume_ms=1.0)
+                resumed = replace(task, id=llama.client.make_id(), resume=tuple(whole.tokens[:n_known]), resume_ms=1.0)
                 assert llama.ask(resumed).tokens == whole.tokens[n_known:], (grammar, n_known)
 
 
@@ -221,7 +221,7 @@ def test_lazy_grammars_are_drawn_ahead_together_with_other_texts_until_they_begi
     samplings = [lazy(f'root ::= "the" {WORDS}', "the", base=replace(SAMPLED, seed=i)) if i % 2 else
                  replace(SAMPLED, seed=i) for i in range(8)]  # fmt: skip
     tasks = [llama.task(prompt, 40, sampling, cache_prompt=False) for prompt, sampling in zip(prompts, samplings)]
-    alone = [llama.ask(replace(task, id=llama.client.new_id())).tokens for task in tasks]
+    alone = [llama.ask(replace(task, id=llama.client.make_id())).tokens for task in tasks]
     ahead = []
     draw_ahead = LlamaSampler.draw_ahead
     monkeypatch.setattr(LlamaSampler, "draw_ahead", lambda self, row: (ahead.append(self), draw_ahead(self, row)))

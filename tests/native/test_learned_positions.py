@@ -67,7 +67,7 @@ def test_an_input_for_a_vector_may_be_as_long_as_the_table_and_no_longer(engine,
     one = engine(gpt2_model, n_ctx=512)
 
     def embed(n: int):
-        with one.client.submit(Embed(one.client.new_id(), ((5,) * n,)), stream=False) as results:
+        with one.client.submit(Embed(one.client.make_id(), ((5,) * n,)), stream=False) as results:
             return next(iter(results))
 
     assert embed(N).n_rows == (1,)

@@ -70,7 +70,7 @@ def test_parts_are_as_short_as_they_can_be_where_the_tokenizer_takes_quadratic_t
     """Each character without a token has it copy what it has so far."""
     for letter in ("\U0001f680", "\u6f22", "a\u2603", "word \u2603 "):
         text = letter * (1 << 16)
-        parts = list(spm._parts(text))
+        parts = list(spm._cut_parts(text))
         assert "".join(parts) == text
         assert max(map(len, parts)) <= 2 * vocab_module.CUT_CHARACTERS + len(letter)
     space, *snowman = spm._tokenize("\u2603", False, True)
@@ -119,6 +119,6 @@ def test_names_of_special_tokens_are_no_place_to_cut(libs_folder: Path, tmp_path
     text = "</s>\u2603" * 200
     before, vocab_module.CUT_CHARACTERS = vocab_module.CUT_CHARACTERS, 3
     try:
-        assert list(vocab._parts(text)) == [text]
+        assert list(vocab._cut_parts(text)) == [text]
     finally:
         vocab_module.CUT_CHARACTERS = before

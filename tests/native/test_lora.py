@@ -48,8 +48,8 @@ def test_no_cache_is_shared_between_different_adapters(engine, tiny_spm_model, a
     """On one slot as between slots; equal sets share as usual."""
     one = engine(tiny_spm_model, n_slots=2, lora=adapters)
     alone = {name: one.say(STEM, 20, lora=scales, cache_prompt=False).text for name, scales in SETS.items()}
-    one.client.command("erase", id_slot=0)
-    one.client.command("erase", id_slot=1)
+    one.client.run_command("erase", id_slot=0)
+    one.client.run_command("erase", id_slot=1)
     before = None
     for id_slot in (0, 1):
         for name in ("first", "second", "none", "both", "both", "first"):
@@ -63,11 +63,11 @@ def test_no_cache_is_shared_between_different_adapters(engine, tiny_spm_model, a
 def test_a_change_of_the_server_s_strengths_invalidates_what_was_computed(engine, tiny_spm_model, adapters):
     one = engine(tiny_spm_model, lora=adapters)
     plain = one.say(STEM, 20)
-    one.client.command("set_lora", scales=((1, 1.0),))
+    one.client.run_command("set_lora", scales=((1, 1.0),))
     changed = one.say(STEM, 20)
     assert changed.text != plain.text and changed.final.timings.cache_n == 0
     assert one.say(STEM, 20).final.timings.prompt_n == 1
-    one.client.command("set_lora", scales=())
+    one.client.run_command("set_lora", scales=())
     assert one.say(STEM, 20).text == plain.text
 
 
@@ -75,11 +75,11 @@ def test_a_restored_slot_knows_the_adapters_it_was_computed_with(engine, tiny_sp
     one = engine(tiny_spm_model, n_slots=2, lora=adapters)
     text = one.say(STEM, 20, lora=SETS["first"], id_slot=0).text
     path = str(tmp_path / "slot")
-    one.client.command("save", id_slot=0, path=path)
-    one.client.command("erase", id_slot=0)
-    one.client.command("restore", id_slot=1, path=path)
+    one.client.run_command("save", id_slot=0, path=path)
+    one.client.run_command("erase", id_slot=0)
+    one.client.run_command("restore", id_slot=1, path=path)
     other = one.say(STEM, 20, id_slot=1)
     assert other.final.timings.cache_n == 0, "it must not be taken for the model's own"
-    one.client.command("restore", id_slot=1, path=path)
+    one.client.run_command("restore", id_slot=1, path=path)
     again = one.say(STEM, 20, lora=SETS["first"], id_slot=1)
     assert again.text == text and again.final.timings.prompt_n == 1

@@ -125,7 +125,7 @@ def test_the_estimate_holds_for_other_architectures(libs_folder, tmp_path, arch,
     shape, wish = shape_of(gguf.read_all(path)), fit.Wish(n_slots=n_slots)
     found = allocated(libs_folder, path, wish, 4096)
     assert shape.weights / fit.MIB == pytest.approx(found["model"], abs=0.02)
-    cache = fit.cache_bytes(shape.layers, wish, 4096, shape.window) / fit.MIB
+    cache = fit.count_cache_bytes(shape.layers, wish, 4096, shape.window) / fit.MIB
     assert cache == pytest.approx(found.get("KV", 0.0) + found.get("RS", 0.0), abs=0.02)
     compute = found["compute"] + found["output"]
     assert fit.compute_bytes(shape, wish, 4096) / fit.MIB == pytest.approx(compute, rel=0.1, abs=0.2)

@@ -62,7 +62,7 @@ def test_the_estimate_is_what_llama_cpp_allocates(request, libs_folder, model, n
     shape = shape_of(gguf.read_all(path))
     found = allocated(libs_folder, path, wish, n_ctx)
     assert found["model"] == pytest.approx(shape.weights / fit.MIB, abs=0.02)
-    assert found["KV"] == pytest.approx(fit.cache_bytes(shape.layers, wish, n_ctx) / fit.MIB, abs=0.02)
+    assert found["KV"] == pytest.approx(fit.count_cache_bytes(shape.layers, wish, n_ctx) / fit.MIB, abs=0.02)
     compute = found["compute"] + found["output"]
     assert fit.compute_bytes(shape, wish, n_ctx) / fit.MIB == pytest.approx(compute, rel=0.1, abs=0.2)
 
@@ -72,7 +72,7 @@ def test_the_estimate_of_a_real_model(libs_folder, smollm2):
     shape = shape_of(gguf.read_all(smollm2))
     found = allocated(libs_folder, smollm2, wish, 8192)
     together = (
-        shape.weights + fit.cache_bytes(shape.layers, wish, 8192) + fit.compute_bytes(shape, wish, 8192)
+        shape.weights + fit.count_cache_bytes(shape.layers, wish, 8192) + fit.compute_bytes(shape, wish, 8192)
     ) / fit.MIB
     assert together == pytest.approx(sum(found.values()), rel=0.03)
 

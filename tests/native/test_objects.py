@@ -65,7 +65,7 @@ def decode(context: Context, tokens: list[int], start: int, seq: int = 0) -> int
 def greedy(context: Context, n: int, start: int, seq: int = 0) -> list[int]:
     """`n` tokens after what was decoded last in `seq`, which ended before position `start`."""
     llama, made = context.libs.llama, []
-    with Sampler.chain(context.libs, llama.llama_sampler_init_greedy()) as sampler:
+    with Sampler.make_chain(context.libs, llama.llama_sampler_init_greedy()) as sampler:
         for position in range(start, start + n):
             llama.llama_synchronize(context)
             made.append(llama.llama_sampler_sample(sampler, context, -1))
@@ -85,11 +85,11 @@ def greedy_after_prompt(context: Context, n: int = 12, seq: int = 0) -> list[int
 def test_model_tells_what_it_is(model: Model) -> None:
     assert "llama" in model.desc
     assert model.n_params > 0 and model.size >= 4 * model.n_params  # float32 throughout
-    meta = model.meta()
+    meta = model.read_meta()
     assert meta["general.architecture"] == "llama"
     assert int(meta["llama.context_length"]) == model.libs.llama.llama_model_n_ctx_train(model)
-    assert model.chat_template("no such template") is None
-    template = model.chat_template()
+    assert model.get_chat_template("no such template") is None
+    template = model.get_chat_template()
     assert template == meta.get("tokenizer.chat_template")
 
 
@@ -293,7 +293,7 @@ def test_logits_are_the_same_by_either_kind_and_fit_the_sample(context: Context)
     logits = waited[:n_vocab]
     assert llama.llama_get_logits_ith(context, len(tokens) - 1)[:n_vocab] == logits
     assert not llama.llama_get_logits_ith(context, 0)  # that row had no output
-    with Sampler.chain(context.libs, llama.llama_sampler_init_greedy()) as sampler:
+    with Sampler.make_chain(context.libs, llama.llama_sampler_init_greedy()) as sampler:
         best = max(range(n_vocab), key=logits.__getitem__)
         assert llama.llama_sampler_sample(sampler, context, -1) == best
         assert llama.call_llama_sampler_sample(sampler, context, -1) == best
@@ -402,11 +402,11 @@ def test_sampler_written_in_python_decides(context: Context) -> None:
     def take_the_last(candidates) -> None:
         candidates.selected = candidates.size - 1
 
-    custom = Sampler.custom(libs, "last", take_the_last, accept=heard.append, reset=lambda: heard.append("reset"))
+    custom = Sampler.make_custom(libs, "last", take_the_last, accept=heard.append, reset=lambda: heard.append("reset"))
     assert llama.llama_sampler_name(custom) == b"last"
     assert decode(context, prompt_of(context.parent), 0) == 0
     llama.llama_synchronize(context)
-    with Sampler.chain(libs, custom) as chain:
+    with Sampler.make_chain(libs, custom) as chain:
         assert custom.raw is None and llama.llama_sampler_chain_n(chain) == 1
         with chain.clone() as clone:
             chosen = [llama.llama_sampler_sample(one, context, -1) for one in (chain, clone)]
@@ -425,8 +425,8 @@ def test_python_sampler_may_change_candidates_in_place(context: Context) -> None
 
     assert decode(context, prompt_of(context.parent), 0) == 0
     llama.llama_synchronize(context)
-    with Sampler.chain(
-        libs, Sampler.custom(libs, "only 7", forbid_all_but_7), llama.llama_sampler_init_greedy()
+    with Sampler.make_chain(
+        libs, Sampler.make_custom(libs, "only 7", forbid_all_but_7), llama.llama_sampler_init_greedy()
     ) as chain:
         gc.collect()  # the chain alone keeps the callback alive now
         assert llama.llama_sampler_sample(chain, context, -1) == 7
@@ -439,7 +439,7 @@ def test_seeded_sampling_repeats_itself(context: Context) -> None:
     draws = []
     for seed in (1, 1, 2):
         hot = llama.llama_sampler_init_temp(50.0)
-        with Sampler.chain(libs, hot, llama.llama_sampler_init_dist(seed)) as chain:
+        with Sampler.make_chain(libs, hot, llama.llama_sampler_init_dist(seed)) as chain:
             draws.append([llama.llama_sampler_sample(chain, context, -1) for _ in range(20)])
     assert draws[0] == draws[1] != draws[2]
 
@@ -450,14 +450,14 @@ def test_grammar_that_does_not_parse_is_an_error(model: Model) -> None:
     with pytest.raises(LibsError, match="grammar"):
         Sampler(libs, bad)
     with pytest.raises(LibsError, match="grammar"):
-        Sampler.chain(libs, llama.llama_sampler_init_greedy(), bad, llama.llama_sampler_init_top_k(1))
+        Sampler.make_chain(libs, llama.llama_sampler_init_greedy(), bad, llama.llama_sampler_init_top_k(1))
 
 
 def test_grammar_rules_what_is_said(context: Context) -> None:
     libs, llama, model = context.libs, context.libs.llama, context.parent
     assert decode(context, prompt_of(model), 0) == 0
     grammar = llama.llama_sampler_init_grammar(model.vocab, b'root ::= " moon"', b"root")
-    with Sampler.chain(libs, grammar, llama.llama_sampler_init_greedy()) as chain:
+    with Sampler.make_chain(libs, grammar, llama.llama_sampler_init_greedy()) as chain:
         token = llama.call_llama_sampler_sample(chain, context, -1)
     assert token_to_piece(libs, model.vocab, token, False).startswith(b" ")
 
@@ -471,7 +471,7 @@ def test_adapter_changes_the_text_and_goes_with_its_model(libs, tiny_spm_model, 
     with make_context(model) as context:
         plain = greedy_after_prompt(context)
     adapter = Adapter(model, tiny_lora)
-    assert adapter.meta()["general.type"] == "adapter"
+    assert adapter.read_meta()["general.type"] == "adapter"
     with make_context(model) as context:
         handles, scales = (ctypes.c_void_p * 1)(adapter.raw), (ctypes.c_float * 1)(1.0)
         assert libs.llama.llama_set_adapters_lora(context, handles, 1, scales) == 0

@@ -101,7 +101,7 @@ def test_a_slot_has_the_whole_unless_it_is_told_otherwise(engine, tiny_spm_model
 @pytest.mark.parametrize("n_slots", [1, 2])
 def test_shifting_beside_the_system_prompt_has_room(engine, tiny_spm_model, n_slots):
     one = whole(engine, tiny_spm_model, n_slots=n_slots, shift_context=True)
-    one.client.command("system_prompt", tokens=one.tokens(STEM))
+    one.client.run_command("system_prompt", tokens=one.tokens(STEM))
     prompt = one.tokens("the moon")[1:]
     alone = one.say(prompt, 700, cache_prompt=False)
     assert alone.final.truncated and alone.final.n_predicted == 700

@@ -26,7 +26,7 @@ def judge(one: Engine, tasks: Sequence[Task]) -> list[list[TokenProbs]]:
 
 def task(one: Engine, prompt: str, n_predict: int = 0, n_top: int = 3) -> Task:
     return Task(
-        one.client.new_id(), one.tokens(prompt), GREEDY, n_predict=n_predict, cache_prompt=False, prompt_probs=n_top
+        one.client.make_id(), one.tokens(prompt), GREEDY, n_predict=n_predict, cache_prompt=False, prompt_probs=n_top
     )
 
 

@@ -66,7 +66,7 @@ def test_a_resumed_task_says_the_rest(engine, name, n_known):
     task = engine.task(PROMPT, N, SAMPLINGS[name], cache_prompt=False)
     whole = engine.ask(task)
     assert len(whole.tokens) == N
-    resumed = dataclasses.replace(task, id=engine.client.new_id(), resume=tuple(whole.tokens[:n_known]), resume_ms=5.0)
+    resumed = dataclasses.replace(task, id=engine.client.make_id(), resume=tuple(whole.tokens[:n_known]), resume_ms=5.0)
     rest = engine.ask(resumed)
     assert rest.tokens == whole.tokens[n_known:]
     assert rest.text == "".join([*whole.pieces[n_known:], whole.final.text])
@@ -80,7 +80,7 @@ def test_a_context_that_has_been_shifted_comes_out_the_same(libs_folder, tiny_sp
         task = one.task(PROMPT, 400, dataclasses.replace(BASE, seed=5), n_keep=4)
         whole = one.ask(task)
         assert whole.final.truncated and len(whole.tokens) == 400
-        rest = one.ask(dataclasses.replace(task, id=one.client.new_id(), resume=tuple(whole.tokens[:n_known])))
+        rest = one.ask(dataclasses.replace(task, id=one.client.make_id(), resume=tuple(whole.tokens[:n_known])))
         assert rest.tokens == whole.tokens[n_known:] and rest.final.truncated
     finally:
         one.close()
@@ -90,7 +90,7 @@ def test_several_are_resumed_beside_new_ones(engine):
     tasks = [engine.task(f"{PROMPT} {i}", N, dataclasses.replace(BASE, seed=i)) for i in range(6)]
     whole = [engine.ask(task) for task in tasks]
     resumed = [
-        dataclasses.replace(task, id=engine.client.new_id(), resume=tuple(said.tokens[: 10 * i]))
+        dataclasses.replace(task, id=engine.client.make_id(), resume=tuple(said.tokens[: 10 * i]))
         for i, (task, said) in enumerate(zip(tasks, whole))
     ]
     assert [said.tokens for said in engine.say_all(resumed)] == [said.tokens[10 * i :] for i, said in enumerate(whole)]
@@ -153,8 +153,8 @@ def test_a_grammar_that_crashes_libllama_costs_its_own_request_only(libs_folder,
     one = Supervised(libs_folder, tiny_spm_model, n_slots=4, n_ctx=2048, **F32)
     try:
         tasks = [one.task(f"{PROMPT} {i}", 300) for i in range(3)]
-        whole = [one.ask(dataclasses.replace(task, id=one.client.new_id())).tokens for task in tasks]
-        streams = [one.client.submit(dataclasses.replace(task, id=one.client.new_id()), stream=True) for task in tasks]
+        whole = [one.ask(dataclasses.replace(task, id=one.client.make_id())).tokens for task in tasks]
+        streams = [one.client.submit(dataclasses.replace(task, id=one.client.make_id()), stream=True) for task in tasks]
         with pytest.raises(ApiError, match="brought the engine down") as caught:
             one.say(PROMPT, 5, SamplingParams(grammar=deep))
         assert caught.value.status == 500

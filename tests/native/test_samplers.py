@@ -16,7 +16,7 @@ import pytest
 
 from server.api.request import sampling
 from server.engine.seam.task import SamplingParams
-from server.engine.slots.sampling import VocabFacts, chain
+from server.engine.slots.sampling import VocabFacts, make_chain
 from tests.native.engines import Engine, Reference
 
 N_CTX = 256
@@ -322,7 +322,7 @@ def test_penalties_change_the_logits_of_what_occurred(pair, settings):
 
 def test_no_request_makes_c_reserve_memory_for_more_than_the_context():
     far = 2**31 - 1
-    stages = chain(
+    stages = make_chain(
         SamplingParams(repeat_penalty=1.1, repeat_last_n=far, dry_multiplier=1.0, dry_penalty_last_n=far),
         VocabFacts((), (), 512),
     )
@@ -365,8 +365,8 @@ def test_another_text_can_stand_for_the_prompt_in_penalties(pair):
     vocab = pair[0].client.vocab
     settings = {"samplers": ("penalties",), "repeat_penalty": 1.6, "presence_penalty": 1.0}
     for value in ("moon river moon", vocab.tokenize("the cat", False, False), "", []):
-        compare(pair, 6, penalty_prompt=sampling.penalty_prompt(value, vocab), **settings)
-    assert sampling.penalty_prompt(None, vocab) is None
+        compare(pair, 6, penalty_prompt=sampling.read_penalty_prompt(value, vocab), **settings)
+    assert sampling.read_penalty_prompt(None, vocab) is None
 
 
 DRY = {
@@ -497,10 +497,10 @@ def test_each_form_of_bias_has_its_effect(pair):
         "object with a ban": {texts[0]: False},
     }
     for name, value in forms.items():
-        changed = compare(pair, 4, samplers=(), biased=sampling.logit_bias(value, vocab))[0]
+        changed = compare(pair, 4, samplers=(), biased=sampling.read_logit_bias(value, vocab))[0]
         assert changed.get(cat, 0.0) < plain[cat] - 0.02, name
         assert (cat in changed) == (name not in ("never", "object with a ban")), name
-    both = compare(pair, 1, samplers=(), biased=sampling.logit_bias(forms["text"], vocab))[0]
+    both = compare(pair, 1, samplers=(), biased=sampling.read_logit_bias(forms["text"], vocab))[0]
     assert both[dog] / both[cat] == pytest.approx(plain[dog] / plain[cat], rel=1e-3), "every token of the text"
 
 

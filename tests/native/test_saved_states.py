@@ -121,7 +121,7 @@ def open_engine(engine, files: Files) -> Callable[..., Engine]:
 
 def refused(one: Engine, path: Path) -> str:
     with pytest.raises(ApiError) as caught:
-        one.client.command("restore", id_slot=0, path=str(path))
+        one.client.run_command("restore", id_slot=0, path=str(path))
     assert caught.value.status == 400
     return caught.value.message
 
@@ -146,7 +146,7 @@ def test_states_of_other_contents_are_neither_restored_nor_found(open_engine, fi
     config = {"kv_unified": kv_unified, "cache_disk": str(tmp_path / "disk")}
     first = open_engine(**config)
     said = first.say(STEM, 20)
-    first.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    first.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     first.close()
     files.choose([kind == one for one in KINDS])
     other = open_engine(**config).settled()
@@ -156,10 +156,10 @@ def test_states_of_other_contents_are_neither_restored_nor_found(open_engine, fi
     other.close()
     files.choose((0, 0, 0))
     again = open_engine(**config)
-    again.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))
+    again.client.run_command("restore", id_slot=0, path=str(tmp_path / "slot"))
     restored = again.say(STEM, 20)
     assert restored.tokens == said.tokens and restored.final.cache.source == CACHE_SLOT
-    again.client.command("erase", id_slot=0)
+    again.client.run_command("erase", id_slot=0)
     found = again.say(STEM, 20, id_slot=1)
     assert found.tokens == said.tokens and found.final.cache.source == CACHE_DISK
 
@@ -169,7 +169,7 @@ def test_a_slot_of_another_projector_is_refused(see, tiny_bpe_model, mmproj_mlp,
     place = shutil.copyfile(mmproj_mlp, tmp_path / "mmproj.gguf")
     one = see(tiny_bpe_model, place)
     one.say(STEM, 5)
-    one.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    one.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     one.close()
     data = bytearray(place.read_bytes())
     data[-2000] ^= 0x80
@@ -181,7 +181,7 @@ def test_a_slot_of_another_projector_is_refused(see, tiny_bpe_model, mmproj_mlp,
 def test_a_slot_with_an_image_is_refused_without_the_projector(see, engine, tiny_bpe_model, mmproj_mlp, tmp_path):
     seeing = see(tiny_bpe_model, mmproj_mlp)
     seeing.ask(task(seeing, ("the river", image(picture(1)), " near the"), 4))
-    seeing.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    seeing.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     seeing.close()
     blind = engine(tiny_bpe_model)
     assert "--mmproj" in refused(blind, tmp_path / "slot") and "images or sound" in refused(blind, tmp_path / "slot")
@@ -202,10 +202,10 @@ def test_a_slot_whose_keys_would_be_turned_otherwise_in_another_context_is_refus
     model = parts.write(tmp_path / "long.gguf")
     small, large = (engine(model, n_ctx=n_ctx, context_params=F32) for n_ctx in (512, 768))
     assert small.say(STEM, 20).tokens != large.say(STEM, 20).tokens, "factors that make no difference"
-    small.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    small.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     assert "--ctx-size (saved: 512 tokens or less; here: more than 512 tokens)" in refused(large, tmp_path / "slot")
     same = engine(model, n_ctx=256, context_params=F32)
-    assert same.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))["n_restored"] > 40
+    assert same.client.run_command("restore", id_slot=0, path=str(tmp_path / "slot"))["n_restored"] > 40
 
 
 @LAYOUTS
@@ -226,10 +226,10 @@ def test_what_was_shifted_is_not_taken_for_what_its_tokens_give(open_engine, tmp
     fresh, one = open_engine(), open_engine(**config)
     held = shifted(one, list(one.tokens(STEM)), 120, id_slot=0)
     if "saved" in way:
-        one.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+        one.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
         one.close()
         one = open_engine(**config).settled()
-        n = one.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))["n_restored"]
+        n = one.client.run_command("restore", id_slot=0, path=str(tmp_path / "slot"))["n_restored"]
         assert n == len(held) - 1
     elif way == "another slot, then disk":
         one.say(held[:-1], 1, id_slot=1)  # takes what it can, and leaves it behind
@@ -297,7 +297,7 @@ class Mixture:
 
     def _save(self, one: Engine, choice: tuple[int, ...], wanted: list) -> None:
         path = self._path()
-        one.client.command("save", id_slot=self.rng.randrange(2), path=str(path))
+        one.client.run_command("save", id_slot=self.rng.randrange(2), path=str(path))
         self._saved[path] = choice
 
     def _restore(self, one: Engine, choice: tuple[int, ...], wanted: list) -> None:
@@ -305,7 +305,7 @@ class Mixture:
         if path not in self._saved:
             return
         if self._saved[path] == choice:
-            one.client.command("restore", id_slot=self.rng.randrange(2), path=str(path))
+            one.client.run_command("restore", id_slot=self.rng.randrange(2), path=str(path))
             self.n_restored += 1
         else:
             assert "was saved with" in refused(one, path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from server.engine.llama.backend import open_backend
-from server.engine.llama.draft import drafter_config
+from server.engine.llama.draft import make_drafter_config
 from server.engine.seam.config import EngineConfig, SpecConfig
 from server.engine.seam.task import WORD, SamplingParams, Trigger
 from server.errors import StartError
@@ -223,7 +223,7 @@ def test_the_draft_model_has_nothing_of_the_large_ones_extras(tiny_spm_model):
         n_slots=3,
         spec=by_model(tiny_spm_model),
     )
-    small = drafter_config(config, 512, True)
+    small = make_drafter_config(config, 512, True)
     assert (small.model, small.n_ctx, small.n_slots) == (str(tiny_spm_model), 512, 3)
     assert (
         small.model_offset,

@@ -88,10 +88,10 @@ def test_a_saved_slot_fits_into_other_layouts_and_numbers_of_slots(
     first = engine(model, n_slots=3, n_ctx=3072, kv_unified=before)
     expected = alone(first, TEXTS[:1], 20)[0]
     first.say(TEXTS[0], 1, id_slot=2)
-    n = first.client.command("save", id_slot=2, path=str(tmp_path / "slot"))["n_saved"]
+    n = first.client.run_command("save", id_slot=2, path=str(tmp_path / "slot"))["n_saved"]
     for n_slots in (1, 2, 4):
         second = engine(model, n_slots=n_slots, n_ctx=1024 * n_slots, kv_unified=after)
-        assert second.client.command("restore", id_slot=n_slots - 1, path=str(tmp_path / "slot"))["n_restored"] == n
+        assert second.client.run_command("restore", id_slot=n_slots - 1, path=str(tmp_path / "slot"))["n_restored"] == n
         said = second.say(TEXTS[0], 20, id_slot=n_slots - 1)
         assert said.tokens == expected and said.final.timings.prompt_n == n_evaluated
 
@@ -136,7 +136,7 @@ def test_a_sequence_that_was_just_shifted_is_read_out_as_it_will_be(libs_folder,
         backend.seq_add(0, 14, 40, -10)
         if not is_read_at_once:
             assert backend.decode([Span(1, 1, 0, [5], False)]) == 0
-        states.append(bytes(backend.state(0)))
+        states.append(bytes(backend.read_state(0)))
         backend.close()
     assert states[0] == states[1]
 
@@ -148,10 +148,10 @@ def test_windows_see_the_same_after_a_beginning_was_copied(engine, window_model,
     )
     prompts = [[(7 * i) % 500 + 50 for i in range(300)] + tail for tail in ([60, 61], [70, 71, 72], [80])]
     expected = [one.say(prompt, 25, cache_prompt=False).tokens for prompt in prompts]
-    one.client.command("erase", id_slot=0)
+    one.client.run_command("erase", id_slot=0)
     assert [one.say(prompt, 25, id_slot=i).tokens for i, prompt in enumerate(prompts)] == expected
     for i in range(3):
-        one.client.command("erase", id_slot=i)
+        one.client.run_command("erase", id_slot=i)
     said = one.say_all([one.task(prompt, 25) for prompt in prompts])
     assert [one_said.tokens for one_said in said] == expected
     assert [one_said.final.cache.source for one_said in said].count(CACHE_SHARED) == 2
@@ -166,10 +166,10 @@ def test_a_restored_slot_with_windows_goes_on_where_it_ended_and_nowhere_before(
     prompts = stem, [*stem, 60, 61], [*stem[:300], 70, 71, 72]
     expected = [one.say(prompt, 25, cache_prompt=False).tokens for prompt in prompts]
     one.say(stem, 1, id_slot=0)
-    one.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    one.client.run_command("save", id_slot=0, path=str(tmp_path / "slot"))
     for prompt, tokens, n_cached in zip(prompts, expected, (599, 600, 0), strict=True):
-        one.client.command("erase", id_slot=1)
-        one.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))
+        one.client.run_command("erase", id_slot=1)
+        one.client.run_command("restore", id_slot=0, path=str(tmp_path / "slot"))
         said = one.say(prompt, 25, id_slot=0)
         assert said.tokens == tokens and said.final.timings.cache_n == n_cached
         assert one.say(prompt, 25, id_slot=1).tokens == tokens

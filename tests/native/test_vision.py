@@ -162,9 +162,9 @@ def test_a_saved_slot_with_an_image_can_be_restored(see, tiny_bpe_model: Path, m
     parts = ("the river", image(picture(1)), " near the")
     said = ask(engine, parts, 8)
     path = str(tmp_path / "slot.bin")
-    n_saved = engine.client.command("save", id_slot=0, path=path)["n_saved"]
-    engine.client.command("erase", id_slot=0)
-    assert engine.client.command("restore", id_slot=0, path=path)["n_restored"] == n_saved
+    n_saved = engine.client.run_command("save", id_slot=0, path=path)["n_saved"]
+    engine.client.run_command("erase", id_slot=0)
+    assert engine.client.run_command("restore", id_slot=0, path=path)["n_restored"] == n_saved
     again = ask(engine, parts, 8)
     assert again.tokens == said.tokens and again.final.timings.prompt_n == 1
 
@@ -291,10 +291,10 @@ def test_mrope_images_are_shared_saved_and_restored(
     assert said.final.timings.cache_n == first.final.n_cached - 5
     assert said.tokens == reference.greedy(parts, len(said.tokens))
     path = str(tmp_path / "slot.bin")
-    engine.client.command("save", id_slot=1, path=path)
+    engine.client.run_command("save", id_slot=1, path=path)
     for i in (0, 1):
-        engine.client.command("erase", id_slot=i)
-    engine.client.command("restore", id_slot=0, path=path)
+        engine.client.run_command("erase", id_slot=i)
+    engine.client.run_command("restore", id_slot=0, path=path)
     again = ask(engine, parts, id_slot=0)
     assert again.tokens == said.tokens and again.final.timings.prompt_n == 1
 
@@ -387,13 +387,13 @@ def test_a_sound_written_anew_is_the_same_sound(see, tiny_bpe_model: Path, mmpro
     raw = see(tiny_bpe_model, mmproj_whisper).backend.media._raw
     first, *others = around(PLAIN[name])
     for data in others:
-        plain, seconds = media_sounds.plain_sound(data)
+        plain, seconds = media_sounds.make_plain_sound(data)
         with Bitmap(raw, data) as one, Bitmap(raw, plain) as other:
             assert abs(other.n_bytes / SAMPLE - seconds) < 0.06
             if name != "mp3":  # where a wrong number of frames is made true
                 assert string_of(one) == string_of(other)
         with Bitmap(raw, first) as whole:
-            assert abs(whole.n_bytes / SAMPLE - media_sounds.plain_sound(first)[1]) < 1e-3
+            assert abs(whole.n_bytes / SAMPLE - media_sounds.make_plain_sound(first)[1]) < 1e-3
 
 
 def string_of(bitmap: Bitmap) -> bytes:
@@ -414,7 +414,7 @@ def test_no_sound_becomes_longer_than_was_read_in_its_header(see, tiny_bpe_model
         data = bytes(data[: draw.randrange(len(data)) if draw.random() < 0.4 else None])
         try:
             if media_kinds.kind_of(data) == AUDIO:
-                plain, seconds = media_sounds.plain_sound(data, 600)
+                plain, seconds = media_sounds.make_plain_sound(data, 600)
                 n_good += 1
                 with Bitmap(raw, plain) as bitmap:
                     assert bitmap.n_bytes / SAMPLE < seconds + 0.06

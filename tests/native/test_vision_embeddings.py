@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.api.embeddings import mean
+from server.api.embeddings import compute_mean
 from server.engine.seam.task import AUDIO, Cancel, Embed, Embedded, Media
 from server.errors import ApiError
 from tests.media_files import picture, png, wav
@@ -55,7 +55,7 @@ def message(engine: Engine, *inputs: Parts) -> Embed:
         one = task(engine, parts)
         numbered.append(tuple(token if token >= 0 else token - len(media) for token in one.prompt))
         media += one.media
-    return Embed(engine.client.new_id(), tuple(numbered), media=tuple(media))
+    return Embed(engine.client.make_id(), tuple(numbered), media=tuple(media))
 
 
 def ask(engine: Engine, *inputs: Parts) -> Embedded:
@@ -92,7 +92,7 @@ def test_vectors_are_those_of_libmtmds_own_evaluation(see, helper, pair, pooling
 def test_different_images_have_different_vectors_and_the_same_image_the_same(see, pair):
     engine = see(*pair, context_params={"pooling_type": POOLING["mean"]})
     answers = [ask(engine, ("the dog", image(picture(i)), " saw")) for i in (1, 2, 3, 1, 2, 3)]
-    found = [mean([array("f", row) for row in rows(answer)[0]]).tolist() for answer in answers]
+    found = [compute_mean([array("f", row) for row in rows(answer)[0]]).tolist() for answer in answers]
     assert found[:3] == found[3:]
     for one, other in ((0, 1), (1, 2), (0, 2)):
         assert found[one] != near([found[other]])[0]

@@ -25,7 +25,7 @@ def ranker(models_folder: Path) -> Path:
 
 
 def ask(one: Engine, *inputs: Sequence[int]) -> list[list[float]]:
-    with one.client.submit(Embed(one.client.new_id(), tuple(map(tuple, inputs))), stream=False) as results:
+    with one.client.submit(Embed(one.client.make_id(), tuple(map(tuple, inputs))), stream=False) as results:
         answer = next(iter(results))
     assert (answer.pooling, answer.width) == ("rank", 2)
     numbers = array("f", answer.vectors).tolist()

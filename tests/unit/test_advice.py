@@ -46,7 +46,7 @@ def test_a_message_names_a_build_script_only_to_who_has_it():
     assert found == []
 
 
-@pytest.mark.parametrize("advice", [program.advice, errors.advice])
+@pytest.mark.parametrize("advice", [program.choose_advice, errors.choose_advice])
 def test_advice_is_for_the_program_at_hand(advice, monkeypatch):
     assert advice("a script", "a download") == "a script"
     monkeypatch.setattr(sys, "frozen", True, raising=False)

@@ -44,7 +44,7 @@ def anchors(text: str) -> set[str]:
 
 
 def test_generated_parts_are_up_to_date():
-    assert [path.name for path in make_docs.outdated()] == [], "run build_scripts/make_docs.py"
+    assert [path.name for path in make_docs.find_outdated()] == [], "run build_scripts/make_docs.py"
 
 
 def test_every_flag_is_in_the_options_page():
@@ -57,14 +57,14 @@ def test_every_flag_is_in_the_options_page():
 
 def test_every_route_and_field_is_in_the_api_page():
     from server.api.context import Context
-    from server.api.routes import routes
+    from server.api.routes import make_routes
     from server.options.groups import group
     from server.options.parser import parse
 
     page = text_of(ROOT / "docs" / "api.md")
-    rows = routes(Context(None, group(parse([], {})).api))
+    rows = make_routes(Context(None, group(parse([], {})).api))
     assert [row.path for row in rows if f"`{row.method} {row.path}`" not in page] == []
-    tables = make_docs.field_tables()
+    tables = make_docs.find_field_tables()
     assert {"COMPLETION_FIELDS", "SAMPLING_FIELDS"} <= set(tables)
     names = [name for fields in tables.values() for field in fields for name in (field.name, *field.aliases)]
     assert [name for name in names if f"`{name}`" not in page] == []
@@ -170,15 +170,15 @@ def test_a_new_group_and_a_new_table_appear_by_themselves(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         tokens, "ZEBRA_FIELDS", (schema.Field("stripes", int, 7, "how many", 0, 2**31 - 1, ("n_s",)),), raising=False
     )
-    assert "## Zoo\n" in make_docs.options_page()
-    assert "| `--zz-new N` | `3` | 1 to 9 | `ZZ` | something \\| new |" in make_docs.options_page()
-    assert "### Zebra\n" in make_docs.fields_part()
-    assert "| `stripes`, `n_s` | integer | `7` | 0 and more | how many |" in make_docs.fields_part()
+    assert "## Zoo\n" in make_docs.render_options_page()
+    assert "| `--zz-new N` | `3` | 1 to 9 | `ZZ` | something \\| new |" in make_docs.render_options_page()
+    assert "### Zebra\n" in make_docs.render_fields_part()
+    assert "| `stripes`, `n_s` | integer | `7` | 0 and more | how many |" in make_docs.render_fields_part()
 
 
 def test_a_page_without_markers_is_refused():
     with pytest.raises(common.Failure, match="must contain the lines"):
-        make_docs.api_page("# nothing here")
+        make_docs.render_api_page("# nothing here")
 
 
 @pytest.mark.parametrize(
@@ -194,4 +194,4 @@ def test_a_page_without_markers_is_refused():
     ],
 )
 def test_bounds_are_readable(low: float | None, high: float | None, text: str):
-    assert make_docs.bounds(low, high) == text
+    assert make_docs.format_bounds(low, high) == text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from server.api.request.constraints import read_constraint
 from server.errors import ApiError
 from server.grammar import gbnf
-from server.grammar.gbnf_rewrite import affordable
+from server.grammar.gbnf_rewrite import make_affordable
 from server.options.groups import group
 from server.options.parser import OPTIONS, OptionError, parse
 from server.service import edge
@@ -95,7 +95,7 @@ def quick(call, *arguments: object, **options: object) -> object:
 @example("root ::= (" * 300 + '"a"' + "*)*" * 300)
 def test_grammars(text):
     try:
-        quick(affordable, text)
+        quick(make_affordable, text)
     except gbnf.GrammarError as error:
         assert "\n" not in str(error)
 
@@ -269,14 +269,14 @@ def test_targets_are_taken_apart_or_refused(target):
 @given(pieces("localhost", "127.0.0.1", "[::1]", ":", "8080", "evil", ".", "@", "/", "://", "http", "null", ",", " "))
 def test_only_local_names_pass_a_local_server(text):
     try:
-        HostPolicy.for_bind(["127.0.0.1"]).check(text)
+        HostPolicy.make_for_bind(["127.0.0.1"]).check(text)
     except ApiError as error:
         assert error.status == 403
     else:
         name = split_host(text)
         assert name == "localhost" or name.endswith(".localhost") or name.startswith("127.") or ":" in name, text
-    quick(CorsPolicy().headers, text, "localhost")
-    quick(CorsPolicy().preflight, Headers({"origin": text, "host": "x"}), ["GET"])
+    quick(CorsPolicy().make_headers, text, "localhost")
+    quick(CorsPolicy().make_preflight, Headers({"origin": text, "host": "x"}), ["GET"])
 
 
 # ---- what the user writes ------------------------------------------------------------------------------------------

@@ -34,18 +34,18 @@ def started(monkeypatch):
 )
 def test_a_command_line_that_serves_starts_the_engine_at_once(argv: list[str], started: list):
     assert launch.start_engine(group(parse(argv, {})), None) is not None
-    assert started == [spawn.engine_command(LIBS)]
+    assert started == [spawn.make_engine_command(LIBS)]
 
 
 def test_the_engine_loads_the_libraries_that_the_server_will_name(started: list):
     launch.start_engine(group(parse(["-m", "x.gguf", "--libs", "mine", "--cpu-variant", "haswell"], {})), None)
-    assert started == [spawn.engine_command("mine", "haswell")]
+    assert started == [spawn.make_engine_command("mine", "haswell")]
 
 
 def test_an_engine_is_started_without_hints_where_there_are_no_libraries(monkeypatch, started: list, tmp_path):
     monkeypatch.setattr(launch, "find_folder", folder.find_folder)
     launch.start_engine(group(parse(["-m", "x.gguf", "--libs", str(tmp_path)], {})), None)
-    assert started == [spawn.engine_command()]
+    assert started == [spawn.make_engine_command()]
 
 
 def test_a_bundle_serves_the_model_that_it_holds(started: list):
@@ -82,7 +82,7 @@ def test_errands_are_options():
 
 def test_an_engine_that_nobody_has_taken_over_is_ended(monkeypatch):
     processes: list = []
-    monkeypatch.setattr(spawn, "engine_command", lambda *hints: SLEEPER)
+    monkeypatch.setattr(spawn, "make_engine_command", lambda *hints: SLEEPER)
     monkeypatch.setattr(app, "run", lambda options, own, argv, process: processes.append(process) or 1)
     assert launch.main(["-m", "x.gguf"]) == 1
     (process,) = processes
@@ -90,5 +90,5 @@ def test_an_engine_that_nobody_has_taken_over_is_ended(monkeypatch):
 
 
 def test_an_engine_that_cannot_be_started_early_is_left_to_the_supervisor(monkeypatch, tmp_path):
-    monkeypatch.setattr(spawn, "engine_command", lambda *hints: [str(tmp_path / "nothing")])
+    monkeypatch.setattr(spawn, "make_engine_command", lambda *hints: [str(tmp_path / "nothing")])
     assert launch.start_engine(group(parse(["-m", "x.gguf"], {})), None) is None

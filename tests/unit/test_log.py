@@ -39,7 +39,7 @@ class Terminal(io.StringIO):
 
 def lines_of(function, level="VERBOSE", **settings):
     stream = io.StringIO()
-    log.setup(level, stream=stream, **settings)
+    log.set_up(level, stream=stream, **settings)
     function()
     log.flush()
     return stream.getvalue().splitlines()
@@ -65,7 +65,7 @@ def access(**changes):
         "seconds": 0.5321,
         "complete": True,
     } | changes
-    return lambda: log.access_line(SimpleNamespace(**record))
+    return lambda: log.log_access(SimpleNamespace(**record))
 
 
 # -- what lines look like
@@ -93,7 +93,7 @@ def test_a_text_line_is_short_and_readable():
 
 
 def test_lines_in_a_text_file_carry_the_date(tmp_path):
-    log.setup(file=tmp_path / "x.log", quiet=True)
+    log.set_up(file=tmp_path / "x.log", quiet=True)
     info("hello")()
     line = (tmp_path / "x.log").read_text()
     assert line.endswith(" I engine: hello\n") and line[4] == line[7] == "-" and line[10] == " "
@@ -153,7 +153,7 @@ def test_a_traceback_is_a_field_in_json_and_indented_in_text():
 
 def test_other_programs_loggers_are_left_alone():
     stream = io.StringIO()
-    log.setup(stream=stream)
+    log.set_up(stream=stream)
     logging.getLogger("urllib3").error("not ours")
     log.flush()
     assert stream.getvalue() == ""
@@ -161,16 +161,16 @@ def test_other_programs_loggers_are_left_alone():
 
 def test_setting_up_again_replaces_the_settings(tmp_path):
     first = io.StringIO()
-    log.setup(stream=first, file=tmp_path / "old.log")
+    log.set_up(stream=first, file=tmp_path / "old.log")
     assert lines_of(info("second")) != []
     assert first.getvalue() == "" and (tmp_path / "old.log").read_text() == ""
 
 
 def test_an_unknown_format_or_level_is_a_mistake_of_ours():
     with pytest.raises(ValueError):
-        log.setup(format="xml")
+        log.set_up(format="xml")
     with pytest.raises(KeyError):
-        log.setup("LOUD")
+        log.set_up("LOUD")
 
 
 # -- values of every kind
@@ -198,24 +198,24 @@ class Thing:
     ],
 )
 def test_any_value_ends_up_as_json(value, expected):
-    [line] = objects_of(lambda: log.verbose("x", value=value))
+    [line] = objects_of(lambda: log.log_verbose("x", value=value))
     assert line["value"] == expected
 
 
 def test_a_loop_in_a_value_does_not_hang_or_lose_the_line():
     loop = {}
     loop["self"] = loop
-    [line] = objects_of(lambda: log.verbose("x", value=loop))
+    [line] = objects_of(lambda: log.log_verbose("x", value=loop))
     assert line["msg"] == "x"
 
 
 def test_a_field_can_not_replace_what_every_line_has():
-    [line] = objects_of(lambda: log.verbose("x", level="forged", msg="forged", other=1))
+    [line] = objects_of(lambda: log.log_verbose("x", level="forged", msg="forged", other=1))
     assert (line["level"], line["msg"], line["other"]) == ("VERB", "x", 1)
 
 
 def test_fields_in_text_are_pairs():
-    [line] = lines_of(lambda: log.verbose("done", id="r1", words="two words", n=3, tree={"a": [1]}))
+    [line] = lines_of(lambda: log.log_verbose("done", id="r1", words="two words", n=3, tree={"a": [1]}))
     assert line.endswith('done | id=r1 words="two words" n=3 tree={"a": [1]}')
 
 
@@ -244,7 +244,7 @@ def test_what_clients_send_neither_forges_lines_nor_drives_a_terminal(text, form
     def hostile():
         info("path %s", text)()
         access(path=text, client=text, method=text)()
-        log.verbose("x", value=text)
+        log.log_verbose("x", value=text)
 
     lines = lines_of(hostile, format=format)
     assert len(lines) == 3
@@ -267,7 +267,7 @@ def test_a_traceback_can_not_forge_a_line(format):
 
 @pytest.mark.parametrize("format", log.FORMATS)
 def test_text_that_is_not_unicode_is_no_trouble(format, tmp_path):
-    log.setup(format=format, file=tmp_path / "x.log", quiet=True)
+    log.set_up(format=format, file=tmp_path / "x.log", quiet=True)
     info("name %s", "caf\udce9")()
     data = (tmp_path / "x.log").read_bytes()
     assert b"caf\\udce9" in data
@@ -281,8 +281,8 @@ def test_secrets_are_in_no_line(format):
 
     def careless():
         info("keys: %s", secrets)()
-        log.verbose("request", request={"prompt": 'key-one-longer and quote"and\\slash', "list": secrets})
-        log.verbose("request", text=json.dumps({"key": 'quote"and\\slash'}))
+        log.log_verbose("request", request={"prompt": 'key-one-longer and quote"and\\slash', "list": secrets})
+        log.log_verbose("request", text=json.dumps({"key": 'quote"and\\slash'}))
         access(path="/x/key-one")()
         try:
             raise RuntimeError("bad key key-one-longer")
@@ -326,7 +326,7 @@ def test_short_secrets_do_not_mask_ordinary_words():
 
 def test_keys_that_come_later_are_hidden_too(tmp_path):
     stream = io.StringIO()
-    log.setup(stream=stream, file=tmp_path / "x.log")
+    log.set_up(stream=stream, file=tmp_path / "x.log")
     log.hide("later-key")
     info("got later-key")()
     assert "later-key" not in stream.getvalue() + (tmp_path / "x.log").read_text()
@@ -388,9 +388,9 @@ def test_a_long_path_is_cut():
 @pytest.mark.covers("C01")
 def test_verbose_shows_whole_requests_prompts_and_answers_and_nothing_else_does():
     def completion():
-        log.verbose("request", request_id="r1", request={"prompt": "Hi", "n_predict": 4})
-        log.verbose("prompt", request_id="r1", tokens=[[1, "<s>"], [15043, "Hi"]])
-        log.verbose("response", request_id="r1", response={"content": "x" * 100_000})
+        log.log_verbose("request", request_id="r1", request={"prompt": "Hi", "n_predict": 4})
+        log.log_verbose("prompt", request_id="r1", tokens=[[1, "<s>"], [15043, "Hi"]])
+        log.log_verbose("response", request_id="r1", response={"content": "x" * 100_000})
 
     request, prompt, response = objects_of(completion)
     assert request["request"] == {"prompt": "Hi", "n_predict": 4} and request["request_id"] == "r1"
@@ -403,7 +403,7 @@ def test_verbose_shows_whole_requests_prompts_and_answers_and_nothing_else_does(
 
 @pytest.mark.parametrize("level, expected", [("VERBOSE", True), ("DEBUG", False), ("INFO", False)])
 def test_callers_can_ask_whether_verbose_lines_are_wanted(level, expected):
-    log.setup(level, stream=io.StringIO())
+    log.set_up(level, stream=io.StringIO())
     assert log.is_verbose() is expected
 
 
@@ -426,7 +426,7 @@ def test_colours_appear_on_terminals_only(stream, colors, environ, expected, mon
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     stream = stream()
-    log.setup(stream=stream, colors=colors)
+    log.set_up(stream=stream, colors=colors)
     log.get_logger("app").error("x")
     log.flush()
     text = stream.getvalue()
@@ -435,12 +435,12 @@ def test_colours_appear_on_terminals_only(stream, colors, environ, expected, mon
 
 def test_files_and_json_are_never_coloured(tmp_path):
     terminal = Terminal()
-    log.setup(stream=terminal, file=tmp_path / "x.log", colors="on")
+    log.set_up(stream=terminal, file=tmp_path / "x.log", colors="on")
     log.get_logger("app").error("x")
     log.flush()
     assert "\x1b" in terminal.getvalue() and "\x1b" not in (tmp_path / "x.log").read_text()
     terminal = Terminal()
-    log.setup(stream=terminal, colors="on", format="json")
+    log.set_up(stream=terminal, colors="on", format="json")
     log.get_logger("app").error("x")
     log.flush()
     assert json.loads(terminal.getvalue())["msg"] == "x"
@@ -452,20 +452,20 @@ def test_files_and_json_are_never_coloured(tmp_path):
 @pytest.mark.parametrize("format", log.FORMATS)
 def test_lines_of_a_thread_name_the_model_that_they_are_about(format):
     stream = io.StringIO()
-    log.setup("INFO", format=format, stream=stream)
+    log.set_up("INFO", format=format, stream=stream)
     line = log.get_logger("engine").info
 
     def work(text: str) -> None:
         line(text)
 
     def both() -> None:
-        log.about("user/small:Q4")
+        log.set_subject("user/small:Q4")
         line("ours", extra={"fields": {"n": 1}})
         for target in (log.inherit(work), work):
             thread = threading.Thread(target=target, args=("theirs",))
             thread.start()
             thread.join()
-        log.about("")
+        log.set_subject("")
         line("nobody's")
 
     thread = threading.Thread(target=both)

@@ -89,7 +89,7 @@ def test_a_line_alone_is_written_soon():
 )
 def test_the_profile_decides_where_lines_go(profile, given, on_stdout, file, format, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    log.setup(**log.profile_settings(profile, **given))
+    log.set_up(**log.make_profile_settings(profile, **given))
     info("where am I")()
     out, err = capsys.readouterr()
     assert ("where am I" in out) is on_stdout and ("where am I" in err) is not on_stdout
@@ -99,7 +99,7 @@ def test_the_profile_decides_where_lines_go(profile, given, on_stdout, file, for
 
 
 def test_today_log_disable_means_no_log(capsys):
-    log.setup(**log.profile_settings("modern", disable=True))
+    log.set_up(**log.make_profile_settings("modern", disable=True))
     log.get_logger("app").error("x")
     log.flush()
     assert capsys.readouterr() == ("", "")
@@ -108,7 +108,7 @@ def test_today_log_disable_means_no_log(capsys):
 def test_a_file_is_appended_to_and_not_open_for_everybody(tmp_path):
     path = tmp_path / "x.log"
     for word in ("first", "second"):
-        log.setup(file=path, quiet=True)
+        log.set_up(file=path, quiet=True)
         info(word)()
     assert [line.rpartition(" ")[2] for line in path.read_text().splitlines()] == ["first", "second"]
     if os.name == "posix":
@@ -119,14 +119,14 @@ def test_a_file_is_appended_to_and_not_open_for_everybody(tmp_path):
 def test_a_log_file_asked_for_that_can_not_be_written_is_one_line(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(log.LogFileError) as caught:
-        log.setup(file=name)
+        log.set_up(file=name)
     assert "--log-file" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_default_log_file_may_fail(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "llama.log").mkdir()
-    log.setup(**log.profile_settings("2024"))
+    log.set_up(**log.make_profile_settings("2024"))
     info("goes on")()
     warning, line = map(json.loads, capsys.readouterr().out.splitlines())
     assert warning["level"] == "WARN" and "llama.log" in warning["msg"] and line["msg"] == "goes on"
@@ -135,7 +135,7 @@ def test_the_default_log_file_may_fail(tmp_path, monkeypatch, capsys):
 @posix_only
 def test_after_a_rotation_lines_go_to_the_new_file(tmp_path):
     path, moved = tmp_path / "x.log", tmp_path / "x.log.1"
-    log.setup(file=path, quiet=True)
+    log.set_up(file=path, quiet=True)
     info("before")()
     path.rename(moved)
     info("still the old one")()
@@ -149,7 +149,7 @@ def test_after_a_rotation_lines_go_to_the_new_file(tmp_path):
 def test_a_failed_rotation_keeps_the_old_file(tmp_path):
     path = tmp_path / "folder" / "x.log"
     path.parent.mkdir()
-    log.setup(file=path, quiet=True)
+    log.set_up(file=path, quiet=True)
     path.parent.rename(tmp_path / "moved")
     log.reopen()
     info("after")()
@@ -159,18 +159,18 @@ def test_a_failed_rotation_keeps_the_old_file(tmp_path):
 
 def test_reopening_without_a_file_is_nothing():
     stream = io.StringIO()
-    log.setup(stream=stream)
+    log.set_up(stream=stream)
     log.reopen()
     assert stream.getvalue() == ""
 
 
 def test_lines_of_many_threads_do_not_mix(tmp_path):
     path = tmp_path / "x.log"
-    log.setup("VERBOSE", file=path, quiet=True, format="json")
+    log.set_up("VERBOSE", file=path, quiet=True, format="json")
 
     def write(number):
         for i in range(50):
-            log.verbose("x", n=number, i=i, text="y" * 3000)
+            log.log_verbose("x", n=number, i=i, text="y" * 3000)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -187,7 +187,7 @@ def test_the_root_logger_of_the_program_gets_nothing():
     handler = logging.StreamHandler(stream)
     logging.getLogger().addHandler(handler)
     try:
-        log.setup(stream=io.StringIO())
+        log.set_up(stream=io.StringIO())
         log.get_logger("app").error("x")
         log.flush()
     finally:
@@ -227,7 +227,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 def test_what_was_lost_on_a_full_disk_is_told_once_there_is_room():
     raw = Raw(FULL, FULL, OSError(errno.EIO, "I/O error"))
-    log.setup(stream=stream_on(raw))
+    log.set_up(stream=stream_on(raw))
     for number in range(5):
         info("line %d", number)()
     lines = raw.data.decode().splitlines()
@@ -238,7 +238,7 @@ def test_what_was_lost_on_a_full_disk_is_told_once_there_is_room():
 
 def test_the_loss_is_told_in_the_format_of_the_log():
     raw = Raw(FULL)
-    log.setup(stream=stream_on(raw), format="json")
+    log.set_up(stream=stream_on(raw), format="json")
     info("lost")()
     info("seen")()
     assert [json.loads(line)["level"] for line in raw.data.decode().splitlines()] == ["ERR", "INFO"]
@@ -246,7 +246,7 @@ def test_the_loss_is_told_in_the_format_of_the_log():
 
 def test_a_line_that_was_cut_off_does_not_spoil_the_next_one():
     raw = Raw(7, FULL)
-    log.setup(stream=stream_on(raw))
+    log.set_up(stream=stream_on(raw))
     info("cut")()
     info("whole")()
     lines = raw.data.decode().splitlines()
@@ -256,7 +256,7 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next_one():
 def test_partial_writes_are_continued(monkeypatch):
     monkeypatch.setattr(log_output.time, "sleep", lambda seconds: None)
     raw = Raw(3, None, 1, None, 2)
-    log.setup(stream=stream_on(raw))
+    log.set_up(stream=stream_on(raw))
     info("in pieces")()
     assert raw.data.decode().endswith("in pieces\n") and raw.data.count(b"\n") == 1
 
@@ -282,7 +282,7 @@ def fill(raw, monkeypatch, n_waiting):
     """Set up a log to `raw`; one line is being written, then so many characters may wait."""
     monkeypatch.setattr(log_output, "MAX_WAITING", n_waiting)
     monkeypatch.setattr(log_output, "FLUSH_S", 0.01)
-    log.setup(stream=stream_on(raw))
+    log.set_up(stream=stream_on(raw))
     log.get_logger("app").info("the first")
     assert raw.is_asked.wait(PATIENCE_S)
 
@@ -291,7 +291,7 @@ def test_a_reader_that_never_reads_costs_lines_and_nobody_waits(monkeypatch):
     fill(raw := Stuck(), monkeypatch, 4000)
     for number in range(1000):
         log.get_logger("app").info("line %04d", number)  # by the thread that would wait
-    n_lost = log.n_lost()
+    n_lost = log.count_lost()
     assert 0 < n_lost < 1000 and raw.data == b""
     raw.reader.set()
     log.flush(PATIENCE_S)
@@ -313,14 +313,14 @@ def test_what_was_lost_is_told_where_it_is_missing(monkeypatch):
 
 def test_a_line_longer_than_what_may_wait_is_written_when_none_waits(monkeypatch):
     monkeypatch.setattr(log_output, "MAX_WAITING", 100)
-    log.setup(stream=stream_on(raw := Raw()))
+    log.set_up(stream=stream_on(raw := Raw()))
     info("x" * 10_000)()
-    assert len(raw.data) > 10_000 and log.n_lost() == 0
+    assert len(raw.data) > 10_000 and log.count_lost() == 0
 
 
 def test_a_stuck_stream_keeps_no_line_from_the_file(monkeypatch, tmp_path):
     monkeypatch.setattr(log_output, "FLUSH_S", 0.01)
-    log.setup(stream=stream_on(raw := Stuck()), file=tmp_path / "x.log")
+    log.set_up(stream=stream_on(raw := Stuck()), file=tmp_path / "x.log")
     log.get_logger("app").info("one")
     assert raw.is_asked.wait(PATIENCE_S)
     log.get_logger("app").info("two")
@@ -331,15 +331,15 @@ def test_a_stuck_stream_keeps_no_line_from_the_file(monkeypatch, tmp_path):
 
 def test_a_terminal_that_would_block_is_asked_again():
     raw = Raw(None, None)
-    log.setup(stream=stream_on(raw))
+    log.set_up(stream=stream_on(raw))
     info("patient")()
     assert raw.data.endswith(b"patient\n")
 
 
 def test_a_file_that_takes_no_line_is_opened_anew_when_it_does(monkeypatch, tmp_path):
     monkeypatch.setattr(log, "REOPEN_S", 0.01)
-    log.setup(file=tmp_path / "x.log", quiet=True)
-    [handler] = log._handlers()
+    log.set_up(file=tmp_path / "x.log", quiet=True)
+    [handler] = log._list_handlers()
     monkeypatch.setattr(handler.sink, "_raw", raw := Stuck())
     log.get_logger("app").info("one")
     assert raw.is_asked.wait(PATIENCE_S)
@@ -353,7 +353,7 @@ def test_a_file_that_takes_no_line_is_opened_anew_when_it_does(monkeypatch, tmp_
 def test_what_is_said_comes_after_the_lines_before_it_and_waits_for_nobody(monkeypatch):
     raw, other = Raw(), Stuck()
     stream, stuck = stream_on(raw), stream_on(other)
-    log.setup(stream=stream)
+    log.set_up(stream=stream)
     info("one")()
     log.say("two", stream)
     log.say("nobody reads this", stuck)
@@ -367,24 +367,24 @@ def test_what_is_said_comes_after_the_lines_before_it_and_waits_for_nobody(monke
 
 def test_a_terminal_that_knows_few_characters_gets_escapes():
     raw = Raw()
-    log.setup(stream=io.TextIOWrapper(io.BufferedWriter(raw), encoding="latin-1"))
+    log.set_up(stream=io.TextIOWrapper(io.BufferedWriter(raw), encoding="latin-1"))
     info("größe \u4f60")()
     assert raw.data.decode("latin-1").endswith("größe \\u4f60\n")
-    log.setup(stream=io.TextIOWrapper(io.BufferedWriter(raw := Raw()), encoding="latin-1"), format="json")
+    log.set_up(stream=io.TextIOWrapper(io.BufferedWriter(raw := Raw()), encoding="latin-1"), format="json")
     info("größe \u4f60")()
     assert json.loads(raw.data.decode("utf-8"))["msg"] == "größe \u4f60"
 
 
 def test_a_closed_stream_is_no_trouble():
     stream = io.StringIO()
-    log.setup(stream=stream)
+    log.set_up(stream=stream)
     stream.close()
     info("x")()
 
 
 @linux_only
 def test_a_full_disk_under_the_file_is_no_trouble(capsys):
-    log.setup(file="/dev/full")
+    log.set_up(file="/dev/full")
     info("still on stderr")()
     log.get_logger("app").error("again")
     log.flush()

@@ -42,10 +42,10 @@ def test_nothing_is_counted_outside_of_requests_and_behind_their_ends(budget):
 
 def test_a_block_gives_back_what_it_held_whatever_happens(budget):
     memory.use(Share(budget))
-    with pytest.raises(KeyError), memory.held(50):
+    with pytest.raises(KeyError), memory.keep_held(50):
         assert budget.n_used == 50
         raise KeyError
-    with pytest.raises(ApiError), memory.held(101):
+    with pytest.raises(ApiError), memory.keep_held(101):
         raise AssertionError("it must not get here")
     assert budget.n_used == 0
 
@@ -65,7 +65,7 @@ def test_an_answer_is_counted_even_where_there_is_no_room(budget):
 def test_each_thread_works_for_its_own_request(budget):
     memory.use(Share(budget))
     seen = []
-    thread = threading.Thread(target=lambda: seen.append(memory.current()))
+    thread = threading.Thread(target=lambda: seen.append(memory.get_current()))
     thread.start()
     thread.join()
-    assert seen == [None] and memory.current() is not None
+    assert seen == [None] and memory.get_current() is not None

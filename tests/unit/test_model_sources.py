@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.errands.one_shot import ModelPlace
-from server.model_sources import engine_config
+from server.model_sources import make_engine_config
 from server.options.groups import group
 from server.options.parser import parse
 
@@ -23,5 +23,5 @@ from server.options.parser import parse
 )
 def test_a_preference_sets_the_stall_and_the_size_of_groups_unless_the_stall_is_given(words, expected, tmp_path):
     options = group(parse(["-m", "model.gguf", *words.split()], {}))
-    config = engine_config(options.model, str(tmp_path), ModelPlace("model.gguf"), must_recall=False)
+    config = make_engine_config(options.model, str(tmp_path), ModelPlace("model.gguf"), must_recall=False)
     assert (config.max_stall_ms, config.group_part) == expected

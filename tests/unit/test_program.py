@@ -81,7 +81,7 @@ def test_a_program_in_a_folder_that_it_cannot_write_keeps_its_bytecode_in_the_ca
 
 
 def test_from_a_checkout_nothing_happens(tmp_path):
-    assert program.unpacked_folder() is None
+    assert program.find_unpacked_folder() is None
     UnpackedFolder(None).remove_unused(NOW)
     UnpackedFolder(tmp_path / "gone").remove_unused(NOW)
 
@@ -89,4 +89,4 @@ def test_from_a_checkout_nothing_happens(tmp_path):
 def test_a_program_without_a_console_shows_no_progress(monkeypatch):
     monkeypatch.setattr(program.sys, "stderr", None)
     serving._show_progress(0.5)
-    assert not program.shows_progress()
+    assert not program.can_show_progress()

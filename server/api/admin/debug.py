@@ -9,27 +9,27 @@ from __future__ import annotations
 
 from server.api.context import Context
 from server.errors import ApiError
-from server.stacks import stacks
-from server.web.message import Request, Response, json_response
+from server.stacks import collect_stacks
+from server.web.message import Request, Response, make_json_response
 
 
 class DebugHandler:
-    """Both answer 501 where they are off: `stacks` without `--debug-stacks`, `cache` without `--slots`."""
+    """Both answer 501 where they are off: `show_stacks` without `--debug-stacks`, `show_cache` without `--slots`."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def stacks(self, request: Request) -> Response:
+    def show_stacks(self, request: Request) -> Response:
         """The stacks of this process, then those of the engine's process, if there is one."""
         if not self._context.options.debug_stacks:
             raise ApiError(501, "this server doesn't show its stacks: start it with --debug-stacks")
-        text = stacks("web process") + "\n" + self._context.models.stacks()
+        text = collect_stacks("web process") + "\n" + self._context.models.collect_stacks()
         return Response(200, text.encode("utf-8", "replace"), {"Content-Type": "text/plain; charset=utf-8"})
 
-    def cache(self, request: Request) -> Response:
+    def show_cache(self, request: Request) -> Response:
         """Notes on the latest requests of this key, for one model if the query names it."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         name = request.query.get("model")
-        model = self._context.models.known(name, request.key_id).name if name else None
-        return json_response(self._context.cache_notes.report(request.owner, model))
+        model = self._context.models.get_known(name, request.key_id).name if name else None
+        return make_json_response(self._context.cache_notes.report(request.owner, model))

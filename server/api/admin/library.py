@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from server.api.context import Context
-from server.api.request.fields import MANAGE, OLLAMA_DELETE, OLLAMA_PULL, warning_header
+from server.api.request.fields import MANAGE, OLLAMA_DELETE, OLLAMA_PULL, make_warning_header
 from server.errors import ApiError
-from server.web.message import EventStream, Request, Response, json_response, to_json
+from server.web.message import EventStream, Request, Response, make_json_response, to_json
 
 if TYPE_CHECKING:
     from server.library.library import Download, Library
@@ -30,26 +30,26 @@ class LibraryHandlers:
 
     def fetch(self, request: Request) -> Response:
         """POST /models: start to download a model, and answer at once."""
-        library = self._library(request)
-        body = request.json_object()
-        name = named(MANAGE.read(body)["model"])
+        library = self._require_library(request)
+        body = request.read_json_object()
+        name = require_name(MANAGE.read(body)["model"])
         download = library.download(name, is_kept=True)
         return MANAGE.reply({"success": True, "model": download.name}, body)
 
     def remove(self, request: Request) -> Response:
         """DELETE /models: delete a model's files, or stop its download. The query or the body names the model."""
-        self._library(request)
-        body = request.json_object() if request.body else {}
-        self._remove(request, named(request.query.get("model") or MANAGE.read(body)["model"]))
+        self._require_library(request)
+        body = request.read_json_object() if request.body else {}
+        self._remove(request, require_name(request.query.get("model") or MANAGE.read(body)["model"]))
         return MANAGE.reply({"success": True}, body)
 
     def pull(self, request: Request) -> Response | EventStream:
         """POST /api/pull: download a model. The answer has lines of progress unless `stream` is false."""
-        library = self._library(request)
-        body = request.json_object()
+        library = self._require_library(request)
+        body = request.read_json_object()
         own = OLLAMA_PULL.read(body)
-        download = library.download(named(own["model"]))
-        headers = warning_header(OLLAMA_PULL.unread(body))
+        download = library.download(require_name(own["model"]))
+        headers = make_warning_header(OLLAMA_PULL.list_unread(body))
         if own["stream"]:
             return EventStream(pull_lines(library, download), {"Content-Type": STREAM_TYPE, **headers})
         watch = library.watch(download, TELL_EVERY_S)
@@ -60,16 +60,16 @@ class LibraryHandlers:
             watch.close()
         if download.state != FINISHED:
             raise ApiError(500, download.reason)
-        return json_response({"status": "success"}, headers=headers)
+        return make_json_response({"status": "success"}, headers=headers)
 
     def delete(self, request: Request) -> Response:
         """DELETE /api/delete: delete a model's files, or stop its download."""
-        self._library(request)
-        body = request.json_object()
-        self._remove(request, named(OLLAMA_DELETE.read(body)["model"]))
-        return Response(200, b"", warning_header(OLLAMA_DELETE.unread(body)))
+        self._require_library(request)
+        body = request.read_json_object()
+        self._remove(request, require_name(OLLAMA_DELETE.read(body)["model"]))
+        return Response(200, b"", make_warning_header(OLLAMA_DELETE.list_unread(body)))
 
-    def _library(self, request: Request) -> Library:
+    def _require_library(self, request: Request) -> Library:
         """The library. ApiError 501 on a server without one, 403 without an admin's key."""
         self._context.require_manager(request, "fetch or remove models")
         library = self._context.library
@@ -77,7 +77,7 @@ class LibraryHandlers:
         return library
 
     def _remove(self, request: Request, name: str) -> None:
-        library, models = self._library(request), self._context.models
+        library, models = self._require_library(request), self._context.models
         if library.stop(name):
             return
         if models.lone is not None:
@@ -93,7 +93,7 @@ class LibraryHandlers:
         models.news.tell({"model": entry.name, "event": "model_remove", "data": {}})
 
 
-def named(name: Any) -> str:
+def require_name(name: Any) -> str:
     """The name of a model from a request. ApiError 400 without one."""
     if not isinstance(name, str) or not name:
         raise ApiError(400, "model: the name of a model is required")
@@ -121,17 +121,17 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
         for _ in watch:  # also without progress: a client that has left is noticed only by a failing write
             if download.has_ended:
                 break
-            yield _line(progress_json(download))
+            yield _encode_line(make_progress_json(download))
         if download.state != FINISHED:
-            yield _line({"error": download.reason})
+            yield _encode_line({"error": download.reason})
             return
-        yield _line({"status": "verifying sha256 digest"})
-        yield _line({"status": "success"})
+        yield _encode_line({"status": "verifying sha256 digest"})
+        yield _encode_line({"status": "success"})
     finally:
         watch.close()
 
 
-def progress_json(download: Download) -> dict[str, Any]:
+def make_progress_json(download: Download) -> dict[str, Any]:
     """The progress of one file. Clients draw a bar per digest. The file's real digest is unknown until it has been
     read, so this one is a hash of its name."""
     if not download.file:
@@ -141,5 +141,5 @@ def progress_json(download: Download) -> dict[str, Any]:
     return {**line, "total": download.total, "completed": download.done} if download.total else line
 
 
-def _line(message: dict[str, Any]) -> bytes:
+def _encode_line(message: dict[str, Any]) -> bytes:
     return to_json(message) + b"\n"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from server.api.request.fields import LORA
-from server.api.request.text_request import lora_scales
+from server.api.request.text_request import read_lora_scales
 from server.models.models import Models
-from server.web.message import Request, Response, json_response
+from server.web.message import Request, Response, make_json_response
 
 
 class LoraHandlers:
@@ -15,11 +15,11 @@ class LoraHandlers:
     def list(self, request: Request) -> Response:
         """`[{"id", "path", "scale"}, ...]`."""
         model = self._models.get(request.query.get("model"), request)
-        return json_response(model.engine.command("get_lora")["adapters"])
+        return make_json_response(model.engine.run_command("get_lora")["adapters"])
 
     def set(self, request: Request) -> Response:
         """Set the scales of `[{"id", "scale"}, ...]`; adapters that aren't listed are switched off."""
         model = self._models.get(request.query.get("model"), request)
-        body = request.json()
-        scales = lora_scales(body, model)
+        body = request.read_json()
+        scales = read_lora_scales(body, model)
         return LORA.reply(model.set_lora(tuple(scales.items())), body)

@@ -8,7 +8,7 @@ from itertools import accumulate
 from server.api.context import Context
 from server.engine.seam.task import HISTOGRAM_BOUNDS, Snapshot
 from server.errors import ApiError
-from server.log import n_lost
+from server.log import count_lost
 from server.metrics import REASONS
 from server.web.message import Request, Response
 
@@ -37,12 +37,12 @@ class MetricsHandler:
             raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
         models, name = self._context.models, request.query.get("model")
         if models.lone is not None:
-            snapshots = {"": models.known(name, request.key_id).engine.snapshot}
+            snapshots = {"": models.get_known(name, request.key_id).engine.snapshot}
         else:
             named = models.find(name, request.key_id) if name else None
-            mine = [entry for entry in models.seen_by(request.key_id) if named in (None, entry)]
+            mine = [entry for entry in models.list_seen_by(request.key_id) if named in (None, entry)]
             snapshots = {entry.name: entry.model.engine.snapshot for entry in mine if entry.model is not None}
-        text = "".join((*render(snapshots), *refused(self._context.refusals.numbers())))
+        text = "".join((*render(snapshots), *format_refused(self._context.refusals.get_numbers())))
         return Response(
             200, text.encode(), {"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(self._context.started)}
         )
@@ -50,30 +50,30 @@ class MetricsHandler:
 
 def render(snapshots: Mapping[str, Snapshot]) -> Iterable[str]:
     """The lines for these snapshots, by model name. A server with one model has it under "" and writes no label."""
-    rows = {name: scalars(snapshot) for name, snapshot in snapshots.items()}
-    for i, (kind, metric, help, _) in enumerate(scalars(Snapshot())):
+    rows = {name: list_scalars(snapshot) for name, snapshot in snapshots.items()}
+    for i, (kind, metric, help, _) in enumerate(list_scalars(Snapshot())):
         yield f"# HELP {PREFIX}{metric} {help}\n# TYPE {PREFIX}{metric} {kind}\n"
         for name, row in rows.items():
-            yield f"{PREFIX}{metric}{labels(name)} {row[i][3]:.10g}\n"
+            yield f"{PREFIX}{metric}{format_labels(name)} {row[i][3]:.10g}\n"
     for metric, bounds in HISTOGRAM_BOUNDS.items():
         yield f"# HELP {PREFIX}{metric} {HISTOGRAM_HELP[metric]}\n# TYPE {PREFIX}{metric} histogram\n"
         for name, snapshot in snapshots.items():
             values = snapshot.histograms.get(metric) or (0,) * (len(bounds) + 2)
             counts = list(accumulate(values[:-1]))
             for bound, count in zip((*map("{:g}".format, bounds), "+Inf"), counts):
-                yield f"{PREFIX}{metric}_bucket{labels(name, le=bound)} {count:.10g}\n"
-            yield f"{PREFIX}{metric}_sum{labels(name)} {values[-1]:.10g}\n"
-            yield f"{PREFIX}{metric}_count{labels(name)} {counts[-1]:.10g}\n"
+                yield f"{PREFIX}{metric}_bucket{format_labels(name, le=bound)} {count:.10g}\n"
+            yield f"{PREFIX}{metric}_sum{format_labels(name)} {values[-1]:.10g}\n"
+            yield f"{PREFIX}{metric}_count{format_labels(name)} {counts[-1]:.10g}\n"
 
 
-def labels(model: str, **others: str) -> str:
+def format_labels(model: str, **others: str) -> str:
     """The labels of a sample; an empty `model` gets none."""
     named = {**({"model": model} if model else {}), **others}
     escaped = (f'{name}="{value.translate(ESCAPES)}"' for name, value in named.items())
     return f"{{{','.join(escaped)}}}" if named else ""
 
 
-def refused(numbers: dict[str, int]) -> Iterable[str]:
+def format_refused(numbers: dict[str, int]) -> Iterable[str]:
     """The lines about refused requests, one for each reason."""
     name = f"{PREFIX}requests_refused_total"
     yield f"# HELP {name} Requests that were refused, by reason.\n# TYPE {name} counter\n"
@@ -81,7 +81,7 @@ def refused(numbers: dict[str, int]) -> Iterable[str]:
         yield f'{name}{{reason="{reason}"}} {numbers[reason]}\n'
 
 
-def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
+def list_scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
     """Rows of (type, name, help text, value)."""
     return [
         ("counter", "prompt_tokens_total", "Prompt tokens processed.", s.n_prompt_tokens),
@@ -104,18 +104,18 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
         ("counter", "engine_restarts_total", "Restarts of the engine's process after it died.", s.n_restarts),
         ("counter", "engine_replays_total", "Tasks continued by a new engine.", s.n_replays),
         ("counter", "engine_suspects_total", "Tasks given up because they made the engine die.", s.n_suspects),
-        ("counter", "log_lines_lost_total", "Log lines dropped because the output was too slow or full.", n_lost()),
+        ("counter", "log_lines_lost_total", "Log lines dropped because the output was too slow or full.", count_lost()),
         (
             "gauge",
             "prompt_tokens_seconds",
             "Average prompt throughput in tokens/s.",
-            rate(s.n_prompt_tokens, s.prompt_ms),
+            compute_rate(s.n_prompt_tokens, s.prompt_ms),
         ),
         (
             "gauge",
             "predicted_tokens_seconds",
             "Average generation throughput in tokens/s.",
-            rate(s.n_timed_tokens, s.predicted_ms),
+            compute_rate(s.n_timed_tokens, s.predicted_ms),
         ),
         (
             "gauge",
@@ -129,6 +129,6 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
     ]
 
 
-def rate(n: float, ms: float) -> float:
+def compute_rate(n: float, ms: float) -> float:
     """`n` per second over `ms` milliseconds; 0 when no time has passed."""
     return n / ms * 1e3 if ms > 0 else 0.0

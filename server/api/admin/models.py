@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from queue import Empty
 from typing import Any
 
-from server.api.admin.status import modalities, model_capabilities
+from server.api.admin.status import list_modalities, list_model_capabilities
 from server.api.context import Context
 from server.api.request.fields import LOAD, MODEL
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
 from server.models.entry import FAILED, LOADING, Entry
 from server.web import sse
-from server.web.message import EventStream, Request, Response, json_response
+from server.web.message import EventStream, Request, Response, make_json_response
 
 PING_S = 15.0  # seconds without an event after which the stream of events sends a ping
 
@@ -29,28 +29,28 @@ class ModelHandlers:
 
     def list(self, request: Request) -> Response:
         """Lists the models that the key may use."""
-        entries = self._context.models.seen_by(request.key_id)
-        return json_response(
+        entries = self._context.models.list_seen_by(request.key_id)
+        return make_json_response(
             {
                 "object": "list",
-                "data": [self._entry(entry) for entry in entries],
-                "models": [self._named(entry) for entry in entries],
+                "data": [self._make_entry(entry) for entry in entries],
+                "models": [self._make_named_entry(entry) for entry in entries],
             }
         )
 
-    def one(self, request: Request) -> Response:
+    def get(self, request: Request) -> Response:
         """Describes one model, found by any of its names."""
         models = self._context.models
         name = request.params["name"]
         entry = models.find(name, request.key_id)
         if name not in entry.names and models.lone is not None:  # a lone model is found under any name
             raise ApiError(404, f"model: there is no {name[:80]!r}; GET /v1/models lists all models")
-        return json_response(self._entry(entry))
+        return make_json_response(self._make_entry(entry))
 
     def load(self, request: Request) -> Response:
         """Start to load a model; `GET /models` and `/models/sse` report its progress. To pass options, the request
         needs the rights of an admin."""
-        body, name = named_in(request)
+        body, name = read_name(request)
         options = LOAD.read(body)["options"]
         if options is not None:
             self._context.require_manager(request, "give a model options of its own")
@@ -59,18 +59,18 @@ class ModelHandlers:
 
     def unload(self, request: Request) -> Response:
         """Unload a model once its running requests have ended."""
-        body, name = named_in(request)
+        body, name = read_name(request)
         entry = self._context.models.unload(name, request.key_id)
         return MODEL.reply({"success": True, "model": entry.name, "status": self._status(entry)}, body)
 
-    def events(self, request: Request) -> EventStream:
+    def stream_events(self, request: Request) -> EventStream:
         """A stream of server-sent events: first the states of all models, then every change."""
         return EventStream(self._iterate(request.key_id))
 
     def _iterate(self, key_id: str) -> Iterator[bytes]:
         models = self._context.models
         with models.news.read() as queue:
-            mine = models.seen_by(key_id)
+            mine = models.list_seen_by(key_id)
             yield b"".join(event_of(entry, **self._status(entry)) for entry in mine)
             while True:
                 try:
@@ -82,7 +82,7 @@ class ModelHandlers:
                     return
                 if isinstance(news, dict):
                     if models.may_use(key_id, (news["model"],)):
-                        yield sse.event(news)
+                        yield sse.encode_event(news)
                     continue
                 entry, state, reason = news
                 if models.may_use(key_id, entry.names):
@@ -101,7 +101,7 @@ class ModelHandlers:
             status |= {"failed": True, "reason": entry.reason}
         return status
 
-    def _entry(self, entry: Entry) -> dict[str, Any]:
+    def _make_entry(self, entry: Entry) -> dict[str, Any]:
         info = entry.info
         return {
             "id": entry.names[0],
@@ -113,12 +113,12 @@ class ModelHandlers:
             "status": self._status(entry),
             "source": entry.origin,
             "size": entry.size if info is None else info.size,
-            "meta": None if info is None else meta_json(info),
-            "architecture": modalities(info),
-            "capabilities": self._capabilities(entry),
+            "meta": None if info is None else make_meta_json(info),
+            "architecture": list_modalities(info),
+            "capabilities": self._list_capabilities(entry),
         }
 
-    def _named(self, entry: Entry) -> dict[str, Any]:
+    def _make_named_entry(self, entry: Entry) -> dict[str, Any]:
         name = entry.names[0]
         return {
             "name": name,
@@ -126,21 +126,21 @@ class ModelHandlers:
             "type": "model",
             "description": "",
             "tags": list(entry.tags),
-            "capabilities": self._capabilities(entry),
-            "details": details(entry.info),
+            "capabilities": self._list_capabilities(entry),
+            "details": make_details(entry.info),
         }
 
-    def _capabilities(self, entry: Entry) -> Any:
+    def _list_capabilities(self, entry: Entry) -> Any:
         """What the model can do; [] while that is unknown because it has never been loaded."""
         model = entry.model
         if model is not None and model.info is not None:
-            entry.capabilities = tuple(model_capabilities(model))
+            entry.capabilities = tuple(list_model_capabilities(model))
         return list(entry.capabilities)
 
 
-def named_in(request: Request) -> tuple[dict[str, Any], str]:
+def read_name(request: Request) -> tuple[dict[str, Any], str]:
     """The body, and the name of a model in it. ApiError 400 without a name."""
-    body = request.json_object()
+    body = request.read_json_object()
     name = body.get("model")
     if not isinstance(name, str) or not name:
         raise ApiError(400, "model: a name is required; GET /models lists all models")
@@ -149,10 +149,10 @@ def named_in(request: Request) -> tuple[dict[str, Any], str]:
 
 def event_of(entry: Entry, value: str, **more: object) -> bytes:
     """The event that a model is in this state now."""
-    return sse.event({"model": entry.name, "event": "model_status", "data": {"status": value, **more}})
+    return sse.encode_event({"model": entry.name, "event": "model_status", "data": {"status": value, **more}})
 
 
-def meta_json(info: ModelInfo) -> dict[str, Any]:
+def make_meta_json(info: ModelInfo) -> dict[str, Any]:
     """Facts about a model that has been loaded at least once."""
     return {
         "n_vocab": info.n_vocab,
@@ -167,7 +167,7 @@ def meta_json(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def details(info: ModelInfo | None) -> dict[str, Any]:
+def make_details(info: ModelInfo | None) -> dict[str, Any]:
     """Format and size of a model in Ollama's form, as far as its file has them."""
     family = "" if info is None else info.meta.get("general.architecture", "")
     return {
@@ -176,7 +176,7 @@ def details(info: ModelInfo | None) -> dict[str, Any]:
         "family": family,
         "families": [family] if family else [],
         "parameter_size": "" if info is None else count_text(info.n_params),
-        "quantization_level": "" if info is None else quantization(info.desc),
+        "quantization_level": "" if info is None else parse_quantization(info.desc),
     }
 
 
@@ -187,7 +187,7 @@ def count_text(n: int) -> str:
     return f"{n / 1e6:.2f}M" if n >= 10**6 else f"{n / 1e3:.2f}K"
 
 
-def quantization(desc: str) -> str:
+def parse_quantization(desc: str) -> str:
     """The type of the weights, taken from llama.cpp's description of a model such as `llama 7B Q4_K - Medium`."""
     kind = " ".join(desc.split(" ")[2:]).removeprefix("all ")
     return re.sub(r" - ([SML])\w+", r"_\1", kind).split(" ")[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from server.api.context import Context
 from server.api.request.fields import SLOT
 from server.errors import ApiError
-from server.web.message import Request, Response, json_response
+from server.web.message import Request, Response, make_json_response
 
 MAX_NAME = 200  # bytes; most file systems allow 255, and a half-written file has a suffix
 FORBIDDEN = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
@@ -25,7 +25,7 @@ class SlotHandlers:
 
     def act(self, request: Request) -> Response:
         """Do what `action` in the query says, and return the result."""
-        body = request.json() if request.body else {}
+        body = request.read_json() if request.body else {}
         named = body.get("model") if isinstance(body, dict) else None
         model = self._context.models.get(request.query.get("model") or named, request)
         if not model.options.slot_save_path:
@@ -36,18 +36,18 @@ class SlotHandlers:
         id_slot = int(request.params["id_slot"])
         action = request.query.get("action", "")
         if action == "erase":
-            done = engine.command("erase", id_slot=id_slot)
-            return json_response({"id_slot": id_slot, **done})
+            done = engine.run_command("erase", id_slot=id_slot)
+            return make_json_response({"id_slot": id_slot, **done})
         if action not in ("save", "restore"):
             raise ApiError(400, f"action: '{action[:40]}' is unknown; use one of save, restore, erase")
         name = body.get("filename") if isinstance(body, dict) else None
-        path = slot_path(model.options.slot_save_path, name)
-        done = engine.command(action, id_slot=id_slot, path=str(path))
+        path = make_slot_path(model.options.slot_save_path, name)
+        done = engine.run_command(action, id_slot=id_slot, path=str(path))
         ms = round(done.pop("ms"), 3)
         return SLOT.reply({"id_slot": id_slot, "filename": name, **done, "timings": {f"{action}_ms": ms}}, body)
 
 
-def slot_path(folder: str, name: object) -> Path:
+def make_slot_path(folder: str, name: object) -> Path:
     """The file `name` inside `folder`. ApiError 400 unless it is a plain name of a regular or new file."""
     if not isinstance(name, str) or not name:
         raise ApiError(400, "filename: the name of a file is required")

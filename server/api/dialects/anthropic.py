@@ -18,22 +18,28 @@ from typing import Any
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Call, Dialect, Section
 from server.api.request.chat.answer import answer_form
-from server.api.request.chat.messages import Conversation, chat_prompt, require_few, template_variables, unread
-from server.api.request.chat.parts import Part, is_true, joined, one_of, required, text_part
+from server.api.request.chat.messages import (
+    Conversation,
+    list_unread,
+    make_chat_prompt,
+    make_template_variables,
+    require_few,
+)
+from server.api.request.chat.parts import Part, is_true, join_parts, make_text_part, one_of, require_text
 from server.api.request.chat.reasoning import read_reasoning
-from server.api.request.chat.tools import AUTO, NONE, REQUIRED, Tool, Tools, check_tool, list_items, tools_by_name
+from server.api.request.chat.tools import AUTO, NONE, REQUIRED, Tool, Tools, check_tool, index_tools, list_items
 from server.api.request.constraints import Wanted, read_wanted
-from server.api.request.fields import CHAT_FIELDS, MESSAGES, listed, warning_header
+from server.api.request.fields import CHAT_FIELDS, MESSAGES, format_names, make_warning_header
 from server.api.request.media import Files
-from server.api.request.sampling import strings
+from server.api.request.sampling import read_strings
 from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, read
-from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
 from server.chat.output.events import End, Event, Progress, PromptProbs, Reasoning, Start, Text, ToolCall
 from server.engine.seam.task import IMAGE, STOP_EOS, STOP_LIMIT, STOP_WORD, Final
 from server.errors import ApiError
 from server.models.model import Model
 from server.web.message import to_json
-from server.web.sse import named_event
+from server.web.sse import encode_named_event
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -73,21 +79,21 @@ def read_messages(incoming: Incoming) -> TextRequest:
         raise ApiError(400, "max_tokens: this field is required")
     own = MESSAGES.read(body, model.defaults)
     values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **own}
-    stop = strings("stop_sequences", values["stop_sequences"])
+    stop = read_strings("stop_sequences", values["stop_sequences"])
     values |= {
         "n_predict": values["max_tokens"],
         "n_cmpl": 1,
-        "stop": [*stop, *strings("stop", values["stop"])],
+        "stop": [*stop, *read_strings("stop", values["stop"])],
         "return_progress": values["stream"],
     }
-    chat = chat_prompt(model, read_conversation(model, own, incoming.files), incoming.files)
-    return text_request(
+    chat = make_chat_prompt(model, read_conversation(model, own, incoming.files), incoming.files)
+    return make_text_request(
         incoming,
         values,
         [chat.prompt],
         chat.text,
         default_ping_s=incoming.context.options.sse_ping_interval,
-        warnings=(*chat.warnings, *MESSAGES.unread(body)),
+        warnings=(*chat.warnings, *MESSAGES.list_unread(body)),
         form=answer_form(model, chat, read_format(own["output_config"], model.defaults)),
     )
 
@@ -101,11 +107,11 @@ def read_conversation(model: Model, values: Mapping[str, Any], files: Files) -> 
     require_few(len(messages))
     wish = read_wish(values["thinking"], values["output_config"])
     wishes = read(wish, CHAT_FIELDS, model.defaults)
-    variables = template_variables(model, wishes, wish, tools)
+    variables = make_template_variables(model, wishes, wish, tools)
     prefill = ""
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         prefill = messages.pop()["content"]
-    warnings = (*skipped, *unread(model, wish))
+    warnings = (*skipped, *list_unread(model, wish))
     return Conversation(
         messages, tools, read_reasoning(wishes, variables), variables, prefill=prefill, warnings=warnings
     )
@@ -153,8 +159,10 @@ def read_tools(value: object, choice: Mapping[str, Any] | None) -> tuple[Tools, 
             tools.append(read_tool(tool, where))
         else:
             strange.append(kind)
-    warnings = (f"tools: ignored, because this server doesn't have these types: {listed(strange)}",) if strange else ()
-    return choose_tools(tools_by_name(tools, "tools"), choice or {"type": "auto"}), warnings
+    warnings = (
+        (f"tools: ignored, because this server doesn't have these types: {format_names(strange)}",) if strange else ()
+    )
+    return choose_tools(index_tools(tools, "tools"), choice or {"type": "auto"}), warnings
 
 
 def choose_tools(tools: Mapping[str, Tool], choice: Mapping[str, Any]) -> Tools:
@@ -162,7 +170,7 @@ def choose_tools(tools: Mapping[str, Tool], choice: Mapping[str, Any]) -> Tools:
     is_single = is_true(choice, "disable_parallel_tool_use", "tool_choice")
     names = list(tools)
     if kind == "tool":
-        names = [required(choice, "name", "tool_choice")]
+        names = [require_text(choice, "name", "tool_choice")]
         if names[0] not in tools:
             raise ApiError(400, f"tool_choice.name: there is no tool {names[0][:40]!r}")
     elif kind == "any" and not names:
@@ -187,9 +195,9 @@ def read_tool(tool: Mapping[str, Any], where: str) -> Tool:
 def read_system(value: object) -> list[Message]:
     if value is None:
         return []
-    parts = [part for block in blocks_of(value, "system") for part in text_parts(*block, None)]
+    parts = [part for block in blocks_of(value, "system") for part in read_text_parts(*block, None)]
     parts = [part for part in parts if not part["text"].startswith(BILLING)]
-    return [{"role": "system", "content": joined(parts)}] if parts else []
+    return [{"role": "system", "content": join_parts(parts)}] if parts else []
 
 
 def read_turns(value: object, files: Files) -> Iterator[Message]:
@@ -228,23 +236,23 @@ def read_user(blocks: list[Placed], files: Files) -> Iterator[Message]:
     parts: list[Part] = []
     for block, where in blocks:
         if block["type"] != "tool_result":
-            parts += content_parts(block, where, files)
+            parts += read_content_parts(block, where, files)
             continue
         if parts:
-            yield {"role": "user", "content": joined(parts)}
+            yield {"role": "user", "content": join_parts(parts)}
             parts = []
-        yield tool_result(block, where, files)
+        yield read_tool_result(block, where, files)
     if parts or not blocks:
-        yield {"role": "user", "content": joined(parts)}
+        yield {"role": "user", "content": join_parts(parts)}
 
 
-def tool_result(block: Mapping[str, Any], where: str, files: Files) -> Message:
+def read_tool_result(block: Mapping[str, Any], where: str, files: Files) -> Message:
     """The message with a tool's result. Templates have no field for a failure, so its text mentions it."""
-    parts = [text_part("Error:")] if is_true(block, "is_error", where) else []
+    parts = [make_text_part("Error:")] if is_true(block, "is_error", where) else []
     if block.get("content") is not None:
         for inner, place in blocks_of(block["content"], f"{where}.content"):
-            parts += content_parts(inner, place, files)
-    return {"role": "tool", "tool_call_id": required(block, "tool_use_id", where), "content": joined(parts)}
+            parts += read_content_parts(inner, place, files)
+    return {"role": "tool", "tool_call_id": require_text(block, "tool_use_id", where), "content": join_parts(parts)}
 
 
 def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
@@ -253,13 +261,13 @@ def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
     for block, where in blocks:
         kind = block["type"]
         if kind == "text":
-            texts.append(required(block, "text", where))
+            texts.append(require_text(block, "text", where))
         elif kind == "thinking":
-            thoughts.append(required(block, "thinking", where))
+            thoughts.append(require_text(block, "thinking", where))
         elif kind == "tool_use":
-            calls.append(tool_call(block, where))
+            calls.append(read_tool_call(block, where))
         elif kind != "redacted_thinking":  # encrypted by Anthropic, so it is skipped
-            raise strange_block(kind, where)
+            raise make_block_error(kind, where)
     message: Message = {"role": "assistant", "content": "".join(texts)}
     if any(thoughts):
         message["reasoning_content"] = "".join(thoughts)
@@ -268,17 +276,20 @@ def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
     yield message
 
 
-def tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+def read_tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A call in the form that all chat dialects share."""
     if not isinstance(block.get("input"), dict):
         raise ApiError(400, f"{where}.input is not an object")
-    function = {"name": required(block, "name", where), "arguments": block["input"]}
-    return {"id": required(block, "id", where), "type": "function", "function": function}
+    function = {"name": require_text(block, "name", where), "arguments": block["input"]}
+    return {"id": require_text(block, "id", where), "type": "function", "function": function}
 
 
 def read_later_system(blocks: list[Placed], files: Files) -> Iterator[Message]:
     """A system message between other messages."""
-    yield {"role": "system", "content": joined([part for block in blocks for part in text_parts(*block, None)])}
+    yield {
+        "role": "system",
+        "content": join_parts([part for block in blocks for part in read_text_parts(*block, None)]),
+    }
 
 
 ROLES: dict[str, Callable[[list[Placed], Files], Iterator[Message]]] = {
@@ -288,37 +299,39 @@ ROLES: dict[str, Callable[[list[Placed], Files], Iterator[Message]]] = {
 }
 
 
-def content_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
+def read_content_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
     """The content parts of a block: texts, and markers of images."""
     if block["type"] not in BLOCKS:
-        raise strange_block(block["type"], where)
+        raise make_block_error(block["type"], where)
     return BLOCKS[block["type"]](block, where, files)
 
 
-def text_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
+def read_text_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
     """The part of a text block. ApiError 400 for other blocks."""
     if block["type"] != "text":
-        raise strange_block(block["type"], where)
-    return [text_part(required(block, "text", where))]
+        raise make_block_error(block["type"], where)
+    return [make_text_part(require_text(block, "text", where))]
 
 
-def image_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
+def read_image_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
     source = source_of(block, where)
     if source["type"] == "base64":
         marker = files.add_base64(source.get("data"), where, IMAGE)
     elif source["type"] == "url":
-        marker = files.add_image(required(source, "url", f"{where}.source"), where)
+        marker = files.add_image(require_text(source, "url", f"{where}.source"), where)
     else:
-        raise strange_source(source, where)
-    return [{**text_part(marker), "is_media": True}]
+        raise make_source_error(source, where)
+    return [{**make_text_part(marker), "is_media": True}]
 
 
-def document_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
+def read_document_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
     """The parts of a document (text or blocks), after its title and its context."""
     source = source_of(block, where)
-    heads = [text_part(required(block, name, where)) for name in ("title", "context") if block.get(name) is not None]
+    heads = [
+        make_text_part(require_text(block, name, where)) for name in ("title", "context") if block.get(name) is not None
+    ]
     if source["type"] == "text":
-        return [*heads, text_part(required(source, "data", f"{where}.source"))]
+        return [*heads, make_text_part(require_text(source, "data", f"{where}.source"))]
     if source["type"] != "content":
         raise ApiError(
             400,
@@ -326,25 +339,25 @@ def document_parts(block: Mapping[str, Any], where: str, files: Files) -> list[P
             "document's text (a source of the type text) or images of its pages",
         )
     inner = blocks_of(source.get("content"), f"{where}.source.content")
-    return heads + [part for one, place in inner for part in plain_parts(one, place, files)]
+    return heads + [part for one, place in inner for part in read_plain_parts(one, place, files)]
 
 
-def plain_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
+def read_plain_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
     """The parts of a block inside a document: text or image."""
-    return (image_parts if block["type"] == "image" else text_parts)(block, where, files)
+    return (read_image_parts if block["type"] == "image" else read_text_parts)(block, where, files)
 
 
 def search_result_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
     """The parts of a search result, after its title and its source."""
-    heads = [text_part(required(block, name, where)) for name in ("title", "source")]
+    heads = [make_text_part(require_text(block, name, where)) for name in ("title", "source")]
     inner = blocks_of(block.get("content"), f"{where}.content")
-    return heads + [part for one, place in inner for part in text_parts(one, place, files)]
+    return heads + [part for one, place in inner for part in read_text_parts(one, place, files)]
 
 
 BLOCKS: dict[str, Callable[[Mapping[str, Any], str, Any], list[Part]]] = {
-    "text": text_parts,
-    "image": image_parts,
-    "document": document_parts,
+    "text": read_text_parts,
+    "image": read_image_parts,
+    "document": read_document_parts,
     "search_result": search_result_parts,
 }
 
@@ -356,12 +369,12 @@ def source_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     return source
 
 
-def strange_block(kind: str, where: str) -> ApiError:
+def make_block_error(kind: str, where: str) -> ApiError:
     """The error for a block of an unsupported type."""
     return ApiError(400, f"{where}: blocks of the type {kind[:40]!r} aren't supported")
 
 
-def strange_source(source: Mapping[str, Any], where: str) -> ApiError:
+def make_source_error(source: Mapping[str, Any], where: str) -> ApiError:
     """The error for a source of an unsupported type."""
     return ApiError(400, f"{where}.source: the type {source['type'][:40]!r} isn't supported")
 
@@ -372,7 +385,7 @@ def strange_source(source: Mapping[str, Any], where: str) -> ApiError:
 class MessagesReply:
     """Writes one answer. In a stream, one block is open at a time."""
 
-    ping = named_event("ping", {"type": "ping"})
+    ping = encode_named_event("ping", {"type": "ping"})
 
     def __init__(self, context: Context, asked: TextRequest) -> None:
         self.id = "msg_" + secrets.token_urlsafe(18)
@@ -384,43 +397,50 @@ class MessagesReply:
         self._kind = ""  # of the open block
         self._frame = (b"", b"")  # the bytes before and after the text of its deltas
 
-    def event(self, index: int, event: Event) -> bytes:
+    def encode_event(self, index: int, event: Event) -> bytes:
         """The bytes of one event. The JSON around a piece of text is always the same within a block, so it is encoded
         only once."""
         if type(event) is Text:
-            return self._begin() + self._go_on("text") + self._delta(event.text) if event.text else b""
+            return self._begin() + self._go_on("text") + self._encode_delta(event.text) if event.text else b""
         if type(event) is Reasoning:
             if not event.text:
                 return b""
-            return self._begin() + self._go_on("thinking") + (b"" if self._is_hidden else self._delta(event.text))
+            return (
+                self._begin() + self._go_on("thinking") + (b"" if self._is_hidden else self._encode_delta(event.text))
+            )
         if type(event) is ToolCall:
             head = self._call(event) if event.name else b""
-            return self._begin() + head + (self._delta(event.arguments) if event.arguments else b"")
+            return self._begin() + head + (self._encode_delta(event.arguments) if event.arguments else b"")
         if isinstance(event, Progress):
             return b"" if event.place else self._begin(event.n_cached)
         if isinstance(event, End):
-            return self._begin() + self._close() + named_event("message_delta", self._last(event.final))
+            return self._begin() + self._close() + encode_named_event("message_delta", self._make_last(event.final))
         assert isinstance(event, (Start, PromptProbs))
         return b""
 
     def end(self) -> bytes:
-        return named_event("message_stop", {"type": "message_stop"})
+        return encode_named_event("message_stop", {"type": "message_stop"})
 
-    def error(self, error: ApiError) -> bytes:
+    def encode_error(self, error: ApiError) -> bytes:
         """An `error` event, after which the stream ends."""
-        return named_event("error", error_json(error))
+        return encode_named_event("error", make_error_json(error))
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def make_whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The whole message, without a call that was cut off."""
         [answer] = answers
         assert answer.final is not None
-        blocks = [block for section in answer.sections if (block := self._whole_block(section)) is not None]
+        blocks = [block for section in answer.sections if (block := self._make_whole_block(section)) is not None]
         self._has_calls = bool(answer.calls)
-        return {**self._message(), "content": blocks, **self._why(answer.final), "usage": usage(answer.final)}
+        return {
+            **self._make_message(),
+            "content": blocks,
+            **self._choose_stop_reason(answer.final),
+            "usage": make_usage(answer.final),
+        }
 
-    def _whole_block(self, section: Section | Call) -> dict[str, Any] | None:
+    def _make_whole_block(self, section: Section | Call) -> dict[str, Any] | None:
         if isinstance(section, Call):
-            return tool_use(section)
+            return make_tool_use(section)
         text = "".join(section.parts)
         if section.kind is Text:
             return {"type": "text", "text": text}
@@ -433,9 +453,9 @@ class MessagesReply:
         if self._has_begun:
             return b""
         self._has_begun = True
-        numbers = usage_json(len(self._task.prompt), n_cached, 0)
-        message = {**self._message(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": numbers}
-        return named_event("message_start", {"type": "message_start", "message": message})
+        numbers = make_usage_json(len(self._task.prompt), n_cached, 0)
+        message = {**self._make_message(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": numbers}
+        return encode_named_event("message_start", {"type": "message_start", "message": message})
 
     def _go_on(self, kind: str) -> bytes:
         """Make sure that a block of this kind is open: if not, close the open one and begin a new one."""
@@ -450,38 +470,40 @@ class MessagesReply:
         closed = self._close()
         self._kind = kind
         self._index += 1
-        before, _, behind = self._block("content_block_delta", delta={"type": delta, field: MARK}).partition(
+        before, _, behind = self._encode_block("content_block_delta", delta={"type": delta, field: MARK}).partition(
             to_json(MARK)
         )
         self._frame = before, behind
-        return closed + self._block("content_block_start", content_block=block)
+        return closed + self._encode_block("content_block_start", content_block=block)
 
     def _close(self) -> bytes:
         if not self._kind:
             return b""
         signature = b""
         if self._kind == "thinking":
-            signature = self._block("content_block_delta", delta={"type": "signature_delta", "signature": SIGNATURE})
+            signature = self._encode_block(
+                "content_block_delta", delta={"type": "signature_delta", "signature": SIGNATURE}
+            )
         self._kind = ""
-        return signature + self._block("content_block_stop")
+        return signature + self._encode_block("content_block_stop")
 
-    def _delta(self, text: str) -> bytes:
+    def _encode_delta(self, text: str) -> bytes:
         before, behind = self._frame
         return before + encode_basestring(text).encode("utf-8", "replace") + behind
 
-    def _block(self, name: str, **fields: object) -> bytes:
-        return named_event(name, {"type": name, "index": self._index, **fields})
+    def _encode_block(self, name: str, **fields: object) -> bytes:
+        return encode_named_event(name, {"type": name, "index": self._index, **fields})
 
     # ---- parts of both ------------------------------------------------------------------------------------------
 
-    def _message(self) -> dict[str, Any]:
-        name = self._asked.model.name_for(self._asked.values["model"])
+    def _make_message(self) -> dict[str, Any]:
+        name = self._asked.model.choose_name(self._asked.values["model"])
         return {"id": self.id, "type": "message", "role": "assistant", "model": name}
 
-    def _last(self, final: Final) -> dict[str, Any]:
-        return {"type": "message_delta", "delta": self._why(final), "usage": usage(final)}
+    def _make_last(self, final: Final) -> dict[str, Any]:
+        return {"type": "message_delta", "delta": self._choose_stop_reason(final), "usage": make_usage(final)}
 
-    def _why(self, final: Final) -> dict[str, Any]:
+    def _choose_stop_reason(self, final: Final) -> dict[str, Any]:
         """The stop reason. Only stop words of the request count as `stop_sequence`; those of the server are a normal
         end."""
         word, reason = None, "end_turn"
@@ -495,7 +517,7 @@ class MessagesReply:
         return {"stop_reason": reason, "stop_sequence": word}
 
 
-def tool_use(call: Call) -> dict[str, Any] | None:
+def make_tool_use(call: Call) -> dict[str, Any] | None:
     """The block of a call; None if its arguments are incomplete."""
     try:
         return {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
@@ -503,12 +525,12 @@ def tool_use(call: Call) -> dict[str, Any] | None:
         return None
 
 
-def usage(final: Final) -> dict[str, Any]:
+def make_usage(final: Final) -> dict[str, Any]:
     thinking = {"output_tokens_details": {"thinking_tokens": final.n_reasoning}} if final.n_reasoning else {}
-    return {**usage_json(final.n_prompt, final.timings.cache_n, final.n_predicted), **thinking}
+    return {**make_usage_json(final.n_prompt, final.timings.cache_n, final.n_predicted), **thinking}
 
 
-def usage_json(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str, Any]:
+def make_usage_json(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str, Any]:
     """Token counts; `input_tokens` doesn't include cached tokens of the prompt."""
     return {
         "input_tokens": n_prompt - n_cached,
@@ -518,7 +540,7 @@ def usage_json(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str, Any]
     }
 
 
-def error_json(error: ApiError) -> dict[str, Any]:
+def make_error_json(error: ApiError) -> dict[str, Any]:
     """An error in this dialect's form. Clients recognise the words for a prompt that is too long, and shorten it."""
     kind = ERROR_TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "api_error")
     message = error.message
@@ -528,4 +550,4 @@ def error_json(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message, **error.extra}}
 
 
-DIALECT = Dialect(read_messages, MessagesReply, error_json, warning_header)
+DIALECT = Dialect(read_messages, MessagesReply, make_error_json, make_warning_header)

@@ -14,7 +14,7 @@ from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 from server.records import field, record
-from server.web.message import EVENT_STREAM, ErrorShape, Request, Response, error_body
+from server.web.message import EVENT_STREAM, ErrorShape, Request, Response, make_error_body
 
 
 @record
@@ -88,7 +88,7 @@ class Answer:
         elif isinstance(event, PromptProbs):
             self.prompt_probs.append(event)
 
-    def events(self) -> Iterator[Text | Reasoning | ToolCall]:
+    def list_events(self) -> Iterator[Text | Reasoning | ToolCall]:
         """The answer as events again, one per section."""
         for section in self.sections:
             text = "".join(section.parts)
@@ -111,20 +111,20 @@ class Reply(Protocol):
     ping: bytes
     """Sent when a stream has been silent for a while; clients ignore it."""
 
-    def event(self, index: int, event: Event) -> bytes:
+    def encode_event(self, index: int, event: Event) -> bytes:
         """The bytes of an event of the answer with this index; b"" if the dialect doesn't show it."""
 
     def end(self) -> bytes:
         """The bytes behind the last event of a stream."""
 
-    def error(self, error: ApiError) -> bytes:
+    def encode_error(self, error: ApiError) -> bytes:
         """The bytes that end a stream with an error."""
 
-    def whole(self, answers: Sequence[Answer]) -> object:
+    def make_whole(self, answers: Sequence[Answer]) -> object:
         """The answers as one JSON value (or a Response)."""
 
 
-def no_headers(warnings: Sequence[str]) -> dict[str, str]:
+def make_no_headers(warnings: Sequence[str]) -> dict[str, str]:
     """For dialects that write warnings into their JSON: no headers."""
     return {}
 
@@ -149,13 +149,13 @@ class Dialect:
     """Checks a body and makes the tasks; returns a Response where the model has nothing to write."""
     reply: Callable[[Context, TextRequest], Reply]
     """Makes the object that writes the answers."""
-    error: ErrorShape = error_body
+    error: ErrorShape = make_error_body
     """Makes the JSON of an error."""
-    headers: Callable[[Sequence[str]], dict[str, str]] = no_headers
+    headers: Callable[[Sequence[str]], dict[str, str]] = make_no_headers
     """Makes the headers that carry an answer's warnings."""
     stream_type: str = EVENT_STREAM
     """The content type of streams."""
-    read_body: Callable[[Request], dict[str, Any]] = Request.json_object
+    read_body: Callable[[Request], dict[str, Any]] = Request.read_json_object
     """Makes an object of the body, also where the body is a form."""
     waiting: Waiting | None = None
     """For streams with `return_progress`; None if the dialect can't show how a model is loaded."""

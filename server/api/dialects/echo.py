@@ -10,7 +10,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.serialize import token_json
+from server.api.serialize import make_token_json
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.models.model import Vocab
 
@@ -28,26 +28,26 @@ class EchoedPrompt:
         """Add the next probabilities. The same part may come twice."""
         self._probs.update(enumerate(item.probs, item.start))
 
-    def logprobs(self, n_top: int) -> dict[str, list[Any]]:
+    def make_logprobs(self, n_top: int) -> dict[str, list[Any]]:
         """OpenAI's parallel lists. The first token has no probability, since no token is before it."""
         probs = [self._probs.get(i) for i in range(len(self._tokens))]
         return {
-            "tokens": [token_name(self._vocab.piece(token)) for token in self._tokens],
+            "tokens": [format_token_name(self._vocab.piece(token)) for token in self._tokens],
             "token_logprobs": [one and one.logprob for one in probs],
-            "top_logprobs": [one and top_logprobs(one, n_top, self._vocab) for one in probs],
-            "text_offset": self._offsets(),
-            "content": [self._token(token, one, n_top) for token, one in zip(self._tokens, probs)],
+            "top_logprobs": [one and make_top_logprobs(one, n_top, self._vocab) for one in probs],
+            "text_offset": self._compute_offsets(),
+            "content": [self._make_token(token, one, n_top) for token, one in zip(self._tokens, probs)],
         }
 
-    def _token(self, token: int, one: TokenProbs | None, n_top: int) -> dict[str, Any]:
+    def _make_token(self, token: int, one: TokenProbs | None, n_top: int) -> dict[str, Any]:
         top = one.top_logprobs[:n_top] if one else ()
         return {
-            **token_json(token, self._vocab),
+            **make_token_json(token, self._vocab),
             "logprob": one and one.logprob,
-            "top_logprobs": [{**token_json(id_, self._vocab), "logprob": logprob} for id_, logprob in top],
+            "top_logprobs": [{**make_token_json(id_, self._vocab), "logprob": logprob} for id_, logprob in top],
         }
 
-    def _offsets(self) -> list[int]:
+    def _compute_offsets(self) -> list[int]:
         """The character of the echoed text at which each token begins. The tokens may have one more space at the start
         than the text."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -60,13 +60,13 @@ class EchoedPrompt:
         return [max(offset - surplus, 0) for offset in offsets]
 
 
-def top_logprobs(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, float]:
+def make_top_logprobs(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, float]:
     """The `n_top` most likely tokens at this place, plus the token itself if it is not one of them."""
     pairs = [*probs.top_logprobs[:n_top], (probs.token, probs.logprob)]
-    return {token_name(vocab.piece(id_)): logprob for id_, logprob in pairs}
+    return {format_token_name(vocab.piece(id_)): logprob for id_, logprob in pairs}
 
 
-def token_name(piece: bytes) -> str:
+def format_token_name(piece: bytes) -> str:
     """A token's text, or in OpenAI's notation its bytes if they aren't valid UTF-8: `bytes:\\xe2\\x82`."""
     try:
         return piece.decode("utf-8")
@@ -74,7 +74,7 @@ def token_name(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def joined(parts: Sequence[dict[str, list[Any]] | None]) -> dict[str, list[Any]] | None:
+def join_lists(parts: Sequence[dict[str, list[Any]] | None]) -> dict[str, list[Any]] | None:
     """The parallel lists of several texts joined into one set of lists; None if there are none."""
     known = [part for part in parts if part]
     return {name: [value for part in known for value in part[name]] for name in known[0]} if known else None

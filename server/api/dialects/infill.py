@@ -8,10 +8,10 @@ is streamed unless `stream` is false.
 from __future__ import annotations
 
 from server.api.dialects.dialect import Dialect
-from server.api.dialects.native import WAITING, NativeReply, default_ping_s
+from server.api.dialects.native import WAITING, NativeReply, get_default_ping_s
 from server.api.request.fields import INFILL
 from server.api.request.prompt import Prompt
-from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
 from server.errors import ApiError
 from server.models.model import Model, Vocab
 
@@ -24,9 +24,9 @@ def read_infill(incoming: Incoming) -> TextRequest:
     model, body = incoming.model, incoming.body
     values, unread = (
         INFILL.read(body, {**model.defaults, "stream": incoming.context.options.is_2024}),
-        INFILL.unread(body),
+        INFILL.list_unread(body),
     )
-    prompt = infill_prompt(
+    prompt = make_infill_prompt(
         model,
         values["input_prefix"],
         values["input_suffix"],
@@ -34,12 +34,17 @@ def read_infill(incoming: Incoming) -> TextRequest:
         values["prompt"],
         values["input_extra"],
     )
-    return text_request(
-        incoming, values, [prompt], values["prompt"], default_ping_s=default_ping_s(incoming.context), warnings=unread
+    return make_text_request(
+        incoming,
+        values,
+        [prompt],
+        values["prompt"],
+        default_ping_s=get_default_ping_s(incoming.context),
+        warnings=unread,
     )
 
 
-def infill_prompt(
+def make_infill_prompt(
     model: Model, input_prefix: str, input_suffix: str, n_predict: int, begin: str = "", input_extra: object = ()
 ) -> Prompt:
     """The fill-in-the-middle prompt. The answer continues the prefix and `begin`. ApiError 501 as above."""
@@ -53,7 +58,7 @@ def infill_prompt(
     prefix, suffix = fit(prefix, suffix, max(room, RESERVE))
     before, after = [vocab.fim["pre"], *prefix], [vocab.fim["suf"], *suffix]
     middle = [*after, *before] if model.options.spm_infill else [*before, *after]
-    extra = extra_tokens(vocab, input_extra, max(room - len(middle), 0))
+    extra = tokenize_extra(vocab, input_extra, max(room - len(middle), 0))
     bos = [vocab.bos] if vocab.add_bos and vocab.bos >= 0 else []
     return Prompt((*bos, *extra, *middle, vocab.fim["mid"]))
 
@@ -64,7 +69,7 @@ def tokenize_part(vocab: Vocab, text: str, is_end: bool) -> list[int]:
     return vocab.tokenize(text[-n:] if is_end else text[:n], False, False, must_fit=False)
 
 
-def extra_tokens(vocab: Vocab, files: object, room: int) -> list[int]:
+def tokenize_extra(vocab: Vocab, files: object, room: int) -> list[int]:
     """Tokens of the other files, the last ones if not all fit. They have repository tokens if the vocabulary has
     them, else they are plain snippets."""
     if not isinstance(files, (list, tuple)):

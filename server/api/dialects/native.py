@@ -13,16 +13,23 @@ from typing import Any
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Waiting
 from server.api.request.fields import COMPLETION
-from server.api.request.prompt import read_prompts, shown
-from server.api.request.sampling import strings
-from server.api.request.text_request import Arrival, Incoming, TextRequest, text_request
-from server.api.serialize import cache_json, probs_json, progress_json, progress_timings, settings_json, timings_json
+from server.api.request.prompt import read_prompts, strip_files
+from server.api.request.sampling import read_strings
+from server.api.request.text_request import Arrival, Incoming, TextRequest, make_text_request
+from server.api.serialize import (
+    make_cache_json,
+    make_probs_json,
+    make_progress_json,
+    make_progress_timings,
+    make_settings_json,
+    make_timings_json,
+)
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress
 from server.errors import ApiError
-from server.web.message import error_body, to_json
+from server.web.message import make_error_body, to_json
 from server.web.sse import PING
-from server.web.sse import event as sse_event
+from server.web.sse import encode_event as sse_event
 
 MISSING = object()
 
@@ -32,7 +39,7 @@ def read_completion(incoming: Incoming) -> TextRequest:
     model, body = incoming.model, incoming.body
     if body.get("system_prompt") is not None:
         model.set_system_prompt(body["system_prompt"])
-    values, unread = COMPLETION.read(body, model.defaults), COMPLETION.unread(body)
+    values, unread = COMPLETION.read(body, model.defaults), COMPLETION.list_unread(body)
     if values["prompt"] is None:
         raise ApiError(400, "prompt: this field is required")
     prompts, is_list = read_prompts(
@@ -44,18 +51,18 @@ def read_completion(incoming: Incoming) -> TextRequest:
         partial(model.require_room, values["n_cmpl"]),
         values["image_data"],
     )
-    return text_request(
+    return make_text_request(
         incoming,
         values,
         prompts,
-        shown(values["prompt"]),
+        strip_files(values["prompt"]),
         is_list=is_list,
-        default_ping_s=default_ping_s(incoming.context),
+        default_ping_s=get_default_ping_s(incoming.context),
         warnings=unread,
     )
 
 
-def default_ping_s(context: Context) -> int:
+def get_default_ping_s(context: Context) -> int:
     """Seconds of silence after which a stream sends a comment. Off by default, since clients of 2024 don't expect
     comments."""
     return context.options.native_ping_interval
@@ -71,11 +78,11 @@ class NativeReply:
         self._vocab = asked.model.vocab
         self._is_after = asked.values["post_sampling_probs"]
         self._is_verbose = context.options.is_verbose or asked.values["verbose"]
-        self._fields = strings("response_fields", asked.values["response_fields"] or ())
+        self._fields = read_strings("response_fields", asked.values["response_fields"] or ())
         self._has_new_line = [False] * len(asked.tasks)
         self._held = [""] * len(asked.tasks)  # text without tokens, for the last object of the stream
 
-    def event(self, index: int, event: Event) -> bytes:
+    def encode_event(self, index: int, event: Event) -> bytes:
         """The bytes of one event. The common event, text without probabilities, is formatted by hand, which takes a
         tenth of the time of a JSON encoder."""
         if type(event) is Text:
@@ -91,35 +98,37 @@ class NativeReply:
                     f'data: {{"index":{index},"content":{encode_basestring(event.text)},"tokens":[{ids}],'
                     '"stop":false}\n\n'
                 ).encode("utf-8", "replace")
-            return sse_event(self._chunk(index, event))
+            return sse_event(self._make_chunk(index, event))
         if isinstance(event, End):
-            return sse_event(self._last(index, Answer(self._tasks[index], [self._held[index]], final=event.final)))
+            return sse_event(self._make_last(index, Answer(self._tasks[index], [self._held[index]], final=event.final)))
         if isinstance(event, Progress):
-            progress = {"prompt_progress": progress_json(event), "timings": progress_timings(event)}
-            return sse_event({**self._chunk(index, Text("")), **progress})
+            progress = {"prompt_progress": make_progress_json(event), "timings": make_progress_timings(event)}
+            return sse_event({**self._make_chunk(index, Text("")), **progress})
         return b""
 
-    def _chunk(self, index: int, event: Text) -> dict[str, Any]:
+    def _make_chunk(self, index: int, event: Text) -> dict[str, Any]:
         chunk: dict[str, Any] = {"index": index, "content": event.text, "tokens": list(event.tokens), "stop": False}
         if event.probs:
-            chunk["completion_probabilities"] = [probs_json(one, self._vocab, self._is_after) for one in event.probs]
+            chunk["completion_probabilities"] = [
+                make_probs_json(one, self._vocab, self._is_after) for one in event.probs
+            ]
         if event.timings is not None:
-            chunk["timings"] = timings_json(event.timings)
+            chunk["timings"] = make_timings_json(event.timings)
         return chunk
 
     def end(self) -> bytes:
         """No bytes: `stop: true` in the last object already marks the end of the stream."""
         return b""
 
-    def error(self, error: ApiError) -> bytes:
-        return error_event(error)
+    def encode_error(self, error: ApiError) -> bytes:
+        return encode_error_event(error)
 
-    def whole(self, answers: Sequence[Answer]) -> object:
+    def make_whole(self, answers: Sequence[Answer]) -> object:
         """One object, or a list of them in the order of the prompts."""
-        results = [self._last(i, answer) for i, answer in enumerate(answers)]
+        results = [self._make_last(i, answer) for i, answer in enumerate(answers)]
         return results if self._asked.is_list else results[0]
 
-    def _last(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _make_last(self, index: int, answer: Answer) -> dict[str, Any]:
         has_new_line = self._has_new_line[index] or "\n" in answer.text
         return pick(answer_json(self._asked, index, answer, has_new_line, self._is_verbose), self._fields)
 
@@ -138,8 +147,8 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         "tokens_predicted": final.n_predicted,
         "tokens_evaluated": final.n_prompt,
         "tokens_cached": final.n_cached,
-        "generation_settings": settings_json(asked.model, task, values["stream"]),
-        "prompt": asked.shown_for(index),
+        "generation_settings": make_settings_json(asked.model, task, values["stream"]),
+        "prompt": asked.get_shown(index),
         "has_new_line": has_new_line,
         "truncated": final.truncated,
         "stop_type": final.stop,
@@ -147,15 +156,17 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         "stopped_limit": final.stop == STOP_LIMIT,
         "stopped_word": final.stop == STOP_WORD,
         "stopping_word": final.stopping_word,
-        "timings": timings_json(final.timings),
-        "cache": cache_json(asked, final),  # type: ignore[arg-type]
+        "timings": make_timings_json(final.timings),
+        "cache": make_cache_json(asked, final),  # type: ignore[arg-type]
         **asked.extras.get(index, {}),
     }
     probs = answer.probs
     if final.stopping_word:  # drop the stop word's tokens, counted by tokenizing it, as in llama-server
         probs = probs[: -len(vocab.tokenize(final.stopping_word, False, False)) or None]
     if probs:
-        result["completion_probabilities"] = [probs_json(one, vocab, values["post_sampling_probs"]) for one in probs]
+        result["completion_probabilities"] = [
+            make_probs_json(one, vocab, values["post_sampling_probs"]) for one in probs
+        ]
     if asked.warnings:
         result["warnings"] = list(asked.warnings)
     if is_verbose:
@@ -178,9 +189,9 @@ def pick(result: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
     return picked
 
 
-def error_event(error: ApiError) -> bytes:
+def encode_error_event(error: ApiError) -> bytes:
     """An `error:` line as in 2024, and a last `data:` object."""
-    body = error_body(error)
+    body = make_error_body(error)
     return b"error: " + to_json(body["error"]) + b"\n" + sse_event({**body, "content": "", "stop": True})
 
 
@@ -189,5 +200,5 @@ def load_event(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
     return sse_event({"index": 0, "content": "", "tokens": [], "stop": False, "load_progress": progress})
 
 
-WAITING = Waiting(load_event, error_event)
+WAITING = Waiting(load_event, encode_error_event)
 DIALECT = Dialect(read_completion, NativeReply, waiting=WAITING)

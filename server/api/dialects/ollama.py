@@ -18,21 +18,28 @@ from typing import Any
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Call, Dialect
 from server.api.request.chat.answer import answer_form
-from server.api.request.chat.messages import ROLE, Conversation, chat_prompt, require_few, template_variables, unread
+from server.api.request.chat.messages import (
+    ROLE,
+    Conversation,
+    list_unread,
+    make_chat_prompt,
+    make_template_variables,
+    require_few,
+)
 from server.api.request.chat.reasoning import read_reasoning
 from server.api.request.chat.tools import Tools, read_tools
-from server.api.request.constraints import Wanted, any_object, read_wanted
-from server.api.request.fields import CHAT_FIELDS, OLLAMA_CHAT, OLLAMA_OPTIONS, warning_header
+from server.api.request.constraints import Wanted, get_any_object, read_wanted
+from server.api.request.fields import CHAT_FIELDS, OLLAMA_CHAT, OLLAMA_OPTIONS, make_warning_header
 from server.api.request.media import Files
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, read, shorten
-from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.api.serialize import token_json
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
+from server.api.serialize import make_token_json
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
-from server.chat.segments import plain_text
+from server.chat.segments import read_plain_text
 from server.engine.seam.task import STOP_LIMIT, Final, TokenProbs
 from server.errors import ApiError
 from server.models.model import Model
-from server.web.message import Response, json_response, parse_json, to_json
+from server.web.message import Response, make_json_response, parse_json, to_json
 
 STREAM_TYPE = "application/x-ndjson"
 EFFORTS = ("low", "medium", "high", "max")
@@ -69,15 +76,15 @@ def read_chat(incoming: Incoming) -> TextRequest | Response:
     """Read a conversation. Without messages, the request only loads or unloads the model."""
     model, files = incoming.model, incoming.files
     own = OLLAMA_CHAT.read(incoming.body)
-    unknown = OLLAMA_CHAT.unread(incoming.body)
+    unknown = OLLAMA_CHAT.list_unread(incoming.body)
     if own["messages"] in (None, []):
-        return loaded(model, own, unknown, chat_part)
+        return answer_load(model, own, unknown, make_chat_part)
     tools = read_tools({**own, "parallel_tool_calls": True, "functions": None, "function_call": None})
     messages = read_turns(own["messages"], files)
-    chat = chat_prompt(model, conversation(model, messages, own["think"], tools), files)
+    chat = make_chat_prompt(model, make_conversation(model, messages, own["think"], tools), files)
     form = answer_form(model, chat, read_format(own["format"], model.defaults))
     values, warnings = read_values(model, own, unknown)
-    return text_request(
+    return make_text_request(
         incoming,
         values,
         [chat.prompt],
@@ -97,7 +104,7 @@ def read_values(
     values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **options, "n_cmpl": 1}
     values |= {name: own[name] for name in ("stream", "model", "top_logprobs")}
     values["n_probs"] = max(own["top_logprobs"], 1) if own["logprobs"] else 0
-    lines = [f"options: {line}" for line in OLLAMA_OPTIONS.unread(given)]
+    lines = [f"options: {line}" for line in OLLAMA_OPTIONS.list_unread(given)]
     n_ctx = model.info.n_ctx_slot
     if (options["num_ctx"] or 0) > n_ctx:
         lines.append(f"options.num_ctx has no effect: this server's context has {n_ctx} tokens (--ctx-size)")
@@ -131,16 +138,16 @@ def is_zero(value: object) -> bool:
     return not any(digit in "123456789" for digit in value) if isinstance(value, str) else value == 0
 
 
-def conversation(model: Model, messages: list[Message], think: object, tools: Tools = Tools()) -> Conversation:
+def make_conversation(model: Model, messages: list[Message], think: object, tools: Tools = Tools()) -> Conversation:
     """Make the conversation of messages in OpenAI's form. If the last message is the assistant's, the answer continues
     it."""
     wish = read_wish(think)
     values = read(wish, CHAT_FIELDS, model.defaults)
-    variables = template_variables(model, values, wish, tools)
-    warnings = tuple(f"think: {line}" for line in unread(model, wish))
+    variables = make_template_variables(model, values, wish, tools)
+    warnings = tuple(f"think: {line}" for line in list_unread(model, wish))
     prefill = ""
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
-        prefill = plain_text(messages[-1]["content"])
+        prefill = read_plain_text(messages[-1]["content"])
         messages = messages[:-1]
     return Conversation(messages, tools, read_reasoning(values, variables), variables, prefill, warnings=warnings)
 
@@ -160,7 +167,7 @@ def read_format(value: object, defaults: Mapping[str, Any]) -> Wanted | None:
         return read_wanted({}, defaults)
     if value != "json" and not isinstance(value, dict):
         raise ApiError(400, f"format: {shorten(value)} is neither 'json' nor a JSON schema")
-    return Wanted("format", any_object() if value == "json" else value)
+    return Wanted("format", get_any_object() if value == "json" else value)
 
 
 def read_turns(value: object, files: Files) -> list[Message]:
@@ -245,7 +252,7 @@ def read_call(call: object, where: str, number: int) -> Message:
 # ---- answers ----------------------------------------------------------------------------------------------------
 
 
-def chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
+def make_chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
     """The part of a line of /api/chat: a message."""
     message: Message = {"role": "assistant", "content": text}
     if thinking:
@@ -260,37 +267,37 @@ class OllamaReply:
 
     id = ""
 
-    def __init__(self, context: Context, asked: TextRequest, make_part: MakePart = chat_part) -> None:
+    def __init__(self, context: Context, asked: TextRequest, make_part: MakePart = make_chat_part) -> None:
         self._asked = asked
         self._make_part = make_part
-        self._has_context = make_part is not chat_part
-        self._head = head(asked.model, asked.values["model"])
+        self._has_context = make_part is not make_chat_part
+        self._head = make_head(asked.model, asked.values["model"])
         self._begun = time.monotonic_ns()
         self._call: Call | None = None  # the call that is being written
         self._n_calls = 0
         self._tokens: list[int] = []
-        self._text_frame = self._frame(MARK, "")
-        self._thought_frame = self._frame("", MARK)
-        self.ping = self._line(make_part("", "", []))
+        self._text_frame = self._encode_frame(MARK, "")
+        self._thought_frame = self._encode_frame("", MARK)
+        self.ping = self._encode_line(make_part("", "", []))
 
-    def event(self, index: int, event: Event) -> bytes:
+    def encode_event(self, index: int, event: Event) -> bytes:
         """The bytes of one event. The JSON around a piece of text is always the same, so it is encoded only once."""
         if type(event) is Text:
             self._tokens += event.tokens if self._has_context else ()
-            return self._framed(event, event.text, self._text_frame)
+            return self._fill_frame(event, event.text, self._text_frame)
         if type(event) is Reasoning:
-            return self._framed(event, event.text, self._thought_frame)
+            return self._fill_frame(event, event.text, self._thought_frame)
         if type(event) is ToolCall:
             done = self._end_of_call() if event.name else b""
             if event.name:
                 self._call = Call(event.id, event.name)
             if self._call is not None:
                 self._call.parts.append(event.arguments)
-            return done + self._framed(event, "", self._text_frame)
+            return done + self._fill_frame(event, "", self._text_frame)
         if isinstance(event, End):
             tokens = [*self._asked.tasks[0].prompt, *self._tokens]
-            return self._end_of_call() + self._line(
-                {**self._make_part("", "", []), **self._numbers(event.final, tokens)}
+            return self._end_of_call() + self._encode_line(
+                {**self._make_part("", "", []), **self._make_numbers(event.final, tokens)}
             )
         return b""
 
@@ -298,33 +305,33 @@ class OllamaReply:
         """Empty: the last line has `done`."""
         return b""
 
-    def error(self, error: ApiError) -> bytes:
+    def encode_error(self, error: ApiError) -> bytes:
         """A line with the error. The stream ends after it."""
-        return to_json(error_json(error)) + b"\n"
+        return to_json(make_error_json(error)) + b"\n"
 
-    def whole(self, answers: Sequence[Answer]) -> Message:
+    def make_whole(self, answers: Sequence[Answer]) -> Message:
         answer = answers[0]
         calls = [made for i, call in enumerate(answer.calls) if (made := call_json(call, i))]
         result = {**self._head, **self._make_part(answer.text, answer.reasoning, calls)}
         if answer.judged:
-            result["logprobs"] = [one for part in answer.judged for one in self._logprobs(part.probs)]
-        return {**result, **self._numbers(answer.final, [*answer.task.prompt, *answer.tokens])}
+            result["logprobs"] = [one for part in answer.judged for one in self._make_logprobs(part.probs)]
+        return {**result, **self._make_numbers(answer.final, [*answer.task.prompt, *answer.tokens])}
 
-    def _line(self, fields: Message) -> bytes:
+    def _encode_line(self, fields: Message) -> bytes:
         return to_json({**self._head, "done": False, **fields}) + b"\n"
 
-    def _frame(self, text: str, thinking: str) -> tuple[bytes, bytes]:
+    def _encode_frame(self, text: str, thinking: str) -> tuple[bytes, bytes]:
         """The bytes of a line before and after its text."""
-        before, _, behind = self._line(self._make_part(text, thinking, [])).partition(to_json(MARK))
+        before, _, behind = self._encode_line(self._make_part(text, thinking, [])).partition(to_json(MARK))
         return before, behind
 
-    def _framed(self, part: Part, text: str, frame: tuple[bytes, bytes]) -> bytes:
+    def _fill_frame(self, part: Part, text: str, frame: tuple[bytes, bytes]) -> bytes:
         if not text and not part.probs:
             return b""
         done = self._end_of_call() if self._call is not None and type(part) is not ToolCall else b""
         before, behind = frame
         if part.probs:
-            behind = behind[:-2] + b',"logprobs":' + to_json(self._logprobs(part.probs)) + b"}\n"
+            behind = behind[:-2] + b',"logprobs":' + to_json(self._make_logprobs(part.probs)) + b"}\n"
         return done + before + encode_basestring(text).encode("utf-8", "replace") + behind
 
     def _end_of_call(self) -> bytes:
@@ -334,19 +341,19 @@ class OllamaReply:
         if not made:
             return b""
         self._n_calls += 1
-        return self._line(self._make_part("", "", [made]))
+        return self._encode_line(self._make_part("", "", [made]))
 
-    def _logprobs(self, probs: Sequence[TokenProbs]) -> list[Message]:
+    def _make_logprobs(self, probs: Sequence[TokenProbs]) -> list[Message]:
         vocab, n_top = self._asked.model.vocab, self._asked.values["top_logprobs"]
         result = []
         for one in probs:
             if not vocab.is_control(one.token):
-                shown = token_json(one.token, vocab, logprob=one.logprob)
-                top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in one.top_logprobs[:n_top]]
+                shown = make_token_json(one.token, vocab, logprob=one.logprob)
+                top = [make_token_json(id_, vocab, logprob=logprob) for id_, logprob in one.top_logprobs[:n_top]]
                 result.append({**shown, "top_logprobs": top} if n_top else shown)
         return result
 
-    def _numbers(self, final: Final | None, tokens: list[int]) -> Message:
+    def _make_numbers(self, final: Final | None, tokens: list[int]) -> Message:
         """The counts and times (ns) of the last line. Time that isn't spent on tokens is called loading, though it may
         also be time in the queue."""
         assert final is not None
@@ -368,7 +375,7 @@ class OllamaReply:
         return numbers
 
 
-def head(model: Model, name: object) -> Message:
+def make_head(model: Model, name: object) -> Message:
     """The first fields of each line: the model's name from the request, and the time when the answer began."""
     now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return {"model": name if isinstance(name, str) and 0 < len(name) <= MAX_NAME else model.name, "created_at": now}
@@ -383,17 +390,17 @@ def call_json(call: Call, index: int) -> Message | None:
     return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}}
 
 
-def loaded(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_part: MakePart) -> Response:
+def answer_load(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_part: MakePart) -> Response:
     """The answer to a request that only loads or unloads the model."""
     warnings = (*warnings, *keep_alive(model, own["keep_alive"]))
     is_end = own["keep_alive"] is not None and is_zero(own["keep_alive"])
     reason = {"done": True, "done_reason": "unload" if is_end else "load"}
-    answer = {**head(model, own["model"]), **make_part("", "", []), **reason}
-    return json_response(answer, headers=warning_header(warnings))
+    answer = {**make_head(model, own["model"]), **make_part("", "", []), **reason}
+    return make_json_response(answer, headers=make_warning_header(warnings))
 
 
-def error_json(error: ApiError) -> Message:
+def make_error_json(error: ApiError) -> Message:
     return {"error": error.message}
 
 
-DIALECT = Dialect(read_chat, OllamaReply, error_json, warning_header, STREAM_TYPE)
+DIALECT = Dialect(read_chat, OllamaReply, make_error_json, make_warning_header, STREAM_TYPE)

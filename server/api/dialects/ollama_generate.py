@@ -13,26 +13,26 @@ from functools import partial
 from typing import Any
 
 from server.api.dialects.dialect import Dialect
-from server.api.dialects.infill import infill_prompt
+from server.api.dialects.infill import make_infill_prompt
 from server.api.dialects.ollama import (
     STREAM_TYPE,
     Message,
     OllamaReply,
-    conversation,
-    error_json,
-    loaded,
+    answer_load,
+    make_conversation,
+    make_error_json,
     read_format,
     read_values,
     with_images,
 )
 from server.api.request.chat.answer import answer_form
-from server.api.request.chat.messages import chat_prompt
+from server.api.request.chat.messages import make_chat_prompt
 from server.api.request.constraints import AnswerForm, constraint_of
-from server.api.request.fields import OLLAMA_GENERATE, warning_header
+from server.api.request.fields import OLLAMA_GENERATE, make_warning_header
 from server.api.request.media import Files
-from server.api.request.prompt import Prompt, token_id, tokenize_all
-from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.chat.segments import Segments, plain_text
+from server.api.request.prompt import Prompt, check_token_id, tokenize_all
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
+from server.chat.segments import Segments, read_plain_text
 from server.errors import ApiError
 from server.models.model import Model
 from server.records import replace
@@ -48,22 +48,22 @@ def read_generate(incoming: Incoming) -> TextRequest | Response:
     model, body, files = incoming.model, incoming.body, incoming.files
     own = OLLAMA_GENERATE.read(body)
     if not own["prompt"] and not own["suffix"]:
-        return loaded(model, own, OLLAMA_GENERATE.unread(body), generate_part)
+        return answer_load(model, own, OLLAMA_GENERATE.list_unread(body), generate_part)
     if own["raw"] and (own["template"] or own["system"] or own["context"]):
         raise ApiError(400, "raw: it can't be used together with template, system or context")
-    values, warnings = read_values(model, own, OLLAMA_GENERATE.unread(body))
+    values, warnings = read_values(model, own, OLLAMA_GENERATE.list_unread(body))
     wanted = read_format(own["format"], model.defaults)
     if own["suffix"] or own["raw"] or own["template"]:
-        prompt, shown = written_prompt(model, own, values["n_predict"], files)
+        prompt, shown = make_written_prompt(model, own, values["n_predict"], files)
         form = AnswerForm(constraint_of(wanted))
     else:
-        chat = chat_prompt(model, conversation(model, turns(own, files), own["think"]), files)
+        chat = make_chat_prompt(model, make_conversation(model, make_turns(own, files), own["think"]), files)
         prompt, shown, warnings = chat.prompt, chat.text, (*chat.warnings, *warnings)
         form = answer_form(model, chat, wanted)
-    return text_request(
+    return make_text_request(
         incoming,
         values,
-        [behind(own["context"], prompt, model)],
+        [put_behind(own["context"], prompt, model)],
         shown,
         default_ping_s=incoming.context.options.sse_ping_interval,
         warnings=warnings,
@@ -71,25 +71,25 @@ def read_generate(incoming: Incoming) -> TextRequest | Response:
     )
 
 
-def turns(own: Mapping[str, Any], files: Files) -> list[Message]:
+def make_turns(own: Mapping[str, Any], files: Files) -> list[Message]:
     user = {"role": "user", "content": with_images(own["prompt"], own["images"], "", files)}
     return [*([{"role": "system", "content": own["system"]}] if own["system"] else []), user]
 
 
-def written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: Files) -> tuple[Prompt, str]:
+def make_written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: Files) -> tuple[Prompt, str]:
     """The prompt of a request that doesn't use the model's chat template; also its text."""
     if own["suffix"]:
         if own["images"]:
             raise ApiError(400, "images can't be used together with a suffix")
-        return infill_prompt(model, own["prompt"], own["suffix"], n_predict), own["prompt"]
-    text = plain_text(with_images(own["prompt"], own["images"], "", files))
+        return make_infill_prompt(model, own["prompt"], own["suffix"], n_predict), own["prompt"]
+    text = read_plain_text(with_images(own["prompt"], own["images"], "", files))
     segments = [(text, False)]
     if not own["raw"]:
         segments = fill_template(own["template"], {".System": own["system"], ".Prompt": text, ".Response": ""})
     shown = "".join(part for part, _ in segments)
     model.vocab.measure(shown)
     prompt = tokenize_all(model.vocab, segments, model.info.bos_token, not model.system_prompt.prompt, files)
-    return prompt, files.shown(shown)
+    return prompt, files.replace_markers(shown)
 
 
 def fill_template(source: str, values: Mapping[str, str]) -> Segments:
@@ -128,13 +128,13 @@ def fill_template(source: str, values: Mapping[str, str]) -> Segments:
     return segments
 
 
-def behind(context: object, prompt: Prompt, model: Model) -> Prompt:
+def put_behind(context: object, prompt: Prompt, model: Model) -> Prompt:
     """The prompt after the tokens of an earlier answer (`context`)."""
     if not context:
         return prompt
     if not isinstance(context, list):
         raise ApiError(400, "context: the list of numbers from an earlier answer is required")
-    earlier = tuple(token_id("context", token, model.vocab) for token in context)
+    earlier = tuple(check_token_id("context", token, model.vocab) for token in context)
     tokens = prompt.tokens[1:] if prompt.tokens[:1] == (model.vocab.bos,) else prompt.tokens
     return replace(prompt, tokens=(*earlier, *tokens))
 
@@ -144,4 +144,6 @@ def generate_part(text: str, thinking: str, calls: list[Message]) -> Message:
     return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 
-DIALECT = Dialect(read_generate, partial(OllamaReply, make_part=generate_part), error_json, warning_header, STREAM_TYPE)
+DIALECT = Dialect(
+    read_generate, partial(OllamaReply, make_part=generate_part), make_error_json, make_warning_header, STREAM_TYPE
+)

@@ -18,14 +18,20 @@ from server.api.dialects.native import answer_json
 from server.api.request.fields import STREAM_OPTION_FIELDS
 from server.api.request.schema import read
 from server.api.request.text_request import Arrival, TextRequest
-from server.api.serialize import cache_json, progress_json, progress_timings, timings_json, token_json
+from server.api.serialize import (
+    make_cache_json,
+    make_progress_json,
+    make_progress_timings,
+    make_timings_json,
+    make_token_json,
+)
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
 from server.models.model import Vocab
-from server.web.message import error_body, to_json
-from server.web.sse import DONE, PING, named_event
-from server.web.sse import event as sse_event
+from server.web.message import make_error_body, to_json
+from server.web.sse import DONE, PING, encode_named_event
+from server.web.sse import encode_event as sse_event
 
 MARK = secrets.token_hex(16)  # placeholder for the text of a chunk; random, so that no text contains it
 Part = Text | Reasoning | ToolCall
@@ -45,19 +51,19 @@ class Form(Protocol):
     calls_finish: str
     """The `finish_reason` of a choice that calls tools."""
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def make_opening(self, index: int) -> dict[str, Any] | None:
         """The choice of the first chunk, before any text; None if there is no such chunk."""
 
-    def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
+    def make_delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         """The choice of a chunk with a part of the answer, or of the last chunk, which has no part."""
 
-    def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
+    def make_choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
         """A whole choice. `rest` are the logprobs of control tokens."""
 
-    def logprobs(self, tokens: Sequence[PlacedToken]) -> object:
+    def make_logprobs(self, tokens: Sequence[PlacedToken]) -> object:
         """The `logprobs` object of tokens and their places."""
 
-    def judged(self, index: int, part: PromptProbs) -> None:
+    def note_judged(self, index: int, part: PromptProbs) -> None:
         """Note the probabilities of some of the prompt's tokens."""
 
 
@@ -73,7 +79,7 @@ class OpenAiReply:
         self._is_verbose = context.options.is_verbose or values["verbose"]
         self.id = form.id_prefix + asked.arrival.token
         self._created = asked.arrival.created
-        self._model_name = model.name_for(values["model"])
+        self._model_name = model.choose_name(values["model"])
         self._fingerprint = f"b-{model.info.llama_version}"
         options = read(values["stream_options"], STREAM_OPTION_FIELDS, where="stream_options.")
         self._include_usage = options["include_usage"]
@@ -90,120 +96,120 @@ class OpenAiReply:
 
     # ---- streams ----------------------------------------------------------------------------------------------
 
-    def event(self, index: int, event: Event) -> bytes:
+    def encode_event(self, index: int, event: Event) -> bytes:
         """The bytes of one event. The JSON around a plain piece of text is always the same, so it is encoded only
         once."""
         if type(event) is Text:
             if not self._has_probs and event.timings is None:
                 if not event.text:
                     return b""
-                before, behind = self._frames.get(index) or self._frame(index, index, Text(MARK))
+                before, behind = self._frames.get(index) or self._encode_frame(index, index, Text(MARK))
                 return before + encode_basestring(event.text).encode("utf-8", "replace") + behind
-            return self._text(index, event)
+            return self._encode_text(index, event)
         if self._has_probs and isinstance(event, (Reasoning, ToolCall)):
-            self._tokens(index, event)
+            self._take_tokens(index, event)
         if type(event) is Reasoning:
-            return self._framed(index, event, event.text, (index, Reasoning), Reasoning(MARK))
+            return self._fill_frame(index, event, event.text, (index, Reasoning), Reasoning(MARK))
         if type(event) is ToolCall:
             return self._call(index, event)
         if isinstance(event, End):
             self._finals[index] = event.final
-            return sse_event(self._last_chunk(index, event.final))
+            return sse_event(self._make_last_chunk(index, event.final))
         if isinstance(event, PromptProbs):
-            self._form.judged(index, event)
+            self._form.note_judged(index, event)
             return b""
         if isinstance(event, Progress):
-            chunk = self._chunk([self._form.delta(index, None, None, None)])
-            progress = {"prompt_progress": progress_json(event), "timings": progress_timings(event)}
+            chunk = self._make_chunk([self._form.make_delta(index, None, None, None)])
+            progress = {"prompt_progress": make_progress_json(event), "timings": make_progress_timings(event)}
             return sse_event({**chunk, **progress})
-        opening = self._form.opening(index)
-        return b"" if opening is None else sse_event(self._chunk([opening]))
+        opening = self._form.make_opening(index)
+        return b"" if opening is None else sse_event(self._make_chunk([opening]))
 
-    def _frame(self, key: object, index: int, part: Part) -> tuple[bytes, bytes]:
+    def _encode_frame(self, key: object, index: int, part: Part) -> tuple[bytes, bytes]:
         """Encode a chunk once: the bytes before and after its text. `part` has MARK as its text."""
-        data = sse_event(self._chunk([self._form.delta(index, part, None, None)]))
+        data = sse_event(self._make_chunk([self._form.make_delta(index, part, None, None)]))
         before, _, behind = data.partition(to_json(MARK))
         self._frames[key] = before, behind
         return before, behind
 
-    def _framed(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
+    def _fill_frame(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
         """A chunk with reasoning or arguments. `key` finds the encoded JSON around the text."""
         if not text:
             return b""
         if part.timings is not None:
-            return self._timed(index, part, None)
-        before, behind = self._frames.get(key) or self._frame(key, index, marked)
+            return self._encode_timed(index, part, None)
+        before, behind = self._frames.get(key) or self._encode_frame(key, index, marked)
         return before + encode_basestring(text).encode("utf-8", "replace") + behind
 
     def _call(self, index: int, event: ToolCall) -> bytes:
         head = b""
         if event.name:
             self._calling.add(index)
-            head = self._timed(index, ToolCall(event.index, event.id, event.name, timings=event.timings), None)
+            head = self._encode_timed(index, ToolCall(event.index, event.id, event.name, timings=event.timings), None)
             event = ToolCall(event.index, arguments=event.arguments, timings=event.timings)
         marked = ToolCall(event.index, arguments=MARK)
-        return head + self._framed(index, event, event.arguments, (index, event.index), marked)
+        return head + self._fill_frame(index, event, event.arguments, (index, event.index), marked)
 
-    def _text(self, index: int, event: Text) -> bytes:
-        tokens = self._tokens(index, event)
-        return self._timed(index, event, self._logprobs(tokens)) if event.text else b""
+    def _encode_text(self, index: int, event: Text) -> bytes:
+        tokens = self._take_tokens(index, event)
+        return self._encode_timed(index, event, self._make_logprobs(tokens)) if event.text else b""
 
-    def _timed(self, index: int, part: Part, logprobs: object) -> bytes:
-        chunk = self._chunk([self._form.delta(index, part, logprobs, None)])
+    def _encode_timed(self, index: int, part: Part, logprobs: object) -> bytes:
+        chunk = self._make_chunk([self._form.make_delta(index, part, logprobs, None)])
         if part.timings is not None:
-            chunk["timings"] = timings_json(part.timings)
+            chunk["timings"] = make_timings_json(part.timings)
         return sse_event(chunk)
 
-    def _last_chunk(self, index: int, final: Final) -> dict[str, Any]:
+    def _make_last_chunk(self, index: int, final: Final) -> dict[str, Any]:
         """The last chunk of a choice, with its `finish_reason` and no text."""
-        choice = self._form.delta(index, None, self._rest(index), self._finish(index, final))
-        last = self._chunk([{**choice, **self._asked.extras.get(index, {})}])
-        last |= self._numbers(final)
+        choice = self._form.make_delta(index, None, self._rest(index), self._finish(index, final))
+        last = self._make_chunk([{**choice, **self._asked.extras.get(index, {})}])
+        last |= self._make_numbers(final)
         if self._asked.warnings:
             last["warnings"] = list(self._asked.warnings)
         if self._is_verbose:
-            last["__verbose"] = self._native(index, Answer(self._asked.tasks[index], [final.text], final=final))
+            last["__verbose"] = self._make_native(index, Answer(self._asked.tasks[index], [final.text], final=final))
         return last
 
     def end(self) -> bytes:
         """The usage, if the request asks for it, then `[DONE]`."""
         if not self._include_usage:
             return DONE
-        usage = {**self._chunk([]), "usage": self._usage(), **self._numbers(self._finals[0])}
+        usage = {**self._make_chunk([]), "usage": self._make_usage(), **self._make_numbers(self._finals[0])}
         return sse_event(usage) + DONE
 
-    def error(self, error: ApiError) -> bytes:
-        return error_event(error)
+    def encode_error(self, error: ApiError) -> bytes:
+        return encode_error_event(error)
 
     # ---- whole answers ----------------------------------------------------------------------------------------
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def make_whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         self._finals = {i: answer.final for i, answer in enumerate(answers) if answer.final is not None}
         self._calling = {i for i, answer in enumerate(answers) if answer.calls}
         result = {
-            **self._head(self._form.object_name),
-            "choices": [self._choice(*pair) for pair in enumerate(answers)],
-            "usage": self._usage(),
-            **self._numbers(self._finals[0]),
+            **self._make_head(self._form.object_name),
+            "choices": [self._make_choice(*pair) for pair in enumerate(answers)],
+            "usage": self._make_usage(),
+            **self._make_numbers(self._finals[0]),
         }
         if self._asked.warnings:
             result["warnings"] = list(self._asked.warnings)
         if self._is_verbose:
-            native = [self._native(i, answer) for i, answer in enumerate(answers)]
+            native = [self._make_native(i, answer) for i, answer in enumerate(answers)]
             result["__verbose"] = native if len(native) > 1 else native[0]
         return result
 
-    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _make_choice(self, index: int, answer: Answer) -> dict[str, Any]:
         for part in answer.prompt_probs:
-            self._form.judged(index, part)
-        logprobs = self._logprobs([token for part in answer.judged for token in self._tokens(index, part)])
+            self._form.note_judged(index, part)
+        logprobs = self._make_logprobs([token for part in answer.judged for token in self._take_tokens(index, part)])
         finish = self._finish(index, self._finals[index])
-        choice = self._form.choice(index, answer, logprobs, self._rest(index), finish)
+        choice = self._form.make_choice(index, answer, logprobs, self._rest(index), finish)
         return {**choice, **self._asked.extras.get(index, {})}
 
     # ---- parts of both ----------------------------------------------------------------------------------------
 
-    def _tokens(self, index: int, part: Part) -> list[PlacedToken]:
+    def _take_tokens(self, index: int, part: Part) -> list[PlacedToken]:
         """The tokens of the next part of a choice's text, or none if the part isn't text."""
         places = self._places[index]
         places.add(part.probs)
@@ -211,14 +217,14 @@ class OpenAiReply:
             places.take(part.text)
         return places.take(part.text) if type(part) is Text else []
 
-    def _logprobs(self, tokens: Sequence[PlacedToken]) -> object:
+    def _make_logprobs(self, tokens: Sequence[PlacedToken]) -> object:
         """The `logprobs` object of tokens; None unless the request asks for it."""
-        return self._form.logprobs(tokens) if self._has_probs else None
+        return self._form.make_logprobs(tokens) if self._has_probs else None
 
     def _rest(self, index: int) -> object:
         """The `logprobs` object of control tokens such as EOS; None if none were kept."""
         rest = self._places[index].rest()
-        return self._form.logprobs(rest) if rest else None
+        return self._form.make_logprobs(rest) if rest else None
 
     def _finish(self, index: int, final: Final) -> str:
         """The `finish_reason` of a choice. An answer that was cut off ends with "length" even within a call."""
@@ -226,11 +232,11 @@ class OpenAiReply:
             return "length"
         return self._form.calls_finish if index in self._calling and final.stop != STOP_ABORT else "stop"
 
-    def _native(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _make_native(self, index: int, answer: Answer) -> dict[str, Any]:
         """The answer as POST /completion would write it."""
         return answer_json(self._asked, index, answer, "\n" in answer.text, self._is_verbose)
 
-    def _head(self, object_name: str) -> dict[str, Any]:
+    def _make_head(self, object_name: str) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": object_name,
@@ -239,13 +245,13 @@ class OpenAiReply:
             "system_fingerprint": self._fingerprint,
         }
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._head(self._form.chunk_name), "choices": choices}
+    def _make_chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._make_head(self._form.chunk_name), "choices": choices}
 
-    def _numbers(self, final: Final) -> dict[str, Any]:
-        return {"timings": timings_json(final.timings), "cache": cache_json(self._asked, final)}
+    def _make_numbers(self, final: Final) -> dict[str, Any]:
+        return {"timings": make_timings_json(final.timings), "cache": make_cache_json(self._asked, final)}
 
-    def _usage(self) -> dict[str, Any]:
+    def _make_usage(self) -> dict[str, Any]:
         finals = [self._finals[i] for i in sorted(self._finals)]
         n_answers = self._asked.n
         n_prompt = sum(final.n_prompt for final in finals[::n_answers])
@@ -260,15 +266,15 @@ class OpenAiReply:
         }
 
 
-def error_event(error: ApiError) -> bytes:
+def encode_error_event(error: ApiError) -> bytes:
     """An `error` event. The stream ends after it."""
-    return named_event("error", error_body(error))
+    return encode_named_event("error", make_error_body(error))
 
 
-def waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
+def make_waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
     """For streams that begin while a model is loaded: chunks with its progress and an empty `choice`."""
 
-    def event(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
+    def encode_progress(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
         return sse_event(
             {
                 "id": id_prefix + arrival.token,
@@ -280,7 +286,7 @@ def waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting
             }
         )
 
-    return Waiting(event, error_event)
+    return Waiting(encode_progress, encode_error_event)
 
 
 class TokenPlaces:
@@ -339,7 +345,7 @@ class TokenPlaces:
         return rest
 
 
-def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, Any]:
+def make_likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, Any]:
     """A token as chat answers write it, with the most likely alternatives."""
-    top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
-    return {**token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}
+    top = [make_token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
+    return {**make_token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from server.api.dialects.dialect import Answer, Dialect
-from server.api.dialects.openai import OpenAiReply, Part, likely_json, waiting
+from server.api.dialects.openai import OpenAiReply, Part, make_likely_json, make_waiting
 from server.api.request.chat.answer import answer_form
-from server.api.request.chat.messages import chat_prompt, read_conversation
+from server.api.request.chat.messages import make_chat_prompt, read_conversation
 from server.api.request.constraints import read_wanted
 from server.api.request.fields import CHAT
-from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
 from server.chat.output.events import Reasoning, Text, ToolCall
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
@@ -21,13 +21,13 @@ from server.errors import ApiError
 def read_chat(incoming: Incoming) -> TextRequest:
     """Read a conversation; the model writes its next message."""
     model, body = incoming.model, incoming.body
-    values, unread = CHAT.read(body, model.defaults), CHAT.unread(body)
+    values, unread = CHAT.read(body, model.defaults), CHAT.list_unread(body)
     if values["logprobs"]:
         values["n_probs"] = max(values["top_logprobs"], 1)
     elif values["top_logprobs"]:
         raise ApiError(400, "top_logprobs needs logprobs to be true")
-    chat = chat_prompt(model, read_conversation(model, body, incoming.files), incoming.files)
-    return text_request(
+    chat = make_chat_prompt(model, read_conversation(model, body, incoming.files), incoming.files)
+    return make_text_request(
         incoming,
         values,
         [chat.prompt],
@@ -49,11 +49,11 @@ class ChatForm:
         self._n_top = values["top_logprobs"] if values["logprobs"] else values["n_probs"]
         self._vocab = asked.model.vocab
 
-    def opening(self, index: int) -> dict[str, Any]:
+    def make_opening(self, index: int) -> dict[str, Any]:
         delta = {"role": "assistant", "content": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
+    def make_delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         delta: dict[str, Any] = {}
         if isinstance(part, Text):
             delta = {"content": part.text}
@@ -71,7 +71,7 @@ class ChatForm:
         head = {"id": part.id, "type": "function"} if part.name else {}
         return {"tool_calls": [{"index": part.index, **head, "function": function}]}
 
-    def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
+    def make_choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
         """The whole message. Its content is null if it has calls and no text."""
         text, reasoning = answer.text, answer.reasoning
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not answer.calls else None}
@@ -87,15 +87,15 @@ class ChatForm:
             ]
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
-    def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
-        return {"content": [likely_json(item, self._n_top, self._vocab) for item, _ in tokens], "refusal": None}
+    def make_logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
+        return {"content": [make_likely_json(item, self._n_top, self._vocab) for item, _ in tokens], "refusal": None}
 
-    def judged(self, index: int, part: PromptProbs) -> None:
+    def note_judged(self, index: int, part: PromptProbs) -> None:
         """Never called: chats don't echo prompts."""
 
 
 DIALECT = Dialect(
     read_chat,
     partial(OpenAiReply, make_form=ChatForm),
-    waiting=waiting(ChatForm.id_prefix, ChatForm.chunk_name, {"delta": {}}),
+    waiting=make_waiting(ChatForm.id_prefix, ChatForm.chunk_name, {"delta": {}}),
 )

@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from server.api.dialects.dialect import Answer, Dialect
-from server.api.dialects.echo import EchoedPrompt, joined, token_name, top_logprobs
-from server.api.dialects.infill import infill_prompt
-from server.api.dialects.openai import OpenAiReply, Part, likely_json, waiting
+from server.api.dialects.echo import EchoedPrompt, format_token_name, join_lists, make_top_logprobs
+from server.api.dialects.infill import make_infill_prompt
+from server.api.dialects.openai import OpenAiReply, Part, make_likely_json, make_waiting
 from server.api.request.fields import TEXT
-from server.api.request.prompt import Prompt, read_prompts, shown
-from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.api.request.prompt import Prompt, read_prompts, strip_files
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
 from server.chat.output.events import Text
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
@@ -26,40 +26,40 @@ from server.models.model import Model
 def read_text(incoming: Incoming) -> TextRequest:
     """Read one or more prompts; choices are in their order."""
     model, body = incoming.model, incoming.body
-    values, unread = TEXT.read(body, model.defaults), TEXT.unread(body)
+    values, unread = TEXT.read(body, model.defaults), TEXT.list_unread(body)
     if values["prompt"] is None:
         raise ApiError(400, "prompt: this field is required")
     if values["logprobs"] is not None:
         values["n_probs"] = max(values["logprobs"], 1)
     is_judged = values["echo"] and values["n_probs"] > 0
     if values["suffix"]:
-        prompts = [between(model, values, is_judged)]
+        prompts = [make_prompt_between(model, values, is_judged)]
     else:
         require_room = partial(model.require_room, values["n_cmpl"])
         prompts, _ = read_prompts(
             values["prompt"], model.vocab, not model.system_prompt.prompt, False, incoming.files, require_room
         )
-    return text_request(
+    return make_text_request(
         incoming,
         values,
         prompts,
-        shown(values["prompt"]),
+        strip_files(values["prompt"]),
         default_ping_s=incoming.context.options.sse_ping_interval,
-        prompt_probs=n_top(values) if is_judged else -1,
+        prompt_probs=read_n_top(values) if is_judged else -1,
         warnings=unread,
     )
 
 
-def between(model: Model, values: Mapping[str, Any], is_judged: bool) -> Prompt:
+def make_prompt_between(model: Model, values: Mapping[str, Any], is_judged: bool) -> Prompt:
     """The prompt for the text between `prompt` and `suffix`."""
     if not isinstance(values["prompt"], str):
         raise ApiError(400, f"prompt: {str(values['prompt'])[:40]!r} is not a string; `suffix` needs one")
     if is_judged:
         raise ApiError(400, "suffix: it can't be used together with both echo and logprobs")
-    return infill_prompt(model, values["prompt"], values["suffix"], values["n_predict"])
+    return make_infill_prompt(model, values["prompt"], values["suffix"], values["n_predict"])
 
 
-def n_top(values: Mapping[str, Any]) -> int:
+def read_n_top(values: Mapping[str, Any]) -> int:
     return values["n_probs"] if values["logprobs"] is None else values["logprobs"]
 
 
@@ -70,8 +70,8 @@ class TextForm:
 
     def __init__(self, asked: TextRequest) -> None:
         self._vocab = asked.model.vocab
-        self._n_top = n_top(asked.values)
-        self._prompts = prompt_texts(asked) if asked.values["echo"] else None
+        self._n_top = read_n_top(asked.values)
+        self._prompts = list_prompt_texts(asked) if asked.values["echo"] else None
         self._judged: list[EchoedPrompt] = []
         self.n_echoed = None
         if asked.tasks[0].prompt_probs >= 0:
@@ -79,21 +79,21 @@ class TextForm:
             self._judged = [EchoedPrompt(task.prompt, text, self._vocab) for task, text in pairs]
             self.n_echoed = [len(text) for text in self._prompts]
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def make_opening(self, index: int) -> dict[str, Any] | None:
         """The prompt, if the request has `echo`."""
         if self._prompts is None:
             return None
-        logprobs = self._judged[index].logprobs(self._n_top) if self._judged else None
-        return self.delta(index, Text(self._prompts[index]), logprobs, None)
+        logprobs = self._judged[index].make_logprobs(self._n_top) if self._judged else None
+        return self.make_delta(index, Text(self._prompts[index]), logprobs, None)
 
-    def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
+    def make_delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         text = part.text if isinstance(part, Text) else ""
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def choice(self, index: int, answer: Answer, logprobs: Any, rest: Any, finish: str) -> dict[str, Any]:
+    def make_choice(self, index: int, answer: Answer, logprobs: Any, rest: Any, finish: str) -> dict[str, Any]:
         text = answer.text
         if self._judged:
-            logprobs = joined([self._judged[index].logprobs(self._n_top), logprobs, rest])
+            logprobs = join_lists([self._judged[index].make_logprobs(self._n_top), logprobs, rest])
         return {
             "index": index,
             "text": text if self._prompts is None else self._prompts[index] + text,
@@ -101,23 +101,23 @@ class TextForm:
             "finish_reason": finish,
         }
 
-    def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
+    def make_logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
         """OpenAI's parallel lists, with offsets into the text, and the list of the chat form."""
         piece = self._vocab.piece
         return {
-            "tokens": [token_name(piece(item.token)) for item, _ in tokens],
+            "tokens": [format_token_name(piece(item.token)) for item, _ in tokens],
             "token_logprobs": [item.logprob for item, _ in tokens],
-            "top_logprobs": [top_logprobs(item, self._n_top, self._vocab) for item, _ in tokens],
+            "top_logprobs": [make_top_logprobs(item, self._n_top, self._vocab) for item, _ in tokens],
             "text_offset": [place for _, place in tokens],
-            "content": [likely_json(item, self._n_top, self._vocab) for item, _ in tokens],
+            "content": [make_likely_json(item, self._n_top, self._vocab) for item, _ in tokens],
         }
 
-    def judged(self, index: int, part: PromptProbs) -> None:
+    def note_judged(self, index: int, part: PromptProbs) -> None:
         """Note the probabilities of some of the prompt's tokens."""
         self._judged[index].add(part)
 
 
-def prompt_texts(asked: TextRequest) -> list[str]:
+def list_prompt_texts(asked: TextRequest) -> list[str]:
     """What `echo` writes before each choice: the prompt's text as it came, or else the text of its tokens."""
     given: list[Any] = asked.shown if isinstance(asked.shown, list) else [asked.shown]
     if all(isinstance(prompt, str) for prompt in given) and len(given) * asked.n == len(asked.tasks):
@@ -130,5 +130,5 @@ def prompt_texts(asked: TextRequest) -> list[str]:
 DIALECT = Dialect(
     read_text,
     partial(OpenAiReply, make_form=TextForm),
-    waiting=waiting(TextForm.id_prefix, TextForm.chunk_name, {"text": ""}),
+    waiting=make_waiting(TextForm.id_prefix, TextForm.chunk_name, {"text": ""}),
 )

@@ -17,11 +17,11 @@ from typing import Any
 
 from server.api.context import Context
 from server.api.request.chat.messages import require_few
-from server.api.request.chat.parts import required
+from server.api.request.chat.parts import require_text
 from server.errors import ApiError
 from server.records import field, record
 from server.web.message import to_json
-from server.web.sse import named_event
+from server.web.sse import encode_named_event
 
 Placed = tuple[Any, str]
 """An item, and its place in the request, which error messages name."""
@@ -122,25 +122,25 @@ class Item:
     @property
     def text(self) -> str:
         text = "".join(self.parts)
-        return custom_input(text) if self.kind is CUSTOM_CALL else text
+        return read_custom_input(text) if self.kind is CUSTOM_CALL else text
 
-    def json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The item as JSON. While it is in progress, it is written without text."""
         kind = self.kind
         is_begun = self.status == IN_PROGRESS
         item = {"id": self.id, "type": kind.type, "status": self.status, **NO_TEXT.get(kind.type, {}), **self.fields}
         if not kind.part:
             return {**item, kind.field: "" if is_begun else self.text}
-        item[kind.field] = [] if is_begun else [self.part()]
+        item[kind.field] = [] if is_begun else [self.make_part()]
         return {**item, "encrypted_content": seal(self.text)} if self.is_sealed and not is_begun else item
 
-    def part(self) -> dict[str, Any]:
+    def make_part(self) -> dict[str, Any]:
         """The part that holds the text."""
         part: dict[str, Any] = {"type": self.kind.part, "text": self.text}
         return {**part, "annotations": [], "logprobs": self.logprobs} if self.kind is MESSAGE else part
 
 
-def custom_input(arguments: str) -> str:
+def read_custom_input(arguments: str) -> str:
     """The text for a tool that takes text; "" if the call was cut off."""
     try:
         found = json.loads(arguments)
@@ -187,12 +187,12 @@ class EventWriter:
     def begin(self) -> bytes:
         """The first two events, which say `queued` for a background response."""
         if not self._response["background"]:
-            return self._state("created", IN_PROGRESS) + self._state(IN_PROGRESS, IN_PROGRESS)
-        return self._state("created", QUEUED) + self._state(QUEUED, QUEUED)
+            return self._write_state("created", IN_PROGRESS) + self._write_state(IN_PROGRESS, IN_PROGRESS)
+        return self._write_state("created", QUEUED) + self._write_state(QUEUED, QUEUED)
 
-    def progress(self) -> bytes:
+    def write_progress(self) -> bytes:
         """The event for the engine's beginning; only a background response has it."""
-        return self._state(IN_PROGRESS, IN_PROGRESS) if self._response["background"] else b""
+        return self._write_state(IN_PROGRESS, IN_PROGRESS) if self._response["background"] else b""
 
     def open(self, item: Item) -> bytes:
         """Begin an item, after closing the one before."""
@@ -202,17 +202,17 @@ class EventWriter:
         self.items.append(item)
         index = len(self.items) - 1
         self._place = {"item_id": item.id, "output_index": index, **({kind.index: 0} if kind.part else {})}
-        added = self._event("response.output_item.added", output_index=index, item=item.json())
+        added = self._write_event("response.output_item.added", output_index=index, item=item.as_json())
         if kind.part:
-            added += self._event(kind.part_events + ".added", **self._place, part=item.part())
+            added += self._write_event(kind.part_events + ".added", **self._place, part=item.make_part())
         logprobs: dict[str, Any] = {"logprobs": []} if kind is MESSAGE else {}
         name = kind.events + ".delta"
-        data = named_event(name, {"type": name, **self._place, **logprobs, "delta": MARK})
+        data = encode_named_event(name, {"type": name, **self._place, **logprobs, "delta": MARK})
         before, _, _ = data.partition(to_json(MARK))
         self._frame = before, b',"sequence_number":%d}\n\n'
         return closed + added
 
-    def delta(self, text: str, logprobs: Sequence[Any] = ()) -> bytes:
+    def write_delta(self, text: str, logprobs: Sequence[Any] = ()) -> bytes:
         """Add text to the open item. Only the number changes in the JSON around a plain piece, so the rest is encoded
         once. Text for a tool that takes text is sent when the item is closed, because the model writes it as JSON."""
         item = self._open
@@ -224,7 +224,7 @@ class EventWriter:
         if item.kind is CUSTOM_CALL:
             return b""
         if logprobs:
-            return self._event(item.kind.events + ".delta", **self._place, delta=text, logprobs=list(logprobs))
+            return self._write_event(item.kind.events + ".delta", **self._place, delta=text, logprobs=list(logprobs))
         self._number += 1
         if self._number - 1 <= self._after:
             return b""
@@ -240,27 +240,27 @@ class EventWriter:
         item.status = status
         events = b""
         if kind is CUSTOM_CALL and item.text:
-            events = self._event(kind.events + ".delta", **self._place, delta=item.text)
+            events = self._write_event(kind.events + ".delta", **self._place, delta=item.text)
         logprobs = {"logprobs": item.logprobs} if kind is MESSAGE else {}
         whole = {"text" if kind.part else kind.field: item.text, **logprobs}
-        events += self._event(kind.events + ".done", **self._place, **whole)
+        events += self._write_event(kind.events + ".done", **self._place, **whole)
         if kind.part:
-            events += self._event(kind.part_events + ".done", **self._place, part=item.part())
+            events += self._write_event(kind.part_events + ".done", **self._place, part=item.make_part())
         index = self._place["output_index"]
-        return events + self._event("response.output_item.done", output_index=index, item=item.json())
+        return events + self._write_event("response.output_item.done", output_index=index, item=item.as_json())
 
     def end(self, response: Mapping[str, Any]) -> bytes:
         """The last event, with the whole response."""
-        return self._event(LAST_EVENTS.get(response["status"], "response.incomplete"), response=response)
+        return self._write_event(LAST_EVENTS.get(response["status"], "response.incomplete"), response=response)
 
-    def _state(self, name: str, status: str) -> bytes:
-        return self._event("response." + name, response={**self._response, "status": status})
+    def _write_state(self, name: str, status: str) -> bytes:
+        return self._write_event("response." + name, response={**self._response, "status": status})
 
-    def _event(self, name: str, **fields: object) -> bytes:
+    def _write_event(self, name: str, **fields: object) -> bytes:
         self._number += 1
         if self._number - 1 <= self._after:
             return b""
-        return named_event(name, {"type": name, **fields, "sequence_number": self._number - 1})
+        return encode_named_event(name, {"type": name, **fields, "sequence_number": self._number - 1})
 
 
 def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun: bool, after: int) -> Iterator[bytes]:
@@ -271,13 +271,13 @@ def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun
     writer = EventWriter({**before, **NO_RESULTS}, after)
     yield writer.begin()
     if was_begun:
-        yield writer.progress()
+        yield writer.write_progress()
     for i, found in enumerate(response["output"]):
         item, text = item_of(found)
         yield writer.open(item)
         at = 0
         for n in (*(cuts[i] if i < len(cuts) else ()), len(text)):
-            yield writer.delta(text[at : at + n])
+            yield writer.write_delta(text[at : at + n])
             at += n
         if item.kind is MESSAGE:
             item.logprobs = found["content"][0]["logprobs"]
@@ -286,7 +286,7 @@ def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun
 
 
 def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
-    """An item from its JSON, and its text: the reverse of `Item.json`."""
+    """An item from its JSON, and its text: the reverse of `Item.as_json`."""
     kind = next(kind for kind in KINDS if kind.type == found["type"] and found.get(kind.field) not in (None, []))
     text = found[kind.field][0]["text"] if kind.part else found[kind.field]
     fields = {name: found[name] for name in ("name", "call_id") if name in found}
@@ -325,20 +325,20 @@ def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]
     return tuple(items)
 
 
-def conversation_id(value: object) -> str:
+def read_conversation_id(value: object) -> str:
     """The id in `conversation`, which is a text or an object; "" without one."""
     if value is None:
         return ""
     if isinstance(value, dict):
-        return required(value, "id", "conversation")
+        return require_text(value, "id", "conversation")
     if not isinstance(value, str):
         raise ApiError(400, "conversation is neither an id nor an object with one")
     return value
 
 
-def earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
+def find_earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
     """The items that a request continues from. ApiError 404 if they aren't stored for this key."""
-    conversation, previous = conversation_id(values["conversation"]), values["previous_response_id"]
+    conversation, previous = read_conversation_id(values["conversation"]), values["previous_response_id"]
     if conversation and previous:
         raise ApiError(400, "conversation and previous_response_id can't be used together")
     if conversation:
@@ -346,13 +346,13 @@ def earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> l
         if found is None:
             raise ApiError(404, f"conversation: there is no conversation {conversation[:80]!r}", param="conversation")
         return [(item, "conversation") for item in found["items"]]
-    earlier = earlier_records(context, key_id, previous) if previous else []
+    earlier = find_earlier_records(context, key_id, previous) if previous else []
     if earlier and earlier[-1]["response"]["status"] in (QUEUED, IN_PROGRESS):
         raise ApiError(400, f"previous_response_id: {previous} has not ended yet")
     return [(item, "previous_response_id") for found in earlier for item in items_of_record(found)]
 
 
-def earlier_records(context: Context, key_id: str, id_: str) -> list[dict[str, Any]]:
+def find_earlier_records(context: Context, key_id: str, id_: str) -> list[dict[str, Any]]:
     """A stored response and all that it continues from, the oldest first."""
     found: dict[str, dict[str, Any]] = {}
     while id_:
@@ -371,12 +371,12 @@ def items_of_record(found: Mapping[str, Any]) -> list[Any]:
     return [*found["input"], *found["response"]["output"]]
 
 
-def referred_item(
+def find_referred_item(
     context: Context, key_id: str, item: Mapping[str, Any], where: str, pool: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Find the stored item that a reference names. The id tells which response or conversation to read. Items that were
     read stay in `pool`, but each can be referred to only once, so a request can't multiply stored data."""
-    id_ = required(item, "id", where)
+    id_ = require_text(item, "id", where)
     token = id_.partition("_")[2][: 2 * N_TOKEN]
     if token not in pool:
         response, conversation = (context.stored.get(prefix + token, key_id) for prefix in ("resp_", "conv_"))

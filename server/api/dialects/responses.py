@@ -20,7 +20,7 @@ from typing import Any
 from server import memory
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect
-from server.api.dialects.openai import TokenPlaces, likely_json
+from server.api.dialects.openai import TokenPlaces, make_likely_json
 from server.api.dialects.response_items import (
     CANCELLED,
     CODES,
@@ -44,9 +44,9 @@ from server.api.dialects.response_items import (
     Item,
     Kind,
     Placed,
-    conversation_id,
-    earlier_items,
-    referred_item,
+    find_earlier_items,
+    find_referred_item,
+    read_conversation_id,
     unseal,
     with_ids,
 )
@@ -54,22 +54,31 @@ from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import (
     ChatPrompt,
     Conversation,
-    chat_prompt,
+    list_unread,
+    make_chat_prompt,
+    make_template_variables,
     require_few,
     require_short_arguments,
-    template_variables,
-    unread,
 )
-from server.api.request.chat.parts import Part, joined, one_of, required, text_part
+from server.api.request.chat.parts import Part, join_parts, make_text_part, one_of, require_text
 from server.api.request.chat.reasoning import read_reasoning
-from server.api.request.chat.tools import AUTO, NONE, REQUIRED, Tools, check_tool, known_name, list_items, tools_by_name
-from server.api.request.constraints import Wanted, read_wanted, response_format_schema
-from server.api.request.fields import CHAT_FIELDS, RESPONSES, listed
+from server.api.request.chat.tools import (
+    AUTO,
+    NONE,
+    REQUIRED,
+    Tools,
+    check_tool,
+    index_tools,
+    list_items,
+    read_known_name,
+)
+from server.api.request.constraints import Wanted, read_response_format_schema, read_wanted
+from server.api.request.fields import CHAT_FIELDS, RESPONSES, format_names
 from server.api.request.media import Files, decode
-from server.api.request.sampling import strings
+from server.api.request.sampling import read_strings
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, read
-from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.api.serialize import cache_json, timings_json
+from server.api.request.text_request import Incoming, TextRequest, make_text_request
+from server.api.serialize import make_cache_json, make_timings_json
 from server.chat.output.events import End, Event, Progress, Reasoning, Text, ToolCall
 from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final
 from server.errors import ApiError
@@ -113,7 +122,7 @@ def read_response(incoming: Incoming) -> TextRequest:
         int(time.time()),
         items,
         customs,
-        conversation=conversation_id(own["conversation"]),
+        conversation=read_conversation_id(own["conversation"]),
         is_stored=is_stored,
         is_background=own["background"],
         is_streamed=own["stream"],
@@ -129,23 +138,23 @@ def read_response(incoming: Incoming) -> TextRequest:
     }
     is_cut = own["truncation"] == "auto" and not incoming.files.media
     prompt = (
-        fitting_prompt(model, chat, incoming.files, values["n_predict"])
+        make_fitting_prompt(model, chat, incoming.files, values["n_predict"])
         if is_cut
-        else chat_prompt(model, chat, incoming.files)
+        else make_chat_prompt(model, chat, incoming.files)
     )
-    asked = text_request(
+    asked = make_text_request(
         incoming,
         values,
         [prompt.prompt],
         prompt.text,
         default_ping_s=context.options.sse_ping_interval,
-        warnings=(*prompt.warnings, *RESPONSES.unread(body)),
+        warnings=(*prompt.warnings, *RESPONSES.list_unread(body)),
         form=answer_form(model, prompt, read_format(own["text"], model.defaults)),
     )
     return replace(asked, own=exchange)
 
 
-def fitting_prompt(model: Model, chat: Conversation, files: Files, n_predict: int) -> ChatPrompt:
+def make_fitting_prompt(model: Model, chat: Conversation, files: Files, n_predict: int) -> ChatPrompt:
     """The prompt of a conversation. If it doesn't fit into the context, the oldest turns are left out, but never the
     system messages at the start or the latest turn."""
     n_ctx = model.info.n_ctx_slot
@@ -154,21 +163,21 @@ def fitting_prompt(model: Model, chat: Conversation, files: Files, n_predict: in
     n_first = next((i for i, role in enumerate(roles) if role not in ("system", "developer")), len(roles))
     cuts = sorted({n_first, *(i for i, role in enumerate(roles) if role == "user" and i > n_first)})
 
-    def prompt_from(cut: int) -> ChatPrompt:
+    def make_prompt(cut: int) -> ChatPrompt:
         left_out = f"truncation: left out {cut - n_first} messages that don't fit into the context"
         messages = [*chat.messages[:n_first], *chat.messages[cut:]]
         warnings = chat.warnings if cut == n_first else (*chat.warnings, left_out)
-        return chat_prompt(model, replace(chat, messages=messages, warnings=warnings), files)
+        return make_chat_prompt(model, replace(chat, messages=messages, warnings=warnings), files)
 
-    def fits(cut: int) -> bool:
+    def can_fit(cut: int) -> bool:
         try:
-            return len(prompt_from(cut).prompt.tokens) <= room
+            return len(make_prompt(cut).prompt.tokens) <= room
         except ApiError as error:
             if error.type != "exceed_context_size_error":
                 raise
             return False
 
-    return prompt_from(cuts[min(bisect_left(cuts, True, key=fits), len(cuts) - 1)])
+    return make_prompt(cuts[min(bisect_left(cuts, True, key=can_fit), len(cuts) - 1)])
 
 
 def read_fields(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def read_fields(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
     if values["input"] is None and values["previous_response_id"] is None and values["conversation"] is None:
         raise ApiError(400, "input: a text or a list of items is required")
     one_of(TRUNCATIONS, values["truncation"], "truncation")
-    values["include"] = strings("include", values["include"])
+    values["include"] = read_strings("include", values["include"])
     check_metadata(values["metadata"])
     return values
 
@@ -203,16 +212,16 @@ def read_conversation(
     """The conversation of a request, including the items that it continues from, and the names of the tools that take
     text. ApiError 400 names the wrong part."""
     tools, customs, warnings = read_tools(values["tools"], values["tool_choice"], values["parallel_tool_calls"])
-    before = earlier_items(context, files.request.key_id, values)
+    before = find_earlier_items(context, files.request.key_id, values)
     messages, left_out = read_messages(context, values, before, files)
     warnings += left_out
     wish = read_wish(values)
     wishes = read(wish, CHAT_FIELDS, model.defaults)
-    variables = template_variables(model, wishes, wish, tools)
+    variables = make_template_variables(model, wishes, wish, tools)
     prefill = ""
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         prefill = messages.pop()["content"]
-    warnings += unread(model, wish)
+    warnings += list_unread(model, wish)
     return (
         Conversation(messages, tools, read_reasoning(wishes, variables), variables, prefill, warnings=warnings),
         customs,
@@ -226,7 +235,7 @@ def read_messages(
     can use."""
     messages: list[Message] = []
     if values["instructions"]:
-        messages.append({"role": "system", "content": [text_part(values["instructions"])]})
+        messages.append({"role": "system", "content": [make_text_part(values["instructions"])]})
     foreign: list[str] = []
     pool: dict[str, dict[str, Any]] = {}
     items = [*before, *((item, f"input[{i}]") for i, item in enumerate(with_ids(values["input"], "")))]
@@ -234,7 +243,7 @@ def read_messages(
     for item, where in items:
         kind = one_of((*ITEMS, *FOREIGN, "item_reference"), item.get("type"), f"{where}.type")
         if kind == "item_reference":
-            item = referred_item(context, files.request.key_id, item, where, pool)
+            item = find_referred_item(context, files.request.key_id, item, where, pool)
             kind = item["type"]
         if kind in FOREIGN:
             foreign.append(kind)
@@ -242,9 +251,9 @@ def read_messages(
             ITEMS[kind](messages, item, where, files)
     if not messages:
         raise ApiError(400, "input: it has no message to answer")
-    messages = [{**message, "content": joined(message["content"])} for message in messages]
+    messages = [{**message, "content": join_parts(message["content"])} for message in messages]
     require_short_arguments(messages, "input")
-    left_out = f"input: ignored, because this server doesn't have these tools: {listed(foreign)}"
+    left_out = f"input: ignored, because this server doesn't have these tools: {format_names(foreign)}"
     return messages, (left_out,) if foreign else ()
 
 
@@ -254,7 +263,7 @@ def read_wish(values: Mapping[str, Any]) -> dict[str, Any]:
     wish = {name: values[name] for name in names if values[name] is not None}
     effort = (values["reasoning"] or {}).get("effort")
     if effort is not None:
-        wish["reasoning_effort"] = required(values["reasoning"], "effort", "reasoning")
+        wish["reasoning_effort"] = require_text(values["reasoning"], "effort", "reasoning")
     return wish
 
 
@@ -269,7 +278,7 @@ def read_format(text: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> 
     if kind == "text":
         return read_wanted({}, defaults)
     if kind == "json_object":
-        return Wanted("text.format", *(response_format_schema({"type": kind}) or ()))
+        return Wanted("text.format", *(read_response_format_schema({"type": kind}) or ()))
     if not isinstance(form.get("schema"), dict):
         raise ApiError(400, "text.format.schema is not an object")
     if not isinstance(form.get("strict"), (bool, type(None))):
@@ -287,18 +296,20 @@ def read_tools(value: object, choice: object, is_parallel: bool) -> tuple[Tools,
     for tool, where in list_items(value, "tools"):
         if not isinstance(tool, dict):
             raise ApiError(400, f"{where} is not an object")
-        kind = required(tool, "type", where)
+        kind = require_text(tool, "type", where)
         if kind == "function":
             named = {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
             tools.append(check_tool({"function": named}, where, where))
         elif kind == "custom":
-            tools.append(check_tool({"function": custom_function(tool, where)}, where, where))
+            tools.append(check_tool({"function": make_custom_function(tool, where)}, where, where))
             customs.append(tool["name"])
         else:
             strange.append(kind)
-    by_name = tools_by_name(tools, "tools")
+    by_name = index_tools(tools, "tools")
     mode, names = read_choice(choice, tuple(by_name))
-    warnings = (f"tools: ignored, because this server doesn't have these types: {listed(strange)}",) if strange else ()
+    warnings = (
+        (f"tools: ignored, because this server doesn't have these types: {format_names(strange)}",) if strange else ()
+    )
     if not tools:
         return Tools(), frozenset(), warnings
     is_named = isinstance(choice, dict) and choice["type"] != "allowed_tools"
@@ -306,16 +317,16 @@ def read_tools(value: object, choice: object, is_parallel: bool) -> tuple[Tools,
     return Tools(tuple(tools), allowed, mode, is_parallel and not is_named), frozenset(customs), warnings
 
 
-def custom_function(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
+def make_custom_function(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A tool that takes text, as a function with the argument `input`. A regular expression constrains the text; a
     grammar in Lark's language is only described to the model."""
     form = tool.get("format") or {"type": "text"}
     if not isinstance(form, dict):
         raise ApiError(400, f"{where}.format is not an object")
     schema: dict[str, Any] = {"type": "string"}
-    about = "" if tool.get("description") is None else required(tool, "description", where)
+    about = "" if tool.get("description") is None else require_text(tool, "description", where)
     if one_of(("text", "grammar"), form.get("type"), f"{where}.format.type") == "grammar":
-        rule = required(form, "definition", f"{where}.format")
+        rule = require_text(form, "definition", f"{where}.format")
         if one_of(SYNTAXES, form.get("syntax"), f"{where}.format.syntax") == "regex":
             schema["pattern"] = f"^(?:{rule})$"
         else:
@@ -336,14 +347,14 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
         return mode, names
     kind = one_of(("function", "custom", "allowed_tools"), choice.get("type"), "tool_choice.type")
     if kind != "allowed_tools":
-        return REQUIRED, (known_name(choice, "tool_choice", names),)
+        return REQUIRED, (read_known_name(choice, "tool_choice", names),)
     mode = one_of((AUTO, REQUIRED), choice.get("mode"), "tool_choice.mode")
     allowed = []
     for tool, where in list_items(choice.get("tools"), "tool_choice.tools"):
         if not isinstance(tool, dict):
             raise ApiError(400, f"{where} is not an object")
         if tool.get("type") in ("function", "custom"):  # other types are ignored, as in `tools`
-            allowed.append(known_name(tool, where, names))
+            allowed.append(read_known_name(tool, where, names))
     if not allowed:
         raise ApiError(400, "tool_choice.tools: at least one of the tools is required")
     return mode, tuple(name for name in names if name in allowed)
@@ -355,9 +366,9 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
 def add_message(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
     """Add a message. A user's or assistant's joins the last message if that has the same role."""
     role = one_of(ROLES, item.get("role"), f"{where}.role")
-    parts = content_parts(item.get("content"), f"{where}.content", files)
+    parts = read_content_parts(item.get("content"), f"{where}.content", files)
     if role == "assistant":
-        said(messages)["content"] += parts
+        get_assistant_message(messages)["content"] += parts
     elif role == "user" and messages and messages[-1]["role"] == "user":
         messages[-1]["content"] += parts
     else:
@@ -367,14 +378,14 @@ def add_message(messages: list[Message], item: Mapping[str, Any], where: str, fi
 def add_reasoning(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
     """Add reasoning to a message of the assistant; if the last one already has text or calls, begin a new one."""
     texts = [
-        required(part if isinstance(part, dict) else {}, "text", f"{place}")
+        require_text(part if isinstance(part, dict) else {}, "text", f"{place}")
         for name in ("content", "summary")
         for part, place in list_items(item.get(name), f"{where}.{name}")
     ]
     if item.get("content"):  # the full reasoning is here, so the summary isn't needed
         texts = texts[: len(item["content"])]
     text = "\n\n".join(texts) or unseal(item.get("encrypted_content"))
-    last = said(messages)
+    last = get_assistant_message(messages)
     if last["content"] or last.get("tool_calls"):
         messages.append({"role": "assistant", "content": []})
     if text:
@@ -383,22 +394,24 @@ def add_reasoning(messages: list[Message], item: Mapping[str, Any], where: str, 
 
 def add_call(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
     """Add a call of a function or of a tool that takes text, unless it was cut off."""
-    name, call_id = required(item, "name", where), required(item, "call_id", where)
+    name, call_id = require_text(item, "name", where), require_text(item, "call_id", where)
     if item["type"] == "function_call":
-        arguments = required(item, "arguments", where)
+        arguments = require_text(item, "arguments", where)
     else:
-        arguments = json.dumps({"input": required(item, "input", where)}, ensure_ascii=False)
+        arguments = json.dumps({"input": require_text(item, "input", where)}, ensure_ascii=False)
     if item.get("status") != INCOMPLETE:
         function = {"name": name, "arguments": arguments}
-        said(messages).setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
+        get_assistant_message(messages).setdefault("tool_calls", []).append(
+            {"id": call_id, "type": "function", "function": function}
+        )
 
 
 def add_output(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    parts = content_parts(item.get("output"), f"{where}.output", files)
-    messages.append({"role": "tool", "tool_call_id": required(item, "call_id", where), "content": parts})
+    parts = read_content_parts(item.get("output"), f"{where}.output", files)
+    messages.append({"role": "tool", "tool_call_id": require_text(item, "call_id", where), "content": parts})
 
 
-def said(messages: list[Message]) -> Message:
+def get_assistant_message(messages: list[Message]) -> Message:
     """The last message if it is the assistant's, else a new one."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": []})
@@ -415,10 +428,10 @@ ITEMS: dict[str, Callable[[list[Message], Mapping[str, Any], str, Files], None]]
 }
 
 
-def content_parts(content: object, where: str, files: Files) -> list[Part]:
+def read_content_parts(content: object, where: str, files: Files) -> list[Part]:
     """The parts of a message's content: texts, and markers of images and sounds."""
     if isinstance(content, str):
-        return [text_part(content)]
+        return [make_text_part(content)]
     if not isinstance(content, list):
         raise ApiError(400, f"{where} is neither a text nor a list of parts")
     parts = []
@@ -428,22 +441,22 @@ def content_parts(content: object, where: str, files: Files) -> list[Part]:
             raise ApiError(400, f"{place} is not an object")
         kind = one_of((*TEXTS, *FILES), part.get("type"), f"{place}.type")
         parts.append(
-            text_part(required(part, TEXTS[kind], place)) if kind in TEXTS else FILES[kind](part, place, files)
+            make_text_part(require_text(part, TEXTS[kind], place)) if kind in TEXTS else FILES[kind](part, place, files)
         )
     return parts
 
 
-def image_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
+def read_image_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
     if part.get("image_url") is None:
         raise ApiError(400, f"{where}: this server stores no files for prompts; send the image as image_url")
-    return {**text_part(files.add_image(required(part, "image_url", where), where)), "is_media": True}
+    return {**make_text_part(files.add_image(require_text(part, "image_url", where), where)), "is_media": True}
 
 
-def sound_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
-    return {**text_part(files.add_part(part, where)), "is_media": True}
+def read_sound_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
+    return {**make_text_part(files.add_part(part, where)), "is_media": True}
 
 
-def file_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
+def read_file_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
     """The part of a text file, which begins with the file's name."""
     if part.get("file_data") is None:
         raise ApiError(400, f"{where}: this server can't fetch files; send the content as file_data")
@@ -453,14 +466,14 @@ def file_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ApiError(400, f"{where}: only text files (UTF-8) are supported; send the document's text") from None
-    return text_part(text if part.get("filename") is None else f"{required(part, 'filename', where)}\n{text}")
+    return make_text_part(text if part.get("filename") is None else f"{require_text(part, 'filename', where)}\n{text}")
 
 
 TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 FILES: dict[str, Callable[[Mapping[str, Any], str, Files], Part]] = {
-    "input_image": image_part,
-    "input_audio": sound_part,
-    "input_file": file_part,
+    "input_image": read_image_part,
+    "input_audio": read_sound_part,
+    "input_file": read_file_part,
 }
 
 
@@ -477,25 +490,25 @@ class ResponsesReply:
         self._asked, self._context, self._is_copy = asked, context, is_copy
         self._exchange: Exchange = asked.own
         self.id = self._exchange.id
-        self.response = response_head(asked)
+        self.response = make_response_head(asked)
         self.was_begun = False  # whether the engine has begun
-        self.share = memory.current()
+        self.share = memory.get_current()
         self._writer = EventWriter(self.response, after)
         self._is_open = False  # whether the stream has begun
         self._kind: Kind | None = None  # of the last item
         self._places = TokenPlaces(asked.model.vocab, asked.tasks[0].preserved_tokens, None, asked.is_parsed)
-        self._thoughts = SUMMARY if wants_summary(asked.values["reasoning"]) else REASONING
+        self._thoughts = SUMMARY if is_summary_wanted(asked.values["reasoning"]) else REASONING
 
-    def event(self, index: int, event: Event) -> bytes:
+    def encode_event(self, index: int, event: Event) -> bytes:
         if isinstance(event, Progress) and event.place:
             return b""
         begun = self.begin()
         if not self.was_begun:
             self.was_begun = True
-            begun += self._writer.progress()
+            begun += self._writer.write_progress()
         if isinstance(event, End):
-            return begun + self.finish(self._ended(event.final))
-        return begun + self._more(event) if isinstance(event, (Text, Reasoning, ToolCall)) else begun
+            return begun + self.finish(self._make_ended(event.final))
+        return begun + self._write_more(event) if isinstance(event, (Text, Reasoning, ToolCall)) else begun
 
     def begin(self) -> bytes:
         """The first events, once."""
@@ -507,39 +520,39 @@ class ResponsesReply:
     def finish(self, response: dict[str, Any]) -> bytes:
         """The last events. `response` is the finished response without its output."""
         begun = self.begin() + self._writer.close(COMPLETED if response["status"] == COMPLETED else INCOMPLETE)
-        output = [item.json() for item in self._writer.items]
-        self.response = self._kept({**response, "output": output})
+        output = [item.as_json() for item in self._writer.items]
+        self.response = self._keep_response({**response, "output": output})
         return begun + self._writer.end(self.response)
 
     def end(self) -> bytes:
         """Empty: the last event has been sent."""
         return b""
 
-    def error(self, error: ApiError) -> bytes:
+    def encode_error(self, error: ApiError) -> bytes:
         """The last events of a response that failed."""
         code = CODES.get(error.status) or ("invalid_prompt" if error.status < 500 else "server_error")
         return self.finish({**self.response, "status": FAILED, "error": {"code": code, "message": error.message}})
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def make_whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         [answer] = answers
         assert answer.final is not None
-        for event in answer.judged or answer.events():
-            self._more(event)
-        self.finish(self._ended(answer.final))
+        for event in answer.judged or answer.list_events():
+            self._write_more(event)
+        self.finish(self._make_ended(answer.final))
         return self.response
 
-    def _more(self, event: Text | Reasoning | ToolCall) -> bytes:
-        logprobs = self._logprobs(event)
+    def _write_more(self, event: Text | Reasoning | ToolCall) -> bytes:
+        logprobs = self._make_logprobs(event)
         if type(event) is ToolCall:
             opened = b""
             if event.name:
                 kind = CUSTOM_CALL if event.name in self._exchange.customs else FUNCTION_CALL
                 opened = self._open(kind, {"call_id": event.id, "name": event.name})
-            return opened + self._writer.delta(event.arguments)
+            return opened + self._writer.write_delta(event.arguments)
         if not event.text:
             return b""
         kind = MESSAGE if type(event) is Text else self._thoughts
-        return (b"" if kind is self._kind else self._open(kind, {})) + self._writer.delta(event.text, logprobs)
+        return (b"" if kind is self._kind else self._open(kind, {})) + self._writer.write_delta(event.text, logprobs)
 
     def _open(self, kind: Kind, fields: dict[str, Any]) -> bytes:
         self._kind = kind
@@ -547,7 +560,7 @@ class ResponsesReply:
         id_ = f"{kind.prefix}_{self._exchange.token}o{len(self._writer.items)}"
         return self._writer.open(Item(kind, id_, fields, is_sealed=is_sealed))
 
-    def _logprobs(self, event: Text | Reasoning | ToolCall) -> list[dict[str, Any]]:
+    def _make_logprobs(self, event: Text | Reasoning | ToolCall) -> list[dict[str, Any]]:
         """The logprobs of the tokens of a text; empty for reasoning and calls."""
         if not event.probs and not self._asked.values["n_probs"]:
             return []
@@ -558,9 +571,9 @@ class ResponsesReply:
         if self.share is not None:  # the last event repeats them all, so they are held until then
             self.share.take(PROB_BYTES * sum(1 + len(item.top_logprobs) for item, _ in tokens))
         n_top, vocab = self._asked.values["top_logprobs"], self._asked.model.vocab
-        return [likely_json(item, n_top, vocab) for item, _ in tokens]
+        return [make_likely_json(item, n_top, vocab) for item, _ in tokens]
 
-    def _ended(self, final: Final) -> dict[str, Any]:
+    def _make_ended(self, final: Final) -> dict[str, Any]:
         """The finished response without its output. Its status is `cancelled` if it was aborted."""
         status = {STOP_LIMIT: INCOMPLETE, STOP_ABORT: CANCELLED}.get(final.stop, COMPLETED)
         warnings = {"warnings": list(self._asked.warnings)} if self._asked.warnings else {}
@@ -569,13 +582,13 @@ class ResponsesReply:
             "status": status,
             "completed_at": int(time.time()) if status == COMPLETED else None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == INCOMPLETE else None,
-            "usage": usage(final),
-            "timings": timings_json(final.timings),
-            "cache": cache_json(self._asked, final),
+            "usage": make_usage(final),
+            "timings": make_timings_json(final.timings),
+            "cache": make_cache_json(self._asked, final),
             **warnings,
         }
 
-    def _kept(self, response: dict[str, Any]) -> dict[str, Any]:
+    def _keep_response(self, response: dict[str, Any]) -> dict[str, Any]:
         """Store the response and extend its conversation, as asked. Returns it, with a warning if there was no room."""
         exchange, stored = self._exchange, self._context.stored
         if self._is_copy:
@@ -595,7 +608,7 @@ class ResponsesReply:
         return {**response, "store": is_kept, "warnings": [*response.get("warnings", ()), *lines]}
 
 
-def response_head(asked: TextRequest) -> dict[str, Any]:
+def make_response_head(asked: TextRequest) -> dict[str, Any]:
     """A response without output: the settings that it runs with."""
     values, sampling = asked.values, asked.tasks[0].sampling
     exchange: Exchange = asked.own
@@ -608,7 +621,7 @@ def response_head(asked: TextRequest) -> dict[str, Any]:
         "background": exchange.is_background,
         "instructions": values["instructions"],
         "max_output_tokens": values["max_output_tokens"],
-        "model": asked.model.name_for(values["model"]),
+        "model": asked.model.choose_name(values["model"]),
         "parallel_tool_calls": values["parallel_tool_calls"],
         "previous_response_id": values["previous_response_id"],
         **({"conversation": {"id": exchange.conversation}} if exchange.conversation else {}),
@@ -628,11 +641,11 @@ def response_head(asked: TextRequest) -> dict[str, Any]:
     }
 
 
-def wants_summary(reasoning: Mapping[str, Any] | None) -> bool:
+def is_summary_wanted(reasoning: Mapping[str, Any] | None) -> bool:
     return any((reasoning or {}).get(name) not in (None, "none") for name in ("summary", "generate_summary"))
 
 
-def usage(final: Final) -> dict[str, Any]:
+def make_usage(final: Final) -> dict[str, Any]:
     return {
         "input_tokens": final.n_prompt,
         "input_tokens_details": {"cached_tokens": final.timings.cache_n, "cache_write_tokens": 0},

@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from server.api.request.fields import listed
+from server.api.request.fields import format_names
 from server.chat.output.parser import OutputParser
 from server.engine.seam.task import Thinking, Trigger
 from server.errors import ApiError
@@ -76,9 +76,9 @@ def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingPr
     """The constraint that a request asks for, or else the one in `defaults`, from the command line; None for none.
     ApiError 400 for two constraints at once."""
     given = [Wanted(name, body[name], kind=kind) for name, kind in KINDS.items() if body.get(name) not in (None, "")]
-    given += _guided(body, "", GUIDED)
+    given += _read_guided(body, "", GUIDED)
     given += read_structured(body.get("structured_outputs"))
-    wanted = response_format_schema(body.get("response_format"))
+    wanted = read_response_format_schema(body.get("response_format"))
     if wanted is not None:
         given.append(Wanted("response_format", *wanted))
     if len(given) > 1:
@@ -97,13 +97,13 @@ def constraint_of(wanted: Wanted | None) -> Constraint:
     if wanted is None:
         return Constraint()
     if wanted.is_schema:
-        made = schema_constraint(wanted.field, wanted.value, wanted.is_strict)
+        made = make_schema_constraint(wanted.field, wanted.value, wanted.is_strict)
         return replace(made, warnings=(*made.warnings, *wanted.warnings))
     if wanted.kind == CHOICE:
-        return Constraint(_made(wanted), wanted.warnings)
+        return Constraint(_make_grammar(wanted), wanted.warnings)
     if not isinstance(wanted.value, str):
         raise ApiError(400, f"{wanted.field}: {str(wanted.value)[:60]!r} is not a string")
-    return Constraint(_made(wanted) if wanted.kind == REGEX else check_grammar(wanted.value), wanted.warnings)
+    return Constraint(_make_grammar(wanted) if wanted.kind == REGEX else check_grammar(wanted.value), wanted.warnings)
 
 
 def read_structured(value: Any) -> list[Wanted]:
@@ -115,19 +115,19 @@ def read_structured(value: Any) -> list[Wanted]:
         raise ApiError(400, f"structured_outputs is not an object with {', '.join(STRUCTURED)} or json_object")
     if value.get("structural_tag") is not None:
         raise ApiError(400, "structured_outputs.structural_tag is not supported; give a grammar or tools")
-    found = _guided(value, "structured_outputs.", STRUCTURED)
+    found = _read_guided(value, "structured_outputs.", STRUCTURED)
     if value.get("json_object"):
-        found.append(Wanted("structured_outputs.json_object", any_object()))
+        found.append(Wanted("structured_outputs.json_object", get_any_object()))
     others = [name for name in value if value[name] and name not in (*STRUCTURED, "json_object")]
     if not others:
         return found
     if not found:
         raise ApiError(400, f"structured_outputs has none of {', '.join(STRUCTURED)}, json_object")
-    warning = f"structured_outputs: unknown and ignored: {listed(others)}"
+    warning = f"structured_outputs: unknown and ignored: {format_names(others)}"
     return [replace(found[0], warnings=(warning,)), *found[1:]]
 
 
-def _guided(body: Mapping[str, Any], where: str, kinds: Mapping[str, str]) -> list[Wanted]:
+def _read_guided(body: Mapping[str, Any], where: str, kinds: Mapping[str, str]) -> list[Wanted]:
     """The constraints in fields with vLLM's names. There, a schema may also be JSON text."""
     found = []
     for name, kind in kinds.items():
@@ -146,7 +146,7 @@ def _schema_of_text(name: str, text: str) -> Any:
         raise ApiError(400, f"{name}: {error.message}") from None
 
 
-def response_format_schema(value: Any) -> tuple[Any, bool] | None:
+def read_response_format_schema(value: Any) -> tuple[Any, bool] | None:
     """The schema that a `response_format` asks for, and whether it is strict; None for free text."""
     if value is None:
         return None
@@ -157,7 +157,7 @@ def response_format_schema(value: Any) -> tuple[Any, bool] | None:
         return None
     if kind == "json_object":
         schema = value.get("schema")
-        return any_object() if schema is None else schema, False
+        return get_any_object() if schema is None else schema, False
     if kind == "json_schema":
         inner = value.get("json_schema", value)
         if not isinstance(inner, dict) or inner.get("schema") is None:
@@ -169,14 +169,14 @@ def response_format_schema(value: Any) -> tuple[Any, bool] | None:
     raise ApiError(400, f"response_format: type '{kind[:40]}' is unknown; use one of text, json_object, json_schema")
 
 
-def any_object() -> Any:
+def get_any_object() -> Any:
     """The schema of any object."""
     from server.grammar.json_schema.convert import ANY_OBJECT
 
     return ANY_OBJECT
 
 
-def schema_constraint(name: str, schema: Any, strict: bool) -> Constraint:
+def make_schema_constraint(name: str, schema: Any, strict: bool) -> Constraint:
     """The grammar of a JSON schema."""
     from server.grammar.json_schema.convert import SchemaError, convert
 
@@ -187,10 +187,10 @@ def schema_constraint(name: str, schema: Any, strict: bool) -> Constraint:
     return Constraint(check_grammar(conversion.grammar), tuple(conversion.warnings))
 
 
-def _made(wanted: Wanted) -> str:
-    from server.grammar.regex_gbnf import Unsupported, choice_grammar, regex_grammar
+def _make_grammar(wanted: Wanted) -> str:
+    from server.grammar.regex_gbnf import Unsupported, make_choice_grammar, make_regex_grammar
 
-    make = choice_grammar if wanted.kind == CHOICE else regex_grammar
+    make = make_choice_grammar if wanted.kind == CHOICE else make_regex_grammar
     try:
         grammar = make(wanted.value)
     except (Unsupported, ValueError) as error:
@@ -200,18 +200,18 @@ def _made(wanted: Wanted) -> str:
 
 def check_grammar(grammar: str) -> str:
     """The grammar for llama.cpp, rewritten if it would be slow. ApiError 400 with line and column if it is wrong."""
-    affordable, fault = _checked(grammar)
+    affordable, fault = _check_affordable(grammar)
     if fault:
         raise ApiError(400, f"Failed to parse grammar: {fault}", param="grammar")
     return affordable
 
 
 @lru_cache(maxsize=256)
-def _checked(grammar: str) -> tuple[str, str]:
+def _check_affordable(grammar: str) -> tuple[str, str]:
     from server.grammar import gbnf, gbnf_rewrite
 
     try:
-        return gbnf_rewrite.affordable(grammar), ""
+        return gbnf_rewrite.make_affordable(grammar), ""
     except gbnf.GrammarError as error:
         return "", str(error)
 

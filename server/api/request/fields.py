@@ -17,7 +17,7 @@ from typing import Any
 from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field, read
 from server.log import get_logger
 from server.records import replace
-from server.web.message import Response, json_response
+from server.web.message import Response, make_json_response
 
 log = get_logger("api")
 
@@ -28,7 +28,7 @@ MAX_HEADER = 2000  # characters of all warnings in the header
 MAX_TOP_LOGPROBS = 100
 
 
-def small_seed(seed: object) -> object:
+def shrink_seed(seed: object) -> object:
     """A seed of 32 bits for one of OpenAI's, which have 64. Other values are returned unchanged, to be checked
     later."""
     if type(seed) is int and abs(seed) < 2**63 and not -1 <= seed < 2**32:
@@ -41,7 +41,7 @@ def limit_or_none(value: object) -> object:
     return -1 if type(value) is int and -2 <= value <= 0 else value
 
 
-def unless_false(value: object) -> object:
+def drop_false(value: object) -> object:
     """None for false, which some clients send instead of leaving out a number. Other values are returned unchanged."""
     return None if value is False else value
 
@@ -124,7 +124,7 @@ OPENAI_FIELDS = (
         "up to 64 bits, of which the server uses 32; -1 for a random seed",
         -1,
         2**32 - 1,
-        convert=small_seed,
+        convert=shrink_seed,
     ),
     Field("stream_options", dict, {}, "an object of options for the stream"),
 )
@@ -139,7 +139,7 @@ CHAT_FIELDS = (
         "with `logprobs`: also report the N most likely tokens",
         0,
         MAX_TOP_LOGPROBS,
-        convert=unless_false,
+        convert=drop_false,
     ),
     Field("tools", list, None, "functions that the model may call"),
     Field(
@@ -342,7 +342,7 @@ TEXT_FIELDS = (
         "report the probability of each token, and the N most likely tokens",
         0,
         MAX_TOP_LOGPROBS,
-        convert=unless_false,
+        convert=drop_false,
     ),
     Field("echo", bool, False, "begin the answer with the prompt"),
     Field("suffix", str, None, "the text behind the gap that the answer fills"),
@@ -490,7 +490,7 @@ class Body:
         """The values of all fields, checked; see `schema.read`."""
         return read(body, self.rows, defaults, where)
 
-    def unread(self, body: object) -> tuple[str, ...]:
+    def list_unread(self, body: object) -> tuple[str, ...]:
         """Warnings about fields of a request (an object, or a list of them) that have no effect: a line for all unknown
         fields, which is also logged, and a line for each idle field."""
         objects = [part for part in (body if isinstance(body, list) else [body]) if isinstance(part, dict)]
@@ -502,9 +502,9 @@ class Body:
         }
         unknown = [name for name in values if name not in IDLE]
         if unknown:
-            _log_unknown(self.routes[0] if self.routes else "predictions", listed(unknown))
+            _log_unknown(self.routes[0] if self.routes else "predictions", format_names(unknown))
         return (
-            *([f"unknown and ignored: {listed(unknown)}"] if unknown else []),
+            *([f"unknown and ignored: {format_names(unknown)}"] if unknown else []),
             *(
                 f"{name} has no effect: {IDLE[name].help}"
                 for name, value in values.items()
@@ -514,12 +514,12 @@ class Body:
 
     def reply(self, answer: object, body: object, warnings: tuple[str, ...] = ()) -> Response:
         """An answer as JSON. All warnings are in it, or in a header if the answer is a list."""
-        warnings = (*warnings, *self.unread(body))
+        warnings = (*warnings, *self.list_unread(body))
         if not warnings:
-            return json_response(answer)
+            return make_json_response(answer)
         if isinstance(answer, dict):
-            return json_response({**answer, "warnings": list(warnings)})
-        return json_response(answer, headers=warning_header(warnings))
+            return make_json_response({**answer, "warnings": list(warnings)})
+        return make_json_response(answer, headers=make_warning_header(warnings))
 
 
 @lru_cache(maxsize=256)
@@ -528,7 +528,7 @@ def _log_unknown(route: str, names: str) -> None:
     log.info("%s: unknown and ignored: %s", route, names)
 
 
-def warning_header(warnings: Sequence[str]) -> dict[str, str]:
+def make_warning_header(warnings: Sequence[str]) -> dict[str, str]:
     """The header with warnings, for answers whose JSON has no place for them."""
     return {"X-Warnings": "; ".join(warnings)[:MAX_HEADER]} if warnings else {}
 
@@ -639,7 +639,7 @@ BODIES = (
 )
 
 
-def listed(names: Sequence[str]) -> str:
+def format_names(names: Sequence[str]) -> str:
     """Names from a client as a text for one line: at most `MAX_NAMES` of them, shortened, in ASCII."""
     shown = ", ".join(ascii(name if len(name) <= MAX_NAME else name[:MAX_NAME] + "...") for name in names[:MAX_NAMES])
     return shown + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

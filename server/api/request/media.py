@@ -19,7 +19,7 @@ from typing import Any
 from server import memory
 from server.api.request import remote_media
 from server.api.request.media_kinds import BadFile, check_image, kind_of
-from server.api.request.media_sounds import plain_sound
+from server.api.request.media_sounds import make_plain_sound
 from server.chat.segments import Segments
 from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
@@ -108,7 +108,7 @@ class Files:
             if found is IMAGE:
                 size = check_image(data, self.model.media.image_max_pixels * 10**6)
                 return Media(found, data, name, where, size.n_bytes, size.width, size.height)
-            data, seconds = plain_sound(data)
+            data, seconds = make_plain_sound(data)
             return Media(found, data, name, where, int(seconds * SAMPLE_BYTES), seconds=seconds)
         except BadFile as error:
             raise ApiError(400, f"{where} {error}") from None
@@ -173,7 +173,7 @@ class Files:
                 raise ApiError(400, f"{media.where}: the chat template omits or repeats this file")
         return found
 
-    def shown(self, text: str) -> str:
+    def replace_markers(self, text: str) -> str:
         """A text as answers show it: each marker becomes `DEFAULT_MARKER`."""
         return re.sub(f"<__media_{self._key}_[0-9]+__>", DEFAULT_MARKER, text) if self.media else text
 
@@ -185,7 +185,7 @@ def decode(text: Any, where: str, what: str) -> bytes:
     if text[:5] == "data:":
         text = text.partition(",")[2]
     try:
-        data = b"".join(_decoded(text))
+        data = b"".join(_decode_pieces(text))
     except (binascii.Error, ValueError):
         raise ApiError(400, f"{where}: {what} is not base64") from None
     if not data:
@@ -193,7 +193,7 @@ def decode(text: Any, where: str, what: str) -> bytes:
     return data
 
 
-def _decoded(text: str) -> Iterator[bytes]:
+def _decode_pieces(text: str) -> Iterator[bytes]:
     """Decode base64 in pieces, so that other threads can run in between. White space is skipped."""
     rest = ""
     for at in range(0, len(text), STEP):

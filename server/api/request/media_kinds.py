@@ -70,7 +70,7 @@ def check_image(data: bytes, max_pixels: int) -> Size:
     """The image's size. BadFile if the header is wrong, if the image has more than `max_pixels` pixels or takes more
     work than that many plain pixels, or if the file is too short for it."""
     try:
-        size = _size(data)
+        size = _read_size(data)
     except (struct.error, IndexError):
         raise BadFile("is a broken image: its header is not complete") from None
     text = f"{size.width} x {size.height}"
@@ -91,13 +91,13 @@ def check_image(data: bytes, max_pixels: int) -> Size:
     return size
 
 
-def parts() -> Iterator[int]:
+def count_parts() -> Iterator[int]:
     """Count the parts of a header. BadFile after `MAX_PARTS`: a hostile file may have millions."""
     yield from range(MAX_PARTS)
     raise BadFile("is broken: its header has too many parts")
 
 
-def _size(data: bytes) -> Size:
+def _read_size(data: bytes) -> Size:
     if data.startswith(PNG):
         return _size_of_png(data)
     if data.startswith(GIFS):
@@ -119,7 +119,7 @@ def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
     """Read the size from the frame header, which follows segments that begin with their length. A progressive JPEG may
     have any number of scans, and the decoder processes the whole image in each of them."""
     at = 2
-    for _ in parts():
+    for _ in count_parts():
         if data[at] != 0xFF:
             raise BadFile("is a broken image: only its first bytes are a JPEG's")
         marker = data[at + 1]
@@ -135,17 +135,17 @@ def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
 def _size_of_gif(data: bytes) -> Size:
     """Read the size of the screen, which the decoder allocates, and measure the data of the first frame."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + _palette(flags)
-    for _ in parts():  # extensions
+    at = 13 + _count_palette_bytes(flags)
+    for _ in count_parts():  # extensions
         if data[at] != 0x21:
             break
         if data[at + 1] == 0xF9 and data[at + 2] != 4:
             raise BadFile("is a broken image: it has a bad block")
-        at = _behind_blocks(data, at + 2)
+        at = _skip_blocks(data, at + 2)
     if data[at] != 0x2C:
         raise BadFile("is a broken image: the GIF contains no frame")
-    start = at + 11 + _palette(data[at + 9])
-    n_data = _behind_blocks(data, start) - start
+    start = at + 11 + _count_palette_bytes(data[at + 9])
+    n_data = _skip_blocks(data, start) - start
     if n_data > GIF_DATA:
         raise BadFile(
             f"is a GIF with {n_data} bytes in its first frame; this server takes at most {GIF_DATA}: send PNG or JPEG"
@@ -153,13 +153,13 @@ def _size_of_gif(data: bytes) -> Size:
     return Size(width, height, width * height / GIF_RATIO, n_unpacked=max(3 * width * height, 1000 * n_data))
 
 
-def _palette(flags: int) -> int:
+def _count_palette_bytes(flags: int) -> int:
     return 3 * (2 << (flags & 7)) if flags & 0x80 else 0
 
 
-def _behind_blocks(data: bytes, at: int) -> int:  # type: ignore[return]
+def _skip_blocks(data: bytes, at: int) -> int:  # type: ignore[return]
     """The position behind the blocks of a GIF. Each block begins with its length; the last one has length 0."""
-    for _ in parts():
+    for _ in count_parts():
         if not data[at]:
             return at + 1
         at += 1 + data[at]

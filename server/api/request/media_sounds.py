@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 
-from server.api.request.media_kinds import BadFile, parts
+from server.api.request.media_kinds import BadFile, count_parts
 
 MAX_SECONDS = 3600  # of a sound
 WAV_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # PCM, float, A-law, mu-law
@@ -31,15 +31,15 @@ MP3_STRAY = 1 << 16  # bytes that may lie between frames
 TAGS = (b"Xing", b"Info")
 
 
-def plain_sound(data: bytes, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
+def make_plain_sound(data: bytes, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
     """A sound's file for the decoder, and its length in seconds. BadFile."""
-    start = _behind_id3(data)
+    start = _skip_id3(data)
     try:
         if data.startswith(b"RIFF"):
-            return _plain_wav(data, max_seconds)
+            return _make_plain_wav(data, max_seconds)
         if data.startswith(b"fLaC", start):
-            return _plain_flac(data, start, max_seconds)
-        return _plain_mp3(data, start, max_seconds)
+            return _make_plain_flac(data, start, max_seconds)
+        return _make_plain_mp3(data, start, max_seconds)
     except (struct.error, IndexError):
         raise BadFile("is a broken sound: its header is not complete") from None
 
@@ -53,8 +53,8 @@ def _check_length(seconds: float, max_seconds: float) -> float:
 # ---- WAV ----------------------------------------------------------------------------------------------------------
 
 
-def _plain_wav(data: bytes, max_seconds: float) -> tuple[bytes, float]:
-    fmt, start, n = _wav_parts(data)
+def _make_plain_wav(data: bytes, max_seconds: float) -> tuple[bytes, float]:
+    fmt, start, n = _find_wav_parts(data)
     tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", data, fmt)
     if tag == WAV_EXTENSIBLE:
         tag = struct.unpack_from("<H", data, fmt + 24)[0]
@@ -78,10 +78,10 @@ def _plain_wav(data: bytes, max_seconds: float) -> tuple[bytes, float]:
     return b"".join((head, memoryview(data)[start : start + n])), seconds
 
 
-def _wav_parts(data: bytes) -> tuple[int, int, int]:  # type: ignore[return]
+def _find_wav_parts(data: bytes) -> tuple[int, int, int]:  # type: ignore[return]
     """The positions of the format and of the samples, and the number of bytes of samples."""
     at, fmt = 12, 0
-    for _ in parts():
+    for _ in count_parts():
         name, n = struct.unpack_from("<4sI", data, at)
         at += 8
         if name == b"fmt ":
@@ -96,7 +96,7 @@ def _wav_parts(data: bytes) -> tuple[int, int, int]:  # type: ignore[return]
 # ---- FLAC ---------------------------------------------------------------------------------------------------------
 
 
-def _plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
+def _make_plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
     block, _, _, _, _, packed = struct.unpack_from(">IHHHIQ", data, start + 4)  # the sizes of frames aren't used
     info = data[start + 8 : start + 42]
     rate, bits, n = packed >> 44, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
@@ -106,7 +106,7 @@ def _plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes, flo
         raise BadFile("is a FLAC without its length in the header")
     seconds = _check_length(n / rate, max_seconds)
     at, is_last = start + 42, block >> 31
-    for _ in parts():
+    for _ in count_parts():
         if is_last:
             break
         word = struct.unpack_from(">I", data, at)[0]
@@ -119,7 +119,7 @@ def _plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes, flo
 # ---- MP3 ----------------------------------------------------------------------------------------------------------
 
 
-def _frame_sizes() -> dict[int, int]:
+def _compute_frame_sizes() -> dict[int, int]:
     """The size of a layer III frame in bytes, by the two bytes of its header that determine it."""
     sizes: dict[int, int] = {}
     for version, (n_samples, halvings) in MP3_VERSIONS.items():
@@ -131,13 +131,13 @@ def _frame_sizes() -> dict[int, int]:
     return sizes
 
 
-FRAME_SIZES = _frame_sizes()
+FRAME_SIZES = _compute_frame_sizes()
 MAX_FRAME = max(FRAME_SIZES.values())
 
 
-def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
+def _make_plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
     """All frames of the same kind as the first one. A number of frames in that is corrected if it is too high."""
-    end = _before_tags(data, start)
+    end = _find_tags(data, start)
     pieces: list[tuple[int, int]] = []
     kind, n_frames, seconds, n_stray, at = None, 0, 0.0, 0, start
     while True:
@@ -150,10 +150,10 @@ def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, floa
         if not _is_first(data, first, end, kind):
             n_stray, at = n_stray + 1, first + 1
             continue
-        kind, at = kind or _kind(data, first), first
+        kind, at = kind or _read_kind(data, first), first
         n_samples, halvings = MP3_VERSIONS[kind[0]]
         frame_s = n_samples / (MP3_RATES[kind[1] >> 2] >> halvings)
-        while size := _frame_size(data, at, end, kind):
+        while size := _read_frame_size(data, at, end, kind):
             if n_frames and _tag(data, at) is not None:
                 raise BadFile("is a broken sound: a frame in its middle contains the number of frames")
             n_frames, at = n_frames + 1, at + size
@@ -161,38 +161,38 @@ def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, floa
         pieces.append((first, at))
     if not pieces:
         raise BadFile("is a broken sound: only its first bytes are an MP3's")
-    return _joined(data, pieces, n_frames), seconds
+    return _join_pieces(data, pieces, n_frames), seconds
 
 
 def _is_first(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | None) -> bool:
     """Whether a sequence of frames begins here: a whole frame, followed by the beginning of another or by the end."""
-    size = _frame_size(data, at, end, kind)
+    size = _read_frame_size(data, at, end, kind)
     behind = at + size
-    return size > 0 and (behind == end or _frame_size(data, behind, end + MAX_FRAME, _kind(data, at)) > 0)
+    return size > 0 and (behind == end or _read_frame_size(data, behind, end + MAX_FRAME, _read_kind(data, at)) > 0)
 
 
-def _frame_size(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | None) -> int:
+def _read_frame_size(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | None) -> int:
     """The size in bytes of the frame at this position; 0 if there is no whole frame of this kind."""
     if data[at : at + 1] != b"\xff" or at + 4 > len(data):
         return 0
     size = FRAME_SIZES.get((data[at + 1] & 0xFE) << 8 | data[at + 2] & 0xFE, 0)
-    return size if at + size <= end and (kind is None or _kind(data, at) == kind) else 0
+    return size if at + size <= end and (kind is None or _read_kind(data, at) == kind) else 0
 
 
-def _kind(data: bytes, at: int) -> tuple[int, int, bool]:
+def _read_kind(data: bytes, at: int) -> tuple[int, int, bool]:
     """The properties that all frames of a file share: version, rate, and whether there is only one channel."""
     return data[at + 1] & 0xFE, data[at + 2] & 0x0C, data[at + 3] >> 6 == 3
 
 
 def _tag(data: bytes, at: int) -> int | None:
     """The position of this frame's tag that has the number of all frames; None if it has no such tag."""
-    version, _, is_mono = _kind(data, at)
+    version, _, is_mono = _read_kind(data, at)
     n_side = (17 if is_mono else 32) if version == 0xFA else 9 if is_mono else 17
     place = at + 4 + (0 if data[at + 1] & 1 else 2) + n_side
     return place if data[place : place + 4] in TAGS else None
 
 
-def _joined(data: bytes, pieces: list[tuple[int, int]], n_frames: int) -> bytes:
+def _join_pieces(data: bytes, pieces: list[tuple[int, int]], n_frames: int) -> bytes:
     first = pieces[0][0]
     place = _tag(data, first)
     if place is not None and data[place + 7] & 1 and struct.unpack_from(">I", data, place + 8)[0] > n_frames - 1:
@@ -203,17 +203,17 @@ def _joined(data: bytes, pieces: list[tuple[int, int]], n_frames: int) -> bytes:
     return b"".join(struct.pack(">I", stop) if start < 0 else view[start:stop] for start, stop in pieces)
 
 
-def _behind_id3(data: bytes) -> int:  # type: ignore[return]
+def _skip_id3(data: bytes) -> int:  # type: ignore[return]
     """The position behind the ID3 tags at the beginning of a file."""
     at = 0
-    for _ in parts():
+    for _ in count_parts():
         if not data.startswith(b"ID3", at) or len(data) < at + 10:
             return at
         a, b, c, d = data[at + 6 : at + 10]
         at += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if data[at + 5] & 0x10 else 0)
 
 
-def _before_tags(data: bytes, start: int) -> int:
+def _find_tags(data: bytes, start: int) -> int:
     """The position where frames end, before the tags at the end of a file."""
     end = len(data)
     if data[-128:-125] == b"TAG":

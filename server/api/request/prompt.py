@@ -94,14 +94,14 @@ def read_prompts(
                 message = f"prompt: {len(prompt)} prompts are too many, at most {MAX_PROMPTS} are allowed"
                 raise ApiError(400, message, reason="too_many")
             require_room(len(prompt))
-            return [_one(part, vocab, add_special, files, f"prompt[{i}]") for i, part in enumerate(prompt)], True
-    return [_one(prompt, vocab, add_special, files, "prompt")], False
+            return [_read_one(part, vocab, add_special, files, f"prompt[{i}]") for i, part in enumerate(prompt)], True
+    return [_read_one(prompt, vocab, add_special, files, "prompt")], False
 
 
-def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: str) -> Prompt:
+def _read_one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: str) -> Prompt:
     if isinstance(prompt, dict) and prompt.get("multimodal_data") is not None:
         return with_files_in(with_files(prompt, where, files), vocab, add_special, files)
-    return Prompt(prompt_tokens(prompt, vocab, add_special))
+    return Prompt(tokenize_prompt(prompt, vocab, add_special))
 
 
 def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
@@ -110,19 +110,19 @@ def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) ->
     def tokenize(segments: list[tuple[str, bool]]) -> list[int]:
         return vocab.tokenize("".join(text for text, _ in segments), False, True)
 
-    return join(parts, tokenize, files.media, special_ends(vocab, add_special))
+    return join(parts, tokenize, files.media, find_special_ends(vocab, add_special))
 
 
-def shown(prompt: object) -> object:
+def strip_files(prompt: object) -> object:
     """A prompt as answers show it: without its files."""
     if isinstance(prompt, list):
-        return [shown(part) for part in prompt] if any(isinstance(part, dict) for part in prompt) else prompt
+        return [strip_files(part) for part in prompt] if any(isinstance(part, dict) for part in prompt) else prompt
     if isinstance(prompt, Mapping) and "multimodal_data" in prompt:
         return {name: value for name, value in prompt.items() if name != "multimodal_data"}
     return prompt
 
 
-def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tuple[int, ...]:
+def tokenize_prompt(prompt: object, vocab: Vocab, add_special: bool = True) -> tuple[int, ...]:
     """The tokens of one prompt: a string, or a list of strings and token ids.
 
     BOS and other tokens that the model's metadata asks for are added if the first element is a string. Names of special
@@ -139,11 +139,11 @@ def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tup
         if isinstance(part, str):
             tokens += vocab.tokenize(part, add_special and i == 0, True, may_cut=True)
         else:
-            tokens.append(token_id("prompt", part, vocab))
+            tokens.append(check_token_id("prompt", part, vocab))
     return tuple(tokens)
 
 
-def token_id(name: str, value: object, vocab: Vocab) -> int:
+def check_token_id(name: str, value: object, vocab: Vocab) -> int:
     """`value` as a token id of this vocabulary; otherwise ApiError 400 for the field `name`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ApiError(400, f"{name}: {shorten(value)} is not a token id")
@@ -213,16 +213,16 @@ def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bo
     """Tokenise segments, with `tokenize_segments` for each run between files."""
     if not files.media:
         return Prompt(tuple(tokenize_segments(vocab, segments, bos_token, wants_bos)))
-    add_special = wants_bos and not begins_with_bos(segments, bos_token)
+    add_special = wants_bos and not has_bos(segments, bos_token)
     return join(
         files.split(segments),
         lambda stretch: tokenize_segments(vocab, stretch, bos_token, False),
         files.media,
-        special_ends(vocab, add_special),
+        find_special_ends(vocab, add_special),
     )
 
 
-def begins_with_bos(segments: Segments, bos_token: str) -> bool:
+def has_bos(segments: Segments, bos_token: str) -> bool:
     """Whether the template itself has written the BOS token."""
     return bool(bos_token and segments and not segments[0][1] and segments[0][0].startswith(bos_token))
 
@@ -235,7 +235,7 @@ def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bo
     parts. `wants_bos`: BOS comes first if the model's metadata asks for it and the template hasn't written `bos_token`.
     """
     text = "".join(part for part, _ in segments)
-    add_special = wants_bos and not begins_with_bos(segments, bos_token)
+    add_special = wants_bos and not has_bos(segments, bos_token)
     tokens = vocab.tokenize(text, add_special, True, may_cut=True)
     if not any(is_user for _, is_user in segments):
         return tokens
@@ -246,7 +246,7 @@ def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bo
         for token in vocab.tokenize(part, False, True)
         if vocab.is_control(token)
     ]
-    before, after = special_ends(vocab, add_special)
+    before, after = find_special_ends(vocab, add_special)
     if [token for token in tokens if vocab.is_control(token)] == [*before, *own, *after]:
         return tokens
     return [*before, *tokenize_between(vocab, segments, own), *after]
@@ -274,7 +274,7 @@ def tokenize_between(vocab: Vocab, segments: Segments, special: Sequence[int]) -
     return tokens + (vocab.tokenize(plain, False, False, may_cut=True) if plain else [])
 
 
-def special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]:
+def find_special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]:
     """The tokens that the model's metadata asks for before and behind a text."""
     ends = vocab.tokenize("", add_special, True)
     n_before = 1 if ends[:1] == [vocab.bos] else 0

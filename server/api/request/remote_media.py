@@ -80,7 +80,7 @@ def fetch(
         parts = check_url(url)
         connection = _connect(parts, deadline, is_allowed or is_public)
         # a socket's timeout never expires if the server sends a byte now and then
-        timer = threading.Timer(_left(deadline), _cut, (connection.sock,))
+        timer = threading.Timer(_compute_left(deadline), _cut, (connection.sock,))
         timer.daemon = True
         timer.start()
         try:
@@ -102,10 +102,10 @@ def fetch(
             if response.status != 200:
                 raise FetchError(f"{parts.hostname} answered {response.status}")
             data = _read(response, limit, bring)
-            _left(deadline)  # FetchError if the timer has closed the connection
+            _compute_left(deadline)  # FetchError if the timer has closed the connection
             return data
         except (OSError, http.client.HTTPException, ValueError) as error:
-            _left(deadline)
+            _compute_left(deadline)
             raise FetchError(f"{parts.hostname} could not be read: {type(error).__name__}") from None
         finally:
             timer.cancel()
@@ -160,9 +160,9 @@ def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[str], bo
     if not addresses or not all(map(is_allowed, addresses)):
         raise FetchError(f"{parts.hostname} is not on the public internet")
     host = parts.hostname or ""
-    connection = http.client.HTTPConnection(host, port, timeout=_left(deadline))
+    connection = http.client.HTTPConnection(host, port, timeout=_compute_left(deadline))
     try:
-        sock = socket.create_connection((addresses[0], port), _left(deadline))
+        sock = socket.create_connection((addresses[0], port), _compute_left(deadline))
         connection.sock = _with_tls(sock, host) if parts.scheme == "https" else sock
     except OSError as error:
         raise FetchError(f"{parts.hostname} could not be reached: {type(error).__name__}") from None
@@ -201,7 +201,7 @@ def _cut(sock: socket.socket) -> None:
         pass  # the connection has ended
 
 
-def _left(deadline: float) -> float:
+def _compute_left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise FetchError("the download took too long")

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from server.api.request.constraints import FREE, Constraint
-from server.api.request.prompt import token_id
+from server.api.request.prompt import check_token_id
 from server.api.request.schema import SAMPLING_FIELDS, as_float, shorten
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.errors import ApiError
@@ -47,7 +47,7 @@ SAMPLER_LETTERS = {
 }
 
 
-def sampling_params(
+def make_sampling_params(
     values: Mapping[str, Any],
     vocab: Vocab,
     defaults: Mapping[str, Any] = MappingProxyType({}),
@@ -55,26 +55,26 @@ def sampling_params(
 ) -> tuple[SamplingParams, ...]:
     """The `SamplingParams` of each answer to a prompt. They differ in their seeds. `values` are the checked fields of a
     request for text."""
-    samplers = sampler_names(values["samplers"])
+    samplers = read_sampler_names(values["samplers"])
     if defaults.get("penalties_first") and "penalties" not in samplers:
         samplers = ("penalties", *samplers)
-    breakers = strings("dry_sequence_breakers", values["dry_sequence_breakers"])
+    breakers = read_strings("dry_sequence_breakers", values["dry_sequence_breakers"])
     if values["dry_multiplier"] and "dry" in samplers:
-        breakers = dry_breakers(breakers, vocab)
+        breakers = cut_dry_breakers(breakers, vocab)
     fields = {field.name: values[field.name] for field in SAMPLING_FIELDS} | {
         "grammar": constraint.grammar,
         "grammar_lazy": constraint.is_lazy,
         "grammar_triggers": constraint.triggers,
         "samplers": samplers,
-        "logit_bias": logit_bias(values["logit_bias"], vocab),
-        "penalty_prompt": penalty_prompt(values["penalty_prompt"], vocab),
+        "logit_bias": read_logit_bias(values["logit_bias"], vocab),
+        "penalty_prompt": read_penalty_prompt(values["penalty_prompt"], vocab),
         "dry_sequence_breakers": breakers,
     }
     seed = random.getrandbits(32) if values["seed"] == -1 else values["seed"]
     return tuple(SamplingParams(**fields, seed=(seed + i) % 2**32) for i in range(values["n_cmpl"]))
 
 
-def dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
+def cut_dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
     """The breakers, cut as in llama.cpp, without duplicates. ApiError if searching for them in the vocabulary would
     take too long.
 
@@ -96,7 +96,7 @@ def dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
     return cut
 
 
-def penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
+def read_penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
     """The tokens of `penalty_prompt`, which is a text or token ids. Penalties count them instead of the prompt."""
     if value is None:
         return None
@@ -104,15 +104,15 @@ def penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
         return tuple(vocab.tokenize(value, False, True))
     if not isinstance(value, list):
         raise ApiError(400, f"penalty_prompt: {shorten(value)} is neither a text nor a list of token ids")
-    return tuple(token_id("penalty_prompt", token, vocab) for token in value)
+    return tuple(check_token_id("penalty_prompt", token, vocab) for token in value)
 
 
-def sampler_names(names: object) -> tuple[str, ...]:
+def read_sampler_names(names: object) -> tuple[str, ...]:
     """The names in `samplers`, a list or a string of letters, with aliases resolved. ApiError for an unknown one."""
     if isinstance(names, str) and names not in SAMPLER_NAMES and names not in SAMPLER_ALIASES:
         names = [SAMPLER_LETTERS.get(letter, letter) for letter in names]
     known = []
-    for name in strings("samplers", names):
+    for name in read_strings("samplers", names):
         name = SAMPLER_ALIASES.get(name, name)
         if name not in SAMPLER_NAMES:
             raise ApiError(400, f"samplers: '{name[:40]}' is unknown; use one of {', '.join(SAMPLER_NAMES)}")
@@ -120,7 +120,7 @@ def sampler_names(names: object) -> tuple[str, ...]:
     return tuple(known)
 
 
-def strings(name: str, value: object) -> tuple[str, ...]:
+def read_strings(name: str, value: object) -> tuple[str, ...]:
     """A list of strings. A string is a list of one. ApiError for other values."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
@@ -130,7 +130,7 @@ def strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(items)
 
 
-def logit_bias(value: object, vocab: Vocab) -> tuple[tuple[int, float], ...]:
+def read_logit_bias(value: object, vocab: Vocab) -> tuple[tuple[int, float], ...]:
     """`logit_bias` as (token, bias) pairs. In a list of pairs or an object, each token or text has a number, or false
     for a ban. ApiError 400."""
     pairs = list(value.items()) if isinstance(value, dict) else value
@@ -140,14 +140,14 @@ def logit_bias(value: object, vocab: Vocab) -> tuple[tuple[int, float], ...]:
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ApiError(400, f"logit_bias: {shorten(pair)} is not a pair of a token and its bias")
-        amount = _bias_amount(pair[1])
-        bias += [(token, amount) for token in _bias_tokens(pair[0], vocab, isinstance(value, dict))]
+        amount = _read_bias_amount(pair[1])
+        bias += [(token, amount) for token in _read_bias_tokens(pair[0], vocab, isinstance(value, dict))]
         if len(bias) > vocab.n_tokens:
             raise ApiError(400, f"logit_bias: more entries than this vocabulary has tokens, {vocab.n_tokens}")
     return tuple(bias)
 
 
-def _bias_amount(value: object) -> float:
+def _read_bias_amount(value: object) -> float:
     if value is False:
         return -math.inf
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -155,8 +155,8 @@ def _bias_amount(value: object) -> float:
     return as_float("logit_bias", value)
 
 
-def _bias_tokens(key: object, vocab: Vocab, is_object: bool) -> list[int]:
+def _read_bias_tokens(key: object, vocab: Vocab, is_object: bool) -> list[int]:
     """The tokens of a text, or the token of an id. In a JSON object, ids are strings."""
     if isinstance(key, str) and not (is_object and key.isascii() and key.isdecimal() and len(key) < 10):
         return vocab.tokenize(key, False, False)
-    return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]
+    return [check_token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]

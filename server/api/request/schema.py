@@ -42,45 +42,45 @@ class Field:
 _DEFAULTS = SamplingParams()
 
 
-def _sampling(name: str, kind: type, help: str, low: float = -INF, high: float = INF,
+def _define(name: str, kind: type, help: str, low: float = -INF, high: float = INF,
               aliases: tuple[str, ...] = ()) -> Field:
     return Field(name, kind, getattr(_DEFAULTS, name), help, low, high, aliases)
 
 
 # Fields that become the fields of SamplingParams with the same names.
 SAMPLING_FIELDS: tuple[Field, ...] = (
-    _sampling("temperature", float, "randomness; 0 or less always takes the most likely token", -100, 100),
-    _sampling("dynatemp_range", float, "range of the dynamic temperature, which follows the entropy; 0 is off", 0, 100),
-    _sampling("dynatemp_exponent", float, "exponent of the dynamic temperature", 0, 100),
-    _sampling("top_k", int, "keep the K most likely tokens; 0 is off", -1, INT_MAX),
-    _sampling("top_p", float, "keep the most likely tokens whose probabilities add up to P; 1 is off", 0, 1),
-    _sampling("min_p", float, "keep tokens at least P times as likely as the most likely one; 0 is off", 0, 1),
-    _sampling("tfs_z", float, "tail-free sampling; 1 is off", 0, 100),
-    _sampling("typical_p", float, "locally typical sampling; 1 is off", 0, 100, ("typ_p",)),
-    _sampling("top_n_sigma", float, "keep tokens whose logits are within N standard deviations of the highest; "
+    _define("temperature", float, "randomness; 0 or less always takes the most likely token", -100, 100),
+    _define("dynatemp_range", float, "range of the dynamic temperature, which follows the entropy; 0 is off", 0, 100),
+    _define("dynatemp_exponent", float, "exponent of the dynamic temperature", 0, 100),
+    _define("top_k", int, "keep the K most likely tokens; 0 is off", -1, INT_MAX),
+    _define("top_p", float, "keep the most likely tokens whose probabilities add up to P; 1 is off", 0, 1),
+    _define("min_p", float, "keep tokens at least P times as likely as the most likely one; 0 is off", 0, 1),
+    _define("tfs_z", float, "tail-free sampling; 1 is off", 0, 100),
+    _define("typical_p", float, "locally typical sampling; 1 is off", 0, 100, ("typ_p",)),
+    _define("top_n_sigma", float, "keep tokens whose logits are within N standard deviations of the highest; "
               "negative is off", -INF, 1e6),
-    _sampling("xtc_probability", float, "probability that XTC removes the most likely tokens; 0 is off", 0, 1),
-    _sampling("xtc_threshold", float, "XTC removes only tokens with at least this probability", 0, 1),
-    _sampling("repeat_penalty", float, "penalty for tokens that have occurred; 1 is off", 1e-6, 1e6),
-    _sampling("repeat_last_n", int, "how many of the last tokens get penalties; -1 for the whole context, 0 is off",
+    _define("xtc_probability", float, "probability that XTC removes the most likely tokens; 0 is off", 0, 1),
+    _define("xtc_threshold", float, "XTC removes only tokens with at least this probability", 0, 1),
+    _define("repeat_penalty", float, "penalty for tokens that have occurred; 1 is off", 1e-6, 1e6),
+    _define("repeat_last_n", int, "how many of the last tokens get penalties; -1 for the whole context, 0 is off",
               -1, INT_MAX),
-    _sampling("penalize_nl", bool, "whether the repeat penalty applies to line breaks too"),
-    _sampling("presence_penalty", float, "penalty for tokens that have occurred; 0 is off", -1e6, 1e6),
-    _sampling("frequency_penalty", float, "penalty for each occurrence of a token; 0 is off", -1e6, 1e6),
-    _sampling("dry_multiplier", float, "strength of the DRY repetition penalty; 0 is off", 0, 1e6),
-    _sampling("dry_base", float, "base of the DRY penalty", 0, 1e6),
-    _sampling("dry_allowed_length", int, "longest repetition, in tokens, without a DRY penalty", 0, INT_MAX),
-    _sampling("dry_penalty_last_n", int, "how many of the last tokens DRY searches; -1 for the whole context, 0 is off",
+    _define("penalize_nl", bool, "whether the repeat penalty applies to line breaks too"),
+    _define("presence_penalty", float, "penalty for tokens that have occurred; 0 is off", -1e6, 1e6),
+    _define("frequency_penalty", float, "penalty for each occurrence of a token; 0 is off", -1e6, 1e6),
+    _define("dry_multiplier", float, "strength of the DRY repetition penalty; 0 is off", 0, 1e6),
+    _define("dry_base", float, "base of the DRY penalty", 0, 1e6),
+    _define("dry_allowed_length", int, "longest repetition, in tokens, without a DRY penalty", 0, INT_MAX),
+    _define("dry_penalty_last_n", int, "how many of the last tokens DRY searches; -1 for the whole context, 0 is off",
               -1, INT_MAX),
-    _sampling("mirostat", int, "0 off, 1 Mirostat, 2 Mirostat 2.0", 0, 2),
-    _sampling("mirostat_tau", float, "target entropy of Mirostat", 0, 1e6),
-    _sampling("mirostat_eta", float, "learning rate of Mirostat", 0, 1e6),
-    _sampling("adaptive_target", float, "target probability of adaptive_p; negative is off", -INF, 1),
-    _sampling("adaptive_decay", float, "decay of adaptive_p's running average", 0, 0.99),
-    _sampling("min_keep", int, "fewest tokens that a truncating sampler may keep", 0, INT_MAX),
-    _sampling("n_probs", int, "report the N most likely tokens with each token", 0, 10_000, ("logprobs",)),
-    _sampling("ignore_eos", bool, "never generate an end-of-text token"),
-    _sampling("grammar", str, "GBNF grammar that the text must match"),
+    _define("mirostat", int, "0 off, 1 Mirostat, 2 Mirostat 2.0", 0, 2),
+    _define("mirostat_tau", float, "target entropy of Mirostat", 0, 1e6),
+    _define("mirostat_eta", float, "learning rate of Mirostat", 0, 1e6),
+    _define("adaptive_target", float, "target probability of adaptive_p; negative is off", -INF, 1),
+    _define("adaptive_decay", float, "decay of adaptive_p's running average", 0, 0.99),
+    _define("min_keep", int, "fewest tokens that a truncating sampler may keep", 0, INT_MAX),
+    _define("n_probs", int, "report the N most likely tokens with each token", 0, 10_000, ("logprobs",)),
+    _define("ignore_eos", bool, "never generate an end-of-text token"),
+    _define("grammar", str, "GBNF grammar that the text must match"),
 )
 
 # Fields that become fields of Task, or that determine the format of the answer.
@@ -134,10 +134,10 @@ def read(body: Mapping[str, Any], fields: Iterable[Field], defaults: Mapping[str
 
     A value that is absent or null is taken from `defaults`, or else from the field.
     """
-    return {field.name: _value(body, field, defaults, where) for field in fields}
+    return {field.name: _read_value(body, field, defaults, where) for field in fields}
 
 
-def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], where: str) -> Any:
+def _read_value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], where: str) -> Any:
     name, value = field.name, body.get(field.name)
     if value is None:
         for alias in field.aliases:
@@ -157,7 +157,8 @@ def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], w
     if not isinstance(value, field.kind) or isinstance(value, bool) and field.kind is not bool:
         raise ApiError(400, f"{where}{name}: {shorten(body[name])} is not {_KIND_NAMES[field.kind]}")
     if field.kind in (int, float) and not field.low <= value <= field.high:  # type: ignore[operator]
-        raise ApiError(400, f"{where}{name}: {shorten(body[name])} is out of range, allowed is {_limits(field)}")
+        limits = _describe_limits(field)
+        raise ApiError(400, f"{where}{name}: {shorten(body[name])} is out of range, allowed is {limits}")
     return value
 
 
@@ -169,7 +170,7 @@ def as_float(name: str, value: int | float) -> float:
         raise ApiError(400, f"{name}: the number is too large") from None
 
 
-def _limits(field: Field) -> str:
+def _describe_limits(field: Field) -> str:
     if field.high == INF:
         return f"at least {field.low:.10g}"
     return f"at most {field.high:.10g}" if field.low == -INF else f"{field.low:.10g} to {field.high:.10g}"

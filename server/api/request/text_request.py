@@ -1,7 +1,7 @@
 """A checked request for text in any dialect: its tasks for the engine, and what the reply needs.
 
-Connection thread. A dialect reads its own form of prompt and its own fields. `text_request` does the rest, which is the
-same for all dialects.
+Connection thread. A dialect reads its own form of prompt and its own fields. `make_text_request` does the rest, which
+is the same for all dialects.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.api.context import Context
 from server.api.request.constraints import AnswerForm
 from server.api.request.media import Files
 from server.api.request.prompt import Prompt
-from server.api.request.sampling import sampling_params, strings
+from server.api.request.sampling import make_sampling_params, read_strings
 from server.api.request.schema import as_float
 from server.api.request.triggers import read_form
 from server.chat.output.parser import OutputParser
@@ -82,7 +82,7 @@ class TextRequest:
     prompts: Sequence[Prompt] = ()
     cache: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def in_background(self) -> TextRequest:
+    def to_background(self) -> TextRequest:
         """The same request with a priority below all others."""
         return replace(self, tasks=tuple(replace(task, priority=BACKGROUND) for task in self.tasks))
 
@@ -96,7 +96,7 @@ class TextRequest:
         index = next(i for i, task in enumerate(self.tasks) if task.id == id_task)
         return self.prompts[index // self.n]
 
-    def shown_for(self, index: int) -> Any:
+    def get_shown(self, index: int) -> Any:
         """The prompt that the answer with this index shows: its own, if there are several."""
         return self.shown[index // self.n] if len(self.tasks) > self.n else self.shown
 
@@ -122,7 +122,7 @@ def require_small(n_answers: int, sampling: SamplingParams, stop: Sequence[str])
         )
 
 
-def text_request(
+def make_text_request(
     incoming: Incoming,
     values: Mapping[str, Any],
     prompts: Sequence[Prompt],
@@ -140,8 +140,8 @@ def text_request(
     model = incoming.model
     form = form or read_form(values, incoming.body, model)
     model.require_room(values["n_cmpl"], len(prompts))
-    samplings = sampling_params(values, model.vocab, model.defaults, form.constraint)
-    stop = strings("stop", values["stop"])
+    samplings = make_sampling_params(values, model.vocab, model.defaults, form.constraint)
+    stop = read_strings("stop", values["stop"])
     if not form.has_text:
         stop = ()
     require_small(len(prompts) * len(samplings), samplings[0], stop)
@@ -177,7 +177,7 @@ def text_request(
     }
     tasks = [
         Task(
-            id=model.engine.new_id(),
+            id=model.engine.make_id(),
             prompt=prompt.tokens,
             media=prompt.media,
             may_respell=prompt.may_respell and same["cache_prompt"],
@@ -208,10 +208,10 @@ def read_lora(value: object, model: Model) -> tuple[tuple[int, float], ...] | No
     """A request's `lora` list as (adapter, scale) pairs; None if it is absent. ApiError 400."""
     if value is None:
         return None
-    return tuple(sorted((i, scale) for i, scale in lora_scales(value, model).items() if scale))
+    return tuple(sorted((i, scale) for i, scale in read_lora_scales(value, model).items() if scale))
 
 
-def lora_scales(value: object, model: Model) -> dict[int, float]:
+def read_lora_scales(value: object, model: Model) -> dict[int, float]:
     """The scales by adapter in a list `[{"id", "scale"}, ...]`. ApiError 400, also for an unknown adapter."""
     if not isinstance(value, list):
         raise ApiError(400, "lora: give a list of objects with id and scale")

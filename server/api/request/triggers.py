@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.api.request.constraints import AnswerForm, read_constraint
-from server.api.request.sampling import token_id
+from server.api.request.sampling import check_token_id
 from server.engine.seam.task import FULL, PATTERN, TOKEN, WORD, Trigger
 from server.errors import ApiError
 from server.models.model import Model, Vocab
@@ -25,15 +25,15 @@ MAX_TRIGGERS, MAX_BYTES, MAX_PATTERNS, MAX_MOVES, MAX_PRESERVED = 100, 1000, 8, 
 def read_form(values: Mapping[str, Any], body: Mapping[str, Any], model: Model) -> AnswerForm:
     """The form of an answer that is only text. ApiError 400 for a constraint or trigger that can't be used."""
     constraint, vocab = read_constraint(body, model.defaults), model.vocab
-    triggers = _triggers(values["grammar_triggers"], vocab)
-    preserved = _preserved(values["preserved_tokens"], vocab)
+    triggers = _read_triggers(values["grammar_triggers"], vocab)
+    preserved = _read_preserved(values["preserved_tokens"], vocab)
     if values["grammar_lazy"] and constraint.grammar and not triggers:
         raise ApiError(400, "grammar_lazy needs grammar_triggers: without them the grammar would never apply")
     is_lazy = values["grammar_lazy"] and bool(constraint.grammar)
     return AnswerForm(replace(constraint, is_lazy=is_lazy, triggers=triggers), preserved_tokens=preserved)
 
 
-def _triggers(value: object, vocab: Vocab) -> tuple[Trigger, ...]:
+def _read_triggers(value: object, vocab: Vocab) -> tuple[Trigger, ...]:
     rows = _list("grammar_triggers", value, MAX_TRIGGERS)
     if sum(isinstance(row, dict) and row.get("type") in (2, 3) for row in rows) > MAX_PATTERNS:
         raise ApiError(400, f"grammar_triggers: at most {MAX_PATTERNS} patterns are allowed")
@@ -58,7 +58,7 @@ def _trigger(name: str, row: object, vocab: Vocab) -> Trigger:
             400, f"{name}.type: give 0 (a token), 1 (a word), 2 (a pattern) or 3 (a pattern from the beginning)"
         )
     if KINDS[number] == TOKEN:
-        return Trigger(TOKEN, token=token_id(f"{name}.token", row.get("token"), vocab))
+        return Trigger(TOKEN, token=check_token_id(f"{name}.token", row.get("token"), vocab))
     text = row.get("value")
     if not isinstance(text, str) or not text:
         raise ApiError(400, f"{name}.value: give a text")
@@ -66,10 +66,10 @@ def _trigger(name: str, row: object, vocab: Vocab) -> Trigger:
         raise ApiError(400, f"{name}.value: the text is too long, at most {MAX_BYTES} bytes are allowed")
     if "\0" in text:
         raise ApiError(400, f"{name}.value: the text holds a NUL character")
-    return _word(text, vocab) if KINDS[number] == WORD else _pattern(name, KINDS[number], text)
+    return _make_word(text, vocab) if KINDS[number] == WORD else _make_pattern(name, KINDS[number], text)
 
 
-def _word(text: str, vocab: Vocab) -> Trigger:
+def _make_word(text: str, vocab: Vocab) -> Trigger:
     """The trigger of a word. A control token's name becomes that token, because the name is never in the text."""
     tokens = vocab.tokenize(text, False, True)
     if len(tokens) == 1 and vocab.is_control(tokens[0]):
@@ -77,7 +77,7 @@ def _word(text: str, vocab: Vocab) -> Trigger:
     return Trigger(WORD, text)
 
 
-def _pattern(name: str, kind: str, text: str) -> Trigger:
+def _make_pattern(name: str, kind: str, text: str) -> Trigger:
     from server.grammar.automaton import TooLarge  # here, because few requests have patterns
     from server.grammar.regex_gbnf import Unsupported, search_states
 
@@ -88,12 +88,12 @@ def _pattern(name: str, kind: str, text: str) -> Trigger:
     return Trigger(FULL if is_anchored else kind, text, states=states)
 
 
-def _preserved(value: object, vocab: Vocab) -> tuple[int, ...]:
+def _read_preserved(value: object, vocab: Vocab) -> tuple[int, ...]:
     """The ids in the list, and the tokens of texts that are one token. Other texts are ordinary text anyway."""
     tokens = []
     for item in _list("preserved_tokens", value, MAX_PRESERVED):
         if not isinstance(item, str):
-            tokens.append(token_id("preserved_tokens", item, vocab))
+            tokens.append(check_token_id("preserved_tokens", item, vocab))
         elif len(item) <= MAX_BYTES and len(made := vocab.tokenize(item, False, True)) == 1:
             tokens += made
     return tuple(tokens)

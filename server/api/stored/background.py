@@ -22,7 +22,7 @@ from server.api.request.text_request import TextRequest
 from server.chat.output.events import End, Event
 from server.errors import ApiError
 from server.log import get_logger, inherit
-from server.web.message import EventStream, Request, Response, json_response
+from server.web.message import EventStream, Request, Response, make_json_response
 from server.web.sse import PING
 
 MAX_RUNS, MAX_RUNS_OF_KEY = 64, 16  # responses at the same time, of all keys and of one
@@ -42,10 +42,10 @@ class Run:
         self._exchange: Exchange = asked.own
         self._reply = ResponsesReply(context, asked)
         self.begun = self._reply.response
-        self._detached = request.detached()
+        self._detached = request.make_detached()
         self._generation = Generation(context, asked, self._detached)
-        share = memory.current()
-        self._reply.share = self._share = share and share.another()
+        share = memory.get_current()
+        self._reply.share = self._share = share and share.make_another()
         self._changed = threading.Condition()  # its lock protects the fields below
         self._events: list[Event] = []
         self._results: Any = None
@@ -82,10 +82,10 @@ class Run:
                     self._add(self._generation.feed(message)[1])
         except ApiError as error:
             self._context.refusals.count(error.reason)
-            self._reply.error(error)
+            self._reply.encode_error(error)
         except Exception:
             log.exception("the response %s failed", self._reply.id)
-            self._reply.error(ApiError(500, "internal error; see the server's log"))
+            self._reply.encode_error(ApiError(500, "internal error; see the server's log"))
         finally:
             self._detached.end()
             with self._changed:
@@ -99,7 +99,7 @@ class Run:
         if self._share is not None:
             self._share.take(EVENT_BYTES * len(events))
         for event in events:
-            self._reply.event(0, event)
+            self._reply.encode_event(0, event)
         with self._changed:
             self._events += events
             self._changed.notify_all()
@@ -128,7 +128,7 @@ class Run:
                 if any(signs):
                     return
                 n_sent += len(events)
-                data = b"".join(reply.event(0, event) for event in events if not isinstance(event, End))
+                data = b"".join(reply.encode_event(0, event) for event in events if not isinstance(event, End))
                 if has_ended:
                     yield data + reply.finish(self._reply.response)
                     return
@@ -203,4 +203,4 @@ class ResponseHandler(TextHandler):
         run = self._runs.start(asked, request)
         if exchange.is_streamed:
             return EventStream(run.stream(request, -1))
-        return json_response(run.begun)
+        return make_json_response(run.begun)

@@ -37,10 +37,10 @@ class CacheNotes:
         with self._lock:
             notes = list(reversed(self._notes.get(owner, ())))
         notes = [note for note in notes if model in (None, note["model"])]
-        return {"sums": sums(notes), "hints": hints(notes), "requests": notes}
+        return {"sums": compute_sums(notes), "hints": find_hints(notes), "requests": notes}
 
 
-def sums(notes: Sequence[Note]) -> dict[str, Any]:
+def compute_sums(notes: Sequence[Note]) -> dict[str, Any]:
     """The sums over these requests: tokens reused, tokens computed, tokens lost by differences."""
     lost = [note["cache"]["first_difference"] or {} for note in notes]
     return {
@@ -52,7 +52,7 @@ def sums(notes: Sequence[Note]) -> dict[str, Any]:
     }
 
 
-def hints(notes: Sequence[Note]) -> list[dict[str, Any]]:
+def find_hints(notes: Sequence[Note]) -> list[dict[str, Any]]:
     """Places where most requests to a model differ from the cache, so that its rest is lost each time. The most
     expensive place comes first. `notes` has the newest request first."""
     n_asked: dict[str, int] = {}

@@ -15,9 +15,9 @@ from server.api.dialects.response_items import N_TOKEN, with_ids
 from server.api.dialects.responses import FOREIGN, ITEMS, check_metadata
 from server.api.request.chat.parts import one_of
 from server.api.request.fields import CONVERSATION
-from server.api.stored.responses import page
+from server.api.stored.responses import make_page
 from server.errors import ApiError
-from server.web.message import Request, Response, json_response
+from server.web.message import Request, Response, make_json_response
 
 MAX_ADDED = 20  # items in one request
 
@@ -27,7 +27,7 @@ class ConversationHandlers:
         self._context = context
 
     def create(self, request: Request) -> Response:
-        body = {} if not request.body else request.json_object()
+        body = {} if not request.body else request.read_json_object()
         values = CONVERSATION.read(body)
         check_metadata(values["metadata"])
         token = secrets.token_hex(N_TOKEN)
@@ -38,47 +38,47 @@ class ConversationHandlers:
             "created_at": int(time.time()),
             "metadata": values["metadata"] or {},
         }
-        found = {"conversation": about, "items": new_items(values["items"], token)}
+        found = {"conversation": about, "items": read_new_items(values["items"], token)}
         if not self._context.stored.put(id_, request.key_id, found):
             raise ApiError(503, "no room is left for this conversation (--store-size)", reason="memory")
         return CONVERSATION.reply(about, body)
 
     def get(self, request: Request) -> Response:
-        return json_response(self._found(request)["conversation"])
+        return make_json_response(self._find(request)["conversation"])
 
     def update(self, request: Request) -> Response:
         """Replace its metadata."""
-        body = request.json_object()
+        body = request.read_json_object()
         values = CONVERSATION.read(body)
         check_metadata(values["metadata"])
         about = {"metadata": values["metadata"] or {}}
         self._change(request, lambda found: {**found, "conversation": {**found["conversation"], **about}})
-        return CONVERSATION.reply(self._found(request)["conversation"], body)
+        return CONVERSATION.reply(self._find(request)["conversation"], body)
 
     def delete(self, request: Request) -> Response:
         """Delete it with its items."""
         id_ = request.params["id"]
         if not id_.startswith("conv_") or not self._context.stored.delete(id_, request.key_id):
-            raise unknown(id_)
-        return json_response({"id": id_, "object": "conversation.deleted", "deleted": True})
+            raise make_unknown_error(id_)
+        return make_json_response({"id": id_, "object": "conversation.deleted", "deleted": True})
 
     def list_items(self, request: Request) -> Response:
-        return json_response(page(request, self._found(request)["items"]))
+        return make_json_response(make_page(request, self._find(request)["items"]))
 
     def add_items(self, request: Request) -> Response:
-        body = request.json_object()
+        body = request.read_json_object()
         token = request.params["id"].partition("_")[2]
-        added = new_items(CONVERSATION.read(body)["items"], token)
+        added = read_new_items(CONVERSATION.read(body)["items"], token)
         self._change(request, lambda found: {**found, "items": [*found["items"], *added]})
         data = {"object": "list", "data": added, "has_more": False}
         ends = {"first_id": added[0]["id"], "last_id": added[-1]["id"]} if added else {}
         return CONVERSATION.reply({**data, **ends}, body)
 
     def get_item(self, request: Request) -> Response:
-        for item in self._found(request)["items"]:
+        for item in self._find(request)["items"]:
             if item["id"] == request.params["item"]:
-                return json_response(item)
-        raise unknown(request.params["item"])
+                return make_json_response(item)
+        raise make_unknown_error(request.params["item"])
 
     def delete_item(self, request: Request) -> Response:
         """Delete one item; answers with the conversation."""
@@ -87,20 +87,20 @@ class ConversationHandlers:
         self._change(request, lambda found: {**found, "items": [item for item in found["items"] if item["id"] != id_]})
         return self.get(request)
 
-    def _found(self, request: Request) -> dict[str, Any]:
+    def _find(self, request: Request) -> dict[str, Any]:
         id_ = request.params["id"]
         found: dict[str, Any] | None = self._context.stored.get(id_, request.key_id)
         if found is None or not id_.startswith("conv_"):
-            raise unknown(id_)
+            raise make_unknown_error(id_)
         return found
 
     def _change(self, request: Request, change: Callable[[Any], object]) -> None:
-        self._found(request)
+        self._find(request)
         if not self._context.stored.change(request.params["id"], request.key_id, change):
             raise ApiError(503, "no room is left for this conversation (--store-size)", reason="memory")
 
 
-def new_items(value: object, token: str) -> list[Any]:
+def read_new_items(value: object, token: str) -> list[Any]:
     """Items of a request, each with an id by which it can be found."""
     if not isinstance(value, (list, type(None))):
         raise ApiError(400, "items: a list of items is required")
@@ -112,5 +112,5 @@ def new_items(value: object, token: str) -> list[Any]:
     return items
 
 
-def unknown(id_: str) -> ApiError:
+def make_unknown_error(id_: str) -> ApiError:
     return ApiError(404, f"there is no {id_[:80]!r}")

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from server.api.context import Context
-from server.api.stored.responses import page
+from server.api.stored.responses import make_page
 from server.batches.files import MAX_AGE_S, UPLOADED, File, Files
 from server.batches.runner import Batches
 from server.errors import ApiError
 from server.web.http1.multipart import Part
-from server.web.message import EventStream, Request, Response, json_response
+from server.web.message import EventStream, Request, Response, make_json_response
 
 MIN_AGE_S = 3600
 MAX_NAME, MAX_FIELD = 255, 100  # characters of a file's name, bytes of a form field
@@ -44,41 +44,41 @@ class FileHandlers:
             raise ApiError(400, f"purpose: {values.get('purpose', '')!r} is unknown; only {UPLOADED!r} is supported")
         age_s = read_age(values.get("expires_after[anchor]"), values.get("expires_after[seconds]"))
         name = "".join(letter for letter in part.filename if letter.isprintable())[:MAX_NAME] or "file.jsonl"
-        return json_response(files.add(request.key_id, name, part.data, age_s).as_json())
+        return make_json_response(files.add(request.key_id, name, part.data, age_s).as_json())
 
     def list(self, request: Request) -> Response:
         """Lists the key's files, the newest first; `purpose` selects some of them."""
         require_own(self._context, request)
         purpose = request.query.get("purpose")
-        found = [file for file in self._files.of_key(request.key_id) if purpose in (None, file.purpose)]
-        return json_response(page(request, [file.as_json() for file in found], MOST, MOST))
+        found = [file for file in self._files.list_of_key(request.key_id) if purpose in (None, file.purpose)]
+        return make_json_response(make_page(request, [file.as_json() for file in found], MOST, MOST))
 
     def get(self, request: Request) -> Response:
-        return json_response(self._found(request).as_json())
+        return make_json_response(self._find(request).as_json())
 
     def content(self, request: Request) -> EventStream:
-        file = self._found(request)
+        file = self._find(request)
         stream = self._files.open(file.id)
 
-        def chunks() -> Iterator[bytes]:
+        def read_chunks() -> Iterator[bytes]:
             with stream:
                 while data := stream.read(CHUNK_BYTES):
                     yield data
 
-        return EventStream(chunks(), {"Content-Type": "application/octet-stream"})
+        return EventStream(read_chunks(), {"Content-Type": "application/octet-stream"})
 
     def delete(self, request: Request) -> Response:
         """Delete a file. ApiError 409 while a batch needs it."""
         id_ = request.params["id"]
         if not self._files.delete(id_, request.key_id):
-            raise unknown(id_)
-        return json_response({"id": id_, "object": "file", "deleted": True})
+            raise make_unknown_error(id_)
+        return make_json_response({"id": id_, "object": "file", "deleted": True})
 
-    def _found(self, request: Request) -> File:
+    def _find(self, request: Request) -> File:
         id_ = request.params["id"]
         file = self._files.get(id_, request.key_id)
         if file is None:
-            raise unknown(id_)
+            raise make_unknown_error(id_)
         return file
 
 
@@ -93,7 +93,7 @@ def read_form(parts: Sequence[Part]) -> tuple[Part, dict[str, str]]:
             continue
         if part.name not in FIELDS or part.name in values or len(part.data) > MAX_FIELD:
             raise ApiError(400, f"{part.name[:40]!r} is not a field of this form, is given twice, or is too long")
-        values[part.name] = part.text()
+        values[part.name] = part.decode_text()
     return files[0], values
 
 
@@ -110,5 +110,5 @@ def read_age(anchor: object, seconds: object) -> int:
     return int(text)
 
 
-def unknown(id_: str) -> ApiError:
+def make_unknown_error(id_: str) -> ApiError:
     return ApiError(404, f"there is no {id_[:80]!r}")

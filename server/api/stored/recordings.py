@@ -209,8 +209,8 @@ class Recordings:
         key = request.key_id, id_
         recording = Recording({"Content-Type": headers["Content-Type"], "X-Conversation-Id": id_}, self._clock)
         self._add(key, recording)
-        share = memory.current()
-        own = share and share.another()
+        share = memory.get_current()
+        own = share and share.make_another()
         memory.use(own)
         try:
             recording.begin(make())
@@ -232,7 +232,7 @@ class Recordings:
             raise ApiError(404, "Stream not found or expired")
         return recording
 
-    def matching(self, key_id: str, ids: list[str]) -> list[tuple[str, Recording]]:
+    def find_matching(self, key_id: str, ids: list[str]) -> list[tuple[str, Recording]]:
         """The streams of these conversations. A client that uses several models calls them `ID::...`."""
         starts = tuple(id_ + "::" for id_ in ids)
         with self._lock:
@@ -290,13 +290,13 @@ class Recordings:
             del self._kept[key]
 
 
-def conversation_id(request: Request) -> str:
+def read_conversation_id(request: Request) -> str:
     """The conversation whose stream the request wants to be kept, "" for none. ApiError 400 for an invalid id."""
     id_ = request.headers.get("x-conversation-id", "")
-    return _checked("X-Conversation-Id", id_) if id_ else ""
+    return _check_id("X-Conversation-Id", id_) if id_ else ""
 
 
-def _checked(name: str, id_: str) -> str:
+def _check_id(name: str, id_: str) -> str:
     if not ID.fullmatch(id_):
         raise ApiError(400, f"{name}: 1 to 512 printable ASCII characters are required")
     return id_
@@ -311,7 +311,7 @@ class StreamHandlers:
 
     def read(self, request: Request) -> EventStream:
         """The stream from the byte `from` on, as far as it has got and as it continues."""
-        recording = self._recordings.find(request.key_id, self._id(request))
+        recording = self._recordings.find(request.key_id, self._read_id(request))
         text = request.query.get("from", "0")
         if not OFFSET.fullmatch(text):
             raise ApiError(400, "from: the number of bytes received so far is required")
@@ -320,18 +320,18 @@ class StreamHandlers:
 
     def stop(self, request: Request) -> Response:
         """End a stream with its text so far, and forget it. It is no error if there is none."""
-        self._recordings.stop(request.key_id, self._id(request))
+        self._recordings.stop(request.key_id, self._read_id(request))
         return Response(204)
 
-    def lookup(self, request: Request) -> Response:
+    def look_up(self, request: Request) -> Response:
         """Tells which of these conversations have a stream."""
-        body: Any = request.json_object()
+        body: Any = request.read_json_object()
         ids = body.get("conversation_ids")
         if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
             raise ApiError(400, "conversation_ids: a list of strings is required")
         if len(ids) > MAX_IDS:
             raise ApiError(400, f"conversation_ids: at most {MAX_IDS} are allowed")
-        found = self._recordings.matching(request.key_id, [id_ for id_ in ids if id_])
+        found = self._recordings.find_matching(request.key_id, [id_ for id_ in ids if id_])
         return LOOKUP.reply(
             [
                 {
@@ -347,5 +347,5 @@ class StreamHandlers:
         )
 
     @staticmethod
-    def _id(request: Request) -> str:
-        return _checked("conv_id", request.query.get("conv_id", ""))
+    def _read_id(request: Request) -> str:
+        return _check_id("conv_id", request.query.get("conv_id", ""))

@@ -10,15 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.api.context import Context
-from server.api.dialects.response_items import FAILED, IN_PROGRESS, QUEUED, earlier_records, items_of_record, replay
+from server.api.dialects.response_items import (
+    FAILED,
+    IN_PROGRESS,
+    QUEUED,
+    find_earlier_records,
+    items_of_record,
+    replay,
+)
 from server.api.dialects.responses import read_conversation, read_fields
-from server.api.request.chat.messages import chat_prompt
+from server.api.request.chat.messages import make_chat_prompt
 from server.api.request.fields import RESPONSES
 from server.api.request.media import Files
 from server.api.stored.background import Runs
 from server.api.tokens import count_tokens
 from server.errors import ApiError
-from server.web.message import EventStream, Request, Response, json_response
+from server.web.message import EventStream, Request, Response, make_json_response
 
 ORDERS = ("asc", "desc")
 MAX_LIMIT, LIMIT = 100, 20  # items in one page of a list: at most, and by default
@@ -39,10 +46,10 @@ class ResponseHandlers:
         after = number(request, "starting_after", -1, -1, 2**31) if is_streamed else -1
         run = self._runs.get(id_, request.key_id)
         if run is not None:
-            return EventStream(run.stream(request, after)) if is_streamed else json_response(run.response)
-        found = self._found(request)
+            return EventStream(run.stream(request, after)) if is_streamed else make_json_response(run.response)
+        found = self._find(request)
         if not is_streamed:
-            return json_response(found["response"])
+            return make_json_response(found["response"])
         return EventStream(replay(found["response"], found.get("cuts", ()), found["was_begun"], after))
 
     def delete(self, request: Request) -> Response:
@@ -51,39 +58,39 @@ class ResponseHandlers:
         run = self._runs.get(id_, request.key_id)
         if run is not None and not run.cancel():
             raise ApiError(503, "this response hasn't ended yet; try again", headers={"Retry-After": "5"})
-        self._found(request)
+        self._find(request)
         self._context.stored.delete(id_, request.key_id)
-        return json_response({"id": id_, "object": "response", "deleted": True})
+        return make_json_response({"id": id_, "object": "response", "deleted": True})
 
     def cancel(self, request: Request) -> Response:
         """End a background response and return it with its text so far. A finished one stays as it is."""
         run = self._runs.get(request.params["id"], request.key_id)
         if run is not None:
             run.cancel()
-            return json_response(run.response)
-        response = self._found(request)["response"]
+            return make_json_response(run.response)
+        response = self._find(request)["response"]
         if not response["background"]:
             raise ApiError(400, "only background responses can be cancelled")
-        return json_response(response)
+        return make_json_response(response)
 
-    def input_items(self, request: Request) -> Response:
+    def list_input_items(self, request: Request) -> Response:
         """Lists the items of its input and of all responses that it continues from."""
-        *before, own = earlier_records(self._context, request.key_id, self._require(request))
+        *before, own = find_earlier_records(self._context, request.key_id, self._require(request))
         items = [item for found in before for item in items_of_record(found)]
-        return json_response(page(request, [*items, *own["input"]]))
+        return make_json_response(make_page(request, [*items, *own["input"]]))
 
     def count(self, request: Request) -> Response:
         """Counts the tokens of a request's prompt."""
-        body = request.json_object()
+        body = request.read_json_object()
         models = self._context.models
         model = models.spell(body.get("model"), request)
         files = Files(model, request)
         conversation, _ = read_conversation(self._context, model, read_fields(model, body), files)
-        chat = chat_prompt(model, conversation, files)
+        chat = make_chat_prompt(model, conversation, files)
         answer = {"object": "response.input_tokens", "input_tokens": count_tokens(models, model, chat.prompt, request)}
         return RESPONSES.reply(answer, body, chat.warnings)
 
-    def _found(self, request: Request) -> dict[str, Any]:
+    def _find(self, request: Request) -> dict[str, Any]:
         id_ = self._require(request)
         found: dict[str, Any] = self._context.stored.get(id_, request.key_id)
         response = found["response"]
@@ -99,7 +106,7 @@ class ResponseHandlers:
         return id_
 
 
-def page(request: Request, items: Sequence[Any], default: int = LIMIT, most: int = MAX_LIMIT) -> dict[str, Any]:
+def make_page(request: Request, items: Sequence[Any], default: int = LIMIT, most: int = MAX_LIMIT) -> dict[str, Any]:
     """One page of a list, as the query wants it: `order`, `after` (the id of an item), `limit`."""
     order = request.query.get("order", "desc")
     if order not in ORDERS:

@@ -118,7 +118,7 @@ class Store:
             del self._by_key[key_id], self._n_bytes[key_id]
         if self._folder and not keeps_file:
             with contextlib.suppress(OSError):
-                self._path(id_, key_id).unlink()
+                self._make_path(id_, key_id).unlink()
 
     def _make_room(self) -> None:
         """Drop what is too old (once an hour), then things until the bounds on number and bytes are kept."""
@@ -152,14 +152,14 @@ class Store:
         self._swept = self._now() - SWEEP_S - 1
         self._make_room()
 
-    def _path(self, id_: str, key_id: str) -> Path:
+    def _make_path(self, id_: str, key_id: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{id_}.{key_id}.json"
 
     def _write(self, id_: str, key_id: str, data: bytes) -> bool:
         if self._folder is None:
             return True
-        path = self._path(id_, key_id)
+        path = self._make_path(id_, key_id)
         new = path.with_name(path.name + ".tmp")
         try:
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o600)
@@ -179,7 +179,7 @@ class Store:
             return thing.data
         memory.hold(thing.n_bytes)
         try:
-            checksum, _, data = self._path(id_, key_id).read_bytes().partition(b"\n")
+            checksum, _, data = self._make_path(id_, key_id).read_bytes().partition(b"\n")
         except OSError as error:
             log.error("--store-dir: %s could not be read: %s", id_, error)
             return None

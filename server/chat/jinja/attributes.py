@@ -16,7 +16,7 @@ from .errors import SecurityError
 from .formatting import format_text
 from .limits import LARGE_TEXT, TEXT_PER_STEP, Run
 from .marked import Marked, escape, is_safe
-from .text import ITEMS, KEYS, VALUES, guard, soft_text
+from .text import ITEMS, KEYS, VALUES, guard, to_soft_text
 from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, Undefined
 
 Method = Callable[..., Any]
@@ -66,7 +66,7 @@ PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
 
 def get_attribute(run: Run, owner: Any, name: str) -> Any:
     """`owner.name`: first the attributes of the type, then the item of that name."""
-    found = type_attribute(run, owner, name)
+    found = find_type_attribute(run, owner, name)
     if found is not None:
         return found[0]
     if type(owner) is dict and name in owner:
@@ -82,18 +82,18 @@ def get_item(run: Run, owner: Any, key: Any) -> Any:
         return owner[key]
     except (TypeError, LookupError):
         if isinstance(key, str):
-            found = type_attribute(run, owner, str.__str__(key))
+            found = find_type_attribute(run, owner, str.__str__(key))
             if found is not None:
                 return found[0]
     return Undefined(owner=owner, name=key)
 
 
-def type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
+def find_type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
     """The attribute or method `name` of the value's type, in a tuple of one; None if there is none."""
     kind = type(owner)
     if kind is Namespace:
         if name in owner.values:
-            return (_unsafe(owner, name) if name.startswith("_") else owner.values[name],)
+            return (_make_unsafe(owner, name) if name.startswith("_") else owner.values[name],)
         return None
     if kind is Undefined:
         owner.fail()
@@ -105,11 +105,11 @@ def type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
         return (BoundMethod(owner, name, method),)
     change = CHANGES.get(kind, {}).get(name)
     if change is not None:
-        return (BoundMethod(owner, name, change) if run.mutable else _unsafe(owner, name),)
-    return (_unsafe(owner, name),) if name in HIDDEN else None
+        return (BoundMethod(owner, name, change) if run.mutable else _make_unsafe(owner, name),)
+    return (_make_unsafe(owner, name),) if name in HIDDEN else None
 
 
-def _unsafe(owner: Any, name: str) -> Undefined:
+def _make_unsafe(owner: Any, name: str) -> Undefined:
     return Undefined(
         f"access to attribute {name!r} of a {type(owner).__name__} is not allowed in templates",
         owner,
@@ -121,27 +121,27 @@ def _unsafe(owner: Any, name: str) -> Undefined:
 # ------------------------------------------------------------------------------------------ strings
 
 
-def _text_method(name: str) -> Method:
+def _make_text_method(name: str) -> Method:
     plain, marked = getattr(str, name), getattr(Marked, name)
 
-    def method(run: Run, owner: str, /, *args: Any, **kwargs: Any) -> Any:
+    def call_method(run: Run, owner: str, /, *args: Any, **kwargs: Any) -> Any:
         if len(owner) > LARGE_TEXT:
             run.spend(len(owner) // TEXT_PER_STEP)
         if type(owner) is str:
             return plain(owner, *args, **kwargs)
         return marked(owner, *args, **kwargs)
 
-    return method
+    return call_method
 
 
-def _padding_method(name: str) -> Method:
+def _make_padding_method(name: str) -> Method:
     marked = getattr(Marked, name)
 
-    def method(run: Run, owner: str, width: int, /, *fill: str) -> str:
-        run.text(width)
+    def call_method(run: Run, owner: str, width: int, /, *fill: str) -> str:
+        run.count_text(width)
         return marked(_with_marks(owner), width, *fill)
 
-    return method
+    return call_method
 
 
 def _with_marks(text: str) -> Marked:
@@ -150,7 +150,7 @@ def _with_marks(text: str) -> Marked:
 
 
 def _expandtabs(run: Run, owner: str, /, tabsize: int = 8) -> str:
-    run.text(len(owner) + owner.count("\t") * max(tabsize, 0))
+    run.count_text(len(owner) + owner.count("\t") * max(tabsize, 0))
     return owner.expandtabs(tabsize)
 
 
@@ -166,10 +166,10 @@ def _format_map(run: Run, owner: str, mapping: dict[str, Any], /) -> str:
 
 def join_text(run: Run, separator: str, items: Iterable[Any], /) -> str:
     texts = list(items)
-    run.items(len(texts))
+    run.count_items(len(texts))
     if is_safe(separator):  # takes values of any type, as jinja2's Markup does
-        texts = [escape(soft_text(run, text)) for text in texts]
-    run.text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
+        texts = [escape(to_soft_text(run, text)) for text in texts]
+    run.count_text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
     if type(separator) is str and Marked not in set(map(type, texts)):
         return separator.join(texts)
     return _with_marks(separator).join(texts)
@@ -177,7 +177,7 @@ def join_text(run: Run, separator: str, items: Iterable[Any], /) -> str:
 
 def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> str:
     times = text.count(old) if count < 0 else min(count, text.count(old))
-    run.text(len(text) + times * max(len(new) - len(old), 0))
+    run.count_text(len(text) + times * max(len(new) - len(old), 0))
     if Marked in (type(text), type(new)):
         return _with_marks(text).replace(old, new, count)
     return text.replace(old, new, count)
@@ -189,25 +189,25 @@ def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> st
 def _search(name: str, kind: type) -> Method:
     plain = getattr(kind, name)
 
-    def method(run: Run, owner: list[Any] | tuple[Any, ...], item: Any, /, *bounds: int) -> int:
+    def call_method(run: Run, owner: list[Any] | tuple[Any, ...], item: Any, /, *bounds: int) -> int:
         guard(run, item, owner)
         return plain(owner, item, *bounds)
 
-    return method
+    return call_method
 
 
-def _by_key(name: str) -> Method:
+def _make_key_method(name: str) -> Method:
     plain = getattr(dict, name)
 
-    def method(run: Run, owner: dict[Any, Any], key: Any, /, *default: Any) -> Any:
+    def call_method(run: Run, owner: dict[Any, Any], key: Any, /, *default: Any) -> Any:
         guard(run, key)
         return plain(owner, key, *default)
 
-    return method
+    return call_method
 
 
 def _copy(run: Run, owner: list[Any] | dict[Any, Any], /) -> Any:
-    run.items(len(owner))
+    run.count_items(len(owner))
     return owner.copy()
 
 
@@ -215,22 +215,22 @@ def _update(run: Run, owner: dict[Any, Any], /, *args: Any, **kwargs: Any) -> No
     for pairs in args:
         guard(run, pairs)
     owner.update(*args, **kwargs)
-    run.items(len(owner))
+    run.count_items(len(owner))
 
 
 def _append(run: Run, owner: list[Any], item: Any, /) -> None:
-    run.items(len(owner))
+    run.count_items(len(owner))
     owner.append(item)
 
 
 def _extend(run: Run, owner: list[Any], items: Iterable[Any], /) -> None:
     added = list(items)
-    run.items(len(owner) + len(added))
+    run.count_items(len(owner) + len(added))
     owner.extend(added)
 
 
 def _insert(run: Run, owner: list[Any], position: int, item: Any, /) -> None:
-    run.items(len(owner))
+    run.count_items(len(owner))
     owner.insert(position, item)
 
 
@@ -244,7 +244,7 @@ def _sort(run: Run, owner: list[Any], /, *, reverse: bool = False) -> None:
     owner.sort(reverse=reverse)
 
 
-def _plain(call: Callable[..., Any]) -> Method:
+def _make_plain_method(call: Callable[..., Any]) -> Method:
     """A method whose cost is bounded by the size of its value."""
     return lambda run, owner, /, *args: call(owner, *args)
 
@@ -307,15 +307,18 @@ FIELDS: dict[type, dict[str, Callable[..., Any]]] = {
 }
 
 _TEXT: dict[str, Method] = {
-    **{name: _text_method(name) for name in TEXT_METHODS},
-    **{name: _padding_method(name) for name in PADDING_METHODS},
+    **{name: _make_text_method(name) for name in TEXT_METHODS},
+    **{name: _make_padding_method(name) for name in PADDING_METHODS},
     "expandtabs": _expandtabs,
     "format": _format,
     "format_map": _format_map,
     "join": join_text,
     "replace": lambda run, text, old, new, count=-1, /: replace_text(run, text, old, new, count),
 }
-_INTEGER: dict[str, Method] = {"bit_length": _plain(int.bit_length), "conjugate": _plain(int.conjugate)}
+_INTEGER: dict[str, Method] = {
+    "bit_length": _make_plain_method(int.bit_length),
+    "conjugate": _make_plain_method(int.conjugate),
+}
 _PAIR: dict[str, Method] = {"count": _search("count", tuple), "index": _search("index", tuple)}
 
 METHODS: dict[type, dict[str, Method]] = {
@@ -323,42 +326,42 @@ METHODS: dict[type, dict[str, Method]] = {
     Marked: _TEXT,
     dict: {
         "copy": _copy,
-        "get": _by_key("get"),
-        "items": _plain(dict.items),
-        "keys": _plain(dict.keys),
-        "values": _plain(dict.values),
+        "get": _make_key_method("get"),
+        "items": _make_plain_method(dict.items),
+        "keys": _make_plain_method(dict.keys),
+        "values": _make_plain_method(dict.values),
     },
     list: {"copy": _copy, "count": _search("count", list), "index": _search("index", list)},
     tuple: _PAIR,
     Group: _PAIR,
-    range: {"count": _plain(range.count), "index": _plain(range.index)},
+    range: {"count": _make_plain_method(range.count), "index": _make_plain_method(range.index)},
     bool: _INTEGER,
     int: _INTEGER,
-    float: {"is_integer": _plain(float.is_integer), "conjugate": _plain(float.conjugate)},
+    float: {"is_integer": _make_plain_method(float.is_integer), "conjugate": _make_plain_method(float.conjugate)},
     KEYS: {},
     VALUES: {},
     ITEMS: {},
     Loop: {"cycle": _cycle, "changed": _changed},
-    Cycler: {"next": _plain(Cycler.next), "reset": _reset},
+    Cycler: {"next": _make_plain_method(Cycler.next), "reset": _reset},
 }
 
 # methods that change their value
 CHANGES: dict[type, dict[str, Method]] = {
     dict: {
-        "clear": _plain(dict.clear),
-        "pop": _by_key("pop"),
-        "popitem": _plain(dict.popitem),
-        "setdefault": _by_key("setdefault"),
+        "clear": _make_plain_method(dict.clear),
+        "pop": _make_key_method("pop"),
+        "popitem": _make_plain_method(dict.popitem),
+        "setdefault": _make_key_method("setdefault"),
         "update": _update,
     },
     list: {
         "append": _append,
-        "clear": _plain(list.clear),
+        "clear": _make_plain_method(list.clear),
         "extend": _extend,
         "insert": _insert,
-        "pop": _plain(list.pop),
+        "pop": _make_plain_method(list.pop),
         "remove": _remove,
-        "reverse": _plain(list.reverse),
+        "reverse": _make_plain_method(list.reverse),
         "sort": _sort,
     },
 }

@@ -15,7 +15,7 @@ from .attributes import DICT_NAMES, METHODS, get_attribute, get_item, join_text
 from .errors import TemplateRuntimeError
 from .nodes import Node
 from .operators import BINARY, COMPARE, UNARY
-from .place import RUN, Evaluate, Frame, Place, outer_frame
+from .place import RUN, Evaluate, Frame, Place, get_outer_frame
 from .text import guard, to_text
 from .values import MISSING, Undefined, call_value
 
@@ -28,45 +28,45 @@ def compile_expression(node: Node, place: Place) -> Evaluate:
     return _COMPILERS[type(node)](node, place)
 
 
-def _all(members: list[Node], place: Place) -> list[Evaluate]:
+def _compile_all(members: list[Node], place: Place) -> list[Evaluate]:
     return [compile_expression(node, place) for node in members]
 
 
-def _const(node: nodes.Const, place: Place) -> Evaluate:
+def _compile_const(node: nodes.Const, place: Place) -> Evaluate:
     value = node.value
     return lambda frame: value
 
 
-def _name(node: nodes.Name, place: Place) -> Evaluate:
+def _compile_name(node: nodes.Name, place: Place) -> Evaluate:
     name = node.name
     slot = place.scope.find(name)
     if slot is None:
-        raise place.source.error(f"the name {name!r} can't be used here", node.offset)
-    index, hops = slot.index, place.hops(slot)
+        raise place.source.make_error(f"the name {name!r} can't be used here", node.offset)
+    index, hops = slot.index, place.count_hops(slot)
 
-    def own(frame: Frame) -> Any:
+    def get_own(frame: Frame) -> Any:
         value = frame[index]
         return Undefined(name=name) if value is MISSING else value
 
-    def outer(frame: Frame) -> Any:
-        value = outer_frame(frame, hops)[index]
+    def get_outer(frame: Frame) -> Any:
+        value = get_outer_frame(frame, hops)[index]
         return Undefined(name=name) if value is MISSING else value
 
-    return outer if hops else own
+    return get_outer if hops else get_own
 
 
-def _tuple(node: nodes.TupleNode, place: Place) -> Evaluate:
-    items = _all(node.items, place)
+def _compile_tuple(node: nodes.TupleNode, place: Place) -> Evaluate:
+    items = _compile_all(node.items, place)
     return lambda frame: tuple([item(frame) for item in items])
 
 
 def _list(node: nodes.ListNode, place: Place) -> Evaluate:
-    items = _all(node.items, place)
+    items = _compile_all(node.items, place)
     return lambda frame: [item(frame) for item in items]
 
 
-def _dict(node: nodes.DictNode, place: Place) -> Evaluate:
-    pairs = list(zip(_all(node.keys, place), _all(node.values, place)))
+def _compile_dict(node: nodes.DictNode, place: Place) -> Evaluate:
+    pairs = list(zip(_compile_all(node.keys, place), _compile_all(node.values, place)))
 
     def make(frame: Frame, at: int = node.offset) -> Any:
         made = {}
@@ -92,16 +92,16 @@ def _attribute(node: nodes.Attribute, place: Place) -> Evaluate:
     return attribute
 
 
-def _item(node: nodes.Item, place: Place) -> Evaluate:
+def _compile_item(node: nodes.Item, place: Place) -> Evaluate:
     owner = compile_expression(node.owner, place)
     if isinstance(node.key, nodes.Slice):
         return _slice(owner, node.key, place)
     key = compile_expression(node.key, place)
 
-    def item(frame: Frame, at: int = node.offset) -> Any:
+    def compute_item(frame: Frame, at: int = node.offset) -> Any:
         return get_item(frame[RUN], owner(frame), key(frame))
 
-    return item
+    return compute_item
 
 
 def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
@@ -110,9 +110,9 @@ def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
     def cut(frame: Frame, at: int = node.offset) -> Any:
         value = owner(frame)
         if isinstance(value, (list, tuple)):
-            frame[RUN].items(len(value))
+            frame[RUN].count_items(len(value))
         if isinstance(value, str):
-            frame[RUN].text(len(value))
+            frame[RUN].count_text(len(value))
         return value[slice(*[bound(frame) if bound else None for bound in bounds])]
 
     return cut
@@ -120,7 +120,7 @@ def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
 
 def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], Args]:
     """A closure that computes the positional and named arguments of a call."""
-    positional, values = _all(node.positional, place), _all(node.values, place)
+    positional, values = _compile_all(node.positional, place), _compile_all(node.values, place)
     names = node.names
     if not node.star and not node.double_star:
         if not names:
@@ -132,7 +132,7 @@ def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], 
     star = compile_expression(node.star, place) if node.star else lambda frame: ()
     double_star = compile_expression(node.double_star, place) if node.double_star else lambda frame: {}
 
-    def arguments(frame: Frame, at: int = node.offset) -> Args:
+    def compute_arguments(frame: Frame, at: int = node.offset) -> Args:
         args = [value(frame) for value in positional]
         kwargs = {name: value(frame) for name, value in zip(names, values)}
         args += star(frame)
@@ -143,13 +143,13 @@ def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], 
             raise TypeError("an argument is given twice")
         return tuple(args), {**kwargs, **more}
 
-    return arguments
+    return compute_arguments
 
 
 def _call(node: nodes.Call, place: Place) -> Evaluate:
     arguments = compile_arguments(node.arguments, place)
     if isinstance(node.callee, nodes.Attribute):
-        return _method_call(node.callee, arguments, place)
+        return _compile_method_call(node.callee, arguments, place)
     callee = compile_expression(node.callee, place)
 
     def call(frame: Frame, at: int = node.offset) -> Any:
@@ -159,7 +159,7 @@ def _call(node: nodes.Call, place: Place) -> Evaluate:
     return call
 
 
-def _method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], place: Place) -> Evaluate:
+def _compile_method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], place: Place) -> Evaluate:
     """`owner.name(...)` without making a `BoundMethod`."""
     owner, name = compile_expression(node.owner, place), node.name
 
@@ -178,20 +178,20 @@ def _method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], plac
 def _filter(node: nodes.Filter, place: Place) -> Evaluate:
     captured = place.captured
     value = compile_expression(node.value, place) if node.value else lambda frame: frame[captured]
-    return _application(_find("filter", node, place), value, node, place)
+    return _compile_application(_find("filter", node, place), value, node, place)
 
 
 def _test(node: nodes.Test, place: Place) -> Evaluate:
-    return _application(_find("test", node, place), compile_expression(node.value, place), node, place)
+    return _compile_application(_find("test", node, place), compile_expression(node.value, place), node, place)
 
 
-def _application(
+def _compile_application(
     function: Callable[..., Any], value: Evaluate, node: nodes.Filter | nodes.Test, place: Place
 ) -> Evaluate:
     """A filter or test applied to a value."""
     arguments = compile_arguments(node.arguments, place)
 
-    def plain(frame: Frame, at: int = node.offset) -> Any:
+    def apply_plain(frame: Frame, at: int = node.offset) -> Any:
         return function(frame[RUN], value(frame))
 
     def apply(frame: Frame, at: int = node.offset) -> Any:
@@ -199,7 +199,7 @@ def _application(
         args, kwargs = arguments(frame)
         return function(frame[RUN], subject, *args, **kwargs)
 
-    return apply if any(True for _ in nodes.children(node.arguments)) else plain
+    return apply if any(True for _ in nodes.list_children(node.arguments)) else apply_plain
 
 
 def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[..., Any]:
@@ -210,70 +210,70 @@ def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[
         return function
     message = f"No {kind} named {node.name!r}."
     if not place.soft:
-        raise place.source.error(message, node.offset)
+        raise place.source.make_error(message, node.offset)
 
-    def unknown(*_: Any, **__: Any) -> Any:
+    def fail_unknown(*_: Any, **__: Any) -> Any:
         raise TemplateRuntimeError(message)
 
-    return unknown
+    return fail_unknown
 
 
-def _unary(node: nodes.Unary, place: Place) -> Evaluate:
+def _compile_unary(node: nodes.Unary, place: Place) -> Evaluate:
     value, apply = compile_expression(node.value, place), UNARY[node.operator]
 
-    def unary(frame: Frame, at: int = node.offset) -> Any:
+    def compute_unary(frame: Frame, at: int = node.offset) -> Any:
         return apply(frame[RUN], value(frame))
 
-    return unary
+    return compute_unary
 
 
-def _not(node: nodes.Not, place: Place) -> Evaluate:
+def _compile_not(node: nodes.Not, place: Place) -> Evaluate:
     value = compile_expression(node.value, place)
     return lambda frame: not value(frame)
 
 
-def _arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
+def _compile_arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
     first = compile_expression(node.first, place)
     steps = [(BINARY[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
 
-    def chain(frame: Frame, at: int = node.offset) -> Any:
+    def compute_chain(frame: Frame, at: int = node.offset) -> Any:
         run = frame[RUN]
         result = first(frame)
         for apply, value in steps:
             result = apply(run, result, value(frame))
         return result
 
-    return chain
+    return compute_chain
 
 
-def _logic(node: nodes.Logic, place: Place) -> Evaluate:
-    *others, last = _all(node.values, place)
+def _compile_logic(node: nodes.Logic, place: Place) -> Evaluate:
+    *others, last = _compile_all(node.values, place)
 
-    def both(frame: Frame) -> Any:
+    def compute_both(frame: Frame) -> Any:
         for value in others:
             result = value(frame)
             if not result:
                 return result
         return last(frame)
 
-    def either(frame: Frame) -> Any:
+    def compute_either(frame: Frame) -> Any:
         for value in others:
             result = value(frame)
             if result:
                 return result
         return last(frame)
 
-    return both if node.operator == "and" else either
+    return compute_both if node.operator == "and" else compute_either
 
 
 def _concat(node: nodes.Concat, place: Place) -> Evaluate:
-    values = _all(node.values, place)
+    values = _compile_all(node.values, place)
 
-    def joined(frame: Frame, at: int = node.offset) -> Any:
+    def join_values(frame: Frame, at: int = node.offset) -> Any:
         run = frame[RUN]
         return join_text(run, "", [to_text(run, value(frame)) for value in values])
 
-    return joined
+    return join_values
 
 
 def _compare(node: nodes.Compare, place: Place) -> Evaluate:
@@ -284,7 +284,7 @@ def _compare(node: nodes.Compare, place: Place) -> Evaluate:
     def compare(frame: Frame, at: int = node.offset) -> Any:
         return only(frame[RUN], first(frame), second(frame))
 
-    def chain(frame: Frame, at: int = node.offset) -> Any:
+    def compute_chain(frame: Frame, at: int = node.offset) -> Any:
         run = frame[RUN]
         left, result = first(frame), True
         for apply, value in steps:
@@ -295,11 +295,11 @@ def _compare(node: nodes.Compare, place: Place) -> Evaluate:
             left = right
         return result
 
-    return compare if len(steps) == 1 else chain
+    return compare if len(steps) == 1 else compute_chain
 
 
-def _conditional(node: nodes.Conditional, place: Place) -> Evaluate:
-    place = place.softer()
+def _compile_conditional(node: nodes.Conditional, place: Place) -> Evaluate:
+    place = place.soften()
     test, yes = compile_expression(node.test, place), compile_expression(node.yes, place)
     if node.no is None:
         line, _ = place.source.place(node.offset)
@@ -310,21 +310,21 @@ def _conditional(node: nodes.Conditional, place: Place) -> Evaluate:
 
 
 _COMPILERS: dict[type, Callable[..., Evaluate]] = {
-    nodes.Const: _const,
-    nodes.Name: _name,
-    nodes.TupleNode: _tuple,
+    nodes.Const: _compile_const,
+    nodes.Name: _compile_name,
+    nodes.TupleNode: _compile_tuple,
     nodes.ListNode: _list,
-    nodes.DictNode: _dict,
+    nodes.DictNode: _compile_dict,
     nodes.Attribute: _attribute,
-    nodes.Item: _item,
+    nodes.Item: _compile_item,
     nodes.Call: _call,
     nodes.Filter: _filter,
     nodes.Test: _test,
-    nodes.Unary: _unary,
-    nodes.Not: _not,
-    nodes.Arithmetic: _arithmetic,
-    nodes.Logic: _logic,
+    nodes.Unary: _compile_unary,
+    nodes.Not: _compile_not,
+    nodes.Arithmetic: _compile_arithmetic,
+    nodes.Logic: _compile_logic,
     nodes.Concat: _concat,
     nodes.Compare: _compare,
-    nodes.Conditional: _conditional,
+    nodes.Conditional: _compile_conditional,
 }

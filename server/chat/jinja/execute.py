@@ -15,8 +15,8 @@ from .evaluate import compile_arguments, compile_expression
 from .limits import Run
 from .marked import concat
 from .nodes import Node
-from .place import OUT, RUN, Evaluate, Execute, Frame, Place, new_frame, outer_frame
-from .scopes import Function, Scope, analyze, declare_target, mentioned
+from .place import OUT, RUN, Evaluate, Execute, Frame, Place, get_outer_frame, make_frame
+from .scopes import Function, Scope, analyze, declare_target, find_mentioned
 from .text import to_text
 from .values import MISSING, Loop, Macro, Namespace, Undefined, call_value
 
@@ -26,7 +26,7 @@ Assign = Callable[[Frame, Any], None]
 def compile_template(statements: list[Node], place: Place) -> Execute:
     """A closure that renders a whole template. `place` has an empty root scope."""
     analyze(place.scope, statements)
-    enter, body = _enter(place), _block(statements, place)
+    enter, body = _enter(place), _compile_block(statements, place)
 
     def render(frame: Frame) -> str | None:
         enter(frame)
@@ -35,19 +35,19 @@ def compile_template(statements: list[Node], place: Place) -> Execute:
     return render
 
 
-def _block(statements: list[Node], place: Place) -> Execute:
+def _compile_block(statements: list[Node], place: Place) -> Execute:
     steps = tuple(_COMPILERS[type(node)](node, place) for node in statements)
     if len(steps) == 1:
         return steps[0]
 
-    def block(frame: Frame) -> str | None:
+    def run_block(frame: Frame) -> str | None:
         for step in steps:
             signal = step(frame)
             if signal is not None:
                 return signal
         return None
 
-    return block
+    return run_block
 
 
 # ------------------------------------------------------------------------------------------ scopes
@@ -60,7 +60,7 @@ def _enter(place: Place) -> Callable[[Frame], None]:
         if load.kind == "context":
             context.append((slot.index, load.name))
         elif load.kind == "alias" and load.slot:
-            aliases.append((slot.index, place.hops(load.slot), load.slot.index))
+            aliases.append((slot.index, place.count_hops(load.slot), load.slot.index))
         elif load.kind == "missing":
             missing.append(slot.index)
 
@@ -68,7 +68,7 @@ def _enter(place: Place) -> Callable[[Frame], None]:
         for index, name in context:
             frame[index] = frame[RUN].variables.get(name, MISSING)
         for index, hops, outer in aliases:
-            frame[index] = outer_frame(frame, hops)[outer]
+            frame[index] = get_outer_frame(frame, hops)[outer]
         for index in missing:
             frame[index] = MISSING
 
@@ -86,11 +86,11 @@ def _leave(place: Place) -> Callable[[Frame], None]:
     return leave
 
 
-def _scoped(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Place:
+def _make_scoped_place(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Place:
     """A place with a new scope in the same function."""
     scope = Scope(place.scope.function, place.scope)
     analyze(scope, scope_nodes)
-    return place.inner(scope, place.in_loop, captured)
+    return place.make_inner(scope, place.in_loop, captured)
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -99,7 +99,7 @@ def _scoped(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Pla
 def _write(frame: Frame, value: Any) -> None:
     run: Run = frame[RUN]
     text = value if type(value) is str else to_text(run, value)
-    run.printed(len(text))
+    run.count_printed(len(text))
     frame[OUT].append(text)
 
 
@@ -110,16 +110,16 @@ def _write_text(frame: Frame, value: Any) -> None:
     _write(frame, value)
 
 
-def _output(node: nodes.Output, place: Place) -> Execute:
+def _compile_output(node: nodes.Output, place: Place) -> Execute:
     parts: list[Any] = [
         part.text if isinstance(part, nodes.Data) else compile_expression(part, place) for part in node.parts
     ]
 
-    def output(frame: Frame, at: int = node.offset) -> None:
+    def write_output(frame: Frame, at: int = node.offset) -> None:
         for part in parts:
             _write(frame, part if type(part) is str else part(frame))
 
-    return output
+    return write_output
 
 
 def _capture(body: Execute) -> Callable[[Frame], tuple[str | None, str]]:
@@ -135,14 +135,14 @@ def _capture(body: Execute) -> Callable[[Frame], tuple[str | None, str]]:
 
 
 def _join(run: Run, texts: list[str]) -> str:
-    run.text(sum(map(len, texts)))
+    run.count_text(sum(map(len, texts)))
     return concat(texts)
 
 
 # ------------------------------------------------------------------------------------------ assignment
 
 
-def _target(node: Node, place: Place) -> Assign:
+def _compile_target(node: Node, place: Place) -> Assign:
     """A closure that assigns a value to a target."""
     if isinstance(node, nodes.Name):
         index = place.scope.slots[node.name].index
@@ -152,11 +152,11 @@ def _target(node: Node, place: Place) -> Assign:
 
         return assign
     if isinstance(node, nodes.NamespaceRef):
-        return _namespace_target(node, place)
-    return _tuple_target(node, place)  # type: ignore[arg-type]
+        return _compile_namespace_target(node, place)
+    return _compile_tuple_target(node, place)  # type: ignore[arg-type]
 
 
-def _namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
+def _compile_namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
     read, attribute = compile_expression(nodes.Name(node.name, offset=node.offset), place), node.attribute
 
     def assign(frame: Frame, value: Any, at: int = node.offset) -> None:
@@ -168,8 +168,8 @@ def _namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
     return assign
 
 
-def _tuple_target(node: nodes.TupleNode, place: Place) -> Assign:
-    targets = [_target(item, place) for item in node.items]
+def _compile_tuple_target(node: nodes.TupleNode, place: Place) -> Assign:
+    targets = [_compile_target(item, place) for item in node.items]
 
     def assign(frame: Frame, value: Any, at: int = node.offset) -> None:
         values = list(value)
@@ -182,7 +182,7 @@ def _tuple_target(node: nodes.TupleNode, place: Place) -> Assign:
 
 
 def _set(node: nodes.Set, place: Place) -> Execute:
-    value, assign = compile_expression(node.value, place), _target(node.target, place)
+    value, assign = compile_expression(node.value, place), _compile_target(node.target, place)
 
     def execute(frame: Frame, at: int = node.offset) -> None:
         assign(frame, value(frame))
@@ -191,9 +191,9 @@ def _set(node: nodes.Set, place: Place) -> Execute:
 
 
 def _set_block(node: nodes.SetBlock, place: Place) -> Execute:
-    inner, capture, apply = _filtered_block(node.body, node.filter, place)
+    inner, capture, apply = _compile_filtered_block(node.body, node.filter, place)
     enter, leave = _enter(inner), _leave(inner)
-    assign = _target(node.target, place)
+    assign = _compile_target(node.target, place)
 
     def execute(frame: Frame, at: int = node.offset) -> str | None:
         enter(frame)
@@ -207,7 +207,7 @@ def _set_block(node: nodes.SetBlock, place: Place) -> Execute:
 
 
 def _filter_block(node: nodes.FilterBlock, place: Place) -> Execute:
-    inner, capture, apply = _filtered_block(node.body, node.filter, place)
+    inner, capture, apply = _compile_filtered_block(node.body, node.filter, place)
     enter, leave = _enter(inner), _leave(inner)
 
     def execute(frame: Frame, at: int = node.offset) -> str | None:
@@ -221,11 +221,11 @@ def _filter_block(node: nodes.FilterBlock, place: Place) -> Execute:
     return execute
 
 
-def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place) -> tuple[Any, Any, Any]:
+def _compile_filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place) -> tuple[Any, Any, Any]:
     """(place inside the block, closure that captures its text, closure that filters this text)."""
-    captured = place.scope.function.extra_slot().index
-    inner = _scoped(body, place, captured)
-    capture = _capture(_block(body, inner))
+    captured = place.scope.function.make_extra_slot().index
+    inner = _make_scoped_place(body, place, captured)
+    capture = _capture(_compile_block(body, inner))
     if filter_ is None:
         return inner, capture, lambda frame, text: text
     evaluate = compile_expression(filter_, inner)
@@ -240,10 +240,12 @@ def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place
 # ------------------------------------------------------------------------------------------ branches
 
 
-def _if(node: nodes.If, place: Place) -> Execute:
-    place = place.softer()
-    branches = [(compile_expression(branch.test, place), _block(branch.body, place)) for branch in (node, *node.elifs)]
-    otherwise = _block(node.otherwise, place)
+def _compile_if(node: nodes.If, place: Place) -> Execute:
+    place = place.soften()
+    branches = [
+        (compile_expression(branch.test, place), _compile_block(branch.body, place)) for branch in (node, *node.elifs)
+    ]
+    otherwise = _compile_block(node.otherwise, place)
 
     def execute(frame: Frame) -> str | None:
         for test, body in branches:
@@ -255,11 +257,12 @@ def _if(node: nodes.If, place: Place) -> Execute:
 
 
 def _with(node: nodes.With, place: Place) -> Execute:
-    inner = _scoped([*node.targets, *node.body], place)
+    inner = _make_scoped_place([*node.targets, *node.body], place)
     values = [
-        (_target(target, inner), compile_expression(value, place)) for target, value in zip(node.targets, node.values)
+        (_compile_target(target, inner), compile_expression(value, place))
+        for target, value in zip(node.targets, node.values)
     ]
-    enter, leave, body = _enter(inner), _leave(inner), _block(node.body, inner)
+    enter, leave, body = _enter(inner), _leave(inner), _compile_block(node.body, inner)
 
     def execute(frame: Frame, at: int = node.offset) -> str | None:
         enter(frame)
@@ -283,7 +286,7 @@ def _do(node: nodes.Do, place: Place) -> Execute:
 
 def _jump(node: nodes.Jump, place: Place) -> Execute:
     if not place.in_loop:
-        raise place.source.error(f"'{node.kind}' outside of a loop", node.offset)
+        raise place.source.make_error(f"'{node.kind}' outside of a loop", node.offset)
     signal = node.kind
     return lambda frame: signal
 
@@ -291,13 +294,13 @@ def _jump(node: nodes.Jump, place: Place) -> Execute:
 # ------------------------------------------------------------------------------------------ loops
 
 
-def _for(node: nodes.For, place: Place) -> Execute:
+def _compile_for(node: nodes.For, place: Place) -> Execute:
     for below in nodes.walk([node]):
         if isinstance(below, nodes.Name) and below.use == "store" and below.name == "loop":
-            raise place.source.error("can't assign to the special variable 'loop' in a loop", below.offset)
+            raise place.source.make_error("can't assign to the special variable 'loop' in a loop", below.offset)
     items = compile_expression(node.items, place)
     function = Function(place.scope.function) if node.recursive else place.scope.function
-    walk = _loop(node, place, function)
+    walk = _compile_loop(node, place, function)
     if not node.recursive:
 
         def execute(frame: Frame, at: int = node.offset) -> str | None:
@@ -307,7 +310,7 @@ def _for(node: nodes.For, place: Place) -> Execute:
 
     def recurse(frame: Frame, at: int = node.offset) -> None:
         def render(nested: Any, depth: int) -> str:
-            inner = new_frame(frame, function)
+            inner = make_frame(frame, function)
             inner[RUN].enter()
             walk(inner, frame, nested, render, depth)
             inner[RUN].leave()
@@ -318,18 +321,18 @@ def _for(node: nodes.For, place: Place) -> Execute:
     return recurse
 
 
-def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., str | None]:
+def _compile_loop(node: nodes.For, place: Place, function: Function) -> Callable[..., str | None]:
     """A closure (frame of the body, frame around the loop, items, renderer for recursion, depth) -> signal."""
     scope = Scope(function, place.scope)
-    has_loop = node.recursive or bool(mentioned(node.body, ("loop",)))
-    loop_index = scope.parameter("loop").index if has_loop else 0
+    has_loop = node.recursive or bool(find_mentioned(node.body, ("loop",)))
+    loop_index = scope.declare_parameter("loop").index if has_loop else 0
     declare_target(scope, node.target)
     analyze(scope, node.body)
-    inner = place.inner(scope, in_loop=True)
-    assign, enter, leave = _target(node.target, inner), _enter(inner), _leave(inner)
-    body = _block(node.body, inner)
-    selected = _loop_test(node, place) if node.test else None
-    otherwise = _otherwise(node.otherwise, place, function)
+    inner = place.make_inner(scope, in_loop=True)
+    assign, enter, leave = _compile_target(node.target, inner), _enter(inner), _leave(inner)
+    body = _compile_block(node.body, inner)
+    selected = _compile_loop_test(node, place) if node.test else None
+    otherwise = _compile_otherwise(node.otherwise, place, function)
 
     def walk(frame: Frame, outer: Frame, items: Any, render: Any, depth: int, at: int = node.offset) -> str | None:
         run: Run = frame[RUN]
@@ -353,11 +356,11 @@ def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., st
     return walk
 
 
-def _otherwise(statements: list[Node], place: Place, function: Function) -> Execute:
+def _compile_otherwise(statements: list[Node], place: Place, function: Function) -> Execute:
     scope = Scope(function, place.scope)
     analyze(scope, statements)
-    inner = place.inner(scope, in_loop=place.in_loop and function is place.scope.function)
-    enter, leave, body = _enter(inner), _leave(inner), _block(statements, inner)
+    inner = place.make_inner(scope, in_loop=place.in_loop and function is place.scope.function)
+    enter, leave, body = _enter(inner), _leave(inner), _compile_block(statements, inner)
 
     def execute(frame: Frame) -> str | None:
         enter(frame)
@@ -368,19 +371,19 @@ def _otherwise(statements: list[Node], place: Place, function: Function) -> Exec
     return execute
 
 
-def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[Any]], Iterator[Any]]:
+def _compile_loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[Any]], Iterator[Any]]:
     """A generator of the items that pass the loop's `if`. It has its own copy of the loop's variables."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
     declare_target(scope, node.target)
     analyze(scope, [node.test])  # type: ignore[list-item]
-    inner = place.inner(scope, in_loop=False)
-    assign, enter = _target(node.target, inner), _enter(inner)
+    inner = place.make_inner(scope, in_loop=False)
+    assign, enter = _compile_target(node.target, inner), _enter(inner)
     test = compile_expression(node.test, inner)  # type: ignore[arg-type]
     reread = compile_expression(_as_loaded(node.target), inner)
 
     def select(outer: Frame, items: Iterable[Any], at: int = node.offset) -> Iterator[Any]:
-        frame = new_frame(outer, function)
+        frame = make_frame(outer, function)
         enter(frame)
         for item in items:
             frame[RUN].tick()
@@ -401,8 +404,8 @@ def _as_loaded(target: Node) -> Node:
 # ------------------------------------------------------------------------------------------ macros
 
 
-def _macro(node: nodes.MacroNode, place: Place) -> Execute:
-    make = _macro_maker(node, node.name, place)
+def _compile_macro(node: nodes.MacroNode, place: Place) -> Execute:
+    make = _compile_macro_maker(node, node.name, place)
     index = place.scope.slots[node.name].index
 
     def execute(frame: Frame) -> None:
@@ -412,13 +415,13 @@ def _macro(node: nodes.MacroNode, place: Place) -> Execute:
 
 
 def _call_block(node: nodes.CallBlock, place: Place) -> Execute:
-    make = _macro_maker(node, None, place)
+    make = _compile_macro_maker(node, None, place)
     if node.call is None:
 
-        def generation(frame: Frame, at: int = node.offset) -> None:
+        def write_generation(frame: Frame, at: int = node.offset) -> None:
             _write(frame, make(frame).call(frame[RUN], (), {}))
 
-        return generation
+        return write_generation
     callee = compile_expression(node.call.callee, place)
     arguments = compile_arguments(node.call.arguments, place)
 
@@ -432,28 +435,30 @@ def _call_block(node: nodes.CallBlock, place: Place) -> Execute:
     return execute
 
 
-def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None, place: Place) -> Callable[[Frame], Macro]:
+def _compile_macro_maker(
+    node: nodes.MacroNode | nodes.CallBlock, name: str | None, place: Place
+) -> Callable[[Frame], Macro]:
     """A closure that makes the macro. The macro keeps the frame in which it was made."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
     analyze(scope, [*node.parameters, *node.defaults, *node.body])
     parameters = tuple(parameter.name for parameter in node.parameters)
-    takes = _special_parameters(node, parameters, place)
+    takes = _find_special_parameters(node, parameters, place)
     for special in ("caller", "kwargs", "varargs"):
         if special in takes and special not in parameters:
-            scope.parameter(special)
+            scope.declare_parameter(special)
     order = [
         *parameters,
         *(name for name in ("caller", "kwargs", "varargs") if name in takes and name not in parameters),
     ]
     indices = [scope.slots[parameter].index for parameter in order]
-    inner = place.inner(scope, in_loop=False)
-    defaults = _defaults(node, inner)
-    enter, body = _enter(inner), _block(node.body, inner)
+    inner = place.make_inner(scope, in_loop=False)
+    defaults = _compile_defaults(node, inner)
+    enter, body = _enter(inner), _compile_block(node.body, inner)
 
     def make(frame: Frame) -> Macro:
         def render(arguments: list[Any]) -> str:
-            own = new_frame(frame, function)
+            own = make_frame(frame, function)
             for index, value in zip(indices, arguments):
                 own[index] = value
             enter(own)
@@ -468,17 +473,17 @@ def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None, plac
     return make
 
 
-def _special_parameters(
+def _find_special_parameters(
     node: nodes.MacroNode | nodes.CallBlock, parameters: tuple[str, ...], place: Place
 ) -> frozenset[str]:
     """Those of `caller`, `kwargs` and `varargs` that the body uses as special variables."""
-    used = mentioned(node.body, ("caller", "kwargs", "varargs"))
+    used = find_mentioned(node.body, ("caller", "kwargs", "varargs"))
     if "caller" in used and "caller" in parameters[: len(parameters) - len(node.defaults)]:
-        raise place.source.error("the special parameter 'caller' needs a default", node.offset)
+        raise place.source.make_error("the special parameter 'caller' needs a default", node.offset)
     return frozenset(name for name in used if name == "caller" or name not in parameters)
 
 
-def _defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tuple[int, Evaluate]]:
+def _compile_defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tuple[int, Evaluate]]:
     """For each parameter: (index of its variable, closure for its value if it isn't given)."""
     result = []
     first_default = len(node.parameters) - len(node.defaults)
@@ -487,24 +492,24 @@ def _defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tup
         if number >= first_default:
             result.append((index, compile_expression(node.defaults[number - first_default], inner)))
         else:
-            result.append((index, _not_given(parameter.name)))
+            result.append((index, _compile_not_given(parameter.name)))
     return result
 
 
-def _not_given(name: str) -> Evaluate:
+def _compile_not_given(name: str) -> Evaluate:
     return lambda frame: Undefined(f"parameter {name!r} was not provided", name=name)
 
 
 _COMPILERS: dict[type, Callable[..., Execute]] = {
-    nodes.Output: _output,
+    nodes.Output: _compile_output,
     nodes.Set: _set,
     nodes.SetBlock: _set_block,
     nodes.FilterBlock: _filter_block,
-    nodes.If: _if,
+    nodes.If: _compile_if,
     nodes.With: _with,
     nodes.Do: _do,
     nodes.Jump: _jump,
-    nodes.For: _for,
-    nodes.MacroNode: _macro,
+    nodes.For: _compile_for,
+    nodes.MacroNode: _compile_macro,
     nodes.CallBlock: _call_block,
 }

@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable
 from types import GeneratorType
 from typing import Any
 
-from .attributes import join_text, replace_text, type_attribute
+from .attributes import find_type_attribute, join_text, replace_text
 from .errors import TemplateLimitError
-from .formatting import percent
+from .formatting import format_percent
 from .limits import Run
-from .marked import Marked, build, concat, escape, is_safe, mark, marked_if, spans_of
+from .marked import Marked, build, concat, escape, is_safe, mark, mark_if, spans_of
 from .sequences import FILTERS as SEQUENCE_FILTERS
 from .sequences import do_list
-from .text import JsonStyle, soft_text, to_json, to_text
+from .text import JsonStyle, to_json, to_soft_text, to_text
 from .values import Undefined
 
 MAX_PRECISION = 400  # most decimal places for `round`; more would change no float
@@ -40,7 +40,7 @@ def do_default(run: Run, value: Any, /, default_value: Any = "", boolean: bool =
 
 
 def do_trim(run: Run, value: Any, /, chars: str | None = None) -> str:
-    return soft_text(run, value).strip(chars)
+    return to_soft_text(run, value).strip(chars)
 
 
 def do_tojson(
@@ -65,19 +65,19 @@ def do_from_json(run: Run, value: Any, /) -> Any:
 
 
 def do_string(run: Run, value: Any, /) -> str:
-    return soft_text(run, value)
+    return to_soft_text(run, value)
 
 
 def do_safe(run: Run, value: Any, /) -> str:
     """The text as a safe string, which isn't escaped."""
-    text = soft_text(run, value)
+    text = to_soft_text(run, value)
     return build(text, spans_of(text), True)
 
 
 def do_escape(run: Run, value: Any, /) -> str:
     """The text with HTML's special characters escaped, unless it is safe."""
-    text = soft_text(run, value)
-    run.text(6 * len(text))
+    text = to_soft_text(run, value)
+    run.count_text(6 * len(text))
     return escape(text)
 
 
@@ -86,16 +86,16 @@ def do_forceescape(run: Run, value: Any, /) -> str:
     return do_escape(run, to_text(run, value))
 
 
-def _text_filter(name: str) -> Callable[..., str]:
+def _make_text_filter(name: str) -> Callable[..., str]:
     """A filter that is a method of strings without arguments."""
     plain, marked = getattr(str, name), getattr(Marked, name)
 
-    def text_filter(run: Run, value: Any, /) -> str:
-        text = soft_text(run, value)
-        run.text(len(text))
+    def filter_text(run: Run, value: Any, /) -> str:
+        text = to_soft_text(run, value)
+        run.count_text(len(text))
         return plain(text) if type(text) is str else marked(text)
 
-    return text_filter
+    return filter_text
 
 
 def do_title(run: Run, value: Any, /) -> str:
@@ -104,7 +104,7 @@ def do_title(run: Run, value: Any, /) -> str:
     titled = "".join(word[0].upper() + word[1:].lower() for word in words if word)
     if len(titled) == len(text):
         return build(titled, spans_of(text))
-    return marked_if(titled, text)
+    return mark_if(titled, text)
 
 
 def do_replace(run: Run, value: Any, /, old: Any, new: Any, count: int | None = None) -> str:
@@ -113,8 +113,8 @@ def do_replace(run: Run, value: Any, /, old: Any, new: Any, count: int | None = 
 
 
 def do_center(run: Run, value: Any, /, width: int = 80) -> str:
-    run.text(width)
-    return soft_text(run, value).center(width)
+    run.count_text(width)
+    return to_soft_text(run, value).center(width)
 
 
 def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -123,7 +123,7 @@ def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False
         value.fail()
     if not isinstance(value, str):
         raise TypeError("indent() needs a string")
-    run.text((len(width) if isinstance(width, str) else width) * (value.count("\n") + 1) + len(value))
+    run.count_text((len(width) if isinstance(width, str) else width) * (value.count("\n") + 1) + len(value))
     margin = width if isinstance(width, str) else " " * width
     pieces = [margin] if first else []
     for number, line in enumerate(concat([value, "\n"]).splitlines()):
@@ -154,7 +154,7 @@ def do_wordwrap(
     break_on_hyphens: bool = True,
 ) -> str:
     newline = "\n" if wrapstring is None else wrapstring
-    run.text(len(value) * (1 + len(newline)))
+    run.count_text(len(value) * (1 + len(newline)))
     lines = [
         textwrap.wrap(
             line,
@@ -166,11 +166,11 @@ def do_wordwrap(
         )
         for line in str.splitlines(value)
     ]
-    return marked_if(newline.join(newline.join(parts) for parts in lines), value, newline)
+    return mark_if(newline.join(newline.join(parts) for parts in lines), value, newline)
 
 
 def do_wordcount(run: Run, value: Any, /) -> int:
-    return len(WORDS.findall(soft_text(run, value)))
+    return len(WORDS.findall(to_soft_text(run, value)))
 
 
 def do_striptags(run: Run, value: Any, /) -> str:
@@ -185,7 +185,7 @@ def do_striptags(run: Run, value: Any, /) -> str:
         parts.append(str.__getitem__(text, slice(position, start)))
         position = end + len(closing)
     kept = "".join(parts) + str.__getitem__(text, slice(position, None))
-    return marked_if(html.unescape(" ".join(kept.split())), text)
+    return mark_if(html.unescape(" ".join(kept.split())), text)
 
 
 def do_urlencode(run: Run, value: Any, /) -> str:
@@ -205,7 +205,7 @@ def do_urlencode(run: Run, value: Any, /) -> str:
 
 def _quote(run: Run, value: Any, keep: str) -> str:
     text = to_text(run, value)
-    return marked_if(urllib.parse.quote(text.encode(), keep), text)
+    return mark_if(urllib.parse.quote(text.encode(), keep), text)
 
 
 def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> Any:
@@ -246,12 +246,12 @@ def do_format(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> str:
     """`value % args`."""
     if args and kwargs:
         raise TypeError("can't handle positional and keyword arguments at the same time")
-    return percent(run, soft_text(run, value), kwargs or args)
+    return format_percent(run, to_soft_text(run, value), kwargs or args)
 
 
 def do_attr(run: Run, value: Any, /, name: Any) -> Any:
     """The attribute of that name; items don't count."""
-    found = type_attribute(run, value, name)
+    found = find_type_attribute(run, value, name)
     return found[0] if found is not None else Undefined(owner=value, name=name)
 
 
@@ -259,7 +259,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     **SEQUENCE_FILTERS,
     "abs": do_abs,
     "attr": do_attr,
-    "capitalize": _text_filter("capitalize"),
+    "capitalize": _make_text_filter("capitalize"),
     "center": do_center,
     "d": do_default,
     "default": do_default,
@@ -270,7 +270,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "format": do_format,
     "indent": do_indent,
     "int": do_int,
-    "lower": _text_filter("lower"),
+    "lower": _make_text_filter("lower"),
     "replace": do_replace,
     "round": do_round,
     "safe": do_safe,
@@ -280,7 +280,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "tojson": do_tojson,
     "trim": do_trim,
     "truncate": do_truncate,
-    "upper": _text_filter("upper"),
+    "upper": _make_text_filter("upper"),
     "urlencode": do_urlencode,
     "wordcount": do_wordcount,
     "wordwrap": do_wordwrap,

@@ -14,8 +14,8 @@ from typing import Any
 
 from .errors import TemplateLimitError
 from .limits import Run
-from .marked import Marked, build, concat, escape, is_safe, part, spans_of
-from .text import CONTAINERS, notation, to_text, weigh
+from .marked import Marked, build, concat, cut_part, escape, is_safe, spans_of
+from .text import CONTAINERS, format_notation, to_text, weigh
 
 PERCENT = re.compile(
     r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?"
@@ -29,7 +29,7 @@ Access = tuple[Callable[[Run, Any, str], Any], Callable[[Run, Any, Any], Any]]
 FIELD = re.compile(r"(?:\.(?P<attribute>[^.\[]+)|\[(?P<item>[^\]]+)\])")
 
 
-def percent(run: Run, template: str, values: Any) -> str:
+def format_percent(run: Run, template: str, values: Any) -> str:
     """`template % values`."""
     if isinstance(values, Mapping):
         given: Sequence[Any] = list(values.values())
@@ -45,10 +45,10 @@ def percent(run: Run, template: str, values: Any) -> str:
     if is_safe(template):
         values = _escape(run, values)
     text = str.__mod__(template, values)
-    run.text(len(text))
+    run.count_text(len(text))
     if not marked:
         return build(text, (), is_safe(template))
-    pieces = concat(_percent_pieces(template, values))
+    pieces = concat(_format_percent_pieces(template, values))
     return build(text, spans_of(pieces) if pieces == text else ((0, len(text)),), is_safe(template))
 
 
@@ -82,13 +82,13 @@ def _escape(run: Run, values: Any) -> Any:
     return values if isinstance(values, (int, float)) else escape(to_text(run, values))
 
 
-def _percent_pieces(template: str, values: Any) -> list[str]:
+def _format_percent_pieces(template: str, values: Any) -> list[str]:
     """The result in parts, with their marks. If a `%` takes more or less than one value, the parts differ from the
     result; the caller then marks the whole result."""
     pieces, start = [], 0
     left = list(values) if isinstance(values, tuple) else [values]
     for match in PERCENT.finditer(template):
-        pieces.append(part(template, start, match.start()))
+        pieces.append(cut_part(template, start, match.start()))
         start = match.end()
         if match["kind"] == "%":
             pieces.append("%")
@@ -100,13 +100,13 @@ def _percent_pieces(template: str, values: Any) -> list[str]:
             spec = match.group().replace(f"({match['key']})", "", 1)
             piece = str.__mod__(spec, (value,)) if "*" not in spec else ""
             pieces.append(piece if isinstance(value, (int, float)) else Marked(piece))
-    return [*pieces, part(template, start, len(template))]
+    return [*pieces, cut_part(template, start, len(template))]
 
 
 def format_text(run: Run, template: str, args: Sequence[Any], kwargs: Mapping[str, Any], access: Access) -> str:
     """`template.format(*args, **kwargs)`. `access` has the functions that look up attributes and items."""
     formatted = _Formatter(run, args, kwargs, access, is_safe(template)).format(template, 2)
-    run.text(len(formatted))
+    run.count_text(len(formatted))
     user = spans_of(template) and formatted
     return build(formatted, ((0, len(formatted)),) if user else spans_of(formatted), is_safe(template))
 
@@ -130,13 +130,13 @@ class _Formatter:
         for literal, name, spec, conversion in string.Formatter().parse(str.__str__(template)):
             pieces.append(literal)
             if name is not None:
-                value = self._convert(self._field(name), conversion)
+                value = self._convert(self._get_field(name), conversion)
                 pieces.append(self._format(value, self.format(spec or "", depth - 1)))
         return concat(pieces)
 
-    def _field(self, name: str) -> Any:
+    def _get_field(self, name: str) -> Any:
         first = re.match(r"[^.\[]*", name).group()
-        value = self._argument(first)
+        value = self._get_argument(first)
         position = len(first)
         while position < len(name):
             match = FIELD.match(name, position)
@@ -150,7 +150,7 @@ class _Formatter:
             position = match.end()
         return value
 
-    def _argument(self, name: str) -> Any:
+    def _get_argument(self, name: str) -> Any:
         if name and not name.isdecimal():
             return self.kwargs[name]
         if (self.auto == -1 and not name) or (name and self.auto is not None and self.auto >= 0):
@@ -165,8 +165,8 @@ class _Formatter:
         if conversion in (None, "s"):
             return value if conversion is None else to_text(self.run, value)
         if conversion in ("r", "a"):
-            text = notation(self.run, value)
-            return text if conversion == "r" else _marked_as(ascii_text(text), text)
+            text = format_notation(self.run, value)
+            return text if conversion == "r" else _mark_as(escape_to_ascii(text), text)
         raise ValueError(f"Unknown conversion specifier {conversion}")
 
     def _format(self, value: Any, spec: str) -> str:
@@ -177,8 +177,8 @@ class _Formatter:
             if isinstance(value, str) and not spec:
                 text = value
             elif isinstance(value, str):
-                text = _marked_as(text, value)
-            text = _marked_as(text, spec) if spans_of(spec) else text
+                text = _mark_as(text, value)
+            text = _mark_as(text, spec) if spans_of(spec) else text
         elif spec:
             raise TypeError(f"unsupported format string passed to {type(value).__name__}")
         else:
@@ -186,10 +186,10 @@ class _Formatter:
         return escape(text) if self.safe else text
 
 
-def ascii_text(text: str) -> str:
+def escape_to_ascii(text: str) -> str:
     """Text in Python's notation with all non-ASCII characters escaped, as `ascii` does."""
     return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def _marked_as(text: str, source: str) -> str:
+def _mark_as(text: str, source: str) -> str:
     return Marked(text) if spans_of(source) else text

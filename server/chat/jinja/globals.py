@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import TemplateLimitError, TemplateRaised, TemplateRuntimeError
 from .limits import Run
-from .marked import Marked, marked_if
+from .marked import Marked, mark_if
 from .text import guard, to_text
 from .values import Cycler, Function, Joiner, Namespace
 
@@ -36,7 +36,7 @@ def import_value(value: Any, limit: int) -> Any:
     if isinstance(value, (str, int, float)):
         return _import_plain(value)
     if callable(value):
-        return Function(getattr(value, "__name__", "function"), _imported_function(value, limit))
+        return Function(getattr(value, "__name__", "function"), _import_function(value, limit))
     raise TemplateRuntimeError(f"a template can't use a value of type {kind.__name__}")
 
 
@@ -55,7 +55,7 @@ def _import_key(key: Any) -> Any:
     raise TemplateRuntimeError(f"a template can't use a dictionary with keys of type {type(key).__name__}")
 
 
-def _imported_function(function: Callable[..., Any], limit: int) -> Callable[..., Any]:
+def _import_function(function: Callable[..., Any], limit: int) -> Callable[..., Any]:
     def call(run: Run, /, *args: Any, **kwargs: Any) -> Any:
         guard(run, args, kwargs)
         return import_value(function(*args, **kwargs), limit)
@@ -97,7 +97,7 @@ def strftime_now(run: Run, format: str, /) -> str:
     """`strftime_now(format)`: the local time."""
     if len(format) > MAX_TIME_FORMAT:
         raise TemplateLimitError(f"a time format has more than {MAX_TIME_FORMAT} characters")
-    return marked_if(datetime.datetime.now().strftime(format), format)
+    return mark_if(datetime.datetime.now().strftime(format), format)
 
 
 _CALLS: dict[str, Callable[..., Any]] = {

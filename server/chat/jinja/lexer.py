@@ -60,14 +60,14 @@ class Source:
         """(line, column) of an offset, from 1."""
         return self.text.count("\n", 0, offset) + 1, offset - self.text.rfind("\n", 0, offset)
 
-    def error(self, message: str, offset: int) -> TemplateSyntaxError:
+    def make_error(self, message: str, offset: int) -> TemplateSyntaxError:
         """A syntax error at this offset."""
         return TemplateSyntaxError(message, *self.place(offset))
 
 
 def tokenize(source: Source) -> list[Token]:
     """All tokens of a template, ending with one of type `END`."""
-    return [*_Lexer(source).tokens(), Token(END, "", len(source.text))]
+    return [*_Lexer(source).read_tokens(), Token(END, "", len(source.text))]
 
 
 class _Lexer:
@@ -79,20 +79,20 @@ class _Lexer:
         self.position = 0
         self.at_line_start = True  # the text before the current position ends with a line end
 
-    def tokens(self) -> Iterator[Token]:
+    def read_tokens(self) -> Iterator[Token]:
         """The tokens of text and of everything inside brackets."""
         while match := OPENING.match(self.text, self.position):
             kind, sign = match["kind"] or "{%", match["raw_sign"] if match["raw"] else match["sign"]
-            yield from self._data(match["text"], sign, may_strip=kind != "{{")
+            yield from self._read_data(match["text"], sign, may_strip=kind != "{{")
             start = match.start("raw") if match["raw"] else match.start("kind")
             self._advance(match.end())
             if match["raw"]:
-                yield from self._raw(start)
+                yield from self._read_raw(start)
             elif kind == "{#":
                 self._skip_comment(start)
             else:
                 yield Token(PRINT if kind == "{{" else TAG, kind, start)
-                yield from self._expression(kind)
+                yield from self._read_expression(kind)
         rest = self.text[self.position :]
         if rest:
             yield Token(DATA, rest, self.position)
@@ -101,7 +101,7 @@ class _Lexer:
         self.at_line_start = self.text[end - 1 : end] == "\n" if end > self.position else False
         self.position = end
 
-    def _data(self, text: str, sign: str, may_strip: bool) -> Iterator[Token]:
+    def _read_data(self, text: str, sign: str, may_strip: bool) -> Iterator[Token]:
         """The text before an opening bracket, without the white space that the bracket removes."""
         if sign == "-":
             text = text.rstrip()
@@ -112,10 +112,10 @@ class _Lexer:
         if text:
             yield Token(DATA, text, self.position)
 
-    def _raw(self, start: int) -> Iterator[Token]:
+    def _read_raw(self, start: int) -> Iterator[Token]:
         match = RAW_END.match(self.text, self.position)
         if match:
-            yield from self._data(match["text"], match["sign"], may_strip=True)
+            yield from self._read_data(match["text"], match["sign"], may_strip=True)
         self._close(match, "Missing end of raw directive", start)
 
     def _skip_comment(self, start: int) -> None:
@@ -125,9 +125,9 @@ class _Lexer:
         if match:
             self._advance(match.end())
         elif self.position < len(self.text):  # an opening at the very end isn't an error, as in jinja2
-            raise self.source.error(complaint, start)
+            raise self.source.make_error(complaint, start)
 
-    def _expression(self, kind: str) -> Iterator[Token]:
+    def _read_expression(self, kind: str) -> Iterator[Token]:
         """The tokens up to and including the closing bracket, or up to the end of the source."""
         end_type, end_pattern = CLOSING[kind]
         open_brackets: list[str] = []
@@ -141,11 +141,11 @@ class _Lexer:
             if not match:
                 match = PIECE.match(self.text, self.position)
                 if not match:
-                    raise self.source.error(f"unexpected char {self.text[self.position]!r}", self.position)
-                yield self._piece(match, open_brackets)
+                    raise self.source.make_error(f"unexpected char {self.text[self.position]!r}", self.position)
+                yield self._read_piece(match, open_brackets)
             self._advance(match.end())
 
-    def _piece(self, match: re.Match[str], open_brackets: list[str]) -> Token:
+    def _read_piece(self, match: re.Match[str], open_brackets: list[str]) -> Token:
         kind, text, offset = match.lastgroup, match.group(), match.start()
         if kind == "operator":
             self._balance(text, open_brackets, offset)
@@ -154,7 +154,7 @@ class _Lexer:
             return Token(STRING, self._unescape(text[1:-1], offset), offset)
         if kind == "name":
             if not text.isidentifier():
-                raise self.source.error("Invalid character in identifier", offset)
+                raise self.source.make_error("Invalid character in identifier", offset)
             return Token(NAME, text, offset)
         try:
             digits = text.replace("_", "")
@@ -162,20 +162,20 @@ class _Lexer:
                 return Token(FLOAT, float(digits), offset)
             return Token(INTEGER, int(digits, 0), offset)
         except ValueError as error:
-            raise self.source.error(str(error), offset) from error
+            raise self.source.make_error(str(error), offset) from error
 
     def _balance(self, text: str, open_brackets: list[str], offset: int) -> None:
         if text in PARTNER:
             open_brackets.append(PARTNER[text])
         elif text in (")", "]", "}"):
             if not open_brackets:
-                raise self.source.error(f"unexpected '{text}'", offset)
+                raise self.source.make_error(f"unexpected '{text}'", offset)
             expected = open_brackets.pop()
             if expected != text:
-                raise self.source.error(f"unexpected '{text}', expected '{expected}'", offset)
+                raise self.source.make_error(f"unexpected '{text}', expected '{expected}'", offset)
 
     def _unescape(self, text: str, offset: int) -> str:
         try:
             return text.encode("ascii", "backslashreplace").decode("unicode-escape")
         except UnicodeDecodeError as error:
-            raise self.source.error(str(error).split(":")[-1].strip(), offset) from error
+            raise self.source.make_error(str(error).split(":")[-1].strip(), offset) from error

@@ -72,21 +72,21 @@ class Run:
         if time.monotonic() > self.deadline:
             raise TemplateLimitError(f"the template takes longer than {self.limits.seconds:g} s")
 
-    def text(self, length: int) -> None:
+    def count_text(self, length: int) -> None:
         """Count a string of `length` characters, if possible before it is made."""
         if length > LARGE_TEXT:
             if length > self.limits.text:
                 raise TemplateLimitError(f"a text would be longer than {self.limits.text} characters")
             self.spend(length // TEXT_PER_STEP)
 
-    def items(self, count: int) -> None:
+    def count_items(self, count: int) -> None:
         """Count a sequence of `count` items that are made at once."""
         if count > ITEMS_PER_STEP:
             if count > self.limits.items:
                 raise TemplateLimitError(f"a list would have more than {self.limits.items} items")
             self.spend(count // ITEMS_PER_STEP)
 
-    def printed(self, length: int) -> None:
+    def count_printed(self, length: int) -> None:
         self.output -= length
         if self.output < 0:
             raise TemplateLimitError(f"the template prints more than {self.limits.output} characters")

@@ -25,28 +25,28 @@ Spans = tuple[tuple[int, int], ...]
 ESCAPES = {ord("&"): "&amp;", ord(">"): "&gt;", ord("<"): "&lt;", ord("'"): "&#39;", ord('"'): "&#34;"}
 
 
-def _same_places(name: str) -> Callable[..., str]:
+def _make_same_places_method(name: str) -> Callable[..., str]:
     """A method that keeps the marks if the length stays the same, and otherwise marks its whole result."""
     plain = getattr(str, name)
 
-    def method(self: Marked) -> str:
+    def call_method(self: Marked) -> str:
         text = plain(self)
-        spans = self.spans if len(text) == len(self) else whole(text)
+        spans = self.spans if len(text) == len(self) else make_whole_spans(text)
         return build(text, spans if self.spans else (), self.safe)
 
-    return method
+    return call_method
 
 
-def _all_marked(name: str) -> Callable[..., str]:
+def _make_all_marked_method(name: str) -> Callable[..., str]:
     """A method that marks its whole result if any of its strings has a mark."""
     plain = getattr(str, name)
 
-    def method(self: Marked, *args: Any, **options: Any) -> str:
+    def call_method(self: Marked, *args: Any, **options: Any) -> str:
         text = plain(self, *args, **options)
         user = self.spans or any(spans_of(argument) for argument in args if isinstance(argument, str))
-        return build(text, whole(text) if user else (), self.safe)
+        return build(text, make_whole_spans(text) if user else (), self.safe)
 
-    return method
+    return call_method
 
 
 class Marked(str):
@@ -72,7 +72,7 @@ class Marked(str):
         return f"Markup({str.__repr__(self)})" if self.safe else str.__repr__(self)
 
     def __iter__(self) -> Iterator[str]:
-        return (part(self, index, index + 1) for index in range(len(self)))
+        return (cut_part(self, index, index + 1) for index in range(len(self)))
 
     def __getitem__(self, key: Any) -> str:
         text = str.__getitem__(self, key)
@@ -90,12 +90,12 @@ class Marked(str):
             return NotImplemented
         if is_safe(other) and not self.safe:
             return other.__radd__(self)
-        return self._like([self, escape(other) if self.safe else other])
+        return self._concat_like([self, escape(other) if self.safe else other])
 
     def __radd__(self, other: Any) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        return self._like([escape(other) if self.safe else other, self])
+        return self._concat_like([escape(other) if self.safe else other, self])
 
     def __mul__(self, count: SupportsIndex) -> str:
         if not isinstance(count, int):
@@ -103,7 +103,7 @@ class Marked(str):
         text = str.__mul__(self, count)
         if text and self.spans == ((0, len(self)),):
             return build(text, ((0, len(text)),), self.safe)
-        return self._like([self] * count) if self.spans else build(text, (), self.safe)
+        return self._concat_like([self] * count) if self.spans else build(text, (), self.safe)
 
     __rmul__ = __mul__
 
@@ -113,41 +113,41 @@ class Marked(str):
     def __rmod__(self, template: str) -> str:
         return Marked(str.__mod__(template, str.__str__(self)))
 
-    def _like(self, parts: list[str]) -> str:
+    def _concat_like(self, parts: list[str]) -> str:
         joined = concat(parts)
         return build(joined, spans_of(joined), self.safe)
 
-    upper = _same_places("upper")
-    lower = _same_places("lower")
-    title = _same_places("title")
-    capitalize = _same_places("capitalize")
-    swapcase = _same_places("swapcase")
-    casefold = _same_places("casefold")
-    center = _all_marked("center")
-    ljust = _all_marked("ljust")
-    rjust = _all_marked("rjust")
-    zfill = _all_marked("zfill")
-    expandtabs = _all_marked("expandtabs")
-    translate = _all_marked("translate")
+    upper = _make_same_places_method("upper")
+    lower = _make_same_places_method("lower")
+    title = _make_same_places_method("title")
+    capitalize = _make_same_places_method("capitalize")
+    swapcase = _make_same_places_method("swapcase")
+    casefold = _make_same_places_method("casefold")
+    center = _make_all_marked_method("center")
+    ljust = _make_all_marked_method("ljust")
+    rjust = _make_all_marked_method("rjust")
+    zfill = _make_all_marked_method("zfill")
+    expandtabs = _make_all_marked_method("expandtabs")
+    translate = _make_all_marked_method("translate")
 
     # strip and similar methods keep one part
 
     def strip(self, chars: str | None = None) -> str:
         kept = str.strip(self, chars)
         start = len(self) - len(str.lstrip(self, chars)) if kept else 0
-        return part(self, start, start + len(kept), self.safe)
+        return cut_part(self, start, start + len(kept), self.safe)
 
     def lstrip(self, chars: str | None = None) -> str:
-        return part(self, len(self) - len(str.lstrip(self, chars)), len(self), self.safe)
+        return cut_part(self, len(self) - len(str.lstrip(self, chars)), len(self), self.safe)
 
     def rstrip(self, chars: str | None = None) -> str:
-        return part(self, 0, len(str.rstrip(self, chars)), self.safe)
+        return cut_part(self, 0, len(str.rstrip(self, chars)), self.safe)
 
     def removeprefix(self, prefix: str, /) -> str:
-        return part(self, len(self) - len(str.removeprefix(self, prefix)), len(self), self.safe)
+        return cut_part(self, len(self) - len(str.removeprefix(self, prefix)), len(self), self.safe)
 
     def removesuffix(self, suffix: str, /) -> str:
-        return part(self, 0, len(str.removesuffix(self, suffix)), self.safe)
+        return cut_part(self, 0, len(str.removesuffix(self, suffix)), self.safe)
 
     # split and similar methods return parts in order
 
@@ -160,7 +160,7 @@ class Marked(str):
     def splitlines(self, keepends: bool = False) -> list[str]:
         lines, start = [], 0
         for line, whole_line in zip(str.splitlines(self, keepends), str.splitlines(self, True)):
-            lines.append(part(self, start, start + len(line), self.safe))
+            lines.append(cut_part(self, start, start + len(line), self.safe))
             start += len(whole_line)
         return lines
 
@@ -177,7 +177,7 @@ class Marked(str):
         for text in texts:
             if gap is None:  # split at white space: each text starts at its next occurrence
                 start = str.find(self, text, start)
-            found.append(part(self, start, start + len(text), self.safe))
+            found.append(cut_part(self, start, start + len(text), self.safe))
             start += len(text) + (gap or 0)
         return found
 
@@ -189,17 +189,17 @@ class Marked(str):
         parts: list[str] = []
         for item in items:
             parts += [self, escape(item) if self.safe else item]
-        return self._like(parts[1:])
+        return self._concat_like(parts[1:])
 
     def replace(self, old: str, new: str, count: Any = -1, /) -> str:
         if self.safe:
             new = escape(new)
         parts, start = [], 0
-        for place in _places(self, old, count):
-            hit = cut(self.spans, place, place + len(old)) or (not old and _inside(self.spans, place))
-            parts += [part(self, start, place), Marked(new) if hit else new]
+        for place in _find_places(self, old, count):
+            hit = cut(self.spans, place, place + len(old)) or (not old and _is_inside(self.spans, place))
+            parts += [cut_part(self, start, place), Marked(new) if hit else new]
             start = place + len(old)
-        return self._like([*parts, part(self, start, len(self))])
+        return self._concat_like([*parts, cut_part(self, start, len(self))])
 
 
 def build(text: str, spans: Spans, safe: bool = False) -> str:
@@ -207,7 +207,7 @@ def build(text: str, spans: Spans, safe: bool = False) -> str:
     return Marked(text, spans, safe) if spans or safe else str.__str__(text)
 
 
-def whole(text: str) -> Spans:
+def make_whole_spans(text: str) -> Spans:
     """Spans that mark all of `text`."""
     return ((0, len(text)),) if text else ()
 
@@ -232,7 +232,7 @@ def cut(spans: Spans, start: int, stop: int) -> Spans:
     )
 
 
-def part(text: str, start: int, stop: int, safe: bool = False) -> str:
+def cut_part(text: str, start: int, stop: int, safe: bool = False) -> str:
     """`text[start:stop]` of any string, 0 <= start <= stop, with its marks."""
     return build(str.__getitem__(text, slice(start, stop)), cut(spans_of(text), start, stop), safe)
 
@@ -256,7 +256,7 @@ def concat(parts: Iterable[str]) -> str:
     return build(text, tuple(spans))
 
 
-def segments(parts: Iterable[str]) -> list[tuple[str, bool]]:
+def make_segments(parts: Iterable[str]) -> list[tuple[str, bool]]:
     """The parts in order as (text, whether it is user input). Adjacent parts of one kind are joined; none is empty."""
     joined = concat(parts)
     text = str.__str__(joined)
@@ -274,16 +274,16 @@ def escape(value: str) -> str:
     text = str.translate(value, ESCAPES)
     if not spans_of(value):
         return build(text, (), True)
-    parts = [(str.translate(piece, ESCAPES), user) for piece, user in segments([value])]
+    parts = [(str.translate(piece, ESCAPES), user) for piece, user in make_segments([value])]
     return build(text, spans_of(concat(Marked(piece) if user else piece for piece, user in parts)), True)
 
 
-def unsafe(text: str) -> str:
+def make_unsafe(text: str) -> str:
     """The string without its `safe` flag."""
     return build(text, text.spans) if is_safe(text) else text
 
 
-def marked_if(text: str, *sources: Any) -> str:
+def mark_if(text: str, *sources: Any) -> str:
     """`text`, marked completely if any of its source strings has a mark."""
     return Marked(text) if any(type(source) is Marked and source.spans for source in sources) else text
 
@@ -307,7 +307,7 @@ def _pick(spans: Spans, positions: range) -> Spans:
     """The spans after picking single characters, as a slice with a step does."""
     picked: list[tuple[int, int]] = []
     for place, position in enumerate(positions):
-        if _inside(spans, position):
+        if _is_inside(spans, position):
             if picked and picked[-1][1] == place:
                 picked[-1] = (picked[-1][0], place + 1)
             else:
@@ -315,11 +315,11 @@ def _pick(spans: Spans, positions: range) -> Spans:
     return tuple(picked)
 
 
-def _inside(spans: Spans, position: int) -> bool:
+def _is_inside(spans: Spans, position: int) -> bool:
     return any(first <= position < last for first, last in spans)
 
 
-def _places(text: str, old: str, count: int) -> Iterator[int]:
+def _find_places(text: str, old: str, count: int) -> Iterator[int]:
     """The offsets at which `text.replace(old, ..., count)` replaces."""
     start = 0
     while count:

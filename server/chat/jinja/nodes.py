@@ -294,7 +294,7 @@ class Jump(Node):
     kind: str
 
 
-def children(node: Node) -> Iterator[Node]:
+def list_children(node: Node) -> Iterator[Node]:
     """The direct children of a node, in the order of its fields."""
     for attribute in fields(node):
         value = getattr(node, attribute.name)
@@ -310,4 +310,4 @@ def walk(nodes: list[Node]) -> Iterator[Node]:
     """All nodes of these trees, each before its children."""
     for node in nodes:
         yield node
-        yield from walk(list(children(node)))
+        yield from walk(list(list_children(node)))

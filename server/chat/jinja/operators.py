@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import TemplateLimitError
-from .formatting import percent
+from .formatting import format_percent
 from .limits import LARGE_TEXT, Run
 from .text import CONTAINERS, guard
 
@@ -25,9 +25,9 @@ def add(run: Run, left: Any, right: Any) -> Any:
     if isinstance(left, str) and isinstance(right, str):
         length = len(left) + len(right)
         if length > LARGE_TEXT:
-            run.text(length)
+            run.count_text(length)
     elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        run.items(len(left) + len(right))
+        run.count_items(len(left) + len(right))
     return left + right
 
 
@@ -44,9 +44,9 @@ def multiply(run: Run, left: Any, right: Any) -> Any:
         left, right = right, left
     if isinstance(right, int) and right > 0:
         if isinstance(left, str):
-            run.text(len(left) * right)
+            run.count_text(len(left) * right)
         elif isinstance(left, (list, tuple)):
-            run.items(len(left) * right)
+            run.count_items(len(left) * right)
         elif isinstance(left, int):
             _bound(run, left.bit_length() + right.bit_length())
     elif isinstance(left, int) and isinstance(right, int):
@@ -68,35 +68,35 @@ def _bound(run: Run, bits: int) -> None:
         raise TemplateLimitError(f"a number would have more than {run.limits.bits} bits")
 
 
-def modulo(run: Run, left: Any, right: Any) -> Any:
+def compute_modulo(run: Run, left: Any, right: Any) -> Any:
     """`left % right`: the remainder, or a formatted string."""
-    return percent(run, left, right) if isinstance(left, str) else left % right
+    return format_percent(run, left, right) if isinstance(left, str) else left % right
 
 
-def _comparison(compare: Callable[[Any, Any], bool]) -> BinaryOperator:
-    def compared(run: Run, left: Any, right: Any, /) -> bool:
+def _make_comparison(compare: Callable[[Any, Any], bool]) -> BinaryOperator:
+    def compare_values(run: Run, left: Any, right: Any, /) -> bool:
         if type(left) in CONTAINERS and type(right) in CONTAINERS:
             guard(run, left, right)
         return compare(left, right)
 
-    return compared
+    return compare_values
 
 
-def contains(run: Run, item: Any, container: Any, /) -> bool:
+def is_in(run: Run, item: Any, container: Any, /) -> bool:
     if type(item) in CONTAINERS:
         guard(run, item, container)
     return item in container
 
 
-def not_contains(run: Run, item: Any, container: Any) -> bool:
-    return not contains(run, item, container)
+def is_not_in(run: Run, item: Any, container: Any) -> bool:
+    return not is_in(run, item, container)
 
 
-def negative(run: Run, value: Any) -> Any:
+def negate(run: Run, value: Any) -> Any:
     return -value
 
 
-def positive(run: Run, value: Any) -> Any:
+def apply_plus(run: Run, value: Any) -> Any:
     return +value
 
 
@@ -106,19 +106,19 @@ BINARY: dict[str, BinaryOperator] = {
     "*": multiply,
     "/": lambda run, left, right: left / right,
     "//": lambda run, left, right: left // right,
-    "%": modulo,
+    "%": compute_modulo,
     "**": power,
 }
 
 COMPARE: dict[str, BinaryOperator] = {
-    "==": _comparison(operator.eq),
-    "!=": _comparison(operator.ne),
-    "<": _comparison(operator.lt),
-    "<=": _comparison(operator.le),
-    ">": _comparison(operator.gt),
-    ">=": _comparison(operator.ge),
-    "in": contains,
-    "not in": not_contains,
+    "==": _make_comparison(operator.eq),
+    "!=": _make_comparison(operator.ne),
+    "<": _make_comparison(operator.lt),
+    "<=": _make_comparison(operator.le),
+    ">": _make_comparison(operator.gt),
+    ">=": _make_comparison(operator.ge),
+    "in": is_in,
+    "not in": is_not_in,
 }
 
-UNARY: dict[str, Callable[[Run, Any], Any]] = {"-": negative, "+": positive}
+UNARY: dict[str, Callable[[Run, Any], Any]] = {"-": negate, "+": apply_plus}

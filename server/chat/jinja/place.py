@@ -40,15 +40,15 @@ class Place:
     in_loop: bool = False
     captured: int = 0
 
-    def softer(self) -> Place:
+    def soften(self) -> Place:
         """The same place, but inside an `if`."""
         return replace(self, soft=True)
 
-    def inner(self, scope: Scope, in_loop: bool, captured: int = 0) -> Place:
+    def make_inner(self, scope: Scope, in_loop: bool, captured: int = 0) -> Place:
         """A place inside a block with its own scope."""
         return replace(self, scope=scope, soft=False, in_loop=in_loop, captured=captured)
 
-    def hops(self, slot: Slot) -> int:
+    def count_hops(self, slot: Slot) -> int:
         """How many frames further out the frame of a variable is."""
         count = 0
         function: Function | None = self.scope.function
@@ -58,12 +58,12 @@ class Place:
         return count
 
 
-def new_frame(parent: Frame, function: Function) -> Frame:
+def make_frame(parent: Frame, function: Function) -> Frame:
     """A frame for a function inside the function that `parent` belongs to."""
     return [parent[RUN], [], parent, *[MISSING] * len(function)]
 
 
-def outer_frame(frame: Frame, hops: int) -> Frame:
+def get_outer_frame(frame: Frame, hops: int) -> Frame:
     """The frame `hops` functions further out."""
     for _ in range(hops):
         frame = frame[PARENT]

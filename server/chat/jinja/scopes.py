@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from . import nodes
-from .nodes import Node, children
+from .nodes import Node, list_children
 
 FRAME_HEADER = 3  # entries of a frame before its variables, see `place`
 
@@ -42,14 +42,14 @@ class Function:
         self.parent = parent
         self._indices: dict[tuple[int, str], int] = {}
 
-    def slot(self, level: int, name: str) -> Slot:
+    def get_slot(self, level: int, name: str) -> Slot:
         """The variable `name` of a scope at this level. Scopes side by side share it."""
         index = self._indices.setdefault((level, name), FRAME_HEADER + len(self._indices))
         return Slot(self, index)
 
-    def extra_slot(self) -> Slot:
+    def make_extra_slot(self) -> Slot:
         """A variable without a name."""
-        return self.slot(-1, str(len(self._indices)))
+        return self.get_slot(-1, str(len(self._indices)))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -76,7 +76,7 @@ class Scope:
         return None
 
     def _define(self, name: str, load: Load) -> Slot:
-        slot = self.function.slot(self.level, name)
+        slot = self.function.get_slot(self.level, name)
         self.slots[name] = slot
         self.loads[slot] = load
         return slot
@@ -93,12 +93,12 @@ class Scope:
             outer = self.parent.find(name) if self.parent else None
             self._define(name, Load("alias", slot=outer) if outer else Load("missing"))
 
-    def parameter(self, name: str) -> Slot:
+    def declare_parameter(self, name: str) -> Slot:
         """`name` is set by the construct that the scope belongs to."""
         self.stores.add(name)
         return self._define(name, Load("param"))
 
-    def branch(self) -> Scope:
+    def make_branch(self) -> Scope:
         """A copy of the scope, for one branch of an `if`."""
         copy = Scope(self.function, self.parent)
         copy.slots, copy.loads, copy.stores = dict(self.slots), dict(self.loads), set(self.stores)
@@ -124,19 +124,19 @@ def analyze(scope: Scope, members: Iterable[Node]) -> None:
 
 
 def _visit_children(scope: Scope, node: Node) -> None:
-    analyze(scope, children(node))
+    analyze(scope, list_children(node))
 
 
 def _visit_name(scope: Scope, node: nodes.Name) -> None:
-    uses: dict[str, Callable[[str], Any]] = {"load": scope.load, "store": scope.store, "param": scope.parameter}
+    uses: dict[str, Callable[[str], Any]] = {"load": scope.load, "store": scope.store, "param": scope.declare_parameter}
     uses[node.use](node.name)
 
 
 def declare_target(scope: Scope, target: Node) -> None:
     """Add the names of a loop's target, which the loop sets for each item."""
     if isinstance(target, nodes.Name):
-        scope.parameter(target.name)
-    for child in children(target):
+        scope.declare_parameter(target.name)
+    for child in list_children(target):
         declare_target(scope, child)
 
 
@@ -144,7 +144,7 @@ def _visit_if(scope: Scope, node: nodes.If) -> None:
     analyze(scope, [node.test])
     branches = []
     for statements in (node.body, node.elifs, node.otherwise):
-        branch = scope.branch()
+        branch = scope.make_branch()
         analyze(branch, statements)
         branches.append(branch)
     scope.merge(branches)
@@ -170,7 +170,7 @@ _VISITORS: dict[type, Callable[[Scope, Any], None]] = {
 }
 
 
-def mentioned(statements: Iterable[Node], names: Iterable[str]) -> set[str]:
+def find_mentioned(statements: Iterable[Node], names: Iterable[str]) -> set[str]:
     """Those of the names that these statements read before they assign them."""
     found: set[str] = set()
     open_names = set(names)
@@ -181,7 +181,7 @@ def mentioned(statements: Iterable[Node], names: Iterable[str]) -> set[str]:
                 found.add(node.name)
             else:
                 open_names.discard(node.name)
-        for child in children(node):
+        for child in list_children(node):
             visit(child)
 
     for statement in statements:

@@ -28,7 +28,7 @@ def attribute_getter(run: Run, attribute: Any, default: Any = None, fold_case: b
     else:
         path = [] if attribute is None else [attribute]
 
-    def getter(item: Any) -> Any:
+    def get_value(item: Any) -> Any:
         for name in path:
             item = get_item(run, item, name)
             if default is not None and type(item) is Undefined:
@@ -37,7 +37,7 @@ def attribute_getter(run: Run, attribute: Any, default: Any = None, fold_case: b
             return item.lower() if isinstance(item, str) else item
         return item
 
-    return getter
+    return get_value
 
 
 def _sort_key(run: Run, attribute: Any, fold_case: bool) -> Getter:
@@ -45,10 +45,10 @@ def _sort_key(run: Run, attribute: Any, fold_case: bool) -> Getter:
     names = attribute.split(",") if isinstance(attribute, str) else [attribute]
     getters = [attribute_getter(run, name, fold_case=fold_case) for name in names]
 
-    def key(item: Any) -> list[Any]:
+    def make_key(item: Any) -> list[Any]:
         return [getter(item) for getter in getters]
 
-    return key
+    return make_key
 
 
 def _sort(run: Run, items: Iterable[Any], key: Getter, reverse: bool) -> list[Any]:
@@ -64,7 +64,7 @@ def _count(run: Run, items: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
-def _named(run: Run, kind: str, name: Any) -> Callable[..., Any]:
+def _get_named(run: Run, kind: str, name: Any) -> Callable[..., Any]:
     """The filter or test that the template names in a string."""
     table = run.filters if kind == "filter" else run.tests
     call = table.get(name) if isinstance(name, str) else None
@@ -78,20 +78,20 @@ def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
     if not value:
         return
     if not args and "attribute" in kwargs:
-        getter = attribute_getter(run, kwargs.pop("attribute"), kwargs.pop("default", None))
+        get_value = attribute_getter(run, kwargs.pop("attribute"), kwargs.pop("default", None))
         if kwargs:
             raise TypeError(f"Unexpected keyword argument {next(iter(kwargs))!r}")
     elif args:
 
-        def getter(item: Any) -> Any:
-            return _named(run, "filter", args[0])(run, item, *args[1:], **kwargs)
+        def get_value(item: Any) -> Any:
+            return _get_named(run, "filter", args[0])(run, item, *args[1:], **kwargs)
     else:
         raise TypeError("map requires a filter argument")
     for item in _count(run, value):
-        yield getter(item)
+        yield get_value(item)
 
 
-def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[Any]]:
+def _make_selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[Any]]:
     """`select`, `reject`, `selectattr` or `rejectattr`."""
 
     def select(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -104,7 +104,7 @@ def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[Any]]:
         for item in _count(run, value):
             tested = getter(item)
             if test:
-                tested = _named(run, "test", test[0])(run, tested, *test[1:], **kwargs)
+                tested = _get_named(run, "test", test[0])(run, tested, *test[1:], **kwargs)
             if bool(tested) is wanted:
                 yield item
 
@@ -128,10 +128,10 @@ def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: 
             yield item
 
 
-def _extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
+def _make_extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
     """`min` or `max`."""
 
-    def extreme(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Any:
+    def find_extreme(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Any:
         items = list(_count(run, value))
         if not items:
             return Undefined("No aggregated item, sequence was empty.")
@@ -140,7 +140,7 @@ def _extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
         guard(run, [key for key, _ in keyed])
         return choose(keyed, key=lambda pair: pair[0])[1]
 
-    return extreme
+    return find_extreme
 
 
 def do_groupby(
@@ -201,7 +201,7 @@ def do_reverse(run: Run, value: Any, /) -> Any:
 
 
 def do_list(run: Run, value: Any, /) -> list[Any]:
-    run.items(len(value) if hasattr(value, "__len__") else 0)
+    run.count_items(len(value) if hasattr(value, "__len__") else 0)
     return list(value)
 
 
@@ -230,14 +230,14 @@ def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> 
         batch.append(item)
     if batch:
         if fill_with is not None and len(batch) < linecount:
-            run.items(linecount)
+            run.count_items(linecount)
             batch += [fill_with] * (linecount - len(batch))
         yield batch
 
 
 def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Iterator[list[Any]]:
     """The items divided into `slices` lists."""
-    run.items(slices)
+    run.count_items(slices)
     items = list(_count(run, value))
     size, extra = divmod(len(items), slices)
     start = 0
@@ -262,13 +262,13 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "length": do_length,
     "list": do_list,
     "map": do_map,
-    "max": _extreme(max),
-    "min": _extreme(min),
-    "reject": _selector(by_attribute=False, wanted=False),
-    "rejectattr": _selector(by_attribute=True, wanted=False),
+    "max": _make_extreme(max),
+    "min": _make_extreme(min),
+    "reject": _make_selector(by_attribute=False, wanted=False),
+    "rejectattr": _make_selector(by_attribute=True, wanted=False),
     "reverse": do_reverse,
-    "select": _selector(by_attribute=False, wanted=True),
-    "selectattr": _selector(by_attribute=True, wanted=True),
+    "select": _make_selector(by_attribute=False, wanted=True),
+    "selectattr": _make_selector(by_attribute=True, wanted=True),
     "slice": do_slice,
     "sort": do_sort,
     "sum": do_sum,

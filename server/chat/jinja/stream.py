@@ -31,11 +31,11 @@ class TokenStream:
         """The token after the current one."""
         return self._tokens[min(self._position + 1, len(self._tokens) - 1)]
 
-    def at(self, *types: str) -> bool:
+    def is_at(self, *types: str) -> bool:
         """Whether the current token has one of these types."""
         return self.current.type in types
 
-    def at_word(self, *words: str) -> bool:
+    def is_at_word(self, *words: str) -> bool:
         """Whether the current token is one of these names."""
         return self.current.type == NAME and self.current.value in words
 
@@ -48,7 +48,7 @@ class TokenStream:
 
     def skip_word(self, word: str) -> bool:
         """Whether the current token is this name; if so, advance."""
-        if self.at_word(word):
+        if self.is_at_word(word):
             self.next()
             return True
         return False
@@ -56,24 +56,24 @@ class TokenStream:
     def expect(self, type_: str) -> Token:
         """Return the current token, which must have this type, and advance."""
         if self.current.type != type_:
-            self.fail(f"expected {_quoted(type_)}, got {describe(self.current)}")
+            self.fail(f"expected {_quote(type_)}, got {describe(self.current)}")
         return self.next()
 
     def expect_word(self, word: str) -> Token:
         """Return the current token, which must be this name, and advance."""
-        if not self.at_word(word):
+        if not self.is_at_word(word):
             self.fail(f"expected {word!r}, got {describe(self.current)}")
         return self.next()
 
     def fail(self, message: str, offset: int | None = None) -> NoReturn:
         """Raise a syntax error at `offset`, by default at the current token."""
-        raise self.source.error(message, self.current.offset if offset is None else offset)
+        raise self.source.make_error(message, self.current.offset if offset is None else offset)
 
 
 def describe(token: Token) -> str:
     """The name of a token in messages."""
-    return repr(token.value) if token.type == NAME else _quoted(token.type)
+    return repr(token.value) if token.type == NAME else _quote(token.type)
 
 
-def _quoted(type_: str) -> str:
+def _quote(type_: str) -> str:
     return f"'{type_}'"

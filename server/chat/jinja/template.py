@@ -16,7 +16,7 @@ from .filters import EXTRA_FILTERS, FILTERS
 from .globals import GLOBALS, import_value
 from .lexer import Source
 from .limits import Limits, Run
-from .marked import segments
+from .marked import make_segments
 from .parser import parse
 from .place import OUT, Place
 from .scopes import Function, Scope
@@ -49,7 +49,7 @@ class Template:
                 node.name for node in nodes.walk(statements) if isinstance(node, nodes.Name) and node.use == "load"
             )
         except RecursionError:
-            raise self._source.error("the template is nested too deeply", 0) from None
+            raise self._source.make_error("the template is nested too deeply", 0) from None
 
     def render(self, context: Mapping[str, Any], *, limits: Limits = DEFAULT_LIMITS) -> str:
         """The prompt. `context` has JSON-like data and functions; it isn't changed.
@@ -63,7 +63,7 @@ class Template:
 
         User input is text from the `Marked` strings of the context. Segments of both kinds alternate.
         """
-        return segments(self._run(context, limits))
+        return make_segments(self._run(context, limits))
 
     def _run(self, context: Mapping[str, Any], limits: Limits) -> list[str]:
         run = Run(limits, self._filters, TESTS, mutable=not self.strict)
@@ -84,7 +84,7 @@ class Template:
     def _make_error(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
         """A `TemplateRuntimeError` for an exception of Python's, with its position. It isn't made in `_run`: that frame
         is in its traceback, so a variable there would make a reference cycle."""
-        located = TemplateRuntimeError(_message(error)).with_traceback(error.__traceback__)
+        located = TemplateRuntimeError(_describe_error(error)).with_traceback(error.__traceback__)
         self._locate(located, variables)
         return located
 
@@ -109,7 +109,7 @@ class Template:
             error.line, error.column = self._source.place(offset)
 
 
-def _message(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """The message for an exception of Python's."""
     if isinstance(error, RecursionError):
         return "the template calls itself too deeply"

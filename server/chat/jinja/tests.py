@@ -12,7 +12,7 @@ from typing import Any
 
 from .limits import Run
 from .marked import is_safe
-from .operators import COMPARE, contains
+from .operators import COMPARE, is_in
 from .text import to_text
 from .values import CALLABLE_TYPES, Undefined
 
@@ -49,7 +49,7 @@ TESTS: dict[str, Callable[..., Any]] = {
     "false": lambda run, value, /: value is False,
     "filter": lambda run, value, /: value in run.filters,
     "float": _is(float),
-    "in": contains,
+    "in": is_in,
     "integer": lambda run, value, /: isinstance(value, int) and not isinstance(value, bool),
     "iterable": is_iterable,
     "lower": lambda run, value, /: to_text(run, value).islower(),

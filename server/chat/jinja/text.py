@@ -17,7 +17,7 @@ from server.records import record
 
 from .errors import TemplateLimitError
 from .limits import Run
-from .marked import Marked, build, concat, marked_if, segments, unsafe, whole
+from .marked import Marked, build, concat, make_segments, make_unsafe, make_whole_spans, mark_if
 from .values import Group, Loop, Namespace, Undefined
 
 _NOTHING: dict[Any, Any] = {}
@@ -48,7 +48,7 @@ def weigh(run: Run, value: Any) -> Weight:
     while level:
         weight.depth += 1
         weight.nodes += len(level)
-        run.items(len(level))
+        run.count_items(len(level))
         if weight.depth > run.limits.depth:
             raise TemplateLimitError(f"a value is nested more than {run.limits.depth} deep")
         below: list[Any] = []
@@ -69,7 +69,7 @@ def weigh(run: Run, value: Any) -> Weight:
             elif kind is Namespace:
                 below.append(item.values)
         level = below
-    run.text(weight.length)
+    run.count_text(weight.length)
     return weight
 
 
@@ -86,22 +86,22 @@ def to_text(run: Run, value: Any) -> str:
     if kind is str:
         return value
     if kind is Marked:
-        return unsafe(value)
+        return make_unsafe(value)
     if kind in SCALARS:
         return str(value)
     if kind in CONTAINERS:
-        return notation(run, value)
+        return format_notation(run, value)
     if isinstance(value, Iterator) and kind is not Loop:
         return f"<{kind.__name__} object>"
     return str(value)
 
 
-def soft_text(run: Run, value: Any) -> str:
+def to_soft_text(run: Run, value: Any) -> str:
     """Like `to_text`, but strings aren't changed and keep their `safe` flag."""
     return value if isinstance(value, str) else to_text(run, value)
 
 
-def notation(run: Run, value: Any) -> str:
+def format_notation(run: Run, value: Any) -> str:
     """`repr(value)`. Marked strings in it keep their marks."""
     weight = weigh(run, value)
     text = repr(value)
@@ -156,7 +156,7 @@ def to_json(run: Run, value: Any, style: JsonStyle) -> str:
     """`json.dumps(value, ...)`. Text from marked strings is marked."""
     weight = weigh(run, value)
     width = style.indent if isinstance(style.indent, int) else len(style.indent or "")
-    run.text(weight.length + weight.nodes * weight.depth * max(width, 0))
+    run.count_text(weight.length + weight.nodes * weight.depth * max(width, 0))
     text = json.dumps(
         value,
         ensure_ascii=style.ensure_ascii,
@@ -165,10 +165,10 @@ def to_json(run: Run, value: Any, style: JsonStyle) -> str:
         separators=style.separators,
         default=_refuse,
     )
-    text = marked_if(text, style.indent, *(style.separators or ()))
+    text = mark_if(text, style.indent, *(style.separators or ()))
     if not weight.marked or type(text) is Marked:
         return text
-    spelled = concat(_JsonSpeller(style).pieces(value, "\n"))
+    spelled = concat(_JsonSpeller(style).spell_pieces(value, "\n"))
     return spelled if spelled == text else Marked(text)
 
 
@@ -186,19 +186,19 @@ class _JsonSpeller:
         indent = style.indent
         self.indent = None if indent is None else " " * indent if isinstance(indent, int) else indent
 
-    def pieces(self, value: Any, newline: str) -> Iterator[str]:
+    def spell_pieces(self, value: Any, newline: str) -> Iterator[str]:
         """The parts of one value. `newline` is a line end with the indentation of this value."""
         if isinstance(value, dict):
             pairs = sorted(value.items()) if self.style.sort_keys else value.items()
-            yield from self._block("{", "}", [(self._key(key), item) for key, item in pairs], newline)
+            yield from self._spell_block("{", "}", [(self._spell_key(key), item) for key, item in pairs], newline)
         elif isinstance(value, (list, tuple)):
-            yield from self._block("[", "]", [("", item) for item in value], newline)
+            yield from self._spell_block("[", "]", [("", item) for item in value], newline)
         elif isinstance(value, str):
-            yield self._string(value)
+            yield self._spell_string(value)
         else:
             yield json.dumps(value)
 
-    def _block(self, left: str, right: str, members: list[tuple[str, Any]], newline: str) -> Iterator[str]:
+    def _spell_block(self, left: str, right: str, members: list[tuple[str, Any]], newline: str) -> Iterator[str]:
         if not members:
             yield left + right
             return
@@ -210,20 +210,21 @@ class _JsonSpeller:
             if self.indent is not None:
                 yield inner
             yield key
-            yield from self.pieces(item, inner)
+            yield from self.spell_pieces(item, inner)
         if self.indent is not None:
             yield newline
         yield right
 
-    def _key(self, key: Any) -> str:
+    def _spell_key(self, key: Any) -> str:
         if isinstance(key, str):
-            spelled = self._string(key)
+            spelled = self._spell_string(key)
         else:
             spelled = f'"{JSON_WORDS[key] if key is None or isinstance(key, bool) else json.dumps(key)}"'
         return concat([spelled, self.key_separator])
 
-    def _string(self, text: str) -> str:
+    def _spell_string(self, text: str) -> str:
         parts = [
-            (json.dumps(piece, ensure_ascii=self.style.ensure_ascii)[1:-1], user) for piece, user in segments([text])
+            (json.dumps(piece, ensure_ascii=self.style.ensure_ascii)[1:-1], user)
+            for piece, user in make_segments([text])
         ]
-        return concat(['"', *(build(piece, whole(piece)) if user else piece for piece, user in parts), '"'])
+        return concat(['"', *(build(piece, make_whole_spans(piece)) if user else piece for piece, user in parts), '"'])

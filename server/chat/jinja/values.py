@@ -45,8 +45,8 @@ class Undefined:
         if self._owner is MISSING:
             return f"{self._name!r} is undefined"
         if isinstance(self._name, str):
-            return f"{type_name(self._owner)!r} has no attribute {self._name!r}"
-        return f"{type_name(self._owner)} has no element {self._name!r}"
+            return f"{describe_type(self._owner)!r} has no attribute {self._name!r}"
+        return f"{describe_type(self._owner)} has no element {self._name!r}"
 
     def fail(self, *_: Any, **__: Any) -> NoReturn:
         """Raise the error for using this value."""
@@ -78,7 +78,7 @@ class Undefined:
         return False
 
 
-def type_name(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """The name of a type in messages, as in jinja2: `dict object`."""
     return "None" if value is None else f"{type(value).__name__.lower().replace('marked', 'str')} object"
 
@@ -119,7 +119,7 @@ class BoundMethod:
         self.call = call
 
     def __repr__(self) -> str:
-        return f"<method {self.name} of {type_name(self.owner)}>"
+        return f"<method {self.name} of {describe_type(self.owner)}>"
 
 
 class Macro:
@@ -320,7 +320,7 @@ def call_value(run: Run, callee: Any, args: tuple[Any, ...], kwargs: dict[str, A
         callee.fail()
     if kind is Joiner and not args and not kwargs:
         return callee.call()
-    raise TypeError(f"{type_name(callee)!r} is not callable")
+    raise TypeError(f"{describe_type(callee)!r} is not callable")
 
 
 CALLABLE_TYPES = (BoundMethod, Function, Macro, Loop, Undefined, Joiner)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from server.chat.output.call_texts import CallTexts, ToolSchemaError, text_literal
+from server.chat.output.call_texts import CallTexts, ToolSchemaError, make_text_literal
 from server.chat.output.formats import (
     CallFormat,
     ChannelCall,
@@ -24,11 +24,11 @@ from server.chat.output.formats import (
     PythonCall,
     QuotelessCall,
 )
-from server.chat.output.heads import NAME, find_heads, first_word
-from server.chat.output.kinds import tool_parameters
+from server.chat.output.heads import NAME, find_first_word, find_heads
+from server.chat.output.kinds import read_tool_parameters
 from server.grammar.gbnf import GrammarError
-from server.grammar.gbnf_build import Text, factored, literal, optional, sequence
-from server.grammar.gbnf_rewrite import affordable
+from server.grammar.gbnf_build import Text, make_factored, make_literal, make_optional, make_sequence
+from server.grammar.gbnf_rewrite import make_affordable
 from server.records import record
 
 __all__ = ["CallConstraint", "ToolSchemaError", "call_constraint"]
@@ -73,21 +73,21 @@ def call_constraint(
     allowed = None if names is None else frozenset(names)
     given = {
         name: (parameters, strict or _is_strict(tools, name))
-        for name, parameters in tool_parameters(tools).items()
+        for name, parameters in read_tool_parameters(tools).items()
         if allowed is None or name in allowed
     }
     if not given:
         raise ToolSchemaError("", "there is no tool that may be called", "#")
-    if (taken := _taken_name(format)) in given:
+    if (taken := _find_taken_name(format)) in given:
         raise ToolSchemaError(taken, "this model writes that name before its text; rename the tool", "#")
     try:
         text = json.dumps([given, final_schema])
     except (ValueError, TypeError, RecursionError):
         raise ToolSchemaError("", "the schemas are not JSON", "#") from None
-    return _constraint(format, text, choice == "required", parallel, strict)
+    return _make_constraint(format, text, choice == "required", parallel, strict)
 
 
-def _taken_name(form: CallFormat) -> str:
+def _find_taken_name(form: CallFormat) -> str:
     """The name that no tool may have, since the model's text begins like a call of it (Functionary's `all`); "" if
     there is none."""
     if form.content is None or not isinstance(form.call, NamedCall):
@@ -102,7 +102,7 @@ def _is_strict(tools: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _constraint(form: CallFormat, text: str, is_required: bool, parallel: bool, strict: bool) -> CallConstraint:
+def _make_constraint(form: CallFormat, text: str, is_required: bool, parallel: bool, strict: bool) -> CallConstraint:
     given, final_schema = json.loads(text)
     anchored = is_required or final_schema is not None
     texts = CallTexts(form, given, is_lazy=not anchored)
@@ -112,9 +112,9 @@ def _constraint(form: CallFormat, text: str, is_required: bool, parallel: bool, 
     elif final_schema is None:
         root = frame.answer()
     else:
-        root = factored([frame.answer(), frame.final(final_schema, strict)])
+        root = make_factored([frame.answer(), frame.make_final(final_schema, strict)])
     try:
-        grammar = affordable(texts.builder.text(root))
+        grammar = make_affordable(texts.builder.render_text(root))
     except GrammarError as error:
         raise ToolSchemaError("", f"the grammar of the calls is too large: {error.message}", "#") from None
     return CallConstraint(grammar, *find_triggers(form, list(given)), anchored, tuple(texts.warnings))
@@ -124,7 +124,7 @@ def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ..
     """The texts that begin calls: those that count anywhere in the visible text, and those only at its beginning."""
     call = form.call
     if isinstance(call, ChannelCall):
-        addressed = _addressed(call)
+        addressed = _find_recipient(call)
         return (call.call_head[0], f"{call.start} {addressed}"), (addressed,)
     silent = [text.lstrip() for text in (form.content.open, *form.silent)] if form.content else list(form.silent)
     found: list[str] = []
@@ -139,16 +139,16 @@ def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ..
             ways = ways if marker != form.opening else [marker + name for name in names]
             starts += [way[len(form.opening) :] for way in ways]
     if form.at_start:
-        starts += [start for name in names for start in _starts(form, name)]
+        starts += [start for name in names for start in _list_starts(form, name)]
     return tuple(found), tuple(starts)
 
 
-def _addressed(call: ChannelCall) -> str:
+def _find_recipient(call: ChannelCall) -> str:
     """The part of Harmony's head that names the recipient of a message."""
     return call.call_head[0][call.call_head[0].index("to=") :]
 
 
-def _starts(form: CallFormat, name: str) -> list[str]:
+def _list_starts(form: CallFormat, name: str) -> list[str]:
     """The beginnings of an answer that is a call of this tool, in a format whose calls have no mark of their own."""
     call = form.call
     before = (form.before_all + form.before_call).strip()
@@ -159,7 +159,7 @@ def _starts(form: CallFormat, name: str) -> list[str]:
     if isinstance(call, PythonCall):
         return [f"{before}{name}("]
     assert isinstance(call, (NamedCall, ParameterCall, QuotelessCall))
-    return [f"{before}{call.before_name}{name}{first_word(call.after_name)}".lstrip()]
+    return [f"{before}{call.before_name}{name}{find_first_word(call.after_name)}".lstrip()]
 
 
 class _Frame:
@@ -169,79 +169,87 @@ class _Frame:
         self.texts = texts
         self.form = texts.form
         self.is_many = is_many
-        self.call = texts.builder.define("call", factored(texts.calls))
+        self.call = texts.builder.define("call", make_factored(texts.calls))
 
     def answer(self) -> str:
         """Calls from the first token on, after the reasoning."""
         form = self.form
         if isinstance(form.call, ChannelCall):
-            return sequence(optional(literal(form.call.start)), literal(form.call.call_head[0]), self.call)
+            return make_sequence(
+                make_optional(make_literal(form.call.start)), make_literal(form.call.call_head[0]), self.call
+            )
         start = form.before_all + form.before_call
         if not form.opening:
-            first = sequence(text_literal(start), self.call)
+            first = make_sequence(make_text_literal(start), self.call)
         else:
-            calls = [self.remove_opening(sequence(text_literal(start), call)) for call in self.texts.calls]
-            first = self.texts.builder.define("first-call", factored(calls))
-        return self.group(sequence(first, text_literal(form.after_call)), form.after_all)
+            calls = [self.remove_opening(make_sequence(make_text_literal(start), call)) for call in self.texts.calls]
+            first = self.texts.builder.define("first-call", make_factored(calls))
+        return self.group(make_sequence(first, make_text_literal(form.after_call)), form.after_all)
 
     def remove_opening(self, expression: str) -> str:
         """The expression without the `opening`, which the prompt has written already. If the format has reasoning, the
         model may repeat it."""
-        opening = literal(self.form.opening)[1:-1]
+        opening = make_literal(self.form.opening)[1:-1]
         items = getattr(expression, "items", (expression,))
         if not opening or not isinstance(items[0], Text) or not items[0][1:].startswith(opening):
             return expression
         rest = Text('"' + items[0][1 + len(opening) :])
         rest_items = [rest, *items[1:]] if rest != '""' else items[1:]
-        again = optional(literal(self.form.opening)) if self.form.reasoning is not None else ""
-        return sequence(again, *rest_items)
+        again = make_optional(make_literal(self.form.opening)) if self.form.reasoning is not None else ""
+        return make_sequence(again, *rest_items)
 
     def group(self, first: str, after_all: str) -> str:
         form = self.form
-        more = sequence(text_literal(form.between + form.before_call), self.call, text_literal(form.after_call))
+        more = make_sequence(
+            make_text_literal(form.between + form.before_call), self.call, make_text_literal(form.after_call)
+        )
         further = self.texts.builder.repeat("more", more, 0, CALLS_MAX - 1) if self.is_many else ""
-        return sequence(first, further, text_literal(after_all))
+        return make_sequence(first, further, make_text_literal(after_all))
 
     def from_trigger(self) -> str:
         """Calls from a trigger on."""
         form = self.form
         if isinstance(form.call, ChannelCall):
-            return self.channel_ways(form.call)
+            return self.make_channel_ways(form.call)
         ways = [self.answer()] if form.at_start or form.opening else []
-        also = {first_word(text): text for text in form.also_before}
+        also = {find_first_word(text): text for text in form.also_before}
         for marker, head in find_heads(form).items():
             if head.in_group:
                 start, end, after_all = form.before_all + form.before_call, form.after_call, form.after_all
-            elif form.before_call and marker == first_word(form.before_call):
+            elif form.before_call and marker == find_first_word(form.before_call):
                 start, end, after_all = form.before_call, form.after_call, ""
             else:
                 start, end, after_all = also.get(marker, ""), "", ""
-            first = sequence(self.after_marker(start), self.call, text_literal(end))
+            first = make_sequence(self.allow_space_after_marker(start), self.call, make_text_literal(end))
             ways.append(self.group(first, after_all))
-        return factored(ways)
+        return make_factored(ways)
 
-    def after_marker(self, text: str) -> str:
+    def allow_space_after_marker(self, text: str) -> str:
         """A text of the format. White space after its first word is free, since the token that ends the word may
         contain some."""
-        marker = first_word(text)
+        marker = find_first_word(text)
         rest = text[text.index(marker) + len(marker) :]
         if rest[:1].isspace() or marker and not rest and isinstance(self.form.call, (JsonCall, KeyedCall)):
-            return sequence(literal(marker), _SLACK, text_literal(rest.lstrip()))
-        return text_literal(text.lstrip())
+            return make_sequence(make_literal(marker), _SLACK, make_text_literal(rest.lstrip()))
+        return make_text_literal(text.lstrip())
 
-    def channel_ways(self, call: ChannelCall) -> str:
+    def make_channel_ways(self, call: ChannelCall) -> str:
         """Harmony's calls with both orders of recipient and channel."""
-        addressed = literal(_addressed(call))
-        start = optional(sequence(literal(call.start), literal(" ")))
-        usual = self.texts.builder.define("usual", factored(self.texts.channel_calls("")))
-        swapped = self.texts.builder.define("swapped", factored(self.texts.channel_calls(f"{call.channel}commentary")))
-        return factored([sequence(literal(call.call_head[0]), usual), sequence(start, addressed, swapped)])
+        addressed = make_literal(_find_recipient(call))
+        start = make_optional(make_sequence(make_literal(call.start), make_literal(" ")))
+        usual = self.texts.builder.define("usual", make_factored(self.texts.make_channel_calls("")))
+        swapped = self.texts.builder.define(
+            "swapped", make_factored(self.texts.make_channel_calls(f"{call.channel}commentary"))
+        )
+        return make_factored(
+            [make_sequence(make_literal(call.call_head[0]), usual), make_sequence(start, addressed, swapped)]
+        )
 
-    def final(self, schema: object, strict: bool) -> str:
+    def make_final(self, schema: object, strict: bool) -> str:
         """An answer that fits a schema, inside the tags of visible text."""
-        answer = self.texts.schema_root("response_format", "final", schema, strict)
+        answer = self.texts.make_schema_root("response_format", "final", schema, strict)
         content = self.form.content
         if content is None:
             return answer
-        end = optional(text_literal(content.close.strip()))
-        return sequence(self.remove_opening(sequence(text_literal(content.open.lstrip()), answer)), end)
+        end = make_optional(make_text_literal(content.close.strip()))
+        return make_sequence(self.remove_opening(make_sequence(make_text_literal(content.open.lstrip()), answer)), end)

@@ -23,12 +23,12 @@ from server.chat.output.formats import (
     PythonCall,
     QuotelessCall,
 )
-from server.chat.output.heads import first_word
-from server.grammar.gbnf_build import Builder, choice, factored, literal, optional, sequence
+from server.chat.output.heads import find_first_word
+from server.grammar.gbnf_build import Builder, make_choice, make_factored, make_literal, make_optional, make_sequence
 from server.grammar.json_schema.convert import convert
 from server.grammar.json_schema.members import FREE, Member, convert_members
 from server.grammar.json_schema.parts import SchemaError
-from server.grammar.json_schema.strings import CORE_RULES, json_text, reserve_core
+from server.grammar.json_schema.strings import CORE_RULES, make_json_text, reserve_core
 
 _NAMES = re.compile(r'("(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\})|([A-Za-z0-9-]+)')
 _BARE_KEY = re.compile("[A-Za-z_][A-Za-z0-9_]*")
@@ -49,12 +49,12 @@ class ToolSchemaError(SchemaError):
         self.args = (f"{f'tool {tool!r}: ' if tool else ''}{pointer}: {message}",)
 
 
-def text_literal(text: str) -> str:
+def make_text_literal(text: str) -> str:
     """A text of a format as an expression; "" for ""."""
-    return literal(text) if text else ""
+    return make_literal(text) if text else ""
 
 
-def arguments_schema(parameters: Any) -> Any:
+def read_arguments_schema(parameters: Any) -> Any:
     """The schema of a function's arguments, which must be an object. Without `parameters` there are no arguments."""
     if not parameters:
         return {"type": "object", "properties": {}}
@@ -68,7 +68,7 @@ def can_be_key(shape: ParameterCall | PythonCall | QuotelessCall, key: str) -> b
     """Whether the parser can read back an argument with this name."""
     if isinstance(shape, PythonCall):
         return bool(key) and key == key.strip()
-    end = first_word(shape.after_key) if isinstance(shape, ParameterCall) else shape.quote
+    end = find_first_word(shape.after_key) if isinstance(shape, ParameterCall) else shape.quote
     return bool(key) and key == key.strip() and end not in key
 
 
@@ -86,12 +86,12 @@ class CallTexts:
         self.builder = Builder()
         reserve_core(self.builder)
         is_quoteless = isinstance(form.call, QuotelessCall)  # its templates differ in white space
-        self.builder.rules |= {"ws": '""', "gap": '" "?' if is_quoteless else literal(" ")}
+        self.builder.rules |= {"ws": '""', "gap": '" "?' if is_quoteless else make_literal(" ")}
         self.blank = self.gap = ""
         if is_lazy:
             self.blank = self.gap = self.builder.define("blank", CORE_RULES["ws"][0])
         else:
-            self.gap = literal(" ")
+            self.gap = make_literal(" ")
         self.builder.next_number["root"] = 2
         self.warnings: list[str] = []
         self.arguments: dict[str, str] = {}
@@ -99,26 +99,26 @@ class CallTexts:
 
     def call(self, name: str, parameters: Any, strict: bool) -> str:
         try:
-            return self.shaped_call(name, arguments_schema(parameters), strict)
+            return self.make_shaped_call(name, read_arguments_schema(parameters), strict)
         except SchemaError as error:
             raise ToolSchemaError(name, error.message, error.pointer) from None
 
-    def shaped_call(self, name: str, schema: Any, strict: bool) -> str:
+    def make_shaped_call(self, name: str, schema: Any, strict: bool) -> str:
         """The expression for a call in the model's format."""
         shape = self.form.call
         if isinstance(shape, (ParameterCall, PythonCall, QuotelessCall)):
-            return self.member_call(shape, name, schema, strict)
-        arguments = self.arguments[name] = self.schema_root(f"tool {name!r}", name, schema, strict)
+            return self.make_member_call(shape, name, schema, strict)
+        arguments = self.arguments[name] = self.make_schema_root(f"tool {name!r}", name, schema, strict)
         if isinstance(shape, KeyedCall):
-            keyed = sequence(literal(f"{json_text(name)}:"), self.gap, arguments)
-            return sequence(literal("{"), self.blank, keyed, self.blank, literal("}"))
+            keyed = make_sequence(make_literal(f"{make_json_text(name)}:"), self.gap, arguments)
+            return make_sequence(make_literal("{"), self.blank, keyed, self.blank, make_literal("}"))
         if isinstance(shape, JsonCall):
-            return self.json_call(shape, name, arguments)
+            return self.make_json_call(shape, name, arguments)
         if isinstance(shape, ChannelCall):
-            return sequence(literal(name + shape.call_head[1]), arguments)
-        return self.named_call(shape, name, arguments)
+            return make_sequence(make_literal(name + shape.call_head[1]), arguments)
+        return self.make_named_call(shape, name, arguments)
 
-    def schema_root(self, what: str, prefix: str, schema: object, strict: bool) -> str:
+    def make_schema_root(self, what: str, prefix: str, schema: object, strict: bool) -> str:
         """The rule for JSON that fits a schema. `what` names the owner of the schema in warnings."""
         conversion = convert(schema, strict=strict)
         self.warnings += [f"{what}: {warning}" for warning in conversion.warnings]
@@ -140,53 +140,57 @@ class CallTexts:
 
     # Calls that are, or contain, a JSON object
 
-    def json_call(self, shape: JsonCall, name: str, arguments: str) -> str:
+    def make_json_call(self, shape: JsonCall, name: str, arguments: str) -> str:
         """The expression for {"name": "f", "arguments": {...}}, with an id if the format has one."""
         blank, gap = self.blank, self.gap
-        comma = sequence(literal(","), gap)
+        comma = make_sequence(make_literal(","), gap)
         before = behind = ""
         if shape.id_key:
-            quote = literal('"')
-            own = _NUMBER if shape.id_is_number else self.id(name)
-            identity = sequence(literal(f"{json_text(shape.id_key)}:"), gap, quote, own, quote)
-            before = sequence(identity, comma) if shape.id_first else ""
-            behind = "" if shape.id_first else sequence(comma, identity)
-        named = sequence(literal(f"{json_text(shape.name_key)}:"), gap, literal(json_text(name)), comma)
-        keyed = sequence(literal(f"{json_text(shape.arguments_key)}:"), gap, arguments)
-        return sequence(literal("{"), blank, before, named, keyed, behind, blank, literal("}"))
+            quote = make_literal('"')
+            own = _NUMBER if shape.id_is_number else self.make_id(name)
+            identity = make_sequence(make_literal(f"{make_json_text(shape.id_key)}:"), gap, quote, own, quote)
+            before = make_sequence(identity, comma) if shape.id_first else ""
+            behind = "" if shape.id_first else make_sequence(comma, identity)
+        named = make_sequence(
+            make_literal(f"{make_json_text(shape.name_key)}:"), gap, make_literal(make_json_text(name)), comma
+        )
+        keyed = make_sequence(make_literal(f"{make_json_text(shape.arguments_key)}:"), gap, arguments)
+        return make_sequence(make_literal("{"), blank, before, named, keyed, behind, blank, make_literal("}"))
 
-    def named_call(self, shape: NamedCall, name: str, arguments: str) -> str:
+    def make_named_call(self, shape: NamedCall, name: str, arguments: str) -> str:
         """The expression for a name with an id or a number, and the arguments."""
-        identity = sequence(literal(shape.before_id), self.id(name)) if shape.before_id else ""
-        named = literal(shape.before_name + name)
+        identity = make_sequence(make_literal(shape.before_id), self.make_id(name)) if shape.before_id else ""
+        named = make_literal(shape.before_name + name)
         first = (identity, named) if shape.id_first else (named, identity)
-        head = sequence(*first, self.number(shape), text_literal(shape.after_name))
-        return sequence(head, arguments, text_literal(shape.after_arguments))
+        head = make_sequence(*first, self.number(shape), make_text_literal(shape.after_name))
+        return make_sequence(head, arguments, make_text_literal(shape.after_arguments))
 
-    def channel_calls(self, channel: str) -> list[str]:
+    def make_channel_calls(self, channel: str) -> list[str]:
         """The expressions for Harmony's calls from the name on; `channel` is the text after the name, or ""."""
         shape = self.form.call
         assert isinstance(shape, ChannelCall)
-        kind = choice([literal(" <|constrain|>json"), literal(" json"), ""])
+        kind = make_choice([make_literal(" <|constrain|>json"), make_literal(" json"), ""])
         return [
-            sequence(literal(name + channel), kind, literal(shape.message), arguments)
+            make_sequence(make_literal(name + channel), kind, make_literal(shape.message), arguments)
             for name, arguments in self.arguments.items()
         ]
 
-    def id(self, name: str) -> str:
+    def make_id(self, name: str) -> str:
         ids = self.form.ids
         if ids.pattern:
             before, _, after = ids.pattern.replace("{name}", name).partition("{index}")
-            return sequence(text_literal(before), _NUMBER, text_literal(after))
-        return sequence(text_literal(ids.prefix), f"[A-Za-z0-9]{{{ids.n_letters}}}" if ids.n_letters else _NUMBER)
+            return make_sequence(make_text_literal(before), _NUMBER, make_text_literal(after))
+        return make_sequence(
+            make_text_literal(ids.prefix), f"[A-Za-z0-9]{{{ids.n_letters}}}" if ids.n_letters else _NUMBER
+        )
 
     def number(self, shape: NamedCall | ParameterCall) -> str:
         """The expression for the number of a call; "" if the format has none."""
-        return sequence(literal(shape.before_index), _NUMBER) if shape.before_index else ""
+        return make_sequence(make_literal(shape.before_index), _NUMBER) if shape.before_index else ""
 
     # Calls whose arguments are written one by one
 
-    def member_call(
+    def make_member_call(
         self, shape: ParameterCall | PythonCall | QuotelessCall, name: str, schema: Any, strict: bool
     ) -> str:
         close, is_marked = "", True
@@ -198,32 +202,36 @@ class CallTexts:
         members = convert_members(schema, close, is_marked=is_marked, strict=strict)
         self.warnings += [f"tool {name!r}: {warning}" for warning in members.warnings]
         names = self.adopt(members.rules, name)
-        ways = [[(self.member(member, names), member.is_required) for member in way] for way in members.ways]
+        ways = [[(self.make_member(member, names), member.is_required) for member in way] for way in members.ways]
         if isinstance(shape, ParameterCall):
-            inside = choice(sequence(*(text if needed else optional(text) for text, needed in way)) for way in ways)
-            after_name = text_literal(shape.after_name.replace(NAME, name))
-            head = sequence(literal(shape.before_name + name), self.number(shape), after_name)
-            return sequence(head, inside, text_literal(shape.after_arguments))
+            inside = make_choice(
+                make_sequence(*(text if needed else make_optional(text) for text, needed in way)) for way in ways
+            )
+            after_name = make_text_literal(shape.after_name.replace(NAME, name))
+            head = make_sequence(make_literal(shape.before_name + name), self.number(shape), after_name)
+            return make_sequence(head, inside, make_text_literal(shape.after_arguments))
         if isinstance(shape, PythonCall):
-            return sequence(literal(f"{name}("), choice(self.join_members(way, ", ") for way in ways), literal(")"))
-        head = literal(f"{shape.before_name}{name}{shape.after_name}{{")
-        return sequence(head, choice(self.join_members(way, ",") for way in ways), literal("}"))
+            return make_sequence(
+                make_literal(f"{name}("), make_choice(self.join_members(way, ", ") for way in ways), make_literal(")")
+            )
+        head = make_literal(f"{shape.before_name}{name}{shape.after_name}{{")
+        return make_sequence(head, make_choice(self.join_members(way, ",") for way in ways), make_literal("}"))
 
     def join_members(self, members: Sequence[tuple[str, bool]], comma: str) -> str:
         """Members in their order, with commas between those that are present."""
         start = rest = ""  # the members from here on, without a comma before them and with one
         for text, needed in reversed(members):
-            begun = sequence(text, rest)
-            more = sequence(literal(comma), begun)
-            start = begun if needed else self.shorten(choice([begun, start]))
-            rest = self.shorten(more if needed else choice([more, rest]))
+            begun = make_sequence(text, rest)
+            more = make_sequence(make_literal(comma), begun)
+            start = begun if needed else self.shorten(make_choice([begun, start]))
+            rest = self.shorten(more if needed else make_choice([more, rest]))
         return start
 
     def shorten(self, expression: str) -> str:
         """Make a rule of a long expression, so that it isn't repeated."""
         return self.builder.define("members", expression) if len(expression) > _INLINE_MAX else expression
 
-    def member(self, member: Member, names: Mapping[str, str]) -> str:
+    def make_member(self, member: Member, names: Mapping[str, str]) -> str:
         shape = self.form.call
         assert isinstance(shape, (ParameterCall, PythonCall, QuotelessCall))
         if not can_be_key(shape, member.key):
@@ -231,20 +239,22 @@ class CallTexts:
         text = names[member.text] if member.text else ""
         rules = [(kind, names[rule]) for kind, rule in member.json]
         if isinstance(shape, PythonCall):
-            return sequence(literal(f"{member.key}="), self.value([self.python_value(*rule) for rule in rules]))
+            return make_sequence(
+                make_literal(f"{member.key}="), self.make_value([self.make_python_value(*rule) for rule in rules])
+            )
         if isinstance(shape, QuotelessCall):
             key = member.key if _BARE_KEY.fullmatch(member.key) else f"{shape.quote}{member.key}{shape.quote}"
-            texts = [sequence(literal(shape.quote), text, literal(shape.quote))] if text else []
-            return sequence(literal(f"{key}:"), self.value([*texts, *(rule for _, rule in rules)]))
+            texts = [make_sequence(make_literal(shape.quote), text, make_literal(shape.quote))] if text else []
+            return make_sequence(make_literal(f"{key}:"), self.make_value([*texts, *(rule for _, rule in rules)]))
         if text and shape.quotes:
-            text = sequence(literal(shape.quotes[0]), text, literal(shape.quotes[1]))
+            text = make_sequence(make_literal(shape.quotes[0]), text, make_literal(shape.quotes[1]))
         ways = [(self.mark(shape, kind), rule) for kind, rule in ([("string", text)] if text else []) + rules]
-        values = self.value([sequence(text_literal(mark), rule) for mark, rule in ways])
-        before = literal(shape.before_key + member.key + shape.after_key)
-        return sequence(before, values, text_literal(shape.after_value.replace(KEY, member.key)))
+        values = self.make_value([make_sequence(make_text_literal(mark), rule) for mark, rule in ways])
+        before = make_literal(shape.before_key + member.key + shape.after_key)
+        return make_sequence(before, values, make_text_literal(shape.after_value.replace(KEY, member.key)))
 
-    def value(self, ways: list[str]) -> str:
-        return factored(ways) if len(ways) == 1 else self.builder.define("value", factored(ways))
+    def make_value(self, ways: list[str]) -> str:
+        return make_factored(ways) if len(ways) == 1 else self.builder.define("value", make_factored(ways))
 
     def mark(self, shape: ParameterCall, kind: str) -> str:
         marks = shape.string_mark
@@ -253,7 +263,7 @@ class CallTexts:
         index = _MARKED_KINDS.index(kind)
         return marks[index if len(marks) == len(_MARKED_KINDS) else min(index, 1)] + shape.after_mark
 
-    def python_value(self, kind: str, rule: str) -> str:
+    def make_python_value(self, kind: str, rule: str) -> str:
         """Python's True, False or None, if the schema allows all values of this kind; others are written as in JSON."""
         if kind in _PYTHON and self.builder.rules[rule] in (kind, CORE_RULES[kind][0]):
             return self.builder.define(f"python-{kind}", _PYTHON[kind])

@@ -23,9 +23,19 @@ from server.chat.output.formats import (
     PythonCall,
     QuotelessCall,
 )
-from server.chat.output.heads import ID, INDEX, MARKER_MIN, NAME, OBJECT, Head, first_word, next_head, words
-from server.chat.output.kinds import elements_json, fitting_json, kinds_of, property_of
-from server.chat.output.scanner import Scanner, inner_text
+from server.chat.output.heads import (
+    ID,
+    INDEX,
+    MARKER_MIN,
+    NAME,
+    OBJECT,
+    Head,
+    find_first_word,
+    make_next_head,
+    split_words,
+)
+from server.chat.output.kinds import kinds_of, make_elements_json, make_fitting_json, property_of
+from server.chat.output.scanner import Scanner, escape_text
 
 ARGUMENTS_KEYS = ("arguments", "parameters")  # models confuse these two
 VALUE_MAX = 65_536  # characters; a longer plain text counts as a string
@@ -48,27 +58,27 @@ class CallReader(Cursor):
         self.form = form
         self.tools = tools
         self.name_max = max(map(len, tools), default=0)
-        self.next_head = next_head(form)
-        self.group_end = words(form.after_all)
-        self.call_end = words(form.after_call)
+        self.next_head = make_next_head(form)
+        self.group_end = split_words(form.after_all)
+        self.call_end = split_words(form.after_call)
         self.given: str | None = None  # JSON of arguments that came before the name
         self.is_waiting = False  # the call is announced once its id, which follows the arguments, has come
-        self.body = self._body()
+        self.body = self._choose_body()
 
-    def _body(self) -> Callable[[], Steps]:
+    def _choose_body(self) -> Callable[[], Steps]:
         """The function that reads a call after its head."""
         call = self.form.call
         if isinstance(call, (JsonCall, KeyedCall)):
             return self.read_object_body
         if isinstance(call, ParameterCall):
-            self.call_end = [*words(call.after_arguments), *self.call_end]
+            self.call_end = [*split_words(call.after_arguments), *self.call_end]
             return self.read_parameters
         if isinstance(call, PythonCall):
             return self.read_python_arguments
         if isinstance(call, QuotelessCall):
             return self.read_quoteless_arguments
         if isinstance(call, NamedCall):
-            self.call_end = [*words(call.after_arguments), *self.call_end]
+            self.call_end = [*split_words(call.after_arguments), *self.call_end]
         return self.read_arguments
 
     def read_calls(self, head: Head) -> Generator[None, None, bool]:
@@ -106,7 +116,7 @@ class CallReader(Cursor):
             yield from self.skip_space()
             if (in_group or len("".join(self.group_end)) >= MARKER_MIN) and (yield from self.is_group_end()):
                 return False
-            between = first_word(self.form.between)
+            between = find_first_word(self.form.between)
             if between and (yield from self.accept(between)):
                 yield from self.skip_space()
             yield from self.read_head(self.next_head)
@@ -149,11 +159,11 @@ class CallReader(Cursor):
         if self.cursor > HELD_MAX:
             raise NoCall
         self.let_go(takes_it=True)
-        self.is_waiting = self.waits_for_id()
+        self.is_waiting = self.must_wait_for_id()
         if not self.is_waiting:
             self.announce()
 
-    def waits_for_id(self) -> bool:
+    def must_wait_for_id(self) -> bool:
         """Whether the id follows the arguments, which then wait for it."""
         call = self.form.call
         return isinstance(call, JsonCall) and bool(call.id_key) and not call.id_first and not self.call_id
@@ -192,7 +202,7 @@ class CallReader(Cursor):
             if may_end and (yield from self.accept("}")):
                 self.given = self.given or "{}"
                 return
-            key = _plain((yield from self.read_value()))
+            key = _decode_plain((yield from self.read_value()))
             yield from self.skip_space()
             if not (yield from self.accept(":")):
                 raise NoCall
@@ -202,9 +212,9 @@ class CallReader(Cursor):
                 return
             assert isinstance(call, JsonCall)
             if key == call.name_key:
-                self.name = self.check_name(_plain((yield from self.read_value())))
+                self.name = self.check_name(_decode_plain((yield from self.read_value())))
             elif key == call.id_key:
-                self.call_id = _plain((yield from self.read_value()))
+                self.call_id = _decode_plain((yield from self.read_value()))
             elif key in (call.arguments_key, *ARGUMENTS_KEYS) and self.name:
                 return
             else:
@@ -270,11 +280,11 @@ class CallReader(Cursor):
             self.let_go(found)
             if not found:
                 return
-            key = _plain((yield from self.read_value()))
+            key = _decode_plain((yield from self.read_value()))
             yield from self.skip_texts(":")
             value = yield from self.read_value()
             if key == call.id_key:
-                self.call_id = _plain(value)
+                self.call_id = _decode_plain(value)
 
     def read_arguments(self, sink: Sink | None = None) -> Steps:
         """Read the arguments as an object. Missing arguments and null become {}; a string may hold the object."""
@@ -286,7 +296,7 @@ class CallReader(Cursor):
         elif not char and not self.is_complete:
             raise Over
         elif isinstance(self.form.call, (JsonCall, KeyedCall)) and char:
-            sink(_object((yield from self.read_value())))
+            sink(_unwrap_object((yield from self.read_value())))
         else:
             sink("{}")
 
@@ -328,15 +338,15 @@ class CallReader(Cursor):
         call = self.form.call
         assert isinstance(call, ParameterCall)
         start = "{"
-        opening = words(call.before_key)
+        opening = split_words(call.before_key)
         # In some formats the end of a call begins like an argument: `]<]ns[>[</invoke>` and `]<]ns[>[<`.
         end = [word for word in self.call_end[:1] if word.startswith(opening[0])]
         while not (end and (yield from self.accept_texts(end, takes_it=False))) and (
             yield from self.accept_texts(opening)
         ):
-            key = (yield from self.read_until(first_word(call.after_key))).strip()
-            yield from self.skip_texts(words(call.after_key)[1:])
-            mark = (yield from self.read_until(first_word(call.after_mark))) if call.string_mark else ""
+            key = (yield from self.read_until(find_first_word(call.after_key))).strip()
+            yield from self.skip_texts(split_words(call.after_key)[1:])
+            mark = (yield from self.read_until(find_first_word(call.after_mark))) if call.string_mark else ""
             if (call.after_mark or call.after_key).endswith("\n"):
                 yield from self.accept("\n")
             if self.is_cut_off:
@@ -344,7 +354,7 @@ class CallReader(Cursor):
             self.write(f"{start}{json.dumps(key, ensure_ascii=False)}: ")
             start = ", "
             yield from self.read_parameter(call, key, mark)
-        self.drop_rest(first_word(call.before_key), *self.call_end)
+        self.drop_rest(find_first_word(call.before_key), *self.call_end)
         if self.is_cut_off or not self.text[self.at :].strip() and not self.is_complete:
             raise Over
         self.write("{}" if start == "{" else "}")
@@ -380,10 +390,12 @@ class CallReader(Cursor):
         except (Over, Broken):
             value.cut_off(KEY in close)
             raise
-        elements = elements_json("".join(value.parts), call, property_of(root, key), root) if KEY in close else None
+        elements = (
+            make_elements_json("".join(value.parts), call, property_of(root, key), root) if KEY in close else None
+        )
         value.end(kinds, bool(mark) and not is_text, elements)
         if call.quotes and close == call.quotes[1]:
-            yield from self.skip_texts(words(call.after_value.replace(KEY, key)))
+            yield from self.skip_texts(split_words(call.after_value.replace(KEY, key)))
 
     def read_raw(self, after: str, sink: Sink) -> Steps:
         """Pass the text of a value to `sink`, up to `after`. `after` ends the value only if another text of the format
@@ -392,7 +404,9 @@ class CallReader(Cursor):
         line_end = "\n" if after.startswith("\n") else ""
         while True:
             end = self.text.find(close, self.at)
-            stop = end if end >= 0 else len(self.text) - max(self.n_at_end(close), self.n_at_end(line_end + close))
+            stop = (
+                end if end >= 0 else len(self.text) - max(self.count_at_end(close), self.count_at_end(line_end + close))
+            )
             if end > self.at and line_end and self.text[end - 1] == "\n":
                 stop -= 1
             sink(self.text[self.at : stop])
@@ -412,7 +426,12 @@ class CallReader(Cursor):
         """Whether the text after an argument is part of the format."""
         call = self.form.call
         assert isinstance(call, ParameterCall)
-        texts = [first_word(call.after_value), first_word(call.before_key), *self.call_end, *self.group_end[:1]]
+        texts = [
+            find_first_word(call.after_value),
+            find_first_word(call.before_key),
+            *self.call_end,
+            *self.group_end[:1],
+        ]
         texts = [text for text in texts[0 if call.quotes else 1 :] if text]
         longest = max(map(len, texts)) + SPACE_MAX
         while True:
@@ -443,17 +462,17 @@ class _Value:
     def add(self, text: str) -> None:
         """Add the next part of the text."""
         if self.is_text:
-            self.write(inner_text(text))
+            self.write(escape_text(text))
             return
         self.parts.append(text)
         self.n_waiting += len(text)
         if self.n_waiting > VALUE_MAX:
             self.is_text = True
-            self.write('"' + inner_text("".join(self.parts)))
+            self.write('"' + escape_text("".join(self.parts)))
 
     def end(self, kinds: frozenset[str] | None, is_json: bool, known: str | None) -> None:
         """Write the value's JSON, or the rest of it. `known` is the JSON of a value that is made of nested elements."""
-        self.write('"' if self.is_text else known or fitting_json("".join(self.parts), kinds, is_json))
+        self.write('"' if self.is_text else known or make_fitting_json("".join(self.parts), kinds, is_json))
 
     def cut_off(self, is_foreign: bool) -> None:
         """The answer ends inside the value: write the text that has waited. It is left out if the format has nested
@@ -462,12 +481,12 @@ class _Value:
             self.write("".join(self.parts).strip())
 
 
-def _plain(json_text: str) -> str:
+def _decode_plain(json_text: str) -> str:
     """The text of a JSON string; any other JSON value unchanged."""
     return json.loads(json_text) if json_text.startswith('"') else json_text
 
 
-def _object(json_text: str) -> str:
+def _unwrap_object(json_text: str) -> str:
     """The JSON of an object that may be inside a JSON string; {} for null."""
-    text = _plain(json_text).strip()
+    text = _decode_plain(json_text).strip()
     return "{}" if text in ("", "null") else text

@@ -207,7 +207,7 @@ class Cursor:
             start -= 1
         return start
 
-    def n_at_end(self, text: str) -> int:
+    def count_at_end(self, text: str) -> int:
         """How many characters at the end of the text so far may be the beginning of `text`."""
         longest = min(len(text) - 1, len(self.text) - self.at)
         return next((n for n in range(longest, 0, -1) if text.startswith(self.text[-n:])), 0)

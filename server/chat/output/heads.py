@@ -33,7 +33,7 @@ class Head:
     in_group: bool
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Split a format's text at line ends and before a `[` there, without white space around the words."""
     found = []
     for line in text.split("\n"):
@@ -42,43 +42,43 @@ def words(text: str) -> list[str]:
     return found
 
 
-def first_word(*texts: str) -> str:
+def find_first_word(*texts: str) -> str:
     """The first word of the first text that has one."""
-    return next((word for text in texts for word in words(text)), "")
+    return next((word for text in texts for word in split_words(text)), "")
 
 
-def fixed(*texts: str) -> list[Part]:
-    return [Part(word) for text in texts for word in words(text)]
+def make_fixed_parts(*texts: str) -> list[Part]:
+    return [Part(word) for text in texts for word in split_words(text)]
 
 
-def own_parts(form: CallFormat) -> list[Part]:
+def make_own_parts(form: CallFormat) -> list[Part]:
     """The parts of a head that depend on the kind of call; they follow `before_all` and `before_call`."""
     call = form.call
     if isinstance(call, NamedCall):
-        identity = [*fixed(call.before_id), Part(kind=ID)] if call.before_id else []
-        index = [*fixed(call.before_index), Part(kind=INDEX)] if call.before_index else []
-        name = [*fixed(call.before_name), Part(kind=NAME)]
-        return [*(identity + name if call.id_first else name + identity), *index, *fixed(call.after_name)]
+        identity = [*make_fixed_parts(call.before_id), Part(kind=ID)] if call.before_id else []
+        index = [*make_fixed_parts(call.before_index), Part(kind=INDEX)] if call.before_index else []
+        name = [*make_fixed_parts(call.before_name), Part(kind=NAME)]
+        return [*(identity + name if call.id_first else name + identity), *index, *make_fixed_parts(call.after_name)]
     if isinstance(call, ParameterCall):
-        index = [*fixed(call.before_index), Part(kind=INDEX)] if call.before_index else []
+        index = [*make_fixed_parts(call.before_index), Part(kind=INDEX)] if call.before_index else []
         first, *more = call.after_name.split(AGAIN)
-        again = [part for text in more for part in (Part(kind=NAME), *fixed(text))]
-        return [*fixed(call.before_name), Part(kind=NAME), *index, *fixed(first), *again]
+        again = [part for text in more for part in (Part(kind=NAME), *make_fixed_parts(text))]
+        return [*make_fixed_parts(call.before_name), Part(kind=NAME), *index, *make_fixed_parts(first), *again]
     if isinstance(call, QuotelessCall):
-        return [*fixed(call.before_name), Part(kind=NAME), *fixed(call.after_name), Part("{")]
+        return [*make_fixed_parts(call.before_name), Part(kind=NAME), *make_fixed_parts(call.after_name), Part("{")]
     if isinstance(call, PythonCall):
         return [Part(kind=NAME), Part("(")]
     return [Part("{"), Part(kind=OBJECT)]
 
 
-def next_head(form: CallFormat) -> Head:
+def make_next_head(form: CallFormat) -> Head:
     """The head of a call that follows another call."""
-    return Head((*fixed(form.before_call), *own_parts(form)), bool(form.before_all))
+    return Head((*make_fixed_parts(form.before_call), *make_own_parts(form)), bool(form.before_all))
 
 
 def start_head(form: CallFormat) -> Head:
     """The head of the first call, with the text before all calls."""
-    return Head((*fixed(form.before_all), *next_head(form).parts), bool(form.before_all))
+    return Head((*make_fixed_parts(form.before_all), *make_next_head(form).parts), bool(form.before_all))
 
 
 def find_heads(form: CallFormat) -> dict[str, Head]:
@@ -86,13 +86,13 @@ def find_heads(form: CallFormat) -> dict[str, Head]:
     the text before all calls or before each call; then a call is recognized if its next part can be a marker."""
     if isinstance(form.call, ChannelCall):
         return {}
-    own = own_parts(form)
+    own = make_own_parts(form)
     found: dict[str, Head] = {}
     ways = [] if form.at_start else [start_head(form)]
     if form.before_all:
-        ways.append(Head(next_head(form).parts, False))
+        ways.append(Head(make_next_head(form).parts, False))
     ways.append(Head(tuple(own), False))
-    ways += [Head((*fixed(text), *own), False) for text in form.also_before]
+    ways += [Head((*make_fixed_parts(text), *own), False) for text in form.also_before]
     for head in ways:
         marker = head.parts[0].text
         is_mark = len(marker) >= MARKER_MIN and not marker[0].isalnum()

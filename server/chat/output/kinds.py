@@ -22,7 +22,7 @@ _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "bool
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
 
-def tool_parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Schema]:
+def read_tool_parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Schema]:
     """The schema of each function's arguments, by the function's name; {} for a function without one."""
     functions = [tool.get("function") for tool in tools]
     return {
@@ -45,22 +45,22 @@ Kinds = frozenset[str] | None
 
 def kinds_of(schema: object, root: Schema) -> Kinds:
     """The JSON types that a schema allows; None if it allows any. Each part of the schema is visited once."""
-    return _kinds(schema, root, {}, 0)
+    return _find_kinds(schema, root, {}, 0)
 
 
-def _kinds(schema: object, root: Schema, known: dict[int, Kinds], depth: int) -> Kinds:
+def _find_kinds(schema: object, root: Schema, known: dict[int, Kinds], depth: int) -> Kinds:
     if not isinstance(schema, dict) or depth > DEPTH_MAX:
         return None
     if id(schema) not in known:
         known[id(schema)] = None  # a reference to itself restricts nothing
-        known[id(schema)] = _own_kinds(schema, root, known, depth + 1)
+        known[id(schema)] = _find_own_kinds(schema, root, known, depth + 1)
     return known[id(schema)]
 
 
-def _own_kinds(schema: Schema, root: Schema, known: dict[int, Kinds], depth: int) -> Kinds:
+def _find_own_kinds(schema: Schema, root: Schema, known: dict[int, Kinds], depth: int) -> Kinds:
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return _kinds(_target(root, reference), root, known, depth)
+        return _find_kinds(_find_target(root, reference), root, known, depth)
     if isinstance(schema.get("enum"), list):
         return frozenset(map(_kind_of, schema["enum"]))
     if "const" in schema:
@@ -72,14 +72,14 @@ def _own_kinds(schema: Schema, root: Schema, known: dict[int, Kinds], depth: int
     for keyword in ("anyOf", "oneOf", "allOf"):
         ways = schema.get(keyword)
         if isinstance(ways, list):
-            each = [_kinds(way, root, known, depth) for way in ways]
+            each = [_find_kinds(way, root, known, depth) for way in ways]
             if keyword == "allOf":
                 return next((kinds for kinds in each if kinds), None)
             return None if None in each else frozenset().union(*(kinds for kinds in each if kinds))
     return None
 
 
-def _target(root: Schema, reference: str) -> object:
+def _find_target(root: Schema, reference: str) -> object:
     """The target of a reference inside the same schema; None if it doesn't exist."""
     node: object = root
     for segment in reference.split("/")[1:] if reference.startswith("#") else [""]:
@@ -92,7 +92,7 @@ def _kind_of(value: object) -> str:
     return _TYPES.get(type(value), "null")
 
 
-def fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
+def make_fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
     """The JSON for an argument's plain text: text becomes a JSON string, JSON stays. If the schema allows strings, a
     JSON string or JSON of a type that isn't allowed is text, unless the model has marked it as JSON (`is_json`)."""
     value = read_value(text)
@@ -112,12 +112,12 @@ class NoElements(Exception):
     """The text isn't made of elements."""
 
 
-def elements_json(text: str, call: ParameterCall, schema: object, root: Schema) -> str | None:
+def make_elements_json(text: str, call: ParameterCall, schema: object, root: Schema) -> str | None:
     """The JSON of a text that consists of elements or is empty; None for any other text."""
     if text.strip() and not text.lstrip().startswith(call.before_key.strip()):
         return None
     try:
-        value, end = _Elements(text, call, root).value(0, schema, 0)
+        value, end = _Elements(text, call, root).parse_value(0, schema, 0)
     except NoElements:
         return None
     return None if text[end:].strip() else value
@@ -133,22 +133,22 @@ class _Elements:
         self.close, _, self.close_end = (part.strip() for part in call.after_value.partition(KEY))
         self.root = root
 
-    def value(self, at: int, schema: object, depth: int) -> tuple[str, int]:
+    def parse_value(self, at: int, schema: object, depth: int) -> tuple[str, int]:
         """The value from `at` to the next closing tag or the end of the text: (JSON, end)."""
         start = self.skip(at)
         if depth == DEPTH_MAX:
             raise NoElements
         if self.text.startswith(self.open, start) and not self.text.startswith(self.close, start):
-            return self.elements(start, schema, depth)
+            return self.parse_elements(start, schema, depth)
         end = self.text.find(self.close, at)
         end = len(self.text) if end < 0 else end
         kinds = kinds_of(schema, self.root)
         raw = self.text[at:end]
         if not raw.strip() and kinds is not None and "string" not in kinds:
             return "[]" if "array" in kinds else "{}" if "object" in kinds else "null", end
-        return fitting_json(raw, kinds, False), end
+        return make_fitting_json(raw, kinds, False), end
 
-    def elements(self, at: int, schema: object, depth: int) -> tuple[str, int]:
+    def parse_elements(self, at: int, schema: object, depth: int) -> tuple[str, int]:
         """Consecutive elements, as an object or a list: (JSON, end)."""
         kinds = kinds_of(schema, self.root)
         found: list[tuple[str, str]] = []
@@ -157,7 +157,7 @@ class _Elements:
             if end < 0:
                 raise NoElements
             key = self.text[at + len(self.open) : end]
-            value, at = self.value(end + len(self.open_end), _schema_of(schema, key), depth + 1)
+            value, at = self.parse_value(end + len(self.open_end), _schema_of(schema, key), depth + 1)
             closing = f"{self.close}{key}{self.close_end}"
             if not self.text.startswith(closing, at):
                 raise NoElements

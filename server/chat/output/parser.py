@@ -13,7 +13,7 @@ from typing import Any
 
 from server.chat.output.events import End, Event, Reasoning, Start, Text
 from server.chat.output.formats import CallFormat
-from server.chat.output.kinds import tool_parameters
+from server.chat.output.kinds import read_tool_parameters
 from server.chat.output.reader import Reader
 from server.engine.seam.task import Final, Piece, Progress, PromptProbs
 
@@ -21,7 +21,7 @@ Message = PromptProbs | Progress | Piece | Final
 REASONING = ("none", "split", "legacy")
 
 
-def _no_id() -> str:
+def _make_no_id() -> str:
     return ""
 
 
@@ -41,11 +41,11 @@ class OutputParser:
         *,
         parse_calls: bool = False,
         reasoning: str = "none",
-        new_id: Callable[[], str] = _no_id,
+        new_id: Callable[[], str] = _make_no_id,
     ) -> None:
         self.feed: Callable[[Message], Sequence[Event]] = self._begin
         self._go_on: Callable[[Message], Sequence[Event]] = go_on
-        known = tool_parameters(tools) if parse_calls else {}
+        known = read_tool_parameters(tools) if parse_calls else {}
         if format is not None and (known or reasoning != "none"):
             self._reader = Reader(format, known, reasoning, new_id)
             self._go_on = self._read

@@ -71,7 +71,7 @@ class Reader(CallReader):
         while True:
             match = self.search(self.text, self.at) if self.search else None
             if match is None or not self.is_end and self.may_be_longer(match.start()):
-                self.say_to(len(self.text) if self.is_end else self.held_from())
+                self.say_to(len(self.text) if self.is_end else self.find_held_start())
                 if self.is_end:
                     return
                 self.is_plain = self.at == len(self.text)
@@ -91,7 +91,7 @@ class Reader(CallReader):
         """Whether the marker at `start` may be the beginning of a longer marker."""
         return len(self.text) - start < self.longest and self.text[start:] in self.prefixes
 
-    def held_from(self) -> int:
+    def find_held_start(self) -> int:
         """The offset from which on text is held back: it may be the beginning of a marker, with the white space before
         it."""
         end = len(self.text)
@@ -142,7 +142,7 @@ class Reader(CallReader):
         while True:
             end = self.text.find(close, self.at) if close else -1
             call = self.text.find(called, self.at, end if end >= 0 else None) if called else -1
-            n_held = 0 if self.is_end else max(self.n_at_end(close), self.n_at_end(called))
+            n_held = 0 if self.is_end else max(self.count_at_end(close), self.count_at_end(called))
             stop = call if call >= 0 else end if end >= 0 else len(self.text) - n_held
             if not has_begun:
                 match = SPACE.match(self.text, self.at, stop)
@@ -236,7 +236,7 @@ class Reader(CallReader):
         assert self.search is not None
         while True:
             match = self.search(self.text, self.at)
-            stop = match.start() if match else len(self.text) if self.is_end else self.held_from()
+            stop = match.start() if match else len(self.text) if self.is_end else self.find_held_start()
             sink(self.text[self.at : stop])
             self.at = stop
             if match is not None:

@@ -48,7 +48,7 @@ _CALL = _Container(")", "}", True)
 _OPEN = {"{": _OBJECT, "[": _LIST, "(": _TUPLE}
 
 
-def inner_text(text: str) -> str:
+def escape_text(text: str) -> str:
     """The text escaped as in a JSON string, without the quotes around it."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
@@ -68,7 +68,7 @@ class Scanner:
         self._odd_names: list[str] = []  # names that aren't one word, the longest first
         self._n_unnamed = 0  # arguments without a name so far
         self._stack: list[_Container] = []
-        self._step: _Step = self._value
+        self._step: _Step = self._read_value
         self._after_text: _Step | None = None
         self._mark = ""  # the text that ends the current string
         self._comma = ""  # a comma and the white space after it; written once another value follows
@@ -89,7 +89,7 @@ class Scanner:
         """At the end of the answer: the JSON of `rest`, which `feed` has left, with all open brackets closed. None if
         more than brackets is missing."""
         part, _ = self.feed(f"{rest} ")
-        if self._step != self._after or not self._stack:
+        if self._step != self._read_after or not self._stack:
             return None
         return part.rstrip() + "".join(container.json_end for container in reversed(self._stack))
 
@@ -99,22 +99,22 @@ class Scanner:
         self._names = names
         self._odd_names = sorted((name for name in names if not _WORD.fullmatch(name)), key=len, reverse=True)
         self._stack = [_CALL]
-        self._step = self._key
+        self._step = self._read_key
         return "{"
 
     def start_object(self) -> str:
         """Begin to read an object after its `{`. Returns the beginning of the JSON."""
         self._stack = [_OBJECT]
-        self._step = self._key
+        self._step = self._read_key
         return "{"
 
     # Steps: each reads one item at `at` and returns its end, or `at` if it needs more text.
 
-    def _value(self, text: str, at: int) -> int:
+    def _read_value(self, text: str, at: int) -> int:
         """Read the beginning of a value, or the end of a list."""
         char = text[at]
         if char in " \t\r\n":
-            return self._space(text, at)
+            return self._read_space(text, at)
         container = _OPEN.get(char)
         if container is not None:
             return self._open(container, at)
@@ -123,33 +123,33 @@ class Scanner:
         begun = self._begin_text(text, at)
         if begun >= 0:
             return begun
-        end = self._word_end(text, at)
+        end = self._find_word_end(text, at)
         if end > at:
             word = text[at:end]
             self._write(WORDS.get(word) or (word if _NUMBER.fullmatch(word) else json.dumps(word, ensure_ascii=False)))
-            self._after_value()
+            self._end_value()
         return end
 
-    def _key(self, text: str, at: int) -> int:
+    def _read_key(self, text: str, at: int) -> int:
         """Read the beginning of a key, or the end of its object."""
         char = text[at]
         if char in " \t\r\n":
-            return self._space(text, at)
+            return self._read_space(text, at)
         container = self._stack[-1]
         if char == container.end:
             return self._close(at)
         if container is _CALL:
-            return self._argument(text, at)
+            return self._read_argument(text, at)
         begun = self._begin_text(text, at)
         if begun >= 0:
             return begun
-        end = self._word_end(text, at)
+        end = self._find_word_end(text, at)
         if end > at:
             self._write(json.dumps(text[at:end], ensure_ascii=False))
-            self._step = self._colon
+            self._step = self._read_colon
         return end
 
-    def _argument(self, text: str, at: int) -> int:
+    def _read_argument(self, text: str, at: int) -> int:
         """Read the name of an argument of a Python call. Arguments without a name get one by their position."""
         for name in self._odd_names:
             if name.startswith(text[at : at + len(name)]):
@@ -157,7 +157,7 @@ class Scanner:
                 if end >= len(text):
                     return at
                 if text[end] == "=":
-                    return self._argument_value(name, end + 1)
+                    return self._begin_argument_value(name, end + 1)
         match = _KEY_BEFORE_EQUALS.match(text, at)
         if match is not None and match.end() - at > WORD_MAX:
             self.is_broken = True
@@ -165,35 +165,35 @@ class Scanner:
         if match is not None and match.end() == len(text) and not match.group(2):
             return at
         if match is not None and match.group(2):
-            return self._argument_value(match.group(1), match.end())
+            return self._begin_argument_value(match.group(1), match.end())
         n = self._n_unnamed
         self._n_unnamed += 1
         self._write(json.dumps(self._names[n] if n < len(self._names) else f"argument_{n + 1}") + ": ")
-        self._step = self._value
-        return self._value(text, at)
+        self._step = self._read_value
+        return self._read_value(text, at)
 
-    def _argument_value(self, name: str, at: int) -> int:
+    def _begin_argument_value(self, name: str, at: int) -> int:
         """Continue after the name of an argument and its `=`."""
         self._write(f"{json.dumps(name, ensure_ascii=False)}: ")
-        self._step = self._value
+        self._step = self._read_value
         return at
 
-    def _colon(self, text: str, at: int) -> int:
+    def _read_colon(self, text: str, at: int) -> int:
         char = text[at]
         if char in " \t\r\n":
-            return self._space(text, at)
+            return self._read_space(text, at)
         if char != ":":
             self.is_broken = True
             return at
         self._out.append(":")
-        self._step = self._value
+        self._step = self._read_value
         return at + 1
 
-    def _after(self, text: str, at: int) -> int:
+    def _read_after(self, text: str, at: int) -> int:
         """Read what follows a value in a container: a comma or the end."""
         char = text[at]
         if char in " \t\r\n":
-            return self._space(text, at)
+            return self._read_space(text, at)
         container = self._stack[-1]
         if char == container.end:
             return self._close(at)
@@ -201,14 +201,14 @@ class Scanner:
             self.is_broken = True
             return at
         self._comma = ","
-        self._step = self._key if container.has_keys else self._value
+        self._step = self._read_key if container.has_keys else self._read_value
         return at + 1
 
-    def _text(self, text: str, at: int) -> int:
+    def _read_text(self, text: str, at: int) -> int:
         """Read the inside of a string, which `_mark` ends."""
         mark = self._mark
         if mark not in _PLAIN:
-            return self._marked_text(text, at)
+            return self._read_marked_text(text, at)
         char = text[at]
         if char == mark:
             self._end_text()
@@ -217,21 +217,21 @@ class Scanner:
             return self._escape(text, at)
         match = _PLAIN[mark].match(text, at)
         if match is None:  # a character that JSON requires to be escaped
-            self._out.append(inner_text(char))
+            self._out.append(escape_text(char))
             return at + 1
         self._out.append(match.group())
         return match.end()
 
-    def _marked_text(self, text: str, at: int) -> int:
+    def _read_marked_text(self, text: str, at: int) -> int:
         """Read the inside of a string without escapes, up to `quote`."""
         end = text.find(self.quote, at)
         if end >= 0:
-            self._out.append(inner_text(text[at:end]))
+            self._out.append(escape_text(text[at:end]))
             self._end_text()
             return end + len(self.quote)
         longest = min(len(self.quote) - 1, len(text) - at)
         end = len(text) - next((n for n in range(longest, 0, -1) if self.quote.startswith(text[-n:])), 0)
-        self._out.append(inner_text(text[at:end]))
+        self._out.append(escape_text(text[at:end]))
         return end
 
     def _escape(self, text: str, at: int) -> int:
@@ -267,7 +267,7 @@ class Scanner:
             self._comma = ""
         self._out.append(json_text)
 
-    def _space(self, text: str, at: int) -> int:
+    def _read_space(self, text: str, at: int) -> int:
         match = _SPACE.match(text, at)
         assert match is not None
         if self._comma:
@@ -276,7 +276,7 @@ class Scanner:
             self._out.append(match.group())
         return match.end()
 
-    def _word_end(self, text: str, at: int) -> int:
+    def _find_word_end(self, text: str, at: int) -> int:
         """The end of a word; `at` if the end isn't known yet, or if there is no word."""
         match = _WORD.match(text, at)
         if match is None or match.end() - at > WORD_MAX:
@@ -295,8 +295,8 @@ class Scanner:
             return -1
         self._write('"')
         self._mark = mark
-        self._after_text = self._colon if self._step == self._key else None
-        self._step = self._text
+        self._after_text = self._read_colon if self._step == self._read_key else None
+        self._step = self._read_text
         return at + len(mark)
 
     def _end_text(self) -> None:
@@ -304,7 +304,7 @@ class Scanner:
         if self._after_text is not None:
             self._step = self._after_text
         else:
-            self._after_value()
+            self._end_value()
 
     def _open(self, container: _Container, at: int) -> int:
         if len(self._stack) == DEPTH_MAX:
@@ -312,18 +312,18 @@ class Scanner:
             return at
         self._write("{" if container.has_keys else "[")
         self._stack.append(container)
-        self._step = self._key if container.has_keys else self._value
+        self._step = self._read_key if container.has_keys else self._read_value
         return at + 1
 
     def _close(self, at: int) -> int:
         self._out.append(self._comma[1:] + self._stack.pop().json_end)
         self._comma = ""
-        self._after_value()
+        self._end_value()
         return at + 1
 
-    def _after_value(self) -> None:
+    def _end_value(self) -> None:
         self.is_done = not self._stack
-        self._step = self._after
+        self._step = self._read_after
 
 
 def read_value(text: str) -> str | None:

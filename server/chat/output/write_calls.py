@@ -62,7 +62,7 @@ def write_call(format: CallFormat, call: WrittenCall) -> str:
         return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})"
     if isinstance(kind, ChannelCall):
         return kind.start + call.name.join(kind.call_head) + to_json(call.arguments)
-    return kind.before_name + call.name + kind.after_name + _quoteless(kind, call.arguments)
+    return kind.before_name + call.name + kind.after_name + _write_quoteless(kind, call.arguments)
 
 
 def to_json(value: object) -> str:
@@ -85,7 +85,8 @@ def _write_named_call(kind: NamedCall, call: WrittenCall) -> str:
 def _write_parameter_call(kind: ParameterCall, call: WrittenCall) -> str:
     after_name = kind.after_name.replace(NAME, call.name)
     arguments = "".join(
-        f"{kind.before_key}{key}{kind.after_key}{_mark(kind, value)}{_plain(value)}{kind.after_value.replace(KEY, key)}"
+        f"{kind.before_key}{key}{kind.after_key}{_mark(kind, value)}{_write_plain(value)}"
+        f"{kind.after_value.replace(KEY, key)}"
         for key, value in call.arguments.items()
     )
     return kind.before_name + call.name + _index(kind, call) + after_name + arguments + kind.after_arguments
@@ -98,24 +99,24 @@ def _index(kind: NamedCall | ParameterCall, call: WrittenCall) -> str:
 def _mark(kind: ParameterCall, value: object) -> str:
     if not kind.string_mark:
         return ""
-    return kind.string_mark[min(kind_number(value), len(kind.string_mark) - 1)] + kind.after_mark
+    return kind.string_mark[min(get_kind_number(value), len(kind.string_mark) - 1)] + kind.after_mark
 
 
-def kind_number(value: object) -> int:
+def get_kind_number(value: object) -> int:
     """The index of a value's mark in a `string_mark` that has one mark for each type."""
     kinds = {str: 0, bool: 2, type(None): 3, dict: 4, list: 5}
     return kinds.get(type(value), 1)
 
 
-def _plain(value: object) -> str:
+def _write_plain(value: object) -> str:
     return value if isinstance(value, str) else to_json(value)
 
 
-def _quoteless(kind: QuotelessCall, value: object) -> str:
+def _write_quoteless(kind: QuotelessCall, value: object) -> str:
     if isinstance(value, str):
         return kind.quote + value + kind.quote
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_quoteless(kind, item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_write_quoteless(kind, item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_quoteless(kind, item) for item in value) + "]"
+        return "[" + ",".join(_write_quoteless(kind, item) for item in value) + "]"
     return to_json(value)

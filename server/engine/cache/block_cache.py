@@ -32,12 +32,12 @@ UNLIMITED = 1 << 62
 log = get_logger("engine")
 
 
-def ram_limit(mib: int | None) -> int:
+def compute_ram_limit(mib: int | None) -> int:
     """Bytes for --cache-ram: -1 means no limit; None means 8 GiB, but at most half of the memory that is free when the
     model is loaded."""
     if mib is not None:
         return UNLIMITED if mib < 0 else mib * MIB
-    free = host_memory.available()
+    free = host_memory.read_available()
     return MAX_RAM_MIB * MIB if free is None else min(MAX_RAM_MIB * MIB, free // 2)
 
 
@@ -52,7 +52,7 @@ class BlockCache:
         is_possible = (
             backend.can_share and not config.exact and config.n_group == 1 and not 0 < backend.window < BLOCK
         )  # with a smaller sliding window, llama.cpp may drop a part of a block
-        self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
+        self._ram = Shelf(compute_ram_limit(config.cache_ram) if is_possible else 0)
         self._disk = Shelf(config.cache_disk_mib * MIB)
         self._folder = BlockFiles(config.cache_disk, self._disk.limit) if config.cache_disk and is_possible else None
         self._files: BlockFiles | None = None  # the folder, once it is open
@@ -92,7 +92,7 @@ class BlockCache:
             return
         by_key: dict[str, Block] = {}
         for stored in found:
-            parent = by_key[stored.parent] if stored.parent else self._tree.root(stored.lora)
+            parent = by_key[stored.parent] if stored.parent else self._tree.get_root(stored.lora)
             block = parent.children.get(stored.tokens)
             if block is None:
                 block, needless = self._tree.add(parent, stored.tokens)
@@ -108,16 +108,16 @@ class BlockCache:
         self._keep_limits()
         log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
 
-    def known(self, lora: Lora, tokens: list[int]) -> int:
+    def count_known(self, lora: Lora, tokens: list[int]) -> int:
         """How many of the first `tokens` are kept here, or by another server in the same folder."""
         self._adopt(lora, tokens)
         return self._tree.find(lora, tokens)[1]
 
-    def nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
+    def find_nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
         """The owner's kept text that has the longest common beginning with `tokens`. [] if that beginning ends inside a
         block of another owner."""
         path, n = self._tree.find(lora, tokens)
-        block: Block | None = path[-1] if path else self._tree.root(lora)
+        block: Block | None = path[-1] if path else self._tree.get_root(lora)
         rest = block.tokens[n - sum(len(one.tokens) for one in path[:-1]) :]
         if rest and block.owner != owner:
             return []
@@ -129,30 +129,30 @@ class BlockCache:
     def save(self, slot: Slot, limit_s: float, n_blocks: int = UNLIMITED) -> bool:
         """Keep the part of an idle slot's cache that isn't kept yet. False if `limit_s` seconds or `n_blocks` blocks
         didn't suffice."""
-        tokens = self._savable(slot)
+        tokens = self._get_savable(slot)
         if not self.is_on or not tokens:
             return True
         started = self._clock()
-        block, at = self._tree.missing(slot.lora, tokens)
+        block, at = self._tree.find_missing(slot.lora, tokens)
         self._touch(block)
         while at < len(tokens):
             if n_blocks == 0:
                 return False  # `_moves` keeps the state that it has read, for the next call
             if self._clock() - started > limit_s:
-                self._moves.done(slot)
+                self._moves.finish(slot)
                 return False
             part = tuple(tokens[at : at + BLOCK])
             saved = self._save_block(slot, block, at, part)
             if saved is None or saved.state is None and not saved.path:
                 break  # there is no room for more
             block, at, n_blocks = saved, at + len(part), n_blocks - 1
-        self._moves.done(slot)
+        self._moves.finish(slot)
         return True
 
-    def holds(self, slot: Slot) -> bool:
+    def can_restore(self, slot: Slot) -> bool:
         """Whether a slot's whole cache could be restored from memory."""
         path, n = self._tree.find(slot.lora, slot.tokens)
-        return n == len(slot.tokens) == len(self._savable(slot)) and all(block.state is not None for block in path)
+        return n == len(slot.tokens) == len(self._get_savable(slot)) and all(block.state is not None for block in path)
 
     def restore(self, slot: Slot, prompt: list[int], limit: int, room: Callable[[int], bool]) -> tuple[int, str]:
         """Give the slot those of the first `limit` tokens of `prompt` that it lacks and that are kept here. Returns how
@@ -193,11 +193,11 @@ class BlockCache:
         looked for."""
         if self._files is None:
             return
-        block, at = self._tree.missing(lora, tokens)
+        block, at = self._tree.find_missing(lora, tokens)
         if block.parent is not None and len(block.tokens) < BLOCK:
             block, at = block.parent, at - len(block.tokens)
         while len(part := tuple(tokens[at : at + BLOCK])) == BLOCK:
-            key = self._files.key(lora, block.key, part)
+            key = self._files.make_key(lora, block.key, part)
             found = self._files.find(key, block.key)
             if found is None:
                 break
@@ -209,8 +209,8 @@ class BlockCache:
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
-    def _savable(self, slot: Slot) -> list[int]:
-        if slot.positions is not None or self._backend.least_left(slot.seq):
+    def _get_savable(self, slot: Slot) -> list[int]:
+        if slot.positions is not None or self._backend.compute_least_left(slot.seq):
             return []
         tokens = slot.tokens if slot.shifted_at is None else slot.tokens[: slot.shifted_at]
         if min(tokens, default=0) >= 0:
@@ -219,7 +219,7 @@ class BlockCache:
 
     def _save_block(self, slot: Slot, parent: Block, at: int, tokens: tuple[int, ...]) -> Block | None:
         """Save one block. None if this model's state can't be cut; then saving is switched off."""
-        state = self._moves.out(slot, at, at + len(tokens))
+        state = self._moves.copy_out(slot, at, at + len(tokens))
         if state is None:
             log.info(
                 "prompts that leave the KV cache are not kept: this model's state can't be cut into blocks; with "
@@ -243,13 +243,13 @@ class BlockCache:
     def _write(self, block: Block, lora: Lora, state: bytearray | memoryview | None = None) -> None:
         """Write a block to disk, unless the disk is too slow."""
         state = block.state if state is None else state
-        block.key = self._files.key(lora, block.parent.key, block.tokens)
+        block.key = self._files.make_key(lora, block.parent.key, block.tokens)
         block.path = self._files.put(block.key, block.parent.key, block.tokens, lora, state)  # type: ignore[arg-type]
         if block.path:
             self._disk.add(block)
 
     def _restore_block(self, slot: Slot, block: Block, at: int, end: int) -> bool:
-        is_there = self._moves.into(slot, self._state_of(block), end)
+        is_there = self._moves.copy_into(slot, self._state_of(block), end)
         if not is_there:
             log.debug("prompt cache: a block of %d tokens at %d can't be used", len(block.tokens), at)
             self._forget(self._tree.remove(block))
@@ -288,14 +288,14 @@ class BlockCache:
             block = block.parent
 
     def _keep_limits(self) -> None:
-        for block in self._ram.too_much():
+        for block in self._ram.list_excess():
             self._ram.discard(block)
             block.state = None
             if not block.path:
                 self._forget(self._tree.remove(block))
         if self._files is None:
             return
-        for block in self._disk.too_much():
+        for block in self._disk.list_excess():
             self._disk.discard(block)
             self._files.remove(block.path)
             block.path = ""

@@ -108,13 +108,13 @@ class BlockFiles:
             for one in self._with_parents(block, found, seen)
         ]
 
-    def key(self, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
+    def make_key(self, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
         """The name of a block with this engine's identity."""
         return key_of(self._identity, lora, parent, tokens)
 
     def find(self, key: str, parent: str) -> tuple[str, int] | None:
         """The path and size of a block that another server has written; None if there is none."""
-        path = str(self._path(key, parent))
+        path = str(self._make_path(key, parent))
         try:
             return path, os.stat(path).st_size
         except OSError:
@@ -129,7 +129,7 @@ class BlockFiles:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="cache-disk", daemon=True)
             self._thread.start()
-        path = self._path(key, parent)
+        path = self._make_path(key, parent)
         self._jobs.put((path, tokens, lora, state))
         return str(path)
 
@@ -158,7 +158,7 @@ class BlockFiles:
             self._jobs.put(None)
             self._thread.join(CLOSE_S)
 
-    def _path(self, key: str, parent: str) -> Path:
+    def _make_path(self, key: str, parent: str) -> Path:
         return self._folder / f"{key}.{parent or 'first'}{SUFFIX}"
 
     def _look(self, path: Path, size: int, removed: list[str]) -> StoredBlock | None:
@@ -171,7 +171,7 @@ class BlockFiles:
             tokens, lora = tuple(header["tokens"]), tuple((int(i), float(scale)) for i, scale in header["lora"])
             if header["identity"] != self._facts:
                 return None
-            if not 0 < len(tokens) <= BLOCK or self.key(lora, parent, tokens) != key:
+            if not 0 < len(tokens) <= BLOCK or self.make_key(lora, parent, tokens) != key:
                 raise ValueError("its name doesn't fit")
         except (ApiError, ValueError, TypeError, OverflowError) as error:
             removed.append(str(error))

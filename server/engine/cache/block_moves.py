@@ -24,17 +24,17 @@ class ThroughScratch:
         self._backend = backend
         self._scratch = scratch
 
-    def out(self, slot: Slot, start: int, end: int) -> memoryview:
+    def copy_out(self, slot: Slot, start: int, end: int) -> memoryview:
         """A copy of the state of the slot's tokens [start, end)."""
         self._backend.seq_cp(slot.seq, self._scratch, start, end)
-        state = self._backend.state(self._scratch)
+        state = self._backend.read_state(self._scratch)
         self._backend.seq_rm(self._scratch, -1, -1)
         return state
 
-    def done(self, slot: Slot) -> None:
+    def finish(self, slot: Slot) -> None:
         """No more blocks of this slot are needed."""
 
-    def into(self, slot: Slot, state: State | None, end: int) -> bool:
+    def copy_into(self, slot: Slot, state: State | None, end: int) -> bool:
         """Give the slot the tokens that it lacks up to `end`, from a block that begins at the slot's end or before
         it."""
         is_there = state is not None and self._backend.set_state(self._scratch, state)
@@ -45,26 +45,26 @@ class ThroughScratch:
 
 
 class InParts:
-    """Moves in a split cache. The state that was read of a sequence is kept until `done`, because its blocks are asked
-    for one by one."""
+    """Moves in a split cache. The state that was read of a sequence is kept until `finish`, because its blocks are
+    asked for one by one."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._of: tuple[object, ...] | None = None  # the contents of the slot that was read
         self._parts: StateParts | None = None
 
-    def out(self, slot: Slot, start: int, end: int) -> memoryview | None:
+    def copy_out(self, slot: Slot, start: int, end: int) -> memoryview | None:
         """A copy of the state of the slot's tokens [start, end); None if this model's states can't be cut."""
-        if self._of != _contents(slot):
-            self._of, self._parts = _contents(slot), self._backend.read_parts(slot.seq)
+        if self._of != _get_contents(slot):
+            self._of, self._parts = _get_contents(slot), self._backend.read_parts(slot.seq)
         try:
-            return None if self._parts is None else self._parts.part(start, end)
+            return None if self._parts is None else self._parts.cut_part(start, end)
         except UnknownState:
             return None
 
-    def done(self, slot: Slot) -> None:
+    def finish(self, slot: Slot) -> None:
         """No more blocks of this slot are needed."""
-        if self._of == _contents(slot):
+        if self._of == _get_contents(slot):
             self._of = self._parts = None
 
     def fill(self, slot: Slot, states: Sequence[State], tokens: list[int]) -> bool:
@@ -78,6 +78,6 @@ class InParts:
         return True
 
 
-def _contents(slot: Slot) -> tuple[object, ...]:
+def _get_contents(slot: Slot) -> tuple[object, ...]:
     """What a sequence's keys and values depend on."""
     return slot.lora, slot.shifted_at, list(slot.tokens)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from server.engine.slots.slot import common_prefix
+from server.engine.slots.slot import count_common_prefix
 from server.records import field, record
 
 BLOCK = 128  # tokens
@@ -66,7 +66,7 @@ class Shelf:
             del self._blocks[block]
             self.size -= block.size
 
-    def too_much(self) -> Iterator[Block]:
+    def list_excess(self) -> Iterator[Block]:
         """Yields the blocks to give up until the rest keeps the limit, the least recently used first. The caller
         discards each."""
         while self.size > self.limit and self._blocks:
@@ -87,7 +87,7 @@ class BlockTree:
                 yield lora, block
                 blocks += block.children.values()
 
-    def root(self, lora: Lora) -> Block:
+    def get_root(self, lora: Lora) -> Block:
         """The block before the first one."""
         return self._roots.setdefault(lora, Block((), None))
 
@@ -103,15 +103,15 @@ class BlockTree:
                 n += BLOCK
                 block = following
                 continue
-            best = max(block.children.values(), key=lambda child: common_prefix(child.tokens, wanted))
-            n_best = common_prefix(best.tokens, wanted)
+            best = max(block.children.values(), key=lambda child: count_common_prefix(child.tokens, wanted))
+            n_best = count_common_prefix(best.tokens, wanted)
             return ([*path, best], n + n_best) if n_best else (path, n)
         return path, n
 
-    def missing(self, lora: Lora, tokens: Sequence[int]) -> tuple[Block, int]:
+    def find_missing(self, lora: Lora, tokens: Sequence[int]) -> tuple[Block, int]:
         """The last block of those that hold exactly a beginning of `tokens`, and the index of the first unknown
         token."""
-        block, n = self.root(lora), 0
+        block, n = self.get_root(lora), 0
         while (following := block.children.get(tuple(tokens[n : n + BLOCK]))) is not None:
             block, n = following, n + len(following.tokens)
             if len(following.tokens) < BLOCK:
@@ -123,7 +123,7 @@ class BlockTree:
         needless = [
             child
             for child in parent.children.values()
-            if len(child.tokens) < len(tokens) and common_prefix(child.tokens, tokens) == len(child.tokens)
+            if len(child.tokens) < len(tokens) and count_common_prefix(child.tokens, tokens) == len(child.tokens)
         ]
         for child in needless:
             del parent.children[child.tokens]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from server.engine.seam.task import Difference
-from server.engine.slots.slot import common_prefix
+from server.engine.slots.slot import count_common_prefix
 
 N_BEFORE, N_BEHIND = 8, 6
 """Tokens reported before and behind a difference."""
@@ -19,10 +19,10 @@ MAX_MISSES = 8192
 """After this many new tokens the prompt counts as another text."""
 
 
-def first_difference(prompt: Sequence[int], cached: Sequence[int], counts: bool = True) -> Difference | None:
+def find_first_difference(prompt: Sequence[int], cached: Sequence[int], counts: bool = True) -> Difference | None:
     """Where the prompt leaves the cached text; None if one of them is the beginning of the other. With `counts`, also
     how many tokens are lost by it."""
-    n = common_prefix(prompt, cached)
+    n = count_common_prefix(prompt, cached)
     if n == min(len(prompt), len(cached)):
         return None
     end = n + N_BEHIND
@@ -43,12 +43,12 @@ def count_known(prompt: Sequence[int], cached: Sequence[int], start: int) -> int
         first = i
         while first > end and j - (i - first) > start and prompt[first - 1] == cached[j - (i - first) - 1]:
             first -= 1
-        i = end = i + _common_run(prompt, i, cached, j)
+        i = end = i + _count_common_run(prompt, i, cached, j)
         n_known += end - first
     return n_known
 
 
-def _common_run(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
+def _count_common_run(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
     """How many tokens are the same from these places on. The compared blocks grow and shrink with the result."""
     n, step, end = 0, STRETCH, min(len(a) - i, len(b) - j)
     while step:

@@ -75,9 +75,9 @@ class KvParts:
         if section.end != len(state):
             raise UnknownState("more than one cache")
         meta = state[section.at : section.at + 4 * section.words * section.n_cells].cast("i")
-        self._runs = _runs(meta[:: section.words].tolist())
+        self._runs = _find_runs(meta[:: section.words].tolist())
 
-    def part(self, start: int, end: int) -> memoryview:
+    def cut_part(self, start: int, end: int) -> memoryview:
         """The tokens at positions [start, end) as a state of one stream. UnknownState if one of them is missing."""
         section, state = self._section, self._state
         runs = _cut(self._runs, start, end)
@@ -87,7 +87,7 @@ class KvParts:
         if runs == [(0, section.n_cells)] and not state.readonly:
             at = section.at - len(head)  # the new head overwrites the old one, which is as long or longer
             state[at : section.at] = head
-            return state[at : section.end - 4 * _n_behind(section)]
+            return state[at : section.end - 4 * _count_behind(section)]
         pieces: list[bytes | memoryview] = [head]
         n_meta = 4 * section.words
         pieces += (state[section.at + n_meta * i0 : section.at + n_meta * i1] for i0, i1 in runs)
@@ -100,7 +100,7 @@ class KvParts:
         return memoryview(bytearray().join(pieces))
 
 
-def joined(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray:
+def join_parts(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray:
     """Join the states of runs of tokens to one state for a cache of `n_streams` streams. UnknownState if they don't fit
     together."""
     states = [memoryview(part) for part in parts]
@@ -142,7 +142,7 @@ def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) 
             WORD.pack(n_streams),
             bytes(4 * (n_streams - 1)),
             WORD.pack(section.n_cells),
-            state[section.at : section.end - 4 * _n_behind(section)],
+            state[section.at : section.end - 4 * _count_behind(section)],
         )
         at = section.end
         if has_tail:
@@ -185,7 +185,7 @@ def _read_stream(state: memoryview, start: int, at: int, n_streams: int, i: int,
     raise UnknownState("an unknown layout")
 
 
-def _n_behind(section: Section) -> int:
+def _count_behind(section: Section) -> int:
     """How many empty streams follow the one with cells."""
     if not section.n_cells:
         return 0
@@ -226,7 +226,7 @@ def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor
     return tensors, last.at + last.n_bytes * n_cells
 
 
-def _runs(positions: list[int]) -> list[tuple[int, int, int]]:
+def _find_runs(positions: list[int]) -> list[tuple[int, int, int]]:
     """The runs of cells with consecutive positions, as (position, index, length), sorted by position."""
     n = len(positions)
     if positions == list(range(positions[0], positions[0] + n)) if n else True:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from server.engine.slots.backend import Backend
-from server.engine.slots.slot import Aside, Checkpoint, Slot, common_prefix
+from server.engine.slots.slot import Aside, Checkpoint, Slot, count_common_prefix
 from server.log import get_logger
 
 MIN_SHARED = 16  # fewer tokens aren't worth sharing
@@ -27,7 +27,8 @@ def choose_slot(
     lora: tuple[tuple[int, float], ...] = (),
     now: float = 0.0,
 ) -> Slot | None:
-    """The idle slot to run `prompt` on: one that it continues, else an empty one, else the one of the least `value`.
+    """The idle slot to run `prompt` on: one that it continues, else an empty one, else the one of the least value
+    (`estimate_value`).
 
     A prompt continues a slot if it would keep at least three quarters of the slot's tokens, or if the slot has all of
     the prompt. A shared beginning alone is no reason to give up another conversation's cache, because any slot can
@@ -35,7 +36,7 @@ def choose_slot(
     """
     idle = [slot for slot in slots if slot.run is None]
     if cache_prompt:
-        kept = {slot.id: slot.reusable(prompt) for slot in idle if slot.lora == lora}
+        kept = {slot.id: slot.count_reusable(prompt) for slot in idle if slot.lora == lora}
         continued = [
             slot
             for slot in idle
@@ -44,10 +45,10 @@ def choose_slot(
         ]
         if continued:
             return max(continued, key=lambda slot: kept[slot.id])
-    return min(idle, key=lambda slot: (bool(slot.tokens), value(slot, now), slot.t_used), default=None)
+    return min(idle, key=lambda slot: (bool(slot.tokens), estimate_value(slot, now), slot.t_used), default=None)
 
 
-def value(slot: Slot, now: float) -> float:
+def estimate_value(slot: Slot, now: float) -> float:
     """What giving up an idle slot's cache would cost. It grows with the slot's own tokens and falls with the time since
     its use."""
     return (len(slot.tokens) - slot.n_shared) / (1.0 + max(now - slot.t_used, 0.0))
@@ -69,13 +70,15 @@ def reuse_prefix(
     """
     if limit is None:
         limit = max(len(prompt) - 1, 0)
-    n = trim(backend, slot, min(slot.reusable(prompt), limit) if cache_prompt else 0)
+    n = trim(backend, slot, min(slot.count_reusable(prompt), limit) if cache_prompt else 0)
     if backend.window:
-        donors = [other for other in donors if min(other.reusable(prompt), limit) >= _least_left(backend, other)]
+        donors = [
+            other for other in donors if min(other.count_reusable(prompt), limit) >= _compute_least_left(backend, other)
+        ]
     if not (backend.can_share and donors):
         return n
-    donor = max(donors, key=lambda other: other.reusable(prompt))
-    n_donor = min(donor.reusable(prompt), limit)
+    donor = max(donors, key=lambda other: other.count_reusable(prompt))
+    n_donor = min(donor.count_reusable(prompt), limit)
     if n_donor < n + MIN_SHARED or backend.is_split and n_donor < n + len(donor.tokens) // COPY_COST:
         return n
     if backend.is_split:
@@ -88,10 +91,10 @@ def reuse_prefix(
     return n_donor
 
 
-def _least_left(backend: Backend, slot: Slot) -> int:
+def _compute_least_left(backend: Backend, slot: Slot) -> int:
     """With sliding windows: how many tokens a prompt must have in common with a slot to use them."""
     if slot.state_copy is None:
-        return backend.least_left(slot.seq)
+        return backend.compute_least_left(slot.seq)
     return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
 
 
@@ -131,7 +134,7 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
     """
     if slot.positions is not None and n < len(slot.tokens):
         n = 0
-    if backend.window and n < len(slot.tokens) and n < backend.least_left(slot.seq):
+    if backend.window and n < len(slot.tokens) and n < backend.compute_least_left(slot.seq):
         n = 0
     if not backend.seq_rm(slot.seq, slot.next_pos if n == len(slot.tokens) else n, -1):
         n = _go_back(backend, slot, n)
@@ -157,10 +160,10 @@ def _go_back(backend: Backend, slot: Slot, n: int) -> int:
     return 0
 
 
-def least_valuable(slots: Iterable[Slot], now: float = 0.0) -> Slot | None:
+def find_least_valuable(slots: Iterable[Slot], now: float = 0.0) -> Slot | None:
     """The idle slot with the least valuable cache; None if no idle slot has one."""
     idle = [slot for slot in slots if slot.run is None and slot.tokens]
-    return min(idle, key=lambda slot: (value(slot, now), slot.t_used), default=None)
+    return min(idle, key=lambda slot: (estimate_value(slot, now), slot.t_used), default=None)
 
 
 def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
@@ -194,7 +197,7 @@ def cut(backend: Backend, slot: Slot, start: int, end: int) -> None:
 def put_aside(backend: Backend, slot: Slot) -> None:
     """Move a running slot's cells from the cache to memory (`Slot.aside`). After a MemoryError or RuntimeError they are
     still in the cache."""
-    state = backend.state(slot.seq) if slot.tokens else None
+    state = backend.read_state(slot.seq) if slot.tokens else None
     aside = Aside(state, list(slot.tokens), slot.positions, slot.shifted_at, list(slot.checkpoints))
     backend.seq_rm(slot.seq, -1, -1)
     forget(slot)
@@ -240,7 +243,10 @@ def count_shared(slots: Iterable[Slot]) -> int:
     for slot in slots:
         if slot.n_shared:
             total += max(
-                (min(common_prefix(slot.tokens[: slot.n_shared], other.tokens), other.n_shared) for other in seen),
+                (
+                    min(count_common_prefix(slot.tokens[: slot.n_shared], other.tokens), other.n_shared)
+                    for other in seen
+                ),
                 default=0,
             )
             seen.append(slot)
@@ -271,14 +277,14 @@ class Checkpoints:
         self._step = step
         self.is_on = not backend.can_share and limit > 0
 
-    def rows(self, slot: Slot) -> int:
+    def count_rows(self, slot: Slot) -> int:
         """How many rows of a slot's prompt the next step may read. Makes a copy if one is due at the present place."""
         n, end = len(slot.tokens), len(slot.run.prompt) - END_MARGIN
         end = end if end >= MIN_TOKENS else 0
         if slot.run.layout.chunks or slot.positions is not None:
             return len(slot.run.prompt)
         if 0 < n and (n % self._step == 0 or n == end) and not any(one.n == n for one in slot.checkpoints):
-            slot.checkpoints.append(Checkpoint(n, self._backend.checkpoint(slot.seq)))
+            slot.checkpoints.append(Checkpoint(n, self._backend.take_checkpoint(slot.seq)))
             self._thin_out(slot)
         stop = n - n % self._step + self._step
         return (end if n < end < stop else min(stop, len(slot.run.prompt))) - n

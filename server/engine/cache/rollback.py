@@ -20,7 +20,7 @@ MAX_BACK = 8  # tokens
 MAX_BYTES = 256 << 20  # for the states of all slots
 
 
-def n_back(config: EngineConfig, shape: Shape | None) -> int:
+def count_back(config: EngineConfig, shape: Shape | None) -> int:
     """How many tokens a sequence should be able to drop; 0 for none."""
     if shape is None or not shape.can_go_back or not config.spec.lookup or config.exact or config.n_group > 1:
         return 0

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from server.errors import ApiError
-from server.model_files.identity import NO_FILES, difference
+from server.model_files.identity import NO_FILES, describe_difference
 from server.records import field, record
 
 MAGIC, OLD_MAGIC = b"llsrvkv2", b"llsrvkv1"
@@ -75,9 +75,9 @@ def write(
         state = memoryview(b"".join((state, *(part for _, part in checkpoints))))
     if shifted_at is not None:
         about["shifted_at"] = shifted_at
-    header = json.dumps({**about, "crc32": _checksum(about, state)}).encode()
+    header = json.dumps({**about, "crc32": _compute_checksum(about, state)}).encode()
     try:
-        with _new_file(path) as stream:
+        with _open_new_file(path) as stream:
             stream.write(HEAD.pack(MAGIC, len(header)))
             stream.write(header)
             stream.write(state)
@@ -91,10 +91,10 @@ def write(
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
+def _open_new_file(path: Path) -> Iterator[BinaryIO]:
     """A stream to write to. When the block ends, `path` has what was written; if it fails, `path` is unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    nameless = _nameless(path.parent)
+    nameless = _open_nameless(path.parent)
     try:
         with open(temporary, "wb") if nameless is None else open(nameless, "wb") as stream:
             yield stream
@@ -109,7 +109,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _nameless(folder: Path) -> int | None:
+def _open_nameless(folder: Path) -> int | None:
     """The descriptor of a new unnamed file in `folder`; None where that isn't possible."""
     if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
         return None
@@ -141,10 +141,10 @@ def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
                 f"{path.name} has images or sound, which need the projector that they were saved with: start the "
                 "server with that --mmproj",
             )
-        if found := difference(header["identity"], identity):
+        if found := describe_difference(header["identity"], identity):
             raise ApiError(400, f"{path.name} was saved with {found}")
         state = bytearray(header["n_state"])
-        if stream.readinto(state) != len(state) or _checksum(header, state) != header["crc32"]:
+        if stream.readinto(state) != len(state) or _compute_checksum(header, state) != header["crc32"]:
             raise ApiError(400, f"{path.name} is damaged: its checksum is wrong")
     parts, at = memoryview(state), len(state) - sum(n_bytes for _, n_bytes in header.get("checkpoints", ()))
     saved = SavedSlot(header["tokens"], header["lora"], parts[:at], size, shifted_at=header.get("shifted_at"))
@@ -170,7 +170,7 @@ def _open(path: Path) -> BufferedReader:
         raise ApiError(400, f"{path.name} can't be read: {error.strerror}") from None
 
 
-def _checksum(header: dict, state: memoryview | bytearray) -> int:
+def _compute_checksum(header: dict, state: memoryview | bytearray) -> int:
     """The checksum of the state and of the header's fields in `CHECKED`. A changed token would lead to wrong texts."""
     about = json.dumps([header[name] for name in CHECKED if name in header])
     return zlib.crc32(state, zlib.crc32(about.encode()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from server.engine.slots.slot import common_prefix
+from server.engine.slots.slot import count_common_prefix
 
 MAX_STRETCH = 256
 """Bytes within which two token lists for the same text must come to a common border."""
@@ -22,9 +22,9 @@ Letters = Callable[[int], bytes]  # the bytes of a text token; b"" for other tok
 
 def respell(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[int]:
     """The prompt with the tokens of `cached`, as far as both are the same text."""
-    i = j = common_prefix(cached, prompt)
+    i = j = count_common_prefix(cached, prompt)
     spelled = prompt[:j]
-    while (lengths := _same_text(cached, i, prompt, j, letters)) is not None:
+    while (lengths := _find_same_text(cached, i, prompt, j, letters)) is not None:
         start, i, j = i, i + lengths[0], j + lengths[1]
         while i < len(cached) and j < len(prompt) and cached[i] == prompt[j]:
             i, j = i + 1, j + 1
@@ -32,7 +32,7 @@ def respell(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[
     return spelled + prompt[j:]
 
 
-def _same_text(
+def _find_same_text(
     cached: Sequence[int], i: int, prompt: Sequence[int], j: int, letters: Letters
 ) -> tuple[int, int] | None:
     """The fewest tokens of each list, from these places on, that are the same text; None if there are none."""

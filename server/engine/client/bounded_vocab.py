@@ -70,10 +70,10 @@ class BoundedVocab:
         n_work, n_stack = WORK_BYTES * n_bytes, 0
         if self._vocab.has_patterns and may_have_long_word(text):
             n_stack = STACK_PER_LETTER * min(len(text), MAX_WORD)
-            n_work += STACK_PER_LETTER * longest_word(text) if is_large else n_stack
+            n_work += STACK_PER_LETTER * measure_longest_word(text) if is_large else n_stack
         work = partial(self._vocab.tokenize, text, add_special, parse_special)
         gate = _large if is_large else _deep if n_stack else nullcontext()
-        with gate, memory.held(n_work):
+        with gate, memory.keep_held(n_work):
             tokens = on_deep_stack(work, STACK_BYTES + n_stack) if n_stack else work()
         memory.hold(TOKEN_BYTES * len(tokens))
         if must_fit:
@@ -94,7 +94,7 @@ class BoundedVocab:
                 "(--max-text)",
                 reason="too_large",
             )
-        if len(text) > MAX_WORD and self._vocab.has_patterns and (n := longest_word(text)) > MAX_WORD:
+        if len(text) > MAX_WORD and self._vocab.has_patterns and (n := measure_longest_word(text)) > MAX_WORD:
             raise ApiError(
                 400,
                 f"{n:,} characters without a break are too many for this model's tokenizer, which takes {MAX_WORD:,}: "
@@ -124,7 +124,7 @@ def may_have_long_word(text: str) -> bool:
     return any(block.isspace() or len(block.split(None, 1)[0]) == n for block in blocks)
 
 
-def longest_word(text: str) -> int:
+def measure_longest_word(text: str) -> int:
     """The characters of the longest word or run of white space. No model's pattern matches across both."""
     return max(len(found[0]) for found in WORD.finditer(text))
 

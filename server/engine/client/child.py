@@ -48,7 +48,7 @@ class Outbox:
     def put(self, message: object) -> None:
         """On any thread: add a message."""
         with self._lock:
-            if n_file_bytes(message) > LARGE_BYTES or (isinstance(message, Cancel) and self._has_large(message.id)):
+            if count_file_bytes(message) > LARGE_BYTES or (isinstance(message, Cancel) and self._has_large(message.id)):
                 self._large.append(message)
                 message = None
             self._queue.put(message)
@@ -63,19 +63,19 @@ class Outbox:
         return message
 
     def _has_large(self, id_task: int) -> bool:
-        return any(task.id == id_task for message in self._large for task in tasks_in(message))
+        return any(task.id == id_task for message in self._large for task in get_tasks(message))
 
 
-def tasks_in(message: object) -> tuple[Task | Embed, ...]:
+def get_tasks(message: object) -> tuple[Task | Embed, ...]:
     """The tasks of a message."""
     if isinstance(message, Tasks):
         return message.tasks
     return (message,) if isinstance(message, (Task, Embed)) else ()
 
 
-def n_file_bytes(message: object) -> int:
+def count_file_bytes(message: object) -> int:
     """The bytes of a message's files."""
-    return sum(len(media.data) for task in tasks_in(message) for media in task.media)
+    return sum(len(media.data) for task in get_tasks(message) for media in task.media)
 
 
 class Child:
@@ -133,7 +133,7 @@ class Child:
             self.ended.wait(STACKS_WAIT_S)
         self.process.kill()
 
-    def cause(self) -> str:
+    def describe_cause(self) -> str:
         """Why the process ended, in a few words."""
         code = self.process.returncode
         ending = f"exit code {code}"

@@ -78,8 +78,8 @@ class Transport(Protocol):
     def post(self, message: object) -> None:
         """On any thread, without waiting: send a message to the engine."""
 
-    def stacks(self, timeout_s: float) -> str:
-        """See `EngineClient.stacks`."""
+    def collect_stacks(self, timeout_s: float) -> str:
+        """See `EngineClient.collect_stacks`."""
 
     def close(self, grace_s: float) -> None:
         """Give running tasks `grace_s` seconds, end the engine, and wait for its end."""
@@ -105,7 +105,7 @@ class Results:
         self._collected: list[Event] = []  # not handed over; of a stream: those of the frame that is being dispatched
         self._n_open = len(self.tasks)
         self._n_queued = 0  # events in `_queue`
-        self._share = memory.current()
+        self._share = memory.get_current()
         self._n_batch = 0  # events taken from the queue that the reader hasn't got
         self._lock = threading.Lock()  # guards _collected, _n_queued, _is_waiting; held during a diverted write
         self._is_waiting = False  # the reader sleeps, so the transport's thread may write
@@ -124,18 +124,18 @@ class Results:
         self._divert = None  # it refers to the request, which refers to this object
 
     def __iter__(self) -> Iterator[Any]:
-        return self.events(None)
+        return self.iterate_events(None)
 
     def divert(self, send: Callable[[list[Event]], bool], resume: Callable[[], None]) -> None:
         """Call `send` with events while the reader waits. `send` must not wait. If it returns False (the client's
         socket is full), the reader is woken, and calls `resume` before it goes on."""
         self._divert, self._resume = send, resume
 
-    def events(self, silence_s: float | None) -> Iterator[Any]:
+    def iterate_events(self, silence_s: float | None) -> Iterator[Any]:
         """Iterate over the events, with a None after `silence_s` seconds without any, and after `ping`."""
         n_open = len(self.tasks)
         while n_open:
-            batch = self._next_batch(silence_s)
+            batch = self._wait_for_batch(silence_s)
             if batch is None:
                 yield None
                 continue
@@ -147,14 +147,14 @@ class Results:
                         event.status,
                         event.message,
                         event.type,
-                        self._client.advice(event),
+                        self._client.make_advice(event),
                         reason=event.reason,
                         **event.extra,
                     )
                 yield event
                 n_open -= isinstance(event, LAST)
 
-    def _next_batch(self, silence_s: float | None) -> Sequence[Event] | None:
+    def _wait_for_batch(self, silence_s: float | None) -> Sequence[Event] | None:
         """Wait for events; None after `silence_s`. From the return on only the reader writes to the client."""
         if self._divert is not None:
             with self._lock:
@@ -208,7 +208,7 @@ class Results:
 
     def end_thinking(self) -> bool:
         """On any thread but the transport's: end the reasoning of all tasks. Returns whether any was reasoning."""
-        told = {task.id: self._client.command("end_thinking", id_task=task.id)["at"] for task in self.tasks}
+        told = {task.id: self._client.run_command("end_thinking", id_task=task.id)["at"] for task in self.tasks}
         ended = {id_task: at for id_task, at in told.items() if at >= 0}
         self.ends_thinking |= ended
         return bool(ended)
@@ -242,7 +242,7 @@ class Results:
         """Count the latest events' memory. Cancels the request if its answer takes too much."""
         n_bytes = EVENT_BYTES * N_COUNTED if len(self._collected) % N_COUNTED == 0 else 0
         try:
-            self._hold(n_bytes + ANSWERED_BYTES * n_probs(self._collected[-1:]))
+            self._hold(n_bytes + ANSWERED_BYTES * count_probs(self._collected[-1:]))
         except ApiError as error:
             self.cancel("the answer has grown too large; stream it, or request less", error.status, error.reason)
 
@@ -256,7 +256,7 @@ class Results:
         is_behind = False
         with self._lock:
             events = self._take()
-            n = n_probs(events)
+            n = count_probs(events)
             if not events:
                 return
             if self._is_waiting and n <= MAX_DIVERTED:
@@ -292,7 +292,7 @@ class Results:
             return False
 
 
-def n_probs(events: Sequence[Event]) -> int:
+def count_probs(events: Sequence[Event]) -> int:
     """The number of probabilities in events, which decides their size."""
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
@@ -353,15 +353,15 @@ class EngineClient:
         """Whether there are open tasks or commands."""
         return bool(self._results or self._replies)
 
-    def stacks(self, timeout_s: float = 5.0) -> str:
+    def collect_stacks(self, timeout_s: float = 5.0) -> str:
         """The stacks of the Python threads in the engine's process; "" for `--engine thread`, or after `timeout_s`."""
-        return self._transport.stacks(timeout_s)
+        return self._transport.collect_stacks(timeout_s)
 
-    def advice(self, failure: Failure) -> dict[str, str]:
+    def make_advice(self, failure: Failure) -> dict[str, str]:
         """Headers for the answer to a failed task: `Retry-After` with a 503."""
         return {"Retry-After": str(math.ceil(self._end_interval.mean_s))} if failure.status == 503 else {}
 
-    def new_id(self) -> int:
+    def make_id(self) -> int:
         """A task id. Ids only grow, so they have the order of arrival."""
         return next(self._ids)
 
@@ -378,10 +378,10 @@ class EngineClient:
             self._fail_open()
         return results
 
-    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
+    def run_command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
         """Have the engine do `name` between two steps, and return its result. ApiError if it fails."""
         self.require_ready()
-        id_command = self.new_id()
+        id_command = self.make_id()
         queue = self._replies[id_command] = SimpleQueue()
         try:
             self._transport.post(Command(id_command, name, args))
@@ -409,7 +409,7 @@ class EngineClient:
         if id_task in self._results:
             self._transport.post(Cancel(id_task, finish=True))
 
-    def task(self, id_task: int) -> Task | None:
+    def get_task(self, id_task: int) -> Task | None:
         """An open task, or one that ended lately (a slot may still show it)."""
         results = self._results.get(id_task)
         if results is not None:
@@ -417,15 +417,15 @@ class EngineClient:
         return self._recent.get(id_task)
 
     def _owner_of(self, id_task: int) -> str:
-        task = self.task(id_task)
+        task = self.get_task(id_task)
         return "" if task is None else task.owner
 
-    def waiting_owners(self) -> list[str]:
+    def list_waiting_owners(self) -> list[str]:
         """The owners of the open tasks that wait."""
         working = self.snapshot.working
         return [self._owner_of(id_task) for id_task in list(self._results) if id_task not in working]
 
-    def latest_text(self, id_task: int) -> str:
+    def get_latest_text(self, id_task: int) -> str:
         """The last `TAIL` characters generated for an open or recent task."""
         return self._tails.get(id_task, "")
 
@@ -484,7 +484,7 @@ class EngineClient:
     def _remember(self, results: Results, id_task: int) -> None:
         task = results.by_id[id_task]
         with self._lock:
-            self._end_interval.ended(time.monotonic(), is_busy=bool(self._results))
+            self._end_interval.note_end(time.monotonic(), is_busy=bool(self._results))
             if isinstance(task, Task):
                 if task.media or len(task.prompt) > self.info.n_ctx > 0:  # keep no files, and at most a context
                     task = replace(task, media=(), prompt=task.prompt[: self.info.n_ctx])
@@ -591,7 +591,7 @@ class EndInterval:
         """The mean, between `SHORTEST_S` and `LONGEST_S`."""
         return min(max(self._mean_s, SHORTEST_S), LONGEST_S)
 
-    def ended(self, now: float, is_busy: bool) -> None:
+    def note_end(self, now: float, is_busy: bool) -> None:
         """Note the end of a task. If no other task is open (not `is_busy`), the next interval doesn't count."""
         gap = now - self._t_last
         if gap < PAUSE_S:

@@ -168,7 +168,7 @@ class Ledger:
     def refuse(self, message: Task | Embed | Command, reason: str) -> tuple[list[Event], list[Any]]:
         """Give up a message that can't be sent. Returns its answer unless it was cancelled, and messages to send."""
         if isinstance(message, Command):
-            known = self._commands.answered(message.id) is not None
+            known = self._commands.take_answered(message.id) is not None
             return ([Reply(message.id, {}, (500, reason))] if known else []), []
         if self._tasks.pop(message.id, None) is None:
             return [], []
@@ -200,7 +200,7 @@ class Ledger:
         if frame.snapshot is None:
             return (frame if len(events) == len(frame.events) else Frame(tuple(events))), to_send
         self._working = frame.snapshot.working
-        self._latest = self._summed(frame.snapshot)
+        self._latest = self._sum_counters(frame.snapshot)
         return Frame(tuple(events), self._latest), to_send
 
     def _on_started(self, id_task: int) -> list[Command]:
@@ -223,7 +223,7 @@ class Ledger:
             to_send += self._end_probation(piece.id)
 
     def _on_reply(self, reply: Reply) -> None:
-        command = self._commands.answered(reply.id)
+        command = self._commands.take_answered(reply.id)
         if command is None or reply.error is not None:
             return
         if command.name == "end_thinking" and command.args["id_task"] in self._tasks:
@@ -233,7 +233,7 @@ class Ledger:
         if command.name == "set_lora":
             self._lora = tuple(sorted((i, scale) for i, scale in command.args["scales"] if scale))
 
-    def summary(self) -> str:
+    def describe_tasks(self) -> str:
         """The tasks that the engine worked on, as a line for the log."""
         working = ", ".join(
             f"{id_task} ({len(entry.tokens)} tokens, {entry.strikes} strikes)"
@@ -245,12 +245,12 @@ class Ledger:
 
     # ---- death and restart ---------------------------------------------------------------------------------------
 
-    def died(self, cause: str, is_last: bool = False) -> list[Event]:
+    def note_death(self, cause: str, is_last: bool = False) -> list[Event]:
         """Note that the engine has died. Returns the answers for tasks and commands that won't be tried again.
 
         `is_last`: no other engine will be started unless there are suspects.
         """
-        working = self._blamed(is_last)
+        working = self._list_blamed(is_last)
         self.has_suspects = bool(working)
         self._is_ready = False
         self._working = set()
@@ -265,15 +265,15 @@ class Ledger:
             entry.strikes = max(entry.strikes + 1, STRIKES if is_last else 0)
             entry.n_alone = entry.n_alone + 1 if len(working) == 1 else 0
         events: list[Event] = []
-        n_strikes = self._n_strikes()
+        n_strikes = self._count_strikes()
         if working and working[0].n_alone >= n_strikes:
             events.append(self._convict(working[0], cause))
         self._probation = [id_task for id_task, entry in self._tasks.items() if entry.strikes >= STRIKES]
-        events += self._commands.died()
+        events += self._commands.note_death()
         self.has_progressed = bool(events)
         return events
 
-    def _blamed(self, is_last: bool) -> list[Entry]:
+    def _list_blamed(self, is_last: bool) -> list[Entry]:
         """The tasks that the engine worked on. If it reported none: the suspect on trial; with `is_last` all tasks that
         were sent to it."""
         working = [self._tasks[id_task] for id_task in sorted(self._working) if id_task in self._tasks]
@@ -281,7 +281,7 @@ class Ledger:
             working = [entry for entry in self._tasks.values() if entry.is_sent]
         return working
 
-    def _n_strikes(self) -> int:
+    def _count_strikes(self) -> int:
         """Count this death. Returns the number of deaths that put a task at fault if it was the engine's only task."""
         now = self._clock()
         self._unexplained.append(now)
@@ -300,7 +300,7 @@ class Ledger:
             f"this request has brought the engine down {entry.strikes} times ({cause}); it is not tried again",
         )
 
-    def ready(self) -> list[Any]:
+    def note_ready(self) -> list[Any]:
         """Note that an engine is ready. It gets the settings first; `_on_set_up` sends the tasks."""
         commands = [replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
         self._setting_up = {command.id for command in commands}
@@ -342,7 +342,7 @@ class Ledger:
 
     # ---- counters -----------------------------------------------------------------------------------------------
 
-    def _summed(self, snapshot: Snapshot) -> Snapshot:
+    def _sum_counters(self, snapshot: Snapshot) -> Snapshot:
         """Add the counters of all former engines, so that counters only grow."""
         base = self._base
         if base is None:
@@ -408,7 +408,7 @@ class OpenCommands:
         one = self._open.pop(id_command, None)
         return one is not None and one.is_sent
 
-    def answered(self, id_command: int) -> Command | None:
+    def take_answered(self, id_command: int) -> Command | None:
         """Remove the command with this id and return it; None if it was dropped."""
         one = self._open.pop(id_command, None)
         return None if one is None else one.command
@@ -420,7 +420,7 @@ class OpenCommands:
             one.is_sent = True
         return [one.command for one in fresh]
 
-    def died(self) -> list[Reply]:
+    def note_death(self) -> list[Reply]:
         """Note that the engine has died. Returns error replies for commands that are not repeated."""
         replies = []
         for one in [one for one in self._open.values() if one.is_sent]:

@@ -13,20 +13,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from server.program import own_command
+from server.program import make_own_command
 
 FLAG = "--engine-process"
 
 
-def engine_command(*hints: str) -> list[str]:
+def make_engine_command(*hints: str) -> list[str]:
     """The command that runs this program as the engine's process; see `process.main` for the hints."""
-    return own_command(FLAG, *hints, is_bare=True)
+    return make_own_command(FLAG, *hints, is_bare=True)
 
 
 def start_process(command: Sequence[str]) -> subprocess.Popen:
     """Start `command` with an unbuffered pipe for each of its three streams. OSError if it can't be started."""
     return subprocess.Popen(
-        list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **_own_group()
+        list(command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        **_make_own_group(),
     )
 
 
@@ -38,7 +43,7 @@ def end_process(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _own_group() -> dict[str, Any]:
+def _make_own_group() -> dict[str, Any]:
     """Arguments for a process group of its own, so that Ctrl-C in the terminal reaches the web process only."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}

@@ -116,7 +116,7 @@ class ProcessTransport:
                 child.kill("it did not end in time")
         self._thread.join()
 
-    def stacks(self, timeout_s: float) -> str:
+    def collect_stacks(self, timeout_s: float) -> str:
         """The stacks of the engine's Python threads; "" if it doesn't answer in time."""
         child = self._child
         if child is None:
@@ -147,7 +147,7 @@ class ProcessTransport:
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set() and self._live():
+            while not self._closing.is_set() and self._run_engine():
                 pass
         except Exception as error:
             log.exception("the supervisor of the engine failed")
@@ -156,26 +156,26 @@ class ProcessTransport:
             self._is_loaded = False
             self._tell(Closed())
 
-    def _live(self) -> bool:
+    def _run_engine(self) -> bool:
         """Run one engine from start to end. False if no other is to be started."""
         try:
             child = self._start_child()
         except OSError as error:
-            return self._first_start_failed(f"the engine process can't be started: {error}")
+            return self._report_failed_start(f"the engine process can't be started: {error}")
         self._watch(child)
         child.join()
         self._is_loaded = False
-        cause = child.cause()
+        cause = child.describe_cause()
         if self._closing.is_set():
             return False
         if self._load_error and self._info is None:
-            return self._first_start_failed(self._load_error, self._is_refusal)
+            return self._report_failed_start(self._load_error, self._is_refusal)
         self._show(cause, child)
         if self._info is None:
-            return self._first_start_failed(
-                f"the engine process ended while it loaded the model: {cause}; {_last(child)}"
+            return self._report_failed_start(
+                f"the engine process ended while it loaded the model: {cause}; {_describe_last(child)}"
             )
-        return self._after_death(self._load_error or cause)
+        return self._recover_from_death(self._load_error or cause)
 
     def _start_child(self) -> Child:
         self._load_error, self._is_refusal = "", False
@@ -193,11 +193,11 @@ class ProcessTransport:
             child.send(Close(0.0))
         return child
 
-    def _first_start_failed(self, message: str, is_refusal: bool = False) -> bool:
+    def _report_failed_start(self, message: str, is_refusal: bool = False) -> bool:
         self._tell(LoadFailed(message, is_refusal))
         return False
 
-    def _after_death(self, cause: str) -> bool:
+    def _recover_from_death(self, cause: str) -> bool:
         """Note a death and wait for the backoff. False after too many deaths, or if the server closes meanwhile."""
         now = time.monotonic()
         with self._lock:
@@ -206,9 +206,9 @@ class ProcessTransport:
             self._deaths.append(now)
             while now - self._deaths[0] > self._limits.window_s:
                 self._deaths.popleft()
-            log.info("%s", self._ledger.summary())
+            log.info("%s", self._ledger.describe_tasks())
             is_last = len(self._deaths) >= self._limits.max_deaths and not self._ledger.has_progressed
-            events = self._ledger.died(cause, is_last)
+            events = self._ledger.note_death(cause, is_last)
         for event in events:
             if isinstance(event, Failure):
                 log.error("task %d: %s", event.id, event.message)
@@ -303,7 +303,7 @@ class ProcessTransport:
         self._on_frame(frame)
         if any(isinstance(event, Ready) for event in events):
             with self._lock:
-                self._send(self._ledger.ready())
+                self._send(self._ledger.note_ready())
 
     def _is_for_clients(self, event: Event) -> bool:
         """False for `Closed` and `LoadFailed`, which the supervisor sends itself, and for `Loading` after a restart."""
@@ -341,6 +341,6 @@ class ProcessTransport:
 _OWN = (Closed, LoadFailed)
 
 
-def _last(child: Child) -> str:
+def _describe_last(child: Child) -> str:
     lines = child.last_lines or child.routine_lines
     return f"its last output: {lines[-1].strip()[:200]}" if lines else "it wrote nothing"

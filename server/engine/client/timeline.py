@@ -64,7 +64,7 @@ class Timeline:
         if phase:
             self._open[id_slot] = Span(id_slot, id_task, self._owner_of(id_task), phase, now)
 
-    def since(self, seconds: float) -> tuple[float, list[Span], list[tuple[float, int]]]:
+    def list_since(self, seconds: float) -> tuple[float, list[Span], list[tuple[float, int]]]:
         """The time now, the spans of the last `seconds`, and the changes of the number of waiting tasks, beginning with
         the last change before that time."""
         with self._lock:

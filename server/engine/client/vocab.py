@@ -90,7 +90,7 @@ class NativeVocab:
 
         If the model prefixes texts with a space, the tokenizer adds one to each part; all but the first lose it again.
         """
-        parts = list(self._parts(text))
+        parts = list(self._cut_parts(text))
         first = parts[-1][:1]
         pieces = [self.piece(token) for token in self._tokenize(first, False, False)]
         n_spaces = pieces[0] == b" "
@@ -103,7 +103,7 @@ class NativeVocab:
             tokens += self._tokenize(part, False, parse_special)[n_spaces if i else 0 :]
         return tokens + ends[n_before:]
 
-    def _parts(self, text: str) -> Iterator[str]:
+    def _cut_parts(self, text: str) -> Iterator[str]:
         """Cut a text where no token can span the cut, but never right after a token found by its name: there the
         tokenizer starts anew."""
         start = 0
@@ -130,7 +130,7 @@ class NativeVocab:
         is_kept = b"".join(map(self.piece, tokens)).endswith(CHANGED_BY_NORMALISATION.encode())
         if self._type not in (LLAMA_VOCAB_TYPE_SPM, LLAMA_VOCAB_TYPE_BPE) or not is_kept:
             return 0, b""
-        if any(self._attributes(token) & STRIPS for token in range(self.n_tokens)):
+        if any(self._get_attributes(token) & STRIPS for token in range(self.n_tokens)):
             return 0, b""
         pieces = {vocabulary.token_to_piece(self._libs, self._vocab, token, True) for token in range(self.n_tokens)}
         return max(map(len, pieces)), bytes(byte for byte in range(256) if bytes((byte,)) not in pieces)
@@ -145,14 +145,14 @@ class NativeVocab:
     @cached_property
     def _names(self) -> tuple[str, ...]:
         """Texts of the tokens that the tokenizer searches for before all else."""
-        named = [token for token in range(self.n_tokens) if self._attributes(token) & NAMED]
+        named = [token for token in range(self.n_tokens) if self._get_attributes(token) & NAMED]
         return tuple(name for token in named if (name := self._text_of(token).decode("utf-8", "replace")))
 
     def _text_of(self, token: int) -> bytes:
         """A token's text in the file: at least as long as its bytes."""
         return self._libs.llama.llama_vocab_get_text(self._vocab, token)
 
-    def _attributes(self, token: int) -> int:
+    def _get_attributes(self, token: int) -> int:
         return self._libs.llama.llama_vocab_get_attr(self._vocab, token)
 
     def piece(self, token: int) -> bytes:

@@ -48,7 +48,7 @@ from server.engine.seam.wire import (
 )
 from server.errors import StartError
 from server.log import ROOT, get_logger
-from server.stacks import stacks
+from server.stacks import collect_stacks
 
 if TYPE_CHECKING:
     from server.engine.loop.scheduler import Scheduler
@@ -136,7 +136,7 @@ class Outbox:
     def __init__(self, fd: int, codec: Codec) -> None:
         self._fd = fd
         self._codec = codec
-        self._never_waits = _unblocked(fd)
+        self._never_waits = _unblock(fd)
         self._lock = threading.Lock()  # guards the rest
         self._work = threading.Condition(self._lock)  # notified when `writer` may have something to send
         self._progress = threading.Condition(self._lock)  # notified when something was sent
@@ -154,7 +154,7 @@ class Outbox:
                 self._progress.wait()
             if not self._never_waits or self._is_sending or self._waiting or self._rest:
                 self._waiting.append(message)
-                self._n_probs += n_probs(message)
+                self._n_probs += count_probs(message)
                 self._work.notify()
                 return
             self._is_sending = True
@@ -206,7 +206,7 @@ class Outbox:
                 self._is_sending = True
                 self._progress.notify_all()  # `put` may append again
                 if self._n_lost:
-                    messages.append(_lost(self._n_lost))
+                    messages.append(_make_lost_line(self._n_lost))
                     self._n_lost = 0
             left = memoryview(rest + b"".join(map(self._codec.encode, merge_frames(messages))))
             while left:
@@ -219,7 +219,7 @@ class Outbox:
                 self._progress.notify_all()
 
 
-def _unblocked(fd: int) -> bool:
+def _unblock(fd: int) -> bool:
     """Make a pipe non-blocking. False on Windows, where `select` can't wait for a pipe."""
     if sys.platform == "win32":
         return False
@@ -227,7 +227,7 @@ def _unblocked(fd: int) -> bool:
     return True
 
 
-def n_probs(message: Any) -> int:
+def count_probs(message: Any) -> int:
     """The number of probabilities in a message, which bounds the size of merged frames."""
     events = message.events if type(message) is Frame else ()
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
@@ -289,7 +289,7 @@ def _log_line(record: logging.LogRecord) -> LogLine:
     )
 
 
-def _lost(n: int) -> LogLine:
+def _make_lost_line(n: int) -> LogLine:
     return LogLine(
         "engine",
         logging.WARNING,
@@ -335,7 +335,7 @@ class EngineProcess:
     def _serve(self, config: EngineConfig) -> None:
         turns = turns_of(config)
         try:
-            with turns.announced():
+            with turns.announce():
                 self._backend = self._open_backend(config, self._on_progress)
         except Exception as error:
             if not isinstance(error, StartError):
@@ -400,7 +400,7 @@ class EngineProcess:
                 self._scheduler.post(message)
                 self._abort_later(message.grace_s + 0.1)
         elif isinstance(message, AskStacks):
-            self._outbox.put(Stacks(stacks("engine process")))
+            self._outbox.put(Stacks(collect_stacks("engine process")))
         elif self._scheduler is not None:  # the server sends no tasks before `Ready`
             self._scheduler.post(message)
 

@@ -54,7 +54,7 @@ class ThreadTransport:
         if self._scheduler is not None:
             self._scheduler.post(message)
 
-    def stacks(self, timeout_s: float) -> str:
+    def collect_stacks(self, timeout_s: float) -> str:
         """An empty text: the stacks of the web process have the engine's thread already."""
         return ""
 

@@ -58,12 +58,12 @@ class Steps:
         room = self._n_ctx - depth
         for seq in range(self._n_slots):
             self._fill(seq)
-        prompt_s = _shortest(self._read_prompt, MOST_TIMES)
+        prompt_s = _measure_shortest(self._read_prompt, MOST_TIMES)
         self._cut(0)
-        row_s = _shortest(lambda i: self._decode([Span(0, 0, depth + i, [1], True)]), room)
+        row_s = _measure_shortest(lambda i: self._decode([Span(0, 0, depth + i, [1], True)]), room)
         self._cut(0)
         n_few = 1 + self._n_guesses
-        few_s = _shortest(
+        few_s = _measure_shortest(
             lambda i: self._decode(
                 [Span(seq, seq, depth + i * n_few, [1] * n_few, True, self._n_guesses) for seq in range(self._n_slots)]
             ),
@@ -80,7 +80,7 @@ class Steps:
         if seq and self._backend.can_share:
             self._backend.seq_cp(0, seq, 0, self._depth)
         else:
-            self._decode([Span(seq, seq, 0, self._tokens(self._depth), False)])
+            self._decode([Span(seq, seq, 0, self._make_tokens(self._depth), False)])
 
     def _cut(self, seq: int) -> None:
         if not self._backend.seq_rm(seq, self._depth, -1):
@@ -88,9 +88,9 @@ class Steps:
 
     def _read_prompt(self, _: int) -> None:
         self._cut(0)
-        self._decode([Span(0, 0, self._depth, self._tokens(self._n_prompt), True)])
+        self._decode([Span(0, 0, self._depth, self._make_tokens(self._n_prompt), True)])
 
-    def _tokens(self, n: int) -> list[int]:
+    def _make_tokens(self, n: int) -> list[int]:
         return [(7919 * i) % self._backend.info.n_vocab for i in range(n)]
 
     def _decode(self, spans: list[Span]) -> None:
@@ -98,7 +98,7 @@ class Steps:
             raise StartError(f"could not compute a step of {sum(map(len, spans))} rows")
 
 
-def _shortest(step: Callable[[int], None], most: int) -> float:
+def _measure_shortest(step: Callable[[int], None], most: int) -> float:
     """The seconds of the fastest of several runs of `step`, which gets the number of the run."""
     begun = time.perf_counter()
     best = float("inf")

@@ -22,9 +22,9 @@ from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG
 from ctypes_api.llama_types import LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_NONE, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.cache import kv_parts
-from server.engine.cache.rollback import Rollback, n_back
+from server.engine.cache.rollback import Rollback, count_back
 from server.engine.llama.copies import SequenceCopies
-from server.engine.llama.draft import Likeliest, drafter_config, vocab_difference
+from server.engine.llama.draft import Likeliest, describe_vocab_difference, make_drafter_config
 from server.engine.llama.draws import BackgroundCall, Draws
 from server.engine.llama.embed import (
     NON_CAUSAL,
@@ -33,18 +33,18 @@ from server.engine.llama.embed import (
     EmbeddingShape,
     LlamaEmbeddings,
     LlamaWordScores,
-    answers_in_words,
-    class_labels,
-    encoder_shape,
-    generative_shape,
-    longest_input,
+    compute_longest_input,
+    make_encoder_shape,
+    make_generative_shape,
+    must_answer_in_words,
     pooling_of,
+    read_class_labels,
 )
-from server.engine.llama.fit import AUTO_CTX, bounded_context, find_shape, learned_positions, make_plan
-from server.engine.llama.params import add_workers, model_fields, open_pool
-from server.engine.llama.report import NO_GPU, LoadReport, lacks_gpu
+from server.engine.llama.fit import AUTO_CTX, bound_context, count_learned_positions, find_shape, make_plan
+from server.engine.llama.params import add_workers, make_model_fields, open_pool
+from server.engine.llama.report import NO_GPU, LoadReport, is_lacking_gpu
 from server.engine.llama.sampler import LlamaSampler, SamplerFactory
-from server.engine.seam.config import EngineConfig, thread_counts
+from server.engine.seam.config import EngineConfig, count_threads
 from server.engine.seam.task import ModelInfo
 from server.engine.slots.backend import DECODE_NO_ROOM, DECODE_OK
 from server.engine.slots.planner import UNLIMITED, Span
@@ -52,15 +52,15 @@ from server.engine.slots.sampling import Stage, VocabFacts
 from server.errors import ApiError, StartError
 from server.log import VERBOSE, get_logger
 from server.model_files import memory_plan as fit
-from server.model_files.host_cpus import usable_cores
-from server.model_files.identity import Identity, Source, model_sources, reach_of, settings_of, source
+from server.model_files.host_cpus import count_usable_cores
+from server.model_files.identity import Identity, Source, list_model_sources, make_source, reach_of, settings_of
 from server.model_files.memory_plan import Plan
 from server.model_files.rerankers import with_template
 
 if TYPE_CHECKING:
     from server.engine.llama.embed_media import LlamaMediaEmbeddings
 
-__all__ = ["LibsError", "LlamaBackend", "device_lines", "library_line", "open_backend", "preload"]
+__all__ = ["LibsError", "LlamaBackend", "describe_devices", "describe_library", "open_backend", "preload"]
 
 MIN_CTX_SLOT = 32  # tokens
 VOCAB_READ = "token to piece cache size"  # llama.cpp's last log line about a vocabulary
@@ -71,13 +71,13 @@ log = get_logger("engine")
 native_log = get_logger("llama")
 
 
-def library_line(folder: str) -> str:
+def describe_library(folder: str) -> str:
     """`0.5.0-dev (linux-x64-cpu, CPU)`, for `--version`."""
     libs = _load(folder, None)
     return f"{libs.version} ({libs.folder.name}, {' '.join(libs.backends)})"
 
 
-def device_lines(folder: str, cpu_variant: str | None, workers: Sequence[str] = ()) -> list[str]:
+def describe_devices(folder: str, cpu_variant: str | None, workers: Sequence[str] = ()) -> list[str]:
     """A line per device that llama.cpp can compute on, including those of RPC workers."""
     libs = _load(folder, cpu_variant, workers)
     lines = [f"libraries: {libs.folder} (llama.cpp {libs.version})"]
@@ -99,7 +99,7 @@ def plan_lines(config: EngineConfig) -> list[str]:
     plan = plan_of(config)
     if plan is None:
         return [config.model, "whether it fits is unknown: its memory can't be estimated"]
-    return [config.model, *plan.lines(), plan.fault or "it fits"]
+    return [config.model, *plan.render_lines(), plan.fault or "it fits"]
 
 
 def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
@@ -123,7 +123,7 @@ def _load(folder: str, cpu_variant: str | None, workers: Sequence[str] = (), wit
     _early_lines.clear()
     for note in libs.notes:
         log.warning("%s; going on without it", note)
-    if lacks_gpu(libs.plugins, libs.notes, list_devices(libs)):
+    if is_lacking_gpu(libs.plugins, libs.notes, list_devices(libs)):
         log.warning(NO_GPU)
     add_workers(libs, workers)
     return libs
@@ -177,8 +177,8 @@ class LlamaBackend:
         self._tell_what_was_loaded(report)
         self._look_at_cache()
         self._prepare_batches()
-        self.info = self._model_info()
-        self.identity = self._identity(files)
+        self.info = self._make_model_info()
+        self.identity = self._make_identity(files)
         self._prepare_sampling()
         if config.warmup:
             self._warm_up()
@@ -192,7 +192,7 @@ class LlamaBackend:
         self._llama = self._libs.llama
         if config.numa:
             self._llama.llama_numa_init(config.numa)
-        self._libs.log.sink = report.listening(_report_vocab(on_progress))
+        self._libs.log.sink = report.make_listener(_report_vocab(on_progress))
 
     def _open_model(self, plan: Plan | None, on_progress: Callable[[float], bool]) -> None:
         """Load weights, vocabulary and adapters, and read the model's properties."""
@@ -202,7 +202,7 @@ class LlamaBackend:
             config.model,
             offset=config.model_offset,
             progress=on_progress,
-            **model_fields(self._libs, _fitted_params(config, plan)),
+            **make_model_fields(self._libs, _fit_params(config, plan)),
         )
         self.adapters = tuple(path for path, _ in config.lora)
         self._adapters = [Adapter(model, path) for path in self.adapters]
@@ -210,24 +210,24 @@ class LlamaBackend:
         self._n_vocab = int(llama.llama_vocab_n_tokens(self._vocab))
         self._is_recurrent = bool(llama.llama_model_is_recurrent(model))
         self._is_hybrid = bool(llama.llama_model_is_hybrid(model))
-        self._n_positions = learned_positions(model.meta().get("general.architecture", ""), config)
+        self._n_positions = count_learned_positions(model.read_meta().get("general.architecture", ""), config)
         self.window = int(llama.llama_model_n_swa(model))
         self.is_split = config.is_split(self.window > 0)
 
     def _open_contexts(self, plan: Plan | None) -> None:
         """Open the context that generates, and the one for embeddings if an option asks for it."""
         config, llama = self._config, self._llama
-        self._n_ctx = bounded_context(self._context_size(plan), config.n_slots, self._n_positions)
+        self._n_ctx = bound_context(self._choose_context_size(plan), config.n_slots, self._n_positions)
         self._pool = open_pool(self._libs, config)
         eog_tokens = BackgroundCall(
             lambda: frozenset(token for token in range(self._n_vocab) if llama.llama_vocab_is_eog(self._vocab, token))
         )
         with eog_tokens:
             self._context = self._open_context()
-        self.eog_tokens = eog_tokens.result()
+        self.eog_tokens = eog_tokens.wait_for_result()
         self._is_generative = bool(self._context.memory and llama.llama_model_has_decoder(self._model))
         self._pooling = pooling_of(self._model, config.context_params, self._is_generative)
-        self._answers_in_words = self._is_generative and answers_in_words(self._pooling, config)
+        self._answers_in_words = self._is_generative and must_answer_in_words(self._pooling, config)
         if not self._is_generative:
             self._context.close()  # the context for embeddings replaces it
             self._context = self.open_embeddings().context
@@ -244,7 +244,7 @@ class LlamaBackend:
     def _tell_what_was_loaded(self, report: LoadReport) -> None:
         self._libs.log.sink = partial(_on_native_log, self._abort)
         devices = list_devices(self._libs)
-        for line in report.lines(devices):
+        for line in report.list_lines(devices):
             log.info("%s", line)
         self._has_gpu = any(device.type != "CPU" for device in devices)
 
@@ -267,7 +267,7 @@ class LlamaBackend:
         self._shifted: set[int] = set()  # sequences whose keys the next decode rotates
         self._lora: tuple[tuple[int, float], ...] = ()
 
-    def _identity(self, files: dict[str, list[Source]]) -> Identity:
+    def _make_identity(self, files: dict[str, list[Source]]) -> Identity:
         config = self._config
         reach = reach_of(self.info.meta, config.model_params, int(self._llama.llama_n_ctx_seq(self._context)))
         settings = settings_of(config.context_params, config.model_params, config.mmproj_params)
@@ -276,10 +276,10 @@ class LlamaBackend:
         )
 
     def _prepare_sampling(self) -> None:
-        suppressed = vocabulary.suppressed_tokens(self._libs, self._vocab)
+        suppressed = vocabulary.list_suppressed_tokens(self._libs, self._vocab)
         self.facts = VocabFacts(self.info.eog_tokens, suppressed, self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, self._n_vocab)
-        self._draws = Draws(min(thread_counts(self._config)[0], usable_cores()) - 1)
+        self._draws = Draws(min(count_threads(self._config)[0], count_usable_cores()) - 1)
         self._pieces: dict[int, bytes] = {}
 
     def _open_drafter(self) -> LlamaBackend | None:
@@ -291,8 +291,8 @@ class LlamaBackend:
             log.warning("the draft model isn't loaded: recurrent models, --exact and self-extend don't allow drafts")
             return None
         try:
-            drafter = LlamaBackend(drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
-            why = vocab_difference(self._llama, self._vocab, drafter._vocab)
+            drafter = LlamaBackend(make_drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
+            why = describe_vocab_difference(self._llama, self._vocab, drafter._vocab)
             if 0 < drafter._n_positions < self.info.n_ctx_slot:
                 why = f"it has {drafter._n_positions} learned positions, a slot {self.info.n_ctx_slot} tokens"
             if not drafter.can_share:
@@ -307,7 +307,7 @@ class LlamaBackend:
 
     # Helpers of the steps above.
 
-    def _context_size(self, plan: Plan | None) -> int:
+    def _choose_context_size(self, plan: Plan | None) -> int:
         """Tokens in the whole KV cache: as the user set it, else what fits, else the model's own context."""
         config = self._config
         n_train = self._llama.llama_model_n_ctx_train(self._model)
@@ -333,22 +333,24 @@ class LlamaBackend:
             "n_ubatch": min(config.n_ubatch, n_batch),
             "n_seq_max": n_seqs,
             "kv_unified": not self.is_split,
-            "n_rs_seq": n_back(config, config.shape) if has_states else 0,
+            "n_rs_seq": count_back(config, config.shape) if has_states else 0,
             **self._compute(),
         }
         return Context(self._model, abort=self._abort, **(fields | config.context_params))
 
     def _compute(self) -> dict[str, Any]:
         """Parameters of all contexts. They compute one after the other, so they share the threads."""
-        n_threads, n_threads_batch = thread_counts(self._config)
+        n_threads, n_threads_batch = count_threads(self._config)
         return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True, "pool": self._pool}
 
-    def _embedding_shape(self, pooling: int) -> EmbeddingShape:
+    def _make_embedding_shape(self, pooling: int) -> EmbeddingShape:
         config, n_ctx = self._config, self._n_ctx
         if not self._is_generative:
-            return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
+            return make_encoder_shape(
+                pooling, compute_longest_input(self._model, n_ctx, config.context_params), config.n_ubatch
+            )
         is_causal = config.context_params.get("attention_type") != NON_CAUSAL
-        return generative_shape(
+        return make_generative_shape(
             pooling,
             n_ctx // config.n_slots,
             config.n_ubatch,
@@ -357,7 +359,7 @@ class LlamaBackend:
             is_causal,
         )
 
-    def _model_info(self) -> ModelInfo:
+    def _make_model_info(self) -> ModelInfo:
         config, llama, model = self._config, self._llama, self._model
         n_ctx = int(llama.llama_n_ctx(self._context))
         if self.is_split:  # undo llama.cpp's rounding of each slot's part
@@ -372,25 +374,25 @@ class LlamaBackend:
             n_ctx_train=n_ctx_train,
             n_embd=llama.llama_model_n_embd(model),
             n_ctx=n_ctx,
-            n_ctx_slot=self._slot_context(n_ctx, n_ctx_train),
+            n_ctx_slot=self._compute_slot_context(n_ctx, n_ctx_train),
             n_slots=config.n_slots,
             n_batch=self._n_batch,
             llama_version=self._libs.version,
             variant=self._libs.folder.name,
             devices=tuple(device.name for device in list_devices(self._libs)),
             adapters=self.adapters,
-            bos_token=vocabulary.token_text(self._libs, self._vocab, llama.llama_vocab_bos(self._vocab)),
-            eos_token=vocabulary.token_text(self._libs, self._vocab, llama.llama_vocab_eos(self._vocab)),
+            bos_token=vocabulary.get_token_text(self._libs, self._vocab, llama.llama_vocab_bos(self._vocab)),
+            eos_token=vocabulary.get_token_text(self._libs, self._vocab, llama.llama_vocab_eos(self._vocab)),
             eog_tokens=tuple(sorted(self.eog_tokens)),
             is_generative=self._is_generative,
             pooling=POOLING_NAMES[self._pooling],
-            classes=WORDS if self._answers_in_words else class_labels(model),
-            meta=with_template(model.meta()),
+            classes=WORDS if self._answers_in_words else read_class_labels(model),
+            meta=with_template(model.read_meta()),
             vision=self.media is not None and self.media.vision,
             audio=self.media is not None and self.media.audio,
         )
 
-    def _slot_context(self, n_ctx: int, n_ctx_train: int) -> int:
+    def _compute_slot_context(self, n_ctx: int, n_ctx_train: int) -> int:
         """The most tokens of a slot: its part of a split cache, else the whole cache. If the user set no context size,
         at most the model's training context or the slot's part, whichever is larger."""
         config = self._config
@@ -407,7 +409,7 @@ class LlamaBackend:
         """
         token = max(self._llama.llama_vocab_bos(self._vocab), 0)
         if self._is_generative:
-            self.leave_cores(max(thread_counts(self._config)))
+            self.leave_cores(max(count_threads(self._config)))
             self.decode([Span(0, 0, 0, [token], True)])
             self.leave_cores(0)
             self._llama.llama_memory_clear(self._memory, True)
@@ -445,7 +447,7 @@ class LlamaBackend:
 
     def leave_cores(self, n: int) -> None:
         """From now on decode with `n` threads fewer than configured, but at least one."""
-        self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in thread_counts(self._config)))
+        self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in count_threads(self._config)))
 
     def abort(self) -> None:
         """See `Backend`. A decode on the CPU ends at the next node of its graph."""
@@ -461,12 +463,12 @@ class LlamaBackend:
             self._pieces[token] = piece
         return piece
 
-    def letters(self, token: int) -> bytes:
+    def get_letters(self, token: int) -> bytes:
         """See `Backend`."""
         is_text = token >= 0 and not self._llama.llama_vocab_is_control(self._vocab, token)
         return self.piece(token) if is_text else b""
 
-    def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> LlamaSampler:
+    def make_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> LlamaSampler:
         """See `Backend`."""
         return LlamaSampler(self._samplers, self._context, stages, grammar, waits)
 
@@ -477,7 +479,7 @@ class LlamaBackend:
             self._llama.llama_get_logits_ith(self._context, jobs[0][1])
             self._draws.run(jobs)
 
-    def likeliest(self, row: int) -> tuple[int, float]:
+    def find_likeliest(self, row: int) -> tuple[int, float]:
         """See `Drafter`."""
         if self._likeliest is None:
             self._likeliest = Likeliest(self._samplers, self._context)
@@ -492,7 +494,7 @@ class LlamaBackend:
                 return False
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
 
-    def least_left(self, seq: int) -> int:
+    def compute_least_left(self, seq: int) -> int:
         """See `Backend`. llama.cpp overwrites cells outside all windows, and omits them from states."""
         first = int(self._llama.llama_memory_seq_pos_min(self._memory, seq)) if self.window else 0
         return first + self.window - 1 if first > 0 else 0
@@ -508,7 +510,7 @@ class LlamaBackend:
         """See `Backend`."""
         return self._copies.swap(a, b)
 
-    def seq_copy_stream(self, source: int, target: int) -> None:
+    def copy_seq_stream(self, source: int, target: int) -> None:
         """Copy a whole stream with the next decode; in a split cache only."""
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
@@ -534,19 +536,19 @@ class LlamaBackend:
 
     def unshare(self, seq: int) -> None:
         """See `Backend`. Reads the sequence out and in again, which allocates cells of its own."""
-        state = bytearray(self.state(seq))
+        state = bytearray(self.read_state(seq))
         self.seq_rm(seq, -1, -1)
         if not self.set_state(seq, state):
             raise RuntimeError("a sequence's state did not fit back into its own KV cache")
 
-    def state(self, seq: int) -> memoryview:
+    def read_state(self, seq: int) -> memoryview:
         """See `Backend`. An unknown format stays unchanged, and fits only a cache with the same number of slots."""
-        state = self.raw_state(seq)
+        state = self.read_raw_state(seq)
         with contextlib.suppress(kv_parts.UnknownState):
             return kv_parts.with_streams(state, 1, self._is_hybrid) if self._n_streams > 1 else state
         return state
 
-    def raw_state(self, seq: int) -> memoryview:
+    def read_raw_state(self, seq: int) -> memoryview:
         """The state as llama.cpp writes it, with all streams of the cache.
 
         After a shift a dummy row is decoded first, because the keys are rotated only within a decode.
@@ -563,23 +565,23 @@ class LlamaBackend:
     def read_parts(self, seq: int) -> kv_parts.KvParts | None:
         """See `Backend`."""
         try:
-            return kv_parts.KvParts(self.raw_state(seq))
+            return kv_parts.KvParts(self.read_raw_state(seq))
         except kv_parts.UnknownState:
             return None
 
     def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
         """See `Backend`."""
         try:
-            return self.put_raw_state(seq, kv_parts.joined(parts, self._n_streams))
+            return self.put_raw_state(seq, kv_parts.join_parts(parts, self._n_streams))
         except kv_parts.UnknownState:
             return False
 
-    def checkpoint(self, seq: int) -> memoryview:
+    def take_checkpoint(self, seq: int) -> memoryview:
         """See `Backend`."""
         return self._get_state(seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
 
-    def state_bytes(self, seq: int) -> int:
-        """The size of `raw_state`; cheap."""
+    def count_state_bytes(self, seq: int) -> int:
+        """The size of `read_raw_state`; cheap."""
         return self._llama.llama_state_seq_get_size_ext(self._context, seq, 0)
 
     def _get_state(self, seq: int, flags: int) -> memoryview:
@@ -596,7 +598,7 @@ class LlamaBackend:
         return self.put_raw_state(seq, state)
 
     def put_raw_state(self, seq: int, state: bytearray | memoryview) -> bool:
-        """The reverse of `raw_state`."""
+        """The reverse of `read_raw_state`."""
         return self._put_state(seq, state, 0)
 
     def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
@@ -627,10 +629,10 @@ class LlamaBackend:
             config, model = self._config, self._model
             fields = {**self._compute(), **config.context_params}
             if self._answers_in_words:
-                shape = self._embedding_shape(LLAMA_POOLING_TYPE_LAST)
+                shape = self._make_embedding_shape(LLAMA_POOLING_TYPE_LAST)
                 self._embeddings = LlamaWordScores(model, shape, config.n_ubatch, self._abort, fields)
             else:
-                shape = self._embedding_shape(self._pooling)
+                shape = self._make_embedding_shape(self._pooling)
                 self._embeddings = LlamaEmbeddings(model, shape, self._abort, fields)
             self._embeddings.set_lora(self._lora_of())
         return self._embeddings
@@ -643,7 +645,7 @@ class LlamaBackend:
             config, old = self._config, self._media_embeddings
             if old is not None:
                 old.close()
-            shape = self._embedding_shape(LLAMA_POOLING_TYPE_NONE)
+            shape = self._make_embedding_shape(LLAMA_POOLING_TYPE_NONE)
             self._media_embeddings = LlamaMediaEmbeddings(
                 self._model, self.media, shape, n_at_once, self._abort, {**self._compute(), **config.context_params}
             )
@@ -679,18 +681,18 @@ def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]
     if config.mmproj and files.mtmd:
         libraries.add(files.mtmd)
     return {
-        "model": model_sources(config.model, config.model_offset, config.model_size),
-        "lora": [source(path) for path, _ in config.lora],
-        "mmproj": [source(config.mmproj)] if config.mmproj else [],
-        "libraries": [source(path) for path in sorted(libraries)],
+        "model": list_model_sources(config.model, config.model_offset, config.model_size),
+        "lora": [make_source(path) for path, _ in config.lora],
+        "mmproj": [make_source(config.mmproj)] if config.mmproj else [],
+        "libraries": [make_source(path) for path in sorted(libraries)],
     }
 
 
-def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, Any]:
+def _fit_params(config: EngineConfig, plan: Plan | None) -> dict[str, Any]:
     """The model's parameters, with the plan's number of layers on GPUs if the user set none."""
     params: dict[str, Any] = dict(config.model_params)
     if plan:
-        for line in plan.lines():
+        for line in plan.render_lines():
             log.info("%s", line)
         if config.is_fitted and len(plan.rows) > 1 and params.get("n_gpu_layers", -1) < 0:
             params["n_gpu_layers"] = plan.n_gpu_layers

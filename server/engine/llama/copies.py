@@ -25,13 +25,13 @@ class Sequences(Protocol):
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """Drop positions."""
 
-    def seq_copy_stream(self, source: int, target: int) -> None:
+    def copy_seq_stream(self, source: int, target: int) -> None:
         """Copy a whole stream with the next decode."""
 
-    def state_bytes(self, seq: int) -> int:
-        """The size of `raw_state`."""
+    def count_state_bytes(self, seq: int) -> int:
+        """The size of `read_raw_state`."""
 
-    def raw_state(self, seq: int) -> memoryview:
+    def read_raw_state(self, seq: int) -> memoryview:
         """Read a sequence out."""
 
     def put_raw_state(self, seq: int, state: bytearray | memoryview) -> bool:
@@ -52,8 +52,8 @@ class SequenceCopies:
         if self._has_window:
             self._copy_stream(source, target, n)
             return
-        if self._source != source or len(self._state) != self._backend.state_bytes(source):
-            self._source, self._state = source, self._backend.raw_state(source)
+        if self._source != source or len(self._state) != self._backend.count_state_bytes(source):
+            self._source, self._state = source, self._backend.read_raw_state(source)
         if not self._backend.put_raw_state(target, self._state):
             self._backend.seq_rm(target, -1, -1)
             raise RuntimeError("could not copy a sequence of the KV cache")
@@ -64,7 +64,7 @@ class SequenceCopies:
         if self._has_window:
             return False
         try:
-            states = self._backend.raw_state(a), self._backend.raw_state(b)
+            states = self._backend.read_raw_state(a), self._backend.read_raw_state(b)
         except MemoryError:
             return False
         if self._put(b, states[0]) and self._put(a, states[1]):
@@ -89,7 +89,7 @@ class SequenceCopies:
     def _copy_stream(self, source: int, target: int, n: int) -> None:
         """Copy by `llama_memory_seq_cp`. A dummy row is decoded to make llama.cpp copy now."""
         self._backend.seq_rm(target, -1, -1)
-        self._backend.seq_copy_stream(source, target)
+        self._backend.copy_seq_stream(source, target)
         self._backend.seq_rm(target, n, -1)
         code = self._backend.decode([Span(target, target, n, [0], False)])
         self._backend.seq_rm(target, n, -1)

@@ -27,7 +27,7 @@ class Likeliest:
         self._ctx = ctx
         self._chance = 0.0
         self._custom = CustomSamplers(factory.llama, -1)
-        self._chain, _ = factory.chain([Stage("top_k", (N_BEST,))])
+        self._chain, _ = factory.make_chain([Stage("top_k", (N_BEST,))])
         factory.llama.llama_sampler_chain_add(self._chain, self._custom.make(b"likeliest", self._pick))
 
     def sample(self, row: int) -> tuple[int, float]:
@@ -47,7 +47,7 @@ class Likeliest:
         candidates.selected = 0
 
 
-def drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineConfig:
+def make_drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineConfig:
     """The draft model's configuration: slots, context and batches of the large model, its own file and parameters."""
     spec = config.spec
     return EngineConfig(
@@ -68,7 +68,7 @@ def drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineCo
     )
 
 
-def vocab_difference(llama: Any, large: int, small: int) -> str:
+def describe_vocab_difference(llama: Any, large: int, small: int) -> str:
     """How the draft model's vocabulary `small` differs from `large`; "" if it doesn't."""
     if llama.llama_vocab_type(large) != llama.llama_vocab_type(small):
         return "it has another kind of vocabulary"

@@ -101,7 +101,7 @@ class BackgroundCall(Generic[T]):
     def __exit__(self, *exc_info: object) -> None:
         self._thread.join()
 
-    def result(self) -> T:
+    def wait_for_result(self) -> T:
         """The return value of `work`; re-raises its exception."""
         self._thread.join()
         if self._error is not None:

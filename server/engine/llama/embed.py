@@ -66,7 +66,7 @@ def pooling_of(model: Model, params: Mapping[str, Any], is_generative: bool) -> 
     asked = params.get("pooling_type")
     if isinstance(asked, int) and asked >= 0:
         return asked
-    meta = model.meta()
+    meta = model.read_meta()
     own = meta.get(f"{meta.get('general.architecture', '')}.pooling_type")
     if own is not None and own.isdecimal():
         return int(own)
@@ -75,18 +75,18 @@ def pooling_of(model: Model, params: Mapping[str, Any], is_generative: bool) -> 
     return LLAMA_POOLING_TYPE_LAST if is_generative else LLAMA_POOLING_TYPE_NONE
 
 
-def longest_input(model: Model, n_ctx: int, params: Mapping[str, Any]) -> int:
+def compute_longest_input(model: Model, n_ctx: int, params: Mapping[str, Any]) -> int:
     """The most tokens of an encoder's input: its training context, unless RoPE options stretch it.
 
     Learned positions (plain BERT) can't be stretched: ggml ends the process at a position beyond their table.
     """
     is_stretched = any(name.startswith(("rope_", "yarn_")) for name in params)
-    if is_stretched and model.meta().get("general.architecture") not in LEARNED_POSITIONS:
+    if is_stretched and model.read_meta().get("general.architecture") not in LEARNED_POSITIONS:
         return n_ctx
     return min(n_ctx, model.libs.llama.llama_model_n_ctx_train(model))
 
 
-def class_labels(model: Model) -> tuple[str, ...]:
+def read_class_labels(model: Model) -> tuple[str, ...]:
     """The labels of a classifier's outputs, with numbers for missing ones; empty if it has no labels."""
     llama = model.libs.llama
     labels = [llama.llama_model_cls_label(model, i) for i in range(llama.llama_model_n_cls_out(model))]
@@ -105,7 +105,7 @@ def use_adapters(context: Context, adapters: Sequence[tuple[Adapter, float]]) ->
             raise RuntimeError("llama.cpp refused the LoRA adapters")
 
 
-def encoder_shape(pooling: int, n_ctx: int, n_ubatch: int) -> EmbeddingShape:
+def make_encoder_shape(pooling: int, n_ctx: int, n_ubatch: int) -> EmbeddingShape:
     """The shape for a model without a KV cache. An input longer than `n_ubatch` is a batch of its own."""
     n = max(n_ctx, n_ubatch)
     return EmbeddingShape(
@@ -120,7 +120,7 @@ def encoder_shape(pooling: int, n_ctx: int, n_ubatch: int) -> EmbeddingShape:
     )
 
 
-def generative_shape(
+def make_generative_shape(
     pooling: int, n_ctx: int, n_ubatch: int, n_vocab: int, is_recurrent: bool, is_causal: bool
 ) -> EmbeddingShape:
     """The shape for a model with a KV cache or a recurrent state."""
@@ -167,7 +167,7 @@ class LlamaEmbeddings:
                 "n_ubatch": shape.n_ubatch,
                 "n_seq_max": n_seqs,
                 "kv_unified": True,
-                **self._context_fields(shape, n_seqs),
+                **self._make_context_fields(shape, n_seqs),
             },
         )
         self._batch = Batch(model.libs, shape.n_ubatch)
@@ -185,12 +185,12 @@ class LlamaEmbeddings:
         self.advice = shape.advice
 
     @staticmethod
-    def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
+    def _make_context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
         """The parameters that differ between embeddings and word scores."""
         return {"embeddings": True, "pooling_type": shape.pooling}
 
     @staticmethod
-    def _outputs(span: Span) -> bytes:
+    def _mark_outputs(span: Span) -> bytes:
         """A flag per row, 1 for outputs: here all rows are."""
         return b"\x01" * len(span)
 
@@ -202,7 +202,7 @@ class LlamaEmbeddings:
             batch.token[at : at + n] = span.tokens
             batch.pos[at : at + n] = range(span.pos, span.pos + n)
             batch.seq[at : at + n] = [span.seq] * n
-            batch.logits[at : at + n] = self._outputs(span)
+            batch.logits[at : at + n] = self._mark_outputs(span)
             at += n
         batch.n_tokens = at
         self._abort.clear()
@@ -211,7 +211,7 @@ class LlamaEmbeddings:
             self._llama.llama_synchronize(self.context)
         return code
 
-    def vectors(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_vectors(self, spans: Sequence[Span]) -> list[bytes]:
         """See `EmbeddingBackend`."""
         found, row = [], 0
         for span in spans:
@@ -257,7 +257,7 @@ class LlamaEmbeddings:
 WORDS = ("yes", "no")
 
 
-def answers_in_words(pooling: int, config: EngineConfig) -> bool:
+def must_answer_in_words(pooling: int, config: EngineConfig) -> bool:
     """Whether the model has to rank, but has no classification head."""
     if pooling != LLAMA_POOLING_TYPE_RANK:
         return False
@@ -277,7 +277,7 @@ class LlamaWordScores(LlamaEmbeddings):
         self, model: Model, shape: EmbeddingShape, n_ubatch: int, abort: AbortFlag, fields: Mapping[str, Any]
     ) -> None:
         self._words = tuple(vocabulary.tokenize(model.libs, model.vocab, word.encode(), False, False) for word in WORDS)
-        if not template_of(model.meta()) or not shape.can_split:
+        if not template_of(model.read_meta()) or not shape.can_split:
             raise StartError(
                 "this model can't rank: it has no classification head, and its metadata has no reranking template "
                 f"({TEMPLATE_KEY})"
@@ -291,23 +291,23 @@ class LlamaWordScores(LlamaEmbeddings):
         self.pooling, self.width = POOLING_NAMES[LLAMA_POOLING_TYPE_RANK], len(WORDS)
 
     @staticmethod
-    def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
+    def _make_context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
         """A context with logits, for one row per sequence."""
         return {"embeddings": False, "pooling_type": LLAMA_POOLING_TYPE_NONE, "n_outputs_max": n_seqs}
 
     @staticmethod
-    def _outputs(span: Span) -> bytes:
+    def _mark_outputs(span: Span) -> bytes:
         return bytes(len(span) - 1) + bytes([span.output])
 
-    def vectors(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_vectors(self, spans: Sequence[Span]) -> list[bytes]:
         """See `EmbeddingBackend`."""
         found, row = [], 0
         for span in spans:
             row += len(span)
-            found.append(self._scores(row - 1) if span.output else b"")
+            found.append(self._compute_scores(row - 1) if span.output else b"")
         return found
 
-    def _scores(self, row: int) -> bytes:
+    def _compute_scores(self, row: int) -> bytes:
         logits = self._llama.llama_get_logits_ith(self.context, row)
         yes, no = (logits[tokens[0]] for tokens in self._words)
         best = max(yes, no)

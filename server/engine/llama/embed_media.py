@@ -63,14 +63,14 @@ class LlamaMediaEmbeddings:
         """See `MediaEmbeddingBackend`. The result is copied: a slot may encode its chunk before this is embedded."""
         self._encoded = None
         self._projector.encode(chunk)
-        self._encoded = self._projector.encoded(chunk)
+        self._encoded = self._projector.copy_encoded(chunk)
 
     def embed_chunk(self, chunk: Chunk, pos: int) -> tuple[int, bytes]:
         """See `MediaEmbeddingBackend`."""
         rows: list[bytes] = []
         self._abort.clear()
-        with self._projector.attending(self.context, chunk):
-            for batch, _ in self._projector.batches(chunk, ctypes.addressof(self._encoded), 0, pos, self.n_rows):
+        with self._projector.switch_attention(self.context, chunk):
+            for batch, _ in self._projector.make_batches(chunk, ctypes.addressof(self._encoded), 0, pos, self.n_rows):
                 code = self._compute(batch, rows)
                 if code != DECODE_OK:
                     return code, b""

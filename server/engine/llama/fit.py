@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from ctypes_api.devices import Device, list_devices
 from ctypes_api.loader import Libs
-from server.engine.cache.rollback import n_back
-from server.engine.seam.config import EngineConfig, pinned_patterns
+from server.engine.cache.rollback import count_back
+from server.engine.seam.config import EngineConfig, list_pinned_patterns
 from server.errors import StartError
 from server.log import get_logger
 from server.model_files import host_memory
@@ -33,7 +33,9 @@ def find_shape(config: EngineConfig) -> Shape | None:
     from server.model_files.shape_reader import read_shape  # here, because the config nearly always has the shape
 
     try:
-        return read_shape(config.model, (config.model_offset, config.model_size), pinned_patterns(config.model_params))
+        return read_shape(
+            config.model, (config.model_offset, config.model_size), list_pinned_patterns(config.model_params)
+        )
     except (OSError, ValueError) as error:
         log.warning("can't estimate the model's memory: %s", error)
         return None
@@ -43,10 +45,10 @@ def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan
     """The context size and layers on GPUs to load with; None without a shape. StartError if the model can't fit."""
     if shape is None:
         return None
-    room = host_memory.available()
+    room = host_memory.read_available()
     if room is None:
         log.info("the amount of free memory is unknown on this system")
-        room = 1 << 62 if config.n_ctx is not None else _fallback_room(shape, config)
+        room = 1 << 62 if config.n_ctx is not None else _estimate_fallback_room(shape, config)
     memory = fit.Place("memory", room)
     plan = fit.plan(shape, wish_of(config, bool(shape.window)), memory, places_of(list_devices(libs), config))
     if plan.n_ctx > MAX_CTX:
@@ -56,11 +58,11 @@ def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan
     return plan
 
 
-def _fallback_room(shape: Shape, config: EngineConfig) -> int:
+def _estimate_fallback_room(shape: Shape, config: EngineConfig) -> int:
     """Bytes that suffice for a context of `AUTO_CTX` tokens: assumed where the free memory is unknown."""
     wish = wish_of(config, bool(shape.window))
     n_ctx = min(AUTO_CTX, shape.n_ctx_train * config.n_slots)
-    cache = fit.cache_bytes(shape.layers, wish, n_ctx, shape.window)
+    cache = fit.count_cache_bytes(shape.layers, wish, n_ctx, shape.window)
     return shape.weights + 2 * cache + fit.compute_bytes(shape, wish, n_ctx) + 2 * fit.DEFAULT_MARGIN
 
 
@@ -81,7 +83,7 @@ def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
         is_window_full=context.get("swa_full", True),
         is_cache_on_gpu=context.get("offload_kqv", True),
         is_split=config.is_split(has_window),
-        n_back=n_back(config, config.shape),
+        n_back=count_back(config, config.shape),
         embeds=config.embeddings,
         fit_ctx=config.fit_ctx,
         draft=_draft_shape(config),
@@ -135,7 +137,7 @@ ARCHITECTURES = ("bert", "gpt2", "mpt", "starcoder")  # those of llama.cpp v0.5.
 PADDING = 256  # tokens: llama.cpp rounds a context up to a multiple
 
 
-def learned_positions(architecture: str, config: EngineConfig) -> int:
+def count_learned_positions(architecture: str, config: EngineConfig) -> int:
     """The rows of the model's table of positions; 0 if it has none."""
     if architecture not in ARCHITECTURES:
         return 0
@@ -147,7 +149,7 @@ def learned_positions(architecture: str, config: EngineConfig) -> int:
     return 0
 
 
-def bounded_context(n_ctx: int, n_slots: int, n_positions: int) -> int:
+def bound_context(n_ctx: int, n_slots: int, n_positions: int) -> int:
     """At most `n_ctx`: what the slots can use of it. Warns if more is lost than llama.cpp's rounding."""
     most = n_positions * n_slots
     if not n_positions or n_ctx <= most:

@@ -45,7 +45,7 @@ MOST, MOST_PROBES, MOST_SHARE = 4096, 1024, 0.75
 checking the whole vocabulary is as fast."""
 
 LONGEST = 512  # bytes: longer tokens are not read
-KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # entries of the caches of `Grammars.given` and `Grammars.spell`
+KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # entries of the caches of `Grammars.make_given` and `Grammars.spell`
 TEXTS_AND_CLASSES = re.compile(r'"(?:[^"\\]|\\.)*"|#[^\n]*|\[(?:[^\]\\]|\\.)*\]')
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]|\\[uU]|\\x[89a-fA-F]")
 
@@ -106,7 +106,7 @@ def is_searchable(grammar: str) -> bool:
     return "<" not in TEXTS_AND_CLASSES.sub("", grammar) and not any(map(BEYOND_ASCII.search, negated))
 
 
-def half_letter(text: bytes) -> bytes | None:
+def find_half_letter(text: bytes) -> bytes | None:
     """The bytes of an incomplete character at the end of this text; None if the text isn't UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
@@ -130,7 +130,7 @@ class Grammars:
         self._buffer = ctypes.create_string_buffer(LONGEST)
         self._n_vocab = n_vocab
         self._rows = (llama_token_data * MOST)()
-        self._ids, self._logits = column(self._rows, "i", 0), column(self._rows, "f", 1)
+        self._ids, self._logits = get_column(self._rows, "i", 0), get_column(self._rows, "f", 1)
         self._ones = memoryview(array("f", [1.0]) * MOST)
         self._array = llama_token_data_array(ctypes.cast(self._rows, ctypes.POINTER(llama_token_data)), 0, -1, False)
         self._row = self._rows[0]
@@ -166,7 +166,7 @@ class Grammars:
         self.llama.llama_sampler_apply(raw, array)
         return row.logit != -math.inf
 
-    def given(self, text: str, root: str) -> GivenText | None:
+    def make_given(self, text: str, root: str) -> GivenText | None:
         """A `GivenText` of this grammar, for one text; None if the grammar is too long or can't be read here."""
         from server.grammar.gbnf import GrammarError
         from server.grammar.given import MOST_BYTES, GivenText, Places  # not at start, for few requests need it
@@ -231,7 +231,7 @@ class Grammars:
                 ends.append(token)  # longer than the buffer: always checked
             elif n and buffer.raw[0]:
                 pieces.append((buffer.raw[: min(n, DEEPEST + 1)], token))
-            if n > 0 and not (text := buffer.raw[:n]).isascii() and half_letter(text) is None:
+            if n > 0 and not (text := buffer.raw[:n]).isascii() and find_half_letter(text) is None:
                 loose.append(token)
             if self._is_closing:
                 return
@@ -253,7 +253,7 @@ class Grammar:
         # The accepted bytes that `_given` hasn't read; None if `_given` can't be made.
         self._unread: list[bytes] | None = []
 
-    def allows(self, token: int) -> bool:
+    def is_allowed(self, token: int) -> bool:
         """Whether this token may come next."""
         return self._is_text(token) and self._shared.ask_one(self._raw, token)
 
@@ -261,7 +261,7 @@ class Grammar:
         """Go on to the state after this token."""
         piece = self._shared.piece(token)
         if self._half or not piece.isascii():
-            self._half = half_letter(self._half + piece) or b""
+            self._half = find_half_letter(self._half + piece) or b""
         if self._unread is not None:
             self._unread.append(piece)
         self._llama.llama_sampler_accept(self._raw, token)
@@ -272,14 +272,14 @@ class Grammar:
         if unread is None:
             return []
         if self._given is None:
-            self._given = self._shared.given(self._text, self._root)
+            self._given = self._shared.make_given(self._text, self._root)
             if self._given is None:
                 self._unread = None
                 return []
         for piece in unread:
             self._given.feed(piece)
         unread.clear()
-        text = self._given.ahead()
+        text = self._given.find_ahead()
         return self._shared.spell(text) if text else []
 
     def find_allowed(self) -> list[int] | None:
@@ -324,7 +324,7 @@ class Grammar:
     def _is_text(self, token: int) -> bool:
         """Whether the text with this token is UTF-8; its last character may be incomplete."""
         piece = self._shared.piece(token)
-        return (not self._half and piece.isascii()) or half_letter(self._half + piece) is not None
+        return (not self._half and piece.isascii()) or find_half_letter(self._half + piece) is not None
 
     def _require_time(self, ends: float) -> None:
         if self._shared.clock() > ends:
@@ -335,6 +335,6 @@ class Grammar:
             )
 
 
-def column(rows: ctypes.Array, format: Literal["i", "f"], place: int) -> Any:
+def get_column(rows: ctypes.Array, format: Literal["i", "f"], place: int) -> Any:
     """The ids ("i", 0) or logits ("f", 1) of an array of `llama_token_data`, as a memoryview."""
     return memoryview(rows).cast("B").cast(format)[place::3]

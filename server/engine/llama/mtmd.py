@@ -20,11 +20,11 @@ from ctypes_api.errors import LibsError
 from ctypes_api.media import Bitmap, Chunks, EmptyBitmap
 from ctypes_api.mtmd import mtmd_decoder_pos
 from ctypes_api.objects import AbortFlag, Batch, Context, Model, MtmdContext
-from server.engine.llama.params import devices
+from server.engine.llama.params import find_devices
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import AUDIO, Media
 from server.engine.slots.backend import DECODE_OK
-from server.engine.slots.media import Chunk, Prepared, placeholders
+from server.engine.slots.media import Chunk, Prepared, make_placeholders
 from server.errors import ApiError, StartError
 
 N_POS_MROPE = 4  # positions per row with M-RoPE: time, row, column and z
@@ -45,7 +45,7 @@ class Projector:
             **config.mmproj_params,
         }
         if "device" in fields:
-            fields["device"] = devices(self._libs, (fields["device"],), "--mmproj-device")[0]
+            fields["device"] = find_devices(self._libs, (fields["device"],), "--mmproj-device")[0]
         try:
             self._raw = MtmdContext(model, config.mmproj, **fields)
         except LibsError as error:
@@ -61,10 +61,10 @@ class Projector:
     def least_tokens(self, media: Media) -> int:
         """See `MediaBackend`. Exact for an image; a bit too low for a sound, and 0 for one of up to `PROBE_S`."""
         if media.kind == AUDIO:
-            return int(media.seconds * self._tokens_per_second()) if media.seconds > PROBE_S else 0
+            return int(media.seconds * self._measure_tokens_per_second()) if media.seconds > PROBE_S else 0
         return self._count(media.width, media.height) if media.width else 0
 
-    def _tokens_per_second(self) -> float:
+    def _measure_tokens_per_second(self) -> float:
         """A lower bound, measured once: a minute of silence less a second of it.
 
         Projectors that cut a sound into windows pad the last one; the subtraction removes the padding.
@@ -78,7 +78,7 @@ class Projector:
         """Tokens of an image of this size, or of a sound of `width` samples, without its data; 0 if unknown."""
         try:
             with EmptyBitmap(self._raw, width, height) as bitmap, Chunks(self._raw, bitmap) as chunks:
-                return sum(map(chunks.n_tokens, range(len(chunks))))
+                return sum(map(chunks.count_tokens, range(len(chunks))))
         except LibsError:
             return 0
 
@@ -93,14 +93,14 @@ class Projector:
                 chunks = Chunks(self._raw, bitmap)
         except LibsError as error:
             raise ApiError(400, f"{media.where}: {error}; is it a complete {media.kind} file?") from None
-        return Prepared(tuple(self._part(media, chunks, i) for i in range(len(chunks))), chunks)
+        return Prepared(tuple(self._make_part(media, chunks, i) for i in range(len(chunks))), chunks)
 
-    def _part(self, media: Media, chunks: Chunks, index: int) -> list[int] | Chunk:
-        tokens = chunks.text_tokens(index)
+    def _make_part(self, media: Media, chunks: Chunks, index: int) -> list[int] | Chunk:
+        tokens = chunks.get_text_tokens(index)
         if tokens is not None:
             return tokens
         raw = chunks[index]
-        n_tokens = chunks.n_tokens(index)
+        n_tokens = chunks.count_tokens(index)
         n_pos = self._mtmd.mtmd_input_chunk_get_n_pos(raw)
         is_causal = not self._mtmd.mtmd_decode_use_non_causal(self._raw, raw)
         if not is_causal and n_tokens > self._n_ubatch:
@@ -109,7 +109,7 @@ class Projector:
                 f"{media.where}: the {media.kind} has {n_tokens} tokens, which this model must read in one ubatch; "
                 f"start the server with --ubatch-size {n_tokens} or more (now {self._n_ubatch})",
             )
-        return Chunk(placeholders(f"{media.hash} {index}".encode(), n_pos), n_tokens, is_causal, raw)
+        return Chunk(make_placeholders(f"{media.hash} {index}".encode(), n_pos), n_tokens, is_causal, raw)
 
     def encode(self, chunk: Chunk) -> None:
         """Compute a chunk's embeddings and keep them until the next `encode`. RuntimeError if libmtmd fails."""
@@ -119,8 +119,8 @@ class Projector:
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
         """Evaluate the embeddings of the chunk encoded last. Returns a DECODE_* code and the batch row of its end."""
         self._abort.clear()
-        with self.attending(self._context, chunk):
-            for batch, is_last in self.batches(chunk, self._output(), seq, pos, self._n_batch):
+        with self.switch_attention(self._context, chunk):
+            for batch, is_last in self.make_batches(chunk, self._get_output(), seq, pos, self._n_batch):
                 batch.logits[batch.n_tokens - 1] = output and is_last
                 code = self._llama.llama_decode(self._context, batch.struct)
                 if code != DECODE_OK:
@@ -128,15 +128,15 @@ class Projector:
         self._llama.llama_synchronize(self._context)
         return DECODE_OK, batch.n_tokens - 1
 
-    def encoded(self, chunk: Chunk) -> ctypes.Array:
+    def copy_encoded(self, chunk: Chunk) -> ctypes.Array:
         """A copy of the embeddings of the chunk encoded last."""
         size = chunk.n_tokens * self._n_embd
         copy = (ctypes.c_float * size)()
-        ctypes.memmove(copy, self._output(), ctypes.sizeof(copy))
+        ctypes.memmove(copy, self._get_output(), ctypes.sizeof(copy))
         return copy
 
     @contextlib.contextmanager
-    def attending(self, context: Context, chunk: Chunk) -> Iterator[None]:
+    def switch_attention(self, context: Context, chunk: Chunk) -> Iterator[None]:
         """Switch a context to the chunk's attention, causal or not, and back at the end of the block."""
         if not chunk.is_causal:
             self._llama.llama_set_causal_attn(context, False)
@@ -146,7 +146,7 @@ class Projector:
             if not chunk.is_causal:
                 self._llama.llama_set_causal_attn(context, True)
 
-    def batches(self, chunk: Chunk, source: int, seq: int, pos: int, n_batch: int) -> Iterator[tuple[Batch, bool]]:
+    def make_batches(self, chunk: Chunk, source: int, seq: int, pos: int, n_batch: int) -> Iterator[tuple[Batch, bool]]:
         """The chunk's embeddings at the address `source`, as batches of at most `n_batch` rows. True for the last."""
         for start in range(0, chunk.n_tokens, n_batch):
             n = min(n_batch, chunk.n_tokens - start)
@@ -156,7 +156,7 @@ class Projector:
         """Free the projector; must be called before the model is closed."""
         self._raw.close()
 
-    def _output(self) -> Any:
+    def _get_output(self) -> Any:
         """The address of the embeddings of the chunk encoded last."""
         return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
 
@@ -166,12 +166,12 @@ class Projector:
         row_bytes = self._n_embd * ctypes.sizeof(ctypes.c_float)
         ctypes.memmove(batch.embd, source + start * row_bytes, n * row_bytes)
         batch.seq[:] = [seq] * n
-        for dimension, positions in enumerate(self._positions(chunk, pos)):
+        for dimension, positions in enumerate(self._compute_positions(chunk, pos)):
             batch.pos[dimension * n : (dimension + 1) * n] = positions[start : start + n]
         batch.n_tokens = n
         return batch
 
-    def _positions(self, chunk: Chunk, pos: int) -> list[list[int]]:
+    def _compute_positions(self, chunk: Chunk, pos: int) -> list[list[int]]:
         """The positions of all rows, per dimension: one dimension, or the `N_POS_MROPE` of M-RoPE."""
         line = list(range(pos, pos + chunk.n_tokens))
         if self._n_pos == 1:

@@ -23,7 +23,7 @@ from ctypes_api.llama_types import (
 )
 from ctypes_api.loader import Libs
 from ctypes_api.objects import Threadpool
-from server.engine.seam.config import EngineConfig, thread_counts
+from server.engine.seam.config import EngineConfig, count_threads
 from server.errors import StartError
 from server.log import get_logger
 
@@ -47,31 +47,31 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
     if not addresses:
         return
     from ctypes_api import rpc  # here, because most servers have no workers
-    from server.engine.seam.workers import reachable
+    from server.engine.seam.workers import find_reachable
 
-    workers, faults = reachable(addresses)
+    workers, faults = find_reachable(addresses)
     for fault in faults:
         log.warning("%s; going on without it", fault)
     if workers:
         rpc.add_workers(libs, [worker.address for worker in workers])
 
 
-def model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
+def make_model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` with names and texts replaced by C handles and structs. StartError for an unknown device or buffer."""
     fields = dict(params)
     if "devices" in fields:
-        fields["devices"] = devices(libs, fields["devices"])
+        fields["devices"] = find_devices(libs, fields["devices"])
     if "kv_overrides" in fields:
-        fields["kv_overrides"] = [kv_override(*row) for row in fields["kv_overrides"]]
+        fields["kv_overrides"] = [make_kv_override(*row) for row in fields["kv_overrides"]]
     if "tensor_buft_overrides" in fields:
-        buffers = buffer_types(libs)
+        buffers = list_buffer_types(libs)
         fields["tensor_buft_overrides"] = [
-            tensor_override(pattern, buffer, buffers) for pattern, buffer in fields["tensor_buft_overrides"]
+            make_tensor_override(pattern, buffer, buffers) for pattern, buffer in fields["tensor_buft_overrides"]
         ]
     return fields
 
 
-def devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> list[int]:
+def find_devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> list[int]:
     """Handles of the named devices. `none` alone means the CPU only: an empty list."""
     if names == ("none",):
         return []
@@ -82,7 +82,7 @@ def devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> lis
     return [known[name] for name in names]
 
 
-def buffer_types(libs: Libs) -> dict[str, int]:
+def list_buffer_types(libs: Libs) -> dict[str, int]:
     """Handles of the buffer types that can hold tensors, by name."""
     found = {}
     for device in list_devices(libs):
@@ -92,7 +92,7 @@ def buffer_types(libs: Libs) -> dict[str, int]:
     return found
 
 
-def kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
+def make_kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
     """One metadata override."""
     tag, field = KV_TYPES[kind]
     row = llama_model_kv_override(tag=tag, key=key.encode())
@@ -100,7 +100,7 @@ def kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
     return row
 
 
-def tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llama_model_tensor_buft_override:
+def make_tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llama_model_tensor_buft_override:
     """One buffer override. StartError for a malformed pattern: in llama.cpp it would throw a C++ exception."""
     if buffer not in known:
         raise StartError(f"--override-tensor {pattern}={buffer}: no such buffer; available: {', '.join(known)}")
@@ -121,7 +121,7 @@ def tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llam
 
 def open_pool(libs: Libs, config: EngineConfig) -> Threadpool | None:
     """The thread pool; None if only the engine's own thread computes and no pool option is set."""
-    n_threads = max(thread_counts(config))
+    n_threads = max(count_threads(config))
     if n_threads == 1 and not config.pool_params:
         return None
     fields = {"poll": 0, **config.pool_params}

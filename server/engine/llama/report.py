@@ -28,7 +28,7 @@ class LoadReport:
         self._memory: dict[str, dict[str, float]] = {}  # device -> use -> MiB
         self._layers = (0, 0)  # on GPUs, and of the model
 
-    def listening(self, sink: Sink) -> Sink:
+    def make_listener(self, sink: Sink) -> Sink:
         """A sink that passes each line to `hear` and to `sink`."""
 
         def listen(level: int, line: str) -> None:
@@ -48,7 +48,7 @@ class LoadReport:
         elif found := OFFLOADED.search(line):
             self._layers = (int(found[1]), int(found[2]))
 
-    def lines(self, devices: Sequence[Device]) -> Iterator[str]:
+    def list_lines(self, devices: Sequence[Device]) -> Iterator[str]:
         """A line for each device that holds a part of the model, GPUs first; names and free memory from `devices`."""
         known = {device.name: device for device in devices}
         for name in sorted(self._memory, key=lambda name: (self._is_cpu(name, known), name)):
@@ -68,7 +68,7 @@ class LoadReport:
         return name not in known or known[name].type in ("CPU", "ACCEL")
 
 
-def lacks_gpu(plugins: Sequence[str], notes: Sequence[str], devices: Sequence[Device]) -> bool:
+def is_lacking_gpu(plugins: Sequence[str], notes: Sequence[str], devices: Sequence[Device]) -> bool:
     """Whether plug-ins for a GPU were loaded without a note, but found no GPU."""
     has_gpu_plugin = any(f"ggml-{backend}." in plugin for plugin in plugins for backend in GPU_BACKENDS)
     return has_gpu_plugin and not notes and all(device.type in ("CPU", "ACCEL") for device in devices)

@@ -29,7 +29,7 @@ from ctypes_api.llama_types import (
     llama_token_data,
     llama_token_data_array,
 )
-from server.engine.llama.grammar import FILTER_TOKENS, MOST, Grammar, Grammars, column
+from server.engine.llama.grammar import FILTER_TOKENS, MOST, Grammar, Grammars, get_column
 from server.engine.seam.task import TokenProbs
 from server.engine.slots.phases import Begin
 from server.engine.slots.sampling import Stage
@@ -40,7 +40,8 @@ MIROSTAT_M = 100  # tokens that Mirostat estimates its curve from, as in llama.c
 MIN_PROB = 1e-45  # the least float32 above 0, for a logarithm
 
 LIKELIEST = 256
-"""If many tokens may be allowed, only this many of the likeliest are checked, if the chain's `n_considered` isn't 0."""
+"""If many tokens may be allowed, only this many of the likeliest are checked, unless the chain's `count_considered` is
+0."""
 
 WITHOUT_COUNT = {"logit_bias", "penalties", "dry", "top_k", "top_p", "min_p", "temperature", "dist", "greedy"}
 DRY_KEPT = 8  # DRY samplers kept for copying
@@ -58,19 +59,21 @@ class Candidates:
     def __init__(self, n_vocab: int) -> None:
         self._rows = (llama_token_data * n_vocab)()
         self._template = (llama_token_data * n_vocab)()
-        column(self._template, "i", 0)[:] = memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
-        self._logits = column(self._rows, "f", 1)
+        get_column(self._template, "i", 0)[:] = (
+            memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
+        )
+        self._logits = get_column(self._rows, "f", 1)
         self._refused: Any = None  # the template with all logits -inf, made at its first use
         self._few: Any = None  # rows for some tokens, made at their first use
         self._few_columns: Any = None
         self._n_vocab = n_vocab
         self.array = llama_token_data_array()
-        self.parts = [self._part(start) for start in range(0, n_vocab, FILTER_TOKENS)]
+        self.parts = [self._make_part(start) for start in range(0, n_vocab, FILTER_TOKENS)]
 
     def fill(self, logits: Any) -> None:
         """Copy the logits of one batch row (`n_vocab` floats)."""
         ctypes.memmove(self._rows, self._template, ctypes.sizeof(self._rows))
-        self._logits[:] = self._floats(logits)
+        self._logits[:] = self._get_floats(logits)
         self._reset(self._rows, self._n_vocab)
 
     def fill_only(self, logits: Any, tokens: Sequence[int]) -> None:
@@ -81,8 +84,8 @@ class Candidates:
         """
         if self._few is None:
             self._few = (llama_token_data * (max(MOST, LIKELIEST) + 1))()
-            self._few_columns = column(self._few, "i", 0), column(self._few, "f", 1)
-        tokens, source = sorted(tokens), self._floats(logits)
+            self._few_columns = get_column(self._few, "i", 0), get_column(self._few, "f", 1)
+        tokens, source = sorted(tokens), self._get_floats(logits)
         values = array("f", [source[token] for token in tokens])
         if len(tokens) == 1:
             tokens.append((tokens[0] + 1) % self._n_vocab)
@@ -95,14 +98,14 @@ class Candidates:
         """Copy the logits of some tokens; the other rows get -inf."""
         if self._refused is None:
             self._refused = (llama_token_data * self._n_vocab).from_buffer_copy(self._template)
-            column(self._refused, "f", 1)[:] = memoryview(array("f", [-math.inf]) * self._n_vocab)
+            get_column(self._refused, "f", 1)[:] = memoryview(array("f", [-math.inf]) * self._n_vocab)
         ctypes.memmove(self._rows, self._refused, ctypes.sizeof(self._rows))
-        source, target = self._floats(logits), self._logits
+        source, target = self._get_floats(logits), self._logits
         for token in tokens:
             target[token] = source[token]
         self._reset(self._rows, self._n_vocab)
 
-    def _floats(self, logits: Any) -> Any:
+    def _get_floats(self, logits: Any) -> Any:
         source = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float * self._n_vocab)).contents
         return memoryview(source).cast("B").cast("f")
 
@@ -112,13 +115,13 @@ class Candidates:
         self.array.selected = -1
         self.array.sorted = False
 
-    def _part(self, start: int) -> llama_token_data_array:
+    def _make_part(self, start: int) -> llama_token_data_array:
         """Some of the rows as an array of their own."""
         row = ctypes.byref(self._rows, start * ctypes.sizeof(llama_token_data))
         n = min(FILTER_TOKENS, self._n_vocab - start)
         return llama_token_data_array(ctypes.cast(row, ctypes.POINTER(llama_token_data)), n, -1, False)
 
-    def rows(self, n: int) -> list[tuple[int, float, float]]:
+    def list_rows(self, n: int) -> list[tuple[int, float, float]]:
         """The first `n` rows as (id, logit, p)."""
         data = self.array.data
         return [(data[i].id, data[i].logit, data[i].p) for i in range(min(n, self.array.size))]
@@ -148,12 +151,12 @@ class SamplerFactory:
             self._candidates = Candidates(self.n_vocab)
         return self._candidates
 
-    def chain(self, stages: Sequence[Stage]) -> tuple[int, CustomSamplers]:
+    def make_chain(self, stages: Sequence[Stage]) -> tuple[int, CustomSamplers]:
         """A C sampler chain of `stages`, to be freed by the caller, and the object that must outlive it."""
         raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
         custom = CustomSamplers(self.llama, self.newline)
         for stage in stages:
-            for sampler in self._samplers(stage, custom):
+            for sampler in self._make_samplers(stage, custom):
                 self.llama.llama_sampler_chain_add(raw, sampler)
         return raw, custom
 
@@ -166,18 +169,18 @@ class SamplerFactory:
         self.llama.llama_sampler_chain_add(raw, self.llama.llama_sampler_init(ctypes.byref(interface), original.ctx))
         return raw, interface
 
-    def _samplers(self, stage: Stage, custom: CustomSamplers) -> list[int]:
+    def _make_samplers(self, stage: Stage, custom: CustomSamplers) -> list[int]:
         if stage.name == "tfs_z":
-            return [custom.tail_free(*stage.args)]
+            return [custom.make_tail_free(*stage.args)]
         if stage.name == "penalties" and not stage.args[-1]:
             remember, restore = custom.keep_newline()
             return [remember, STAGES["penalties"](self, *stage.args), restore]
         return [STAGES[stage.name](self, *stage.args)]
 
-    def dry(self, *args: Any) -> int:
+    def make_dry(self, *args: Any) -> int:
         """A DRY sampler, copied from an equal one if possible: a new one searches all tokens for each breaker."""
         made = self._dry.pop(args, None)
-        self._dry[args] = made = _dry(self, *args) if made is None else made
+        self._dry[args] = made = _make_dry(self, *args) if made is None else made
         if len(self._dry) > DRY_KEPT:
             self.llama.llama_sampler_free(self._dry.pop(next(iter(self._dry))))
         return self.llama.llama_sampler_clone(made)
@@ -204,13 +207,13 @@ class LlamaSampler:
         if waits:
             self._grammar, self._parsed = None, self._grammar
         self._chain: int | None
-        self._chain, self._custom = factory.chain(stages)
+        self._chain, self._custom = factory.make_chain(stages)
         self._draw_only: int | None = None  # `without_accept` of the chain
         if waits or grammar:
             self._draw_only, self._interface = factory.without_accept(self._chain)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
-        self._n_considered = n_considered(stages)
-        self._takes_few = takes_few(stages)
+        self._n_considered = count_considered(stages)
+        self._takes_few = can_take_few(stages)
         self._ahead: int | None = None
         if self._draw_only is None:
             self.sample = self._sample_plain  # type: ignore[method-assign]
@@ -262,7 +265,7 @@ class LlamaSampler:
 
     def draw_probs(self, row: int, n_probs: int) -> TokenProbs:
         """`sample_probs` that accepts nothing."""
-        before, log_sum = self._model_probs(row, n_probs)
+        before, log_sum = self._compute_model_probs(row, n_probs)
         candidates = self._draw(row)
         token = candidates.selected
         logit = self._llama.llama_get_logits_ith(self._ctx, row)[token]
@@ -272,12 +275,12 @@ class LlamaSampler:
             prob = math.exp(logit - log_sum)
         else:
             prob = candidates.array.data[candidates.array.selected].p
-            top = self._after_chain(candidates, n_probs, before)
+            top = self._list_after_chain(candidates, n_probs, before)
         return TokenProbs(token, prob, max(logit - log_sum, -1e9), top, logprobs)
 
-    def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
+    def compute_row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """See `TokenSampler`."""
-        top, log_sum = self._model_probs(row, n_probs)
+        top, log_sum = self._compute_model_probs(row, n_probs)
         logprob = max(self._llama.llama_get_logits_ith(self._ctx, row)[token] - log_sum, -1e9)
         return TokenProbs(
             token, math.exp(logprob), logprob, (), tuple((id_, max(logit - log_sum, -1e9)) for id_, logit, _ in top)
@@ -290,7 +293,7 @@ class LlamaSampler:
         """
         if not self._is_greedy:
             self._draw(row)
-        if self._grammar is not None and not self._grammar.allows(token):
+        if self._grammar is not None and not self._grammar.is_allowed(token):
             raise ApiError(
                 500, "after a restart of the engine, the grammar refuses a token that the answer has already"
             )
@@ -315,12 +318,14 @@ class LlamaSampler:
             name = "begin"
             while name in self._text:
                 name += "n"
-            rule = f"{_literal(begin.unless)} .* | root" if begin.unless else f"{_literal(begin.lead)} root"
+            rule = (
+                f"{_format_literal(begin.unless)} .* | root" if begin.unless else f"{_format_literal(begin.lead)} root"
+            )
             self._grammar = self._factory.grammars.make(f"{self._text}\n{name} ::= {rule}\n", name)
         else:
             self._grammar, self._parsed = self._parsed or self._factory.grammars.make(self._text), None
         for token in begin.tokens:
-            if not self.allows(token):
+            if not self.is_allowed(token):
                 self.end_grammar()
                 raise ApiError(400, "grammar_triggers: the grammar doesn't allow the text that triggered it")
             self._grammar.accept(token)
@@ -333,7 +338,7 @@ class LlamaSampler:
 
     def fit(self, row: int, token: int) -> int:
         """See `TokenSampler`."""
-        if self.allows(token):
+        if self.is_allowed(token):
             return token
         self._draw_under_grammar(self._llama.llama_get_logits_ith(self._ctx, row))
         return self._factory.candidates.selected
@@ -347,7 +352,7 @@ class LlamaSampler:
         logits = llama.llama_get_logits_ith(self._ctx, row)
         candidates.fill(logits)
         llama.llama_sampler_apply(self._chain, candidates.array)
-        if self._grammar is not None and not self.allows(candidates.selected):
+        if self._grammar is not None and not self.is_allowed(candidates.selected):
             self._draw_under_grammar(logits)
         return candidates
 
@@ -355,7 +360,7 @@ class LlamaSampler:
         """Draw from the tokens that the grammar allows; the result is `selected` of the candidates."""
         candidates = self._fill_allowed(logits)
         self._llama.llama_sampler_apply(self._chain, candidates.array)
-        if not self.allows(candidates.selected):
+        if not self.is_allowed(candidates.selected):
             self._draw_end(logits)
 
     def _draw_end(self, logits: Any) -> None:
@@ -369,7 +374,7 @@ class LlamaSampler:
         llama.llama_sampler_free(best)
         candidates.array.selected = 0
         token = candidates.selected
-        if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self.allows(token)):
+        if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self.is_allowed(token)):
             raise ApiError(400, "the grammar and logit_bias together leave no token to choose from")
 
     def _fill_allowed(self, logits: Any) -> Candidates:
@@ -391,9 +396,9 @@ class LlamaSampler:
             candidates.fill_few(logits, few)
         return candidates
 
-    def allows(self, token: int) -> bool:
+    def is_allowed(self, token: int) -> bool:
         """See `TokenSampler`."""
-        return self._grammar.allows(token)
+        return self._grammar.is_allowed(token)
 
     def _accept(self, token: int) -> int:
         self._llama.llama_sampler_accept(self._chain, token)
@@ -401,7 +406,7 @@ class LlamaSampler:
             self._grammar.accept(token)
         return token
 
-    def _model_probs(self, row: int, n: int) -> tuple[list[tuple[int, float, float]], float]:
+    def _compute_model_probs(self, row: int, n: int) -> tuple[list[tuple[int, float, float]], float]:
         """The model's `n` likeliest tokens before the chain as (id, logit, p), and the log of the softmax's sum."""
         llama, candidates = self._llama, self._factory.candidates
         candidates.fill(llama.llama_get_logits_ith(self._ctx, row))
@@ -409,52 +414,52 @@ class LlamaSampler:
             raw = STAGES[stage.name](self._factory, *stage.args)
             llama.llama_sampler_apply(raw, candidates.array)
             llama.llama_sampler_free(raw)
-        rows = candidates.rows(max(n, 1))
+        rows = candidates.list_rows(max(n, 1))
         return rows[:n], rows[0][1] - math.log(max(rows[0][2], MIN_PROB))
 
-    def _after_chain(self, candidates: Candidates, n: int, before: list) -> tuple[tuple[int, float], ...]:
+    def _list_after_chain(self, candidates: Candidates, n: int, before: list) -> tuple[tuple[int, float], ...]:
         """The chain's candidates, likeliest first, filled up to `n` with tokens that it ruled out (probability 0)."""
         raw = STAGES["top_k"](self._factory, n)
         self._llama.llama_sampler_apply(raw, candidates.array)
         self._llama.llama_sampler_free(raw)
-        top = [(id_, p) for id_, _, p in candidates.rows(n)]
+        top = [(id_, p) for id_, _, p in candidates.list_rows(n)]
         kept = {id_ for id_, _ in top}
         top += [(id_, 0.0) for id_, _, _ in before if id_ not in kept]
         return tuple(top[:n])
 
 
-def n_considered(stages: Sequence[Stage]) -> int:
+def count_considered(stages: Sequence[Stage]) -> int:
     """How many of the likeliest tokens a chain considers; 0 for all, or for more than a quarter of `LIKELIEST`."""
     first = stages[0]
     n = 1 if first.name == GREEDY_STAGE else first.args[0] if first.name == "top_k" else 0
     return n if n <= LIKELIEST // 4 else 0
 
 
-def takes_few(stages: Sequence[Stage]) -> bool:
+def can_take_few(stages: Sequence[Stage]) -> bool:
     """Whether a chain draws the same from the allowed tokens alone. Some samplers count the refused tokens, too."""
     return all(
         stage.name in WITHOUT_COUNT and (stage.name != "temperature" or stage.args[1] == 0.0) for stage in stages
     )
 
 
-def _literal(text: str) -> str:
+def _format_literal(text: str) -> str:
     """A text as a GBNF literal."""
     return '"' + "".join(f"\\U{ord(char):08X}" for char in text) + '"'
 
 
-def _logit_bias(factory: SamplerFactory, bias: tuple[tuple[int, float], ...]) -> int:
+def _make_logit_bias(factory: SamplerFactory, bias: tuple[tuple[int, float], ...]) -> int:
     numbers = chained.from_iterable(bias)  # packed at once: a struct per token would be slow for a whole vocabulary
     rows = (llama_logit_bias * len(bias)).from_buffer_copy(struct.pack("if" * len(bias), *numbers))
     return factory.llama.llama_sampler_init_logit_bias(factory.n_vocab, len(bias), rows)
 
 
-def _penalties(
+def _make_penalties(
     factory: SamplerFactory, last_n: int, repeat: float, frequency: float, presence: float, penalize_nl: bool
 ) -> int:
     return factory.llama.llama_sampler_init_penalties(factory.n_vocab, last_n, repeat, frequency, presence)
 
 
-def _dry(
+def _make_dry(
     factory: SamplerFactory, multiplier: float, base: float, allowed_length: int, last_n: int, breakers: tuple[str, ...]
 ) -> int:
     words = (ctypes.c_char_p * len(breakers))(*(word.encode() for word in breakers))
@@ -464,9 +469,9 @@ def _dry(
 
 
 STAGES: dict[str, Callable[..., int]] = {
-    "logit_bias": _logit_bias,
-    "penalties": _penalties,
-    "dry": SamplerFactory.dry,
+    "logit_bias": _make_logit_bias,
+    "penalties": _make_penalties,
+    "dry": SamplerFactory.make_dry,
     "greedy": lambda f: f.llama.llama_sampler_init_greedy(),
     "dist": lambda f, seed: f.llama.llama_sampler_init_dist(seed),
     "top_k": lambda f, k: f.llama.llama_sampler_init_top_k(k),
@@ -504,15 +509,15 @@ class CustomSamplers:
         """Whether all samplers of the chain are C's."""
         return not self._alive
 
-    def tail_free(self, z: float, min_keep: int) -> int:
-        """Tail-free sampling (2020, trentbrick.github.io/Tail-Free-Sampling); see `tail_free_length`."""
+    def make_tail_free(self, z: float, min_keep: int) -> int:
+        """Tail-free sampling (2020, trentbrick.github.io/Tail-Free-Sampling); see `compute_tail_free_length`."""
 
         def apply(candidates: llama_token_data_array) -> None:
             n_all = candidates.size
             if n_all <= 2:
                 return
             self._sort(candidates, min(n_all, TFS_ROWS))
-            n_kept = tail_free_length(_softmax(candidates), z, min_keep)
+            n_kept = compute_tail_free_length(_compute_softmax(candidates), z, min_keep)
             candidates.size = n_all if n_kept is None else n_kept
             candidates.sorted = candidates.size <= TFS_ROWS
 
@@ -523,18 +528,18 @@ class CustomSamplers:
         seen: list[float | None] = [None]
 
         def remember(candidates: llama_token_data_array) -> None:
-            row = self._newline_row(candidates)
+            row = self._find_newline_row(candidates)
             seen[0] = None if row is None else candidates.data[row].logit
 
         def restore(candidates: llama_token_data_array) -> None:
-            row = self._newline_row(candidates)
+            row = self._find_newline_row(candidates)
             if row is not None and seen[0] is not None:
                 candidates.data[row].logit = seen[0]
                 candidates.sorted = False
 
         return self.make(b"newline-remember", remember), self.make(b"newline-restore", restore)
 
-    def _newline_row(self, candidates: llama_token_data_array) -> int | None:
+    def _find_newline_row(self, candidates: llama_token_data_array) -> int | None:
         """The newline token's row: its id in an array that was not reordered, else found by a search."""
         newline = self._newline
         if newline < 0:
@@ -562,7 +567,7 @@ class CustomSamplers:
         return self._llama.llama_sampler_init(ctypes.byref(interface), None)
 
 
-def _softmax(candidates: llama_token_data_array) -> list[float]:
+def _compute_softmax(candidates: llama_token_data_array) -> list[float]:
     """Probabilities of the (sorted, bounded) candidates."""
     logits = [candidates.data[i].logit for i in range(candidates.size)]
     weights = [math.exp(logit - logits[0]) for logit in logits]
@@ -570,7 +575,7 @@ def _softmax(candidates: llama_token_data_array) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def tail_free_length(probs: list[float], z: float, min_keep: int) -> int | None:
+def compute_tail_free_length(probs: list[float], z: float, min_keep: int) -> int | None:
     """How many of the sorted `probs` tail-free sampling keeps; None for all of them.
 
     The second differences of the curve, normalised to sum 1, are added up until they exceed `z`.

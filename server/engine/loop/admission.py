@@ -6,7 +6,7 @@ Engine thread only, between two batches. A task that can't be started fails here
 from __future__ import annotations
 
 from server.engine.cache import prompt_cache
-from server.engine.cache.difference import first_difference
+from server.engine.cache.difference import find_first_difference
 from server.engine.loop.answers import Answers
 from server.engine.loop.commands import Commands
 from server.engine.loop.prefixes import Prefixes
@@ -14,7 +14,7 @@ from server.engine.loop.state import EngineState
 from server.engine.seam.task import GAVE_WAY, STOP_LIMIT, Difference, Progress, Task
 from server.engine.slots import sampling
 from server.engine.slots.media import Layout
-from server.engine.slots.phases import Phases, needs_phases
+from server.engine.slots.phases import Phases, must_have_phases
 from server.engine.slots.queue import FairQueue, Waiting
 from server.engine.slots.slot import Run, Slot
 from server.engine.slots.text import TextStream
@@ -72,12 +72,12 @@ class Admission:
         first. Else the owner with the most waiting tasks loses the latest, so that no owner can keep the others out."""
         if task.in_background:
             return False
-        waiting = self._waiting.last_in_background()
+        waiting = self._waiting.get_last_in_background()
         if waiting is not None:
             self._waiting.remove(waiting.task.id)
             self._give_way(waiting.task)
             return True
-        waiting = self._waiting.crowding(task.owner)
+        waiting = self._waiting.find_crowding(task.owner)
         if waiting is None:
             return False
         self._waiting.remove(waiting.task.id)
@@ -132,7 +132,7 @@ class Admission:
         self._make_way()
         is_patient = not state.config.cont_batching  # no task joins those that have started together
         if not state.busy or not is_patient:
-            reserved = self._commands.reserved() if self._commands else ()
+            reserved = self._commands.list_reserved() if self._commands else ()
             free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
             ends = state.clock() + ADMIT_S
             while (
@@ -183,7 +183,7 @@ class Admission:
         """Start a task on the slot it wants, or on the free slot that suits it best."""
         task = waiting.task
         prompt = self._state.system.tokens + list(task.prompt)
-        cached = self._prefixes.nearest(task, prompt)
+        cached = self._prefixes.find_nearest(task, prompt)
         if task.may_respell:
             prompt = self._prefixes.respell(prompt, cached)
         slot = self._state.slots[task.id_slot] if task.id_slot >= 0 else self._prefixes.choose_slot(free, task, prompt)
@@ -193,18 +193,18 @@ class Admission:
     def _start(self, slot: Slot, waiting: Waiting, prompt: list[int], cached: list[int]) -> None:
         task, n_asked = waiting.task, len(prompt)
         n_system = n_asked - len(task.prompt)
-        layout = self._state.media.layout(task.id).shifted(n_system)
+        layout = self._state.media.get_layout(task.id).make_shifted(n_system)
         if layout.chunks and task.prompt_probs >= 0:
             raise ApiError(400, "the token probabilities of a prompt with images or sound can't be computed")
         prompt = self._fit_prompt(slot, task, prompt, layout)
         self._require_cuts(task)
-        stages = sampling.chain(task.sampling, self._state.backend.facts)
+        stages = sampling.make_chain(task.sampling, self._state.backend.facts)
         self._state.announce(task.id)
         backend, text, phases = self._state.backend, TextStream(task.stop, task.n_indent), None
-        if needs_phases(task):
+        if must_have_phases(task):
             phases = Phases(task, backend.piece, backend.eog_tokens, text)
         waits = phases is not None and phases.is_waiting
-        sampler = backend.new_sampler(stages, task.sampling.grammar, waits)
+        sampler = backend.make_sampler(stages, task.sampling.grammar, waits)
         now = self._state.clock()
         run = Run(
             task,
@@ -214,7 +214,7 @@ class Admission:
             waiting.t_arrived,
             now,
             truncated=len(prompt) < n_asked,
-            first_difference=self._difference(task, prompt, cached, is_whole=len(prompt) == n_asked),
+            first_difference=self._find_difference(task, prompt, cached, is_whole=len(prompt) == n_asked),
             layout=layout,
             drafting=None if layout.chunks else self._state.speculation.begin(task),
             phases=phases,
@@ -230,7 +230,7 @@ class Admission:
         slot.run = run
         self._state.resume(slot)
         self._state.meter.queue_wait(now - waiting.t_arrived)
-        n_history = sampling.history_length(task.sampling, slot.n_ctx)
+        n_history = sampling.compute_history_length(task.sampling, slot.n_ctx)
         if n_history:
             history = prompt if task.sampling.penalty_prompt is None else task.sampling.penalty_prompt
             sampler.accept([token for token in history[-n_history:] if token >= 0])
@@ -239,16 +239,16 @@ class Admission:
         if not prompt:
             self._answers.finish(slot, STOP_LIMIT)
 
-    def _difference(self, task: Task, prompt: list[int], cached: list[int], is_whole: bool) -> Difference | None:
+    def _find_difference(self, task: Task, prompt: list[int], cached: list[int], is_whole: bool) -> Difference | None:
         """Where the prompt first differs from the cached text (`Difference`); None if it doesn't. Counted from
         the end, since tokens before it may be respelled."""
         config = self._state.config
         can_reuse = task.cache_prompt and not config.exact and config.n_group == 1 and task.prompt_probs < 0
-        found = first_difference(prompt, cached, can_reuse)
+        found = find_first_difference(prompt, cached, can_reuse)
         if found is None or not is_whole:
             return found
         at = len(task.prompt) - (len(prompt) - found.position)
-        return replace(found, at=self._state.media.layout(task.id).as_sent(at) if at >= 0 else -1)
+        return replace(found, at=self._state.media.get_layout(task.id).as_sent(at) if at >= 0 else -1)
 
     def _require_cuts(self, task: Task) -> None:
         """ApiError 501 if the task wants tokens cut out of its prompt and the KV cache can't do that."""
@@ -258,11 +258,11 @@ class Admission:
             raise ApiError(501, "parts of a prompt can't be removed from this model's KV cache; use the method 'exact'")
 
     def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> list[int]:
-        n_prompt = len(prompt) + layout.n_extra()
+        n_prompt = len(prompt) + layout.count_extra()
         if n_prompt < slot.n_ctx:
             return prompt
         if self._state.config.shift_context and not layout.chunks and task.prompt_probs < 0:
-            return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._state.n_keep(task, prompt))
+            return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._state.count_kept(task, prompt))
         raise ApiError(
             400,
             f"the prompt has {n_prompt} tokens, which exceeds the available context size of {slot.n_ctx}; "

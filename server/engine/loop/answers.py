@@ -50,7 +50,7 @@ class Answers:
         """
         if run.task.n_predict == 0:
             run.t_last = self._state.clock()
-            self._state.meter.prompt_done(len(run.prompt) - run.n_cached, run.t_last - run.t_start)
+            self._state.meter.note_prompt(len(run.prompt) - run.n_cached, run.t_last - run.t_start)
             self.finish(slot, STOP_LIMIT)
             return
         n_certain = len(slot.tokens) - len(draft)
@@ -113,8 +113,8 @@ class Answers:
         n, meter = len(drawn.tokens), self._state.meter
         meter.n_predicted += n
         if gap is not None:
-            meter.tokens(n, gap)
-        timings = run.timings() if run.task.timings and drawn.stop != STOP_EOS else None
+            meter.note_tokens(n, gap)
+        timings = run.make_timings() if run.task.timings and drawn.stop != STOP_EOS else None
         for i, token in enumerate(drawn.tokens):
             probs = (drawn.probs[i],) if drawn.probs else ()
             self._state.events.append(Piece(run.task.id, (token,), drawn.texts[i], probs, timings))
@@ -126,7 +126,7 @@ class Answers:
         if run.n_decoded:
             return now - before
         run.t_first = now
-        self._state.meter.prompt_done(len(run.prompt) - run.n_cached, now - run.t_start)
+        self._state.meter.note_prompt(len(run.prompt) - run.n_cached, now - run.t_start)
         self._state.meter.first_token(now - run.t_arrived)
         return None
 
@@ -144,7 +144,7 @@ class Answers:
 
         A context with images isn't shifted: a part of an image makes no sense to a model.
         """
-        if len(slot.tokens) + run.layout.n_extra() < slot.n_ctx:
+        if len(slot.tokens) + run.layout.count_extra() < slot.n_ctx:
             return True
         run.truncated = True
         if not (self._state.config.shift_context and self._state.backend.can_shift) or run.layout.chunks:
@@ -165,17 +165,17 @@ class Answers:
                 text=text,
                 stop=stop,
                 stopping_word=run.text.stopping_word,
-                n_prompt=len(run.prompt) + run.layout.n_extra(),
+                n_prompt=len(run.prompt) + run.layout.count_extra(),
                 n_predicted=run.n_decoded,
                 n_cached=len(slot.tokens),
                 truncated=run.truncated,
-                timings=run.timings(),
-                cache=run.cache_use(),
+                timings=run.make_timings(),
+                cache=run.make_cache_use(),
                 n_reasoning=0 if run.phases is None else run.phases.n_thought,
             )
         )
         self._state.speculation.remember(run)  # type: ignore[arg-type]
-        self._state.meter.text_done(run.n_decoded, run.t_last - run.t_first)
+        self._state.meter.note_text(run.n_decoded, run.t_last - run.t_first)
         self._state.release(slot, stop)
 
 
@@ -202,7 +202,7 @@ def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], kn
     if phases.forced is not None:
         token = phases.forced if known is None else known
         if n_probs:
-            probs.append(sampler.row_probs(row, token, n_probs))
+            probs.append(sampler.compute_row_probs(row, token, n_probs))
         sampler.commit(token)
         return token
     if n_probs:
@@ -212,7 +212,7 @@ def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], kn
         drawn = sampler.draw(row)
     token = _fit(run, phases, row, drawn) if known is None else _fit_known(run, phases, row, drawn, known)
     if n_probs and token != drawn:
-        probs[-1] = sampler.row_probs(row, token, n_probs)
+        probs[-1] = sampler.compute_row_probs(row, token, n_probs)
     sampler.commit(token)
     return token
 
@@ -238,7 +238,7 @@ def _fit_known(run: Run, phases: Phases, row: int, drawn: int, known: int) -> in
             continue
         sampler.begin_grammar(begin)
         is_same = token == known
-        if is_same == sampler.allows(token) and sampler.allows(known):
+        if is_same == sampler.is_allowed(token) and sampler.is_allowed(known):
             if not is_same:
                 sampler.fit(row, token)  # for the random number generator: the same number of draws as before
             phases.bind(is_same)
@@ -275,7 +275,7 @@ def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
     room = min(n_logits, info.n_batch - sum(map(len, spans)))
     for span in spans:
         if span.id in slots:
-            known = _known(slots[span.id], room // len(slots))
+            known = _list_known(slots[span.id], room // len(slots))
             span.tokens = [*span.tokens, *known]
             span.n_draft = len(known)
 
@@ -302,7 +302,7 @@ def _is_within(run: Any) -> bool:
     return run.is_replaying and run.next_token is not None
 
 
-def _known(slot: Slot, room: int) -> tuple[int, ...]:
+def _list_known(slot: Slot, room: int) -> tuple[int, ...]:
     """The known tokens after the latest one, `room` at most. The last known token is left out, because no known token
     follows its row."""
     n = min(room, slot.n_ctx - len(slot.tokens) - 1, UNLIMITED if slot.positions is None else slot.positions.room - 1)

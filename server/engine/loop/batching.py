@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from server.engine.cache import prompt_cache
 from server.engine.cache.prompt_cache import Checkpoints
-from server.engine.loop.evaluation import PROMPT_PROBS_ROWS, cut_out, wants_prompt_probs
+from server.engine.loop.evaluation import PROMPT_PROBS_ROWS, cut_out, has_prompt_probs
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
 from server.engine.seam.turns import Turns
@@ -99,8 +99,8 @@ class Batching:
             (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
         if not spans and self._is_one_by_one:
             streams.sort(key=lambda slot: slot.seq)  # ascending: each step back begins a micro-batch, see `Backend`
-        self._spans = spans or planner.generating(
-            map(self._job, self._in_time(streams)), self._state.backend.info.n_batch
+        self._spans = spans or planner.plan_generating(
+            map(self._make_job, self._choose_in_time(streams)), self._state.backend.info.n_batch
         )
         return self._spans
 
@@ -121,15 +121,15 @@ class Batching:
         prompts = [slot for slot in behind if slot.run.next_token is None]
         streams = [slot for slot in behind if slot.run.next_token is not None]
         if prompts and not was_reading and (not streams or self._is_prompts_turn):
-            self._turn_ms = self._spare.prompt_ms()
+            self._turn_ms = self._spare.compute_prompt_ms()
             self._is_prompts_turn = not self._turn_ms
             return prompts if self._turn_ms else others
-        self._n_behind = 0 if was_reading else self._spare.rows_beside(len(streams))
+        self._n_behind = 0 if was_reading else self._spare.count_rows_beside(len(streams))
         self._is_prompts_turn |= self._n_behind > 0
         streams.sort(key=lambda slot: slot.run.t_last)
         return others + streams[: self._n_behind]
 
-    def _in_time(self, streams: list[Slot]) -> list[Slot]:
+    def _choose_in_time(self, streams: list[Slot]) -> list[Slot]:
         """The slots to draw for in this step. Slow draws (grammars with many ways to go on) take turns: those of one
         step take at most `--max-stall-ms`."""
         slow = sorted((slot for slot in streams if slot.run.draw_s > SLOW_S), key=lambda slot: slot.run.t_last)
@@ -146,12 +146,12 @@ class Batching:
     def observe(self, ms: float) -> None:
         """Learn from the time that the planned batch took, in milliseconds."""
         if self._turn_ms:
-            self._spare.background(ms)
+            self._spare.note_background(ms)
         elif self._n_behind > 0:
-            self._spare.beside(ms, self._n_behind)
+            self._spare.note_beside(ms, self._n_behind)
             return
         elif self._n_behind == 0:
-            self._spare.others(ms, not self.is_reading)
+            self._spare.note_others(ms, not self.is_reading)
         if self.is_reading:
             self._pace.observe_prompt(sum(map(len, self._spans)), self._depth, ms)
         else:
@@ -161,34 +161,34 @@ class Batching:
 
     def _read(self, prompts: list[Slot], streams: list[Slot]) -> list[Span]:
         """Prompt rows for this step; none if the generating slots are next."""
-        jobs = self._in_order([self._job(slot) for slot in prompts])
+        jobs = self._put_in_order([self._make_job(slot) for slot in prompts])
         chosen = jobs[0]
         if self._state.backend.is_split and streams and len(jobs) > 1:
             self._put_first(jobs, range(min(slot.seq for slot in streams), max(slot.seq for slot in streams) + 1))
-        self._depth = self._n_cells(jobs[0])
-        group = self._neighbours(jobs) if self._is_one_by_one else jobs
-        n_rows = self._n_rows(streams, jobs[0], group)
+        self._depth = self._count_cells(jobs[0])
+        group = self._find_neighbours(jobs) if self._is_one_by_one else jobs
+        n_rows = self._count_rows(streams, jobs[0], group)
         while self._is_one_by_one and len(group) > 1 and n_rows < sum(len(job.tokens) for job in group):
             group = group[1:] if group[-1] is jobs[0] else group[:-1]
-            n_rows = self._n_rows(streams, jobs[0], group)
-        spans = planner.reading(group, min(n_rows, self._state.backend.info.n_batch), False)
+            n_rows = self._count_rows(streams, jobs[0], group)
+        spans = planner.plan_reading(group, min(n_rows, self._state.backend.info.n_batch), False)
         self._account(prompts[0].id, chosen.id, jobs, spans)
         return spans
 
-    def _n_rows(self, streams: list[Slot], first: Job, jobs: list[Job]) -> int:
+    def _count_rows(self, streams: list[Slot], first: Job, jobs: list[Job]) -> int:
         n_left = sum(len(job.tokens) for job in jobs)
         if self._turn_ms:
-            return self._pace.rows(self._turn_ms, self._depth, n_left, patience=1.0)
-        return self._rows_beside(streams, first, n_left) if streams else self._rows_alone(n_left)
+            return self._pace.count_rows(self._turn_ms, self._depth, n_left, patience=1.0)
+        return self._count_rows_beside(streams, first, n_left) if streams else self._count_rows_alone(n_left)
 
-    def _neighbours(self, jobs: list[Job]) -> list[Job]:
+    def _find_neighbours(self, jobs: list[Job]) -> list[Job]:
         """The first prompt, and some short ones in the slots beside it that came with it and are about as long.
 
         A few more rows cost little in one step. But if all prompts were in it, none would have its first token before
         all have been read.
         """
         first, backend = jobs[0], self._state.backend
-        t_first = self._arrived(first)
+        t_first = self._get_arrival(first)
         alike = {
             job.seq: job
             for job in jobs
@@ -196,7 +196,7 @@ class Batching:
             and not job.all_rows
             and job.limit == planner.UNLIMITED
             and len(job.tokens) < TILE
-            and abs(self._arrived(job) - t_first) <= TOGETHER_S
+            and abs(self._get_arrival(job) - t_first) <= TOGETHER_S
             and abs(len(job.tokens) - len(first.tokens)) * AS_LONG <= len(first.tokens)
         }
         if first.seq not in alike or not backend.is_split or not backend.can_share or self._state.config.exact:
@@ -206,7 +206,7 @@ class Batching:
             low, high = (low, high + 1) if high + 1 in alike else (low - 1, high)
         return [alike[seq] for seq in range(low, high + 1)]
 
-    def _arrived(self, job: Job) -> float:
+    def _get_arrival(self, job: Job) -> float:
         return self._state.slots[job.id].run.t_arrived
 
     def _put_first(self, jobs: list[Job], block: range) -> None:
@@ -215,15 +215,15 @@ class Batching:
 
         Generating slots side by side cost less (see `ranks`), and prompts that came at once have no order of their own.
         """
-        t_first, n_most = self._arrived(jobs[0]), ALIKE * len(jobs[0].tokens)
+        t_first, n_most = self._get_arrival(jobs[0]), ALIKE * len(jobs[0].tokens)
         best = min(
-            (job for job in jobs if abs(self._arrived(job) - t_first) <= TOGETHER_S and len(job.tokens) <= n_most),
+            (job for job in jobs if abs(self._get_arrival(job) - t_first) <= TOGETHER_S and len(job.tokens) <= n_most),
             key=lambda job: max(block[0] - job.seq, job.seq - block[-1], 0),
         )
         jobs.remove(best)
         jobs.insert(0, best)
 
-    def _in_order(self, jobs: list[Job]) -> list[Job]:
+    def _put_in_order(self, jobs: list[Job]) -> list[Job]:
         """The prompts by rows left, the fewest first. But the oldest prompt comes first while it has had less than half
         of all rows.
 
@@ -244,18 +244,18 @@ class Batching:
             owners = ((chosen if span.id == jobs[0].id else span.id, len(span)) for span in spans)
             self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
-    def _rows_alone(self, n_left: int) -> int:
+    def _count_rows_alone(self, n_left: int) -> int:
         """Rows of a step while no slot generates: at least a whole micro-batch, since fewer rows only cost speed. Where
         other engines wait for the cores, a step keeps to `--max-stall-ms`, because their slots may generate."""
         config = self._state.config
         if config.max_stall_ms == 0 or config.exact:  # exact: steps of other lengths round differently
             return n_left
         if self._turns.are_shared:
-            return self._pace.rows(config.max_stall_ms, self._depth, n_left)
-        n = self._pace.rows(STALLS_ALONE * config.max_stall_ms, self._depth, n_left)
+            return self._pace.count_rows(config.max_stall_ms, self._depth, n_left)
+        n = self._pace.count_rows(STALLS_ALONE * config.max_stall_ms, self._depth, n_left)
         return n if n == n_left else max(n - n % config.n_ubatch, config.n_ubatch)
 
-    def _rows_beside(self, streams: Sequence[Slot], job: Job, n_left: int) -> int:
+    def _count_rows_beside(self, streams: Sequence[Slot], job: Job, n_left: int) -> int:
         """Prompt rows of this step while slots generate; 0 if the generating slots are next.
 
         Between two of their steps there is one prompt step, and more if they fit into the same time.
@@ -270,14 +270,14 @@ class Batching:
         limit_ms = max(limit_ms - self._pace.decode_ms, self._pace.decode_ms)
         waited_ms = (self._state.clock() - min(slot.run.t_last for slot in streams)) * 1e3
         if is_first:  # a batch of embeddings may have used a part of the time
-            return self._pace.rows(limit_ms - min(waited_ms, limit_ms / 2), self._depth, n_left)
-        n_rows = self._pace.rows_within(limit_ms - waited_ms, self._depth, n_left)
-        if not n_rows and self._begins_with(streams, job):
-            n_rows = self._pace.rows_within(limit_begun_ms - waited_ms, self._depth, n_left)
+            return self._pace.count_rows(limit_ms - min(waited_ms, limit_ms / 2), self._depth, n_left)
+        n_rows = self._pace.count_rows_within(limit_ms - waited_ms, self._depth, n_left)
+        if not n_rows and self._has_come_with(streams, job):
+            n_rows = self._pace.count_rows_within(limit_begun_ms - waited_ms, self._depth, n_left)
             return n_rows if n_rows == n_left else 0
         return n_rows
 
-    def _begins_with(self, streams: Sequence[Slot], job: Job) -> bool:
+    def _has_come_with(self, streams: Sequence[Slot], job: Job) -> bool:
         """Whether this prompt came with those of the generating slots, none of which has more than one token yet."""
         t_first = min(slot.run.t_arrived for slot in streams)
         return (
@@ -285,7 +285,7 @@ class Batching:
             and self._state.slots[job.id].run.t_arrived - t_first <= BEGUN_S
         )
 
-    def _n_cells(self, job: Job) -> int:
+    def _count_cells(self, job: Job) -> int:
         """How many cells a prompt's attention goes over: its own, or in a unified cache those of all slots."""
         return job.pos if self._is_one_by_one else sum(len(slot.tokens) for slot in self._state.slots)
 
@@ -299,9 +299,9 @@ class Batching:
         self._served[turn] = self._state.meter.n_steps
         return [slot for slot in running if slot.lora == turn]
 
-    def _job(self, slot: Slot) -> Job:
+    def _make_job(self, slot: Slot) -> Job:
         is_prefill = slot.run.next_token is None
-        all_rows = is_prefill and wants_prompt_probs(slot.run)  # type: ignore[arg-type]
+        all_rows = is_prefill and has_prompt_probs(slot.run)  # type: ignore[arg-type]
         if slot.run.cuts and len(slot.tokens) >= slot.run.cut_at:
             cut_out(self._state.backend, slot)
         n_before = (slot.run.cut_at if slot.run.cuts else slot.run.judged_from - 1) - len(slot.tokens)
@@ -311,7 +311,7 @@ class Batching:
         if slot.positions is None:
             pending = slot.pending
             if is_prefill and self._checkpoints.is_on:
-                pending = pending[: self._checkpoints.rows(slot)]
+                pending = pending[: self._checkpoints.count_rows(slot)]
             ends = not is_prefill or len(slot.tokens) + len(pending) == len(slot.run.prompt)
             return Job(slot.id, slot.seq, len(slot.tokens), pending, is_prefill, limit, ends, all_rows)
         prompt_cache.fold(self._state.backend, slot)

@@ -65,16 +65,18 @@ class Commands:
             self._waiting.remove(found)
         return found is not None
 
-    def reserved(self) -> set[int]:
+    def list_reserved(self) -> set[int]:
         """The slots that waiting commands need. They must take no new task."""
-        return {slot.id for command in self._waiting if not self._is_early(command) for slot in self._needs(command)}
+        return {
+            slot.id for command in self._waiting if not self._is_early(command) for slot in self._list_needed(command)
+        }
 
     def run_ready(self) -> list[Reply]:
         """Run the commands that can run now; return their replies."""
         replies: list[Reply] = []
         for _ in range(len(self._waiting)):
             command = self._waiting.popleft()
-            if self._is_early(command) or any(slot.run is not None for slot in self._needs(command)):
+            if self._is_early(command) or any(slot.run is not None for slot in self._list_needed(command)):
                 self._waiting.append(command)
             else:
                 replies.append(self._answer(command))
@@ -83,7 +85,7 @@ class Commands:
     def _is_early(self, command: Command) -> bool:
         return command.name in WITH_FILES and self._backend.identity.is_open
 
-    def _identity(self) -> dict[str, Any]:
+    def _require_identity(self) -> dict[str, Any]:
         """The facts that saved slots depend on. ApiError 500 if they couldn't be found."""
         identity = self._backend.identity
         if identity.facts is None:
@@ -92,9 +94,9 @@ class Commands:
 
     def _tell_identity(self) -> dict[str, Any]:
         """What all results depend on: the identity and the engine's configuration."""
-        return {"facts": self._identity(), "config": to_plain(self._state.config, ("shape",))}
+        return {"facts": self._require_identity(), "config": to_plain(self._state.config, ("shape",))}
 
-    def _needs(self, command: Command) -> list[Slot]:
+    def _list_needed(self, command: Command) -> list[Slot]:
         if command.name == "system_prompt":
             return self._slots
         id_slot = command.args.get("id_slot")
@@ -112,21 +114,21 @@ class Commands:
             log.exception("command %s failed", command.name)
             return Reply(command.id, {}, (500, f"'{command.name}' failed in the engine; see the server's log"))
 
-    def _slot(self, id_slot: int) -> Slot:
+    def _get_slot(self, id_slot: int) -> Slot:
         if not 0 <= id_slot < len(self._slots):
             raise ApiError(400, f"there is no slot {id_slot}; the last slot is number {len(self._slots) - 1}")
         return self._slots[id_slot]
 
     def _save(self, id_slot: int, path: str) -> dict[str, Any]:
-        slot = self._slot(id_slot)
+        slot = self._get_slot(id_slot)
         if slot.positions is not None:
             raise ApiError(400, "a slot with self-extend can't be saved")
         started = time.perf_counter()
         self._prefixes.unpark(slot)
-        state = self._backend.state(slot.seq) if slot.tokens else memoryview(b"")
+        state = self._backend.read_state(slot.seq) if slot.tokens else memoryview(b"")
         n_written = slot_files.write(
             Path(path),
-            self._identity(),
+            self._require_identity(),
             slot.tokens,
             [list(pair) for pair in slot.lora],
             state,
@@ -136,9 +138,9 @@ class Commands:
         return {"n_saved": len(slot.tokens), "n_written": n_written, "ms": (time.perf_counter() - started) * 1e3}
 
     def _restore(self, id_slot: int, path: str) -> dict[str, Any]:
-        slot = self._slot(id_slot)
+        slot = self._get_slot(id_slot)
         started = time.perf_counter()
-        saved = slot_files.read(Path(path), self._identity())
+        saved = slot_files.read(Path(path), self._require_identity())
         n = len(saved.tokens)
         if n > slot.n_ctx:
             raise ApiError(400, f"the saved slot has {n} tokens; slot {id_slot} holds at most {slot.n_ctx}")
@@ -153,7 +155,7 @@ class Commands:
         return {"n_restored": n, "n_read": saved.size, "ms": (time.perf_counter() - started) * 1e3}
 
     def _erase(self, id_slot: int) -> dict[str, Any]:
-        slot = self._slot(id_slot)
+        slot = self._get_slot(id_slot)
         n = len(slot.tokens or slot.parked)
         prompt_cache.trim(self._backend, slot, 0)
         return {"n_erased": n}
@@ -193,7 +195,7 @@ class Commands:
         self._evaluate(place, tokens)
         if is_split:
             system.tokens = list(tokens)
-            system.state_copy = self._backend.state(place.seq)
+            system.state_copy = self._backend.read_state(place.seq)
         n_left = info.n_ctx - len(tokens)
         if not is_split and (info.n_slots > 1 or self._state.config.shift_context):
             for slot in self._slots:  # leave room for the copy of the prompt that a shifted or restored slot has

@@ -114,7 +114,7 @@ class Embedder:
         if self._must_wait():
             self._spans = []
             return 0
-        self._spans = self._choose(self.budget(self._context.n_rows, is_busy)) if self._requests else []
+        self._spans = self._choose(self.compute_budget(self._context.n_rows, is_busy)) if self._requests else []
         return sum(map(len, self._spans))
 
     def compute(self) -> list[Event]:
@@ -155,7 +155,7 @@ class Embedder:
                 raise ApiError(500, f"a context for embeddings could not be made: {error}") from None
         return self._context
 
-    def budget(self, most: int, is_busy: bool) -> int:
+    def compute_budget(self, most: int, is_busy: bool) -> int:
         """Rows of the next batch, at most `most`."""
         if not (is_busy and self._busy_s and self._rows_per_s):
             return most
@@ -169,7 +169,7 @@ class Embedder:
         can_split = self._context.can_split
         spans: list[Span] = []
         begun = deque(self._parts)
-        while room > 0 and (part := begun.popleft() if begun else self._next_part()) is not None:
+        while room > 0 and (part := begun.popleft() if begun else self._find_next_part()) is not None:
             n = len(part.tokens) - part.n_done
             if n > room and can_split:
                 n = room
@@ -177,11 +177,11 @@ class Embedder:
                 break
             if part not in self._parts:
                 self._begin(part)
-            spans.append(self._span(part, n))
+            spans.append(self._make_span(part, n))
             room -= n
         return spans
 
-    def _next_part(self) -> Part | None:
+    def _find_next_part(self) -> Part | None:
         """The next input of the first request that has one left, on a free sequence; None if there is no such input or
         sequence."""
         used = {part.seq for part in self._parts}
@@ -202,7 +202,7 @@ class Embedder:
         return min(n, self._context.n_rows) if self._context.can_split else n
 
     @staticmethod
-    def _span(part: Part, n: int) -> Span:
+    def _make_span(part: Part, n: int) -> Span:
         """The next `n` rows of an input; `id` is its sequence."""
         tokens = part.tokens[part.n_done : part.n_done + n]
         return Span(part.seq, part.seq, part.n_done, tokens, part.n_done + n == len(part.tokens))
@@ -223,7 +223,7 @@ class Embedder:
             events: list[Event] = []
             for part in [parts[span.seq] for span in spans]:
                 if part in self._parts:
-                    events += self._compute([self._span(part, self._share(part))])
+                    events += self._compute([self._make_span(part, self._share(part))])
             return events
         request = parts[spans[0].seq].request
         log.error("request %d: computing embeddings failed with code %d", request.message.id, code)
@@ -241,7 +241,7 @@ class Embedder:
         """Note what has been computed; return the answers that are complete."""
         events: list[Event] = []
         context = self._context
-        for part, span, vectors in zip(parts, spans, context.vectors(spans)):
+        for part, span, vectors in zip(parts, spans, context.read_vectors(spans)):
             part.n_done += len(span)
             part.rows.append(vectors)
             if not span.output:

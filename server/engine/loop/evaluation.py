@@ -175,7 +175,7 @@ class Evaluation:
 PROMPT_PROBS_ROWS = 64
 
 
-def wants_prompt_probs(run: Run) -> bool:
+def has_prompt_probs(run: Run) -> bool:
     """Whether the task wants the probabilities of its prompt's tokens."""
     return run.task.prompt_probs >= 0
 
@@ -199,7 +199,7 @@ def report_prompt_probs(state: EngineState, slot: Slot, first_row: int, start: i
     begin, end = max(start + 1, n_system + 1, run.judged_from), min(start + n + 1, len(run.prompt))
     if begin < end:
         probs = tuple(
-            run.sampler.row_probs(first_row + place - start - 1, run.prompt[place], run.task.prompt_probs)
+            run.sampler.compute_row_probs(first_row + place - start - 1, run.prompt[place], run.task.prompt_probs)
             for place in range(begin, end)
         )
         state.events.append(PromptProbs(run.task.id, begin - n_system, probs))

@@ -58,14 +58,14 @@ class Request:
     def n_text(self) -> int:
         """How many text tokens come before the next chunk."""
         end = self.start + len(self.tokens)
-        return self.layout.next_start(self.start + self.n_done, end) - self.start - self.n_done
+        return self.layout.find_next_start(self.start + self.n_done, end) - self.start - self.n_done
 
-    def n_tokens(self) -> list[int]:
+    def count_tokens(self) -> list[int]:
         """The number of cells that each input takes."""
         sizes, start = [], 0
         for tokens in self.message.inputs:
             end = start + len(tokens)
-            sizes.append(len(tokens) + self.layout.n_extra(start) - self.layout.n_extra(end))
+            sizes.append(len(tokens) + self.layout.count_extra(start) - self.layout.count_extra(end))
             start = end
         return sizes
 
@@ -86,11 +86,11 @@ class MediaEmbedder:
 
     def enqueue(self, message: Embed) -> None:
         """Take a request whose files are decoded, or fail it."""
-        request = Request(message, self._state.media.layout(message.id))
+        request = Request(message, self._state.media.get_layout(message.id))
         chunks = request.layout.chunks.values()
         try:
             context = self._open(max((chunk.n_tokens for chunk in chunks if not chunk.is_causal), default=0))
-            for i, n in enumerate(request.n_tokens()):
+            for i, n in enumerate(request.count_tokens()):
                 check_length(
                     context.n_input,
                     n,
@@ -125,7 +125,7 @@ class MediaEmbedder:
             return 0
         request = self._requests[0]
         if request.chunk is None:
-            self._room = min(self._embedder.budget(self._context.n_rows, is_busy), request.n_text)
+            self._room = min(self._embedder.compute_budget(self._context.n_rows, is_busy), request.n_text)
             return self._room
         is_encoding = self._encoded is not request.chunk
         return ROWS_PER_TOKEN * request.chunk.n_tokens if can_encode or not is_encoding else 0
@@ -213,7 +213,7 @@ class MediaEmbedder:
             width,
             tuple(len(vectors) // (4 * width) for vectors in request.vectors),
             b"".join(request.vectors),
-            sum(request.n_tokens()),
+            sum(request.count_tokens()),
         )
 
     def _fail(self, request: Request, message: str) -> list[Event]:

@@ -1,7 +1,7 @@
 """Where the beginning of a prompt comes from: its slot, another slot, a running prefill, memory or disk.
 
-Engine thread only. This module decides, and `prompt_cache` moves cells. `Run.cache_use` tells what was reused, from
-where, and why not more. Clients are told only how a prompt compares with texts of its own owner (`nearest`).
+Engine thread only. This module decides, and `prompt_cache` moves cells. `Run.make_cache_use` tells what was reused,
+from where, and why not more. Clients are told only how a prompt compares with texts of its own owner (`find_nearest`).
 
 A task may have the same prefix as a prompt that another slot is reading. Then it waits for that slot (its leader) to
 get that far, and shares its cells. So common prefixes are computed once. A waiting task never leads another, so there
@@ -26,10 +26,10 @@ from server.engine.cache import prompt_cache, spelling
 from server.engine.cache.block_cache import BlockCache
 from server.engine.cache.block_tree import Lora
 from server.engine.cache.prompt_cache import MIN_SHARED
-from server.engine.loop.state import EngineState, arrival
+from server.engine.loop.state import EngineState, get_arrival
 from server.engine.seam.task import CACHE_NONE, CACHE_SHARED, CACHE_SLOT, Task
 from server.engine.slots.self_extend import GroupAttention
-from server.engine.slots.slot import Leader, Run, Slot, common_prefix
+from server.engine.slots.slot import Leader, Run, Slot, count_common_prefix
 from server.log import get_logger
 
 MAX_SAVE_S = 1.0  # seconds for saving one cache, and for saving all of them at the end
@@ -61,7 +61,7 @@ class Prefixes:
         self._is_parking = not state.backend.is_split and self.blocks.has_memory and is_on_cpu
         self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the count depends on, and the count
 
-    def kv_used(self) -> int:
+    def count_kv_used(self) -> int:
         """The cells of the KV cache in use. Shared cells are counted anew only when sharing has changed, since that
         takes time."""
         if self._state.backend.is_split:
@@ -77,11 +77,11 @@ class Prefixes:
         useful, and leaves the text that it judges in place."""
         if task.probs_from:
             return min(
-                free, key=lambda slot: (slot.shifted_at is None, common_prefix(slot.tokens, prompt), slot.t_used)
+                free, key=lambda slot: (slot.shifted_at is None, count_common_prefix(slot.tokens, prompt), slot.t_used)
             )
         return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
-    def nearest(self, task: Task, prompt: list[int]) -> list[int]:
+    def find_nearest(self, task: Task, prompt: list[int]) -> list[int]:
         """The cached text of the task's owner with the longest common beginning with the prompt; of several the
         latest."""
         lora = self._state.lora_of(task)
@@ -90,15 +90,15 @@ class Prefixes:
             for slot in sorted(self._state.slots, key=lambda slot: -slot.t_used)
             if slot.owner == task.owner and slot.lora == lora
         ]
-        texts.append(self.blocks.nearest(lora, prompt, task.owner))
-        return max(texts, key=lambda tokens: common_prefix(tokens, prompt))
+        texts.append(self.blocks.find_nearest(lora, prompt, task.owner))
+        return max(texts, key=lambda tokens: count_common_prefix(tokens, prompt))
 
     def respell(self, prompt: list[int], cached: list[int]) -> list[int]:
         """The prompt with the cached tokens of the same text, where these differ and can be reused."""
         state = self._state
         if state.config.exact or state.config.n_group > 1:
             return prompt
-        spelled = spelling.respell(prompt, cached, state.backend.letters)
+        spelled = spelling.respell(prompt, cached, state.backend.get_letters)
         return spelled if len(spelled) <= max(len(prompt), state.backend.info.n_ctx_slot - 1) else prompt
 
     def begin(self, slot: Slot, run: Run) -> None:
@@ -106,10 +106,10 @@ class Prefixes:
         not more."""
         state, task = self._state, run.task
         lora = state.lora_of(task)
-        n_known, why_not = self._longest(run.prompt, lora)
+        n_known, why_not = self._find_longest(run.prompt, lora)
         self._log_difference(run)
         is_kept = task.cache_prompt and slot.lora == lora
-        self._give_up(slot, run.prompt, slot.reusable(run.prompt) if is_kept else 0)
+        self._give_up(slot, run.prompt, slot.count_reusable(run.prompt) if is_kept else 0)
         is_folding = state.config.n_group > 1
         if is_folding or state.config.exact or slot.lora != lora:
             prompt_cache.trim(state.backend, slot, 0)
@@ -118,9 +118,9 @@ class Prefixes:
             slot.positions = GroupAttention(state.config.n_group, state.config.group_width)
         elif not state.config.exact:
             self._reuse(slot, run)
-            run.leader = self._leader(slot, run)
+            run.leader = self._find_leader(slot, run)
         slot.owner = task.owner
-        run.cache_reason = self._reason(slot, run, n_known, why_not)
+        run.cache_reason = self._choose_reason(slot, run, n_known, why_not)
 
     def must_wait(self, slot: Slot) -> bool:
         """Whether a slot's prompt must wait for its leader. When it need no longer wait, it takes over the leader's
@@ -131,7 +131,7 @@ class Prefixes:
         if run.leader.slot.run is run.leader.run and len(run.leader.slot.tokens) < run.leader.n:
             return True
         self._reuse(slot, run)
-        run.leader = self._leader(slot, run)  # a new one, if the leader was cancelled
+        run.leader = self._find_leader(slot, run)  # a new one, if the leader was cancelled
         run.cache_reason = LAST_TOKEN if run.n_cached == run.n_reusable else ""
         if run.task.progress:
             self._state.report_progress(slot)
@@ -143,7 +143,7 @@ class Prefixes:
         if self._state.backend.is_split:
             return False
         others = [slot for slot in self._state.slots if slot is not but]
-        slot = prompt_cache.least_valuable(others, self._state.clock())
+        slot = prompt_cache.find_least_valuable(others, self._state.clock())
         if slot is None:
             return False
         self.blocks.save(slot, self._save_limit_s())
@@ -184,12 +184,12 @@ class Prefixes:
     def _take_up(self, slot: Slot) -> None:
         """Resume a waiting task if there is room beside older ones. Younger tasks have to step aside for it."""
         state, n = self._state, len(slot.aside.tokens)
-        older = [other for other in state.running if arrival(other) < arrival(slot)]
-        n_ctx, n_older = state.backend.info.n_ctx, _n_cells([*older, state.system])
+        older = [other for other in state.running if get_arrival(other) < get_arrival(slot)]
+        n_ctx, n_older = state.backend.info.n_ctx, _count_cells([*older, state.system])
         n_wanted = max(n, len(slot.run.prompt)) + n_ctx // SPARE_PART
         if older and (slot.run.is_last_in_line or n_older + n_wanted > n_ctx):
             return
-        while self.kv_used() + n > n_ctx or not prompt_cache.take_up(state.backend, slot):
+        while self.count_kv_used() + n > n_ctx or not prompt_cache.take_up(state.backend, slot):
             if self.make_room():
                 continue
             if len(state.running) == len(older):
@@ -207,7 +207,9 @@ class Prefixes:
         state, run = self._state, slot.run
         others = [other for other in state.running if other is not slot]
         while (
-            slot.is_sharing and not state.backend.is_split and self.kv_used() + slot.n_shared > state.backend.info.n_ctx
+            slot.is_sharing
+            and not state.backend.is_split
+            and self.count_kv_used() + slot.n_shared > state.backend.info.n_ctx
         ):
             if not self.make_room(but=slot):
                 if not others:
@@ -215,7 +217,7 @@ class Prefixes:
                 self._put_aside(others.pop())
         run.is_full = False
         try:
-            n = prompt_cache.shift(state.backend, slot, state.n_keep(run.task, run.prompt), run.task.n_discard)
+            n = prompt_cache.shift(state.backend, slot, state.count_kept(run.task, run.prompt), run.task.n_discard)
         except RuntimeError as error:
             log.error("task %d: its context could not be shifted: %s", run.task.id, error)
             state.fail(run.task.id, 500, "the context could not be shifted")
@@ -252,7 +254,7 @@ class Prefixes:
     def _park(self, slot: Slot) -> None:
         if not self.blocks.save(slot, self._save_limit_s()):
             return  # the next step saves the rest
-        if self.blocks.holds(slot):
+        if self.blocks.can_restore(slot):
             tokens = list(slot.tokens)
             prompt_cache.trim(self._state.backend, slot, 0)
             slot.parked = tokens
@@ -276,7 +278,7 @@ class Prefixes:
         """Make room for `n` more cells without touching those of `slot`; False if there isn't enough."""
         if self._state.backend.is_split:
             return len(slot.tokens) + n <= slot.n_ctx
-        while self.kv_used() + n > self._state.backend.info.n_ctx:
+        while self.count_kv_used() + n > self._state.backend.info.n_ctx:
             if not self.make_room(but=slot):
                 return False
         return True
@@ -290,7 +292,7 @@ class Prefixes:
         state, task = self._state, run.task
         others = (state.system, *state.slots) if task.cache_prompt else (state.system,)
         donors = [other for other in others if other is not slot and other.tokens and other.lora == slot.lora]
-        n_own = slot.reusable(run.prompt) if task.cache_prompt else 0
+        n_own = slot.count_reusable(run.prompt) if task.cache_prompt else 0
         n_before = run.n_cached
         run.n_cached = n = prompt_cache.reuse_prefix(
             state.backend, slot, run.prompt, task.cache_prompt, donors, run.n_reusable
@@ -306,13 +308,13 @@ class Prefixes:
     def _fetch(self, slot: Slot, run: Run) -> None:
         """Restore from memory or disk what they have of the prompt beyond the slot's own cells."""
         limit = run.n_reusable
-        n_known = min(self.blocks.known(slot.lora, run.prompt), limit)
+        n_known = min(self.blocks.count_known(slot.lora, run.prompt), limit)
         if n_known >= len(slot.tokens) + MIN_SHARED:
             n, source = self.blocks.restore(slot, run.prompt, limit, lambda n: self._make_room_for(n, slot))
             if n != run.n_cached:
                 run.n_cached, run.cache_source = n, source or CACHE_NONE
 
-    def _leader(self, slot: Slot, run: Run) -> Leader | None:
+    def _find_leader(self, slot: Slot, run: Run) -> Leader | None:
         """The running slot that is about to compute most of what `run` needs next, if that is worth waiting for."""
         if not (self._state.backend.can_share and run.task.cache_prompt):
             return None
@@ -321,19 +323,19 @@ class Prefixes:
             is_reading = other.run.next_token is None and other.run.leader is None
             is_reading &= run.task.in_background or not other.run.task.in_background  # a background leader may be slow
             if is_reading and other is not slot and other.lora == slot.lora:
-                n = min(common_prefix(other.run.prompt, run.prompt), run.n_reusable)
+                n = min(count_common_prefix(other.run.prompt, run.prompt), run.n_reusable)
                 if n > n_best:
                     best, n_best = other, n
         return None if best is None else Leader(best, best.run, n_best)  # type: ignore[arg-type]
 
-    def _longest(self, prompt: list[int], lora: Lora) -> tuple[int, str]:
+    def _find_longest(self, prompt: list[int], lora: Lora) -> tuple[int, str]:
         """How much of a prompt is in any cache, usable or not, and why it might not be usable."""
         slots = (self._state.system, *self._state.slots)
-        best = max(slots, key=lambda slot: common_prefix(slot.tokens, prompt))
-        n = common_prefix(best.tokens, prompt)
-        return max(self.blocks.known(lora, prompt), n), SHIFTED if n > best.reusable(prompt) else OTHER_LORA
+        best = max(slots, key=lambda slot: count_common_prefix(slot.tokens, prompt))
+        n = count_common_prefix(best.tokens, prompt)
+        return max(self.blocks.count_known(lora, prompt), n), SHIFTED if n > best.count_reusable(prompt) else OTHER_LORA
 
-    def _reason(self, slot: Slot, run: Run, n_known: int, why_not: str) -> str:
+    def _choose_reason(self, slot: Slot, run: Run, n_known: int, why_not: str) -> str:
         n = len(slot.tokens)
         if n >= n_known:
             return ""
@@ -362,6 +364,6 @@ class Prefixes:
             )
 
 
-def _n_cells(slots: list[Slot]) -> int:
+def _count_cells(slots: list[Slot]) -> int:
     """How many cells of a unified cache all these slots have together; shared cells count once."""
     return sum(len(slot.tokens) for slot in slots) - prompt_cache.count_shared(slots)

@@ -53,12 +53,14 @@ class Ranks:
         if not self._is_on or not self._lost_s:
             return
         generating = [slot for slot in self._state.running if slot.run.next_token is not None]
-        window = best_window(sorted(slot.seq for slot in generating), len(self._state.slots))
-        apart = sorted((slot for slot in generating if slot.seq not in window), key=_n_tokens)
-        free = sorted((slot for slot in self._state.slots if slot.run is None and slot.seq in window), key=_n_tokens)
+        window = find_best_window(sorted(slot.seq for slot in generating), len(self._state.slots))
+        apart = sorted((slot for slot in generating if slot.seq not in window), key=_count_tokens)
+        free = sorted(
+            (slot for slot in self._state.slots if slot.run is None and slot.seq in window), key=_count_tokens
+        )
         limit_s = self._state.config.max_stall_ms / 1e3 or math.inf
         for slot, other in zip(apart, free):
-            cost_s = (_n_tokens(slot) + _n_tokens(other)) * self._s_per_token
+            cost_s = (_count_tokens(slot) + _count_tokens(other)) * self._s_per_token
             if cost_s > min(self._lost_s, limit_s) or not self._exchange(slot, other):
                 return
             self._lost_s -= cost_s
@@ -69,17 +71,17 @@ class Ranks:
         self._is_on = self._state.backend.swap(slot.seq, other.seq)
         if self._is_on:
             slot.seq, other.seq = other.seq, slot.seq
-            seconds = (self._state.clock() - started) / max(_n_tokens(slot) + _n_tokens(other), 1)
+            seconds = (self._state.clock() - started) / max(_count_tokens(slot) + _count_tokens(other), 1)
             self._s_per_token += WEIGHT * (seconds - self._s_per_token)
         return self._is_on
 
 
-def best_window(seqs: list[int], n_slots: int) -> range:
+def find_best_window(seqs: list[int], n_slots: int) -> range:
     """The range of `len(seqs)` consecutive sequences that contains most of `seqs`."""
     n = len(seqs)
     start = max(range(n_slots - n + 1), key=lambda low: sum(low <= seq < low + n for seq in seqs))
     return range(start, start + n)
 
 
-def _n_tokens(slot: Slot) -> int:
+def _count_tokens(slot: Slot) -> int:
     return len(slot.tokens)

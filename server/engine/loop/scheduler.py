@@ -113,8 +113,8 @@ class Scheduler:
             Tasks: self._enqueue_all,
             Cancel: self._cancel,
             Close: self._close,
-            Command: self._command,
-            MediaReady: self._media_ready,
+            Command: self._post_command,
+            MediaReady: self._finish_media,
             Embed: self._embed,
             Identified: self._use_identity,
         }
@@ -216,20 +216,20 @@ class Scheduler:
                 self._flush()
             self._n_steps += 1
             self._n_rows = n_rows
-            self._timed(self._media_steps.step)
+            self._run_timed(self._media_steps.step)
 
     def _step_media_embedder(self) -> None:
         n_rows = self._media_embedder.plan(bool(self._state.running), self._media_steps.free_projector())
         if n_rows:
             self._n_steps, self._n_rows = self._n_steps + 1, n_rows
-            self._state.events += self._timed(self._media_embedder.step)
+            self._state.events += self._run_timed(self._media_embedder.step)
 
-    def _timed(self, work: Callable[[], T]) -> T:
+    def _run_timed(self, work: Callable[[], T]) -> T:
         """Do work on media. The meter is told its time, because generating slots wait for it."""
         is_generating = any(slot.run.next_token is not None for slot in self._state.running)
         started = self._state.clock()
         result = work()
-        self._state.meter.beside(self._state.clock() - started, is_generating)
+        self._state.meter.note_beside(self._state.clock() - started, is_generating)
         return result
 
     def _is_busy(self) -> bool:
@@ -266,7 +266,7 @@ class Scheduler:
         except ApiError as error:
             self._state.refuse(task.id, error)
 
-    def _media_ready(self, message: MediaReady) -> None:
+    def _finish_media(self, message: MediaReady) -> None:
         task, error = self._state.media.finish(message), message.error
         if task is None:
             return
@@ -275,7 +275,7 @@ class Scheduler:
         elif isinstance(task, Embed):
             self._media_embedder.enqueue(task)
         elif task.only_counts:
-            self._end(task.id, STOP_LIMIT, len(task.prompt) + self._state.media.layout(task.id).n_extra())
+            self._end(task.id, STOP_LIMIT, len(task.prompt) + self._state.media.get_layout(task.id).count_extra())
             self._state.media.forget(task.id)
             self._state.is_changed = True
         else:
@@ -286,7 +286,7 @@ class Scheduler:
         no_time = Timings(0, 0, 0.0, 0, 0.0)
         self._state.events.append(Final(id_task, -1, "", stop, "", n_prompt, 0, 0, False, no_time))
 
-    def _command(self, message: Command) -> None:
+    def _post_command(self, message: Command) -> None:
         if message.name in WITH_FILES:
             self._identify()
         self._commands.post(message)
@@ -354,13 +354,13 @@ class Scheduler:
     def _close(self, message: Close) -> None:
         self._deadline = self._state.clock() + message.grace_s
         self._admission.refuse_all(503, "the server is shutting down")
-        for id_task in self._state.media.waiting():
+        for id_task in self._state.media.list_waiting():
             self._state.fail(id_task, 503, "the server is shutting down")
 
     def _expire(self) -> None:
         if self._deadline is not None and self._state.clock() >= self._deadline:
             self._end_all()
-        for id_task in self._deadlines.due(self._state.clock()):
+        for id_task in self._deadlines.take_due(self._state.clock()):
             self._time_out(id_task)
 
     def _end_all(self) -> None:
@@ -423,10 +423,10 @@ class Scheduler:
         """The state of slots and counters at this moment."""
         state, meter = self._state, self._state.meter
         return Snapshot(
-            slots=tuple(slot.state() for slot in state.slots),
+            slots=tuple(slot.make_state() for slot in state.slots),
             preparing=state.media.at_work,
             n_deferred=self._admission.n_awaited + len(state.media),
-            kv_used=self._prefixes.kv_used(),
+            kv_used=self._prefixes.count_kv_used(),
             n_ctx=state.backend.info.n_ctx,
             n_steps=meter.n_steps,
             n_prompt_tokens=meter.n_prompt,
@@ -441,7 +441,7 @@ class Scheduler:
             prompt_ms=meter.prompt_ms,
             predicted_ms=meter.predicted_ms,
             sampler_ms=meter.sampler_ms,
-            histograms=meter.histograms(),
+            histograms=meter.get_histograms(),
         )
 
     def _drain(self) -> None:
@@ -507,7 +507,7 @@ class Deadlines:
         """Note that task `id_task` has to end at `t_end`."""
         heapq.heappush(self._heap, (t_end, id_task))
 
-    def due(self, now: float) -> list[int]:
+    def take_due(self, now: float) -> list[int]:
         """Remove and return the ids whose time has passed, the longest overdue first."""
         ids = []
         while self._heap and self._heap[0][0] <= now:

@@ -21,7 +21,7 @@ from server.errors import ApiError
 SYSTEM = -1  # the id of the system prompt's Slot
 
 
-def arrival(slot: Slot) -> tuple[bool, int]:
+def get_arrival(slot: Slot) -> tuple[bool, int]:
     """A sort key: tasks in order of arrival, those in the background last."""
     return slot.run.task.in_background, slot.run.task.id
 
@@ -91,7 +91,7 @@ class EngineState:
 
     def release(self, slot: Slot, stop: str) -> None:
         """Take the task off its slot. Its tokens stay in the cache."""
-        slot.latest = slot.state(stop)
+        slot.latest = slot.make_state(stop)
         slot.run.sampler.close()
         self.media.forget(slot.run.task.id)
         slot.run = slot.aside = None
@@ -116,17 +116,17 @@ class EngineState:
         if slot in self.aside:
             self.aside.remove(slot)
         self.running.append(slot)
-        self.running.sort(key=arrival)
+        self.running.sort(key=get_arrival)
         self.is_changed = True
 
     def suspend(self, slot: Slot) -> None:
         """Put the slot's task among those that wait in memory."""
         self.running.remove(slot)
         self.aside.append(slot)
-        self.aside.sort(key=arrival)
+        self.aside.sort(key=get_arrival)
         self.is_changed = True
 
-    def n_keep(self, task: Task, prompt: list[int]) -> int:
+    def count_kept(self, task: Task, prompt: list[int]) -> int:
         """How many tokens at the beginning of the prompt stay when the context is shifted."""
         return len(prompt) if task.n_keep < 0 else len(self.system.tokens) + task.n_keep
 
@@ -152,7 +152,7 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def values(self) -> tuple[float, ...]:
+    def list_values(self) -> tuple[float, ...]:
         """Counts per bucket, then the sum."""
         return (*self._counts, self._sum)
 
@@ -179,28 +179,28 @@ class Meter:
         self._step(seconds)
         self.n_stalls += is_generating and seconds > STALL_S
 
-    def beside(self, seconds: float, is_generating: bool) -> None:
+    def note_beside(self, seconds: float, is_generating: bool) -> None:
         """Count work beside a step's batch (media), which keeps generating slots waiting as well."""
         self.n_stalls += is_generating and seconds > STALL_S
 
-    def prompt_done(self, n_tokens: int, seconds: float) -> None:
+    def note_prompt(self, n_tokens: int, seconds: float) -> None:
         """A prompt of `n_tokens` evaluated tokens has been read."""
         self.prompt_ms += seconds * 1e3
         if seconds > 0:
             self._prompt_rate(n_tokens / seconds)
 
-    def tokens(self, n: int, seconds: float) -> None:
+    def note_tokens(self, n: int, seconds: float) -> None:
         """`n` tokens came together, `seconds` after the previous token of the same text."""
         self.n_timed += n
         self.predicted_ms += seconds * 1e3
         for _ in range(n):
             self.token_gap(seconds / n)
 
-    def text_done(self, n_tokens: int, seconds: float) -> None:
+    def note_text(self, n_tokens: int, seconds: float) -> None:
         """A text of `n_tokens` tokens took `seconds` from its first token to its last."""
         if n_tokens > 1 and seconds > 0:
             self._predicted_rate((n_tokens - 1) / seconds)
 
-    def histograms(self) -> dict[str, tuple[float, ...]]:
+    def get_histograms(self) -> dict[str, tuple[float, ...]]:
         """All histograms as plain numbers."""
-        return {name: histogram.values() for name, histogram in self._histograms.items()}
+        return {name: histogram.list_values() for name, histogram in self._histograms.items()}

@@ -1,7 +1,7 @@
 """The configuration of an engine: plain data.
 
 `model_sources` makes it from a model's options, and `starter` sets the context, the warm-up and the turns. `wire.Start`
-takes it to the engine's process, where `drafter_config` makes the draft model's. Imports `host_cpus`, `shape` and
+takes it to the engine's process, where `make_drafter_config` makes the draft model's. Imports `host_cpus`, `shape` and
 leaves only.
 """
 
@@ -34,7 +34,7 @@ class SpecConfig:
     context_params: dict[str, Any] = field(default_factory=dict)
 
 
-def pinned_patterns(model_params: Mapping[str, Any]) -> list[str]:
+def list_pinned_patterns(model_params: Mapping[str, Any]) -> list[str]:
     """Regular expressions of the tensors that options keep on the CPU."""
     return [pattern for pattern, buffer in model_params.get("tensor_buft_overrides", ()) if buffer == "CPU"]
 
@@ -60,14 +60,14 @@ class EngineConfig:
     cpu_variant: str | None = None
     n_slots: int = 1
     n_ctx: int | None = None  # tokens of the KV cache; 0: the model's own, None: what fits if `is_fitted`, else as 0
-    n_ctx_slot: int = 0  # the most tokens of a slot; 0: no more limits than `LlamaBackend._slot_context` has
+    n_ctx_slot: int = 0  # the most tokens of a slot; 0: no more limits than `LlamaBackend._compute_slot_context` has
     n_batch: int = 2048  # rows
     n_ubatch: int = 512  # rows
     n_threads: int = -1
     n_threads_batch: int = -1
     warmup: bool = True
     max_queue: int = 1024  # tasks
-    max_stall_ms: float = 100.0  # how long prompts may hold up streams (details: `batching._rows_beside`); 0: no limit
+    max_stall_ms: float = 100.0  # how long prompts may hold up streams (`batching._count_rows_beside`); 0: no limit
     group_part: int = 2  # of short prompts that came together, one in so many shares a step
     cache_ram: int | None = 0  # MiB for blocks that leave the KV cache; None: a part of the free memory, -1: no limit
     cache_disk: str = ""  # folder for such blocks
@@ -111,23 +111,23 @@ class EngineConfig:
         return self.n_slots > 1 and not has_window
 
 
-def thread_counts(config: EngineConfig) -> tuple[int, int]:
+def count_threads(config: EngineConfig) -> tuple[int, int]:
     """The number of threads for decode, and for prefill."""
-    n_threads = config.n_threads if config.n_threads > 0 else host_cpus.usable_cores()
+    n_threads = config.n_threads if config.n_threads > 0 else host_cpus.count_usable_cores()
     return n_threads, config.n_threads_batch if config.n_threads_batch > 0 else n_threads
 
 
-def threads_and_cores(config: EngineConfig) -> tuple[int, float]:
+def count_threads_and_cores(config: EngineConfig) -> tuple[int, float]:
     """The number of threads that compute at the same time, and of cores that they may use."""
     cpus = config.pool_params.get("cpumask", ())
-    n_threads = max(*thread_counts(config), config.spec.n_threads, config.spec.n_threads_batch)
-    return n_threads, min(host_cpus.available(), len(cpus) or float("inf"))
+    n_threads = max(*count_threads(config), config.spec.n_threads, config.spec.n_threads_batch)
+    return n_threads, min(host_cpus.count_available(), len(cpus) or float("inf"))
 
 
-def patience(config: EngineConfig) -> float:
+def compute_patience(config: EngineConfig) -> float:
     """The factor for a step's time limit: the square of threads per core, at least 1.
 
     A step has many barriers, and at each of them all threads wait for those without a core.
     """
-    n_threads, n_cores = threads_and_cores(config)
+    n_threads, n_cores = count_threads_and_cores(config)
     return max(n_threads / max(n_cores, 1.0), 1.0) ** 2

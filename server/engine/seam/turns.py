@@ -25,7 +25,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from server.engine.seam.config import EngineConfig, threads_and_cores
+from server.engine.seam.config import EngineConfig, count_threads_and_cores
 
 DOOR, CORES, LOADING, OWNER = 0, 1, 2, 3
 """Places in the file: three locks, then the id of the process that had the cores last (8 bytes)."""
@@ -104,7 +104,7 @@ class Turns:
         return True
 
     @contextlib.contextmanager
-    def announced(self) -> Iterator[None]:
+    def announce(self) -> Iterator[None]:
         """Hold LOADING in the block. First wait for the end of another engine's step: its next one uses a thread less.
         If several engines load at the same time, only the first holds the lock."""
         is_told = self._file >= 0 and self._wait_for(LOADING, self._clock() + ANNOUNCE_S)
@@ -129,7 +129,7 @@ class Turns:
 
 def turns_of(config: EngineConfig) -> Turns:
     """The turns of an engine. If there are enough cores for two engines, it never waits."""
-    n_threads, n_cores = threads_and_cores(config)
+    n_threads, n_cores = count_threads_and_cores(config)
     return Turns(config.turns if 2 * n_threads > n_cores else "")
 
 

@@ -107,7 +107,7 @@ class Stacks:
     text: str
 
 
-def classes(*modules: types.ModuleType) -> list[Any]:
+def list_classes(*modules: types.ModuleType) -> list[Any]:
     """The records defined in these modules, in order."""
     return [
         value
@@ -182,21 +182,21 @@ class Codec:
     """Converts messages to frames and back. It takes milliseconds to make, so threads share it."""
 
     def __init__(self) -> None:
-        self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config, shape)]
+        self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *list_classes(task, config, shape)]
         self._numbers = {cls: number for number, cls in enumerate(self._classes)}
         self._fields = [self._fields_of(cls) for cls in self._classes]
-        self._getters = [_getter([name for name, _ in fields]) for fields in self._fields]
+        self._getters = [_make_getter([name for name, _ in fields]) for fields in self._fields]
         self._encoders = [
             [
                 (place, encode)
                 for place, (_, annotation) in enumerate(fields, 1)
-                if (encode := _encoder(self, annotation)) is not None
+                if (encode := _make_encoder(self, annotation)) is not None
             ]
             for fields in self._fields
         ]
-        self._decoders = [[_decoder(self, annotation) for _, annotation in fields] for fields in self._fields]
-        self._events_in_columns()
-        self._tasks_by_changes()
+        self._decoders = [[_make_decoder(self, annotation) for _, annotation in fields] for fields in self._fields]
+        self._put_events_in_columns()
+        self._write_tasks_by_changes()
         self.build = describe((cls.__name__, fields) for cls, fields in zip(self._classes, self._fields))
         self.hello = Hello(PROTOCOL, self.build)
 
@@ -205,41 +205,45 @@ class Codec:
         hints = typing.get_type_hints(cls)
         return [(field.name, hints[field.name]) for field in fields(cls)]
 
-    def _events_in_columns(self) -> None:
-        """Use `events_out` and `events_in` for `Frame.events`, because every token of a stream is an event."""
+    def _put_events_in_columns(self) -> None:
+        """Use `encode_events` and `decode_events` for `Frame.events`, because every token of a stream is an event."""
         number, names = self._numbers[task.Frame], [field.name for field in fields(task.Frame)]
         place, kinds = names.index("events"), typing.get_args(task.Event)
 
         def decode(value: Any, tail: Tail) -> Any:
             try:
-                return events_in(value, lambda row: self.message(row, tail, kinds))
+                return decode_events(value, lambda row: self.decode_row(row, tail, kinds))
             except ValueError as error:
                 raise WireError(str(error)) from None
 
         self._decoders[number][place] = decode
         self._encoders[number] = [(at, encode) for at, encode in self._encoders[number] if at != place + 1]
         self._encoders[number].append(
-            (place + 1, lambda events, tail: events_out(events, lambda event: self.row(event, tail)))
+            (place + 1, lambda events, tail: encode_events(events, lambda event: self.encode_row(event, tail)))
         )
 
-    def _tasks_by_changes(self) -> None:
+    def _write_tasks_by_changes(self) -> None:
         """Write each task of a request as its changes from the one before: most fields are equal, also large ones."""
         number = self._numbers[task.Tasks]
 
         def encode(tasks: Sequence[task.Task], tail: Tail) -> list[Any]:
-            return [self.row(tasks[0], tail), *map(self.changes, tasks[1:], tasks, repeat(tail))] if tasks else []
+            return (
+                [self.encode_row(tasks[0], tail), *map(self.encode_changes, tasks[1:], tasks, repeat(tail))]
+                if tasks
+                else []
+            )
 
         def decode(rows: Any, tail: Tail) -> tuple[task.Task, ...]:
             if type(rows) is not list:
                 raise WireError(f"{type(rows).__name__} instead of a sequence")
-            tasks = [self.message(row, tail, (task.Task,)) for row in rows[:1]]
+            tasks = [self.decode_row(row, tail, (task.Task,)) for row in rows[:1]]
             for row in rows[1:]:
-                tasks.append(self.changed(tasks[-1], row, tail))
+                tasks.append(self.apply_changes(tasks[-1], row, tail))
             return tuple(tasks)
 
         self._encoders[number], self._decoders[number] = [(1, encode)], [decode]
 
-    def changes(self, message: Any, base: Any, tail: Tail) -> list[list[Any]]:
+    def encode_changes(self, message: Any, base: Any, tail: Tail) -> list[list[Any]]:
         """The fields in which a message differs from `base` of the same class, as [place, value] pairs."""
         number = self._numbers[type(message)]
         encoders, values = dict(self._encoders[number]), self._getters[number](message)
@@ -249,13 +253,13 @@ class Codec:
                 continue
             encode = encoders.get(place + 1)
             if type(value) in self._numbers and before is not None:
-                value = self.changes(value, before, tail)
+                value = self.encode_changes(value, before, tail)
             elif encode is not None:
                 value = encode(value, tail)
             changes.append([place, value])
         return changes
 
-    def changed(self, base: Any, changes: Any, tail: Tail) -> Any:
+    def apply_changes(self, base: Any, changes: Any, tail: Tail) -> Any:
         """The reverse of `changes`."""
         number = self._numbers[type(base)]
         values, decoders = list(self._getters[number](base)), self._decoders[number]
@@ -266,7 +270,7 @@ class Codec:
             if not 0 <= place < len(values):
                 raise WireError(f"{type(base).__name__} has no field {place}")
             if type(values[place]) in self._numbers and value is not None:
-                values[place] = self.changed(values[place], value, tail)
+                values[place] = self.apply_changes(values[place], value, tail)
             else:
                 values[place] = decoders[place](value, tail)
         return type(base)(*values)
@@ -274,7 +278,7 @@ class Codec:
     def encode(self, message: Any) -> bytes:
         """A message as a frame. TypeError if it isn't a message, WireError if it is too long for the other side."""
         tail = Tail()
-        data = _to_json(self.row(message, tail)).encode("ascii")
+        data = _to_json(self.encode_row(message, tail)).encode("ascii")
         if len(data) > MAX_JSON or tail.size > MAX_TAIL:
             raise WireError(f"a frame of {len(data)} + {tail.size} bytes is too long")
         return b"".join((HEADER.pack(MAGIC, len(data), tail.size), data, *tail.parts))
@@ -282,11 +286,11 @@ class Codec:
     def decode(self, data: bytes, tail: bytes) -> Any:
         """The message of a frame. WireError if any field is invalid."""
         try:
-            return self.message(json.loads(data), Tail(tail))
+            return self.decode_row(json.loads(data), Tail(tail))
         except (ValueError, RecursionError) as error:
             raise WireError(f"a frame has invalid JSON: {str(error)[:100]}") from None
 
-    def row(self, message: Any, tail: Tail) -> list[Any]:
+    def encode_row(self, message: Any, tail: Tail) -> list[Any]:
         """A message as its number and fields."""
         number = self._numbers.get(type(message))
         if number is None:
@@ -296,7 +300,7 @@ class Codec:
             values[place] = encode(values[place], tail)
         return values
 
-    def message(self, row: Any, tail: Tail, allowed: tuple[Any, ...] | None = None) -> Any:
+    def decode_row(self, row: Any, tail: Tail, allowed: tuple[Any, ...] | None = None) -> Any:
         """The reverse of `row`; `allowed` limits the classes."""
         number = row[0] if type(row) is list and row else None
         if type(number) is not int or not 0 <= number < len(self._classes):
@@ -346,7 +350,7 @@ Encoder = Callable[[Any, Tail], Any]
 _SCALARS = (int, float, str, bool, type(None))
 
 
-def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+def _make_getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     """A function that returns all fields of a message as a tuple, in C if there are several."""
     if len(names) > 1:
         return operator.attrgetter(*names)
@@ -359,103 +363,103 @@ def _union_of(annotation: Any) -> tuple[Any, ...] | None:
     return None
 
 
-def _encoder(codec: Codec, annotation: Any) -> Encoder | None:
+def _make_encoder(codec: Codec, annotation: Any) -> Encoder | None:
     """The function that encodes a field; None if `json` does that (for its own types, and sequences of those)."""
     if annotation in _SCALARS:
         return None
     if annotation is bytes:
         return lambda value, tail: tail.add(value)
     if annotation is Any:
-        return _any_out
+        return _encode_any
     if is_record(annotation):
-        return codec.row
+        return codec.encode_row
     members = _union_of(annotation)
     if members is not None:
-        return _union_encoder(codec, members)
+        return _make_union_encoder(codec, members)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation == tuple[int, ...]:
         return lambda values, tail: tail.add_ints(values)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        encode: Any = _encoder(codec, arguments[0])
+        encode: Any = _make_encoder(codec, arguments[0])
         return None if encode is None else lambda values, tail: [encode(value, tail) for value in values]
     if origin is tuple:
-        encoders = [_encoder(codec, argument) for argument in arguments]
+        encoders = [_make_encoder(codec, argument) for argument in arguments]
         if not any(encoders):
             return None
         return lambda values, tail: [
             value if encode is None else encode(value, tail) for encode, value in zip(encoders, values)
         ]
     if origin is dict and arguments[0] is str:
-        encode = _encoder(codec, arguments[1])
+        encode = _make_encoder(codec, arguments[1])
         return None if encode is None else lambda value, tail: {key: encode(item, tail) for key, item in value.items()}
     raise TypeError(f"{annotation} can't cross the seam")
 
 
-def _union_encoder(codec: Codec, members: tuple[Any, ...]) -> Encoder | None:
-    encoders = {member: _encoder(codec, member) for member in members}
+def _make_union_encoder(codec: Codec, members: tuple[Any, ...]) -> Encoder | None:
+    encoders = {member: _make_encoder(codec, member) for member in members}
     written = [encode for encode in encoders.values() if encode is not None]
     if not written:
         return None
     if all(is_record(member) or member in _SCALARS for member in members):
-        return lambda value, tail: codec.row(value, tail) if is_record(value) else value
+        return lambda value, tail: codec.encode_row(value, tail) if is_record(value) else value
     if len(members) == 2 and type(None) in members:
         return lambda value, tail: None if value is None else written[0](value, tail)
     raise TypeError(f"a choice of {members} can't cross the seam")
 
 
-def _any_out(value: Any, tail: Tail) -> Any:
+def _encode_any(value: Any, tail: Tail) -> Any:
     """Encodes a field annotated `Any`: bytes move to the tail; keys that begin with "$" get a second "$"."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, (tuple, list)):
-        return [_any_out(item, tail) for item in value]
+        return [_encode_any(item, tail) for item in value]
     if isinstance(value, dict) and all(type(key) is str for key in value):
-        return {"$" + key if key.startswith("$") else key: _any_out(item, tail) for key, item in value.items()}
+        return {"$" + key if key.startswith("$") else key: _encode_any(item, tail) for key, item in value.items()}
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {BYTES_KEY: tail.add(bytes(value))}
     raise TypeError(f"{type(value).__name__} can't cross the seam")
 
 
-def _any_in(value: Any, tail: Tail) -> Any:
+def _decode_any(value: Any, tail: Tail) -> Any:
     if type(value) is list:
-        return tuple([_any_in(item, tail) for item in value])
+        return tuple([_decode_any(item, tail) for item in value])
     if type(value) is dict:
         if list(value) == [BYTES_KEY]:
             return tail.cut(value[BYTES_KEY])
-        return {key.removeprefix("$"): _any_in(item, tail) for key, item in value.items()}
+        return {key.removeprefix("$"): _decode_any(item, tail) for key, item in value.items()}
     return value
 
 
-def _decoder(codec: Codec, annotation: Any) -> Encoder:
+def _make_decoder(codec: Codec, annotation: Any) -> Encoder:
     """The function that decodes and checks a field."""
     if annotation in _SCALARS:
-        return _scalar_decoder(annotation)
+        return _make_scalar_decoder(annotation)
     if annotation is bytes:
         return lambda value, tail: tail.cut(value)
     if annotation is Any:
-        return _any_in
+        return _decode_any
     if is_record(annotation):
-        return lambda value, tail: codec.message(value, tail, (annotation,))
+        return lambda value, tail: codec.decode_row(value, tail, (annotation,))
     members = _union_of(annotation)
     if members is not None:
-        return _union_decoder(codec, members)
+        return _make_union_decoder(codec, members)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         return _list_decoder(codec, arguments[0])
     if origin is tuple:
-        return _row_decoder([_decoder(codec, argument) for argument in arguments])
+        return _make_row_decoder([_make_decoder(codec, argument) for argument in arguments])
     if origin is dict and arguments[0] is str:
-        return _dict_decoder(_decoder(codec, arguments[1]))
+        return _make_dict_decoder(_make_decoder(codec, arguments[1]))
     raise TypeError(f"{annotation} can't cross the seam")
 
 
-def _accepted(annotation: type) -> frozenset[type]:
+def _get_accepted(annotation: type) -> frozenset[type]:
     """The types that a field may have. Some of our code writes ints into float fields, and bools into int fields."""
     return frozenset({float: (float, int), int: (int, bool)}.get(annotation, (annotation,)))
 
 
-def _scalar_decoder(annotation: type) -> Encoder:
-    accepted = _accepted(annotation)
+def _make_scalar_decoder(annotation: type) -> Encoder:
+    accepted = _get_accepted(annotation)
 
     def decode(value: Any, tail: Tail) -> Any:
         if type(value) in accepted:
@@ -467,27 +471,27 @@ def _scalar_decoder(annotation: type) -> Encoder:
 
 def _list_decoder(codec: Codec, item: Any) -> Encoder:
     if item in _SCALARS:
-        accepted = _accepted(item)
+        accepted = _get_accepted(item)
 
-        def scalars(value: Any, tail: Tail) -> Any:
+        def decode_scalars(value: Any, tail: Tail) -> Any:
             if type(value) is list and accepted.issuperset(map(type, value)):
                 return tuple(value)
             if item is int and type(value) is dict:
                 return tail.cut_ints(value)
             raise WireError(f"not a sequence of {item.__name__}")
 
-        return scalars
-    decode = _decoder(codec, item)
+        return decode_scalars
+    decode = _make_decoder(codec, item)
 
-    def items(value: Any, tail: Tail) -> Any:
+    def decode_items(value: Any, tail: Tail) -> Any:
         if type(value) is list:
             return tuple([decode(part, tail) for part in value])
         raise WireError(f"{type(value).__name__} instead of a sequence")
 
-    return items
+    return decode_items
 
 
-def _row_decoder(decoders: list[Encoder]) -> Encoder:
+def _make_row_decoder(decoders: list[Encoder]) -> Encoder:
     def decode(value: Any, tail: Tail) -> Any:
         if type(value) is list and len(value) == len(decoders):
             return tuple([decode(part, tail) for decode, part in zip(decoders, value)])
@@ -496,25 +500,25 @@ def _row_decoder(decoders: list[Encoder]) -> Encoder:
     return decode
 
 
-def _dict_decoder(decode: Encoder) -> Encoder:
-    def items(value: Any, tail: Tail) -> Any:
+def _make_dict_decoder(decode: Encoder) -> Encoder:
+    def decode_items(value: Any, tail: Tail) -> Any:
         if type(value) is dict:
             return {key: decode(item, tail) for key, item in value.items()}
         raise WireError(f"{type(value).__name__} instead of a dict")
 
-    return items
+    return decode_items
 
 
-def _union_decoder(codec: Codec, members: tuple[Any, ...]) -> Encoder:
-    scalars = frozenset().union(*(_accepted(member) for member in members if member in _SCALARS))
+def _make_union_decoder(codec: Codec, members: tuple[Any, ...]) -> Encoder:
+    scalars = frozenset().union(*(_get_accepted(member) for member in members if member in _SCALARS))
     messages = tuple(member for member in members if is_record(member))
-    rest = [_decoder(codec, member) for member in members if member not in _SCALARS and member not in messages]
+    rest = [_make_decoder(codec, member) for member in members if member not in _SCALARS and member not in messages]
 
     def decode(value: Any, tail: Tail) -> Any:
         if type(value) in scalars:
             return value
         if messages:
-            return codec.message(value, tail, messages)
+            return codec.decode_row(value, tail, messages)
         if rest:
             return rest[0](value, tail)
         raise WireError(f"{type(value).__name__} instead of one of {len(members)} kinds")
@@ -532,7 +536,7 @@ COLUMNS = -1
 _INTS, _STRINGS, _LISTS = frozenset((int,)), frozenset((str,)), frozenset((list,))
 
 
-def events_out(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> list[list[Any]]:
+def encode_events(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> list[list[Any]]:
     """Encodes events as rows; `row` encodes a single event."""
     rows: list[list[Any]] = []
     tokens: list[tuple[int, ...]]
@@ -552,20 +556,20 @@ def events_out(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> li
     return rows
 
 
-def events_in(rows: Any, event: Callable[[Any], Event]) -> tuple[Event, ...]:
-    """The reverse of `events_out`; `event` decodes a single row. ValueError for invalid rows."""
+def decode_events(rows: Any, event: Callable[[Any], Event]) -> tuple[Event, ...]:
+    """The reverse of `encode_events`; `event` decodes a single row. ValueError for invalid rows."""
     if type(rows) is not list:
         raise ValueError(f"{type(rows).__name__} instead of a sequence")
     events: list[Event] = []
     for row in rows:
         if type(row) is list and row and row[0] == COLUMNS:
-            events += _pieces(row)
+            events += _decode_pieces(row)
         else:
             events.append(event(row))
     return tuple(events)
 
 
-def _pieces(row: list[Any]) -> list[Piece]:
+def _decode_pieces(row: list[Any]) -> list[Piece]:
     if len(row) == 4 and _LISTS.issuperset(map(type, row[1:])):
         _, ids, tokens, texts = row
         if (

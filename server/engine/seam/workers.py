@@ -43,23 +43,23 @@ def ask(address: str, timeout_s: float = TIMEOUT_S) -> Worker:
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as sock:
-            version = _command(sock, HELLO, HELLO_DATA, 4 + len(HELLO_DATA))
+            version = _send_command(sock, HELLO, HELLO_DATA, 4 + len(HELLO_DATA))
             if version[0] != PROTOCOL:
                 raise WorkerError(
                     f"the worker at {address} uses version {version[0]}.{version[1]} of the RPC protocol, this program "
                     f"version {PROTOCOL}: run the same llama.cpp version on both machines"
                 )
-            (n_devices,) = COUNT.unpack(_command(sock, DEVICE_COUNT, b"", COUNT.size))
+            (n_devices,) = COUNT.unpack(_send_command(sock, DEVICE_COUNT, b"", COUNT.size))
             if not 0 < n_devices <= MAX_DEVICES:
                 raise WorkerError(f"the worker at {address} has {n_devices} devices")
-            return Worker(address, tuple(_memory(sock, i) for i in range(n_devices)))
+            return Worker(address, tuple(_read_memory(sock, i) for i in range(n_devices)))
     except TimeoutError:
         raise WorkerError(f"the worker at {address} doesn't answer: it hangs, or serves another client") from None
     except OSError as error:
         raise WorkerError(f"the worker at {address} can't be reached: {error.strerror or error}") from None
 
 
-def reachable(addresses: Sequence[str]) -> tuple[list[Worker], list[str]]:
+def find_reachable(addresses: Sequence[str]) -> tuple[list[Worker], list[str]]:
     """The workers that can be used, and an error message for each of the others."""
     workers, faults = [], []
     for address in addresses:
@@ -70,12 +70,12 @@ def reachable(addresses: Sequence[str]) -> tuple[list[Worker], list[str]]:
     return workers, faults
 
 
-def _memory(sock: socket.socket, device: int) -> tuple[int, int]:
-    free, total = MEMORY.unpack(_command(sock, DEVICE_MEMORY, COUNT.pack(device), MEMORY.size))
+def _read_memory(sock: socket.socket, device: int) -> tuple[int, int]:
+    free, total = MEMORY.unpack(_send_command(sock, DEVICE_MEMORY, COUNT.pack(device), MEMORY.size))
     return free, total
 
 
-def _command(sock: socket.socket, command: int, data: bytes, n_answer: int) -> bytes:
+def _send_command(sock: socket.socket, command: int, data: bytes, n_answer: int) -> bytes:
     """Send a command and return its answer of `n_answer` bytes."""
     sock.sendall(bytes([command]) + LENGTH.pack(len(data)) + data)
     (length,) = LENGTH.unpack(_receive(sock, LENGTH.size))

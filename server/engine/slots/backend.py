@@ -47,7 +47,7 @@ class TokenSampler(Protocol):
     def end_grammar(self) -> None:
         """Make the grammar stop holding until it begins again."""
 
-    def allows(self, token: int) -> bool:
+    def is_allowed(self, token: int) -> bool:
         """Whether the grammar allows this token to come next."""
 
     def fit(self, row: int, token: int) -> int:
@@ -57,7 +57,7 @@ class TokenSampler(Protocol):
         """The tokens of the text that the grammar prescribes next. They are a guess: the same text may come in other
         tokens."""
 
-    def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
+    def compute_row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """The probability of `token` in batch row `row` and the `n_probs` most likely tokens; nothing is drawn."""
 
     def replay(self, row: int, token: int) -> None:
@@ -80,7 +80,7 @@ class Drafter(Protocol):
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """Drop positions of a sequence."""
 
-    def likeliest(self, row: int) -> tuple[int, float]:
+    def find_likeliest(self, row: int) -> tuple[int, float]:
         """The most likely token in batch row `row`, and its probability among the ten most likely."""
 
 
@@ -145,7 +145,7 @@ class EmbeddingBackend(Protocol):
         """Evaluate the rows. Returns a `DECODE_*` code, negative for errors. `output` marks the last span of an
         input."""
 
-    def vectors(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_vectors(self, spans: Sequence[Span]) -> list[bytes]:
         """The results of the latest batch, float32: for each span with `output` one row, for others none; with the
         pooling "none" a row for each token."""
 
@@ -159,7 +159,7 @@ class EmbeddingBackend(Protocol):
 class StateParts(Protocol):
     """A copy of a sequence's state that can be cut into parts."""
 
-    def part(self, start: int, end: int) -> memoryview:
+    def cut_part(self, start: int, end: int) -> memoryview:
         """The state of the tokens at positions [start, end)."""
 
 
@@ -198,10 +198,10 @@ class Backend(Protocol):
     def piece(self, token: int, named: bool = False) -> bytes:
         """The bytes of a token as shown to users. Those of a control token are empty, or with `named` its name."""
 
-    def letters(self, token: int) -> bytes:
+    def get_letters(self, token: int) -> bytes:
         """The bytes of a text token; empty for every control token."""
 
-    def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> TokenSampler:
+    def make_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> TokenSampler:
         """Build a sampler chain; ApiError(400) if the grammar can't be parsed. With `waits` the grammar doesn't hold
         before `begin_grammar`, and the caller uses `draw` and `commit`."""
 
@@ -213,7 +213,7 @@ class Backend(Protocol):
         """Drop positions [start, end) of a sequence; end -1 means all the rest. False if only the whole can be
         dropped."""
 
-    def least_left(self, seq: int) -> int:
+    def compute_least_left(self, seq: int) -> int:
         """The fewest tokens, other than none, to which a sequence can be cut. Sliding windows need cells that may be
         gone."""
 
@@ -233,7 +233,7 @@ class Backend(Protocol):
     def unshare(self, seq: int) -> None:
         """Give a sequence its own cells with the same contents."""
 
-    def state(self, seq: int) -> memoryview:
+    def read_state(self, seq: int) -> memoryview:
         """A copy of a sequence's cells as bytes. They are the same in both layouts of the cache."""
 
     def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
@@ -245,7 +245,7 @@ class Backend(Protocol):
     def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
         """Fill a sequence from the states of consecutive runs of tokens; False if they don't fit."""
 
-    def checkpoint(self, seq: int) -> memoryview:
+    def take_checkpoint(self, seq: int) -> memoryview:
         """A copy of the part of a sequence's state that `seq_rm` can't cut (recurrent models)."""
 
     def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:

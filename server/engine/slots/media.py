@@ -64,11 +64,11 @@ class Layout:
     owners: list[Closable] = field(default_factory=list)  # what frees the chunks
     files: list[tuple[int, int]] = field(default_factory=list)  # (first position, number of positions)
 
-    def n_extra(self, at: int = 0) -> int:
+    def count_extra(self, at: int = 0) -> int:
         """Cells minus positions of the chunks from `at` on (M-RoPE); negative if they take fewer cells."""
         return sum(chunk.n_tokens - len(chunk.ids) for start, chunk in self.chunks.items() if start >= at)
 
-    def shifted(self, n: int) -> Layout:
+    def make_shifted(self, n: int) -> Layout:
         """The layout with `n` more tokens before it."""
         files = [(start + n, length) for start, length in self.files]
         return Layout({start + n: chunk for start, chunk in self.chunks.items()}, self.owners, files)
@@ -77,18 +77,18 @@ class Layout:
         """The index of the position `at` in the prompt as it was sent, which had one id for each file."""
         return at - sum(min(at - start, length - 1) for start, length in self.files if start <= at)
 
-    def next_start(self, at: int, end: int) -> int:
+    def find_next_start(self, at: int, end: int) -> int:
         """Where the first chunk at or after `at` begins; `end` if there is none."""
         return min((start for start in self.chunks if start >= at), default=end)
 
-    def reusable(self, n_prompt: int) -> int:
+    def count_reusable(self, n_prompt: int) -> int:
         """How much of the prompt may come from a cache: all but the part that is evaluated for the last logits."""
         last = max(self.chunks, default=-1)
         is_at_end = last >= 0 and last + len(self.chunks[last].ids) == n_prompt
         return last if is_at_end else max(n_prompt - 1, 0)
 
 
-def placeholders(key: bytes, n: int) -> tuple[int, ...]:
+def make_placeholders(key: bytes, n: int) -> tuple[int, ...]:
     """`n` negative 32-bit ids that depend on `key` alone. Different keys have different ids, also if an attacker
     chooses them."""
     import hashlib  # here, because most models take no media
@@ -102,16 +102,16 @@ def write_out(task: Task | Embed, files: tuple[Prepared, ...]) -> tuple[Task | E
     positions count through all inputs, one behind the other."""
     layout = Layout(owners=[file.owner for file in files])
     if isinstance(task, Task):
-        return replace(task, prompt=_written(task.prompt, files, layout, 0), media=()), layout
+        return replace(task, prompt=_write_out(task.prompt, files, layout, 0), media=()), layout
     inputs: list[tuple[int, ...]] = []
     start = 0
     for tokens in task.inputs:
-        inputs.append(_written(tokens, files, layout, start))
+        inputs.append(_write_out(tokens, files, layout, start))
         start += len(inputs[-1])
     return replace(task, inputs=tuple(inputs), media=()), layout
 
 
-def _written(prompt: Iterable[int], files: tuple[Prepared, ...], layout: Layout, start: int) -> tuple[int, ...]:
+def _write_out(prompt: Iterable[int], files: tuple[Prepared, ...], layout: Layout, start: int) -> tuple[int, ...]:
     """Write out one prompt, whose first position is `start`, and add its chunks to the layout."""
     tokens: list[int] = []
     for token in prompt:

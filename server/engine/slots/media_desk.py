@@ -21,7 +21,7 @@ from typing import Any
 from server.engine.seam.task import Embed, Media, Task
 from server.engine.slots.backend import MediaBackend
 from server.engine.slots.media import Closable, Layout, Prepared, write_out
-from server.engine.slots.png import PNG, png_fault
+from server.engine.slots.png import PNG, find_png_fault
 from server.errors import ApiError
 from server.log import get_logger
 from server.records import field, record
@@ -92,7 +92,7 @@ class Job:
         """Whether all files are prepared."""
         return len(self.files) == len(self.task.media)
 
-    def n_tokens(self) -> int:
+    def count_tokens(self) -> int:
         """The least number of tokens of the prompt; the exact number when all files are prepared."""
         sizes = [file.n_tokens for file in self.files] + self.least[len(self.files) :]
         return self.n_text + sum(map(operator.mul, sizes, self.n_uses))
@@ -155,7 +155,7 @@ class MediaDesk:
             )
         self._jobs[task.id] = Job(task)
         self._decoded.setdefault(task.owner, min(self._decoded.values(), default=0))
-        self._next()
+        self._start_next()
 
     def finish(self, ready: MediaReady) -> Task | Embed | None:
         """The task with its prompt written out; the task as it came if a file failed (`ready.error`); None if it has
@@ -167,7 +167,7 @@ class MediaDesk:
             job.n_bytes = 0
             if job.is_done or ready.error is not None:
                 self._drop(task.id)
-        self._next()
+        self._start_next()
         if not is_wanted or ready.error is not None:
             _close(file.owner for file in job.files)
             return task if is_wanted else None
@@ -176,7 +176,7 @@ class MediaDesk:
         task, self._layouts[task.id] = write_out(task, tuple(job.files))
         return task
 
-    def layout(self, id_task: int) -> Layout:
+    def get_layout(self, id_task: int) -> Layout:
         """Where a task's chunks are; empty for tasks without files."""
         return self._layouts.get(id_task) or Layout()
 
@@ -190,14 +190,14 @@ class MediaDesk:
             _close(file.owner for file in job.files)
         return job is not None
 
-    def waiting(self) -> list[int]:
+    def list_waiting(self) -> list[int]:
         """The ids of tasks whose files are being prepared."""
         return list(self._jobs)
 
     def close(self) -> None:
         """End the thread after its current file."""
         if self._thread is not None:
-            for id_task in self.waiting():
+            for id_task in self.list_waiting():
                 self.forget(id_task)
             self._turns.put(None)
             self._thread.join()
@@ -208,7 +208,7 @@ class MediaDesk:
             del self._decoded[job.task.owner]
         return job
 
-    def _next(self) -> None:
+    def _start_next(self) -> None:
         """If the media thread is free, give it the files of the task whose turn it is."""
         if self.at_work is None and self._jobs:
             job = min(self._jobs.values(), key=lambda job: self._decoded[job.task.owner])
@@ -259,7 +259,7 @@ class MediaDesk:
     def _decode(self, job: Job, media: Media) -> Prepared:
         """Decode a file. A PNG is inflated first in a way that can be stopped."""
         job.n_bytes += media.n_bytes
-        fault = png_fault(media.data, media.n_bytes, lambda: job.task.id in self._jobs) if is_png(media) else ""
+        fault = find_png_fault(media.data, media.n_bytes, lambda: job.task.id in self._jobs) if is_png(media) else ""
         if fault:
             raise ApiError(400, f"{media.where}: the file can't be decoded: it {fault}")
         return self._prepare(media)
@@ -279,7 +279,7 @@ class MediaDesk:
 
     def _require_room(self, job: Job) -> None:
         is_task = isinstance(job.task, Task)
-        n, most = job.n_tokens(), self._n_ctx - 1 if is_task else max(self._n_ctx, MAX_EMBEDDED)
+        n, most = job.count_tokens(), self._n_ctx - 1 if is_task else max(self._n_ctx, MAX_EMBEDDED)
         if n > most:
             more = "" if job.is_done else " or more"
             raise ApiError(

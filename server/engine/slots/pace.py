@@ -87,14 +87,14 @@ class Pace:
     @property
     def decode_ms(self) -> float:
         """The milliseconds of a step without prompt rows; 0 before one was measured."""
-        return median(self._decode_ms) if self._decode_ms else 0.0
+        return compute_median(self._decode_ms) if self._decode_ms else 0.0
 
     def estimate(self, n_rows: int, depth: int) -> float:
         """Milliseconds for a step of `n_rows` prompt rows behind `depth` tokens."""
-        row_ms = self._row_ms() * (1.0 if n_rows >= TILE else self._small_row)
+        row_ms = self._compute_row_ms() * (1.0 if n_rows >= TILE else self._small_row)
         return n_rows * row_ms * (1 + self._growth * (depth + n_rows / 2))
 
-    def rows(self, limit_ms: float, depth: int, n_left: int, patience: float = PATIENCE) -> int:
+    def count_rows(self, limit_ms: float, depth: int, n_left: int, patience: float = PATIENCE) -> int:
         """Rows for a step of about `limit_ms`, for a prompt with `n_left` rows left behind `depth` tokens. A tile
         may take `patience` times the limit, the end of a prompt less (`OVERTIME`).
 
@@ -103,21 +103,21 @@ class Pace:
         n_most = 2 * max([TILE, *(step.n_rows for step in self._lately)])
         if n_left <= n_most and self.estimate(n_left, depth) <= min(OVERTIME, patience) * limit_ms:
             return n_left
-        n = self._tiles(limit_ms, depth, n_most)
+        n = self._count_tiles(limit_ms, depth, n_most)
         if n or self.estimate(TILE, depth) <= patience * limit_ms:
             return min(n or TILE, n_left)
         few = int(limit_ms * FEW / self.estimate(FEW, depth))
         return min(max(few - few % FEW, FEW), TILE - FEW, n_left)
 
-    def rows_within(self, limit_ms: float, depth: int, n_left: int) -> int:
+    def count_rows_within(self, limit_ms: float, depth: int, n_left: int) -> int:
         """Rows for one more step in the same pause of the generating slots: whole tiles or all rows, else 0."""
-        if not self._lately or self._row_ms() <= 0.0:
+        if not self._lately or self._compute_row_ms() <= 0.0:
             return 0  # nothing was measured
         if self.estimate(n_left, depth) <= limit_ms:
             return n_left
-        return self._tiles(limit_ms, depth, n_left)
+        return self._count_tiles(limit_ms, depth, n_left)
 
-    def _tiles(self, limit_ms: float, depth: int, n_most: int) -> int:
+    def _count_tiles(self, limit_ms: float, depth: int, n_most: int) -> int:
         n = 0
         while n + TILE <= n_most and self.estimate(n + TILE, depth) <= limit_ms:
             n += TILE
@@ -125,12 +125,12 @@ class Pace:
 
     # ---- parts ------------------------------------------------------------------------------------------------
 
-    def _row_ms(self) -> float:
+    def _compute_row_ms(self) -> float:
         """The cost of a row in a large step at depth 0."""
-        return self._median(self._lately) if self._lately else FIRST_ROW * self.decode_ms
+        return self._compute_median(self._lately) if self._lately else FIRST_ROW * self.decode_ms
 
-    def _median(self, steps: Iterable[Step]) -> float:
-        return median(
+    def _compute_median(self, steps: Iterable[Step]) -> float:
+        return compute_median(
             step.row_ms / (1 + self._growth * step.depth) / (1.0 if step.n_rows >= TILE else self._small_row)
             for step in steps
         )
@@ -140,7 +140,7 @@ class Pace:
         small = [step for step in self._lately if step.n_rows < TILE]
         large = [step for step in self._lately if step.n_rows >= TILE]
         if small and large:
-            ratio = self._small_row * self._median(small) / max(self._median(large), 1e-9)
+            ratio = self._small_row * self._compute_median(small) / max(self._compute_median(large), 1e-9)
             self._small_row += LEARN * (min(max(ratio, 1.0), MAX_SMALL_ROW) - self._small_row)
 
     def _learn_growth(self) -> None:
@@ -148,8 +148,8 @@ class Pace:
         half = len(steps) // 2
         if not half:
             return
-        x0, x1 = (median(step.depth for step in part) for part in (steps[:half], steps[half:]))
-        y0, y1 = (median(step.row_ms for step in part) for part in (steps[:half], steps[half:]))
+        x0, x1 = (compute_median(step.depth for step in part) for part in (steps[:half], steps[half:]))
+        y0, y1 = (compute_median(step.row_ms for step in part) for part in (steps[:half], steps[half:]))
         if x1 - x0 >= MIN_APART:
             slope = max(y1 - y0, 0.0) / (x1 - x0)
             self._growth = min(slope / max(y0 - slope * x0, 1e-9), MAX_GROWTH)
@@ -162,8 +162,8 @@ SHARE = 0.18
 class Spare:
     """The time that background tasks may take beside other tasks. It is saved up while those have their steps.
 
-    Next tokens of background tasks have rows in the steps of others (`beside`); such a row costs the time by which it
-    makes the step longer. Rows of background prompts have steps of their own.
+    Next tokens of background tasks have rows in the steps of others (`note_beside`); such a row costs the time by which
+    it makes the step longer. Rows of background prompts have steps of their own.
     """
 
     def __init__(self, limit_ms: float) -> None:
@@ -175,7 +175,7 @@ class Spare:
     @property
     def alone_ms(self) -> float:
         """The milliseconds of a generating step without background rows."""
-        return median(self._alone_ms) if self._alone_ms else 0.0
+        return compute_median(self._alone_ms) if self._alone_ms else 0.0
 
     @property
     def _most_ms(self) -> float:
@@ -186,25 +186,25 @@ class Spare:
     @property
     def _cost(self) -> float:
         """The milliseconds of a background row beside others; before one was measured, those of a whole step."""
-        return median(self._row_ms) if self._row_ms else self.alone_ms
+        return compute_median(self._row_ms) if self._row_ms else self.alone_ms
 
-    def others(self, ms: float, is_decode: bool) -> None:
+    def note_others(self, ms: float, is_decode: bool) -> None:
         """Note that a step without background rows took `ms`."""
         if is_decode:
             self._alone_ms.append(ms)
         self._saved_ms = min(self._saved_ms + SHARE * ms, max(self._cost, self._most_ms))
 
-    def beside(self, ms: float, n_rows: int) -> None:
+    def note_beside(self, ms: float, n_rows: int) -> None:
         """Note that a generating step with `n_rows` background rows took `ms`."""
         extra_ms = max(ms - self.alone_ms, 0.0)
         self._row_ms.append(extra_ms / n_rows)
         self._saved_ms += SHARE * (ms - extra_ms) - extra_ms
 
-    def background(self, ms: float) -> None:
+    def note_background(self, ms: float) -> None:
         """Note that a step of background tasks took `ms`."""
         self._saved_ms -= ms
 
-    def rows_beside(self, n: int) -> int:
+    def count_rows_beside(self, n: int) -> int:
         """How many of `n` background rows the next generating step may have. 0 until the time saved
         suffices for the most of them that a step may have."""
         if not self._alone_ms:
@@ -214,13 +214,13 @@ class Spare:
             n = min(n, max(int(self._most_ms / cost), 1))
         return n if n * cost <= self._saved_ms else 0
 
-    def prompt_ms(self) -> float:
+    def compute_prompt_ms(self) -> float:
         """How long a step of background prompts may take now; 0 if there may be none."""
         most = self._most_ms
         return most if self._alone_ms and self._saved_ms >= most / 2 else 0.0
 
 
-def median(values: Iterable[float]) -> float:
+def compute_median(values: Iterable[float]) -> float:
     """The median, without the slow import of `statistics`."""
     ordered = sorted(values)
     return (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2

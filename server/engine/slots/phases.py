@@ -1,9 +1,9 @@
 """Follows which part of its answer a task is generating: the model's thinking, visible text, or a tool call.
 
-Engine thread; pure except for the task's `TextStream`, which it feeds. Only tasks for which `needs_phases` is true have
-`Phases`. It finds where a lazy grammar begins and where stop words are looked for, and forces the tokens that end the
-thinking. One token may end a part and begin the next. The parts don't depend on how the text is cut into tokens. The
-known tokens of a resumed task lead to the same state as before.
+Engine thread; pure except for the task's `TextStream`, which it feeds. Only tasks for which `must_have_phases` is true
+have `Phases`. It finds where a lazy grammar begins and where stop words are looked for, and forces the tokens that end
+the thinking. One token may end a part and begin the next. The parts don't depend on how the text is cut into tokens.
+The known tokens of a resumed task lead to the same state as before.
 
 Not taken: llama.cpp's lazy grammars. They search the whole text again at each token, and end the process when the text
 after a trigger doesn't fit.
@@ -15,7 +15,7 @@ import codecs
 from collections.abc import Callable, Mapping, Sequence
 
 from server.engine.seam.task import FULL, PATTERN, START, TOKEN, WORD, Task, Trigger
-from server.engine.slots.text import TextStream, first_stop
+from server.engine.slots.text import TextStream, find_first_stop
 from server.records import record, replace
 
 BEFORE, THINKING, VISIBLE, CALL = range(4)
@@ -50,7 +50,7 @@ class Move:
     begins_at: int | None = None  # where in its bytes the grammar begins (negative: in an earlier token)
 
 
-def needs_phases(task: Task) -> bool:
+def must_have_phases(task: Task) -> bool:
     """Whether a task needs `Phases`."""
     sampling = task.sampling
     return bool(task.reasoning or task.preserved_tokens or sampling.grammar_triggers or sampling.grammar_lazy)
@@ -90,7 +90,7 @@ class Phases:
         self._looked: tuple[int, Move] | None = None
         self._n_tokens = self.n_thought = self._n_forced = 0
         self._ends_at = task.ends_thinking
-        self.forced = self._next_forced()
+        self.forced = self._get_next_forced()
 
     # ---- tokens -------------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class Phases:
         self._looked = token, move
         if move.begins_at is None:
             return None
-        piece = self._shown(token)
+        piece = self._get_shown(token)
         if not self._is_lazy and move.begins_at == len(piece):
             return None  # it begins with the token after this one
         return self._begin(piece, move.begins_at)
@@ -119,7 +119,7 @@ class Phases:
             self.phase = CALL
         elif not is_same and self.phase == THINKING:
             self._end_tokens = ()  # the grammar prescribes the end of the thinking
-        self.forced = self._next_forced()
+        self.forced = self._get_next_forced()
 
     def take(self, token: int) -> str:
         """Add a token to the answer; return the text that may be sent now. If it sets `is_waiting`, the model has begun
@@ -137,7 +137,7 @@ class Phases:
         self.phase, self._tail, self._seen = move.phase, move.tail, move.seen
         shown = self._feed(move.parts)
         if move.phase == THINKING:
-            self.forced = self._next_forced()
+            self.forced = self._get_next_forced()
         return shown
 
     def finish(self) -> str:
@@ -145,7 +145,7 @@ class Phases:
         held = self._feed([(self._tail, True)]) if self.phase == BEFORE else ""
         return held + self._text.finish()
 
-    def _shown(self, token: int) -> bytes:
+    def _get_shown(self, token: int) -> bytes:
         return self._piece(token, token in self._preserved)
 
     def _feed(self, parts: list[tuple[bytes, bool]]) -> str:
@@ -162,10 +162,10 @@ class Phases:
         where it ends, -1 if there is no thinking to end."""
         if self._ends_at < 0 and self._end_tokens and (self.phase == THINKING or n_tokens > self._n_tokens):
             self._ends_at = n_tokens
-            self.forced = self._next_forced()
+            self.forced = self._get_next_forced()
         return self._ends_at
 
-    def _next_forced(self) -> int | None:
+    def _get_next_forced(self) -> int | None:
         """The token that must come next because the thinking has lasted long enough, else None. A character that has
         begun may be completed first."""
         if self.phase != THINKING or not self._end_tokens:
@@ -182,32 +182,32 @@ class Phases:
         self._n_forced += 1
         if self._n_forced == len(self._end_tokens):
             self.phase, self._tail, self._end_tokens = VISIBLE, b"", ()
-        self.forced = self._next_forced()
-        return self._feed([(self._shown(token), False)])
+        self.forced = self._get_next_forced()
+        return self._feed([(self._get_shown(token), False)])
 
     # ---- what a token does --------------------------------------------------------------------------------------
 
     def _move(self, token: int) -> Move:
-        piece = self._shown(token)
+        piece = self._get_shown(token)
         if self.phase == VISIBLE:
-            return self._visible(token, piece, 0, self._tail, [], self._seen)
+            return self._move_visible(token, piece, 0, self._tail, [], self._seen)
         if self.phase == THINKING:
-            return self._thinking(token, piece, 0, self._tail, [], self._seen)
+            return self._move_thinking(token, piece, 0, self._tail, [], self._seen)
         if self.phase == BEFORE:
-            return self._before(token, piece)
+            return self._move_before(token, piece)
         return Move(CALL, [(piece, False)], b"", self._seen)
 
-    def _before(self, token: int, piece: bytes) -> Move:
+    def _move_before(self, token: int, piece: bytes) -> Move:
         data = self._tail + piece
         text, mark = data.lstrip(), self._open.encode()
         if text.startswith(mark):
             at = len(data) - len(text) + len(mark)
-            return self._thinking(token, data[at:], at - len(self._tail), b"", [(data[:at], False)], self._seen)
+            return self._move_thinking(token, data[at:], at - len(self._tail), b"", [(data[:at], False)], self._seen)
         if mark.startswith(text) and token not in self._triggers.tokens and len(data) < MAX_BEFORE + len(mark):
             return Move(BEFORE, [], data, self._seen)
-        return self._visible(token, data, -len(self._tail), b"", [], self._seen)
+        return self._move_visible(token, data, -len(self._tail), b"", [], self._seen)
 
-    def _thinking(
+    def _move_thinking(
         self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
     ) -> Move:
         """The move for `rest`, the token's bytes from `offset` on, inside the thinking and after `tail`."""
@@ -219,12 +219,12 @@ class Phases:
         if at < 0:
             return Move(THINKING, [*parts, (rest, False)], _end(data, max(len(mark), len(call)) - 1), seen)
         n = at + len(mark) - len(tail)
-        move = self._visible(token, rest[n:], offset + n, b"", [*parts, (rest[:n], False)], seen)
+        move = self._move_visible(token, rest[n:], offset + n, b"", [*parts, (rest[:n], False)], seen)
         if not self._is_lazy:
             move.begins_at = offset + n
         return move
 
-    def _visible(
+    def _move_visible(
         self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
     ) -> Move:
         """The same for visible text. Of triggers and the mark of new thinking, the one complete first counts."""
@@ -238,7 +238,7 @@ class Phases:
         n = at + len(again) - len(tail)
         if at >= 0 and (found is None or n <= found[1]):
             then = triggers.find(rest[:n], tail, seen)[1]
-            return self._thinking(token, rest[n:], offset + n, b"", [*parts, (rest[:n], True)], then)
+            return self._move_thinking(token, rest[n:], offset + n, b"", [*parts, (rest[:n], True)], then)
         if found is None:
             tail = _end(tail + rest, max(triggers.longest, len(again)) - 1)
             return Move(VISIBLE, [*parts, (rest, True)], tail, then)
@@ -249,7 +249,7 @@ class Phases:
     # ---- where the grammar begins -------------------------------------------------------------------------------
 
     def _remember(self, token: int) -> None:
-        self._recent.append((token, self._shown(token)))
+        self._recent.append((token, self._get_shown(token)))
         if len(self._recent) > 2 * MAX_RECENT:
             del self._recent[:MAX_RECENT]
 
@@ -309,7 +309,7 @@ class Triggers:
         found = []
         data = tail + rest
         if any(map(data.__contains__, self._words)):
-            start, word = first_stop(data, self._words)  # type: ignore[misc]
+            start, word = find_first_stop(data, self._words)  # type: ignore[misc]
             found.append((start + len(word) - len(tail), start - len(tail)))
         if seen.head is not None:
             head = (seen.head + rest).lstrip()

@@ -53,12 +53,12 @@ class Span:
         )
 
 
-def generating(jobs: Iterable[Job], n_batch: int) -> list[Span]:
+def plan_generating(jobs: Iterable[Job], n_batch: int) -> list[Span]:
     """One row for each generating job, `n_batch` at most."""
     return [Span(job.id, job.seq, job.pos, job.tokens, True) for job in jobs if not job.is_prefill][:n_batch]
 
 
-def reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
+def plan_reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
     """Spans with at most `n_rows` prompt rows together. They come from one job after the other; if `is_alone`, from the
     first job alone."""
     spans: list[Span] = []

@@ -19,7 +19,7 @@ MAX_CHUNKS = 100_000  # in one file
 BROKEN = "is a broken or truncated PNG image"
 
 
-def png_fault(data: bytes, n_inflated: int, is_wanted: Callable[[], bool] = lambda: True) -> str:
+def find_png_fault(data: bytes, n_inflated: int, is_wanted: Callable[[], bool] = lambda: True) -> str:
     """What is wrong with a PNG that may inflate to `n_inflated` bytes; "" if nothing is, or if the file is no longer
     wanted."""
     view, at = memoryview(data), len(PNG)

@@ -44,7 +44,7 @@ class Line:
     waiting: dict[int, Waiting] = field(default_factory=dict)
     deficit: int = 0  # tokens left of its turns
 
-    def first(self, can_run: Callable[[Task], bool]) -> Waiting | None:
+    def find_first(self, can_run: Callable[[Task], bool]) -> Waiting | None:
         """The first task that can run."""
         return next((waiting for waiting in self.waiting.values() if can_run(waiting.task)), None)
 
@@ -77,7 +77,9 @@ class Level:
 
     def pop(self, can_run: Callable[[Task], bool]) -> Waiting | None:
         """Take out the next task that can run; None if there is none."""
-        firsts = {owner: first for owner, line in self._lines.items() if (first := line.first(can_run)) is not None}
+        firsts = {
+            owner: first for owner, line in self._lines.items() if (first := line.find_first(can_run)) is not None
+        }
         if not firsts:
             return None
         while True:
@@ -113,7 +115,7 @@ class FairQueue:
         """How many tasks are not in the background."""
         return len(self._by_id) - len(self._background)
 
-    def last_in_background(self) -> Waiting | None:
+    def get_last_in_background(self) -> Waiting | None:
         """The latest background task."""
         return self._background[next(reversed(self._background))] if self._background else None
 
@@ -148,7 +150,7 @@ class FairQueue:
             self._forget(waiting)
         return waiting
 
-    def crowding(self, owner: str) -> Waiting | None:
+    def find_crowding(self, owner: str) -> Waiting | None:
         """The latest task of the owner with the most tasks, if `owner` would still have fewer with one more; else
         None."""
         longest = max(self._by_owner.values(), key=len, default={})

@@ -27,7 +27,7 @@ MIN_TEMPERATURE = 1e-6
 
 @record(frozen=True)
 class Stage:
-    """One sampler of the chain: `name` is one that `Backend.new_sampler` knows, `args` are its arguments."""
+    """One sampler of the chain: `name` is one that `Backend.make_sampler` knows, `args` are its arguments."""
 
     name: str
     args: tuple
@@ -42,36 +42,37 @@ class VocabFacts:
     n_ctx: int  # what a `last_n` of -1 means
 
 
-def chain(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
+def make_chain(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
     """The stages for `params`; the last one picks the token."""
-    stages = _bias(params, facts)
+    stages = _make_bias(params, facts)
     if params.temperature <= 0:
-        stages += _stages((name for name in params.samplers if name in ("penalties", "dry")), params, facts)
+        stages += _make_stages((name for name in params.samplers if name in ("penalties", "dry")), params, facts)
         return [*stages, Stage("greedy", ())]
     if params.mirostat:
-        stages += _stages((name for name in params.samplers if name == "penalties"), params, facts)
+        stages += _make_stages((name for name in params.samplers if name == "penalties"), params, facts)
         stages.append(Stage("temperature", (max(params.temperature, MIN_TEMPERATURE), 0.0, 1.0)))
         name = "mirostat" if params.mirostat == 1 else "mirostat_v2"
         return [*stages, Stage(name, (params.seed, params.mirostat_tau, params.mirostat_eta))]
-    stages += _stages(params.samplers, params, facts)
+    stages += _make_stages(params.samplers, params, facts)
     if "adaptive_p" in params.samplers and params.adaptive_target >= 0:
         return [*stages, Stage("adaptive_p", (params.adaptive_target, params.adaptive_decay, params.seed))]
     return [*stages, Stage("dist", (params.seed,))]
 
 
-def history_length(params: SamplingParams, n_ctx: int) -> int:
+def compute_history_length(params: SamplingParams, n_ctx: int) -> int:
     """How many of the latest prompt tokens the chain must accept before the first draw."""
     return max(
-        _reach(params.repeat_last_n, n_ctx), _reach(params.dry_penalty_last_n, n_ctx) if params.dry_multiplier else 0
+        _compute_reach(params.repeat_last_n, n_ctx),
+        _compute_reach(params.dry_penalty_last_n, n_ctx) if params.dry_multiplier else 0,
     )
 
 
-def _reach(last_n: int, n_ctx: int) -> int:
+def _compute_reach(last_n: int, n_ctx: int) -> int:
     """How many tokens back a penalty looks; -1: the whole context. More isn't allowed: C reserves memory for them."""
     return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 
-def _bias(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
+def _make_bias(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
     bias = [
         (token, amount if amount == -math.inf else min(max(amount, -MAX_BIAS), MAX_BIAS))
         for token, amount in params.logit_bias
@@ -82,35 +83,35 @@ def _bias(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
     return [Stage("logit_bias", (tuple(bias),))] if bias else []
 
 
-def _stages(names: Iterable[str], params: SamplingParams, facts: VocabFacts) -> list[Stage]:
+def _make_stages(names: Iterable[str], params: SamplingParams, facts: VocabFacts) -> list[Stage]:
     made = (_STAGES[name](params, facts) for name in names if name in _STAGES)
     return [stage for stage in made if stage is not None]
 
 
-def _penalties(p: SamplingParams, facts: VocabFacts) -> Stage | None:
-    last_n = _reach(p.repeat_last_n, facts.n_ctx)
+def _make_penalties(p: SamplingParams, facts: VocabFacts) -> Stage | None:
+    last_n = _compute_reach(p.repeat_last_n, facts.n_ctx)
     if last_n == 0 or (p.repeat_penalty == 1.0 and p.frequency_penalty == 0.0 and p.presence_penalty == 0.0):
         return None
     return Stage("penalties", (last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty, p.penalize_nl))
 
 
-def _dry(p: SamplingParams, facts: VocabFacts) -> Stage | None:
-    last_n = _reach(p.dry_penalty_last_n, facts.n_ctx)
+def _make_dry(p: SamplingParams, facts: VocabFacts) -> Stage | None:
+    last_n = _compute_reach(p.dry_penalty_last_n, facts.n_ctx)
     if p.dry_multiplier == 0.0 or last_n == 0:
         return None
     return Stage("dry", (p.dry_multiplier, p.dry_base, p.dry_allowed_length, last_n, p.dry_sequence_breakers))
 
 
-def _temperature(p: SamplingParams, facts: VocabFacts) -> Stage | None:
+def _make_temperature(p: SamplingParams, facts: VocabFacts) -> Stage | None:
     if p.temperature == 1.0 and p.dynatemp_range <= 0.0:
         return None
     return Stage("temperature", (max(p.temperature, MIN_TEMPERATURE), max(p.dynatemp_range, 0.0), p.dynatemp_exponent))
 
 
 _STAGES = {
-    "penalties": _penalties,
-    "dry": _dry,
-    "temperature": _temperature,
+    "penalties": _make_penalties,
+    "dry": _make_dry,
+    "temperature": _make_temperature,
     "top_k": lambda p, _: Stage("top_k", (max(p.top_k, p.min_keep),)) if p.top_k > 0 else None,
     "top_p": lambda p, _: Stage("top_p", (p.top_p, p.min_keep)) if p.top_p < 1.0 else None,
     "min_p": lambda p, _: Stage("min_p", (p.min_p, p.min_keep)) if p.min_p > 0.0 else None,

@@ -88,7 +88,7 @@ class Run:
     @property
     def n_reusable(self) -> int:
         """How many of the prompt's tokens may come from a cache: all but those evaluated for their logits."""
-        n = self.layout.reusable(len(self.prompt))
+        n = self.layout.count_reusable(len(self.prompt))
         if self.cuts:
             return min(n, self.cut_at)
         return min(n, self.judged_from - 1) if self.judged_from else n
@@ -98,13 +98,13 @@ class Run:
         """Whether the next token is known from a previous engine, see `loop.answers`."""
         return self.n_decoded < len(self.task.resume)
 
-    def timings(self) -> Timings:
+    def make_timings(self) -> Timings:
         """The task's times so far. A task without tokens has spent all of its time on the prompt."""
         t_first = self.t_first or self.t_last or self.t_start
         n_drafted, n_accepted = (
             (-1, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
         )
-        n_prompt = len(self.prompt) - self.n_cached + self.layout.n_extra(self.n_cached)
+        n_prompt = len(self.prompt) - self.n_cached + self.layout.count_extra(self.n_cached)
         return Timings(
             self.n_cached,
             n_prompt,
@@ -115,7 +115,7 @@ class Run:
             n_accepted,
         )
 
-    def cache_use(self) -> CacheUse:
+    def make_cache_use(self) -> CacheUse:
         """What came from the cache. A difference before `n_cached` isn't reported: those tokens came from another
         owner's text."""
         difference = self.first_difference
@@ -148,10 +148,10 @@ class Slot:
     t_served: float = 0.0  # its latest turn with --exact
     latest: SlotState | None = None  # left by its latest task
 
-    def reusable(self, prompt: list[int]) -> int:
+    def count_reusable(self, prompt: list[int]) -> int:
         """How many of the slot's first tokens `prompt` begins with and may reuse; none from a context shift on: their
         cells would give another prompt a different answer."""
-        n = common_prefix(self.tokens, prompt)
+        n = count_common_prefix(self.tokens, prompt)
         return n if self.shifted_at is None else min(n, self.shifted_at)
 
     @property
@@ -168,14 +168,14 @@ class Slot:
         if run.next_token is not None:
             return [run.next_token]
         n = len(self.tokens)
-        return run.prompt[n : run.layout.next_start(n, len(run.prompt))] if run.layout.chunks else run.prompt[n:]
+        return run.prompt[n : run.layout.find_next_start(n, len(run.prompt))] if run.layout.chunks else run.prompt[n:]
 
     @property
     def chunk(self) -> Chunk | None:
         """The chunk of an image or sound that comes next. `pending` is empty then."""
         return self.run.layout.chunks.get(len(self.tokens)) if self.run is not None else None
 
-    def state(self, stop: str = STOP_NONE) -> SlotState:
+    def make_state(self, stop: str = STOP_NONE) -> SlotState:
         """The slot as clients may see it: its running task, else what its latest task left."""
         run = self.run
         if run is None and self.latest is not None:
@@ -201,7 +201,7 @@ class Slot:
         )
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def count_common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning of two lists or two tuples of tokens. Compares blocks, so most of the work is done
     in C."""
     n, step = 0, 1024

@@ -74,12 +74,12 @@ class TextStream:
         if not self.looks:
             self._held = ""
             return text
-        found = first_stop(text, self._stops)
+        found = find_first_stop(text, self._stops)
         if found is not None:
             start, self.stopping_word = found
             self._held = ""
             return text[:start]
-        keep = partial_stop_length(text, self._stops)
+        keep = measure_partial_stop(text, self._stops)
         cut = len(text) - keep
         self._held = text[cut:]
         return text[:cut]
@@ -99,7 +99,7 @@ class TextStream:
         return text
 
 
-def first_stop(text: AnyStr, stops: Sequence[AnyStr]) -> tuple[int, AnyStr] | None:
+def find_first_stop(text: AnyStr, stops: Sequence[AnyStr]) -> tuple[int, AnyStr] | None:
     """The stop string whose end comes first in `text`, as (start, stop); None if there is none."""
     best: tuple[int, int, AnyStr] | None = None
     for stop in stops:
@@ -109,7 +109,7 @@ def first_stop(text: AnyStr, stops: Sequence[AnyStr]) -> tuple[int, AnyStr] | No
     return None if best is None else (best[1], best[2])
 
 
-def partial_stop_length(text: str, stops: Sequence[str]) -> int:
+def measure_partial_stop(text: str, stops: Sequence[str]) -> int:
     """Length of the longest end of `text` that begins one of `stops` and must be held back."""
     longest = 0
     for stop in stops:

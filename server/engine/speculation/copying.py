@@ -134,7 +134,7 @@ class Copy:
         if not self.text:
             return
         if self.place >= 0:
-            expected, token = self._expected(), tokens[-1]
+            expected, token = self._get_expected(), tokens[-1]
             if self._change is not None or (expected >= 0 and not self.changes.note(expected, expected == token)):
                 self.trust.note(self.n_matched, expected == token)
             if self._take(token):
@@ -146,13 +146,13 @@ class Copy:
                 self._at, self._since = self.place, len(tokens) - 1 - self._n_changed
         self._resume(tokens)
 
-    def chance(self) -> float:
+    def estimate_chance(self) -> float:
         """The chance that the next token is the expected one."""
         if self._change is None:
-            return self.trust.chance(self.n_matched) * self.changes.doubts.get(self.text[self.place], 1.0)
-        return self.trust.chance(self.n_matched) * (1.0 if self._n_changed else self._change.chance)
+            return self.trust.estimate_chance(self.n_matched) * self.changes.doubts.get(self.text[self.place], 1.0)
+        return self.trust.estimate_chance(self.n_matched) * (1.0 if self._n_changed else self._change.chance)
 
-    def ahead(self) -> Iterator[tuple[int, float]]:
+    def list_ahead(self) -> Iterator[tuple[int, float]]:
         """The expected tokens, each with a factor by which its chance is multiplied. Behind the end of `text` the copy
         goes on from the first token yielded here (a repetition)."""
         text, place, change, n_come = self.text, self.place, self._change, self._n_changed
@@ -174,7 +174,7 @@ class Copy:
                 factor = 1.0
             change = self.changes.find(text, place) if place < size else None
 
-    def _expected(self) -> int:
+    def _get_expected(self) -> int:
         return self.text[self.place] if self._change is None else self._change.new[self._n_changed]
 
     def _go(self, place: int, n_matched: int) -> None:

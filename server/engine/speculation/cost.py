@@ -100,15 +100,15 @@ class StepCost:
             return self._seconds[n_rows]
         if i == 0:
             if not sizes:
-                return _plausible(n_rows)
-            return self._seconds[sizes[0]] * _plausible(n_rows) / _plausible(sizes[0])
+                return _estimate_plausible(n_rows)
+            return self._seconds[sizes[0]] * _estimate_plausible(n_rows) / _estimate_plausible(sizes[0])
         low = sizes[i - 1]
         at_low = self._seconds[low]
         if i < len(sizes):
             high = sizes[i]
             return at_low + (self._seconds[high] - at_low) * (n_rows - low) / (high - low)
         row = min(self._row.seconds, at_low / low)  # a row in a large step costs no more than in a small one
-        guess = max(at_low * _plausible(n_rows) / _plausible(low), at_low + row * (n_rows - low))
+        guess = max(at_low * _estimate_plausible(n_rows) / _estimate_plausible(low), at_low + row * (n_rows - low))
         if low < TILE <= n_rows and self._row.seconds:
             return max(at_low, min(guess, TILE_ROW * self._row.seconds * n_rows))
         return guess
@@ -120,7 +120,7 @@ class StepCost:
                 self._sizes.remove(n_rows)
 
 
-def micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
+def compute_micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
     """The sizes, in rows, of the micro-batches into which llama.cpp cuts a batch of a split cache.
 
     `rows` are (sequence, number of rows), ascending. A micro-batch has consecutive sequences and equally many rows of
@@ -137,7 +137,7 @@ def micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
     return sizes
 
 
-def best_lengths(
+def find_best_lengths(
     chances: Sequence[Sequence[float]],
     n_generating: int,
     room: int,
@@ -157,11 +157,11 @@ def best_lengths(
     """
     plain = [0] * len(chances)
     if not min_gain:
-        return [plain, *(lengths for lengths, _ in _likeliest_first(chances, room))][-1]
+        return [plain, *(lengths for lengths, _ in _list_likeliest_first(chances, room))][-1]
     plain_s = seconds(plain)
     best, chosen = min_gain * n_generating / plain_s, plain
     longest_s = max(longest_s, FEW_PLAIN * plain_s)
-    for lengths, gained in (*_likeliest_first(chances, room), *_alike(chances, room_alike)):
+    for lengths, gained in (*_list_likeliest_first(chances, room), *_list_alike(chances, room_alike)):
         if n_generating + gained <= best * plain_s:
             continue  # these rows wouldn't pay even if they cost nothing
         step_s = seconds(lengths)
@@ -174,7 +174,7 @@ def best_lengths(
     return chosen
 
 
-def _likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
+def _list_likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
     """Lengths of drafts that grow by the most likely token at each turn, and how many of the tokens are expected to
     prove right."""
     lengths, gained = [0] * len(chances), 0.0
@@ -184,7 +184,7 @@ def _likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iterator[
         yield list(lengths), gained
 
 
-def _alike(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
+def _list_alike(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
     """The same for drafts of equal length for all sequences, shorter only where a sequence has no more."""
     if len(chances) < 2:
         return
@@ -195,7 +195,7 @@ def _alike(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list
         yield lengths, sum(sum(row[:n]) for row in chances)
 
 
-def best_common_length(
+def find_best_common_length(
     chances: Sequence[tuple[float, int]],
     n_generating: int,
     seconds: Callable[[Sequence[int]], float],
@@ -206,7 +206,7 @@ def best_common_length(
 
     `chances` are pairs: the chance of a drafted token if those before it proved right, and how many the sequence can
     use. Each token costs a step of the small model, `draft_seconds` by its number of rows. For `min_gain` see
-    `best_lengths`.
+    `find_best_lengths`.
     """
     longest = max((most for _, most in chances), default=0)
     if not min_gain:
@@ -236,5 +236,5 @@ def _bucket(n_rows: int) -> int:
     return min(n_rows - n_rows % step, MAX_ROWS)
 
 
-def _plausible(n_rows: int) -> float:
+def _estimate_plausible(n_rows: int) -> float:
     return 1.0 if n_rows <= 1 else 1.0 + FIRST_EXTRA + EXTRA_ROW * (n_rows - 1)

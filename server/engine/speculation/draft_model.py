@@ -16,7 +16,7 @@ from typing import Any
 
 from server.engine.slots.backend import DECODE_OK, Drafter
 from server.engine.slots.planner import Span
-from server.engine.slots.slot import common_prefix
+from server.engine.slots.slot import count_common_prefix
 from server.engine.speculation.cost import StepCost
 from server.log import get_logger
 from server.records import record
@@ -74,7 +74,7 @@ class ModelDrafts:
         last_row = -1
         for span in rows:
             last_row += len(span)
-            token, chance = self._drafter.likeliest(last_row)
+            token, chance = self._drafter.find_likeliest(last_row)
             want, draft = wants[span.id], drafts[span.id]
             if chance < want.p_min or token >= self._n_vocab:
                 continue
@@ -86,11 +86,11 @@ class ModelDrafts:
     def _catch_up(self, wants: Sequence[Want]) -> list[int]:
         """Read missing tokens of the texts, except the last ones; return the indices of the texts that are ready for
         drafting."""
-        budget = min(self._portion(), self._drafter.info.n_batch)
+        budget = min(self._compute_portion(), self._drafter.info.n_batch)
         ready: list[int] = []
         for i, want in enumerate(wants):
             held = self._held.setdefault(want.seq, [])
-            n = min(common_prefix(held, want.text), len(want.text) - 1)
+            n = min(count_common_prefix(held, want.text), len(want.text) - 1)
             if n < len(held):
                 n = self._trim(want.seq, n)
             if not 0 <= min(want.text[n:]) <= max(want.text[n:]) < self._drafter.info.n_vocab:
@@ -106,7 +106,7 @@ class ModelDrafts:
                 ready.append(i)
         return ready
 
-    def _portion(self) -> int:
+    def _compute_portion(self) -> int:
         """How many missing tokens may be read in this step."""
         if self._stall_s == 0:
             return CATCH_UP_ROWS[0]

@@ -33,7 +33,7 @@ class Given:
         """Set the tokens that are expected next."""
         self.tokens = tokens
 
-    def chances(self, n_max: int) -> list[float]:
+    def estimate_chances(self, n_max: int) -> list[float]:
         """The chances that the first, the first two, ... of them come; [] if nothing is foreseen."""
         first, later = (hits / trials for hits, trials in zip(self._hits, self._trials))
         return [first * later**i for i in range(min(len(self.tokens), n_max))]

@@ -89,18 +89,20 @@ class Lookup:
             self._n_hits = 0
             self._find(place)
 
-    def chances(self, n_max: int) -> list[float]:
+    def estimate_chances(self, n_max: int) -> list[float]:
         """The chances that the first, the first two, ... of the predicted tokens come; [] if nothing is predicted."""
         if self._is_copying():
             copy = self._copy
-            return falling(copy.trust, copy.n_matched, (factor for _, factor in islice(copy.ahead(), n_max)))
-        return falling(self._trusted, self._n_matched, repeat(1.0, n_max)) if self._place >= 0 else []
+            return compute_falling(
+                copy.trust, copy.n_matched, (factor for _, factor in islice(copy.list_ahead(), n_max))
+            )
+        return compute_falling(self._trusted, self._n_matched, repeat(1.0, n_max)) if self._place >= 0 else []
 
     def draft(self, n: int) -> list[int]:
         """The next `n` predicted tokens. Where the text ends, the prediction goes on with the predicted tokens
         themselves (a repetition)."""
         if self._is_copying():
-            return [token for token, _ in islice(self._copy.ahead(), n)]
+            return [token for token, _ in islice(self._copy.list_ahead(), n)]
         text, place = self._text, self._place
         draft = list(text[place : place + n]) if place >= 0 else []
         period = len(text) - place
@@ -114,7 +116,9 @@ class Lookup:
     def _is_copying(self) -> bool:
         """Whether the copy predicts the next token better than the place does."""
         copy = self._copy
-        return copy.place >= 0 and (self._place < 0 or copy.chance() >= self._trusted.chance(self._n_matched))
+        return copy.place >= 0 and (
+            self._place < 0 or copy.estimate_chance() >= self._trusted.estimate_chance(self._n_matched)
+        )
 
     def _index(self) -> None:
         i = len(self.tokens) - 1
@@ -132,11 +136,11 @@ class Lookup:
         best, found = (0, 0, -1), text
         if end >= 0:
             found = self.tokens
-            best = self._nearest(found, self._before, self._before[end], left if text is found else -1)
+            best = self._find_nearest(found, self._before, self._before[end], left if text is found else -1)
         for part in self._past.parts:
             place = part.latest.get(hash(tuple(self.tokens[-self._n :])), -1)
             if place >= 0:
-                other = self._nearest(part.tokens, part.before, place, left if text is part.tokens else -1)
+                other = self._find_nearest(part.tokens, part.before, place, left if text is part.tokens else -1)
                 if other[0] > best[0]:
                     best, found = other, part.tokens
         _, n_matched, place = best
@@ -149,7 +153,7 @@ class Lookup:
         else:
             self._place, self._n_matched = -1, 0
 
-    def _nearest(self, text: Sequence[int], before: Sequence[int], place: int, left: int) -> tuple[int, int, int]:
+    def _find_nearest(self, text: Sequence[int], before: Sequence[int], place: int, left: int) -> tuple[int, int, int]:
         """The best place in `text` from `place` on backwards, as (score, number of equal tokens, place); the place is
         -1 if there is none."""
         tokens, end = self.tokens, len(self.tokens) - 1
@@ -167,12 +171,12 @@ class Lookup:
         return best
 
 
-def falling(trust: Trust, n_matched: int, factors: Iterable[float]) -> list[float]:
+def compute_falling(trust: Trust, n_matched: int, factors: Iterable[float]) -> list[float]:
     """The chances that the first, the first two, ... tokens after `n_matched` equal ones come. Each token has a factor
     of its own."""
     survival, chances = 1.0, []
     for i, factor in enumerate(factors):
-        survival *= trust.chance(n_matched + i) * factor
+        survival *= trust.estimate_chance(n_matched + i) * factor
         if survival < MIN_SURVIVAL:
             break
         chances.append(survival)

@@ -26,9 +26,9 @@ from server.engine.speculation.cost import (
     ASSUMED_DRAFT,
     RowCost,
     StepCost,
-    best_common_length,
-    best_lengths,
-    micro_batches,
+    compute_micro_batches,
+    find_best_common_length,
+    find_best_lengths,
 )
 from server.engine.speculation.draft_model import ModelDrafts, Want
 from server.engine.speculation.given import Given
@@ -86,7 +86,7 @@ class Speculation:
 
     def extend(self, spans: Sequence[Span], slots: Sequence[Slot]) -> None:
         """Add drafted tokens to the spans of generating sequences, as many as pay and fit."""
-        wants = [(span, slots[span.id], n) for span in spans if (n := _most(slots[span.id])) > 0]
+        wants = [(span, slots[span.id], n) for span in spans if (n := _compute_most(slots[span.id])) > 0]
         if not wants:
             return
         if self._config.lookup:
@@ -98,9 +98,9 @@ class Speculation:
         """Note the seconds of a step with these spans of generating sequences."""
         sizes = [sum(map(len, spans))]
         if self._is_split:
-            sizes = micro_batches([(span.seq, len(span)) for span in spans])
+            sizes = compute_micro_batches([(span.seq, len(span)) for span in spans])
         if len(sizes) == 1:
-            self._cost(spans).observe(sizes[0], seconds)
+            self._get_cost(spans).observe(sizes[0], seconds)
 
     def observe_prompt(self, spans: Sequence[Span], seconds: float) -> None:
         """Note the seconds of a step of prompt rows."""
@@ -139,15 +139,15 @@ class Speculation:
         room = room_alike = self._n_batch - sum(map(len, spans))
         if self._is_split and len(spans) > 1:
             room = min(room, MOST_AT_ODDS)
-        sources = [self._likelier(slot, min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
+        sources = [self._choose_likelier(slot, min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
         chances = [chances for _, chances in sources]
         if not any(chances):
             return wants
-        lengths = best_lengths(
+        lengths = find_best_lengths(
             chances,
             len(spans),
             room,
-            self._seconds(wants, spans),
+            self._make_seconds(wants, spans),
             self._config.min_gain,
             room_alike if self._is_split else 0,
             self._longest_s,
@@ -161,15 +161,15 @@ class Speculation:
                 left.append(want)
         return left
 
-    def _likelier(self, slot: Slot, n_max: int) -> tuple[Lookup | Given, list[float]]:
+    def _choose_likelier(self, slot: Slot, n_max: int) -> tuple[Lookup | Given, list[float]]:
         """The better source of drafts, grammar or text, and the chances of its tokens."""
-        lookup, given = self._lookup(slot), slot.run.drafting.given
-        chances = lookup.chances(n_max)
+        lookup, given = self._get_lookup(slot), slot.run.drafting.given
+        chances = lookup.estimate_chances(n_max)
         given.foresee(slot.run.sampler.foresee())
-        sure = given.chances(n_max)
+        sure = given.estimate_chances(n_max)
         return (given, sure) if sum(sure) > sum(chances) else (lookup, chances)
 
-    def _lookup(self, slot: Slot) -> Lookup:
+    def _get_lookup(self, slot: Slot) -> Lookup:
         run, drafting = slot.run, slot.run.drafting
         if drafting.lookup is None:
             past = self._pasts.of(run.task.owner) if self._pasts is not None and run.task.cache_prompt else None
@@ -184,10 +184,10 @@ class Speculation:
             for span, slot, most in wants
             if slot.run.drafting.n_model
         ]
-        n = best_common_length(
+        n = find_best_common_length(
             [(slot.run.drafting.trust.chance, most) for _, slot, most in wants],
             len(spans),
-            self._seconds(wants, spans),
+            self._make_seconds(wants, spans),
             self._draft_seconds(spans),
             self._config.min_gain,
         )
@@ -205,34 +205,36 @@ class Speculation:
 
     # ---- costs ------------------------------------------------------------------------------------------------
 
-    def _cost(self, spans: Sequence[Span]) -> StepCost:
+    def _get_cost(self, spans: Sequence[Span]) -> StepCost:
         """The cost of steps with this number of sequences. In a split cache it is the cost of micro-batches, whatever
         the number."""
         return self._costs[0 if self._is_split else len(spans).bit_length()]
 
-    def _seconds(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> Callable[[Sequence[int]], float]:
+    def _make_seconds(
+        self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]
+    ) -> Callable[[Sequence[int]], float]:
         """A function that estimates the step's seconds, given how many more rows each of `wants` gets."""
-        cost, n_rows = self._cost(spans), sum(map(len, spans))
+        cost, n_rows = self._get_cost(spans), sum(map(len, spans))
         if not self._is_split or len(spans) == 1:
             return lambda lengths: cost.estimate(n_rows + sum(lengths))
         places = {span.seq: i for i, (span, _, _) in enumerate(wants)}
         rows = [(span.seq, len(span), places.get(span.seq, -1)) for span in spans]
 
-        def seconds(lengths: Sequence[int]) -> float:
-            sizes = micro_batches([(seq, n + lengths[i] if i >= 0 else n) for seq, n, i in rows])
+        def estimate_seconds(lengths: Sequence[int]) -> float:
+            sizes = compute_micro_batches([(seq, n + lengths[i] if i >= 0 else n) for seq, n, i in rows])
             return sum(map(cost.estimate, sizes))
 
-        return seconds
+        return estimate_seconds
 
     def _draft_seconds(self, spans: Sequence[Span]) -> Callable[[int], float]:
         """A function that estimates the seconds of a step of the small model by its number of rows."""
         if self._model.cost.is_known:
             return self._model.cost.estimate
-        cost = self._cost(spans)
+        cost = self._get_cost(spans)
         return lambda n_rows: ASSUMED_DRAFT * cost.estimate(n_rows)
 
 
-def _most(slot: Slot) -> int:
+def _compute_most(slot: Slot) -> int:
     """The longest draft that the slot's task can use now."""
     run = slot.run
     if run.drafting is None or run.next_token is None or slot.positions is not None or run.is_replaying:

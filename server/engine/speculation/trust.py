@@ -48,7 +48,7 @@ class Trust:
         self._hits[i] = self._hits[i] * _DECAYS[i] + is_hit
         self._trials[i] = self._trials[i] * _DECAYS[i] + 1.0
 
-    def chance(self, n_matched: int) -> float:
+    def estimate_chance(self, n_matched: int) -> float:
         """The chance that the next prediction is right."""
         i = _CLASS_OF[min(n_matched, MAX_MATCH)]
         return (self._hits[i] + _PRIORS[i] * PRIOR_WEIGHT) / (self._trials[i] + PRIOR_WEIGHT)

@@ -21,23 +21,32 @@ from typing import TypeVar
 from server.grammar import automaton
 from server.grammar.automaton import Charset, Dfa, TooLarge
 from server.grammar.gbnf import GrammarError, check
-from server.grammar.gbnf_build import COUNT_MAX, Builder, choice, count_rules, factored, literal, print_dfa, sequence
-from server.grammar.json_schema.containers import array_expression, object_expression
-from server.grammar.json_schema.numbers import range_dfa, sign_expression
+from server.grammar.gbnf_build import (
+    COUNT_MAX,
+    Builder,
+    count_rules,
+    make_choice,
+    make_factored,
+    make_literal,
+    make_sequence,
+    print_dfa,
+)
+from server.grammar.json_schema.containers import make_array_expression, make_object_expression
+from server.grammar.json_schema.numbers import make_range_dfa, make_sign_expression
 from server.grammar.json_schema.parts import Conjunction, Part, SchemaError
-from server.grammar.json_schema.shapes import ANNOTATIONS, TYPES, Document, Shape, deadline
+from server.grammar.json_schema.shapes import ANNOTATIONS, TYPES, Document, Shape, compute_deadline
 from server.grammar.json_schema.strings import (
     FORMATS,
     FORMATS_BOUNDED,
-    core,
+    add_core,
     format_dfa,
-    json_text,
+    make_json_text,
+    make_text_class,
+    make_value_expression,
     reserve_core,
-    text_class,
-    value_expression,
 )
-from server.grammar.json_schema.values import are_disjoint, fits_shape, kind_of, without_one_of
-from server.grammar.regex_gbnf import STATES_MAX, Unsupported, bounded_pieces, compile_pattern, pattern_pieces
+from server.grammar.json_schema.values import are_disjoint, can_fit_shape, kind_of, without_one_of
+from server.grammar.regex_gbnf import STATES_MAX, Unsupported, compile_pattern, make_bounded_pieces, make_pattern_pieces
 from server.records import record, replace
 
 __all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
@@ -78,11 +87,11 @@ class Conversion:
 def convert(schema: object, *, strict: bool = False) -> Conversion:
     """The grammar of the JSON texts that fit a schema. Raises `SchemaError` if it is no schema or no value fits; with
     `strict` also if a constraint can't be enforced."""
-    grammar, warnings = _convert_text(checked_text(schema), strict)
+    grammar, warnings = _convert_text(make_checked_text(schema), strict)
     return Conversion(grammar, list(warnings))
 
 
-def checked_text(schema: object) -> str:
+def make_checked_text(schema: object) -> str:
     """A schema as JSON text. Raises `SchemaError` if it is no JSON value or too large."""
     _check_json(schema)
     text = json.dumps(schema, ensure_ascii=True, separators=(",", ":"))
@@ -125,7 +134,7 @@ def _check_json(schema: object) -> None:
 @lru_cache(maxsize=64)
 def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
     root, converter = settle(json.loads(text), strict, Converter)
-    return checked_grammar(converter.builder.text(root)), tuple(converter.document.warnings)
+    return check_grammar(converter.builder.render_text(root)), tuple(converter.document.warnings)
 
 
 def settle(
@@ -133,13 +142,13 @@ def settle(
 ) -> tuple[str, AnyConverter]:
     """(the root's expression, the converter that wrote it). Converts in rounds, each without the alternatives that the
     rounds before found to be endless."""
-    until = deadline()
+    until = compute_deadline()
     dead: set[tuple[str, ...]] = set()
     reason: tuple[str, str] | None = None
     for _ in range(_ROUNDS_MAX):
         converter = kind(Document(schema, strict, until), dead)
         root = converter.run()
-        endless = converter.endless()
+        endless = converter.find_endless()
         reason = reason or converter.contradiction
         if not endless:
             break
@@ -150,7 +159,7 @@ def settle(
     return root, converter
 
 
-def checked_grammar(grammar: str) -> str:
+def check_grammar(grammar: str) -> str:
     """The grammar. Raises `SchemaError` if it is too large for this server or for llama.cpp."""
     if len(grammar) > GRAMMAR_MAX:
         raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}", "#")
@@ -183,7 +192,7 @@ class Converter:
 
     def run(self) -> str | None:
         """Runs the conversion; returns the expression of the root, None if no value fits."""
-        root = self.expression((self.document.plain(self.document.root),), "")
+        root = self.make_expression((self.document.follow_references(self.document.root),), "")
         self.write_queue()
         self.check_one_ofs()
         return root
@@ -192,45 +201,45 @@ class Converter:
         """Writes the bodies of the queued rules, and of those that they queue."""
         while self.queue:
             key, shapes, name = self.queue.pop(0)
-            body = factored(self.alternatives(shapes, name, self.needs.setdefault(key, []), key))
+            body = make_factored(self.make_alternatives(shapes, name, self.needs.setdefault(key, []), key))
             self.builder.rules[name] = body or '""'
 
-    def expression(self, conjunction: Conjunction, hint: str) -> str | None:
+    def make_expression(self, conjunction: Conjunction, hint: str) -> str | None:
         """The expression of a conjunction; None if no value fits. Objects and arrays become rules."""
         key = tuple(part.pointer for part in conjunction)
         self.document.check_time()
         if key in self.known:
             return self.known[key]
-        plain = _plain_type(conjunction)
+        plain = _find_plain_type(conjunction)
         if plain is not None:
-            self.known[key] = core(self.builder, plain)
+            self.known[key] = add_core(self.builder, plain)
             return plain
-        shapes = [] if key in self.dead else self.document.shapes(conjunction)
+        shapes = [] if key in self.dead else self.document.make_shapes(conjunction)
         if not shapes:
             self.note_contradiction(conjunction[0].pointer if conjunction else "#", "no value fits this schema")
             self.known[key] = None
         elif any(shape.is_free() for shape in shapes):
-            self.known[key] = core(self.builder, "value")
+            self.known[key] = add_core(self.builder, "value")
         elif any(shape.values is None and ("object" in shape.types or "array" in shape.types) for shape in shapes):
-            name = self.known[key] = self.new_rule(_rule_hint(conjunction, hint))
+            name = self.known[key] = self.add_rule(_choose_rule_hint(conjunction, hint))
             self.queue.append((key, shapes, name))
             if len(self.known) > _RULES_MAX:
                 raise SchemaError(f"more than {_RULES_MAX} different subschemas", "#")
         else:
-            expression = factored(self.alternatives(shapes, hint, [])) or None
+            expression = make_factored(self.make_alternatives(shapes, hint, [])) or None
             if expression is not None and len(expression) > _INLINE_MAX:
                 expression = self.builder.define(hint, expression)
             self.known[key] = expression
         return self.known[key]
 
-    def new_rule(self, hint: str) -> str:
+    def add_rule(self, hint: str) -> str:
         """Returns a new rule's name: 'root' if `hint` is empty."""
         if hint:
             return self.builder.reserve(hint)
         self.builder.rules["root"] = None
         return "root"
 
-    def endless(self) -> set[tuple[str, ...]]:
+    def find_endless(self) -> set[tuple[str, ...]]:
         """The conjunctions that are rules and have no finite value. To be called after `run`."""
         finite: set[tuple[str, ...]] = set()
         grown = True
@@ -245,7 +254,7 @@ class Converter:
                     grown = True
         return self.needs.keys() - finite
 
-    def alternatives(
+    def make_alternatives(
         self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
     ) -> list[str]:
         """The expressions of merged shapes. Adds to `needs`, for each, the conjunctions that its values must contain.
@@ -255,71 +264,73 @@ class Converter:
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
             if shape.is_free():
-                found.append(core(self.builder, "value"))
+                found.append(add_core(self.builder, "value"))
                 needs.append([])
                 continue
             if shape.values is not None:
-                expression = self.enum_expression(shape)
+                expression = self.make_enum_expression(shape)
                 found += [expression] if expression else []
                 needs += [[]] if expression else []
                 continue
             if containers == 1 and key and len(shape.parts) == 1 and key != (shape.parts[0].pointer,):
-                expression = self.expression(shape.parts, hint)
+                expression = self.make_expression(shape.parts, hint)
                 found += [expression] if expression else []
                 needs += [[(shape.parts[0].pointer,)]] if expression else []
                 continue
             for kind in shape.types:
                 inside: list[Conjunction] = []
-                expression = self.typed_expression(kind, shape, hint, inside)
+                expression = self.make_typed_expression(kind, shape, hint, inside)
                 if expression is not None:
                     found.append(expression)
                     needs.append([tuple(part.pointer for part in conjunction) for conjunction in inside])
         return found
 
-    def typed_expression(self, kind: str, shape: Shape, hint: str, needs: list[Conjunction]) -> str | None:
+    def make_typed_expression(self, kind: str, shape: Shape, hint: str, needs: list[Conjunction]) -> str | None:
         """The expression of a shape's values of one type; None if there are none."""
         if kind == "object":
             self.warn_refused(shape, kind)
-            return object_expression(self, shape, needs)
+            return make_object_expression(self, shape, needs)
         if kind == "array":
             self.warn_refused(shape, kind)
-            return array_expression(self, shape, needs)
+            return make_array_expression(self, shape, needs)
         if kind == "string":
-            return self.string_expression(shape, hint)
+            return self.make_string_expression(shape, hint)
         if kind in ("number", "integer"):
             self.warn_refused(shape, kind)
             return self.number_expression(shape, kind == "integer", hint)
         refused = [value for value in shape.refused_values if kind_of(value) == kind]
         if kind == "null":
-            return None if refused else core(self.builder, "null")
+            return None if refused else add_core(self.builder, "null")
         left = [text for text in ("true", "false") if (text == "true") not in refused]
-        return core(self.builder, "boolean") if len(left) == 2 else choice(map(literal, left)) or None
+        return add_core(self.builder, "boolean") if len(left) == 2 else make_choice(map(make_literal, left)) or None
 
     def warn_refused(self, shape: Shape, kind: str) -> None:
         """Warns about values under `not` that can't be excluded: all but strings, booleans and null."""
         for value in shape.refused_values:
             if kind_of(value) == kind or (kind == "number" and kind_of(value) == "integer"):
-                self.document.loosen(shape.pointer, f"'not' does not exclude the {kind} {json_text(value)[:40]}")
+                self.document.loosen(shape.pointer, f"'not' does not exclude the {kind} {make_json_text(value)[:40]}")
 
-    def enum_expression(self, shape: Shape) -> str | None:
+    def make_enum_expression(self, shape: Shape) -> str | None:
         """The expression of the enum or const values that fit the rest of the shape; None if there are none."""
         found = [
-            value_expression(self.builder, value) for value in shape.values if fits_shape(self.document, value, shape)
+            make_value_expression(self.builder, value)
+            for value in shape.values
+            if can_fit_shape(self.document, value, shape)
         ]
         if not found:
             self.note_contradiction(shape.pointer, "no value of the enum fits the rest of the schema")
-        return factored(found) or None
+        return make_factored(found) or None
 
     def number_expression(self, shape: Shape, is_integer: bool, hint: str) -> str | None:
         """The expression of the numbers within a shape's bounds; None if there are none."""
         wanted = replace(shape.numbers, integer=is_integer)
         if wanted == replace(wanted, low=None, high=None, multiple=None):
-            return core(self.builder, "integer" if is_integer else "number")
-        simple = sign_expression(wanted)
+            return add_core(self.builder, "integer" if is_integer else "number")
+        simple = make_sign_expression(wanted)
         if simple is not None:
             return self.builder.define(hint, simple)
         try:
-            dfa = range_dfa(wanted)
+            dfa = make_range_dfa(wanted)
         except TooLarge:
             self.document.loosen(f"{shape.pointer}/multipleOf", "not enforced: too many combinations")
             return self.number_expression(replace(shape, numbers=replace(wanted, multiple=None)), is_integer, hint)
@@ -328,34 +339,34 @@ class Converter:
             return None
         key = ("number", wanted)
         if key not in self.strings:
-            self.strings[key] = print_dfa(self.builder, dfa, hint, self.builder.char_class)
+            self.strings[key] = print_dfa(self.builder, dfa, hint, self.builder.make_char_class)
         return self.strings[key]
 
     # Strings
 
-    def string_expression(self, shape: Shape, hint: str) -> str | None:
+    def make_string_expression(self, shape: Shape, hint: str) -> str | None:
         """The expression of a shape's strings, with quotes; None if there are none."""
         refused = [value for value in shape.refused_values if isinstance(value, str)]
         if not (refused or shape.patterns or shape.formats or shape.min_length or shape.max_length is not None):
-            return core(self.builder, "string")
+            return add_core(self.builder, "string")
         key = (shape.min_length, shape.max_length, tuple(shape.patterns), tuple(shape.formats), tuple(refused))
         if key not in self.strings:
-            inside = self.string_contents(shape, refused, hint)
-            expression = None if inside is None else sequence(literal('"'), inside, literal('"'))
+            inside = self.make_string_contents(shape, refused, hint)
+            expression = None if inside is None else make_sequence(make_literal('"'), inside, make_literal('"'))
             if expression and max(shape.min_length, shape.max_length or 0) > _SHARED_LENGTH:
                 expression = self.builder.define("string", expression)
             self.strings[key] = expression
         return self.strings[key]
 
-    def string_contents(self, shape: Shape, refused: list[str], hint: str) -> str | None:
+    def make_string_contents(self, shape: Shape, refused: list[str], hint: str) -> str | None:
         """The expression between the quotes; None if no text fits."""
-        least, most = self.counts(shape.pointer, shape.min_length, shape.max_length, "lengths")
+        least, most = self.limit_counts(shape.pointer, shape.min_length, shape.max_length, "lengths")
         if most is not None and least > most:
             self.note_contradiction(shape.pointer, "'minLength' is above 'maxLength'")
             return None
-        text = self.text(shape, refused, least, most, hint)
+        text = self.make_text(shape, refused, least, most, hint)
         if text is None:
-            return self.builder.repeat("char", core(self.builder, "char"), least, most)
+            return self.builder.repeat("char", add_core(self.builder, "char"), least, most)
         if isinstance(text, str):
             return text
         if text.is_empty():
@@ -363,7 +374,7 @@ class Converter:
             return None
         return print_dfa(self.builder, text, hint, self.class_of)
 
-    def counts(self, pointer: str, least: int, most: int | None, what: str) -> tuple[int, int | None]:
+    def limit_counts(self, pointer: str, least: int, most: int | None, what: str) -> tuple[int, int | None]:
         """Two bounds, limited to COUNT_MAX. Lowering an upper bound is no error under `strict`."""
         if least > COUNT_MAX:
             self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are not enforced")
@@ -374,20 +385,20 @@ class Converter:
 
     def class_of(self, chars: Charset) -> str:
         """One character of a set inside a JSON string."""
-        return text_class(self.builder, chars)
+        return make_text_class(self.builder, chars)
 
-    def text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
+    def make_text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
         """The texts of a shape: an automaton, or an expression if that would be too large; None if only the length
         counts. Formats are annotations: one that can't be combined with the other conditions is left out."""
-        text = self.asserted_text(shape, refused, least, most, hint)
+        text = self.make_asserted_text(shape, refused, least, most, hint)
         for name, pointer in shape.formats:
             better: Dfa | str | None = None
             if name in FORMATS and text is None:
                 better = self.with_length(format_dfa(name), least, most)
                 if better is None:
-                    better = self.bounded(FORMATS_BOUNDED[name], False, least, most, hint)
+                    better = self.make_bounded(FORMATS_BOUNDED[name], False, least, most, hint)
             elif name in FORMATS and isinstance(text, Dfa):
-                better = self.both(text, format_dfa(name))
+                better = self.intersect_dfas(text, format_dfa(name))
             if better is None or (isinstance(better, Dfa) and better.is_empty()):
                 beside = " beside the other conditions" if name in FORMATS else ""
                 self.document.loosen(pointer, f"the format {name[:40]!r} is not enforced{beside}", fatal=False)
@@ -395,27 +406,27 @@ class Converter:
                 text = better
         return text
 
-    def asserted_text(
+    def make_asserted_text(
         self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str
     ) -> Dfa | str | None:
         """The same as `text`, without formats."""
-        dfas, large = self.conditions(shape, refused, hint)
+        dfas, large = self.make_conditions(shape, refused, hint)
         if large is not None:
             pattern, pieces = large
             if not dfas and not least and most is None:
                 return pieces
-            bounded = None if dfas else self.bounded(pattern, True, least, most, hint)
+            bounded = None if dfas else self.make_bounded(pattern, True, least, most, hint)
             if bounded is None:
                 self.document.loosen(
                     shape.pointer, "only the pattern is enforced: it is too large to combine with other conditions"
                 )
             return bounded or pieces
-        dfa = self.common_dfa(dfas, shape.pointer, STATES_MAX * 4)
+        dfa = self.make_common_dfa(dfas, shape.pointer, STATES_MAX * 4)
         found: Dfa | str | None = dfa and self.with_length(dfa, least, most)
         if dfa is None or found is not None:
             return found
         if len(dfas) == 1 and len(shape.patterns) == 1 and not shape.patterns[0][2]:
-            found = self.bounded(shape.patterns[0][0], True, least, most, hint)
+            found = self.make_bounded(shape.patterns[0][0], True, least, most, hint)
         for end in (most, *_SHORTER):
             if (
                 found is None
@@ -433,29 +444,29 @@ class Converter:
             self.document.loosen(shape.pointer, "the length is not enforced beside the pattern: too many combinations")
         return found or dfa
 
-    def conditions(self, shape: Shape, refused: list[str], hint: str) -> tuple[list[Dfa], tuple[str, str] | None]:
+    def make_conditions(self, shape: Shape, refused: list[str], hint: str) -> tuple[list[Dfa], tuple[str, str] | None]:
         """(the automata of patterns and `not`; (pattern, expression) of a pattern too large for that, else None)."""
         dfas, large = [], None
         for pattern, pointer, is_negative in shape.patterns:
             self.document.check_time()
             try:
                 dfa = compile_pattern(pattern, search=True)
-                dfas.append(automaton.minimal(automaton.negation(dfa)) if is_negative else dfa)
+                dfas.append(automaton.minimise(automaton.negate(dfa)) if is_negative else dfa)
             except Unsupported as error:
                 self.document.loosen(pointer, f"the pattern is not enforced: {error}")
             except TooLarge:
-                large = self.large_pattern(pattern, pointer, is_negative, large, hint)
+                large = self.make_large_pattern(pattern, pointer, is_negative, large, hint)
         if refused:
-            dfas.append(automaton.negation(automaton.words(refused)))
+            dfas.append(automaton.negate(automaton.make_words(refused)))
         return dfas, large
 
-    def large_pattern(
+    def make_large_pattern(
         self, pattern: str, pointer: str, is_negative: bool, large: tuple[str, str] | None, hint: str
     ) -> tuple[str, str] | None:
         """(pattern, expression) of a pattern that is too large for an automaton, if it is the only one."""
         try:
             if not is_negative and large is None:
-                return pattern, pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
+                return pattern, make_pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
             self.document.loosen(
                 pointer, "the pattern is not enforced: it is too large to combine with other conditions"
             )
@@ -463,62 +474,70 @@ class Converter:
             self.document.loosen(pointer, f"the pattern is not enforced: {error}")
         return large
 
-    def bounded(self, pattern: str, search: bool, least: int, most: int | None, hint: str) -> str | None:
+    def make_bounded(self, pattern: str, search: bool, least: int, most: int | None, hint: str) -> str | None:
         """The expression of a pattern within a length, piece by piece; None if that is not possible."""
         try:
             return (
                 None
                 if most is None
-                else bounded_pieces(self.builder, pattern, hint, self.class_of, search=search, least=least, most=most)
+                else make_bounded_pieces(
+                    self.builder, pattern, hint, self.class_of, search=search, least=least, most=most
+                )
             )
         except Unsupported:
             return None
 
-    def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
+    def make_common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
         """The intersection of the automata; None if there are none. Automata that would make it too large are left out,
         with a warning."""
         common = None
         for dfa in dfas:
             self.document.check_time()
             try:
-                common = dfa if common is None else automaton.minimal(automaton.both(common, dfa, limit))
+                common = dfa if common is None else automaton.minimise(automaton.intersect_dfas(common, dfa, limit))
             except TooLarge:
                 self.document.loosen(pointer, "not all conditions on the text are enforced: too many combinations")
-        return None if common is None else automaton.minimal(common)
+        return None if common is None else automaton.minimise(common)
 
-    def both(self, one: Dfa, other: Dfa, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
+    def intersect_dfas(self, one: Dfa, other: Dfa, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
         """The intersection of two automata; None if it would be too large."""
         self.document.check_time()
         try:
-            dfa = automaton.minimal(automaton.both(one, other, _TEXT_STATES_MAX))
+            dfa = automaton.minimise(automaton.intersect_dfas(one, other, _TEXT_STATES_MAX))
         except TooLarge:
             return None
         return dfa if count_rules(dfa) <= rules_max else None
 
     def with_length(self, dfa: Dfa, least: int, most: int | None, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
         """The automaton limited to a length; None if it would be too large."""
-        shortest, longest = dfa.lengths()
+        shortest, longest = dfa.compute_lengths()
         if dfa.is_empty() or (shortest >= least and (most is None or (longest is not None and longest <= most))):
             return dfa
         if max(least, most or 0) > _TEXT_STATES_MAX:
             return None
-        return self.both(dfa, automaton.length_between(least, most), rules_max)
+        return self.intersect_dfas(dfa, automaton.make_length_between(least, most), rules_max)
 
-    def key_dfa(self, part: Part) -> Dfa | None:
+    def make_key_dfa(self, part: Part) -> Dfa | None:
         """The automaton of the keys that fit a schema; None if it can't restrict them."""
-        shapes = [shape for shape in self.document.shapes((part,)) if "string" in shape.types]
+        shapes = [shape for shape in self.document.make_shapes((part,)) if "string" in shape.types]
         if not shapes:
-            return automaton.words([])
+            return automaton.make_words([])
         if len(shapes) > 1:
             self.document.loosen(part.pointer, "alternatives of keys are not enforced")
             return None
         shape = shapes[0]
         if shape.values is not None:
-            return automaton.words(
-                [value for value in shape.values if isinstance(value, str) and fits_shape(self.document, value, shape)]
+            return automaton.make_words(
+                [
+                    value
+                    for value in shape.values
+                    if isinstance(value, str) and can_fit_shape(self.document, value, shape)
+                ]
             )
         least, most = shape.min_length, shape.max_length
-        text = self.text(shape, [value for value in shape.refused_values if isinstance(value, str)], least, most, "key")
+        text = self.make_text(
+            shape, [value for value in shape.refused_values if isinstance(value, str)], least, most, "key"
+        )
         if text is None and (least or most is not None):
             text = self.with_length(Dfa([True], [[(automaton.ANY, 0)]]), least, most)
         if isinstance(text, str) or (text is None and (least or most is not None)):
@@ -532,7 +551,7 @@ class Converter:
         for part in list(self.document.one_ofs.values()):
             count = len(part.schema["oneOf"])
             rest = without_one_of(part)
-            branches = [(rest, self.document.plain(part.at("oneOf", index))) for index in range(count)]
+            branches = [(rest, self.document.follow_references(part.get_at("oneOf", index))) for index in range(count)]
             if count > _ONE_OF_MAX or not all(
                 are_disjoint(self.document, branches[i], branches[j]) for i in range(count) for j in range(i)
             ):
@@ -541,7 +560,7 @@ class Converter:
                 )
 
 
-def _plain_type(conjunction: Conjunction) -> str | None:
+def _find_plain_type(conjunction: Conjunction) -> str | None:
     """The type of a schema that has no other constraint (the fast path for most schemas)."""
     schema = conjunction[0].schema if len(conjunction) == 1 else None
     if not isinstance(schema, dict) or not _TYPE_ONLY.issuperset(schema):
@@ -550,7 +569,7 @@ def _plain_type(conjunction: Conjunction) -> str | None:
     return kind if isinstance(kind, str) and kind in TYPES else None
 
 
-def _rule_hint(conjunction: Conjunction, hint: str) -> str:
+def _choose_rule_hint(conjunction: Conjunction, hint: str) -> str:
     """The name for a conjunction's rule: that of a shared definition, else `hint`."""
     segments = conjunction[0].pointer.split("/") if len(conjunction) == 1 else []
     if len(segments) > 2 and segments[-2] in ("$defs", "definitions", "schemas"):

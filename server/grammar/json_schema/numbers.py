@@ -52,9 +52,9 @@ class Range:
     high_open: bool = False
     multiple: Fraction | None = None
 
-    def holds(self, value: int | float) -> bool:
+    def can_hold(self, value: int | float) -> bool:
         """Whether a number is in the range."""
-        exact = exact_decimal(value)
+        exact = make_exact_decimal(value)
         if self.low is not None and (exact < self.low or (self.low_open and exact == self.low)):
             return False
         if self.high is not None and (exact > self.high or (self.high_open and exact == self.high)):
@@ -62,31 +62,31 @@ class Range:
         return self.multiple is None or (Fraction(exact) / self.multiple).denominator == 1
 
 
-def exact_decimal(value: int | float) -> Decimal:
+def make_exact_decimal(value: int | float) -> Decimal:
     """The number as written in JSON, not as stored in binary."""
     return Decimal(value) if isinstance(value, int) else Decimal(repr(value))
 
 
-def common_multiple(first: Fraction | None, second: Fraction) -> Fraction:
+def compute_common_multiple(first: Fraction | None, second: Fraction) -> Fraction:
     """The smallest number that is a multiple of both."""
     if first is None:
         return second
     return Fraction(math.lcm(first.numerator, second.numerator), math.gcd(first.denominator, second.denominator))
 
 
-def range_dfa(wanted: Range) -> Dfa:
+def make_range_dfa(wanted: Range) -> Dfa:
     """The automaton of the numbers in a range; it may be empty. It has a few states for each digit of the bounds.
     Raises `TooLarge` if multiples need too many states."""
     if wanted.integer:
-        return _integers(wanted)
+        return _make_integers(wanted)
     bounds = [_Bound(bound) for bound in (wanted.low, wanted.high) if bound is not None]
     n_decimals = max((len(bound.decimals) for bound in bounds), default=0)
-    dfa = _between(wanted, max(_places(wanted), n_decimals))
+    dfa = _make_between(wanted, max(_count_places(wanted), n_decimals))
     # Bounds may differ only in later decimals.
-    return dfa if not dfa.is_empty() else _between(wanted, 1 + n_decimals)
+    return dfa if not dfa.is_empty() else _make_between(wanted, 1 + n_decimals)
 
 
-def _places(wanted: Range) -> int:
+def _count_places(wanted: Range) -> int:
     """The most decimals that a number may have, so that a float doesn't round it to an excluded bound."""
     ends = ((wanted.low, wanted.low_open), (wanted.high, wanted.high_open))
     excluded = [len(_Bound(bound).whole) for bound, is_open in ends if bound and is_open]
@@ -95,14 +95,14 @@ def _places(wanted: Range) -> int:
     return max(FLOAT_DIGITS - max(excluded), FEWEST_PLACES)
 
 
-def _integers(wanted: Range) -> Dfa:
-    low = _integer_bound(wanted.low, wanted.low_open, +1)
-    high = _integer_bound(wanted.high, wanted.high_open, -1)
+def _make_integers(wanted: Range) -> Dfa:
+    low = _compute_integer_bound(wanted.low, wanted.low_open, +1)
+    high = _compute_integer_bound(wanted.high, wanted.high_open, -1)
     modulus = wanted.multiple.numerator if wanted.multiple is not None else 1
     if low is not None and high is not None and (high - low) // modulus <= _ENUMERATE_MAX and modulus > 1:
         first = -(-low // modulus) * modulus
-        return automaton.minimal(automaton.words([str(n) for n in range(first, high + 1, modulus)]))
-    return _between(
+        return automaton.minimise(automaton.make_words([str(n) for n in range(first, high + 1, modulus)]))
+    return _make_between(
         Range(
             True,
             None if low is None else Decimal(low),
@@ -115,21 +115,21 @@ def _integers(wanted: Range) -> Dfa:
     )
 
 
-def _integer_bound(bound: Decimal | None, is_open: bool, direction: int) -> int | None:
+def _compute_integer_bound(bound: Decimal | None, is_open: bool, direction: int) -> int | None:
     if bound is None:
         return None
     whole = math.ceil(bound) if direction > 0 else math.floor(bound)
     return whole + direction if is_open and whole == bound else whole
 
 
-def _between(wanted: Range, places: int) -> Dfa:
+def _make_between(wanted: Range, places: int) -> Dfa:
     """The numbers in a range with at most `places` decimals; with 0 they are integers without -0."""
     low, high = wanted.low, wanted.high
     plain = negative = _NOTHING
     zero_open = high == 0 and wanted.high_open
     if high is None or high > 0 or (high == 0 and not zero_open):
         is_above = low is not None and low >= 0
-        plain = _unsigned(
+        plain = _make_unsigned(
             low if low is not None and is_above else Decimal(0),
             is_above and wanted.low_open,
             high,
@@ -139,7 +139,7 @@ def _between(wanted: Range, places: int) -> Dfa:
         )
     if low is None or low < 0:
         is_below = high is not None and high < 0
-        negative = _unsigned(
+        negative = _make_unsigned(
             high if high is not None and is_below else Decimal(0),
             wanted.high_open if is_below else zero_open or not places,
             low,
@@ -149,7 +149,7 @@ def _between(wanted: Range, places: int) -> Dfa:
         )
     dfa = _with_minus(plain, negative)
     if wanted.multiple is not None:
-        dfa = automaton.minimal(automaton.both(dfa, _multiples(wanted.multiple), _PRODUCT_MAX))
+        dfa = automaton.minimise(automaton.intersect_dfas(dfa, _make_multiples(wanted.multiple), _PRODUCT_MAX))
         if len(dfa.accept) > _STATES_MAX:
             raise TooLarge
     return dfa
@@ -164,7 +164,7 @@ class _Bound:
         self.whole, _, decimals = format(bound.copy_abs(), "f").partition(".")
         self.decimals = decimals.rstrip("0")
 
-    def next_whole(self, order: int, used: int, digit: str) -> int:
+    def compare_next_whole(self, order: int, used: int, digit: str) -> int:
         if used >= len(self.whole):
             return 1
         return order or (digit > self.whole[used]) - (digit < self.whole[used])
@@ -172,7 +172,7 @@ class _Bound:
     def end_whole(self, order: int, used: int) -> int:
         return order if used >= len(self.whole) else -1
 
-    def next_decimal(self, order: int, used: int, digit: str) -> int:
+    def compare_next_decimal(self, order: int, used: int, digit: str) -> int:
         own = self.decimals[used : used + 1] or "0"
         return order or (digit > own) - (digit < own)
 
@@ -186,13 +186,13 @@ class _Nowhere(_Bound):
     def __init__(self) -> None:
         self.whole = self.decimals = ""
 
-    def next_whole(self, order: int, used: int, digit: str) -> int:
+    def compare_next_whole(self, order: int, used: int, digit: str) -> int:
         return -1
 
-    next_decimal = next_whole
+    compare_next_decimal = compare_next_whole
 
 
-def _unsigned(
+def _make_unsigned(
     least: Decimal, least_open: bool, most: Decimal | None, most_open: bool, places: int, multiple: Fraction | None
 ) -> Dfa:
     """The decimals without sign whose value lies between `least` and `most`, both taken without sign. Without `most`
@@ -206,7 +206,7 @@ def _unsigned(
         size = len(high.whole) if multiple is None else min(size, len(high.whole))
     is_endless = multiple is not None and most is None
 
-    def steps(state: tuple[str, int, int, int]) -> Iterator[tuple[str, tuple]]:
+    def list_steps(state: tuple[str, int, int, int]) -> Iterator[tuple[str, tuple]]:
         phase, used, under, over = state
         if phase in ("zero", "whole") and places:
             yield ".", ("point", 0, low.end_whole(under, used), high.end_whole(over, used))
@@ -216,16 +216,26 @@ def _unsigned(
                 after = "zero" if phase == "start" and some == "0" else "whole"
                 yield (
                     some,
-                    (after, min(used + 1, size), low.next_whole(under, used, some), high.next_whole(over, used, some)),
+                    (
+                        after,
+                        min(used + 1, size),
+                        low.compare_next_whole(under, used, some),
+                        high.compare_next_whole(over, used, some),
+                    ),
                 )
         if phase in ("point", "decimals") and used < places and under >= 0 >= over:
             for some in digits:
                 yield (
                     some,
-                    ("decimals", used + 1, low.next_decimal(under, used, some), high.next_decimal(over, used, some)),
+                    (
+                        "decimals",
+                        used + 1,
+                        low.compare_next_decimal(under, used, some),
+                        high.compare_next_decimal(over, used, some),
+                    ),
                 )
 
-    def accepts(state: tuple[str, int, int, int]) -> bool:
+    def can_accept(state: tuple[str, int, int, int]) -> bool:
         phase, used, under, over = state
         if phase in ("zero", "whole"):
             under, over, used = low.end_whole(under, used), high.end_whole(over, used), 0
@@ -236,13 +246,13 @@ def _unsigned(
             and (over < 0 or (over == 0 and not most_open))
         )
 
-    return _explore(("start", 0, 0, 0), steps, accepts)
+    return _explore(("start", 0, 0, 0), list_steps, can_accept)
 
 
 def _explore(
     start: tuple, steps: Callable[[tuple], Iterable[tuple[str, tuple]]], accepts: Callable[[tuple], bool]
 ) -> Dfa:
-    """The automaton of the reachable states. `steps(state)` yields (characters, next state)."""
+    """The automaton of the reachable states. `list_steps(state)` yields (characters, next state)."""
     numbers = {start: 0}
     states = [start]
     moves: list[list[tuple[automaton.Charset, int]]] = []
@@ -253,7 +263,7 @@ def _explore(
             if number == len(states):
                 states.append(target)
             here.setdefault(number, []).append(chars)
-        moves.append([(automaton.characters("".join(chars)), number) for number, chars in here.items()])
+        moves.append([(automaton.collect_characters("".join(chars)), number) for number, chars in here.items()])
     return Dfa([accepts(state) for state in states], moves)
 
 
@@ -261,11 +271,11 @@ def _with_minus(plain: Dfa, negative: Dfa) -> Dfa:
     """The texts of `plain`, and those of `negative` after a minus. No move of `plain` may lead to its start."""
     shift = len(plain.accept)
     moves = [*plain.moves, *([(chars, target + shift) for chars, target in here] for here in negative.moves)]
-    moves[0] = [*moves[0], (automaton.characters("-"), shift)]
-    return automaton.minimal(Dfa(plain.accept + negative.accept, moves))
+    moves[0] = [*moves[0], (automaton.collect_characters("-"), shift)]
+    return automaton.minimise(Dfa(plain.accept + negative.accept, moves))
 
 
-def sign_expression(wanted: Range) -> str | None:
+def make_sign_expression(wanted: Range) -> str | None:
     """The GBNF of a range whose only bound is zero; None for all others."""
     if wanted.integer or wanted.multiple is not None or (wanted.low is None) == (wanted.high is None):
         return None
@@ -276,7 +286,7 @@ def sign_expression(wanted: Range) -> str | None:
     return f'"-" {_POSITIVE}' if wanted.high_open else Choice(f'"0" | "-" {_POSITIVE}')
 
 
-def _multiples(step: Fraction) -> Dfa:
+def _make_multiples(step: Fraction) -> Dfa:
     """The decimals without exponent that are multiples of `step`. Each digit updates the remainder. Trailing zeros are
     counted separately, so that a step such as 1,000,000 needs few states.
 
@@ -294,7 +304,7 @@ def _multiples(step: Fraction) -> Dfa:
     if modulus * (places + wanted + 1) > _PRODUCT_MAX:
         raise TooLarge
 
-    def steps(state: tuple[str, int, int, int]) -> Iterator[tuple[str, tuple]]:
+    def list_steps(state: tuple[str, int, int, int]) -> Iterator[tuple[str, tuple]]:
         phase, rest, zeros, used = state
         if phase == "start":
             yield "-", ("signed", 0, wanted, 0)
@@ -311,8 +321,8 @@ def _multiples(step: Fraction) -> Dfa:
                     value, count = (rest * 10 ** (zeros + 1) + int(digit)) % modulus, 0
                 yield digit, ("decimals" if is_decimal else "whole", value, count, used + is_decimal)
 
-    def accepts(state: tuple[str, int, int, int]) -> bool:
+    def can_accept(state: tuple[str, int, int, int]) -> bool:
         phase, rest, zeros, used = state
         return phase in ("whole", "decimals") and zeros == wanted and rest * 10 ** (places - used) % modulus == 0
 
-    return _explore(("start", 0, wanted, 0), steps, accepts)
+    return _explore(("start", 0, wanted, 0), list_steps, can_accept)

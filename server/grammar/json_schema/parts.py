@@ -82,7 +82,7 @@ class Part:
     pointer: str
     schema: Any = field(compare=False)
 
-    def at(self, *keys: str | int) -> Part:
+    def get_at(self, *keys: str | int) -> Part:
         """The part at the end of a path of keys below this one."""
         pointer, schema = self.pointer, self.schema
         for key in keys:
@@ -101,12 +101,12 @@ def escape(key: str | int) -> str:
     return str(key).replace("~", "~0").replace("/", "~1")
 
 
-def identity(value: Any) -> Hashable:
+def make_identity(value: Any) -> Hashable:
     """A key that is equal for equal JSON values: 1 equals 1.0 but not true, the order of keys doesn't matter."""
     if isinstance(value, list):
-        return "array", tuple(map(identity, value))
+        return "array", tuple(map(make_identity, value))
     if isinstance(value, dict):
-        return "object", frozenset((key, identity(item)) for key, item in value.items())
+        return "object", frozenset((key, make_identity(item)) for key, item in value.items())
     return isinstance(value, bool), value
 
 
@@ -181,7 +181,7 @@ def _follow(start: Part, fragment: str) -> Part | None:
             return None
         keys.append(key)
         node = node[key]
-    return start.at(*keys)
+    return start.get_at(*keys)
 
 
 def check_kind(pointer: str, key: str, value: Any, kinds: tuple[type, ...]) -> None:

@@ -2,8 +2,8 @@
 constraints.
 
 Runs on HTTP handler threads; imports only the standard library, its neighbours and `records`. The unit is a
-*conjunction*: a tuple of schema parts that must all hold. `Document.alternatives` expands its combinators into
-lists of parts (each branch of anyOf becomes a list of its own). `Document.shapes` merges each list into a
+*conjunction*: a tuple of schema parts that must all hold. `Document.list_alternatives` expands its combinators into
+lists of parts (each branch of anyOf becomes a list of its own). `Document.make_shapes` merges each list into a
 `Shape`. Even a recursive schema has only a finite number of conjunctions. Parts are expanded with an explicit stack,
 because a hostile schema could exhaust Python's.
 
@@ -20,7 +20,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from server.grammar.json_schema.numbers import Range, common_multiple, exact_decimal
+from server.grammar.json_schema.numbers import Range, compute_common_multiple, make_exact_decimal
 from server.grammar.json_schema.parts import (
     COUNTS,
     KINDS,
@@ -31,7 +31,7 @@ from server.grammar.json_schema.parts import (
     check_kind,
     check_names,
     escape,
-    identity,
+    make_identity,
 )
 from server.records import field, record, replace
 
@@ -125,17 +125,17 @@ class Shape:
     patterns: list[tuple[str, str, bool]] = field(default_factory=list)  # (pattern, pointer, is_negative)
     formats: list[tuple[str, str]] = field(default_factory=list)  # (format, pointer)
 
-    def having(self, keyword: str) -> list[Part]:
+    def list_having(self, keyword: str) -> list[Part]:
         """The parts that contain a keyword."""
         return [part for part in self.parts if keyword in part.schema]
 
-    def smallest(self, keyword: str) -> int | None:
+    def find_smallest(self, keyword: str) -> int | None:
         """The smallest value of an upper limit, such as maxItems, in the parts; None if none has it."""
-        return min((int(part.schema[keyword]) for part in self.having(keyword)), default=None)
+        return min((int(part.schema[keyword]) for part in self.list_having(keyword)), default=None)
 
-    def largest(self, keyword: str) -> int:
+    def find_largest(self, keyword: str) -> int:
         """The largest value of a lower limit, such as minItems, in the parts; 0 if none has it."""
-        return max((int(part.schema[keyword]) for part in self.having(keyword)), default=0)
+        return max((int(part.schema[keyword]) for part in self.list_having(keyword)), default=0)
 
     def is_free(self) -> bool:
         """Whether every JSON value fits."""
@@ -161,7 +161,7 @@ class _Pending:
         return _Pending(list(self.todo), list(self.flat), set(self.seen))
 
 
-def deadline() -> float:
+def compute_deadline() -> float:
     """The end of a conversion that begins now, as this thread's CPU time in seconds."""
     return time.thread_time() + SECONDS_MAX
 
@@ -205,7 +205,7 @@ class Document:
             raise SchemaError(f"the reference {reference[:200]!r} has no target in this schema{outside}", pointer)
         return target
 
-    def plain(self, part: Part) -> Part:
+    def follow_references(self, part: Part) -> Part:
         """Follows references without siblings, so that a shared definition becomes one rule."""
         seen = set()
         while isinstance(part.schema, dict) and "$ref" in part.schema and part.pointer not in seen:
@@ -241,7 +241,7 @@ class Document:
 
     # Alternatives
 
-    def alternatives(self, conjunction: Conjunction) -> list[Conjunction]:
+    def list_alternatives(self, conjunction: Conjunction) -> list[Conjunction]:
         """The alternatives of a conjunction, with expanded combinators. Those with `false`, or that lead back to
         themselves, are left out. Choices in `ignored` are not expanded."""
         if all(isinstance(part.schema, dict) and _NO_COMBINATOR(part.schema) for part in conjunction):
@@ -285,10 +285,10 @@ class Document:
             if _NO_COMBINATOR(part.schema):
                 continue
             chain = (*chain, part.pointer)
-            choices = self.choices(part)
+            choices = self.list_choices(part)
             targets = [self.resolve(part, key) for key in _REFERENCES if key in part.schema]
             musts = [target for target in targets if target is not None]
-            musts += [part.at("allOf", index) for index in range(len(part.schema.get("allOf", ())))]
+            musts += [part.get_at("allOf", index) for index in range(len(part.schema.get("allOf", ())))]
             state.todo += [(must, chain) for must in reversed(musts)]
             pointer = self._branch(state, choices, chain, pending)
             if pointer:
@@ -329,26 +329,26 @@ class Document:
         pending.extend(reversed(states))
         return choices[n_fit - 1][0]
 
-    def choices(self, part: Part) -> list[tuple[str, list[Conjunction]]]:
+    def list_choices(self, part: Part) -> list[tuple[str, list[Conjunction]]]:
         """The choices of a part: (pointer, branches). A branch is a conjunction."""
         schema = part.schema
         result: list[tuple[str, list[Conjunction]]] = []
         for key in ("anyOf", "oneOf"):
             if key in schema:
-                branches = [self.plain(part.at(key, index)) for index in range(len(schema[key]))]
+                branches = [self.follow_references(part.get_at(key, index)) for index in range(len(schema[key]))]
                 if not branches:
                     raise SchemaError(f"'{key}' must not be empty", f"{part.pointer}/{key}")
                 if key == "oneOf" and len(branches) > 1:
                     self.one_ofs[part.pointer] = part
                 result.append((f"{part.pointer}/{key}", [(branch,) for branch in branches]))
         if "if" in schema and ("then" in schema or "else" in schema):
-            result.append((f"{part.pointer}/if", self._conditional(part)))
-        for name, needs in self._dependencies(part):
+            result.append((f"{part.pointer}/if", self._expand_conditional(part)))
+        for name, needs in self._list_dependencies(part):
             pointer = f"{part.pointer}/{name}"
             result.append((pointer, [(Part(pointer + "#without", {FORBIDDEN_KEYS: [name]}),), (needs,)]))
         return result
 
-    def _dependencies(self, part: Part) -> list[tuple[str, Part]]:
+    def _list_dependencies(self, part: Part) -> list[tuple[str, Part]]:
         """All dependencies as pairs: an object that has the key must fit the schema."""
         found = []
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
@@ -358,19 +358,19 @@ class Document:
                     check_names(pointer, value)
                     found.append((key, Part(pointer, {"required": value})))
                 elif keyword != "dependentRequired":
-                    found.append((key, part.at(keyword, key)))
+                    found.append((key, part.get_at(keyword, key)))
                 else:
                     raise SchemaError("must be an array of strings", pointer)
         return found
 
-    def _conditional(self, part: Part) -> list[Conjunction]:
-        condition = part.at("if")
-        yes = [part.at("then")] if "then" in part.schema else []
-        no = [part.at("else")] if "else" in part.schema else []
+    def _expand_conditional(self, part: Part) -> list[Conjunction]:
+        condition = part.get_at("if")
+        yes = [part.get_at("then")] if "then" in part.schema else []
+        no = [part.get_at("else")] if "else" in part.schema else []
         if isinstance(condition.schema, bool):
             return [tuple(yes if condition.schema else no)]
         self.check_keywords(condition)
-        opposites = _opposites(condition)
+        opposites = _find_opposites(condition)
         if opposites is None:
             self.loosen(condition.pointer, "in the 'else' case, values are not checked against 'if'")
             opposites = [()]
@@ -378,13 +378,13 @@ class Document:
 
     # Merging
 
-    def shapes(self, conjunction: Conjunction) -> list[Shape]:
+    def make_shapes(self, conjunction: Conjunction) -> list[Shape]:
         """The merged alternatives of a conjunction, without those whose `types` are empty. Other contradictions stay:
         a const of 1 and one of 2 give a shape with no `values`."""
         key = tuple(part.pointer for part in conjunction)
         if key not in self.merged:
             self.check_time()
-            shapes = [self._merge(conjunction, parts) for parts in self.alternatives(conjunction)]
+            shapes = [self._merge(conjunction, parts) for parts in self.list_alternatives(conjunction)]
             self.merged[key] = [shape for shape in shapes if shape.types]
         return self.merged[key]
 
@@ -404,8 +404,8 @@ class Document:
                 shape.types = tuple(kind for kind in shape.types if kind in implied)
         if "number" in shape.types:
             shape.types = tuple(kind for kind in shape.types if kind != "integer")
-        shape.value_ids.update(map(identity, shape.values or ()))
-        shape.refused_ids.update(map(identity, shape.refused_values))
+        shape.value_ids.update(map(make_identity, shape.values or ()))
+        shape.refused_ids.update(map(make_identity, shape.refused_values))
         return shape
 
     def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
@@ -425,20 +425,20 @@ class Document:
             return False
         explicit = False
         if "type" in schema:
-            shape.types = _common_types(shape.types, _types(part))
+            shape.types = _find_common_types(shape.types, _read_types(part))
             explicit = True
         values = [schema["const"]] if "const" in schema else None
         if "enum" in schema:
             if not schema["enum"]:
                 raise SchemaError("'enum' must not be empty", f"{part.pointer}/enum")
             enum = schema["enum"] + ([None] if schema.get("nullable") and "type" in schema else [])
-            values = enum if values is None else _common_values(values, enum)
+            values = enum if values is None else _find_common_values(values, enum)
         if values is not None:
-            shape.values = values if shape.values is None else _common_values(shape.values, values)
+            shape.values = values if shape.values is None else _find_common_values(shape.values, values)
             explicit = True
         for keyword in () if _NO_BOUND(schema) else _BOUNDS:
             if keyword in schema:
-                shape.numbers = _bounded(shape.numbers, keyword, schema)
+                shape.numbers = _bound_range(shape.numbers, keyword, schema)
         if "minLength" in schema:
             shape.min_length = max(shape.min_length, int(schema["minLength"]))
         if "maxLength" in schema:
@@ -452,7 +452,7 @@ class Document:
 
     def _absorb_not(self, shape: Shape, part: Part) -> bool:
         """Merges `not`, in the forms that can be enforced; returns whether it implies a type."""
-        inner = part.at("not")
+        inner = part.get_at("not")
         self.check_keywords(inner)
         schema = inner.schema
         if isinstance(schema, bool):
@@ -461,8 +461,8 @@ class Document:
         keys = {key for key in schema if key not in ANNOTATIONS}
         if not keys:
             shape.types = ()
-        elif keys == {"type"} and not ("integer" in _types(inner) and "number" in shape.types):
-            refused = _types(inner)
+        elif keys == {"type"} and not ("integer" in _read_types(inner) and "number" in shape.types):
+            refused = _read_types(inner)
             refused += ("integer",) if "number" in refused else ()
             shape.types = tuple(kind for kind in shape.types if kind not in refused)
         elif keys in ({"const"}, {"enum"}):
@@ -486,12 +486,12 @@ def _is_count(value: Any) -> bool:
     return is_number and value >= 0 and value == int(value)
 
 
-def _common_values(first: list[Any], second: list[Any]) -> list[Any]:
-    known = set(map(identity, second))
-    return [value for value in first if identity(value) in known]
+def _find_common_values(first: list[Any], second: list[Any]) -> list[Any]:
+    known = set(map(make_identity, second))
+    return [value for value in first if make_identity(value) in known]
 
 
-def _types(part: Part) -> tuple[str, ...]:
+def _read_types(part: Part) -> tuple[str, ...]:
     names = part.schema["type"]
     names = [names] if isinstance(names, str) else names
     for name in names:
@@ -502,24 +502,24 @@ def _types(part: Part) -> tuple[str, ...]:
     return (*names, "null") if part.schema.get("nullable") else tuple(names)
 
 
-def _common_types(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+def _find_common_types(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
     if first is TYPES and len(second) == 1:
         return second
-    return tuple(kind for kind in TYPES if _admits(first, kind) and _admits(second, kind))
+    return tuple(kind for kind in TYPES if _can_admit(first, kind) and _can_admit(second, kind))
 
 
-def _admits(types: tuple[str, ...], kind: str) -> bool:
+def _can_admit(types: tuple[str, ...], kind: str) -> bool:
     return kind in types or (kind == "integer" and "number" in types)
 
 
-def _bounded(numbers: Range, keyword: str, schema: dict) -> Range:
+def _bound_range(numbers: Range, keyword: str, schema: dict) -> Range:
     """The range with one more keyword. In draft 4 a boolean says that the bound is excluded."""
     value = schema[keyword]
     if isinstance(value, bool):
         return numbers
     if keyword == "multipleOf":
-        return replace(numbers, multiple=common_multiple(numbers.multiple, Fraction(exact_decimal(value))))
-    bound = exact_decimal(value)
+        return replace(numbers, multiple=compute_common_multiple(numbers.multiple, Fraction(make_exact_decimal(value))))
+    bound = make_exact_decimal(value)
     is_low = keyword in ("minimum", "exclusiveMinimum")
     is_open = keyword.startswith("exclusive") or schema.get("exclusive" + keyword.capitalize()) is True
     if is_low and _is_tighter(bound, is_open, numbers.low, numbers.low_open, +1):
@@ -535,7 +535,7 @@ def _is_tighter(bound: Decimal, is_open: bool, old: Decimal | None, old_open: bo
     return (bound > old) == (direction > 0)
 
 
-def _opposites(condition: Part) -> list[Conjunction] | None:
+def _find_opposites(condition: Part) -> list[Conjunction] | None:
     """The negation of an `if` that tests one property by `const`, `enum` or `type` alone; None for all others. It is
     exact for objects; of the other values it may have too few or too many."""
     schema = condition.schema

@@ -12,8 +12,8 @@ import json
 import re
 from functools import lru_cache
 
-from server.grammar.automaton import ANY, Charset, Dfa, characters, charset, contains, without
-from server.grammar.gbnf_build import Builder, char_class, choice, literal, sequence
+from server.grammar.automaton import ANY, Charset, Dfa, collect_characters, has_code, make_charset, without
+from server.grammar.gbnf_build import Builder, make_char_class, make_choice, make_literal, make_sequence
 from server.grammar.regex_gbnf import compile_pattern
 
 # name: (body, names of the rules in it)
@@ -45,8 +45,8 @@ CORE_RULES = {
     ),
 }
 
-_QUOTES = characters('"\\')
-_CONTROLS = charset((0, 0x1F))
+_QUOTES = collect_characters('"\\')
+_CONTROLS = make_charset((0, 0x1F))
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -117,7 +117,7 @@ def format_dfa(name: str) -> Dfa:
     return compile_pattern(FORMATS[name], search=False)
 
 
-def core(builder: Builder, name: str) -> str:
+def add_core(builder: Builder, name: str) -> str:
     """Adds one of CORE_RULES, with the rules that it uses; returns its name."""
     stack = [name]
     while stack:
@@ -136,13 +136,13 @@ def reserve_core(builder: Builder) -> None:
         builder.next_number[name] = 2
 
 
-def json_text(value: object) -> str:
+def make_json_text(value: object) -> str:
     """A value as compact JSON: characters are escaped only where JSON requires it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-def value_expression(builder: Builder, value: object) -> str:
+def make_value_expression(builder: Builder, value: object) -> str:
     """The expression of one fixed value, with optional white space between its parts."""
     parts: list[str] = []
     stack: list[object] = [value]
@@ -151,10 +151,10 @@ def value_expression(builder: Builder, value: object) -> str:
         if isinstance(item, _Raw):
             parts.append(item.text)
         elif isinstance(item, (dict, list)) and item:
-            stack.extend(reversed(_pieces(builder, item)))
+            stack.extend(reversed(_make_pieces(builder, item)))
         else:
-            parts.append(literal(json_text(item)))
-    return sequence(*parts)
+            parts.append(make_literal(make_json_text(item)))
+    return make_sequence(*parts)
 
 
 class _Raw:
@@ -166,47 +166,47 @@ class _Raw:
         self.text = text
 
 
-def _pieces(builder: Builder, item: dict | list) -> list[object]:
-    blank, gap = _Raw(core(builder, "ws")), _Raw(core(builder, "gap"))
+def _make_pieces(builder: Builder, item: dict | list) -> list[object]:
+    blank, gap = _Raw(add_core(builder, "ws")), _Raw(add_core(builder, "gap"))
     opening, closing = "{}" if isinstance(item, dict) else "[]"
-    pieces: list[object] = [_Raw(literal(opening)), blank]
+    pieces: list[object] = [_Raw(make_literal(opening)), blank]
     for index, part in enumerate(item):
         if index:
-            pieces += [_Raw(literal(",")), gap]
+            pieces += [_Raw(make_literal(",")), gap]
         if isinstance(item, dict):
-            pieces += [_Raw(literal(json_text(part) + ":")), gap, item[part]]
+            pieces += [_Raw(make_literal(make_json_text(part) + ":")), gap, item[part]]
         else:
             pieces.append(part)
-    return [*pieces, blank, _Raw(literal(closing))]
+    return [*pieces, blank, _Raw(make_literal(closing))]
 
 
-def char_without(char: str) -> str:
+def make_char_without(char: str) -> str:
     """The body of the core rule "char", in which `char` must be written as an escape."""
-    raw = without(without(without(ANY, _QUOTES), _CONTROLS), characters(char))
-    return f'{char_class(raw)} | "\\\\" escape'
+    raw = without(without(without(ANY, _QUOTES), _CONTROLS), collect_characters(char))
+    return f'{make_char_class(raw)} | "\\\\" escape'
 
 
-def text_class(builder: Builder, chars: Charset) -> str:
+def make_text_class(builder: Builder, chars: Charset) -> str:
     """One character of a set, as written inside a JSON string."""
     if chars == ANY:
-        return core(builder, "char")
+        return add_core(builder, "char")
     raw = without(without(chars, _QUOTES), _CONTROLS)
-    escapes = _escapes(chars)
+    escapes = _make_escapes(chars)
     if not escapes:
-        return builder.char_class(raw)
-    parts = [char_class(raw)] if raw else []
-    expression = choice([*parts, sequence(literal("\\"), escapes)])
+        return builder.make_char_class(raw)
+    parts = [make_char_class(raw)] if raw else []
+    expression = make_choice([*parts, make_sequence(make_literal("\\"), escapes)])
     return builder.define("chars", expression) if parts else expression
 
 
 @lru_cache(maxsize=256)
-def _escapes(chars: Charset) -> str:
+def _make_escapes(chars: Charset) -> str:
     """What may follow a backslash, for the characters of the set that must be escaped; '' if there are none."""
-    short = "".join(letter for char, letter in _SHORT_ESCAPES.items() if contains(chars, ord(char)))
-    coded = [code for code in range(0x20) if contains(chars, code) and chr(code) not in _SHORT_ESCAPES]
-    parts = [char_class(characters(short))] if short else []
+    short = "".join(letter for char, letter in _SHORT_ESCAPES.items() if has_code(chars, ord(char)))
+    coded = [code for code in range(0x20) if has_code(chars, code) and chr(code) not in _SHORT_ESCAPES]
+    parts = [make_char_class(collect_characters(short))] if short else []
     for high in (0, 1):
         digits = "".join(f"{code & 15:x}{code & 15:X}" for code in coded if code >> 4 == high)
         if digits:
-            parts.append(sequence(literal(f"u00{high}"), char_class(characters(digits))))
-    return choice(parts)
+            parts.append(make_sequence(make_literal(f"u00{high}"), make_char_class(collect_characters(digits))))
+    return make_choice(parts)

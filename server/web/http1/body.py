@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from server.errors import ApiError
-from server.web.http1.head import SINGLE_HEADERS, Framing, body_too_large, parse_header_line
+from server.web.http1.head import SINGLE_HEADERS, Framing, make_too_large_error, parse_header_line
 from server.web.limits import Limits
 
 SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
@@ -20,7 +20,7 @@ N_CHUNKS_FREE = 16 * 1024
 MEAN_BYTES = 64
 
 
-def body_decoder(framing: Framing, limits: Limits) -> LengthDecoder | ChunkedDecoder:
+def make_body_decoder(framing: Framing, limits: Limits) -> LengthDecoder | ChunkedDecoder:
     return ChunkedDecoder(limits) if framing.kind == "chunked" else LengthDecoder(framing.n_bytes)
 
 
@@ -106,7 +106,7 @@ class ChunkedDecoder(Decoder):
             raise ApiError(400, "Malformed chunk size.")
         self._n_left = int(match[1], 16)
         if self.n_bytes + self._n_left > self._limits.body_bytes:
-            raise body_too_large(self._limits)
+            raise make_too_large_error(self._limits)
         self._n_chunks += 1
         if self._n_chunks > N_CHUNKS_FREE + self.n_bytes // MEAN_BYTES:
             raise ApiError(400, "The body is cut into too many small chunks.")

@@ -107,7 +107,7 @@ class HeadParser:
     def feed(self, data: bytes) -> Head | None:
         """The head once it is complete, until then None. ApiError 400, 414, 431 or 505 for a malformed head."""
         self._buffer += data
-        while (line := self._next_line()) is not None:
+        while (line := self._take_line()) is not None:
             if self._request_line is None:
                 # Old clients send an empty line after a body; it is skipped as RFC 9112 2.2 says.
                 self._request_line = parse_request_line(line) if line else None
@@ -119,7 +119,7 @@ class HeadParser:
                 return Head(*self._request_line, Headers(self._fields))
         return None
 
-    def _next_line(self) -> bytes | None:
+    def _take_line(self) -> bytes | None:
         end = self._buffer.find(b"\n", self._scanned)
         self._check_size(len(self._buffer) if end < 0 else end + 1)
         if end < 0:
@@ -170,7 +170,7 @@ def parse_header_line(line: bytes) -> tuple[str, str]:
     return match[1].decode("ascii").lower(), match[2].decode("latin-1").rstrip(" \t")
 
 
-def body_framing(head: Head, limits: Limits) -> Framing:
+def read_body_framing(head: Head, limits: Limits) -> Framing:
     """How this request's body is delimited. ApiError 400, 413, 415 or 417 for anything ambiguous or unsupported."""
     headers = head.headers
     coding = headers.get("transfer-encoding")
@@ -188,11 +188,11 @@ def body_framing(head: Head, limits: Limits) -> Framing:
         return Framing("chunked")
     n_bytes = int(length or 0)
     if n_bytes > limits.body_bytes:
-        raise body_too_large(limits)
+        raise make_too_large_error(limits)
     return NO_BODY if length is None else Framing("length", n_bytes)
 
 
-def body_too_large(limits: Limits) -> ApiError:
+def make_too_large_error(limits: Limits) -> ApiError:
     return ApiError(413, f"The request body is larger than {limits.body_bytes} bytes.")
 
 
@@ -212,10 +212,10 @@ def split_target(target: str) -> tuple[str | None, str, dict[str, str]]:
     if not target.startswith("/") or "#" in target:
         raise ApiError(400, "The request target must be a path that starts with '/'.")
     path, _, query = target.partition("?")
-    return authority, percent_decode(path, "path"), parse_query(query)
+    return authority, decode_percent(path, "path"), parse_query(query)
 
 
-def percent_decode(text: str, part: str) -> str:
+def decode_percent(text: str, part: str) -> str:
     """Decode percent-encoding. ApiError 400 unless every `%` has two hex digits and the result is UTF-8 without control
     characters."""
     if "%" in text:
@@ -237,5 +237,5 @@ def parse_query(query: str) -> dict[str, str]:
     for field in query.split("&"):
         if field:
             name, _, value = field.replace("+", " ").partition("=")
-            fields[percent_decode(name, "query")] = percent_decode(value, "query")
+            fields[decode_percent(name, "query")] = decode_percent(value, "query")
     return fields

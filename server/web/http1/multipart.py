@@ -40,7 +40,7 @@ class Part:
         self.data.clear()
         return data
 
-    def text(self) -> str:
+    def decode_text(self) -> str:
         """The value of a field that isn't a file. ApiError 400 if it isn't UTF-8."""
         try:
             return self.data.decode("utf-8")
@@ -125,7 +125,7 @@ class FormParser:
         if line is None:
             return False
         if not line:
-            self._parts.append(new_part(self._head))
+            self._parts.append(make_part(self._head))
             self._step = FormParser._read_data
             return True
         name, value = parse_header_line(line)
@@ -148,7 +148,7 @@ class FormParser:
         return line[:-1]
 
 
-def new_part(head: dict[str, str]) -> Part:
+def make_part(head: dict[str, str]) -> Part:
     """The part with this head. ApiError 400 if the head has no name, or says that the data is encoded or a form."""
     kind, parameters = read_value(head.get("content-disposition", ""))
     if kind != "form-data" or not parameters.get("name"):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from server.errors import ApiError
 from server.memory import Budget, Share
-from server.web.http1.body import body_decoder
+from server.web.http1.body import make_body_decoder
 from server.web.http1.head import Framing, Head, HeadParser
 from server.web.http1.multipart import FormParser
 from server.web.limits import Limits
@@ -69,7 +69,7 @@ class Wire:
         data, self._rest = self._rest, b""
         if not data:
             try:
-                data = self._recv(self._idle_s)
+                data = self._receive(self._idle_s)
             except (ClientSlow, ClientGone):
                 return None
             if not data:
@@ -79,14 +79,14 @@ class Wire:
         deadline = time.monotonic() + self._limits.head_s
         parser = HeadParser(self._limits)
         while (head := parser.feed(data)) is None:
-            data = self._recv_more(deadline)
+            data = self._receive_more(deadline)
         self._rest = parser.rest
         return head
 
     def read_body(self, framing: Framing, budget: Budget | Share, form: FormParser | None = None) -> bytearray:
         """The whole body. If there is a `form`, it is fed with the body instead, and the result is empty. The bytes are
         taken from `budget`; the caller gives them back, unless this raises."""
-        decoder = body_decoder(framing, self._limits)
+        decoder = make_body_decoder(framing, self._limits)
         n_taken = n_received = 0
         start = time.monotonic()
         try:
@@ -99,7 +99,7 @@ class Wire:
                     form.feed(decoder.take())
                 if is_whole:
                     break
-                data = self._recv_more(start + self._limits.body_s + n_received / self._limits.body_rate)
+                data = self._receive_more(start + self._limits.body_s + n_received / self._limits.body_rate)
                 n_received += len(data)
         except BaseException:
             budget.give(n_taken)
@@ -145,16 +145,16 @@ class Wire:
             if not socket.socket.recv(self.sock, RECV_BYTES):
                 return
 
-    def _recv_more(self, deadline: float) -> bytes:
+    def _receive_more(self, deadline: float) -> bytes:
         left = deadline - time.monotonic()
         if left <= 0:
             raise ClientSlow
-        data = self._recv(left)
+        data = self._receive(left)
         if not data:
             raise ClientGone("closed in the middle of a request")
         return data
 
-    def _recv(self, timeout_s: float) -> bytes:
+    def _receive(self, timeout_s: float) -> bytes:
         try:
             self.sock.settimeout(timeout_s)
             return self.sock.recv(RECV_BYTES)

@@ -18,7 +18,7 @@ def built(libs_folder):
     """What build_exe.py has made: folder, archive, one file."""
     build_exe, common = build_script("build_exe"), build_script("common")
     try:
-        return build_exe.ensure(libs_folder, common.cache_folder() / "executables", common.Progress(quiet=True))
+        return build_exe.ensure(libs_folder, common.find_cache_folder() / "executables", common.Progress(quiet=True))
     except common.Failure as failure:
         reason = f"no executable can be built here: {failure}"
     need(False, reason)

@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from server.api.request.media_kinds import GIF_DATA, BadFile, check_image, kind_of
-from server.api.request.media_sounds import plain_sound
-from server.engine.slots.png import png_fault
+from server.api.request.media_sounds import make_plain_sound
+from server.engine.slots.png import find_png_fault
 from tests.media_files import bmp, flac, gif, gif_of, jpeg, mp3, png, png_of, riff, wav, wav_format
 
 MANY = 50 * 10**6
@@ -41,7 +41,7 @@ def test_an_image_that_claims_more_than_its_bytes_can_hold_is_refused(data: byte
 
 def test_images_as_small_as_their_formats_allow_are_taken():
     plain = png_of(2000, 1500, zlib.compress(bytes(6001 * 1500), 9))
-    assert check_image(plain, MANY).width == 2000 and not png_fault(plain, check_image(plain, MANY).n_bytes)
+    assert check_image(plain, MANY).width == 2000 and not find_png_fault(plain, check_image(plain, MANY).n_bytes)
     assert check_image(jpeg(2000, 1500), MANY).height == 1500
     for data in (bmp(300, 200), gif(), png(1, 1)):
         assert check_image(data, MANY).n_bytes > 0
@@ -105,7 +105,7 @@ SECONDS = {"wav": 0.3, "flac": 3 * 4096 / 16000, "mp3": 12 * 1152 / 44100}
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_a_plain_sound_is_left_as_it_is_and_measured(name: str):
-    data, seconds = plain_sound(SOUNDS[name])
+    data, seconds = make_plain_sound(SOUNDS[name])
     assert data == SOUNDS[name] and math.isclose(seconds, SECONDS[name])
 
 
@@ -154,7 +154,7 @@ def test_a_plain_sound_is_left_as_it_is_and_measured(name: str):
     ],
 )
 def test_what_is_around_a_sound_does_not_get_to_the_decoder(data: bytes, name: str):
-    assert plain_sound(data) == (SOUNDS[name], pytest.approx(SECONDS[name]))
+    assert make_plain_sound(data) == (SOUNDS[name], pytest.approx(SECONDS[name]))
 
 
 @pytest.mark.parametrize(
@@ -169,28 +169,28 @@ def test_what_is_around_a_sound_does_not_get_to_the_decoder(data: bytes, name: s
 )
 def test_a_sound_that_is_too_long_is_refused(data: bytes):
     with pytest.raises(BadFile, match="is a sound of [0-9]{4,} seconds; this server takes at most 3600"):
-        plain_sound(data)
+        make_plain_sound(data)
 
 
 def test_a_sound_that_claims_more_than_its_bytes_can_hold_is_refused():
     with pytest.raises(BadFile, match="can't hold 40000000 samples"):
-        plain_sound(flac([0] * 5, claim=40_000_000))
+        make_plain_sound(flac([0] * 5, claim=40_000_000))
     with pytest.raises(BadFile, match="without its length"):
-        plain_sound(flac([0], claim=0))
+        make_plain_sound(flac([0], claim=0))
 
 
 @pytest.mark.parametrize("claim", [11, 12, 1000, 2**32 - 1])
 def test_the_number_of_frames_that_an_mp3_claims_is_made_true(claim: int):
-    data, seconds = plain_sound(mp3(12, claim))
+    data, seconds = make_plain_sound(mp3(12, claim))
     assert data == mp3(12, 11) and math.isclose(seconds, SECONDS["mp3"])
-    assert plain_sound(mp3(12, 5))[0] == mp3(12, 5), "fewer do no harm"
+    assert make_plain_sound(mp3(12, 5))[0] == mp3(12, 5), "fewer do no harm"
 
 
 def test_a_number_of_frames_that_comes_later_is_not_believed():
     with pytest.raises(BadFile, match="in its middle"):
-        plain_sound(mp3(3) + mp3(3, 2**31))
+        make_plain_sound(mp3(3) + mp3(3, 2**31))
     with pytest.raises(BadFile, match="in its middle"):
-        plain_sound(mp3(3) + bytes(50) + mp3(3, 2**31))
+        make_plain_sound(mp3(3) + bytes(50) + mp3(3, 2**31))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_number_of_frames_that_comes_later_is_not_believed():
 )
 def test_a_sound_of_a_kind_that_readers_may_read_in_two_ways_is_refused(data: bytes):
     with pytest.raises(BadFile):
-        plain_sound(data)
+        make_plain_sound(data)
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -236,13 +236,13 @@ ALL = {
 def look_at(data: bytes) -> None:
     """As a request does, and the media thread. BadFile."""
     if kind_of(data) == "audio":
-        plain, seconds = plain_sound(data)
+        plain, seconds = make_plain_sound(data)
         assert 0 <= seconds <= 3600
-        assert plain_sound(plain) == (plain, seconds), "what is plain is plain"
+        assert make_plain_sound(plain) == (plain, seconds), "what is plain is plain"
     else:
         size = check_image(data, 10**6)
         assert 0 < size.width * size.height <= 10**6 and size.n_bytes > 0
-        png_fault(data, size.n_bytes)
+        find_png_fault(data, size.n_bytes)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -300,7 +300,7 @@ def test_the_parts_of_a_header_are_not_counted_for_ever(head: bytes, part: bytes
         data.n = 0
         is_image = head[:2] in (b"GI", b"\xff\xd8")
         with pytest.raises(BadFile):
-            check_image(data, MANY) if is_image else plain_sound(data)
+            check_image(data, MANY) if is_image else make_plain_sound(data)
         return data.n
 
     assert looks(10**7) == looks(10**6) < 500_000
@@ -318,4 +318,4 @@ class Watched(bytes):
 
 def test_a_png_of_many_chunks_is_not_followed_for_ever():
     data = png_of(8, 8, b"")[:33] + chunk(b"tEXt", b"") * 200_000
-    assert "broken" in png_fault(data, 1000)
+    assert "broken" in find_png_fault(data, 1000)

@@ -24,7 +24,7 @@ class Events:
         self._bursts = bursts
         self.has_more = False
 
-    def events(self, silence_s: float | None) -> Iterator[object]:
+    def iterate_events(self, silence_s: float | None) -> Iterator[object]:
         for burst in self._bursts:
             for i, event in enumerate(burst):
                 self.has_more = i + 1 < len(burst)
@@ -54,13 +54,13 @@ class Reply:
     id = ""
     ping = b"ping."
 
-    def event(self, index: int, event: object) -> bytes:
+    def encode_event(self, index: int, event: object) -> bytes:
         return b"end." if isinstance(event, End) else event.text.encode() if isinstance(event, Text) else b""
 
     def end(self) -> bytes:
         return b"tail"
 
-    def error(self, error: ApiError) -> bytes:
+    def encode_error(self, error: ApiError) -> bytes:
         return b"error"
 
 

@@ -46,14 +46,14 @@ def test_bounds_of_bytes_and_number(files, monkeypatch):
 def test_a_file_goes_when_its_time_is_over(files, clock, tmp_path):
     file, short = files.add("a", "x", b"1"), files.add("a", "y", b"2", age_s=3600)
     clock.now += 3601
-    assert [one.id for one in files.of_key("a")] == [file.id]
+    assert [one.id for one in files.list_of_key("a")] == [file.id]
     assert files.get(short.id, "a") is None and not (tmp_path / f"{short.id}.jsonl").exists()
     files.use(file.id)
     clock.now += MAX_AGE_S
-    assert files.of_key("a") == [file], "a batch needs it"
+    assert files.list_of_key("a") == [file], "a batch needs it"
     files.release(file.id)
     clock.now += 3600
-    assert files.of_key("a") == [] and not list(tmp_path.iterdir())
+    assert files.list_of_key("a") == [] and not list(tmp_path.iterdir())
 
 
 def test_what_grows_counts_before_it_is_a_file(files):
@@ -73,14 +73,14 @@ def test_another_start_finds_whole_files_and_nothing_else(files, tmp_path, clock
     about = tmp_path / f"{damaged.id}.json"
     for text in ("", "{", "[]", "7", json.dumps({**json.loads(about.read_text()), "n_bytes": "3"}), "[" * 100_000):
         about.write_text(text)
-        assert {file.id for file in Files(tmp_path, 1000, clock).of_key("a")} == {kept.id, cut.id, foreign.id}
+        assert {file.id for file in Files(tmp_path, 1000, clock).list_of_key("a")} == {kept.id, cut.id, foreign.id}
     (tmp_path / f"{cut.id}.jsonl").write_bytes(b"12")
     (tmp_path / f"{foreign.id}.json").unlink()
     (tmp_path / "file-x.json.tmp").write_text("half")
     (tmp_path / "mine.txt").write_text("left alone")
     again = Files(tmp_path, 1000, clock)
     again.tidy([cut.id])
-    assert again.of_key("a") == [kept] and again.get(kept.id, "b") is None
+    assert again.list_of_key("a") == [kept] and again.get(kept.id, "b") is None
     names = {path.name for path in tmp_path.iterdir()}
     assert {f"{kept.id}.jsonl", f"{cut.id}.jsonl", "mine.txt"} <= names
     assert not {f"{foreign.id}.jsonl", f"{damaged.id}.jsonl", "file-x.json.tmp"} & names
@@ -93,7 +93,7 @@ def test_a_disk_that_cannot_be_written_leaves_nothing(files, tmp_path, monkeypat
     monkeypatch.setattr("server.batches.files.os.fsync", refuse)
     with pytest.raises(ApiError) as caught:
         files.add("a", "x", b"1")
-    assert caught.value.status == 500 and not list(tmp_path.iterdir()) and files.of_key("a") == []
+    assert caught.value.status == 500 and not list(tmp_path.iterdir()) and files.list_of_key("a") == []
 
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path):

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from server.batches import lines as lines_module
-from server.batches.lines import ENDPOINTS, answer_id, in_order, read_body, read_lines
+from server.batches.lines import ENDPOINTS, answer_id, read_body, read_lines, sort_lines
 from server.errors import ApiError
 
 CHAT = "/v1/chat/completions"
@@ -97,7 +97,7 @@ def test_lines_that_begin_alike_come_together_and_groups_as_their_first_lines_do
     shared = {name: name * 3000 for name in "pqr"}
     names = [name for _ in range(5) for name in "qpr"]
     stream = file_of(*(request(f"{name}{i}", f"{shared[name]} {i}") for i, name in enumerate(names)))
-    found = [line.custom_id[0] for line in in_order(read_lines(stream)[0])]
+    found = [line.custom_id[0] for line in sort_lines(read_lines(stream)[0])]
     assert "".join(found) == "qqqqqppppprrrrr"
 
 
@@ -105,17 +105,17 @@ def test_finer_groups_lie_in_coarser_ones():
     texts = {"a": "x" * 600 + "a" * 3000, "b": "x" * 600 + "b" * 3000, "c": "y" * 3000}
     names = list("acbacbbca")
     stream = file_of(*(request(f"{name}{i}", f"{texts[name]} {i}") for i, name in enumerate(names)))
-    assert "".join(line.custom_id[0] for line in in_order(read_lines(stream)[0])) == "aaabbbccc"
+    assert "".join(line.custom_id[0] for line in sort_lines(read_lines(stream)[0])) == "aaabbbccc"
 
 
 def test_models_are_not_mixed():
     bodies = [{"model": model, "prompt": "x" * 900 + str(i)} for i, model in enumerate("ababab")]
     stream = file_of(*(request(str(i), body=body) for i, body in enumerate(bodies)))
-    assert [line.model for line in in_order(read_lines(stream)[0])] == list("aaabbb")
+    assert [line.model for line in sort_lines(read_lines(stream)[0])] == list("aaabbb")
 
 
 def test_no_line_is_lost_in_the_order():
     random.seed(3)
     some = [request(str(i), random.choice("ab") * random.choice([1, 300, 5000]) + str(i % 7)) for i in range(60)]
     lines, _ = read_lines(file_of(*some))
-    assert sorted(line.number for line in in_order(lines)) == list(range(1, 61))
+    assert sorted(line.number for line in sort_lines(lines)) == list(range(1, 61))

@@ -117,6 +117,6 @@ def test_what_ended_long_ago_is_forgotten(make, monkeypatch):
     asking.go.set()
     batch = begin(batches, "a")
     wait_until(lambda: batch.status == "completed" and not batches._threads, "its end")
-    assert batches.of_key("a") == [batch]
+    assert batches.list_of_key("a") == [batch]
     monkeypatch.setattr("server.batches.runner.MAX_AGE_S", -10)
-    assert batches.of_key("a") == [] and not list(batches._folder.iterdir())
+    assert batches.list_of_key("a") == [] and not list(batches._folder.iterdir())

@@ -230,24 +230,24 @@ def test_a_command_keeps_its_braces_and_gets_its_values():
 
 def test_medians_and_ratios_are_of_the_first_over_the_others():
     found = outcome({"a": [(10.0, 5.0), (30.0, 1.0), (20.0, 2.0)], "b": [(20.0, 4.0), (10.0, 4.0), (25.0, 4.0)]})
-    rate, wait = (report.figures(found, i, "a") for i in (0, 1))
+    rate, wait = (report.compute_figures(found, i, "a") for i in (0, 1))
     assert rate.medians == {"a": 20.0, "b": 20.0} and rate.ratios == {"b": 0.8}
     assert wait.medians == {"a": 2.0, "b": 4.0} and wait.ratios == {"b": 0.5}
 
 
 def test_a_machine_that_gets_slower_in_the_course_of_a_run_moves_no_ratio():
     found = outcome({"a": [(60.0 / i, 2.0 * i) for i in range(1, 6)], "b": [(30.0 / i, i) for i in range(1, 6)]})
-    assert [report.figures(found, i, "a").ratios for i in (0, 1)] == [{"b": 2.0}, {"b": 2.0}]
+    assert [report.compute_figures(found, i, "a").ratios for i in (0, 1)] == [{"b": 2.0}, {"b": 2.0}]
 
 
 def test_a_ratio_comes_with_the_range_of_the_repetitions():
     found = outcome({"a": [(10.0, 5.0), (30.0, 1.0), (20.0, 2.0)], "b": [(20.0, 4.0), (10.0, 4.0), (25.0, 4.0)]})
-    assert report.figures(found, 0, "a").ranges == {"b": (0.5, 3.0)}
+    assert report.compute_figures(found, 0, "a").ranges == {"b": (0.5, 3.0)}
     assert report.text_of(found, ["a", "b"])[2].split()[-2:] == ["0.800", "(0.50-3.00)"]
 
 
 def test_nothing_is_divided_by_nothing():
-    assert report.figures(outcome({"a": [(1.0, 1.0)], "b": [(0.0, 0.0)]}), 0, "a").ratios == {}
+    assert report.compute_figures(outcome({"a": [(1.0, 1.0)], "b": [(0.0, 0.0)]}), 0, "a").ratios == {}
 
 
 def test_the_table_has_dashes_where_a_server_has_no_figure():
@@ -274,7 +274,7 @@ def test_goals_are_against_the_strongest_of_the_others(metric, runs, goal):
     row = workloads.Metric("figure", "x", getattr(workloads, metric[0]), *metric[1:])
     found = outcome({name: [(value,)] for name, value in runs.items()})
     found = found._replace(workload=found.workload._replace(metrics=(row,)))
-    assert report.figures(found, 0, "a").goal == goal
+    assert report.compute_figures(found, 0, "a").goal == goal
     assert goal in "\n".join(report.text_of(found, list(runs)))
 
 
@@ -309,13 +309,13 @@ def test_processor_time_is_divided_into_ours_and_theirs(tmp_path: Path):
         process(20, 10, 20, server)
         process(21, 20, 20, its_child)
         process(30, 5, 5, other)
-        return servers.cpu_seconds(tmp_path, 10)
+        return servers.read_cpu_seconds(tmp_path, 10)
 
     before = state(1000, 10, 20, 30, 40)
     after = state(1200, 20, 40, 60, 500)
-    assert runner.foreign_share(before, after) == pytest.approx(1 - 2 * (10 + 20 + 30) / 200)
-    assert runner.foreign_share(None, after) is None
-    assert servers.cpu_seconds(tmp_path / "nowhere") is None
+    assert runner.compute_foreign_share(before, after) == pytest.approx(1 - 2 * (10 + 20 + 30) / 200)
+    assert runner.compute_foreign_share(None, after) is None
+    assert servers.read_cpu_seconds(tmp_path / "nowhere") is None
 
 
 def test_a_server_is_all_that_it_started_whatever_the_session():
@@ -331,12 +331,12 @@ def test_a_server_is_all_that_it_started_whatever_the_session():
         row(24, 1, 22),
         row(30, 1, 30),
     ]
-    assert [pid for pid, _ in servers.family(rows, 20)] == [20, 21, 22, 23, 24]
+    assert [pid for pid, _ in servers.find_family(rows, 20)] == [20, 21, 22, 23, 24]
 
 
 def test_percentiles_are_values_that_occurred():
     ordered = [1, 2, 3, 4, 5, 6, 7, 8, 9, 100]
-    assert [workloads.percentile(ordered, p) for p in (0, 50, 90, 99, 100)] == [1, 5, 9, 100, 100]
+    assert [workloads.compute_percentile(ordered, p) for p in (0, 50, 90, 99, 100)] == [1, 5, 9, 100, 100]
 
 
 def test_swapping_asks_two_models_in_turns(monkeypatch: pytest.MonkeyPatch):
@@ -346,7 +346,7 @@ def test_swapping_asks_two_models_in_turns(monkeypatch: pytest.MonkeyPatch):
         name = "two"
         has = ["a", "b"]
 
-        def models(self):
+        def list_models(self):
             return self.has
 
         def generate(self, asks):
@@ -362,9 +362,11 @@ def test_swapping_asks_two_models_in_turns(monkeypatch: pytest.MonkeyPatch):
 
 def test_texts_differ_by_repetition_and_key_but_not_by_run():
     plan = workloads.Plan(3)
-    assert plan.text(100, "a", 1) == workloads.Plan(3).text(100, "a", 1)
-    assert len({plan.text(100, "a", 1), plan.text(100, "a", 2), workloads.Plan(4).text(100, "a", 1)}) == 3
-    assert len(plan.text(1200, "a").split()) == 1200
+    assert plan.make_text(100, "a", 1) == workloads.Plan(3).make_text(100, "a", 1)
+    assert (
+        len({plan.make_text(100, "a", 1), plan.make_text(100, "a", 2), workloads.Plan(4).make_text(100, "a", 1)}) == 3
+    )
+    assert len(plan.make_text(1200, "a").split()) == 1200
     assert workloads.Plan(3, 0.1).count(1200) == 120 and workloads.Plan(3, 0.1).count(3) == 4
 
 
@@ -421,7 +423,7 @@ def test_peak_memory_covers_what_a_server_started(tmp_path: Path):
         "some", [sys.executable, "-c", script], tmp_path, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as (child, _):
         assert child.stdout.readline() == b"ready\n"
-        assert 100 < servers.peak_memory(child.pid) < 300
+        assert 100 < servers.read_peak_memory(child.pid) < 300
 
 
 def test_servers_keep_their_bytecode_as_they_do_for_their_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

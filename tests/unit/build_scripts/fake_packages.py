@@ -346,8 +346,8 @@ def make_world(root: Path, monkeypatch) -> World:
         monkeypatch.setenv(name, value)
     for name in ("FAKE_MODE", "FAKE_MODE_NPM", "FAKE_MODE_PIP3"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fetch_libs, "this_platform", lambda: "linux-x64")
-    monkeypatch.setattr(fetch_libs, "glibc_version", lambda: "2.36")
+    monkeypatch.setattr(fetch_libs, "get_this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(fetch_libs, "read_glibc_version", lambda: "2.36")
     monkeypatch.setattr(packages, "has_pip_module", lambda: False)
     world.fill()
     return world

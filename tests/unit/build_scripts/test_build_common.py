@@ -47,7 +47,7 @@ def world(tmp_path, monkeypatch):
     ],
 )
 def test_platform_is_that_of_the_running_interpreter(system, tag, bits, expected):
-    assert common.this_platform(system, tag, bits) == expected
+    assert common.get_this_platform(system, tag, bits) == expected
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_platform_is_that_of_the_running_interpreter(system, tag, bits, expected
     ],
 )
 def test_cache_is_outside_the_tree_where_the_system_keeps_caches(system, environ, expected):
-    assert common.cache_folder(environ, system).as_posix() == expected
+    assert common.find_cache_folder(environ, system).as_posix() == expected
 
 
 def test_old_python_gets_one_line(capsys, monkeypatch):
@@ -142,7 +142,7 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_progress_rewrites_one_line_and_leaves_it_clean():
     terminal = Terminal()
     progress = common.Progress(terminal)
-    progress.show(common.bar("  package 1.0", 4_600_000, 10_800_000, 3))
+    progress.show(common.render_bar("  package 1.0", 4_600_000, 10_800_000, 3))
     progress.show("short")
     progress.say("done")
     text = terminal.getvalue()
@@ -160,7 +160,7 @@ def test_elsewhere_progress_says_a_line_now_and_then():
 
 
 def test_progress_never_claims_to_be_ready_before_the_client_is():
-    assert " 99 %" in common.bar("x", 25, 10, 1) and "0.0 MB of 0.0 MB" in common.bar("x", 25, 10, 1)
+    assert " 99 %" in common.render_bar("x", 25, 10, 1) and "0.0 MB of 0.0 MB" in common.render_bar("x", 25, 10, 1)
 
 
 @posix_only
@@ -182,7 +182,7 @@ def test_size_grows_while_the_client_writes(tmp_path):
         [sys.executable, "-c", script],
         folder=tmp_path,
         progress=Watcher(quiet=True),
-        describe=lambda seconds: str(common.folder_size(tmp_path)),
+        describe=lambda seconds: str(common.compute_folder_size(tmp_path)),
     )
     threads[0].join()
     assert result.code == 0 and seen[-1] >= 1000

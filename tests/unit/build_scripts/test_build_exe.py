@@ -112,14 +112,14 @@ def test_a_build_is_repeated_only_if_something_that_goes_in_has_changed(libs, tm
     for path in built:
         path.touch()
     assert not build_exe.is_current(built, before)
-    build_exe.inputs_file(built).write_text(json.dumps(before))
+    build_exe.get_inputs_file(built).write_text(json.dumps(before))
     assert build_exe.is_current(built, before) and not build_exe.is_current(built, {**before, "libs": "others"})
     built.one_file.unlink()
     assert not build_exe.is_current(built, before)
 
 
 def test_libraries_of_another_platform_are_refused(libs, tmp_path, monkeypatch):
-    monkeypatch.setattr(build_exe, "this_platform", lambda: "macos-arm64")
+    monkeypatch.setattr(build_exe, "get_this_platform", lambda: "macos-arm64")
     with pytest.raises(common.Failure, match="no libraries for macos-arm64"):
         build_exe.ensure(libs, tmp_path / "dist", common.Progress(quiet=True))
 
@@ -142,7 +142,7 @@ def test_the_scripts_that_decide_are_all_there():
 
 def test_a_complete_folder_passes_and_says_what_the_system_must_have(libs):
     assert check_platform.troubles_of(libs) == []
-    assert "from the system: libc.so.6" in check_platform.summary(libs)
+    assert "from the system: libc.so.6" in check_platform.make_summary(libs)
 
 
 def rewrite(libs: Path, name: str, data: bytes, **changes: object) -> None:
@@ -185,7 +185,7 @@ def test_windows_resources_are_written_for_windows_only(tmp_path):
     width, height, _, _, _, bits, size, offset = struct.unpack_from("<BBBBHHII", icon, 6)
     assert (kind, count, width, height, bits) == (1, 1, 32, 32, 32) and offset + size == len(icon)
     text = Path(variables["LLAMA_SRV_VERSION_FILE"]).read_text()
-    assert f"'ProductVersion', '{contents.server_version()}'" in text
+    assert f"'ProductVersion', '{contents.read_server_version()}'" in text
     compile(text, "version.txt", "eval")
 
 

@@ -37,7 +37,7 @@ def installed(world, capsys, monkeypatch):
         fake.tar_bytes({"package/llama/gitRelease.bundle": b"bundle"}),
         llama_cpp="v0.5.0",
     )
-    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts, "get_this_platform", lambda: "linux-x64")
     monkeypatch.setattr(build_parts.sys, "platform", "linux")
 
     def build(part, target, package, cache, progress):
@@ -46,7 +46,7 @@ def installed(world, capsys, monkeypatch):
 
     monkeypatch.setattr(build_parts, "require_tools", lambda: None)
     monkeypatch.setattr(build_parts, "_build", build)
-    monkeypatch.setattr(build_parts, "_smoke", lambda part, folder, order: None)
+    monkeypatch.setattr(build_parts, "_run_smoke", lambda part, folder, order: None)
     return world
 
 
@@ -83,7 +83,7 @@ def test_no_link_takes_the_place_of_a_library_that_has_the_wanted_name():
         "load_order": ["libggml-base.so.0", "libggml.so", "libllama.so.0"],
         "files": {"libggml-base.so.0": {}, "libggml.so": {}, "libllama.so.0": {}},
     }
-    assert build_parts.wanted_links(manifest, ("libllama.so.0", "libggml.so.0", "libc.so.6")) == {
+    assert build_parts.find_wanted_links(manifest, ("libllama.so.0", "libggml.so.0", "libc.so.6")) == {
         "libggml.so.0": "libggml.so"
     }
 
@@ -92,14 +92,14 @@ def test_a_libmtmd_that_does_not_load_is_not_kept(installed, capsys, monkeypatch
     def smoke(part, folder, order):
         raise common.Failure("the built libmtmd.so doesn't load (undefined symbol): update the checkout")
 
-    monkeypatch.setattr(build_parts, "_smoke", smoke)
+    monkeypatch.setattr(build_parts, "_run_smoke", smoke)
     code, complaint = run(installed, capsys, "--with-mtmd")
     assert code == 1 and "doesn't load" in complaint
     folder = installed.dest / "linux-x64-cpu"
     assert manifest_of(folder)["mtmd"] is None and not (folder / "libmtmd.so").exists()
     assert not list((installed.cache / "mtmd").rglob("libmtmd.so"))
     assert (
-        fetch_libs.folder_state(
+        fetch_libs.read_folder_state(
             folder, fetch_libs.find_variant("linux-x64", "cpu"), packages.load_lock(installed.lock_path)
         )
         == "current"
@@ -110,16 +110,16 @@ def test_a_libmtmd_that_does_not_load_is_not_kept(installed, capsys, monkeypatch
 def test_missing_build_tools_are_named_in_one_line(world, capsys, monkeypatch):
     run(world, capsys)
     world.publish("npm:source-v0.5.0", "npm", "node-llama-cpp", "source-1.0.0.tgz", b"", llama_cpp="v0.5.0")
-    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts, "get_this_platform", lambda: "linux-x64")
     monkeypatch.setattr(build_parts.sys, "platform", "linux")
     code, complaint = run(world, capsys, "--with-mtmd")
     assert code == 1 and "needs git, cmake, c++, cc, ninja" in complaint and "apt-get install" in complaint
 
 
 def test_libmtmd_for_another_machine_or_an_unpinned_version_is_refused(installed, capsys, monkeypatch):
-    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-arm64")
+    monkeypatch.setattr(build_parts, "get_this_platform", lambda: "linux-arm64")
     assert "can only be built on Linux, for the same platform" in run(installed, capsys, "--with-mtmd")[1]
-    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts, "get_this_platform", lambda: "linux-x64")
     del installed.rows["npm:source-v0.5.0"]
     installed.write_lock()
     assert "isn't in the lock file" in run(installed, capsys, "--with-mtmd")[1]
@@ -141,7 +141,7 @@ def test_without_a_compiler_all_libraries_come_from_the_source_that_has_libmtmd(
     world.install_client("pip3")
     facts = {"llama_cpp": "b11067", "tag": "manylinux2014_x86_64"}
     world.publish("pip:linux-x64", "pip", "llama-cpp-py-sync", "x-1.0.0.whl", fake.zip_bytes(SECOND), **facts)
-    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts, "get_this_platform", lambda: "linux-x64")
     assert run(world, capsys, "--with-mtmd")[0] == 0
     manifest = manifest_of(world.dest / "linux-x64-cpu")
     assert manifest["mtmd"] == "libmtmd.so" and manifest["source"]["kind"] == "pip"

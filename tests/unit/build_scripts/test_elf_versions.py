@@ -31,14 +31,14 @@ def library(tmp_path):
     path = tmp_path / "a.so"
     command = ["cc", "-shared", "-fPIC", "-O0", "-o", str(path), str(tmp_path / "a.c"), "-lm"]
     subprocess.run(command, check=True, timeout=60)
-    if one_file.newest_glibc(path) != 35:
+    if one_file.find_newest_glibc(path) != 35:
         pytest.skip("only with glibc 2.35 or newer")
     return path
 
 
 def test_a_function_that_only_changed_its_version_is_wanted_in_the_first_one(library):
     assert elf_versions.lower(library) == [b"GLIBC_2.35"]
-    assert one_file.newest_glibc(library) < 35
+    assert one_file.find_newest_glibc(library) < 35
     both = ctypes.CDLL(str(library)).both
     both.restype, both.argtypes = ctypes.c_double, [ctypes.c_double] * 2
     assert both(9.0, 12.0) == 18.0 and both(1e200, 1e200) == math.hypot(1e200, 1e200) + 1e100

@@ -59,7 +59,7 @@ def test_the_lock_has_the_libmtmd_source_of_every_linux_version_and_the_gguf_of_
 
 def test_the_table_covers_each_platform_with_its_default_backend():
     for platform in native_files.PLATFORMS:
-        assert fetch_libs.find_variant(platform, None).backend == fetch_libs.default_backend(platform)
+        assert fetch_libs.find_variant(platform, None).backend == fetch_libs.choose_default_backend(platform)
     with pytest.raises(common.Failure, match="no ready-made libraries for macos-x64-cuda.*--from"):
         fetch_libs.find_variant("macos-x64", "cuda")
 
@@ -82,7 +82,7 @@ def test_folder_names_are_those_that_the_loader_looks_for():
         ("win32", "AMD64"): "windows-x64",
         ("win32", "ARM64"): "windows-arm64",
     }
-    assert {case: folder.platform_name(*case) for case in cases} == cases
+    assert {case: folder.get_platform_name(*case) for case in cases} == cases
 
 
 # --- fetching -----------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_where_the_second_source_cannot_load_an_npm_from_pypi_serves(world, caps
     npm = (world.bin / "npm").read_bytes()
     (world.bin / "npm").unlink()
     world.install_client("pip3")
-    monkeypatch.setattr(fetch_libs, "glibc_version", lambda: "2.34")
+    monkeypatch.setattr(fetch_libs, "read_glibc_version", lambda: "2.34")
     monkeypatch.setattr(common, "check_space", lambda folder, needed: None)
     wheel = fake.zip_bytes(
         {
@@ -341,10 +341,10 @@ def test_without_any_client_the_line_names_both(world, capsys):
 
 @posix_only
 def test_too_old_a_glibc_is_said_before_downloading(world, capsys, monkeypatch):
-    monkeypatch.setattr(fetch_libs, "glibc_version", lambda: "2.31")
+    monkeypatch.setattr(fetch_libs, "read_glibc_version", lambda: "2.31")
     code, complaint = run(world, capsys)
     assert code == 1 and "need glibc 2.34, this machine has 2.31" in complaint
-    monkeypatch.setattr(fetch_libs, "glibc_version", lambda: None)
+    monkeypatch.setattr(fetch_libs, "read_glibc_version", lambda: None)
     assert "another C library" in run(world, capsys)[1]
     assert world.calls == []
 
@@ -388,7 +388,7 @@ def test_an_import_is_not_replaced_for_want_of_libmtmd(world, capsys, tmp_path):
 
 @posix_only
 def test_another_machines_libraries_are_fetched_whatever_this_glibc(world, capsys, monkeypatch):
-    monkeypatch.setattr(fetch_libs, "glibc_version", lambda: None)
+    monkeypatch.setattr(fetch_libs, "read_glibc_version", lambda: None)
     arm = {name: content[:18] + b"\xb7\0" + content[20:] for name, content in fake.linux_build().items()}
     world.publish(
         "npm:linux-arm64",
@@ -431,7 +431,7 @@ def test_cuda_takes_two_packages_into_one_folder(world, capsys):
     assert len(manifest["source"]["sha256"]) == 2
     assert {"LICENSE", "fallback/libggml-cuda.so"} < names(folder) and "LICENSE-2" not in names(folder)
     (folder / "fallback" / "libggml-cuda.so").unlink()
-    assert fetch_libs.folder_state(folder, None, {}) == "damaged"
+    assert fetch_libs.read_folder_state(folder, None, {}) == "damaged"
 
 
 @posix_only
@@ -522,7 +522,7 @@ def test_two_runs_at_once_end_in_one_whole_folder(world_without_limits):
     assert [code for _, code in results] == [0, 0, 0], results
     assert names(world.dest / "linux-x64-cpu") == LINUX_FILES
     manifest = native_files.read_manifest(world.dest / "linux-x64-cpu")
-    assert native_files.changed_files(world.dest / "linux-x64-cpu", manifest) == []
+    assert native_files.find_changed_files(world.dest / "linux-x64-cpu", manifest) == []
     assert world.leftovers() == []
 
 

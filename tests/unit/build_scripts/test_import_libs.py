@@ -79,7 +79,7 @@ def test_header_cut_off_anywhere_is_none_or_right_but_never_raises(tmp_path, con
     ],
 )
 def test_roles_of_file_names(name, role, family):
-    assert (native_files.core_role(name), native_files.plugin_family(name)) == (role, family)
+    assert (native_files.find_core_role(name), native_files.find_plugin_family(name)) == (role, family)
 
 
 # --- importing ----------------------------------------------------------------------------------------------

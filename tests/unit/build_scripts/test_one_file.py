@@ -185,7 +185,7 @@ def test_what_follows_the_archive_is_left_alone(program, tmp_path):
 
 
 def test_an_older_glibc_is_named_before_anything_is_unpacked(folder, tmp_path):
-    ours = common.glibc_version()
+    ours = common.read_glibc_version()
     if ours is None:
         pytest.skip("only on systems with glibc")
     packed = one_file.pack(folder, tmp_path / "made.tar.gz")
@@ -241,7 +241,7 @@ def test_the_newest_glibc_is_read_from_libraries_only(tmp_path):
     library, text = tmp_path / "a.so", tmp_path / "a.txt"
     library.write_bytes(b"\x7fELF....\0GLIBC_2.4\0GLIBC_2.34\0GLIBC_2.2.5\0GLIBCXX_3.4.29\0")
     text.write_bytes(b"GLIBC_2.99\0")
-    assert one_file.newest_glibc(library) == 34 and one_file.newest_glibc(text) is None
+    assert one_file.find_newest_glibc(library) == 34 and one_file.find_newest_glibc(text) is None
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 70000])
@@ -249,4 +249,4 @@ def test_the_second_sum_is_that_of_cksum(size):
     need(shutil.which("cksum"), "cksum isn't here")
     data = os.urandom(size)
     said = subprocess.run(["cksum"], input=data, capture_output=True, check=True).stdout
-    assert one_file.cksum([data[: size // 3], data[size // 3 :]]) == int(said.split()[0])
+    assert one_file.compute_cksum([data[: size // 3], data[size // 3 :]]) == int(said.split()[0])

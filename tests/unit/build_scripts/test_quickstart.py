@@ -42,7 +42,7 @@ def world(tmp_path, monkeypatch):
         inner_sha256=hashlib.sha256(MODEL).hexdigest(),
         inner_size=len(MODEL),
     )
-    monkeypatch.setattr(quickstart, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(quickstart, "get_this_platform", lambda: "linux-x64")
     monkeypatch.setattr(quickstart, "load_lock", lambda: packages.load_lock(world.lock_path))
     monkeypatch.setattr(fetch_libs, "LIBS", world.dest)
     monkeypatch.delenv("LLAMA_SRV_LIBS", raising=False)

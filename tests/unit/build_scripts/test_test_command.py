@@ -167,12 +167,12 @@ def test_help_does_nothing_else(script, monkeypatch, capsys):
 
 
 def test_a_change_of_the_requirements_makes_another_environment(script, monkeypatch, tmp_path):
-    before = script.environment_folder()
-    assert before == script.environment_folder()
+    before = script.get_environment_folder()
+    assert before == script.get_environment_folder()
     changed = tmp_path / "requirements.txt"
     changed.write_text(script.REQUIREMENTS.read_text(encoding="utf-8") + "another==1.0\n", encoding="utf-8")
     monkeypatch.setattr(script, "REQUIREMENTS", changed)
-    assert script.environment_folder() != before
+    assert script.get_environment_folder() != before
 
 
 def test_a_half_made_environment_is_not_taken_for_a_whole_one(script, monkeypatch, tmp_path):
@@ -188,7 +188,7 @@ def test_a_half_made_environment_is_not_taken_for_a_whole_one(script, monkeypatc
 
 
 def test_without_the_right_to_install_a_browser_it_says_how(script, monkeypatch):
-    monkeypatch.setattr(script, "browser_found", lambda: "")
+    monkeypatch.setattr(script, "find_browser", lambda: "")
     monkeypatch.setattr(script.shutil, "which", lambda name: "/usr/bin/apt-get")
     monkeypatch.setattr(script.os, "geteuid", lambda: 1000, raising=False)
     with pytest.raises(script.Missing, match="sudo apt-get install chromium chromium-driver"):
@@ -202,7 +202,7 @@ def test_installing_a_browser_is_tried_again(script, monkeypatch):
         installs.append("install" in command)
         return subprocess.CompletedProcess(command, 0 if sum(installs) > 1 else 100, stdout="a mirror failed")
 
-    monkeypatch.setattr(script, "browser_found", lambda: "/usr/bin/chromedriver" if sum(installs) > 1 else "")
+    monkeypatch.setattr(script, "find_browser", lambda: "/usr/bin/chromedriver" if sum(installs) > 1 else "")
     monkeypatch.setattr(script.shutil, "which", lambda name: "/usr/bin/apt-get")
     monkeypatch.setattr(script.os, "geteuid", lambda: 0, raising=False)
     monkeypatch.setattr(script.time, "sleep", lambda seconds: None)
@@ -225,7 +225,7 @@ def test_outside_ci_nothing_is_installed_into_the_system_without_a_yes(
         return subprocess.CompletedProcess(command, 0, stdout="")
 
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(script, "browser_found", lambda: "/usr/bin/chromedriver" if calls else "")
+    monkeypatch.setattr(script, "find_browser", lambda: "/usr/bin/chromedriver" if calls else "")
     monkeypatch.setattr(script.shutil, "which", lambda name: "/usr/bin/apt-get")
     monkeypatch.setattr(script.os, "geteuid", lambda: 0, raising=False)
     monkeypatch.setattr(script.subprocess, "run", run)
@@ -265,21 +265,21 @@ def test_packages_for_node_come_by_npm_and_only_whole(script, monkeypatch, tmp_p
         (Path(command[command.index("--prefix") + 1]) / "node_modules").mkdir()
         return subprocess.CompletedProcess(command, codes.pop(0))
 
-    monkeypatch.setattr(script, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(script, "find_cache_folder", lambda: tmp_path)
     monkeypatch.setattr(script.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(script.subprocess, "run", run)
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(script.Missing, match="npm install openai@"):
         script.prepare_node_packages()
-    assert not script.node_packages_folder().exists()
+    assert not script.get_node_packages_folder().exists()
     assert script.prepare_node_packages().startswith("installed")
-    assert (script.node_packages_folder() / "node_modules").is_dir()
+    assert (script.get_node_packages_folder() / "node_modules").is_dir()
     assert script.prepare_node_packages() == "ready" and len(commands) == 2
     assert commands[0][1:3] == ["install", "--ignore-scripts"]
 
 
 def test_without_npm_it_says_what_to_install(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(script, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(script, "find_cache_folder", lambda: tmp_path)
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     with pytest.raises(script.Missing, match="Node.js"):
         script.prepare_node_packages()

@@ -339,9 +339,9 @@ def test_a_line_break_stands_between_texts_and_none_beside_a_file(content, text)
 
 def test_variables_that_a_template_does_not_read_are_known():
     template = ChatTemplate("{{ effort }}{{ thinking_effort }}{{ thinking }}", "", "")
-    assert template.unread(["effort", "reasoning_effort", "enable_thinking", "strange"]) == ("strange",)
-    assert ChatTemplate("{{ a }}", "", "", "{{ b }}").unread(["a", "b", "c"]) == ("c",)
-    assert BuiltinTemplate("x", lambda pairs, add: "").unread(["a"]) == ("a",)
+    assert template.list_unread(["effort", "reasoning_effort", "enable_thinking", "strange"]) == ("strange",)
+    assert ChatTemplate("{{ a }}", "", "", "{{ b }}").list_unread(["a", "b", "c"]) == ("c",)
+    assert BuiltinTemplate("x", lambda pairs, add: "").list_unread(["a"]) == ("a",)
 
 
 def test_a_template_for_tools_is_asked_itself():

@@ -106,7 +106,7 @@ def test_what_is_found_writes_the_templates_own_calls_and_reads_them(family, arg
 @pytest.mark.parametrize("family", {**ALL, **NAMED, "generic": KNOWS_NOTHING})
 def test_what_the_grammar_of_a_template_writes_is_read_as_calls(family):
     made = template({**ALL, **NAMED, "generic": KNOWS_NOTHING}[family])
-    tags = made.reasoning_for("".join(text for text, _ in made.render([USER], True, {})))
+    tags = made.find_reasoning_tags("".join(text for text, _ in made.render([USER], True, {})))
     found = replace(made.call_format, reasoning=tags)
     generator, luck = Generator(call_constraint(found, TOOLS, choice="required").grammar), random.Random(3)
     for _ in range(5):
@@ -283,15 +283,15 @@ def test_tags_that_a_template_takes_out_of_what_comes_back_are_those_of_its_mode
     ],
 )
 def test_whether_reasoning_is_open_is_known_from_the_end_of_the_prompt(source, end, is_opened):
-    tags = template(source).reasoning_for(prompt(source), end)
+    tags = template(source).find_reasoning_tags(prompt(source), end)
     assert tags is not None and tags.is_opened == is_opened
 
 
 def test_tags_in_users_text_open_nothing():
     source = FAMILIES["hermes"]
-    tags = template(source).reasoning_for(prompt(source, {"role": "user", "content": "what is <think>"}))
+    tags = template(source).find_reasoning_tags(prompt(source, {"role": "user", "content": "what is <think>"}))
     assert tags is not None and not tags.is_opened
-    assert template(FAMILIES["functionary-3.1"]).reasoning_for("<think>") is None
+    assert template(FAMILIES["functionary-3.1"]).find_reasoning_tags("<think>") is None
 
 
 # ---- odd templates -----------------------------------------------------------------------------------------------

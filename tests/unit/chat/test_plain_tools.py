@@ -7,7 +7,7 @@ import json
 import pytest
 
 from server.chat.jinja import TemplateError
-from server.chat.plain_tools import plain_schema, plain_tools
+from server.chat.plain_tools import simplify_schema, simplify_tools
 from server.chat.template import ChatTemplate
 
 USER = [{"role": "user", "content": "hi"}]
@@ -53,8 +53,8 @@ def test_a_template_that_would_fail_gets_simple_schemas(spec):
     "tools", [[tool()], [tool(parameters=None)], [tool(parameters={})], [{}], [{"function": 5}]], ids=str
 )
 def test_what_is_left_out_of_tools_is_filled_in(tools):
-    assert plain_tools(tools)[0]["function"]["parameters"]["properties"] == {}
-    assert plain_tools(tools)[0]["function"]["description"] == ""
+    assert simplify_tools(tools)[0]["function"]["parameters"]["properties"] == {}
+    assert simplify_tools(tools)[0]["function"]["description"] == ""
     assert json.dumps(tools) == json.dumps([{**one} for one in tools])
 
 
@@ -67,4 +67,4 @@ def test_schemas_of_any_depth_end():
     deep: object = {"type": "string"}
     for _ in range(500):
         deep = {"type": "object", "properties": {"a": deep}, "items": [deep]}
-    assert plain_schema(deep)["type"] == "object"
+    assert simplify_schema(deep)["type"] == "object"

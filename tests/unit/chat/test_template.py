@@ -12,7 +12,7 @@ import pytest
 
 from server.chat.choose import choose_template
 from server.chat.jinja import TemplateError
-from server.chat.segments import is_text, plain_text
+from server.chat.segments import is_text, read_plain_text
 from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
@@ -203,7 +203,7 @@ def test_which_parts_are_text(part, expected):
     ids=repr,
 )
 def test_the_plain_text_of_a_content(content, text):
-    assert plain_text(content) == text
+    assert read_plain_text(content) == text
 
 
 # ---- choosing ----------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_what_is_answered_is_not_asked_again_and_no_model_is_loaded_for_it(files
     work.close()
     assert main(["batch", str(source), str(target), "-m", "none.gguf"]) == 0
     assert "3 of 3 lines have answers" in capsys.readouterr().err
-    assert not batch.errors_path(target).exists()
+    assert not batch.get_errors_path(target).exists()
 
 
 def test_errors_go_to_a_file_beside_the_answers_and_are_the_exit_code(files, capsys):
@@ -105,7 +105,7 @@ def test_errors_go_to_a_file_beside_the_answers_and_are_the_exit_code(files, cap
     work.close()
     assert main(["batch", str(source), str(target), "-m", "none.gguf"]) == FAILED
     assert "3 errors in" in capsys.readouterr().err
-    found = [json.loads(line) for line in batch.errors_path(target).read_text("utf-8").splitlines()]
+    found = [json.loads(line) for line in batch.get_errors_path(target).read_text("utf-8").splitlines()]
     assert {one["custom_id"] for one in found} == {"r0", "r1", "r2"}
     assert all(one["response"]["status_code"] == 400 for one in found)
 
@@ -152,7 +152,7 @@ def test_a_line_that_has_changed_or_can_not_be_read_is_an_error(files):
     asking = Asking()
     assert ask_all(work, asking) and work.n_failed == 3 and not asking.asked
     work.close()
-    batch.errors_path(target).unlink()
+    batch.get_errors_path(target).unlink()
     work = open_files(source, target)
     work._stream.close()
     assert ask_all(work, asking) and work.n_failed == 3
@@ -175,11 +175,11 @@ def test_a_full_disk_ends_it_with_one_line(files, monkeypatch):
 @pytest.mark.parametrize("seconds, text", [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "1 h 0 min"),
                                            (7500, "2 h 5 min")])  # fmt: skip
 def test_durations_are_for_people(seconds, text):
-    assert batch.duration(seconds) == text
+    assert batch.format_duration(seconds) == text
 
 
 def test_progress_has_the_rate_and_the_time_left(files):
     work = open_files(*files)
-    assert batch.progress(work, 0, 5.0) == "0 of 3 lines"
-    assert batch.progress(work, 1, 4.0) == "1 of 3 lines, 0.2/s, 8 s left"
+    assert batch.describe_progress(work, 0, 5.0) == "0 of 3 lines"
+    assert batch.describe_progress(work, 1, 4.0) == "1 of 3 lines, 0.2/s, 8 s left"
     work.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.commands import main as commands
-from server.commands.run import child_words
+from server.commands.run import make_child_words
 from server.errors import FAILED, MISCONFIGURED
 from server.launch import main
 from server.models.catalogue import ModelEntry
@@ -115,7 +115,17 @@ def test_what_run_passes_on_to_its_server_is_what_is_about_the_model(monkeypatch
     fixed = ["--port", "0", "--host", "127.0.0.1", "--no-ui", "-lv", "1"]
     own = ["-c", "64", "--no-mmap", "--temp=1", *fixed]
     entry = ModelEntry("x", path="x.gguf", mmproj="p.gguf", changes={"lora": (("l.gguf", 1.0),)})
-    assert child_words(entry, found) == [*own, "-m", "x.gguf", "--alias", "x", "--mmproj", "p.gguf", "--lora", "l.gguf"]
+    assert make_child_words(entry, found) == [
+        *own,
+        "-m",
+        "x.gguf",
+        "--alias",
+        "x",
+        "--mmproj",
+        "p.gguf",
+        "--lora",
+        "l.gguf",
+    ]
 
 
 # ---- pull ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.commands import run
-from server.commands.run import Chat, Leave, Screen, command, read_message, talk
+from server.commands.run import Chat, Leave, Screen, read_message, run_command, talk
 from server.commands.talk import TEXT, THOUGHT, Peer
 from server.errors import PassingError
 
@@ -114,22 +114,22 @@ def test_what_is_set_goes_with_every_request(capsys):
 @pytest.mark.parametrize("name", ["model", "messages", "stream"])
 def test_what_run_itself_says_cannot_be_set(name):
     chat = Chat(FakePeer(), "m")
-    assert command(chat, f"/set {name} x") == f"{name} can't be changed" and chat.fields == {}
+    assert run_command(chat, f"/set {name} x") == f"{name} can't be changed" and chat.fields == {}
 
 
 def test_slash_words():
     chat = Chat(FakePeer(), "m", messages=[{"role": "user", "content": "x"}])
-    assert command(chat, "/help") == command(chat, "/?") == run.HELP
-    assert command(chat, "/frob") == "unknown command /frob; see /help"
-    command(chat, "/system   Be kind.  ")
+    assert run_command(chat, "/help") == run_command(chat, "/?") == run.HELP
+    assert run_command(chat, "/frob") == "unknown command /frob; see /help"
+    run_command(chat, "/system   Be kind.  ")
     assert chat.system == "Be kind."
-    command(chat, "/system")
+    run_command(chat, "/system")
     assert chat.system == ""
-    command(chat, "/clear")
+    run_command(chat, "/clear")
     assert chat.messages == []
     for word in ("/bye", "/exit", "/quit"):
         with pytest.raises(Leave):
-            command(chat, word)
+            run_command(chat, word)
 
 
 def test_thoughts_are_shown_on_terminals_only(monkeypatch):

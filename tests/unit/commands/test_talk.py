@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.commands.talk import TEXT, THOUGHT, Peer, Running, visible
+from server.commands.talk import TEXT, THOUGHT, Peer, Running, make_visible
 from server.errors import PassingError
 from server.options.parser import OptionError
 from tests.unit.download.fake_site import no_proxy  # noqa: F401
@@ -119,11 +119,11 @@ def test_errors_are_told_in_the_servers_words(fake):
 
 def test_a_server_that_is_not_there_is_told_of():
     with pytest.raises(PassingError, match="there is no server at http://127.0.0.1:1 "):
-        Peer("http://127.0.0.1:1").models()
+        Peer("http://127.0.0.1:1").list_models()
     with pytest.raises(OptionError, match="is not an address"):
-        Peer("http:///x").models()
+        Peer("http:///x").list_models()
     with pytest.raises(PassingError, match="there is no server"):
-        Peer("http://127.0.0.1:99999").models()
+        Peer("http://127.0.0.1:99999").list_models()
 
 
 def test_models_are_read_from_servers_with_and_without_states(fake):
@@ -138,7 +138,7 @@ def test_models_are_read_from_servers_with_and_without_states(fake):
             ]
         }
     ).encode()
-    assert Peer(fake.url).models() == [
+    assert Peer(fake.url).list_models() == [
         Running("a", "loaded", 5, "4096"),
         Running("b", "unloaded", 7, ""),
         Running("c", "loaded", 9, "512"),
@@ -146,11 +146,11 @@ def test_models_are_read_from_servers_with_and_without_states(fake):
     ]
     fake.body = b"[]"
     with pytest.raises(PassingError, match="doesn't list models"):
-        Peer(fake.url).models()
+        Peer(fake.url).list_models()
     fake.body = b"{"
     with pytest.raises(PassingError):
-        Peer(fake.url).models()
+        Peer(fake.url).list_models()
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal():
-    assert visible("a\x1b[2J\x9b\u202e\r\x07b\n\tä€😀") == "a[2Jb\n\tä€😀"
+    assert make_visible("a\x1b[2J\x9b\u202e\r\x07b\n\tä€😀") == "a[2Jb\n\tä€😀"

@@ -45,7 +45,7 @@ def one_line(error: BaseException) -> str:
 
 
 def test_the_best_fetched_backend_is_chosen(tmp_path: Path) -> None:
-    here = folder.platform_name()
+    here = folder.get_platform_name()
     cpu = make_folder(tmp_path / "libs" / f"{here}-cpu", "libllama.so")
     assert loader.find_folder(tmp_path, None, {}) == cpu
     cuda = make_folder(tmp_path / "libs" / f"{here}-cuda", "libllama.cuda.v0.5.0.so")
@@ -53,14 +53,14 @@ def test_the_best_fetched_backend_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_libllama_is_passed_over(tmp_path: Path) -> None:
-    here = folder.platform_name()
+    here = folder.get_platform_name()
     make_folder(tmp_path / "libs" / f"{here}-cuda", "libllama-common.so", "manifest.json")
     cpu = make_folder(tmp_path / "libs" / f"{here}-cpu", "llama.dll")
     assert loader.find_folder(tmp_path, None, {}) == cpu
 
 
 def test_named_folder_wins_over_environment_and_libs(tmp_path: Path) -> None:
-    make_folder(tmp_path / "libs" / f"{folder.platform_name()}-cpu", "libllama.so")
+    make_folder(tmp_path / "libs" / f"{folder.get_platform_name()}-cpu", "libllama.so")
     named = make_folder(tmp_path / "a", "libllama.so")
     environment = make_folder(tmp_path / "b", "libllama.so")
     assert loader.find_folder(tmp_path, str(named), {"LLAMA_SRV_LIBS": str(environment)}) == named
@@ -72,7 +72,7 @@ def test_nothing_found_lists_every_folder_and_the_cure(tmp_path: Path) -> None:
         loader.find_folder(tmp_path, None, {})
     text = one_line(caught.value)
     for backend in ("cuda", "metal", "vulkan", "cpu"):
-        assert f"{folder.platform_name()}-{backend}" in text
+        assert f"{folder.get_platform_name()}-{backend}" in text
     assert str(tmp_path / "libs") in text
     assert "python build_scripts/fetch_libs.py" in text
 
@@ -81,7 +81,7 @@ def test_nothing_found_lists_every_folder_and_the_cure(tmp_path: Path) -> None:
     "explicit, environment, said_by", [("gone", {}, "--libs"), (None, {"LLAMA_SRV_LIBS": "gone"}, "LLAMA_SRV_LIBS")]
 )
 def test_a_named_folder_without_libraries_is_not_replaced(tmp_path, explicit, environment, said_by) -> None:
-    make_folder(tmp_path / "libs" / f"{folder.platform_name()}-cpu", "libllama.so")
+    make_folder(tmp_path / "libs" / f"{folder.get_platform_name()}-cpu", "libllama.so")
     with pytest.raises(LibsNotFound, match=rf"gone.*{said_by}"):
         loader.find_folder(tmp_path, explicit, environment)
 
@@ -100,7 +100,7 @@ def test_a_named_folder_without_libraries_is_not_replaced(tmp_path, explicit, en
     ],
 )
 def test_platforms_are_named_as_fetch_libs_names_folders(system, tag, bits, name) -> None:
-    assert folder.platform_name(system, tag, bits) == name
+    assert folder.get_platform_name(system, tag, bits) == name
 
 
 # ------------------------------------------------------------------------------------------- which file
@@ -220,7 +220,7 @@ def test_file_that_is_no_library_is_named_with_the_reason(tmp_path: Path) -> Non
             "libcudart.so.12 of the CUDA runtime is missing",
         ),
         ("libcuda.so.1: cannot open shared object file: No such file or directory", "there is no NVIDIA driver"),
-        ("/x.so: wrong ELF class: ELFCLASS64", "built for another machine than this " + folder.platform_name()),
+        ("/x.so: wrong ELF class: ELFCLASS64", "built for another machine than this " + folder.get_platform_name()),
         (
             "dlopen(/x.dylib): tried: '/x.dylib' (mach-o file, but is an incompatible architecture (have 'x86_64'))",
             "built for another machine",
@@ -242,9 +242,9 @@ def test_the_system_loaders_words_become_one_clear_line(said: str, means: str) -
 
 def test_an_error_of_pyinstaller_gives_way_to_the_one_behind_it() -> None:
     error = OSError("Failed to load dynlib/dll '/libs/libllama.so'")
-    assert loader._said(error) == str(error)
+    assert loader._describe_error(error) == str(error)
     error.__cause__ = OSError("libcuda.so.1: cannot open shared object file")
-    assert loader._said(error) == "libcuda.so.1: cannot open shared object file"
+    assert loader._describe_error(error) == "libcuda.so.1: cannot open shared object file"
 
 
 def test_glibc_calls_a_file_for_another_machine_missing(tmp_path: Path) -> None:
@@ -393,14 +393,14 @@ def test_errors_since_a_mark_survive_a_flood_of_other_lines() -> None:
     spoken(log, (4, b"old\n"))
     mark = log.mark()
     spoken(log, (4, b"the reason\n"), *[(2, b"chatter\n")] * 500)
-    assert log.errors_since(mark) == ["the reason"]
-    assert "the reason" not in log.lines_since(mark)
+    assert log.list_errors_since(mark) == ["the reason"]
+    assert "the reason" not in log.list_lines_since(mark)
 
 
 def test_bytes_that_are_no_utf8_do_not_hurt() -> None:
     log = NativeLog()
     spoken(log, (4, b"\xff\xfe\n"))
-    assert log.errors_since(0) == ["\ufffd\ufffd"]
+    assert log.list_errors_since(0) == ["\ufffd\ufffd"]
 
 
 # ------------------------------------------------------------------------------------------- owners without a
@@ -469,7 +469,7 @@ def test_strings_longer_than_the_first_buffer_come_whole(length: int) -> None:
         buffer.value = text[: size - 1]
         return length
 
-    assert objects._string(fill) == text.decode()
+    assert objects._read_string(fill) == text.decode()
 
 
 class Closable(objects.Owner):

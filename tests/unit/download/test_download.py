@@ -18,7 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from server.download import DownloadError, Progress, transfer
-from server.download.client import Redirects, shown
+from server.download.client import Redirects, describe_url
 from tests.support import ROOT
 from tests.unit.download.fake_site import Site, Thing, no_proxy, other, site, world  # noqa: F401
 
@@ -548,7 +548,7 @@ def test_a_query_stays_out_of_notes(site, world):
     ],
 )
 def test_addresses_are_shown_without_secrets(url, expected):
-    assert shown(url) == expected
+    assert describe_url(url) == expected
 
 
 def test_encryption_is_not_left_by_a_redirect(world):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from server.download import cached_models, client, fetch_projector
+from server.download import client, fetch_projector, list_cached_models
 from server.download import hub as hub_module
-from server.download.local import Progress, is_safe_path, safe_name
-from server.model_sources import find_model, find_projector, repository_projector
+from server.download.local import Progress, is_safe_path, make_safe_name
+from server.model_sources import fetch_repository_projector, find_model, find_projector
 from server.models.file_names import choose_file, choose_projector, split_names
 from server.options.groups import group
 from server.options.parser import parse
@@ -293,13 +293,13 @@ def test_repositories_that_are_none_are_refused_without_asking(hub, world, repo)
     ],
 )
 def test_names_from_addresses_are_made_harmless(text, expected):
-    assert safe_name(text) == expected
+    assert make_safe_name(text) == expected
 
 
 @pytest.mark.parametrize("text", ["x" * 500, "x" * 500 + ".gguf", "ü" * 500 + ".gguf", "." * 500, "a." + "b" * 500])
 def test_long_names_are_cut_and_keep_their_ending(text):
-    name = safe_name(text)
-    assert 0 < len(name.encode()) <= 150 and safe_name(name) == name
+    name = make_safe_name(text)
+    assert 0 < len(name.encode()) <= 150 and make_safe_name(name) == name
     assert name.endswith(".gguf") is text.endswith(".gguf")
 
 
@@ -504,12 +504,12 @@ def test_only_web_addresses_are_fetched(world, url):
 
 def test_downloaded_models_are_listed_as_one_would_ask_for_them(tmp_path):
     environ = {"LLAMA_SRV_CACHE": str(tmp_path)}
-    assert cached_models(environ) == [f"no model has been downloaded to {tmp_path / 'models'}"]
+    assert list_cached_models(environ) == [f"no model has been downloaded to {tmp_path / 'models'}"]
     for name in ("hf/user/repo/sub/a.gguf", "url/host/abc/b.gguf", "hf/user/repo/a.gguf.sha256"):
         path = tmp_path / "models" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 2**19)
-    assert [line.split(maxsplit=2) for line in cached_models(environ)] == [
+    assert [line.split(maxsplit=2) for line in list_cached_models(environ)] == [
         ["0.5", "MiB", "-hf user/repo -hff sub/a.gguf"],
         ["0.5", "MiB", f"-m {tmp_path / 'models/url/host/abc/b.gguf'}"],
     ]
@@ -585,14 +585,14 @@ def test_a_model_of_a_repository_gets_its_projector(hub, tmp_path, monkeypatch, 
     libs.mkdir()
     options = group(parse(["-hf", REPO], {}))
     place, _ = find_model(options.model, options.downloads, None)
-    assert repository_projector(REPO, options.downloads, place.path, str(libs)) == "", "nothing could use it"
+    assert fetch_repository_projector(REPO, options.downloads, place.path, str(libs)) == "", "nothing could use it"
     (libs / "libmtmd.so").touch()
-    found = repository_projector(REPO, options.downloads, place.path, str(libs))
+    found = fetch_repository_projector(REPO, options.downloads, place.path, str(libs))
     assert Path(found).read_bytes() == mmproj_mlp.read_bytes()
     without = group(parse(["-hf", REPO, "--no-mmproj"], {})).model.sources
     assert find_projector(without, options.downloads, str(libs), place) == ""
     Path(found).write_bytes(b"GGUF but no projector")
     assert (
-        repository_projector(REPO, options.downloads, place.path, str(libs)) == ""
+        fetch_repository_projector(REPO, options.downloads, place.path, str(libs)) == ""
         and "continuing without images" in caplog.text
     )

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from server.download import DownloadError, Progress, local, transfer
-from server.program import cache_folder
+from server.program import find_cache_folder
 from tests.support import ROOT, build_script
 from tests.unit.download.fake_site import no_proxy, site, world  # noqa: F401
 
@@ -44,7 +44,7 @@ HALF = len(MODEL) // 2
 )
 def test_the_cache_is_where_the_build_scripts_have_it(system, environ):
     environ = {"HOME": "/home/anna"} | environ
-    assert cache_folder(environ, system) == build_script("common").cache_folder(environ, system)
+    assert find_cache_folder(environ, system) == build_script("common").find_cache_folder(environ, system)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_many_at_once_all_get_the_file(site, world):
 def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
     lock = tmp_path / "x.lock"
     program = (
-        "import sys; from pathlib import Path; from server.download.local import exclusive\n"
-        "with exclusive(Path(sys.argv[1]), print, print):\n"
+        "import sys; from pathlib import Path; from server.download.local import hold_exclusive\n"
+        "with hold_exclusive(Path(sys.argv[1]), print, print):\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     child = subprocess.Popen(
@@ -173,7 +173,7 @@ def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
             child.kill()
             child.wait(60)
 
-        with local.exclusive(lock, lambda: waited.append("told"), wait):
+        with local.hold_exclusive(lock, lambda: waited.append("told"), wait):
             assert waited[0] == "told" and local.LOCK_POLL_S in waited
     finally:
         child.kill()
@@ -188,7 +188,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_taken_for_the_lock(tmp_pa
     def nothing(*args):
         pass
 
-    first, third = (local.exclusive(lock, nothing, nothing) for _ in range(2))
+    first, third = (local.hold_exclusive(lock, nothing, nothing) for _ in range(2))
     first.__enter__()
 
     def wait(seconds):
@@ -199,7 +199,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_taken_for_the_lock(tmp_pa
         elif len(events) == 2:
             third.__exit__(None, None, None)
 
-    with local.exclusive(lock, nothing, wait):
+    with local.hold_exclusive(lock, nothing, wait):
         assert events == ["waits", "waits"]
 
 
@@ -207,9 +207,9 @@ def test_an_interrupt_while_waiting_for_the_lock_ends_the_waiting(tmp_path):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    with local.exclusive(tmp_path / "x.lock", interrupt, interrupt):
+    with local.hold_exclusive(tmp_path / "x.lock", interrupt, interrupt):
         with pytest.raises(KeyboardInterrupt):
-            with local.exclusive(tmp_path / "x.lock", lambda: None, interrupt):
+            with local.hold_exclusive(tmp_path / "x.lock", lambda: None, interrupt):
                 raise AssertionError("two have it")
 
 

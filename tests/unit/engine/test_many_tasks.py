@@ -42,7 +42,7 @@ def queue_and_fail(n: int) -> None:
 def note_one_by_one(n: int) -> None:
     """The supervisor's book, while many tasks are open."""
     ledger = Ledger()
-    ledger.ready()
+    ledger.note_ready()
     for i in range(n):
         assert ledger.post(Task(i, (1,))) == [Task(i, (1,))]
     for i in range(n):
@@ -60,7 +60,7 @@ def end_one_by_one(n: int) -> None:
     assert client.state is READY
     results = client.submit(*(Task(i, (1,)) for i in range(n)), stream=False)
     for task in results.tasks:
-        assert client.task(task.id) is task
+        assert client.get_task(task.id) is task
         client.dispatch(Frame((Failure(task.id, 500, "it broke"),)))
 
 
@@ -128,6 +128,6 @@ def test_a_full_queue_of_one_owner_refuses_that_owner():
 
 def test_a_request_travels_as_one_message():
     ledger = Ledger()
-    ledger.ready()
+    ledger.note_ready()
     tasks = Tasks(tuple(Task(i, (1,)) for i in range(3)))
     assert ledger.post(tasks) == [tasks]

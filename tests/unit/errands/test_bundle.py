@@ -50,7 +50,7 @@ def test_what_goes_in_is_found_aligned_and_comes_out(base, model, mmproj, tmp_pa
     assert (made.program_size, made.made_by) == (len(PROGRAM), "llama_srv 1.2.3")
     assert made.defaults == (("ctx-size", "4096"), ("open", "on"))
     data = made.path.read_bytes()
-    for part, source in ((made.part("model"), model), (made.part("mmproj"), mmproj)):
+    for part, source in ((made.find_part("model"), model), (made.find_part("mmproj"), mmproj)):
         assert part.offset % ALIGN == 0 and part.name == source.name
         assert data[part.offset : part.offset + part.size] == source.read_bytes()
     bundle_make.check(made)
@@ -64,7 +64,7 @@ def test_the_side_file_begins_with_the_model_so_that_any_gguf_reader_takes_it(ba
     assert side.name == "app.bundle" and program.read_bytes() == PROGRAM
     assert side.read_bytes().startswith(model.read_bytes())
     found = bundle.find(program)
-    assert found.path == side and (found.program_size, found.part("model").offset) == (0, 0)
+    assert found.path == side and (found.program_size, found.find_part("model").offset) == (0, 0)
 
 
 def test_a_bundle_is_a_base_without_its_model(base, model, mmproj):
@@ -83,7 +83,7 @@ def test_a_program_or_a_model_is_no_bundle(base, model, tmp_path):
 def test_damage_is_told_apart(base, model, tmp_path):
     made = make(base, model)
     data = bytearray(made.path.read_bytes())
-    data[made.part("model").offset + 100] ^= 1
+    data[made.find_part("model").offset + 100] ^= 1
     made.path.write_bytes(data)
     with pytest.raises(BundleError, match=r"damaged \(small model ü.gguf\): download it again"):
         bundle_make.check(bundle.read(made.path))
@@ -116,7 +116,7 @@ def test_a_bundle_without_its_end_is_incomplete_not_a_program_without_a_model(ba
     base.write_bytes(start.ljust(60) + PROGRAM[60:])
     made, whole = make(base, model), model.with_name("app").read_bytes()
     assert bundle.find(base) is None
-    for size in (len(PROGRAM) + 1, made.part("model").offset + 1000, len(whole) - 1):
+    for size in (len(PROGRAM) + 1, made.find_part("model").offset + 1000, len(whole) - 1):
         made.path.write_bytes(whole[:size])
         for look in (bundle.read, bundle.find, one_shot.place_of):
             with pytest.raises(BundleError, match="app is incomplete"):
@@ -151,10 +151,10 @@ def test_taking_apart_never_overwrites(base, model):
 
 def test_a_part_for_a_library_that_needs_a_path_is_unpacked_once(base, model, mmproj, tmp_path):
     made = make(base, model, mmproj)
-    path = bundle_make.extract(made, made.part("mmproj"), tmp_path / "cache")
+    path = bundle_make.extract(made, made.find_part("mmproj"), tmp_path / "cache")
     assert path.read_bytes() == mmproj.read_bytes()
     stamp = path.stat().st_mtime_ns
-    assert bundle_make.extract(made, made.part("mmproj"), tmp_path / "cache") == path
+    assert bundle_make.extract(made, made.find_part("mmproj"), tmp_path / "cache") == path
     assert path.stat().st_mtime_ns == stamp
 
 
@@ -218,9 +218,9 @@ def test_what_a_bundle_starts_with_counts_least(tmp_path):
 def test_only_a_frozen_program_looks_for_its_bundle(base, model, monkeypatch):
     made = make(base, model)
     monkeypatch.setenv("LLAMA_SRV_FILE", str(made.path))
-    assert launch.own_bundle() is None and program.program() == "python llama_srv.py"
+    assert launch.find_own_bundle() is None and program.describe_program() == "python llama_srv.py"
     monkeypatch.setattr("sys.frozen", True, raising=False)
-    assert launch.own_bundle() == made and program.program() == "app"
+    assert launch.find_own_bundle() == made and program.describe_program() == "app"
     if os.name == "posix":
         assert program.is_one_file()
 

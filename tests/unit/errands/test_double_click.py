@@ -26,7 +26,7 @@ def clicked(monkeypatch):
         monkeypatch.setattr(sys, "frozen", True, raising=False)
         monkeypatch.setattr(sys, "stdin", stdin or Console())
         monkeypatch.setattr(program, "is_one_file", lambda: is_one_file)
-        monkeypatch.setattr(double_click, "n_console_processes", lambda: n_processes)
+        monkeypatch.setattr(double_click, "count_console_processes", lambda: n_processes)
 
     return make
 
@@ -69,22 +69,22 @@ def test_nobody_is_asked_without_a_window_or_from_source(clicked, monkeypatch):
     ],
 )
 def test_a_dragged_file_is_the_model_and_the_page_opens(system, typed, path):
-    assert double_click.words([], False, lambda _: typed, system) == ["--model", path, "--open"]
+    assert double_click.make_words([], False, lambda _: typed, system) == ["--model", path, "--open"]
 
 
 def test_who_has_a_model_is_not_asked():
-    assert double_click.words(["a.gguf"], True, lambda _: pytest.fail("asked"), "win32") == ["a.gguf", "--open"]
+    assert double_click.make_words(["a.gguf"], True, lambda _: pytest.fail("asked"), "win32") == ["a.gguf", "--open"]
 
 
 def test_no_answer_is_no_model():
-    assert double_click.words([], False, lambda _: " ", "win32") == ["--open"]
+    assert double_click.make_words([], False, lambda _: " ", "win32") == ["--open"]
 
 
 def test_a_window_with_an_error_stays_until_it_was_read(clicked, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr(double_click, "is_one", lambda argv: True)
     monkeypatch.setattr(double_click, "hold", lambda: asked.append("hold"))
-    monkeypatch.setattr(double_click, "words", lambda argv, has_model: [*argv, "--open", f"--{has_model}"])
+    monkeypatch.setattr(double_click, "make_words", lambda argv, has_model: [*argv, "--open", f"--{has_model}"])
     monkeypatch.setattr(launch, "_drop_output", lambda: None)
     monkeypatch.setattr(program, "open_standard_streams", lambda: None)
     assert launch.main([]) == 2 and asked == ["hold"]

@@ -12,7 +12,7 @@ from server import app, launch, model_sources
 from server.engine.seam.config import EngineConfig
 from server.errands import tune, tuned
 from server.errands.one_shot import ModelPlace
-from server.errands.tuned import NOTHING, Tuned, chosen, recall, remember
+from server.errands.tuned import NOTHING, Tuned, choose_tuned, recall, remember
 from server.options.groups import group
 from server.options.parser import parse
 
@@ -173,7 +173,7 @@ def test_threads_alone_need_no_library(place, tmp_path: Path):
 
 def test_each_cpu_has_a_line_of_its_own(place, monkeypatch):
     remember(place.model, place.plugin, Tuned("haswell"))
-    monkeypatch.setattr(tuned, "cpu_name", lambda: "another")
+    monkeypatch.setattr(tuned, "compute_cpu_name", lambda: "another")
     assert recall(place.model, place.libs) == NOTHING
     remember(place.model, None, Tuned(None, 2))
     assert recall(place.model, place.libs) == Tuned(None, 2)
@@ -211,7 +211,7 @@ def test_another_model_of_that_name_or_another_library_is_not_meant(place):
 )
 def test_a_file_that_is_no_good_is_none(place, text: str):
     path = remember(place.model, None, Tuned(None, 2))
-    path.write_text(text.replace("{cpu}", tuned.cpu_name()), "utf-8")
+    path.write_text(text.replace("{cpu}", tuned.compute_cpu_name()), "utf-8")
     assert recall(place.model, place.libs) == NOTHING
     path.write_bytes(b"\xff\xfe\xff")
     assert recall(place.model, place.libs) == NOTHING
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_good_is_none(place, text: str):
 )
 def test_options_that_are_given_count_more(place, argv: list[str], expected: Tuned):
     remember(place.model, place.plugin, Tuned("haswell", 6))
-    assert chosen(group(parse(argv, {})).model, place.model, place.libs) == expected
+    assert choose_tuned(group(parse(argv, {})).model, place.model, place.libs) == expected
 
 
 @pytest.mark.parametrize(
@@ -256,20 +256,22 @@ def test_tuning_starts_from_what_is_given_and_not_from_what_was_found(place, mon
 
 @pytest.mark.parametrize(("n_cores", "argv", "n_threads"), [(8, [], 6), (4, [], 4), (4, ["-t", "7"], 7)])
 def test_the_engine_loads_what_the_configuration_will_name(place, monkeypatch, n_cores, argv, n_threads):
-    monkeypatch.setattr(model_sources.host_cpus, "usable_cores", lambda: n_cores)  # found with more of them, maybe
+    monkeypatch.setattr(
+        model_sources.host_cpus, "count_usable_cores", lambda: n_cores
+    )  # found with more of them, maybe
     remember(place.model, place.plugin, Tuned("haswell", 6))
     options = group(parse(["-m", place.model, *argv], {}))
     monkeypatch.setattr(launch, "find_folder", lambda root, explicit: place.libs)
-    config = model_sources.engine_config(options.model, str(place.libs), ModelPlace(place.model))
+    config = model_sources.make_engine_config(options.model, str(place.libs), ModelPlace(place.model))
     assert (config.cpu_variant, config.n_threads) == ("haswell", n_threads)
-    assert launch.library_hints(options) == [str(place.libs), "haswell"]
+    assert launch.find_library_hints(options) == [str(place.libs), "haswell"]
 
 
 def test_the_model_inside_this_program_has_no_file_to_know_it_by(place):
     inside = ModelPlace(place.model, bundle=SimpleNamespace())
 
     def tunable(place: ModelPlace, *argv: str) -> str:
-        return model_sources.tunable(group(parse(argv, {})).model.sources, place)
+        return model_sources.get_tunable(group(parse(argv, {})).model.sources, place)
 
     assert tunable(inside) == ""
     assert tunable(inside, "-m", place.model) == place.model

@@ -12,7 +12,7 @@ import pytest
 from server.engine.seam.task import GAVE_WAY, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 from server.evidence import attribution
-from server.evidence.attribution import confirm, find_pairs, judged, parts_of, require_few, way
+from server.evidence.attribution import choose_way, confirm, find_pairs, judge_task, parts_of, require_few
 from server.evidence.spans import Span
 
 
@@ -77,7 +77,7 @@ def test_whichever_way_spans_go_what_is_left_is_the_prompt_without_them(method, 
     rng = random.Random(seed)
     prompt = list(range(rng.choice([5, 33, 60, 200])))
     spans = [span(*sorted(rng.sample(range(len(prompt)), 2))) for _ in range(rng.randint(0, 6))]
-    found = way(prompt, spans, method)
+    found = choose_way(prompt, spans, method)
     left, cuts, at = list(found["prompt"]), found.get("cuts", ()), found.get("cut_at", 0)
     assert left[:at] == prompt[:at], "what stands before the tail is found in the cache"
     assert all(0 <= first < last <= at for first, last in cuts)
@@ -90,7 +90,7 @@ def test_whichever_way_spans_go_what_is_left_is_the_prompt_without_them(method, 
 
 
 def test_the_tail_is_computed_again_however_far_away_a_span_is():
-    found = way(range(1000), [span(10, 20)], "fast")
+    found = choose_way(range(1000), [span(10, 20)], "fast")
     assert found["cuts"] == ((10, 20),) and found["cut_at"] == 1000 - attribution.TAIL
 
 
@@ -151,7 +151,7 @@ class Engine:
     def __init__(self, n_refusals: int, reason: str = GAVE_WAY) -> None:
         self.n_refusals, self.reason, self.asked = n_refusals, reason, [0]
 
-    def new_id(self) -> int:
+    def make_id(self) -> int:
         return self.asked[-1] + 1
 
     @contextmanager
@@ -164,7 +164,7 @@ class Engine:
 def test_a_judgement_that_gave_its_slot_to_others_is_asked_for_again():
     task, request = Task(1, (5, 6, 7, 8), prompt_probs=0, probs_from=2), SimpleNamespace(on_disconnect=nullcontext)
     engine = Engine(3)
-    assert judged(SimpleNamespace(engine=engine), request, task) == [-7.0, -8.0]
+    assert judge_task(SimpleNamespace(engine=engine), request, task) == [-7.0, -8.0]
     assert engine.asked == [0, 1, 2, 3, 4]
     with pytest.raises(ApiError):
-        judged(SimpleNamespace(engine=Engine(1, "queue_full")), request, task)
+        judge_task(SimpleNamespace(engine=Engine(1, "queue_full")), request, task)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from server.evidence.spans import find_spans, sentences, texts_of
+from server.evidence.spans import find_sentences, find_spans, texts_of
 
 TEXT = "The key is red.  It hangs\non the wall! Dr. No said: 3.5 m? Ünïcödé 😀."
 
 
 def test_sentences_and_lines_are_apart_and_nothing_is_lost():
-    found = [TEXT[start:end] for start, end in sentences(TEXT)]
+    found = [TEXT[start:end] for start, end in find_sentences(TEXT)]
     assert found == ["The key is red.", "It hangs", "on the wall!", "Dr.", "No said: 3.5 m?", "Ünïcödé 😀."]
-    assert list(sentences("")) == list(sentences(" \n ")) == []
+    assert list(find_sentences("")) == list(find_sentences(" \n ")) == []
 
 
 def test_texts_of_a_request_have_the_numbers_of_their_messages():
@@ -31,7 +31,7 @@ def test_each_span_has_the_tokens_that_end_in_it(size):
     prompt = f"<user>\n{TEXT}<end>\n<assistant>".encode()
     pieces = [prompt[i : i + size] for i in range(0, len(prompt), size)]
     spans = find_spans([(0, "not in there"), (1, f"  {TEXT}\n")], pieces)
-    assert [span.text for span in spans] == [TEXT[start:end] for start, end in sentences(TEXT)]
+    assert [span.text for span in spans] == [TEXT[start:end] for start, end in find_sentences(TEXT)]
     for span in spans:
         said = b"".join(pieces[span.first : span.last]).decode("utf-8", "replace")
         assert span.text[size : -size - 1] in said and len(said.encode()) <= len(span.text.encode()) + size

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.grammar.automaton import charset
+from server.grammar.automaton import make_charset
 from server.grammar.gbnf import GrammarError, Limits, check, parse
-from server.grammar.gbnf_build import Builder, char_class, factored, literal, sequence
+from server.grammar.gbnf_build import Builder, make_char_class, make_factored, make_literal, make_sequence
 from tests.fuzzing import fuzz
 from tests.unit.grammar.gbnf_oracle import Matcher, accepts
 
@@ -279,15 +279,15 @@ def test_any_text_is_taken_or_refused_with_a_place_inside_it(text: str):
 
 @given(st.text(max_size=12).filter(lambda text: "\0" not in text))
 def test_literals_keep_their_text(text: str):
-    assert accepts(f"root ::= {literal(text)}", text)
+    assert accepts(f"root ::= {make_literal(text)}", text)
 
 
 @given(st.lists(st.tuples(st.integers(1, 0x10FFFF), st.integers(0, 50)), min_size=1, max_size=4))
 def test_classes_keep_their_characters(pairs: list[tuple[int, int]]):
-    chars = charset(*((low, min(low + size, 0x10FFFF)) for low, size in pairs))
+    chars = make_charset(*((low, min(low + size, 0x10FFFF)) for low, size in pairs))
     if not chars:
         return
-    matcher = Matcher(f"root ::= {char_class(chars)}")
+    matcher = Matcher(f"root ::= {make_char_class(chars)}")
     for low, high in chars:
         assert matcher.accepts(chr(low)) and matcher.accepts(chr(high))
         for code in (low - 1, high + 1):
@@ -316,7 +316,7 @@ def test_classes_keep_their_characters(pairs: list[tuple[int, int]]):
 @pytest.mark.parametrize("unit", ["x", "ab"])
 def test_repetitions_of_any_size(unit: str, least: int, most: int | None):
     builder = Builder()
-    grammar = builder.text(builder.repeat("item", literal(unit), least, most) or '""')
+    grammar = builder.render_text(builder.repeat("item", make_literal(unit), least, most) or '""')
     check(grammar)
     matcher = Matcher(grammar)
     largest = most if most is not None else least + 1200
@@ -337,22 +337,22 @@ ITEMS = st.lists(st.sampled_from(["a", "b", "ab", 'q"', "\\\\", "ws", "ws2"]), m
 
 
 def written(items: list[str]) -> str:
-    return sequence(*(item if item.startswith("ws") else literal(item) for item in items))
+    return make_sequence(*(item if item.startswith("ws") else make_literal(item) for item in items))
 
 
 @given(st.lists(ITEMS, min_size=1, max_size=8))
 def test_common_beginnings_are_written_once_and_change_nothing(rows: list[list[str]]):
     rules = '\nws ::= "1"\nws2 ::= "2"\n'
     parts = [written(row) for row in rows]
-    matcher = Matcher("root ::= " + (factored(parts) or '""') + rules)
+    matcher = Matcher("root ::= " + (make_factored(parts) or '""') + rules)
     texts = {"".join({"ws": "1", "ws2": "2"}.get(item, item) for item in row) for row in rows}
     assert all(map(matcher.accepts, texts))
     assert not any(matcher.accepts(text + tail) for text in texts for tail in "ab12" if text + tail not in texts)
 
 
 def test_one_stack_reads_what_all_alternatives_share():
-    parts = [sequence(literal("{"), "ws", literal(f'"name":"tool_{i}"')) for i in range(30)]
-    matcher = Matcher(f'root ::= {factored(parts)}\nws ::= " "')
+    parts = [make_sequence(make_literal("{"), "ws", make_literal(f'"name":"tool_{i}"')) for i in range(30)]
+    matcher = Matcher(f'root ::= {make_factored(parts)}\nws ::= " "')
     stacks = matcher.start()
     for char in '{ "name":"tool_':
         assert len(stacks) == 1

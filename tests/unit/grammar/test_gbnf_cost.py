@@ -12,7 +12,7 @@ import pytest
 
 from server.grammar import gbnf_cost
 from server.grammar.gbnf import GrammarError, parse
-from server.grammar.gbnf_cost import END, LIMIT, WORK, WORK_TOKEN, Stacks, cost
+from server.grammar.gbnf_cost import END, LIMIT, WORK, WORK_TOKEN, Stacks, compute_cost
 from server.grammar.json_schema.convert import convert
 from tests.hostile_grammars import FOUND, hostile_grammar
 from tests.unit.grammar.gbnf_oracle import Generator, Matcher
@@ -23,7 +23,7 @@ DEAR = [name for name in FOUND if name != "words in a loop"]
 
 
 def price(grammar: str) -> float:
-    return cost(parse(grammar))[0]
+    return compute_cost(parse(grammar))[0]
 
 
 def step(stacks: Stacks, situation: set[int], char: str) -> set[int]:
@@ -31,8 +31,8 @@ def step(stacks: Stacks, situation: set[int], char: str) -> set[int]:
     return {
         following
         for stack in situation
-        if stack != END and any(low <= ord(char) <= high for low, high in stacks.ranges(stack))
-        for following in stacks.after(stack)
+        if stack != END and any(low <= ord(char) <= high for low, high in stacks.list_ranges(stack))
+        for following in stacks.list_after(stack)
     }
 
 
@@ -116,7 +116,7 @@ def test_a_class_that_names_a_character_twice_reads_it_once(grammar):
 
 def test_the_place_is_told():
     grammar = 'root ::= "x" a\na ::= "y" (" " | "  ")* "z"'
-    found, offset = cost(parse(grammar))
+    found, offset = compute_cost(parse(grammar))
     assert found > LIMIT and grammar[offset:].startswith(("(", "*"))
 
 

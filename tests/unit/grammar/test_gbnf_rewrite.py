@@ -11,7 +11,7 @@ import pytest
 
 from server.grammar import gbnf_cost
 from server.grammar.gbnf import GrammarError, parse, read
-from server.grammar.gbnf_rewrite import affordable
+from server.grammar.gbnf_rewrite import make_affordable
 from server.grammar.json_schema.convert import convert
 from tests.hostile_grammars import FOUND, hostile_grammar
 from tests.unit.grammar.gbnf_oracle import Generator, Matcher
@@ -58,25 +58,25 @@ def assert_equal(grammar: str, rewritten: str, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("name", REGULAR)
 def test_a_regular_grammar_is_made_cheap_and_means_the_same(name):
-    rewritten = affordable(REGULAR[name])
-    assert gbnf_cost.cost(parse(rewritten))[0] <= gbnf_cost.LIMIT
+    rewritten = make_affordable(REGULAR[name])
+    assert gbnf_cost.compute_cost(parse(rewritten))[0] <= gbnf_cost.LIMIT
     assert_equal(REGULAR[name], rewritten, random.Random(2))
 
 
 def test_many_that_may_be_nothing():
-    matcher = Matcher(affordable('root ::= x{0,1500}\nx ::= "a"?'))
+    matcher = Matcher(make_affordable('root ::= x{0,1500}\nx ::= "a"?'))
     assert [matcher.accepts("a" * n) for n in (0, 1, 999, 1500, 1501)] == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("name", [name for name in PARTS if name != "beside tokens"])
 def test_regular_stretches_of_others_too(name):
-    rewritten = affordable(PARTS[name])
+    rewritten = make_affordable(PARTS[name])
     assert rewritten != PARTS[name]
     assert_equal(PARTS[name], rewritten, random.Random(3))
 
 
 def test_tokens_stay_where_they_are():
-    assert affordable(PARTS["beside tokens"]).split() == [
+    assert make_affordable(PARTS["beside tokens"]).split() == [
         "root",
         "::=",
         "rule",
@@ -97,7 +97,7 @@ def test_random_grammars_mean_the_same_afterwards():
         if len(grammar) > 200:  # the tests' own reading is slow
             continue
         try:
-            rewritten = affordable(grammar)
+            rewritten = make_affordable(grammar)
         except GrammarError:
             continue
         if rewritten != grammar:
@@ -107,14 +107,14 @@ def test_random_grammars_mean_the_same_afterwards():
 
 @pytest.mark.parametrize("grammar", [*(grammar for grammar, _, _ in TAKEN), FOUND["words in a loop"]])
 def test_what_is_cheap_stays_as_it_is(grammar):
-    assert affordable(grammar) == grammar
+    assert make_affordable(grammar) == grammar
 
 
 def test_wide_schemas_stay_as_they_are():
     optional = {"type": "object", "properties": {f"property{i}": {"type": "integer"} for i in range(800)}}
     for schema in (optional, {**optional, "additionalProperties": True}, {"enum": [f"{i}{i}" for i in range(3000)]}):
         grammar = convert(schema).grammar
-        assert affordable(grammar) == grammar
+        assert make_affordable(grammar) == grammar
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_wide_schemas_stay_as_they_are():
 )
 def test_the_rest_is_refused_as_before(grammar, message):
     with pytest.raises(GrammarError, match=message) as caught:
-        affordable(grammar)
+        make_affordable(grammar)
     assert re.search(r"\(line 1, column \d+\)$", str(caught.value))
 
 
 def test_too_large_an_automaton_is_a_refusal_not_a_wait():
     with pytest.raises(GrammarError, match="too many ways"):
-        affordable('root ::= ([a-z]{0,30} " "?){0,60} "." ([ab] | [ab] [ab])* "a" [ab]{18}')
+        make_affordable('root ::= ([a-z]{0,30} " "?){0,60} "." ([ab] | [ab] [ab])* "a" [ab]{18}')

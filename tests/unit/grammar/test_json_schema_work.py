@@ -118,7 +118,7 @@ def test_a_conversion_ends_soon_after_its_time_is_up(name: str, monkeypatch: pyt
 
 def test_one_deadline_holds_for_all_rounds_of_a_conversion(monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(json_schema, "deadline", lambda: asked.append(1) or 1e9)
+    monkeypatch.setattr(json_schema, "compute_deadline", lambda: asked.append(1) or 1e9)
     json_schema._convert_text.cache_clear()
     endless = {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}
     convert({"$defs": {"n": endless}, "anyOf": [{"$ref": "#/$defs/n"}, {"type": "integer"}]})

@@ -14,8 +14,14 @@ from server.grammar import automaton
 from server.grammar.automaton import TooLarge
 from server.grammar.gbnf import check
 from server.grammar.gbnf_build import Builder, print_dfa
-from server.grammar.json_schema.strings import FORMATS, core, format_dfa, reserve_core, text_class
-from server.grammar.regex_gbnf import Unsupported, choice_grammar, compile_pattern, pattern_pieces, regex_grammar
+from server.grammar.json_schema.strings import FORMATS, add_core, format_dfa, make_text_class, reserve_core
+from server.grammar.regex_gbnf import (
+    Unsupported,
+    compile_pattern,
+    make_choice_grammar,
+    make_pattern_pieces,
+    make_regex_grammar,
+)
 from tests.unit.grammar.gbnf_oracle import Generator, Matcher
 
 WHOLE = [
@@ -69,7 +75,7 @@ WHOLE = [
 
 @pytest.mark.parametrize("pattern, fits, fails", WHOLE)
 def test_whole_output_matches(pattern: str, fits: list[str], fails: list[str]):
-    grammar = regex_grammar(pattern)
+    grammar = make_regex_grammar(pattern)
     check(grammar)
     matcher = Matcher(grammar)
     assert [text for text in fits if not matcher.accepts(text)] == []
@@ -98,7 +104,7 @@ def test_whole_output_matches(pattern: str, fits: list[str], fails: list[str]):
 )
 def test_search_matches_anywhere(pattern: str, fits: list[str], fails: list[str]):
     dfa = compile_pattern(pattern, search=True)
-    assert all(dfa.matches(text) for text in fits) and not any(dfa.matches(text) for text in fails)
+    assert all(dfa.can_accept(text) for text in fits) and not any(dfa.can_accept(text) for text in fails)
     assert all(re.search(pattern, text) for text in fits) and not any(re.search(pattern, text) for text in fails)
 
 
@@ -144,7 +150,7 @@ def test_search_matches_anywhere(pattern: str, fits: list[str], fails: list[str]
 )
 def test_unsupported_patterns_say_where(pattern: str, position: int | None):
     with pytest.raises(Unsupported) as caught:
-        regex_grammar(pattern)
+        make_regex_grammar(pattern)
     if position is not None:
         assert caught.value.position == position
     assert "\n" not in str(caught.value)
@@ -153,7 +159,7 @@ def test_unsupported_patterns_say_where(pattern: str, position: int | None):
 @pytest.mark.parametrize("pattern", ["a^b", "[^\\s\\S]", "^(?!a)a"])
 def test_a_pattern_without_any_match_is_refused(pattern: str):
     with pytest.raises(Unsupported):
-        regex_grammar(pattern)
+        make_regex_grammar(pattern)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_a_pattern_without_any_match_is_refused(pattern: str):
 def test_large_patterns_are_translated_piece_by_piece(pattern: str, fits: list[str], fails: list[str]):
     with pytest.raises(TooLarge):
         compile_pattern(pattern, search=False)
-    grammar = regex_grammar(pattern)
+    grammar = make_regex_grammar(pattern)
     check(grammar)
     matcher = Matcher(grammar)
     assert all(map(matcher.accepts, fits)) and not any(map(matcher.accepts, fails))
@@ -177,7 +183,9 @@ def test_large_patterns_are_translated_piece_by_piece(pattern: str, fits: list[s
 
 def test_large_patterns_may_be_searched_for():
     builder = Builder()
-    grammar = builder.text(pattern_pieces(builder, "^(ab|c){0,900}|z$", "p", builder.char_class, search=True))
+    grammar = builder.render_text(
+        make_pattern_pieces(builder, "^(ab|c){0,900}|z$", "p", builder.make_char_class, search=True)
+    )
     matcher = Matcher(grammar)
     assert all(map(matcher.accepts, ["", "abx", "z", "xyz"]))
 
@@ -187,7 +195,7 @@ def test_large_patterns_may_be_searched_for():
 )
 def test_what_neither_way_can_take_is_refused(pattern: str):
     with pytest.raises(Unsupported):
-        regex_grammar(pattern)
+        make_regex_grammar(pattern)
 
 
 ATOMS = st.sampled_from(["a", "b", "c", ".", "[ab]", "[^a]", r"\d", r"\w", r"\W", "1", "-", r"\."])
@@ -215,15 +223,15 @@ TEXTS = st.lists(st.text("abc1-. é", max_size=6), min_size=5, max_size=5)
 def test_agrees_with_python(pattern: str, texts: list[str]):
     python = re.compile(pattern, re.ASCII)
     search = compile_pattern(pattern, search=True)
-    assert [search.matches(text) for text in texts] == [bool(python.search(text)) for text in texts]
+    assert [search.can_accept(text) for text in texts] == [bool(python.search(text)) for text in texts]
     whole = compile_pattern(pattern, search=False)
     if whole.is_empty():
         return
-    grammar = regex_grammar(pattern)
+    grammar = make_regex_grammar(pattern)
     check(grammar)
     matcher = Matcher(grammar)
     for text in texts:
-        assert matcher.accepts(text) == whole.matches(text) == bool(python.fullmatch(text)), text
+        assert matcher.accepts(text) == whole.can_accept(text) == bool(python.fullmatch(text)), text
     text = Generator(grammar, 12).text(random.Random(pattern))
     assert python.fullmatch(text) or any(mark in text for mark in "\n\r\u2028\u2029"), text
 
@@ -232,20 +240,24 @@ def test_agrees_with_python(pattern: str, texts: list[str]):
 def test_both_ways_of_translation_agree(pattern: str, texts: list[str]):
     builder = Builder()
     try:
-        grammar = builder.text(pattern_pieces(builder, pattern, "p", builder.char_class, search=False) or '""')
+        grammar = builder.render_text(
+            make_pattern_pieces(builder, pattern, "p", builder.make_char_class, search=False) or '""'
+        )
         check(grammar)
     except Unsupported:
         return
     other = compile_pattern(pattern, search=False)
     matcher = Matcher(grammar)
-    assert [matcher.accepts(text) for text in texts] == [other.matches(text) for text in texts]
+    assert [matcher.accepts(text) for text in texts] == [other.can_accept(text) for text in texts]
 
 
 @given(st.recursive(ATOMS, combined, max_leaves=5), st.recursive(ATOMS, combined, max_leaves=5), TEXTS)
 def test_intersection_and_negation(first: str, second: str, texts: list[str]):
     one, two = compile_pattern(first, search=True), compile_pattern(second, search=False)
-    common = automaton.minimal(automaton.both(one, automaton.negation(two), 5000))
-    assert [common.matches(text) for text in texts] == [one.matches(text) and not two.matches(text) for text in texts]
+    common = automaton.minimise(automaton.intersect_dfas(one, automaton.negate(two), 5000))
+    assert [common.can_accept(text) for text in texts] == [
+        one.can_accept(text) and not two.can_accept(text) for text in texts
+    ]
 
 
 @pytest.mark.parametrize(
@@ -254,9 +266,11 @@ def test_intersection_and_negation(first: str, second: str, texts: list[str]):
 def test_inside_a_json_string_characters_are_escaped(pattern: str):
     builder = Builder()
     reserve_core(builder)
-    core(builder, "ws")
-    inside = print_dfa(builder, compile_pattern(pattern, search=True), "p", lambda chars: text_class(builder, chars))
-    grammar = builder.text(f'"\\"" ({inside}) "\\""')
+    add_core(builder, "ws")
+    inside = print_dfa(
+        builder, compile_pattern(pattern, search=True), "p", lambda chars: make_text_class(builder, chars)
+    )
+    grammar = builder.render_text(f'"\\"" ({inside}) "\\""')
     check(grammar)
     for seed in range(40):
         text = json.loads(Generator(grammar, 5).text(random.Random(seed)))
@@ -282,7 +296,7 @@ def test_formats_stay_small(name: str):
     ],
 )
 def test_choices(choices: list[str], fails: list[str]):
-    grammar = choice_grammar(choices)
+    grammar = make_choice_grammar(choices)
     check(grammar)
     matcher = Matcher(grammar)
     assert all(map(matcher.accepts, choices)) and not any(map(matcher.accepts, fails))
@@ -291,4 +305,4 @@ def test_choices(choices: list[str], fails: list[str]):
 @pytest.mark.parametrize("choices", [[], "yes", None, ["a", 1], ["a\0"], ["\ud800"], ["x"] * 10_001, {"a": 1}])
 def test_wrong_choices_are_refused(choices: object):
     with pytest.raises(ValueError, match="'choice'"):
-        choice_grammar(choices)
+        make_choice_grammar(choices)

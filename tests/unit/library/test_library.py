@@ -47,7 +47,7 @@ def library(tmp_path, news):
     library = Library(tmp_path / "cache", news.changed, news.tell)
     yield library
     library.close()
-    wait_until(lambda: not library.running(), "the end of all downloads")
+    wait_until(lambda: not library.list_running(), "the end of all downloads")
 
 
 def finish(library: Library, download: Download) -> None:
@@ -63,7 +63,7 @@ def test_a_download_is_watched_to_its_end(hub, library, news, tmp_path):
     assert (download.name, download.state, news.n_changed) == (REPO, FINISHED, 1)
     assert news.told[-1][0] == FINISHED and len(model("m-Q4_K_M.gguf")) in {done for _, done, _ in news.told}
     names = {path.name for path in (tmp_path / "cache").rglob("*.gguf")}
-    assert names == {"m-Q4_K_M.gguf", "mmproj-m.gguf"} and library.running() == []
+    assert names == {"m-Q4_K_M.gguf", "mmproj-m.gguf"} and library.list_running() == []
     finish(library, library.download(REPO))  # it is there already
     assert len(hub.requests(f"/{REPO}/resolve/main/m-Q4_K_M.gguf")) == 1
 
@@ -79,7 +79,7 @@ def test_two_who_want_a_model_share_its_download(hub, library):
     hub.publish("m-Q4_K_M.gguf")
     event = held(hub, "m-Q4_K_M.gguf")
     first, second = library.download(REPO), library.download(f"https://huggingface.co/{REPO}")
-    assert first is second and library.running() == [first]
+    assert first is second and library.list_running() == [first]
     watches = [library.watch(download, 1.0) for download in (first, second)]
     for watch in watches:
         next(watch)

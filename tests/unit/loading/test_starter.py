@@ -9,7 +9,7 @@ import pytest
 from server.engine.seam.config import EngineConfig
 from server.loading import starter
 from server.loading.known import Known
-from server.loading.starter import MEMORY, PreparedModel, Spare, folder_name, gpus_in, hints_of
+from server.loading.starter import MEMORY, PreparedModel, Spare, hints_of, make_folder_name, parse_gpus
 from server.model_files.memory_plan import MIB, Place
 from server.model_files.shape import Layer, Shape
 from server.options.groups import group
@@ -29,38 +29,38 @@ def prepared(gpus: tuple[Place, ...] = (), **fields: object) -> PreparedModel:
 @pytest.mark.covers("D09")
 def test_a_model_fits_with_a_context_that_is_worth_having_or_alone_with_any():
     model = prepared()
-    takes = model.fits({MEMORY: 1000 * MIB}, False)
+    takes = model.find_fit({MEMORY: 1000 * MIB}, False)
     assert 42 * MIB < takes[MEMORY] < 500 * MIB
-    tight = next(n for n in range(40, 200) if model.fits({MEMORY: n * MIB}, True))
-    assert model.fits({MEMORY: tight * MIB}, False) is None
-    assert model.fits({MEMORY: 20 * MIB}, True) is None
-    assert "doesn't fit" in model.refusal({MEMORY: 20 * MIB})
+    tight = next(n for n in range(40, 200) if model.find_fit({MEMORY: n * MIB}, True))
+    assert model.find_fit({MEMORY: tight * MIB}, False) is None
+    assert model.find_fit({MEMORY: 20 * MIB}, True) is None
+    assert "doesn't fit" in model.explain_refusal({MEMORY: 20 * MIB})
 
 
 def test_what_is_asked_for_in_numbers_fits_or_not():
     model = prepared(n_ctx=8192)
-    need = model.fits({MEMORY: 1000 * MIB}, False)[MEMORY]
-    assert model.fits({MEMORY: need}, False) and not model.fits({MEMORY: need - MIB}, True)
-    assert prepared(n_ctx=8192, is_fitted=False).fits({MEMORY: 1}, True), "--fit off tries nevertheless"
+    need = model.find_fit({MEMORY: 1000 * MIB}, False)[MEMORY]
+    assert model.find_fit({MEMORY: need}, False) and not model.find_fit({MEMORY: need - MIB}, True)
+    assert prepared(n_ctx=8192, is_fitted=False).find_fit({MEMORY: 1}, True), "--fit off tries nevertheless"
 
 
 def test_layers_go_to_the_gpu_and_others_leave_it_for_them():
     model = prepared((Place("CUDA0", 0),))
-    roomy = model.fits({MEMORY: 1000 * MIB, "CUDA0": 500 * MIB}, False)
+    roomy = model.find_fit({MEMORY: 1000 * MIB, "CUDA0": 500 * MIB}, False)
     assert roomy["CUDA0"] > 40 * MIB > roomy[MEMORY]
     full = {MEMORY: 1000 * MIB, "CUDA0": 20 * MIB}
-    assert model.fits(full, False) is None and model.fits(full, True)[MEMORY] > 10 * MIB
+    assert model.find_fit(full, False) is None and model.find_fit(full, True)[MEMORY] > 10 * MIB
 
 
 def test_gpus_are_found_in_what_the_program_says_of_devices():
     text = "libraries: /libs (llama.cpp v1)\nCUDA0: A card (80000 MiB, 79000 MiB free)\nCPU: x (9 MiB, 8 MiB free)\n"
-    assert gpus_in(text) == (Place("CUDA0", 79000 * MIB),)
-    assert gpus_in("MTL0: Apple M2 (8000 MiB, 7000 MiB free)") == (Place("MTL0", 7000 * MIB, True),)
+    assert parse_gpus(text) == (Place("CUDA0", 79000 * MIB),)
+    assert parse_gpus("MTL0: Apple M2 (8000 MiB, 7000 MiB free)") == (Place("MTL0", 7000 * MIB, True),)
 
 
 def test_names_of_folders_are_plain_and_differ_as_the_names_do():
     names = ("small", "Small", "user/small:Q4", "user/small_Q4", "..", "a" * 300, "größe")
-    folders = [folder_name(name) for name in names]
+    folders = [make_folder_name(name) for name in names]
     assert folders[0] == "small" and len({folder.lower() for folder in folders}) == len(names)
     assert all("/" not in folder and "." not in folder and len(folder) < 120 for folder in folders)
 

@@ -31,7 +31,7 @@ def refusal(path: Path, **options: object) -> str:
 def test_a_file_says_what_was_written(tiny_spm_model):
     found = gguf.read(tiny_spm_model)
     parts = take_apart(tiny_spm_model)
-    assert found.text("general.architecture") == "llama" and found.number("llama.block_count") == 2
+    assert found.get_text("general.architecture") == "llama" and found.number("llama.block_count") == 2
     assert found.metadata.keys() == {key.decode() for key, _ in parts.pairs}
     assert [(t.name.encode(), t.dims, t.offset) for t in found.tensors.values()] == [
         (info.name, info.dims, info.offset) for info in parts.tensors

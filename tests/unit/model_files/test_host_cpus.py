@@ -61,11 +61,11 @@ def machine(root: Path, groups: str, **files: str) -> Path:
     ],
 )
 def test_quotas_of_control_groups_count_in_both_versions(tmp_path, groups, files, cores):
-    assert list(host_cpus.linux_quotas(machine(tmp_path, groups, **files))) == cores
+    assert list(host_cpus.read_linux_quotas(machine(tmp_path, groups, **files))) == cores
 
 
 def test_a_system_without_control_groups_has_no_quota(tmp_path):
-    assert list(host_cpus.linux_quotas(tmp_path)) == []
+    assert list(host_cpus.read_linux_quotas(tmp_path)) == []
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def cores(monkeypatch):
     """Sets how many cores the process may run on, and its quotas."""
 
     def set_to(n_allowed: int, *quotas: float) -> None:
-        monkeypatch.setattr(host_cpus, "allowed_cores", lambda: n_allowed)
+        monkeypatch.setattr(host_cpus, "count_allowed_cores", lambda: n_allowed)
         monkeypatch.setattr(host_cpus, "QUOTAS", {sys.platform: lambda: iter(quotas)})
 
     return set_to
@@ -85,10 +85,10 @@ def cores(monkeypatch):
 )
 def test_the_default_is_the_whole_cores_that_both_leave(cores, n_allowed, quotas, usable):
     cores(n_allowed, *quotas)
-    assert host_cpus.usable_cores() == usable
+    assert host_cpus.count_usable_cores() == usable
     config = EngineConfig("m", "l")
-    assert engine_config.thread_counts(config) == (usable, usable)
-    assert engine_config.patience(config) == 1
+    assert engine_config.count_threads(config) == (usable, usable)
+    assert engine_config.compute_patience(config) == 1
 
 
 @pytest.mark.parametrize(
@@ -105,16 +105,19 @@ def test_the_default_is_the_whole_cores_that_both_leave(cores, n_allowed, quotas
 def test_more_threads_than_cores_buy_a_step_time(cores, fields, threads, patience):
     cores(4)
     config = EngineConfig("m", "l", **fields)
-    assert engine_config.threads_and_cores(config)[0] == threads and engine_config.patience(config) == patience
+    assert (
+        engine_config.count_threads_and_cores(config)[0] == threads
+        and engine_config.compute_patience(config) == patience
+    )
 
 
 def test_a_part_of_a_core_is_no_crowd_for_one_thread(cores):
     cores(2, 0.5)
-    assert engine_config.patience(EngineConfig("m", "l", n_threads=1)) == 1
+    assert engine_config.compute_patience(EngineConfig("m", "l", n_threads=1)) == 1
 
 
 def test_this_process_s_own_cores_count():
-    assert 1 <= host_cpus.usable_cores() <= (os.cpu_count() or 1)
+    assert 1 <= host_cpus.count_usable_cores() <= (os.cpu_count() or 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only on Linux: where threads may run")
@@ -122,7 +125,7 @@ def test_a_process_kept_on_one_core_has_one():
     cpus = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(cpus)})
-        assert host_cpus.usable_cores() == 1
+        assert host_cpus.count_usable_cores() == 1
     finally:
         os.sched_setaffinity(0, cpus)
 
@@ -147,5 +150,5 @@ class Kernel:
 @pytest.mark.parametrize("flags, rate, quotas", [(0, 5000, []), (1, 5000, []), (5, 2500, [0.25])])
 def test_windows_tells_affinity_and_the_cap_of_a_container(monkeypatch, flags, rate, quotas):
     monkeypatch.setattr(ctypes, "WinDLL", lambda name: Kernel(flags, rate), raising=False)
-    assert host_cpus.windows_affinity() == 2
-    assert list(host_cpus.windows_quotas()) == [part * os.cpu_count() for part in quotas]
+    assert host_cpus.read_windows_affinity() == 2
+    assert list(host_cpus.read_windows_quotas()) == [part * os.cpu_count() for part in quotas]

@@ -23,15 +23,17 @@ def machine(root: Path, **files: str) -> Path:
 
 
 def test_linux_without_limits(tmp_path):
-    assert host_memory.linux(machine(tmp_path)) == 8192000 * 1024
+    assert host_memory.read_linux(machine(tmp_path)) == 8192000 * 1024
     assert (
-        host_memory.linux(machine(tmp_path, proc__self__cgroup="0::/user.slice\n", sys__fs__cgroup__memory_max="max"))
+        host_memory.read_linux(
+            machine(tmp_path, proc__self__cgroup="0::/user.slice\n", sys__fs__cgroup__memory_max="max")
+        )
         == 8192000 * 1024
     )
 
 
 def test_linux_that_says_nothing(tmp_path):
-    assert host_memory.linux(tmp_path) is None
+    assert host_memory.read_linux(tmp_path) is None
 
 
 def group(root: Path, folder: str, most: str, used: int, droppable: int, names: tuple[str, str]) -> None:
@@ -49,19 +51,19 @@ def test_the_tightest_group_of_version_2_counts(tmp_path):
     machine(tmp_path, proc__self__cgroup="0::/a/b\n")
     group(tmp_path, "sys/fs/cgroup/a/b", "max", 0, 0, V2)
     group(tmp_path, "sys/fs/cgroup/a", str(2048 * MIB), 1024 * MIB, 100 * MIB, V2)
-    assert host_memory.linux(tmp_path) == 1124 * MIB
+    assert host_memory.read_linux(tmp_path) == 1124 * MIB
 
 
 def test_version_1_as_old_docker_has_it(tmp_path):
     machine(tmp_path, proc__self__cgroup="5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n")
     group(tmp_path, "sys/fs/cgroup/memory", str(512 * MIB), 500 * MIB, 50 * MIB, V1)
-    assert host_memory.linux(tmp_path) == 62 * MIB
+    assert host_memory.read_linux(tmp_path) == 62 * MIB
 
 
 def test_a_group_over_its_limit_has_nothing_left(tmp_path):
     machine(tmp_path, proc__self__cgroup="0::/\n")
     group(tmp_path, "sys/fs/cgroup", str(10 * MIB), 20 * MIB, 0, V2)
-    assert host_memory.linux(tmp_path) == 0
+    assert host_memory.read_linux(tmp_path) == 0
 
 
 def test_vm_stat_of_a_mac():
@@ -76,4 +78,4 @@ def test_vm_stat_of_a_mac():
 
 @pytest.mark.skipif(sys.platform not in host_memory.READERS, reason="only on systems that tell")
 def test_this_machine_has_some():
-    assert host_memory.available() > MIB
+    assert host_memory.read_available() > MIB

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.model_files import identity
-from server.model_files.identity import Identity, model_sources, reach_of, settings_of, source
+from server.model_files.identity import Identity, list_model_sources, make_source, reach_of, settings_of
 from server.options.table import OPTIONS
 from tests.gguf_edit import split
 
@@ -33,7 +33,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def of(*paths: Path, **about: object) -> Identity:
-    return Identity({"model": [source(path) for path in paths]}, about)
+    return Identity({"model": [make_source(path) for path in paths]}, about)
 
 
 def facts(one: Identity) -> dict[str, object]:
@@ -68,19 +68,19 @@ def test_what_is_known_without_reading_stands_before_the_hash(folder):
 
 def test_all_parts_of_a_split_model_count(folder, tiny_spm_model):
     first, second = split(tiny_spm_model, folder)
-    assert [one.path for one in model_sources(str(first))] == [str(first), str(second)]
-    before = facts(Identity({"model": model_sources(str(first))}))
+    assert [one.path for one in list_model_sources(str(first))] == [str(first), str(second)]
+    before = facts(Identity({"model": list_model_sources(str(first))}))
     data = bytearray(second.read_bytes())
     data[-1] ^= 1
     write(second, data)
-    assert facts(Identity({"model": model_sources(str(first))})) != before
+    assert facts(Identity({"model": list_model_sources(str(first))})) != before
 
 
 def test_a_model_in_a_larger_file_is_the_model(folder):
     plain = write(folder / "plain", b"model" * 1000)
     inside = write(folder / "inside", b"program" + b"model" * 1000 + b"index")
-    assert facts(Identity({"model": model_sources(str(inside), 7, 5000)})) == facts(of(plain))
-    assert facts(Identity({"model": model_sources(str(inside), 7)})) != facts(of(plain))
+    assert facts(Identity({"model": list_model_sources(str(inside), 7, 5000)})) == facts(of(plain))
+    assert facts(Identity({"model": list_model_sources(str(inside), 7)})) != facts(of(plain))
 
 
 # ---- what is remembered ------------------------------------------------------------------------------------------
@@ -88,8 +88,8 @@ def test_a_model_in_a_larger_file_is_the_model(folder):
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of files that are read from now on."""
-    seen, digest = [], identity._digest
-    monkeypatch.setattr(identity, "_digest", lambda one, is_busy: seen.append(one.path) or digest(one, is_busy))
+    seen, digest = [], identity._compute_digest
+    monkeypatch.setattr(identity, "_compute_digest", lambda one, is_busy: seen.append(one.path) or digest(one, is_busy))
     return seen
 
 

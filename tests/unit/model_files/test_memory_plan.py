@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.model_files.memory_plan import MIB, Place, Wish, cache_bytes, compute_bytes, plan
+from server.model_files.memory_plan import MIB, Place, Wish, compute_bytes, count_cache_bytes, plan
 from server.model_files.shape_reader import Layer, Shape
 
 GIB = 1024 * MIB
@@ -208,13 +208,16 @@ def test_a_cache_kept_on_the_host():
 
 @pytest.mark.parametrize("kind, part", [(0, 2.0), (1, 1.0), (8, 34 / 64), (2, 18 / 64)])
 def test_the_cache_depends_on_its_types(kind, part):
-    assert cache_bytes(EIGHT_B.layers, Wish(type_k=kind, type_v=kind), 1024) == 1024 * CELL * part
+    assert count_cache_bytes(EIGHT_B.layers, Wish(type_k=kind, type_v=kind), 1024) == 1024 * CELL * part
 
 
 def test_a_cache_for_each_sequence_and_a_second_context():
-    plain = cache_bytes(EIGHT_B.layers, Wish(n_slots=3), 3072)
-    assert cache_bytes(EIGHT_B.layers, Wish(n_slots=3, is_split=True), 3072) == plain
-    assert cache_bytes(EIGHT_B.layers, Wish(n_slots=3, embeds=True, n_ubatch=512), 3072) == plain + (1024 + 512) * CELL
+    plain = count_cache_bytes(EIGHT_B.layers, Wish(n_slots=3), 3072)
+    assert count_cache_bytes(EIGHT_B.layers, Wish(n_slots=3, is_split=True), 3072) == plain
+    assert (
+        count_cache_bytes(EIGHT_B.layers, Wish(n_slots=3, embeds=True, n_ubatch=512), 3072)
+        == plain + (1024 + 512) * CELL
+    )
 
 
 def test_a_draft_model_and_a_context_for_embeddings_are_counted():
@@ -231,8 +234,8 @@ def test_a_draft_model_and_a_context_for_embeddings_are_counted():
 
 def test_windows_and_states():
     layers = (Layer(0, 64, 64, is_windowed=True), Layer(0, 64, 64), Layer(0, state=1000))
-    assert cache_bytes(layers, Wish(n_slots=3), 8192, 512) == 2 * 8192 * 256 + 4000
-    small = cache_bytes(layers, Wish(n_slots=3, is_window_full=False), 8192, 512)
+    assert count_cache_bytes(layers, Wish(n_slots=3), 8192, 512) == 2 * 8192 * 256 + 4000
+    small = count_cache_bytes(layers, Wish(n_slots=3, is_window_full=False), 8192, 512)
     assert small == 8192 * 256 + (4 * 512 + 512) * 256 + 4000
 
 
@@ -245,7 +248,7 @@ def test_working_memory_of_the_logits_and_of_long_contexts():
 
 
 def test_the_plan_as_lines():
-    lines = plan(EIGHT_B, Wish(n_ctx=8192, n_slots=2), host(64), (gpu(80),)).lines()
+    lines = plan(EIGHT_B, Wish(n_ctx=8192, n_slots=2), host(64), (gpu(80),)).render_lines()
     assert lines[0].split() == ["MiB", "weights", "cache", "compute", "sum", "free"]
     assert lines[1].startswith("memory") and lines[2].startswith("CUDA0") and "81920" in lines[2]
     assert "context: 8192 tokens for 2 slots" in lines and "33 of 33 layers on the GPU" in lines

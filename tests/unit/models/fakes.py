@@ -48,7 +48,7 @@ class FakeEngine:
     def trouble(self) -> str:
         return f"the model could not be loaded: {self.error}"
 
-    def stacks(self) -> str:
+    def collect_stacks(self) -> str:
         return self.name
 
     def close(self, grace_s: float = 0.0) -> None:
@@ -88,7 +88,7 @@ class House:
         """All of them."""
         return Models([Entry(name, name, size=n) for name, n in self.sizes.items()], self, **options)
 
-    def room(self):
+    def measure_room(self):
         with self.lock:
             self.n_measured += 1
             return {"memory": self.bytes - sum(self.sizes[engine.name] for engine in self.alive)}
@@ -109,12 +109,12 @@ class FakePrepared:
     def __init__(self, house: House, name: str, before: object) -> None:
         self.house, self.name, self.before = house, name, before
 
-    def fits(self, room, is_alone):
+    def find_fit(self, room, is_alone):
         most = self.house.sizes[self.name]
         n = min(most, room["memory"])
         return {"memory": n} if n >= self.house.least.get(self.name, most) else None
 
-    def refusal(self, room):
+    def explain_refusal(self, room):
         return f"{self.name} needs {self.house.sizes[self.name]} bytes, and {room['memory']} are free"
 
     def start(self, is_awaited):
@@ -144,7 +144,7 @@ class FakeRequest:
         self.endings: list[Callable[[], None]] = []
         self.leave: Callable[[], None] | None = None
 
-    def at_end(self, callback):
+    def call_at_end(self, callback):
         self.endings.append(callback)
 
     @contextmanager

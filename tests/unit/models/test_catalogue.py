@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.models import folders
-from server.models.catalogue import ModelEntry, find_models, model_options
+from server.models.catalogue import ModelEntry, find_models, read_model_options
 from server.options.groups import CatalogueOptions, group
 from server.options.parser import OptionError, parse
 
@@ -263,7 +263,7 @@ def test_the_folder_of_ollama_gives_its_manifests(models, tmp_path):
     }
     assert found["copy:latest"].mmproj.endswith((b"p" * 32).hex()) and found["copy:latest"].keeper == "Ollama"
     assert found["me/mine:v1"].changes["lora"][0][0].endswith((b"l" * 32).hex())
-    assert model_options(found["me/mine:v1"], [], {}).sources.lora == found["me/mine:v1"].changes["lora"]
+    assert read_model_options(found["me/mine:v1"], [], {}).sources.lora == found["me/mine:v1"].changes["lora"]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_a_section_is_a_model_with_options_of_its_own(models, tmp_path, presets)
         "b-Q4_K_M": ("preset", ()),
         "c": ("dir", ()),
     }
-    chat, b, c = (model_options(found[name], ["-m", "x.gguf"], {}) for name in found)
+    chat, b, c = (read_model_options(found[name], ["-m", "x.gguf"], {}) for name in found)
     assert (chat.ctx_size, chat.tags, chat.sources.model) == (2000, ("de", "en"), str(models / "a.gguf"))
     assert (b.ctx_size, b.requests.values["temperature"], b.model_params["load_mode"]) == (1000, 0.5, 0)
     assert [model.model_params["n_gpu_layers"] for model in (chat, b, c)] == [5, 5, 5]
@@ -393,7 +393,7 @@ def test_a_preset_of_a_repository_has_the_file_in_the_cache_or_is_to_be_fetched(
         "[here]\nhf-repo = user/m-GGUF\n[there]\nhf = user/n-GGUF:Q8_0\n[url]\nmodel-url = https://e.org/x\n"
     )
     found = find(tmp_path, "--models-preset", path)
-    here, there, url = (model_options(entry, [], {}).sources for entry in found.values())
+    here, there, url = (read_model_options(entry, [], {}).sources for entry in found.values())
     assert here.model.endswith("m-Q4_K_M.gguf") and not here.must_fetch
     assert (there.model, there.hf_repo, there.must_fetch) == (None, "user/n-GGUF:Q8_0", True)
     assert url.model_url == "https://e.org/x" and not any(entry.fault for entry in found.values())
@@ -404,10 +404,10 @@ def test_the_command_line_counts_more_than_a_preset_and_a_preset_more_than_the_e
     path = presets("[a]\nctx-size = 128\ntop-k = 3\nmmproj = " + str(models / "a.gguf"))
     (entry,) = find(tmp_path, "--models-dir", str(models), "--models-preset", path).values()
     argv = ["-m", "other.gguf", "-a", "other", "--mmproj", str(models / "a.gguf"), "--top-k", "5", "-np", "2"]
-    model = model_options(entry, argv, {"LLAMA_ARG_CTX_SIZE": "64"})
+    model = read_model_options(entry, argv, {"LLAMA_ARG_CTX_SIZE": "64"})
     assert (model.sources.model, model.aliases) == (entry.path, ("a",))
     assert (model.ctx_size, model.parallel, model.requests.values["top_k"]) == (128, 2, 5)
-    bare = model_options(ModelEntry("x", path="x.gguf"), argv, {})
+    bare = read_model_options(ModelEntry("x", path="x.gguf"), argv, {})
     assert (bare.sources.model, bare.sources.mmproj, bare.aliases) == ("x.gguf", None, ("x",))
 
 

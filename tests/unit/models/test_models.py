@@ -87,7 +87,7 @@ def test_an_unknown_name_is_404_with_names_like_it():
 
 def test_a_key_sees_and_uses_its_models_alone():
     models = House(mine=1, yours=1).models(may_use=lambda key_id, names: key_id in names)
-    assert [entry.name for entry in models.seen_by("yours")] == ["yours"]
+    assert [entry.name for entry in models.list_seen_by("yours")] == ["yours"]
     with FakeRequest("yours") as request:
         assert models.get(None, request).name == "yours"
     with pytest.raises(ApiError, match=r"there is no model 'mine'(?!.*mean)") as caught:
@@ -445,7 +445,7 @@ def test_an_idle_model_falls_asleep_and_the_next_request_wakes_it():
     models.tick()
     assert states(models) == {"a": SLEEPING}
     wait_until(lambda: not house.alive, "the end of its engine", PATIENCE)
-    assert models.known("a", "") is model and models.spell("a", FakeRequest()) is model, "without waking it"
+    assert models.get_known("a", "") is model and models.spell("a", FakeRequest()) is model, "without waking it"
     assert house.started == ["a"]
     with FakeRequest() as request:
         assert models.get("a", request) is not model

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from server.models.room import Resident, Verdict, judge, minus, without
+from server.models.room import Resident, Verdict, judge, subtract_rooms, without
 
 
 def needs(n: int):
@@ -89,4 +89,4 @@ def test_whoever_leaves_is_needed_and_enough(seed):
 
 
 def test_what_others_have_is_missing():
-    assert minus({"memory": 10, "GPU": 3}, {"memory": 4}, {"memory": 1, "GPU": 1}) == {"memory": 5, "GPU": 2}
+    assert subtract_rooms({"memory": 10, "GPU": 3}, {"memory": 4}, {"memory": 1, "GPU": 1}) == {"memory": 5, "GPU": 2}

@@ -90,7 +90,7 @@ def test_a_whole_number_may_be_written_as_a_float():
 
 def test_all_faults_make_one_line_without_control_characters(caplog):
     header = Gguf("m.gguf", 1, metadata=metadata(temp="\x1b[2J\nhot", top_k=-7, sequence="\x07" * 400))
-    assert model_sources.advice_in(header) == {}
+    assert model_sources.collect_advice(header) == {}
     (line,) = caplog.messages
     assert (
         line.isprintable() and len(line) < 1000 and line.startswith("m.gguf recommends settings that can't be used: ")

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from server.options.parser import GROUPS, OPTIONS, OTHER_OPTIONS, Option, OptionError, parse, usage
-from server.options.row import IGNORED, PLANNED, REFUSED, items
+from server.options.parser import GROUPS, OPTIONS, OTHER_OPTIONS, Option, OptionError, parse, render_usage
+from server.options.row import IGNORED, PLANNED, REFUSED, parse_items
 from server.options.table import SHORT_HELP
 
 TABLE = (
@@ -28,7 +28,7 @@ FORMS = (
         choices={"on": 1, "off": 0, "auto": -1},
         bare="on",
     ),
-    Option("names", ("--name",), "a list", "G", items, (), "NAMES", "T_NAMES", repeat=True),
+    Option("names", ("--name",), "a list", "G", parse_items, (), "NAMES", "T_NAMES", repeat=True),
     Option(
         "more",
         ("--more",),
@@ -297,7 +297,7 @@ def has_word(text: str, word: str) -> bool:
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_help_shows_every_flag_and_variable_in_lines_that_fit(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = usage()
+    text = render_usage()
     for option in OPTIONS:
         for word in (*option.flags, *option.off_flags, *([option.env] if option.env else [])):
             assert has_word(text, word), word
@@ -305,23 +305,23 @@ def test_help_shows_every_flag_and_variable_in_lines_that_fit(monkeypatch, colum
 
 
 def test_help_leaves_out_what_has_no_effect_and_names_groups_in_order():
-    text = usage()
+    text = render_usage()
     assert not [flag for option in OTHER_OPTIONS for flag in option.flags if has_word(text, flag)]
     positions = [text.index(f"\n{group}:\n") for group in GROUPS]
     assert positions == sorted(positions)
 
 
 def test_help_tells_defaults_as_the_user_would_write_them():
-    text = " ".join(usage().split())
+    text = " ".join(render_usage().split())
     assert "flash attention: on, off or auto; without a value on (default auto) (2024: off)" in text
     assert "(default 127.0.0.1)" in text and "reuse the cached prefix of earlier prompts (default on)" in text
 
 
 def test_short_help_fits_a_screen_or_two_and_says_how_to_go_on(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    text = usage(is_short=True)
+    text = render_usage(is_short=True)
     names = [option.name for option in OPTIONS if has_word(text, option.flags[-1])]
     assert set(SHORT_HELP) <= set(names) and {option.name for option in OPTIONS} >= set(SHORT_HELP)
     assert len(SHORT_HELP) <= 30 and text.count("\n") < 66
     assert f"--help all shows all {len(OPTIONS)} options" in " ".join(text.split())
-    assert len(usage().splitlines()) > 4 * len(text.splitlines())
+    assert len(render_usage().splitlines()) > 4 * len(text.splitlines())

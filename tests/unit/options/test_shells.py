@@ -37,12 +37,12 @@ def has_word(text: str, word: str) -> bool:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "powershell"])
 def test_each_flag_can_be_completed(shell):
-    script = shells.completion(shell)
+    script = shells.render_completion(shell)
     assert [flag for flag in FLAGS if not has_word(script, flag)] == []
 
 
 def test_each_flag_can_be_completed_in_fish_in_its_own_spelling():
-    script = shells.completion("fish")
+    script = shells.render_completion("fish")
     for flag in FLAGS:
         kind = "-l" if flag.startswith("--") else "-s" if len(flag) == 2 else "-o"
         assert f" {kind} {flag.lstrip('-')} " in script, flag
@@ -53,7 +53,7 @@ def test_the_shell_accepts_its_script(shell, tmp_path):
     if not shutil.which(CHECKS[shell][0]):
         pytest.skip(f"only on machines with {CHECKS[shell][0]}")
     script = tmp_path / "completion.ps1"
-    script.write_text(shells.completion(shell), encoding="utf-8")
+    script.write_text(shells.render_completion(shell), encoding="utf-8")
     done = subprocess.run([*CHECKS[shell], str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -65,7 +65,7 @@ def complete(line: str, cwd: Path, own_name: str = "") -> list[str]:
     command = line.split()[0].rpartition("/")[2]
     script = cwd / "completion.bash"
     show = f"{command}() {{ printf '<%s>\\n' \"$@\" E''ND; }}"
-    script.write_text(f"{shells.completion('bash', own_name)}\nPS1='$ '\n{show}\n")
+    script.write_text(f"{shells.render_completion('bash', own_name)}\nPS1='$ '\n{show}\n")
     ours, theirs = pty.openpty()
     environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "INPUTRC": "/dev/null"}
     # a wide terminal: readline breaks long lines
@@ -124,7 +124,7 @@ def test_bash_offers_commands_as_the_first_word(tmp_path):
 
 @pytest.mark.parametrize("shell", sorted(CHECKS))
 def test_each_command_can_be_completed(shell):
-    script = shells.completion(shell)
+    script = shells.render_completion(shell)
     assert [name for name in COMMANDS if not has_word(script, name)] == []
 
 
@@ -142,21 +142,23 @@ def test_bash_completes_behind_an_equals_sign(tmp_path):
 def test_a_program_completes_under_the_name_that_it_has(tmp_path):
     assert complete("llama-srv-linux-x64-cpu --ctx-s", tmp_path, "llama-srv-linux-x64-cpu") == ["--ctx-size"]
     for shell in CHECKS:
-        assert "llama-srv-x" in shells.completion(shell, "llama-srv-x")
-        assert shells.completion(shell, "my app; rm -r /") == shells.completion(shell)
+        assert "llama-srv-x" in shells.render_completion(shell, "llama-srv-x")
+        assert shells.render_completion(shell, "my app; rm -r /") == shells.render_completion(shell)
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="only on machines with fish")
 def test_fish_offers_flags_and_words():
-    script = f"{shells.completion('fish')}\ncomplete -C 'llama-server --ctx-s'\ncomplete -C 'llama-srv --compat '"
+    script = (
+        f"{shells.render_completion('fish')}\ncomplete -C 'llama-server --ctx-s'\ncomplete -C 'llama-srv --compat '"
+    )
     done = subprocess.run(["fish", "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["--ctx-size", "2024", "modern"]
 
 
 def test_words_with_marks_of_the_shells_are_written_so_that_they_stay_text():
     option = Option("odd", ("--odd",), "it's [odd]: a\\b", "General", metavar="WHAT:EVER")
-    assert shells._zsh(shells.summary(option)) == "it'\\''s \\[odd\\]\\: a\\\\b"
-    page = shells.manual("1.0", [option])
+    assert shells._escape_zsh(shells.make_summary(option)) == "it'\\''s \\[odd\\]\\: a\\\\b"
+    page = shells.render_manual("1.0", [option])
     assert "it's [odd]: a\\(rsb" in page and "\\fB\\-\\-odd\\fR \\fIWHAT:EVER\\fR" in page
 
 
@@ -164,7 +166,7 @@ def test_words_with_marks_of_the_shells_are_written_so_that_they_stay_text():
 
 
 def test_the_manual_has_each_option_with_its_variable():
-    page = shells.manual("1.2.3")
+    page = shells.render_manual("1.2.3")
     assert "llama_srv 1.2.3" in page
     for option in OPTIONS:
         assert all(f"\\fB{flag.replace('-', chr(92) + '-')}\\fR" in page for flag in option.flags), option.name
@@ -177,7 +179,7 @@ def test_readers_of_manual_pages_have_no_complaint(reader, tmp_path):
     if not shutil.which(reader[0]):
         pytest.skip(f"only on machines with {reader[0]}")
     page = tmp_path / "llama-srv.1"
-    page.write_text(shells.manual("1.2.3"), encoding="utf-8")
+    page.write_text(shells.render_manual("1.2.3"), encoding="utf-8")
     done = subprocess.run([*reader, str(page)], capture_output=True, text=True, timeout=60, check=False)
     complaints = [line for line in (done.stdout + done.stderr).splitlines() if "missing date" not in line]
     assert complaints == []

@@ -8,14 +8,14 @@ import pytest
 
 from server.engine.seam.config import SpecConfig
 from server.errors import StartError
-from server.model_sources import find_draft_model, spec_config
+from server.model_sources import find_draft_model, make_spec_config
 from server.options.groups import Settings, group
 from server.options.parser import OptionError, parse
 
 
 def config_of(settings: Settings, model: str = "") -> SpecConfig:
     options = group(settings).model
-    return spec_config(options.spec, model, options.threads)
+    return make_spec_config(options.spec, model, options.threads)
 
 
 def spec(*argv: str, model: str = "") -> SpecConfig:

@@ -22,7 +22,7 @@ from server.options.parser import (
     OTHER_OPTIONS,
     OptionError,
     Settings,
-    compat_rows,
+    list_compat_rows,
     parse,
 )
 from server.options.row import IGNORED, PLANNED, REFUSED, SAME, WORKS
@@ -298,7 +298,7 @@ def test_each_default_of_2024_gives_way_to_the_user():
 
 
 def test_the_table_of_differences_has_every_one():
-    rows = compat_rows()
+    rows = list_compat_rows()
     for option in OPTIONS:
         found = [row for row in rows if row[0] in option.flags]
         assert len(found) == (option.default_2024 is not SAME)
@@ -675,10 +675,10 @@ def test_request_defaults_pass_the_checks_of_requests():
     for profile in ("modern", "2024"):
         defaults = request_defaults(parse([*argv, "--compat", profile], {}))
         values = COMPLETION.read({}, defaults)
-        [params] = sampling.sampling_params(values, NoVocab(), defaults)
+        [params] = sampling.make_sampling_params(values, NoVocab(), defaults)
         assert (params.temperature, params.seed, params.logit_bias) == (0.5, 7, ((5, -1.0),))
         assert params.samplers == (("penalties", "top_k") if profile == "2024" else ("top_k",))
-        assert params.dry_sequence_breakers == () and sampling.strings("stop", values["stop"]) == ("x",)
+        assert params.dry_sequence_breakers == () and sampling.read_strings("stop", values["stop"]) == ("x",)
 
 
 def test_secrets_are_known_as_such():

@@ -67,7 +67,7 @@ def test_nobody_listening_is_no_error(environ, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notifier = Notifier(environ)
     assert notifier.send(READY=1) is False
-    notifier.alive()
+    notifier.report_alive()
 
 
 def test_life_is_told_twice_as_often_as_demanded(manager):
@@ -77,7 +77,7 @@ def test_life_is_told_twice_as_often_as_demanded(manager):
     )
     assert notifier.watchdog_s == 2.0
     for _ in range(40):
-        notifier.alive()
+        notifier.report_alive()
         now[0] += 0.25
     assert manager.heard() == ["WATCHDOG=1"] * 10
 
@@ -85,12 +85,12 @@ def test_life_is_told_twice_as_often_as_demanded(manager):
 @pytest.mark.parametrize("more", [{}, {"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "soon"}])
 def test_without_a_watchdog_for_us_nothing_is_told(manager, more):
     notifier = Notifier({"NOTIFY_SOCKET": "notify", **more})
-    notifier.alive()
+    notifier.report_alive()
     assert notifier.watchdog_s == 0 and manager.heard() == []
 
 
 def test_a_reload_says_when_it_began(manager):
-    Notifier({"NOTIFY_SOCKET": "notify"}).reloading()
+    Notifier({"NOTIFY_SOCKET": "notify"}).report_reload()
     [message] = manager.heard()
     first, second = message.split("\n")
     assert first == "RELOADING=1" and second.removeprefix("MONOTONIC_USEC=").isdigit()

@@ -9,7 +9,7 @@ import pytest
 from server.errors import ApiError
 from server.web.auth import CorsPolicy, Grant, HostPolicy, KeyRing, is_loopback, read_key_file, split_host
 from server.web.http1.head import Headers
-from server.web.message import error_body
+from server.web.message import make_error_body
 
 KEYS = KeyRing(["first", "zwö", ""])
 
@@ -49,7 +49,7 @@ def test_a_known_key_opens(headers):
 def test_anything_else_is_a_401_in_the_documented_shape(headers):
     with pytest.raises(ApiError) as caught:
         KEYS.check(Headers(headers))
-    assert error_body(caught.value) == {
+    assert make_error_body(caught.value) == {
         "error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}
     }
 
@@ -180,7 +180,7 @@ def test_what_is_loopback():
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "localhost", "::1"])
 def test_a_local_server_answers_to_local_names_only(bound):
-    policy = HostPolicy.for_bind([bound], ["My.Proxy"])
+    policy = HostPolicy.make_for_bind([bound], ["My.Proxy"])
     for host in ("localhost:8080", "127.0.0.1", "[::1]:80", "my.proxy:443", None):
         policy.check(host)
     for host in ("evil.com", "localhost.evil.com:8080", "", "127.0.0.1.nip.io", "192.168.0.7"):
@@ -191,18 +191,18 @@ def test_a_local_server_answers_to_local_names_only(bound):
 
 def test_who_sends_a_foreign_host_name_is_told_what_to_set():
     with pytest.raises(ApiError) as caught:
-        HostPolicy.for_bind(["127.0.0.1"]).check("llama")
+        HostPolicy.make_for_bind(["127.0.0.1"]).check("llama")
     assert all(part in caught.value.message for part in ("'llama'", "--allowed-hosts", "proxy_set_header Host"))
 
 
 @pytest.mark.parametrize(
     "policy",
     [
-        HostPolicy.for_bind(["0.0.0.0"]),
-        HostPolicy.for_bind(["192.168.0.7"]),
-        HostPolicy.for_bind(["127.0.0.1"], ["*"]),
-        HostPolicy.for_bind(["/run/x.sock"]),
-        HostPolicy.for_bind(["127.0.0.1", "192.168.0.7"]),
+        HostPolicy.make_for_bind(["0.0.0.0"]),
+        HostPolicy.make_for_bind(["192.168.0.7"]),
+        HostPolicy.make_for_bind(["127.0.0.1"], ["*"]),
+        HostPolicy.make_for_bind(["/run/x.sock"]),
+        HostPolicy.make_for_bind(["127.0.0.1", "192.168.0.7"]),
     ],
 )
 def test_other_servers_answer_to_every_name(policy):
@@ -231,10 +231,10 @@ def test_other_servers_answer_to_every_name(policy):
 )
 def test_which_pages_may_read(origin, allowed):
     policy = CorsPolicy(frozenset(["https://app.example"]))
-    headers = policy.headers(origin, "server:8080")
+    headers = policy.make_headers(origin, "server:8080")
     assert (headers.get("Access-Control-Allow-Origin") == origin) is allowed
     assert headers["Vary"] == "Origin"
-    assert bool(policy.preflight(Headers({"Origin": origin, "Host": "server:8080"}), ["POST"])) is allowed
+    assert bool(policy.make_preflight(Headers({"Origin": origin, "Host": "server:8080"}), ["POST"])) is allowed
 
 
 def test_pages_of_foreign_origins_may_not_write():
@@ -259,8 +259,8 @@ def test_an_own_page_behind_a_proxy_that_renames_the_host_may_write():
 def test_an_open_policy_allows_all_pages():
     policy = CorsPolicy(frozenset("*"))
     policy.check("POST", Headers({"Origin": "http://evil.com"}), "localhost")
-    assert policy.headers(None, None)["Access-Control-Allow-Origin"] == "*"
-    assert "Access-Control-Allow-Credentials" not in policy.headers("http://a.b", "c")
+    assert policy.make_headers(None, None)["Access-Control-Allow-Origin"] == "*"
+    assert "Access-Control-Allow-Credentials" not in policy.make_headers("http://a.b", "c")
 
 
 def test_a_preflight_is_answered_with_what_was_asked():
@@ -271,9 +271,9 @@ def test_a_preflight_is_answered_with_what_was_asked():
             "Access-Control-Request-Private-Network": "true",
         }
     )
-    answer = CorsPolicy().preflight(asked, ["POST", "OPTIONS"])
+    answer = CorsPolicy().make_preflight(asked, ["POST", "OPTIONS"])
     assert answer["Access-Control-Allow-Headers"] == "authorization, x-stainless-os"
     assert answer["Access-Control-Allow-Methods"] == "POST, OPTIONS"
     assert answer["Access-Control-Allow-Private-Network"] == "true"
     odd = Headers({**asked, "Access-Control-Request-Headers": "a\tb: c"})
-    assert "Authorization" in CorsPolicy().preflight(odd, ["POST"])["Access-Control-Allow-Headers"]
+    assert "Authorization" in CorsPolicy().make_preflight(odd, ["POST"])["Access-Control-Allow-Headers"]

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.errors import ApiError
-from server.web.http1.body import body_decoder
-from server.web.http1.head import HeadParser, body_framing
+from server.web.http1.body import make_body_decoder
+from server.web.http1.head import HeadParser, read_body_framing
 from server.web.limits import Limits
 from tests.fuzzing import fuzz
 
@@ -126,7 +126,7 @@ def ours(pieces: list[bytes]) -> tuple | None:
                 head = parser.feed(piece)
                 if head is None:
                     continue
-                decoder = body_decoder(body_framing(head, LIMITS), LIMITS)
+                decoder = make_body_decoder(read_body_framing(head, LIMITS), LIMITS)
                 piece = parser.rest
             if decoder.feed(piece):
                 rest = bytes(decoder.rest) + b"".join(pieces[i + 1 :])

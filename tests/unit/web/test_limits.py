@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from server.web.limits import room_for_connections
+from server.web.limits import make_room_for_connections
 
 INFINITY = -1
 
@@ -45,7 +45,7 @@ class System:
 def test_connections_follow_the_limit_on_open_files(monkeypatch, caplog, system, wanted, room, soft):
     monkeypatch.setitem(sys.modules, "resource", system)
     with caplog.at_level(logging.WARNING, "llama_srv"):
-        assert room_for_connections(wanted) == room
+        assert make_room_for_connections(wanted) == room
     assert system.limits[0] == soft
     assert ("ulimit -n" in caplog.text) is (room < wanted)
     assert soft == INFINITY or room + 3 * room // 8 < soft or room == 1  # what else a request may open
@@ -53,4 +53,4 @@ def test_connections_follow_the_limit_on_open_files(monkeypatch, caplog, system,
 
 def test_a_system_without_such_a_limit_has_room_for_all(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
-    assert room_for_connections(512) == 512
+    assert make_room_for_connections(512) == 512

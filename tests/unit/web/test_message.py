@@ -18,8 +18,8 @@ from server.web.message import (
     LARGE,
     Request,
     encode_head,
-    error_response,
-    json_response,
+    make_error_response,
+    make_json_response,
     parse_json,
     to_json,
 )
@@ -49,7 +49,7 @@ def fault(body: bytes) -> str:
     ],
 )
 def test_json_is_read(body, value):
-    assert Request("POST", "/", body=body, headers={"Content-Type": "text/plain"}).json() == value
+    assert Request("POST", "/", body=body, headers={"Content-Type": "text/plain"}).read_json() == value
 
 
 @pytest.mark.parametrize(
@@ -192,14 +192,14 @@ def test_what_is_sent_is_strict_json_on_one_line():
     data = to_json({"a": [float("nan"), -float("inf"), 1.5, ("x",)], "b": "ä\u2028\r\n\ud800"})
     assert b"\n" not in data and b"\r" not in data
     assert json.loads(data.decode("utf-8")) == {"a": [None, None, 1.5, ["x"]], "b": "ä\u2028\r\n?"}
-    assert json_response({"a": 1}, 201, {"X": "y"}).headers == {
+    assert make_json_response({"a": 1}, 201, {"X": "y"}).headers == {
         "Content-Type": "application/json; charset=utf-8",
         "X": "y",
     }
 
 
 def test_an_error_becomes_the_openai_shape_and_keeps_its_headers():
-    response = error_response(ApiError(404, "gone", headers={"Allow": "GET"}, extra_field=3))
+    response = make_error_response(ApiError(404, "gone", headers={"Allow": "GET"}, extra_field=3))
     assert response.status == 404 and response.headers["Allow"] == "GET"
     assert json.loads(response.body) == {
         "error": {"code": 404, "message": "gone", "type": "not_found_error", "extra_field": 3}
@@ -208,7 +208,7 @@ def test_an_error_becomes_the_openai_shape_and_keeps_its_headers():
 
 def test_an_error_names_its_reason_where_its_type_does_not_say_it():
     def reason(error: ApiError) -> object:
-        return json.loads(error_response(error).body)["error"].get("reason")
+        return json.loads(make_error_response(error).body)["error"].get("reason")
 
     assert reason(ApiError(503, "wait", reason="queue_full")) == "queue_full"
     assert reason(ApiError(413, "cut it")) == "too_large"
@@ -230,8 +230,8 @@ def test_a_request_shows_no_secrets_when_printed():
 
 
 def test_events_are_one_data_line_each():
-    assert sse.event({"content": "a\nb ä"}) == 'data: {"content":"a\\nb ä"}\n\n'.encode()
-    assert sse.named_event("message_stop", {}) == b"event: message_stop\ndata: {}\n\n"
+    assert sse.encode_event({"content": "a\nb ä"}) == 'data: {"content":"a\\nb ä"}\n\n'.encode()
+    assert sse.encode_named_event("message_stop", {}) == b"event: message_stop\ndata: {}\n\n"
     assert sse.comment("queue\n\ndata: x") == b": queue data: x\n\n"
     assert sse.DONE == b"data: [DONE]\n\n"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.web.http1.head import Headers
-from server.web.static import StaticFiles, accepts_gzip
+from server.web.static import StaticFiles, can_accept_gzip
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_long_text_is_compressed_for_those_who_take_it(folder):
     ],
 )
 def test_accept_encoding_is_understood(header, expected):
-    assert accepts_gzip(header) is expected
+    assert can_accept_gzip(header) is expected
 
 
 def test_what_the_users_folder_lacks_comes_from_the_builtin_one(folder, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from server.web import watcher as watcher_module
-from server.web.watcher import DATA, GONE, Watcher, peer_state, tls_is_closing
+from server.web.watcher import DATA, GONE, Watcher, find_peer_state, is_tls_closing
 from tests.support import wait_until
 
 PATIENCE = 60.0
@@ -91,7 +91,7 @@ class socket_that_is_gone:
 def test_a_client_that_leaves_behind_pipelined_data_is_noticed(watcher, pair, leave):
     gone = threading.Event()
     pair[1].sendall(b"GET /next HTTP/1.1\r\n\r\n")
-    wait_until(lambda: peer_state(pair[0]) is not GONE, "data")
+    wait_until(lambda: find_peer_state(pair[0]) is not GONE, "data")
     with watcher.watch(pair[0], gone.set):
         wait_until(lambda: watcher._parked, "the watch to be parked")
         assert not gone.is_set()
@@ -101,7 +101,7 @@ def test_a_client_that_leaves_behind_pipelined_data_is_noticed(watcher, pair, le
 
 def test_pipelined_data_does_not_make_the_thread_spin(watcher, pair, monkeypatch):
     pair[1].sendall(b"x")
-    wait_until(lambda: peer_state(pair[0]) is DATA, "data")
+    wait_until(lambda: find_peer_state(pair[0]) is DATA, "data")
     with watcher.watch(pair[0], lambda: None):
         wait_until(lambda: watcher._parked, "the watch to be parked")
         # nothing but the wake-up pipe is left in the selector, so select() waits
@@ -179,7 +179,7 @@ def test_our_own_shutdown_counts_as_leaving(watcher, pair):
     ],
 )
 def test_tls_alerts_are_told_from_data(record, closing):
-    assert tls_is_closing(record) is closing
+    assert is_tls_closing(record) is closing
 
 
 def test_short_requests_wake_the_thread_once_for_many(watcher, pair, monkeypatch):

@@ -30,7 +30,7 @@ def answer_form(model: Model, chat: ChatPrompt, wanted: Wanted | None, parses_ca
     """The form of the answers to this chat. `wanted` is the constraint that the request asks for, None for free text.
     ApiError 400 if the form can't be enforced."""
     form = replace(model.chat_template.call_format, reasoning=chat.tags)
-    constraint = _constraint(form, chat.tools, wanted)
+    constraint = _make_constraint(form, chat.tools, wanted)
     tools = chat.tools.callable if parses_calls else ()
     reasoning = chat.reasoning.form
     if model.options.template.skip_chat_parsing:
@@ -42,14 +42,14 @@ def answer_form(model: Model, chat: ChatPrompt, wanted: Wanted | None, parses_ca
         new_parser = partial(OutputParser, form, tools, parse_calls=bool(tools), reasoning=reasoning, new_id=new_id)
     return AnswerForm(
         constraint,
-        thinking(model.vocab, form, chat.reasoning, bool(tools)),
-        control_marks(model.vocab, form),
+        make_thinking(model.vocab, form, chat.reasoning, bool(tools)),
+        find_control_marks(model.vocab, form),
         new_parser,
         has_text=chat.tools.choice != REQUIRED,
     )
 
 
-def _constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> Constraint:
+def _make_constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> Constraint:
     """The grammar of the calls that the request allows, and of the constraint that it asks for."""
     constraint = constraint_of(wanted)
     if not tools.callable:
@@ -72,7 +72,7 @@ def _constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> Constr
     return Constraint(made.grammar, (*constraint.warnings, *made.warnings), not made.anchored, (*words, *starts))
 
 
-def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish, has_tools: bool = False) -> Thinking | None:
+def make_thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish, has_tools: bool = False) -> Thinking | None:
     """The engine's settings for the reasoning of an answer; None without a reasoning format. The prompt may already
     contain the opening tag."""
     tags = form.reasoning
@@ -91,33 +91,33 @@ def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish, has_tools: boo
 
 
 _marks: WeakKeyDictionary[Vocab, dict[CallFormat, tuple[int, ...]]] = WeakKeyDictionary()
-"""The results of `control_marks`. Weak keys: an entry goes with its vocabulary."""
+"""The results of `find_control_marks`. Weak keys: an entry goes with its vocabulary."""
 
 
-def control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
+def find_control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
     """The control tokens in the tags and marks of a format. The parser needs their text, though control tokens normally
     have none."""
     known = _marks.setdefault(vocab, {})
     if form not in known:
-        known[form] = _control_marks(vocab, form)
+        known[form] = _find_control_marks(vocab, form)
     return known[form]
 
 
-def _control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
-    tokens = {token for text in set(_texts(form)) - {""} for token in vocab.tokenize(text, False, True)}
+def _find_control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
+    tokens = {token for text in set(_list_texts(form)) - {""} for token in vocab.tokenize(text, False, True)}
     return tuple(sorted(token for token in tokens if vocab.is_control(token)))
 
 
-def _texts(value: object) -> Iterator[str]:
+def _list_texts(value: object) -> Iterator[str]:
     """All texts in a record, including those in nested records and tuples."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, tuple):
         for part in value:
-            yield from _texts(part)
+            yield from _list_texts(part)
     elif is_record(value):
         for field in fields(value):
-            yield from _texts(getattr(value, field.name))
+            yield from _list_texts(getattr(value, field.name))
 
 
 def make_id(form: IdForm) -> str:

@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 from server.api.request.chat.places import Origin
-from server.api.request.chat.reasoning import ReasoningWish, read_reasoning, reasoning_variables
+from server.api.request.chat.reasoning import ReasoningWish, make_reasoning_variables, read_reasoning
 from server.api.request.chat.tools import Tools, read_tools
-from server.api.request.fields import CHAT_FIELDS, listed
+from server.api.request.fields import CHAT_FIELDS, format_names
 from server.api.request.media import PARTS, Files
 from server.api.request.prompt import Prompt, tokenize_all
 from server.api.request.schema import read
 from server.chat.output.formats import Tags
-from server.chat.segments import Segments, is_text, plain_text
+from server.chat.segments import Segments, is_text, read_plain_text
 from server.errors import ApiError
 from server.models.model import Model
 from server.records import record, replace
@@ -67,7 +67,7 @@ def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Co
     values = read(body, CHAT_FIELDS, model.defaults)
     tools = read_tools(values)
     messages = with_tool_calls(check_messages(values["messages"], files))
-    variables = template_variables(model, values, body, tools)
+    variables = make_template_variables(model, values, body, tools)
     reasoning = read_reasoning(values, variables)
     prefill = ""
     add_generation_prompt = values["add_generation_prompt"]
@@ -80,17 +80,17 @@ def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Co
     if is_open and values["continue_final_message"] and (add_generation_prompt or must_continue):
         if len(messages) > 1 and messages[-2]["role"] == "assistant":
             raise ApiError(400, "messages: the last two are the assistant's; the answer can continue only one message")
-        prefill = plain_text(messages[-1].get("content"))
+        prefill = read_plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
-    warnings = unread(model, body)
+    warnings = list_unread(model, body)
     return Conversation(messages, tools, reasoning, variables, prefill, add_generation_prompt, warnings)
 
 
-def chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
+def make_chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
     """Render a conversation with the model's template and tokenise it. ApiError 400 if the template refuses it."""
     segments = render(model, chat.messages, chat.add_generation_prompt, chat.variables)
     end = "".join(part for part, is_user in segments[-3:] if not is_user)
-    tags = model.chat_template.reasoning_for(end, chat.prefill)
+    tags = model.chat_template.find_reasoning_tags(end, chat.prefill)
     if chat.prefill:
         segments = [*segments, (chat.prefill, True)]
     text = "".join(part for part, _ in segments)
@@ -99,7 +99,7 @@ def chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
     has_answers = bool(chat.prefill) or any(message["role"] == "assistant" for message in chat.messages)
     source = Origin(chat.messages, chat.variables, text, partial(_render_again, model, chat.add_generation_prompt))
     prompt = replace(prompt, may_respell=has_answers and not prompt.media, source=source)
-    shown, prefill = files.shown(text), files.shown(chat.prefill)
+    shown, prefill = files.replace_markers(text), files.replace_markers(chat.prefill)
     return ChatPrompt(shown, prompt, prefill, chat.tools, chat.reasoning, tags, chat.warnings)
 
 
@@ -124,7 +124,7 @@ def require_few(n: int, field: str = "messages") -> None:
 
 def require_short_arguments(messages: Sequence[Mapping[str, Any]], field: str) -> None:
     """ApiError 400 if the arguments of all calls in the messages of `field` are too long."""
-    n = sum(len(text) for message in messages for text in map(_arguments, message.get("tool_calls") or ()))
+    n = sum(len(text) for message in messages for text in map(_get_arguments, message.get("tool_calls") or ()))
     if n > MAX_ARGUMENTS:
         raise ApiError(
             400, f"{field}: {n} characters of arguments of tool calls are too many, at most {MAX_ARGUMENTS} are allowed"
@@ -140,7 +140,7 @@ def _check_message(i: int, message: object, files: Files | None) -> dict[str, An
     if content is None and not message.get("tool_calls") and role != "assistant":
         raise ApiError(400, f"messages[{i}].content is missing")
     if isinstance(content, list):
-        content = [_marked_part(part, f"messages[{i}].content[{k}]", files) for k, part in enumerate(content)]
+        content = [_mark_part(part, f"messages[{i}].content[{k}]", files) for k, part in enumerate(content)]
         for k, part in enumerate(content):
             if not is_text(part):
                 kind = part.get("type") if isinstance(part, dict) else part
@@ -151,7 +151,7 @@ def _check_message(i: int, message: object, files: Files | None) -> dict[str, An
         raise ApiError(400, f"messages[{i}].content is neither a string nor a list of parts")
     for name, (kind, kind_name) in FIELD_TYPES.items():
         value = message.get(name)
-        if value is not None and not (isinstance(value, kind) and (kind is not list or all_objects(value))):
+        if value is not None and not (isinstance(value, kind) and (kind is not list or has_only_objects(value))):
             raise ApiError(400, f"messages[{i}].{name} is not {kind_name}")
     for k, call in enumerate(message.get("tool_calls") or ()):
         if call.get("function") is not None:
@@ -187,45 +187,47 @@ def with_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def _arguments(call: Mapping[str, Any]) -> str:
+def _get_arguments(call: Mapping[str, Any]) -> str:
     """The arguments of a tool call if they are a text, else ""."""
     function = call.get("function")
     arguments = function.get("arguments") if isinstance(function, dict) else None
     return arguments if isinstance(arguments, str) else ""
 
 
-def _marked_part(part: object, where: str, files: Files | None) -> object:
+def _mark_part(part: object, where: str, files: Files | None) -> object:
     """The part of a message. An image or a sound becomes a text with its marker."""
     if files is not None and isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in PARTS:
         return {"type": "text", "text": files.add_part(part, where), "is_media": True}
     return part
 
 
-def template_variables(
+def make_template_variables(
     model: Model, values: Mapping[str, Any], body: Mapping[str, Any], tools: Tools
 ) -> dict[str, Any]:
     """The template's variables besides the messages: tools, the settings of reasoning and the `chat_template_kwargs` of
     the server and of the request."""
     given = values["chat_template_kwargs"]
-    ours = {**model.template_kwargs, **reasoning_variables(read({}, CHAT_FIELDS, model.defaults))}
-    variables = {**ours, **(given or {}), **reasoning_variables(read(body, CHAT_FIELDS))}
+    ours = {**model.template_kwargs, **make_reasoning_variables(read({}, CHAT_FIELDS, model.defaults))}
+    variables = {**ours, **(given or {}), **make_reasoning_variables(read(body, CHAT_FIELDS))}
     if tools.shown:
         variables["tools"] = list(tools.shown)
     return variables
 
 
-def unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
+def list_unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
     """Warnings about fields and variables that the template doesn't read. There is none for turning reasoning off if
     the engine can end it where it begins, without the template's help."""
     template, given = model.chat_template, body.get("chat_template_kwargs") or {}
     is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"
     asked = [name for name in ("reasoning_effort", "enable_thinking") if body.get(name)]
-    if is_off and (template.call_format.reasoning is not None or not template.unread(["enable_thinking"])):
+    if is_off and (template.call_format.reasoning is not None or not template.list_unread(["enable_thinking"])):
         asked = []
-    lines = [f"{name} has no effect: this model's chat template doesn't read it" for name in template.unread(asked)]
-    names = template.unread(given)
+    lines = [
+        f"{name} has no effect: this model's chat template doesn't read it" for name in template.list_unread(asked)
+    ]
+    names = template.list_unread(given)
     if names:
-        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {listed(names)}")
+        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {format_names(names)}")
     return tuple(lines)
 
 
@@ -247,6 +249,6 @@ def _render_again(model: Model, add_generation_prompt: bool, messages: Any, vari
     return "".join(part for part, _ in render(model, messages, add_generation_prompt, variables))
 
 
-def all_objects(values: list[object]) -> bool:
+def has_only_objects(values: list[object]) -> bool:
     """Whether all values are JSON objects."""
     return all(isinstance(value, dict) for value in values)

@@ -11,7 +11,7 @@ from server.errors import ApiError
 Part = dict[str, Any]
 
 
-def required(block: Mapping[str, Any], name: str, where: str) -> str:
+def require_text(block: Mapping[str, Any], name: str, where: str) -> str:
     """A required text of a block. ApiError 400."""
     if not isinstance(block.get(name), str):
         raise ApiError(400, f"{where}.{name} is not a string")
@@ -33,12 +33,12 @@ def one_of(known: Collection[str], value: object, where: str) -> str:
     return value
 
 
-def text_part(text: str) -> Part:
+def make_text_part(text: str) -> Part:
     """A text as a part of a message."""
     return {"type": "text", "text": text}
 
 
-def joined(parts: list[Part]) -> str | list[Part]:
+def join_parts(parts: list[Part]) -> str | list[Part]:
     """The content of a message with these parts. A single text becomes a string, which all templates accept."""
     if len(parts) == 1 and not parts[0].get("is_media"):
         return parts[0]["text"]

@@ -69,21 +69,21 @@ class Rewriter:
         if not letter:
             return text  # all letters are in use
         if path[-1] == "arguments":  # JSON text
-            written = _within(STRING, text, lambda part: _between(ESCAPE, part, letter))
+            written = _rewrite_within(STRING, text, lambda part: _replace_between(ESCAPE, part, letter))
         else:
-            written = _between(TAG, text, letter)
+            written = _replace_between(TAG, text, letter)
         n_before = next((i for i, one in enumerate(written) if one == letter), 0)
         self.leaves[letter] = Leaf(path, text[:n_before], text[written.rfind(letter) + 1 :])
         return written
 
 
-def _between(pattern: re.Pattern[str], text: str, letter: str) -> str:
+def _replace_between(pattern: re.Pattern[str], text: str, letter: str) -> str:
     """The text with all letters and digits replaced by `letter`, except in matches of the pattern, which is one
     group."""
     return "".join(part if i % 2 else WORD.sub(letter, part) for i, part in enumerate(pattern.split(text)))
 
 
-def _within(pattern: re.Pattern[str], text: str, rewrite: Callable[[str], str]) -> str:
+def _rewrite_within(pattern: re.Pattern[str], text: str, rewrite: Callable[[str], str]) -> str:
     return "".join(rewrite(part) if i % 2 else part for i, part in enumerate(pattern.split(text)))
 
 
@@ -99,7 +99,7 @@ class Origin:
 
     def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
         """See `prompt.Source`."""
-        offset = offset_in(self.text, pieces, n_same)
+        offset = find_offset(self.text, pieces, n_same)
         if offset is None:
             return None
         rewriter = Rewriter(self.text)
@@ -114,9 +114,9 @@ class Origin:
             return None
         if offset >= len(written):
             return Place(f"messages[{len(messages)}].content", len(messages), "assistant")
-        return self._owner(written, offset, rewriter.leaves)
+        return self._find_owner(written, offset, rewriter.leaves)
 
-    def _owner(self, written: str, at: int, leaves: Mapping[str, Leaf]) -> Place | None:
+    def _find_owner(self, written: str, at: int, leaves: Mapping[str, Leaf]) -> Place | None:
         text = self.text
         if any(a != b and b not in leaves for a, b in zip(text[: at + 1], written)):
             return None  # the template has rendered something different, so positions don't correspond
@@ -125,24 +125,24 @@ class Origin:
         before = next((i for i in range(min(at, end) - 1, -1, -1) if written[i] in leaves), -1)
         last, following = leaves.get(written[before]) if before >= 0 else None, leaves.get(written[behind : behind + 1])
         if following is not None and (behind == at or following is last or following.head.endswith(text[at:behind])):
-            return self._named(following.path)
+            return self._make_place(following.path)
         if last is not None and last.tail.startswith(text[before + 1 : at]):
-            return self._named(last.path)
-        return self._between(last.path if last else (), following.path if following else (), at)
+            return self._make_place(last.path)
+        return self._find_between(last.path if last else (), following.path if following else (), at)
 
-    def _between(self, last: Path, following: Path, at: int) -> Place:
+    def _find_between(self, last: Path, following: Path, at: int) -> Place:
         """The field of a position between two texts: a role, an object that contains both, or the template itself."""
         n = next((i for i, (a, b) in enumerate(zip(last, following)) if a != b), min(len(last), len(following)))
         if n > 1:
-            return self._named(last[:n])
+            return self._make_place(last[:n])
         if following[:1] != ("messages",):
             return Place("chat_template")
         number = following[1]
         role = self.messages[number]["role"]
-        is_role = _word_at(self.text, at) == role
+        is_role = _find_word_at(self.text, at) == role
         return Place(f"messages[{number}].role" if is_role else "chat_template", number, role)
 
-    def _named(self, path: Path) -> Place:
+    def _make_place(self, path: Path) -> Place:
         name = str(path[0])
         for part in path[1:]:
             name += f"[{part}]" if isinstance(part, int) else f".{str(part)[:MAX_KEY]}"
@@ -150,12 +150,12 @@ class Origin:
         return Place(name[:MAX_FIELD], number, None if number is None else self.messages[number]["role"])
 
 
-def _word_at(text: str, at: int) -> str:
+def _find_word_at(text: str, at: int) -> str:
     before, behind = re.search(r"\w*$", text[max(at - 64, 0) : at]), re.match(r"\w*", text[at : at + 64])
     return (before.group() if before else "") + (behind.group() if behind else "")
 
 
-def offset_in(text: str, pieces: Iterable[bytes | None], n_more: int = 0) -> int | None:
+def find_offset(text: str, pieces: Iterable[bytes | None], n_more: int = 0) -> int | None:
     """The number of characters of a text that these first tokens cover, plus `n_more` bytes. A token is given as its
     bytes; None is a file, for which the text has a marker. None if the tokens don't match the text."""
     data, at, n_strange = text.encode("utf-8", "surrogatepass"), 0, 0

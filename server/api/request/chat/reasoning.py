@@ -34,7 +34,7 @@ def read_reasoning(values: Mapping[str, Any], variables: Mapping[str, Any]) -> R
     return ReasoningWish(FORMS[form], 0 if is_off else values["reasoning_budget_tokens"], message)
 
 
-def reasoning_variables(values: Mapping[str, Any]) -> dict[str, Any]:
+def make_reasoning_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     """The template variables of these fields. `server.chat.variables` maps them to the names that a template uses."""
     effort, is_enabled = values["reasoning_effort"], values["enable_thinking"]
     if is_enabled is None and (effort == "none" or values["reasoning_budget_tokens"] == 0):

@@ -53,8 +53,8 @@ def read_tools(values: Mapping[str, Any]) -> Tools:
         field, strange = "tool_choice", "function_call"
     if values[strange] not in (None, AUTO, NONE):
         raise ApiError(400, f"{strange} goes with {'tools' if is_old else 'functions'}")
-    by_name = tools_by_name(tools, "functions" if is_old else "tools")
-    choice, names = _choice(values[field], field, tuple(by_name))
+    by_name = index_tools(tools, "functions" if is_old else "tools")
+    choice, names = _read_choice(values[field], field, tuple(by_name))
     if not tools:
         return Tools()
     return Tools(
@@ -86,7 +86,7 @@ def check_tool(tool: object, where: str, function_where: str) -> Tool:
     function = tool.get("function")
     if not isinstance(function, dict):
         raise ApiError(400, f"{function_where} is not an object")
-    _name(function.get("name"), f"{function_where}.name")
+    _check_name(function.get("name"), f"{function_where}.name")
     for name, (kind, kind_name) in FIELD_TYPES.items():
         if function.get(name) is not None and not isinstance(function[name], kind):
             raise ApiError(400, f"{function_where}.{name} is not {kind_name}")
@@ -96,7 +96,7 @@ def check_tool(tool: object, where: str, function_where: str) -> Tool:
     return {"type": "function", **tool}
 
 
-def _name(value: object, where: str) -> str:
+def _check_name(value: object, where: str) -> str:
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ApiError(
             400, f"{where}: {str(value)[:40]!r} is not a function name of 1 to 128 ASCII letters, digits, and _ . -"
@@ -104,7 +104,7 @@ def _name(value: object, where: str) -> str:
     return value
 
 
-def tools_by_name(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
+def index_tools(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
     """The tools by name. ApiError 400 if two have the same name, or all together are too large."""
     by_name: dict[str, Tool] = {}
     for i, tool in enumerate(tools):
@@ -116,7 +116,7 @@ def tools_by_name(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
     return by_name
 
 
-def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _read_choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """The choice in `tool_choice` or `function_call`, and the functions that it allows. ApiError 400."""
     known = (AUTO, NONE) if field == "function_call" else (AUTO, NONE, REQUIRED)
     if value is None:
@@ -130,17 +130,17 @@ def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tup
     if not isinstance(value, dict):
         raise ApiError(400, f"{field}: {str(value)[:40]!r} is neither a string nor an object")
     if field == "function_call":
-        return REQUIRED, (known_name(value, field, names),)
+        return REQUIRED, (read_known_name(value, field, names),)
     if value.get("type") == "function":
         if "name" in value and "function" not in value:  # the form of /v1/responses; some clients also send it in chats
-            return REQUIRED, (known_name(value, field, names),)
-        return REQUIRED, (known_name(value.get("function"), f"{field}.function", names),)
+            return REQUIRED, (read_known_name(value, field, names),)
+        return REQUIRED, (read_known_name(value.get("function"), f"{field}.function", names),)
     if value.get("type") == "allowed_tools":
-        return _allowed_tools(value.get("allowed_tools"), f"{field}.allowed_tools", names)
+        return _read_allowed_tools(value.get("allowed_tools"), f"{field}.allowed_tools", names)
     raise ApiError(400, f"{field}.type: {str(value.get('type'))[:40]!r} is unknown; use one of function, allowed_tools")
 
 
-def _allowed_tools(value: object, where: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _read_allowed_tools(value: object, where: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise ApiError(400, f"{where} is not an object")
     if value.get("mode") not in (AUTO, REQUIRED):
@@ -149,13 +149,13 @@ def _allowed_tools(value: object, where: str, names: tuple[str, ...]) -> tuple[s
     for tool, place in list_items(value.get("tools"), f"{where}.tools"):
         if not isinstance(tool, dict):
             raise ApiError(400, f"{place} is not an object")
-        allowed.add(known_name(tool.get("function"), f"{place}.function", names))
+        allowed.add(read_known_name(tool.get("function"), f"{place}.function", names))
     if not allowed:
         raise ApiError(400, f"{where}.tools: give one at least")
     return value["mode"], tuple(name for name in names if name in allowed)
 
 
-def known_name(function: object, where: str, names: tuple[str, ...]) -> str:
+def read_known_name(function: object, where: str, names: tuple[str, ...]) -> str:
     """The `name` in an object, which must be a tool's name. ApiError 400."""
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(400, f"{where}.name is not a string")

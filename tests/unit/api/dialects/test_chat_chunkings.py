@@ -49,7 +49,7 @@ def reply_for(reasoning: str, n_probs: int) -> OpenAiReply:
         "reasoning_format": {"split": "auto", "legacy": "deepseek-legacy"}[reasoning],
     }
     model = SimpleNamespace(
-        vocab=FakeVocab(), name_for=lambda name: "m", info=SimpleNamespace(llama_version="x"), name="m"
+        vocab=FakeVocab(), choose_name=lambda name: "m", info=SimpleNamespace(llama_version="x"), name="m"
     )
     asked = SimpleNamespace(
         arrival=Arrival(),
@@ -74,9 +74,9 @@ def answered(text: str, sizes: list[int], reasoning: str, n_probs: int) -> tuple
     sent = b""
     for message in (*pieces(text, sizes, n_probs), Final(0, 0, "", STOP_EOS, "", 1, 1, 1, False, TIMINGS)):
         for event in parser.feed(message):
-            sent += streamed.event(0, event)
+            sent += streamed.encode_event(0, event)
             answer.add(event)
-    [choice] = whole.whole([answer])["choices"]
+    [choice] = whole.make_whole([answer])["choices"]
     return choice, put_together([json.loads(part[6:]) for part in sent.decode().split("\n\n") if part])
 
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.api.admin.models import count_text, quantization
+from server.api.admin.models import count_text, parse_quantization
 from server.api.dialects.dialect import Call
 from server.api.dialects.ollama import MAX_DURATION, call_json, is_zero, keep_alive, read_turns, seconds_of
 from server.api.dialects.ollama_generate import fill_template
-from server.api.ollama import typed
-from server.api.request.fields import MAX_HEADER, warning_header
+from server.api.ollama import parse_typed
+from server.api.request.fields import MAX_HEADER, make_warning_header
 from server.api.request.media import Files
 from server.errors import ApiError
 
@@ -136,16 +136,16 @@ def test_a_template_keeps_apart_who_wrote_what():
     ],
 )
 def test_the_type_of_the_weights_is_found_in_the_description(desc, found):
-    assert quantization(desc) == found
+    assert parse_quantization(desc) == found
 
 
 def test_warnings_in_a_head_are_cut():
-    assert warning_header(()) == {} and len(warning_header(["x" * 1500] * 9)["X-Warnings"]) == MAX_HEADER
+    assert make_warning_header(()) == {} and len(make_warning_header(["x" * 1500] * 9)["X-Warnings"]) == MAX_HEADER
 
 
 def test_numbers_of_the_metadata_are_numbers():
-    assert [typed(text) for text in ("12", "-1", "0.5", "1e5", "true", "x", "1" * 30)] == [
+    assert [parse_typed(text) for text in ("12", "-1", "0.5", "1e5", "true", "x", "1" * 30)] == [
         *(12, -1, 0.5, "1e5", True, "x", "1" * 30)
     ]
     assert [count_text(n) for n in (1000, 134_515_008, 7_241_732_096)] == ["1.00K", "134.52M", "7.2B"]
-    json.dumps(typed("0.000010"))
+    json.dumps(parse_typed("0.000010"))

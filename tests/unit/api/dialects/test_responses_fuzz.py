@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.dialects.response_items import conversation_id, item_of, unseal, with_ids
+from server.api.dialects.response_items import item_of, read_conversation_id, unseal, with_ids
 from server.api.dialects.responses import ITEMS, read_format, read_messages, read_tools
 from server.api.request.media import Files
 from server.errors import ApiError
@@ -97,7 +97,7 @@ def test_tools(value, choice, is_parallel):
 @given(json_values)
 def test_single_values(value):
     unseal(value)
-    for read in (conversation_id, lambda form: read_format({"format": form}, {})):
+    for read in (read_conversation_id, lambda form: read_format({"format": form}, {})):
         try:
             read(value)
         except ApiError as error:
@@ -122,4 +122,4 @@ def test_an_item_is_read_as_it_was_written(kind, text, is_summary):
     found, said = item_of(item)
     found.parts.append(said)
     found.status = "completed"
-    assert found.json() == item
+    assert found.as_json() == item

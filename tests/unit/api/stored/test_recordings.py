@@ -121,7 +121,7 @@ def test_a_complete_stream_is_kept_for_a_while():
     clock.now += 1
     with pytest.raises(ApiError, match="expired") as caught:
         kept.find("k", "c")
-    assert caught.value.status == 404 and kept.matching("k", ["c"]) == []
+    assert caught.value.status == 404 and kept.find_matching("k", ["c"]) == []
 
 
 def test_a_stream_that_nobody_reads_ends_after_a_long_while():
@@ -156,7 +156,7 @@ def test_a_source_that_can_not_be_made_leaves_nothing_behind():
     kept = Recordings()
     with pytest.raises(ApiError, match="no engine"):
         kept.begin(Request("POST", "/"), "c", fail, TYPE)
-    assert kept.matching("", ["c"]) == []
+    assert kept.find_matching("", ["c"]) == []
 
 
 def test_one_key_can_not_take_all_places(monkeypatch):
@@ -183,4 +183,4 @@ def test_one_key_can_not_take_all_places(monkeypatch):
     wait_until(lambda: sum(source.is_closed for source in sources) == 3, "their ends", PATIENCE)
     begin("m", "4")
     gate.release()
-    assert [kept.matching(key, list("1234")) != [] for key in "klm"] == [True, True, True]
+    assert [kept.find_matching(key, list("1234")) != [] for key in "klm"] == [True, True, True]

@@ -31,7 +31,7 @@ def _from_cache(folder: Path) -> Path:
     common, packages = build_script("common"), build_script("packages")
     lock = packages.load_lock()
     archive = next((row for key, row in lock.items() if key.startswith("npm:source-")), None)
-    fetcher = packages.Fetcher(common.cache_folder(), lock, common.Progress(quiet=True), offline=True)
+    fetcher = packages.Fetcher(common.find_cache_folder(), lock, common.Progress(quiet=True), offline=True)
     need(
         archive and fetcher.has(archive),
         "llama.cpp's source isn't here: set LLAMA_CPP_SOURCE to a checkout, "

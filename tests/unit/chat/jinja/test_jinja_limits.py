@@ -203,7 +203,7 @@ def test_ordinary_work_stays_far_below_the_limits() -> None:
 
 def test_steps_and_text_are_counted() -> None:
     run = Run(Limits(steps=100, text=10_000), {}, {}, mutable=False)
-    run.text(5120)
+    run.count_text(5120)
     assert run.steps == 80
     for _ in range(70):
         run.tick()

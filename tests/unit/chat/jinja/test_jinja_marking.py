@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from server.chat.jinja import Marked, Template, TemplateError, mark
-from server.chat.jinja.marked import concat, escape, segments, spans_of
+from server.chat.jinja.marked import concat, escape, make_segments, spans_of
 from tests.fuzzing import fuzz
 from tests.unit.chat.jinja.test_jinja_fuzz import CONTEXT, PRELUDE, expression, statement
 
@@ -196,7 +196,7 @@ def test_marked_strings_behave_like_strings() -> None:
     assert text == "a b" and hash(text) == hash("a b") and {"a b": 1}[text] == 1 and text in ("a b",)
     assert repr(text) == "'a b'"
     assert spans_of("x" + text) == ((1, 4),) and spans_of(concat(["x", text, text])) == ((1, 7),)
-    assert segments([escape(Marked("<") + ">")]) == [("&lt;", True), ("&gt;", False)]
+    assert make_segments([escape(Marked("<") + ">")]) == [("&lt;", True), ("&gt;", False)]
 
 
 def private(value: Any) -> Any:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.cache.block_cache import MIB, ram_limit
+from server.engine.cache.block_cache import MIB, compute_ram_limit
 from server.engine.cache.block_tree import BLOCK
 from server.engine.loop.prefixes import LAST_TOKEN
 from server.engine.seam.task import Final
 from server.model_files import identity
-from server.model_files.identity import Identity, source
+from server.model_files.identity import Identity, make_source
 from tests.fakes import PATIENCE_S, FakeBackend
 from tests.unit.engine.driving import Driver, alone
 
@@ -147,7 +147,7 @@ def test_a_shifted_context_is_not_kept():
 
 
 @pytest.mark.parametrize(
-    ("is_split", "name", "seconds", "n_blocks"), [(False, "state", 0.06, 2), (True, "read_parts", 0.2, 1)]
+    ("is_split", "name", "seconds", "n_blocks"), [(False, "read_state", 0.06, 2), (True, "read_parts", 0.2, 1)]
 )
 def test_saving_stops_when_its_time_is_over(is_split, name, seconds, n_blocks):
     d = driver(n_slots=2, is_split=is_split, max_stall_ms=100)
@@ -163,18 +163,18 @@ def test_saving_stops_when_its_time_is_over(is_split, name, seconds, n_blocks):
     setattr(d.backend, name, slow)
     other = d.post(TEXTS[1], n_predict=1, id_slot=1)
     d.step()
-    assert d.scheduler._prefixes.blocks.known((), list((TEXTS[0] * 2).encode())) == n_blocks * BLOCK
+    assert d.scheduler._prefixes.blocks.count_known((), list((TEXTS[0] * 2).encode())) == n_blocks * BLOCK
     d.finish()
     assert d.text(reader) == alone("somebody reads", 300) and d.text(other) == alone(TEXTS[1], 1)
 
 
 @pytest.mark.parametrize(("mib", "limit"), [(0, 0), (5, 5 * MIB), (-1, 1 << 62)])
 def test_the_limit_is_what_was_asked_for(mib, limit):
-    assert ram_limit(mib) == limit
+    assert compute_ram_limit(mib) == limit
 
 
 def test_the_limit_by_itself_leaves_most_of_the_memory():
-    assert 0 < ram_limit(None) <= 8192 * MIB
+    assert 0 < compute_ram_limit(None) <= 8192 * MIB
 
 
 # ---- a stream for each slot ----------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_another_model_uses_nothing_and_removes_nothing_until_it_needs_the_room(
     end(second)
     assert theirs < set(tmp_path.iterdir())
     third = on_disk(tmp_path, cache_disk_mib=0)
-    assert third.scheduler._prefixes.blocks.known((), list(TEXTS[0].encode())) == 0
+    assert third.scheduler._prefixes.blocks.count_known((), list(TEXTS[0].encode())) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -494,12 +494,14 @@ def test_the_disk_is_used_once_the_model_s_files_are_read_and_then_for_what_was_
 ):
     monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
     (tmp_path / "model").write_bytes(b"weights")
-    go, digest = threading.Event(), identity._digest
-    monkeypatch.setattr(identity, "_digest", lambda one, is_busy: (go.wait(PATIENCE_S), digest(one, is_busy))[1])
+    go, digest = threading.Event(), identity._compute_digest
+    monkeypatch.setattr(
+        identity, "_compute_digest", lambda one, is_busy: (go.wait(PATIENCE_S), digest(one, is_busy))[1]
+    )
 
     def start() -> Driver:
         backend = FakeBackend(n_ctx=2048, is_split=is_split)
-        backend.identity = Identity({"model": [source(tmp_path / "model")]})
+        backend.identity = Identity({"model": [make_source(tmp_path / "model")]})
         return on_disk(tmp_path / "disk", backend=backend)
 
     def know(d: Driver) -> None:
@@ -544,4 +546,4 @@ def test_of_a_shifted_context_only_what_was_kept_is_known_outside(tmp_path):
     d.finish()
     held = list(d.scheduler.slots[0].tokens)
     ask(d, "another " * 30)
-    assert d.scheduler._prefixes.blocks.known((), held) == 200
+    assert d.scheduler._prefixes.blocks.count_known((), held) == 200

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.cache.block_tree import BLOCK, Block, BlockTree, Shelf
-from server.engine.slots.slot import common_prefix
+from server.engine.slots.slot import count_common_prefix
 
 
 def keep(tree: BlockTree, tokens: list[int], lora: tuple = ()) -> list[Block]:
     """What saving a sequence does; the new blocks."""
-    block, at = tree.missing(lora, tokens)
+    block, at = tree.find_missing(lora, tokens)
     new = []
     while at < len(tokens):
         block, _ = tree.add(block, tuple(tokens[at : at + BLOCK]))
@@ -51,7 +51,7 @@ def test_a_common_beginning_is_kept_once():
 def test_a_longer_version_replaces_the_short_end():
     tree = BlockTree()
     short = keep(tree, TOKENS[:300])[-1]
-    parent, at = tree.missing((), TOKENS[:350])
+    parent, at = tree.find_missing((), TOKENS[:350])
     assert at == 256 and tree.add(parent, tuple(TOKENS[256:350]))[1] == [short]
     assert tree.find((), TOKENS)[1] == 350
 
@@ -80,8 +80,8 @@ def test_find_gives_the_longest_beginning_that_any_kept_text_has(texts, wanted):
         path, n = tree.find((), prompt)
         whole = [token for block in path for token in block.tokens]
         assert whole[:n] == prompt[:n]
-        assert n >= max((common_prefix(text, prompt) for text in texts), default=0) // BLOCK * BLOCK
-        assert n <= max((common_prefix(text, prompt) for text in texts), default=0)
+        assert n >= max((count_common_prefix(text, prompt) for text in texts), default=0) // BLOCK * BLOCK
+        assert n <= max((count_common_prefix(text, prompt) for text in texts), default=0)
 
 
 def test_the_shelf_gives_up_what_was_not_used_for_longest():
@@ -92,7 +92,7 @@ def test_the_shelf_gives_up_what_was_not_used_for_longest():
     shelf.touch(blocks[0])
     shelf.touch(blocks[3])
     gone = []
-    for block in shelf.too_much():
+    for block in shelf.list_excess():
         shelf.discard(block)
         gone.append(block)
     assert gone == [blocks[1]] and shelf.size == 200 and blocks[0] in shelf

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from server.engine.cache.difference import MAX_MISSES, STRETCH, count_known, first_difference
+from server.engine.cache.difference import MAX_MISSES, STRETCH, count_known, find_first_difference
 from server.engine.seam.task import Difference
 
 
@@ -25,9 +25,9 @@ RULES, QUESTION, ANSWER = numbers(100, 200), numbers(1000, 90), numbers(2000, 70
 
 def test_the_first_difference_is_shown_with_what_is_around_it():
     prompt, cached = ids("the red house is here"), ids("the blue house is there")
-    assert first_difference(prompt, cached) == Difference(4, tuple(b"the "), tuple(b"red ho"), tuple(b"blue h"), 0)
-    assert first_difference(prompt, prompt + [1]) is None and first_difference(prompt, prompt[:5]) is None
-    assert first_difference(prompt, []) is None and first_difference([], prompt) is None
+    assert find_first_difference(prompt, cached) == Difference(4, tuple(b"the "), tuple(b"red ho"), tuple(b"blue h"), 0)
+    assert find_first_difference(prompt, prompt + [1]) is None and find_first_difference(prompt, prompt[:5]) is None
+    assert find_first_difference(prompt, []) is None and find_first_difference([], prompt) is None
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_the_first_difference_is_shown_with_what_is_around_it():
     ids=["date", "next turn", "another text", "taken out", "another order", "edited question", "too short"],
 )
 def test_what_the_cached_text_has_as_well_is_counted(prompt, n_lost):
-    found = first_difference(prompt, HEAD + DATE + RULES + QUESTION + ANSWER)
+    found = find_first_difference(prompt, HEAD + DATE + RULES + QUESTION + ANSWER)
     assert found.n_lost == n_lost
-    assert first_difference(prompt, HEAD + DATE + RULES + QUESTION + ANSWER, counts=False).n_lost == 0
+    assert find_first_difference(prompt, HEAD + DATE + RULES + QUESTION + ANSWER, counts=False).n_lost == 0
 
 
 def test_a_token_counts_once_however_often_the_cached_text_has_it():

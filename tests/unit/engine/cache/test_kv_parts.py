@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from server.engine.cache.kv_parts import KvParts, UnknownState, joined, read_section, streams_of, with_streams
+from server.engine.cache.kv_parts import KvParts, UnknownState, join_parts, read_section, streams_of, with_streams
 
 MAGIC = struct.pack("<Ii", 0xAF143CD8, 3)
 
@@ -68,15 +68,15 @@ def test_parts_are_what_a_sequence_of_those_tokens_has(shape, place):
     n_streams, stream = place
     whole = KvParts(state(list(range(10)), n_streams=n_streams, stream=stream, **shape))
     for start, end in ((0, 10), (0, 1), (3, 7), (9, 10)):
-        assert whole.part(start, end) == state(list(range(start, end)), **shape)
+        assert whole.cut_part(start, end) == state(list(range(start, end)), **shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("n_streams", [1, 2, 5])
 def test_parts_are_joined_to_the_whole(shape, n_streams):
     whole = state(list(range(20)), **shape)
-    parts = [KvParts(whole).part(start, end) for start, end in ((0, 8), (8, 16), (16, 20))]
-    assert joined(parts, n_streams) == state(list(range(20)), n_streams=n_streams, stream=n_streams - 1, **shape)
+    parts = [KvParts(whole).cut_part(start, end) for start, end in ((0, 8), (8, 16), (16, 20))]
+    assert join_parts(parts, n_streams) == state(list(range(20)), n_streams=n_streams, stream=n_streams - 1, **shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -85,16 +85,16 @@ def test_cells_in_any_order_are_cut_by_their_positions(shape):
     random.Random(5).shuffle(positions)
     shuffled, wrapped = KvParts(state(positions, **shape)), KvParts(state([*range(7, 12), *range(7)], **shape))
     for parts in (shuffled, wrapped):
-        assert parts.part(0, 12) == state(list(range(12)), **shape)
-        assert parts.part(5, 9) == state(list(range(5, 9)), **shape)
+        assert parts.cut_part(0, 12) == state(list(range(12)), **shape)
+        assert parts.cut_part(5, 9) == state(list(range(5, 9)), **shape)
 
 
 def test_what_is_not_there_is_not_made_up():
     parts = KvParts(state([0, 1, 2, 5, 6]))
-    assert parts.part(0, 3) == state([0, 1, 2])
+    assert parts.cut_part(0, 3) == state([0, 1, 2])
     for start, end in ((0, 7), (3, 5), (6, 8)):
         with pytest.raises(UnknownState):
-            parts.part(start, end)
+            parts.cut_part(start, end)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -128,7 +128,7 @@ def test_two_caches_can_not_be_cut():
 def test_parts_of_different_caches_are_not_joined():
     for other in ({"k": 8}, {"n_layers": 3}, {"is_turned": True}, {"has_extra": True}, {"v": 0}):
         with pytest.raises(UnknownState):
-            joined([state([0, 1]), state([2], **other)], 2)
+            join_parts([state([0, 1]), state([2], **other)], 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -142,7 +142,7 @@ def test_damaged_states_are_refused_and_never_read_beyond_their_end(shape):
         data = bytearray(whole)
         data[rng.randrange(8, len(data))] = rng.randrange(256)
         try:
-            part = KvParts(memoryview(data)).part(1, 4)
+            part = KvParts(memoryview(data)).cut_part(1, 4)
         except UnknownState:
             continue
         assert len(part) <= len(data)

@@ -159,14 +159,14 @@ def test_among_equals_the_idle_slot_unused_for_longest_is_worth_least():
     backend = backend_for(3)
     slots = filled(backend, [1], [3], [4])
     slots[0].run = object()
-    assert prompt_cache.least_valuable(slots, 3.0) is slots[1]
+    assert prompt_cache.find_least_valuable(slots, 3.0) is slots[1]
 
 
 def test_without_an_idle_cache_there_is_none_to_give_up():
     backend = backend_for(2)
     slots = filled(backend, [1, 2], [])
     slots[0].run = object()
-    assert prompt_cache.least_valuable(slots) is None
+    assert prompt_cache.find_least_valuable(slots) is None
 
 
 # ---- context shift -----------------------------------------------------------------------------------------------

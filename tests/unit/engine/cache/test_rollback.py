@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.cache.rollback import MAX_BACK, MAX_BYTES, Rollback, n_back
+from server.engine.cache.rollback import MAX_BACK, MAX_BYTES, Rollback, count_back
 from server.engine.seam.config import EngineConfig, SpecConfig
 from server.engine.slots.planner import Span
-from server.model_files.memory_plan import Wish, cache_bytes
+from server.model_files.memory_plan import Wish, count_cache_bytes
 from server.model_files.shape import Layer, Shape
 
 GUESSES = SpecConfig(lookup=True)
@@ -18,7 +18,7 @@ def shape(state: int = 1000, can_go_back: bool = True) -> Shape:
 
 
 def back(shape: Shape | None, **config) -> int:
-    return n_back(EngineConfig("", "", **{"spec": GUESSES, **config}), shape)
+    return count_back(EngineConfig("", "", **{"spec": GUESSES, **config}), shape)
 
 
 def test_older_states_are_kept_where_there_are_guesses_and_the_model_can():
@@ -35,7 +35,7 @@ def test_none_are_kept_where_nothing_is_guessed(config):
 
 def test_their_memory_is_bounded_and_planned():
     assert back(shape(MAX_BYTES // 3)) == 3 and back(shape(MAX_BYTES // 3), n_slots=4) == 0
-    one, more = (cache_bytes(shape().layers, Wish(n_slots=2, n_back=n), 512) for n in (0, 5))
+    one, more = (count_cache_bytes(shape().layers, Wish(n_slots=2, n_back=n), 512) for n in (0, 5))
     assert more - one == 5 * 1000 * 3, "a sequence for each slot, and the system prompt's"
 
 

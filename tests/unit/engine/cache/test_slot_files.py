@@ -120,7 +120,7 @@ def test_a_state_computed_with_other_settings_is_refused(tmp_path, written, read
 def test_an_engine_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
     code = (
         "import os, signal, sys; from pathlib import Path; from server.engine.cache import slot_files\n"
-        "with slot_files._new_file(Path(sys.argv[1])) as stream:\n"
+        "with slot_files._open_new_file(Path(sys.argv[1])) as stream:\n"
         "    stream.write(b'x' * 100000); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "slot")], cwd=ROOT, check=False)
@@ -135,10 +135,10 @@ def test_where_links_are_not_allowed_the_new_file_is_copied(tmp_path, monkeypatc
 
 
 def test_where_files_need_a_name_the_new_one_is_a_neighbour_until_it_is_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(slot_files, "_nameless", lambda folder: None)
+    monkeypatch.setattr(slot_files, "_open_nameless", lambda folder: None)
     slot_files.write(tmp_path / "slot", MODEL, TOKENS, LORA, memoryview(STATE))
     assert slot_files.read(tmp_path / "slot", MODEL).tokens == TOKENS and os.listdir(tmp_path) == ["slot"]
-    with pytest.raises(ZeroDivisionError), slot_files._new_file(tmp_path / "slot") as stream:
+    with pytest.raises(ZeroDivisionError), slot_files._open_new_file(tmp_path / "slot") as stream:
         stream.write(b"half")
         assert len(os.listdir(tmp_path)) == 2
         raise ZeroDivisionError

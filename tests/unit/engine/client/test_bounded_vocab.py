@@ -13,8 +13,8 @@ from server.engine.client.bounded_vocab import (
     LONG,
     MAX_WORD,
     BoundedVocab,
-    longest_word,
     may_have_long_word,
+    measure_longest_word,
     on_deep_stack,
     without_middle,
 )
@@ -155,7 +155,7 @@ def test_the_deep_stack_really_is_deep():
 
 def test_words_beyond_any_stack_are_refused_where_patterns_recurse():
     text = "a b" * 10 + "é" * (MAX_WORD + 1) + " c"
-    assert longest_word(text) == MAX_WORD + 2 and longest_word("a" + " \n" * 5) == 10
+    assert measure_longest_word(text) == MAX_WORD + 2 and measure_longest_word("a" + " \n" * 5) == 10
     vocab = BoundedVocab(Notes(has_patterns=True), n_ctx=10**7)
     assert "without a break" in refused(vocab, text).message and refused(vocab, text).reason == "too_large"
     assert BoundedVocab(Notes(), n_ctx=10**7).tokenize(text, False, True)

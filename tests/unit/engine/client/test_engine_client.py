@@ -33,7 +33,7 @@ from server.engine.seam.task import (
 )
 from server.errors import ApiError
 from server.memory import Budget, Share
-from server.web.message import error_body
+from server.web.message import make_error_body
 from tests.fakes import PATIENCE_S, FakeVocab
 
 INFO = ModelInfo("fake.gguf", n_slots=2)
@@ -93,7 +93,7 @@ def final(id_task: int) -> Final:
 
 
 def submit(client: EngineClient, n: int = 1, stream: bool = True):
-    tasks = [Task(client.new_id(), (1, 2)) for _ in range(n)]
+    tasks = [Task(client.make_id(), (1, 2)) for _ in range(n)]
     return client.submit(*tasks, stream=stream), [task.id for task in tasks]
 
 
@@ -131,7 +131,7 @@ def test_while_loading_nothing_is_submitted_and_the_client_may_try_again_soon():
 def test_after_a_failed_load_the_reason_is_given():
     client, transport = client_in(LoadFailed("no such tensor"), Closed())
     assert client.wait_until_loaded(0) and client.state == "error"
-    for ask in (lambda: submit(client), lambda: client.command("erase")):
+    for ask in (lambda: submit(client), lambda: client.run_command("erase")):
         with pytest.raises(ApiError, match="no such tensor") as caught:
             ask()
         assert caught.value.status == 500
@@ -231,12 +231,12 @@ def test_an_engine_that_ends_just_before_a_task_is_known_answers_it():
         drain(results)
     client.state = "ok"
     with pytest.raises(ApiError, match="shutting down"):
-        client.command("erase", timeout_s=PATIENCE_S, id_slot=0)
+        client.run_command("erase", timeout_s=PATIENCE_S, id_slot=0)
 
 
 def test_ids_only_grow():
     client, _ = ready()
-    ids = [client.new_id() for _ in range(100)]
+    ids = [client.make_id() for _ in range(100)]
     assert ids == sorted(set(ids))
 
 
@@ -297,7 +297,7 @@ def test_a_failure_is_raised_with_all_that_it_says(stream):
     transport.on_frame(Frame((Failure(id_task, 400, "too long", "exceed_context_size_error", {"n_ctx": 64}),)))
     with pytest.raises(ApiError) as caught:
         drain(results)
-    assert error_body(caught.value) == {
+    assert make_error_body(caught.value) == {
         "error": {"code": 400, "message": "too long", "type": "exceed_context_size_error", "n_ctx": 64}
     }
 
@@ -420,11 +420,11 @@ def test_what_was_asked_is_known_while_it_runs_and_a_while_after():
     client, transport = ready()
     results, (id_task,) = submit(client)
     others = [submit(client)[1][0] for _ in range(200)]
-    assert client.task(id_task) is results.tasks[0]
+    assert client.get_task(id_task) is results.tasks[0]
     transport.on_frame(Frame((final(id_task),)))
-    assert client.task(id_task) is results.tasks[0]
-    assert all(client.task(other) is not None for other in others), "a waiting task is not forgotten"
-    assert client.task(10**9) is None
+    assert client.get_task(id_task) is results.tasks[0]
+    assert all(client.get_task(other) is not None for other in others), "a waiting task is not forgotten"
+    assert client.get_task(10**9) is None
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
@@ -437,7 +437,7 @@ def answering(transport: RecordingTransport, result: dict, error=None) -> None:
 def test_a_command_gets_its_answer():
     client, transport = ready()
     answering(transport, {"n_erased": 3})
-    assert client.command("erase", id_slot=1) == {"n_erased": 3}
+    assert client.run_command("erase", id_slot=1) == {"n_erased": 3}
     assert (transport.posted[0].name, transport.posted[0].args) == ("erase", {"id_slot": 1})
     assert isinstance(transport.posted[0], Command)
 
@@ -446,28 +446,28 @@ def test_a_refused_command_raises_what_the_engine_says():
     client, transport = ready()
     answering(transport, {}, (400, "there is no slot 9"))
     with pytest.raises(ApiError, match="there is no slot 9") as caught:
-        client.command("erase", id_slot=9)
+        client.run_command("erase", id_slot=9)
     assert caught.value.status == 400
 
 
 def test_a_command_that_is_never_answered_ends_with_503():
     client, _ = ready()
     with pytest.raises(ApiError, match="erase") as caught:
-        client.command("erase", timeout_s=0.01)
+        client.run_command("erase", timeout_s=0.01)
     assert caught.value.status == 503
 
 
 def test_a_command_that_is_given_up_is_withdrawn():
     client, transport = ready()
     with pytest.raises(ApiError):
-        client.command("erase", timeout_s=0.01)
+        client.run_command("erase", timeout_s=0.01)
     assert transport.posted[1:] == [Cancel(transport.posted[0].id)]
 
 
 def test_a_late_answer_to_a_command_is_ignored():
     client, transport = ready()
     with pytest.raises(ApiError):
-        client.command("erase", timeout_s=0.01)
+        client.run_command("erase", timeout_s=0.01)
     transport.on_frame(Frame((Reply(transport.posted[0].id, {}),)))
 
 
@@ -475,7 +475,7 @@ def test_the_end_of_the_engine_answers_commands():
     client, transport = ready()
     transport.on_post = lambda message: transport.on_frame(Frame((Closed(),)))
     with pytest.raises(ApiError, match="shutting down"):
-        client.command("erase", timeout_s=PATIENCE_S)
+        client.run_command("erase", timeout_s=PATIENCE_S)
 
 
 def test_closing_goes_to_the_transport():

@@ -36,7 +36,7 @@ class Diverted:
     def read(self, silence_s: float | None) -> None:
         try:
             with self.results:
-                self.log += self.results.events(silence_s)
+                self.log += self.results.iterate_events(silence_s)
         except Exception as error:
             self.outcome = error
 
@@ -79,7 +79,7 @@ def test_nothing_passes_the_end_of_another_answer_that_the_reader_has_been_woken
     d.frame(second := Piece(d.ids[1], (2,), "b"))
     d.frame(final(d.ids[1]))
     assert d.log == []
-    assert list(d.results.events(None)) == [first, final(d.ids[0]), second, final(d.ids[1])]
+    assert list(d.results.iterate_events(None)) == [first, final(d.ids[0]), second, final(d.ids[1])]
 
 
 def test_a_full_socket_wakes_the_reader_which_goes_on_in_order():
@@ -96,7 +96,7 @@ def test_a_full_socket_wakes_the_reader_which_goes_on_in_order():
 def test_nothing_is_sent_for_a_reader_that_is_at_work():
     d = Diverted()
     d.results._queue.put(([first := Piece(d.ids[0], (1,), "a")], 0))
-    events = d.results.events(None)
+    events = d.results.iterate_events(None)
     assert next(events) == first  # it has that in its hands
     d.frame(second := Piece(d.ids[0], (2,), "b"))
     d.frame(final(d.ids[0]))
@@ -163,5 +163,5 @@ def test_silence_counts_from_what_was_sent_for_the_reader(monkeypatch):
             raise client_module.Empty
 
     d.results._queue = Queue()
-    assert next(d.results.events(8.0)) is None
+    assert next(d.results.iterate_events(8.0)) is None
     assert Queue.waits == [8.0, 4.0, 6.0] and now[0] == 18.0

@@ -8,7 +8,7 @@ from server.engine.client.engine_client import LONGEST_S, SHORTEST_S, EndInterva
 def after(*ends: tuple[float, bool]) -> float:
     interval = EndInterval()
     for now, is_busy in ends:
-        interval.ended(now, is_busy)
+        interval.note_end(now, is_busy)
     return interval.mean_s
 
 

@@ -53,7 +53,7 @@ class Book:
         self.ledger = Ledger(clock=self.clock)
         self.sent: list[object] = []
         self.seen: list[object] = []
-        self.sent += self.ledger.ready()
+        self.sent += self.ledger.note_ready()
 
     def post(self, *messages: object) -> None:
         for message in messages:
@@ -70,8 +70,8 @@ class Book:
 
     def die(self) -> list[object]:
         """A death and a new engine; what the clients were told, and `sent` is what the new one was told."""
-        events = self.ledger.died("signal SIGSEGV")
-        self.sent = list(self.ledger.ready())
+        events = self.ledger.note_death("signal SIGSEGV")
+        self.sent = list(self.ledger.note_ready())
         return events
 
     @property
@@ -134,11 +134,11 @@ def test_what_has_ended_or_was_cancelled_is_not_replayed(book):
 
 
 def test_what_arrives_while_there_is_no_engine_waits_and_can_be_cancelled(book):
-    book.ledger.died("exit code 1")
+    book.ledger.note_death("exit code 1")
     book.sent = []
     book.post(Task(4, (1,)), Task(5, (1,)), Command(6, "erase", {"id_slot": 0}), Cancel(4))
     assert book.sent == []
-    assert [message.id for message in book.ledger.ready()] == [5, 6]
+    assert [message.id for message in book.ledger.note_ready()] == [5, 6]
 
 
 def test_tasks_of_one_request_are_sent_together_and_each_goes_on_by_itself(book):
@@ -153,9 +153,9 @@ def test_tasks_of_one_request_are_sent_together_and_each_goes_on_by_itself(book)
 
 
 def test_tasks_of_one_request_that_wait_for_an_engine_keep_their_order(book):
-    book.ledger.died("exit code 1")
+    book.ledger.note_death("exit code 1")
     assert book.ledger.post(Tasks((Task(4, (1,)), Task(5, (1,))))) == []
-    assert [message.id for message in book.ledger.ready()] == [4, 5]
+    assert [message.id for message in book.ledger.note_ready()] == [4, 5]
 
 
 def test_tasks_keep_their_order(book):
@@ -226,10 +226,10 @@ def test_a_command_that_nobody_waits_for_is_not_sent_or_withdrawn(book):
     book.post(Command(1, "erase", {"id_slot": 0}))
     book.post(Cancel(1))
     assert book.sent[-1] == Cancel(1), "the engine may have it waiting for a busy slot"
-    book.ledger.died("exit code 1")
+    book.ledger.note_death("exit code 1")
     book.sent = []
     book.post(Command(2, "erase", {"id_slot": 0}), Cancel(2))
-    assert book.sent == [] and book.ledger.ready() == []
+    assert book.sent == [] and book.ledger.note_ready() == []
 
 
 def test_settings_outlive_the_engine_and_come_before_the_tasks(book):
@@ -272,9 +272,9 @@ def test_a_task_goes_on_with_the_adapters_it_was_begun_with(book):
 def test_commands_wait_until_the_replayed_tasks_are_on_their_slots(book):
     book.post(Task(1, (5,)), Task(2, (5,)))
     book.hear(Piece(1, (6,), "x"), Piece(2, (6,), "x"))
-    book.ledger.died("exit code 1")
+    book.ledger.note_death("exit code 1")
     book.post(Command(3, "system_prompt", {"tokens": ()}))
-    book.sent = list(book.ledger.ready())
+    book.sent = list(book.ledger.note_ready())
     book.post(Command(4, "get_lora", {}))
     assert [message.id for message in book.sent] == [1, 2]
     book.hear(Starting(1))

@@ -62,7 +62,7 @@ class Engine:
 
     def complete(self, prompt: str, n: int = 40, stream: bool = True, **fields) -> str:
         fields = {"sampling": GREEDY, **fields}
-        task = Task(self.client.new_id(), tuple(prompt.encode()), n_predict=n, **fields)
+        task = Task(self.client.make_id(), tuple(prompt.encode()), n_predict=n, **fields)
         with self.client.submit(task, stream=stream) as results:
             return "".join(event.text for event in results)
 
@@ -129,7 +129,7 @@ def test_an_engine_in_a_process_of_its_own_loads_serves_and_ends(engine):
     one = engine(Orders()).start()
     assert one.transport.pid not in (None, os.getpid())
     assert one.at_once([(prompt, {}) for prompt in PROMPTS]) == [alone(prompt, 40) for prompt in PROMPTS]
-    assert one.client.command("get_lora") == {"adapters": ()}
+    assert one.client.run_command("get_lora") == {"adapters": ()}
     with pytest.raises(ApiError) as caught:
         one.complete("x", sampling=SamplingParams(grammar="bad"))
     assert caught.value.status == 400
@@ -168,7 +168,7 @@ def test_stacks_of_the_engine_can_be_asked_for_while_it_is_busy(engine):
     one = engine(Orders(do="hang", nth=1), Limits(step_s=1e6, end_s=0.5)).start()
     threading.Thread(target=lambda: pytest.raises(ApiError, one.complete, "hello"), daemon=True).start()
     wait_until(lambda: one.client.snapshot.n_processing, "the task to be at work")
-    text = one.client.stacks()
+    text = one.client.collect_stacks()
     assert "engine process" in text and "engine_child.py" in text
 
 
@@ -245,7 +245,7 @@ def test_text_that_was_held_back_and_stop_words_go_on_as_if_nothing_had_happened
 
 def test_counts_and_times_of_a_task_that_was_interrupted(engine, tmp_path):
     one = engine(Orders(lives_file=str(tmp_path / "lives"), do="exit", nth=20, lives=1, step_s=0.005)).start()
-    task = Task(one.client.new_id(), tuple(b"hello"), GREEDY, n_predict=40, progress=True, timings=True)
+    task = Task(one.client.make_id(), tuple(b"hello"), GREEDY, n_predict=40, progress=True, timings=True)
     with one.client.submit(task, stream=True) as results:
         events = list(results)
     pieces = [event for event in events if isinstance(event, Piece)]
@@ -271,21 +271,21 @@ def test_a_context_that_was_shifted_before_the_death_is_shifted_again(engine, tm
 
 def test_a_system_prompt_outlives_the_engine(engine, tmp_path):
     one = engine(Orders(lives_file=str(tmp_path / "lives"), do="exit", nth=10, lives=1)).start()
-    one.client.command("system_prompt", tokens=tuple(b"be brief "))
+    one.client.run_command("system_prompt", tokens=tuple(b"be brief "))
     assert one.complete("hello") == alone("be brief hello", 40)
     assert one.complete("again") == alone("be brief again", 40) and one.n_restarts == 1
 
 
 def test_a_command_under_way_is_done_by_the_next_engine(engine, tmp_path):
     one = engine(Orders(lives_file=str(tmp_path / "lives"), do="exit", nth=1, lives=1)).start()
-    assert one.client.command("system_prompt", tokens=tuple(b"be brief ")) == {"n_tokens": 9}
+    assert one.client.run_command("system_prompt", tokens=tuple(b"be brief ")) == {"n_tokens": 9}
     assert one.complete("hello") == alone("be brief hello", 40) and one.n_restarts == 1
 
 
 def test_a_command_that_the_engine_dies_of_fails_after_the_second_time(engine, tmp_path):
     one = engine(Orders(lives_file=str(tmp_path / "lives"), do="exit", nth=1, lives=2)).start()
     with pytest.raises(ApiError, match="'system_prompt'") as caught:
-        one.client.command("system_prompt", tokens=tuple(b"be brief "))
+        one.client.run_command("system_prompt", tokens=tuple(b"be brief "))
     assert caught.value.status == 500
     assert one.complete("hello") == alone("hello", 40) and one.n_restarts == 2
 
@@ -342,8 +342,8 @@ def test_what_is_too_long_for_the_pipe_fails_alone_and_the_engine_never_sees_it(
     assert texts == [alone(prompt, 60) for prompt in PROMPTS]
     assert isinstance(error, ApiError) and error.status == 500 and "could not be sent" in error.message
     tasks = [
-        Task(one.client.new_id(), tuple(b"hello"), GREEDY, 40),
-        Task(one.client.new_id(), tuple(b"hello"), GREEDY, 40, **long),
+        Task(one.client.make_id(), tuple(b"hello"), GREEDY, 40),
+        Task(one.client.make_id(), tuple(b"hello"), GREEDY, 40, **long),
     ]
     with one.client.submit(*tasks, stream=False) as results, pytest.raises(ApiError, match="could not be sent"):
         list(results)
@@ -372,7 +372,7 @@ def test_too_many_deaths_without_progress_are_the_end_and_everybody_is_told(engi
     with pytest.raises(ApiError, match="died 3 times"):
         one.complete("hello")
     with pytest.raises(ApiError, match="died 3 times"):
-        one.client.command("get_lora")
+        one.client.run_command("get_lora")
     assert lives.stat().st_size == 3
 
 
@@ -499,7 +499,7 @@ def test_a_command_can_be_posted_by_many_threads_while_the_engine_dies(engine, t
 
     def ask() -> None:
         for _ in range(20):
-            answers.append(one.client.command("get_lora", PATIENCE_S))
+            answers.append(one.client.run_command("get_lora", PATIENCE_S))
 
     threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for thread in threads:

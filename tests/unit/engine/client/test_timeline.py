@@ -36,7 +36,7 @@ def test_a_slot_reads_then_writes_and_then_rests():
         (16, Snapshot((slot(8),))),
     )
     clock.now = 20
-    now, spans, _ = line.since(60)
+    now, spans, _ = line.list_since(60)
     assert now == 20
     assert [(one.id_task, one.owner, one.phase, one.start, one.end) for one in spans] == [
         (7, "owner 7", READING, 10, 12),
@@ -47,14 +47,14 @@ def test_a_slot_reads_then_writes_and_then_rests():
 
 def test_a_task_that_follows_another_at_once_begins_a_span():
     line, _ = watched((1, Snapshot((slot(1, n_decoded=5),))), (2, Snapshot((slot(2, n_decoded=5),))))
-    assert [(one.id_task, one.end) for one in line.since(60)[1]] == [(1, 2), (2, None)]
+    assert [(one.id_task, one.end) for one in line.list_since(60)[1]] == [(1, 2), (2, None)]
 
 
 def test_what_ended_before_the_time_asked_for_is_left_out():
     line, clock = watched((1, Snapshot((slot(1),))), (2, Snapshot((slot(1, False),))))
     clock.now = 100
-    assert line.since(60)[1] == []
-    assert len(line.since(99)[1]) == 1
+    assert line.list_since(60)[1] == []
+    assert len(line.list_since(99)[1]) == 1
 
 
 def test_waiting_begins_with_what_held_at_the_start():
@@ -65,11 +65,11 @@ def test_waiting_begins_with_what_held_at_the_start():
         (80, Snapshot(n_deferred=0)),
     )
     clock.now = 90
-    assert line.since(60)[2] == [(5, 1), (80, 0)]
+    assert line.list_since(60)[2] == [(5, 1), (80, 0)]
 
 
 def test_the_books_stay_small():
     steps = ((i, Snapshot((slot(i),), n_deferred=i)) for i in range(3 * timeline.MAX_SPANS))
     line, _ = watched(*steps)
-    _, spans, waits = line.since(1e9)
+    _, spans, waits = line.list_since(1e9)
     assert len(spans) <= timeline.MAX_SPANS + 1 and len(waits) <= timeline.MAX_WAITS

@@ -61,7 +61,7 @@ def test_frames_that_pile_up_become_one_and_the_last_snapshot_counts():
 @pytest.mark.parametrize("is_unblocked", [True, False])
 def test_the_engine_waits_for_a_web_side_that_does_not_read_and_nothing_is_lost(monkeypatch, is_unblocked):
     if not is_unblocked:  # as on Windows
-        monkeypatch.setattr(process, "_unblocked", lambda fd: False)
+        monkeypatch.setattr(process, "_unblock", lambda fd: False)
     pipe, n = Pipe(), 20_000
     putting = threading.Thread(target=lambda: [pipe.outbox.put(frame(i)) for i in range(n)], daemon=True)
     putting.start()

@@ -49,7 +49,7 @@ class Engine:
         return self
 
     def complete(self, prompt: str, n: int = 8) -> str:
-        task = Task(self.client.new_id(), tuple(prompt.encode()), GREEDY, n_predict=n)
+        task = Task(self.client.make_id(), tuple(prompt.encode()), GREEDY, n_predict=n)
         with self.client.submit(task, stream=False) as results:
             return "".join(event.text for event in results)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctypes_api.devices import Device
-from server.engine.llama.report import LoadReport, lacks_gpu
+from server.engine.llama.report import LoadReport, is_lacking_gpu
 
 MIB = 1 << 20
 CPU = Device("CPU", "Xeon", "CPU", 20_000 * MIB, 24_000 * MIB, "CPU", "", 1)
@@ -34,11 +34,11 @@ a line about something else = 3 MiB
 def lines_of(log: str, *devices: Device) -> list[str]:
     report = LoadReport()
     heard: list[str] = []
-    listen = report.listening(lambda level, line: heard.append(line))
+    listen = report.make_listener(lambda level, line: heard.append(line))
     for line in log.splitlines():
         listen(2, line)
     assert heard == log.splitlines()
-    return list(report.lines(devices))
+    return list(report.list_lines(devices))
 
 
 def test_layers_and_memory_of_each_device_the_gpu_first():
@@ -70,4 +70,4 @@ def test_another_wording_of_the_log_leaves_nothing_to_report():
     ],
 )
 def test_no_gpu_is_told_once(plugins, notes, devices, is_told):
-    assert lacks_gpu(plugins, notes, devices) is is_told
+    assert is_lacking_gpu(plugins, notes, devices) is is_told

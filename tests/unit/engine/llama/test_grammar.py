@@ -9,7 +9,7 @@ import pytest
 
 from server.engine.llama import grammar
 from server.engine.llama.grammar import MOST, find, grow, is_searchable
-from server.engine.llama.sampler import n_considered
+from server.engine.llama.sampler import count_considered
 from server.engine.slots.sampling import Stage
 
 
@@ -75,4 +75,4 @@ def test_some_grammars_allow_tokens_whose_beginning_they_refuse(text: str, expec
     ],
 )
 def test_chains_that_look_at_few_tokens_say_so(stages: list[Stage], n: int):
-    assert n_considered(stages) == n
+    assert count_considered(stages) == n

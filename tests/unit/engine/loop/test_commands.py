@@ -9,7 +9,7 @@ import pytest
 
 from server.engine.seam.task import Cancel
 from server.model_files import identity
-from server.model_files.identity import Identity, settings_of, source
+from server.model_files.identity import Identity, make_source, settings_of
 from tests.fakes import BOS, PATIENCE_S, FakeBackend, letters
 from tests.unit.engine.driving import Driver, alone
 
@@ -271,17 +271,17 @@ class SlowFiles:
         monkeypatch.setenv("LLAMA_SRV_CACHE", str(folder / "cache"))
         self.path = folder / "model"
         self.path.write_bytes(b"weights")
-        self.go, digest = threading.Event(), identity._digest
+        self.go, digest = threading.Event(), identity._compute_digest
 
         def slow(one, is_busy):
             assert self.go.wait(PATIENCE_S)
             return digest(one, is_busy)
 
-        monkeypatch.setattr(identity, "_digest", slow)
+        monkeypatch.setattr(identity, "_compute_digest", slow)
 
     def driver(self, **config: object) -> Driver:
         backend = FakeBackend(letters, 512, 2)
-        backend.identity = Identity({"model": [source(self.path)]})
+        backend.identity = Identity({"model": [make_source(self.path)]})
         return Driver(backend, **config)
 
     def finish(self, d: Driver) -> None:

@@ -21,8 +21,8 @@ class SlowBackend(FakeBackend):
         super().__init__(**fields)
         self.clock, self.seconds = Clock(), seconds
 
-    def new_sampler(self, stages, grammar, waits=False):
-        sampler = super().new_sampler(stages, grammar)
+    def make_sampler(self, stages, grammar, waits=False):
+        sampler = super().make_sampler(stages, grammar)
         if grammar:
             draw = sampler.sample
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.loop.ranks import S_PER_TOKEN, best_window
+from server.engine.loop.ranks import S_PER_TOKEN, find_best_window
 from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Driver, alone
 
@@ -38,7 +38,7 @@ def seqs(d: Driver) -> list[int]:
     ],
 )
 def test_as_few_as_possible_have_to_move(running, n_slots, window):
-    assert best_window(running, n_slots) == range(*window)
+    assert find_best_window(running, n_slots) == range(*window)
 
 
 def test_a_gap_is_closed_once_it_has_cost_as_much_as_that_will_and_texts_go_on():

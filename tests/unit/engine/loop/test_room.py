@@ -296,7 +296,7 @@ def test_without_memory_to_wait_in_the_youngest_fails_and_the_others_go_on(monke
     def state(seq):
         raise MemoryError
 
-    monkeypatch.setattr(d.backend, "state", state)
+    monkeypatch.setattr(d.backend, "read_state", state)
     d.finish()
     assert d.outcomes[second].failure.status == 503 and "memory" in d.outcomes[second].failure.message
     assert d.text(first) == alone("a" * 40, 50) and d.is_clean()

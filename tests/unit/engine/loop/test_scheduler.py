@@ -566,7 +566,7 @@ def test_the_snapshot_shows_slots_at_work_and_afterwards():
     d = driver(n_slots=2, reply=answer("fine words", end="?"))
     task = d.post("how?", n_predict=20, stop=("word",))
     d.step(2)
-    slot = d.scheduler.slots[0].state()
+    slot = d.scheduler.slots[0].make_state()
     assert (slot.id_task, slot.is_processing, slot.has_next_token) == (task, True, True)
     assert (slot.n_prompt, slot.n_prompt_done, slot.n_decoded, slot.n_remain) == (4, 4, 2, 18)
     assert (d.snapshot.n_processing, d.snapshot.n_idle) == (1, 1)

@@ -14,10 +14,10 @@ def test_the_most_overdue_comes_first_and_each_only_once():
     deadlines = Deadlines()
     for id_task, t_end in ((1, 5.0), (2, 3.0), (3, 9.0)):
         deadlines.add(id_task, t_end)
-    assert deadlines.due(2.9) == []
-    assert deadlines.due(5.0) == [2, 1]
-    assert deadlines.due(8.0) == []
-    assert deadlines.due(9.0) == [3]
+    assert deadlines.take_due(2.9) == []
+    assert deadlines.take_due(5.0) == [2, 1]
+    assert deadlines.take_due(8.0) == []
+    assert deadlines.take_due(9.0) == [3]
 
 
 def driver(**options: object) -> Driver:

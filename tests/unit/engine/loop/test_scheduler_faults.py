@@ -198,14 +198,14 @@ def test_an_exception_in_one_sampler_fails_that_task_alone():
 
 def test_an_exception_while_a_sampler_is_made_fails_that_task_alone(monkeypatch):
     d = driver()
-    make = d.backend.new_sampler
+    make = d.backend.make_sampler
 
     def new_sampler(stages, grammar, waits=False):
         if grammar == "broken":
             raise RuntimeError("out of the blue")
         return make(stages, grammar)
 
-    monkeypatch.setattr(d.backend, "new_sampler", new_sampler)
+    monkeypatch.setattr(d.backend, "make_sampler", new_sampler)
     bad = d.post("one", sampling=SamplingParams(grammar="broken"))
     good = d.post("two", n_predict=4)
     d.run()

@@ -16,7 +16,7 @@ def test_a_value_goes_into_the_first_bucket_that_holds_it(value, bucket):
     histogram.observe(value)
     counts = [0] * 4
     counts[bucket] = 1
-    assert histogram.values() == (*counts, value)
+    assert histogram.list_values() == (*counts, value)
 
 
 def test_bounds_are_sorted():

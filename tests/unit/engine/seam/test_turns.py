@@ -23,7 +23,7 @@ turns = Turns(sys.argv[1])
 say = lambda word: print(word, flush=True)
 say("there")
 for line in sys.stdin:
-    with turns.announced() if line == "load\\n" else turns:
+    with turns.announce() if line == "load\\n" else turns:
         say("in")
         if not sys.stdin.readline():
             break
@@ -195,7 +195,7 @@ def test_a_second_load_begins_unannounced(path, other):
     clock = Clock()
     ours = Turns(str(path), clock, clock.sleep)
     other.enter("load")
-    with ours.announced():
+    with ours.announce():
         assert clock.now < 1
     assert ours.is_loading, "the first is still there"
 
@@ -214,14 +214,14 @@ def test_a_file_that_was_cleaned_away_is_made_again(path):
 
 def test_an_engine_alone_has_no_file_and_never_waits(tmp_path):
     alone = Turns("")
-    with alone, alone.announced():
+    with alone, alone.announce():
         assert not alone.are_shared and not alone.is_loading
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("n_threads", "takes_turns"), [(2, False), (3, True), (4, True)])
 def test_engines_that_have_cores_enough_for_two_take_no_turns(path, monkeypatch, n_threads, takes_turns):
-    monkeypatch.setattr(host_cpus, "available", lambda: 4)
+    monkeypatch.setattr(host_cpus, "count_available", lambda: 4)
     turns_of(EngineConfig("a.gguf", "", n_threads=n_threads, turns=str(path)))
     assert path.exists() == takes_turns
 

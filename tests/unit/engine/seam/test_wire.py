@@ -37,7 +37,7 @@ from tests.unit.engine.seam.test_task import sample
 
 CODEC = Codec()
 MESSAGE_NUMBERS = CODEC._numbers
-MESSAGES = [Hello, Start, Beat, LogLine, *wire.classes(task, config, shape)]
+MESSAGES = [Hello, Start, Beat, LogLine, *wire.list_classes(task, config, shape)]
 FRAME = Frame(
     (
         Piece(
@@ -172,18 +172,18 @@ def test_tasks_that_differ_in_whatever_way_come_back_as_they_were(kinds):
     "change", [1, [], [1], [[1]], [[1, 2, 3]], [["id", 1]], [[True, 1]], [[-1, 1]], [[99, 1]], [[0, "x"]], [[2, 5]]]
 )
 def test_changes_that_are_none_are_refused(change):
-    row = json.loads(json.dumps(CODEC.row(Task(1, (1,)), wire.Tail())))
+    row = json.loads(json.dumps(CODEC.encode_row(Task(1, (1,)), wire.Tail())))
     if change == []:
-        assert len(CODEC.message([MESSAGE_NUMBERS[Tasks], [row, change]], wire.Tail()).tasks) == 2
+        assert len(CODEC.decode_row([MESSAGE_NUMBERS[Tasks], [row, change]], wire.Tail()).tasks) == 2
         return
     with pytest.raises(WireError):
-        CODEC.message([MESSAGE_NUMBERS[Tasks], [row, change]], wire.Tail())
+        CODEC.decode_row([MESSAGE_NUMBERS[Tasks], [row, change]], wire.Tail())
 
 
 @pytest.mark.parametrize("value", [{"$ints": [0, 3]}, {"$ints": [0, 40]}, {"$ints": 1}, {}, {"$ints": [0, 4], "x": 1}])
 def test_packed_numbers_that_are_none_are_refused(value):
     with pytest.raises(WireError):
-        CODEC.message([MESSAGE_NUMBERS[Embed], 1, [value], "", []], wire.Tail(bytes(8)))
+        CODEC.decode_row([MESSAGE_NUMBERS[Embed], 1, [value], "", []], wire.Tail(bytes(8)))
 
 
 def test_what_is_no_message_is_refused_before_it_is_sent():
@@ -211,7 +211,7 @@ def test_a_changed_message_is_another_build():
 
 
 def number(cls: type) -> int:
-    return CODEC.row(sample(cls), wire.Tail())[0]
+    return CODEC.encode_row(sample(cls), wire.Tail())[0]
 
 
 @pytest.mark.parametrize(

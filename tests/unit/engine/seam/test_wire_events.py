@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.seam.task import Failure, Final, Frame, Piece, Timings, TokenProbs
-from server.engine.seam.wire import COLUMNS, Codec, FrameReader, WireError, events_in, events_out
+from server.engine.seam.wire import COLUMNS, Codec, FrameReader, WireError, decode_events, encode_events
 
 CODEC = Codec()
 TIMINGS = Timings(0, 1, 1.0, 2, 2.0)
@@ -52,7 +52,7 @@ def test_all_events_come_back_in_order(some):
 def test_neighbouring_pieces_share_columns_and_others_part_them():
     end = Failure(3, 500, "x")
     some = [Piece(1, (5,), "a"), Piece(2, (6, 7), "b"), end, Piece(1, (8,), "c")]
-    rows = events_out(some, lambda event: ["row", event])
+    rows = encode_events(some, lambda event: ["row", event])
     assert rows == [[COLUMNS, [1, 2], [(5,), (6, 7)], ["a", "b"]], ["row", end], [COLUMNS, [1], [(8,)], ["c"]]]
 
 
@@ -78,7 +78,7 @@ def test_neighbouring_pieces_share_columns_and_others_part_them():
 )
 def test_what_are_no_columns_is_refused(row):
     with pytest.raises(ValueError, match="invalid columns"):
-        events_in([row], lambda row: row)
+        decode_events([row], lambda row: row)
     data = json.dumps([CODEC._numbers[Frame], [row], None]).encode()
     with pytest.raises(WireError):
         CODEC.decode(data, b"")
@@ -87,4 +87,4 @@ def test_what_are_no_columns_is_refused(row):
 @pytest.mark.parametrize("rows", [None, 3, "ab", {"a": 1}])
 def test_events_are_a_sequence(rows):
     with pytest.raises(ValueError, match="sequence"):
-        events_in(rows, lambda row: row)
+        decode_events(rows, lambda row: row)

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from server.engine.seam import workers
-from server.engine.seam.workers import Worker, WorkerError, ask, reachable
+from server.engine.seam.workers import Worker, WorkerError, ask, find_reachable
 from tests.support import PATIENCE
 
 pytestmark = pytest.mark.covers("Y01")
@@ -99,6 +99,6 @@ def test_each_that_cannot_be_used_is_named_and_the_others_are_found():
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         closed = f"127.0.0.1:{listener.getsockname()[1]}"
     with worker(GOOD) as (address, _):
-        found, faults = reachable([closed, address])
+        found, faults = find_reachable([closed, address])
     assert [one.address for one in found] == [address]
     assert len(faults) == 1 and closed in faults[0] and "can't be reached" in faults[0]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from server.engine.seam.task import Close, Media, Task
-from server.engine.slots.media import Chunk, Layout, Prepared, placeholders, write_out
+from server.engine.slots.media import Chunk, Layout, Prepared, make_placeholders, write_out
 from tests.fake_media import CLOSING, OPENING, FakeMedia, media, picture_bytes, written_out
 from tests.fakes import PATIENCE_S, FakeBackend
 from tests.media_files import png_of
@@ -47,27 +47,27 @@ def is_clean(d: Driver) -> bool:
 
 
 def test_placeholders_are_negative_32_bit_ids_that_depend_on_the_content_alone():
-    ids = placeholders(b"cat", 1000)
-    assert ids == placeholders(b"cat", 1000)
+    ids = make_placeholders(b"cat", 1000)
+    assert ids == make_placeholders(b"cat", 1000)
     assert all(-(2**31) <= token < 0 for token in ids)
-    assert len(set(ids)) > 990 and not set(ids) & set(placeholders(b"dog", 1000))
+    assert len(set(ids)) > 990 and not set(ids) & set(make_placeholders(b"dog", 1000))
 
 
 def test_a_layout_knows_where_chunks_begin_and_what_can_be_reused():
     layout = Layout({3: Chunk((-1, -2), 6), 8: Chunk((-3, -4), 2)})
-    assert [layout.next_start(at, 10) for at in (0, 3, 4, 8, 9)] == [3, 3, 8, 8, 10]
-    assert layout.reusable(20) == 19, "all but the last token"
-    assert layout.reusable(10) == 8, "all but the chunk it ends with"
-    assert Layout().reusable(0) == 0
-    assert (layout.n_extra(), layout.n_extra(4)) == (4, 0)
-    assert list(layout.shifted(5).chunks) == [8, 13]
+    assert [layout.find_next_start(at, 10) for at in (0, 3, 4, 8, 9)] == [3, 3, 8, 8, 10]
+    assert layout.count_reusable(20) == 19, "all but the last token"
+    assert layout.count_reusable(10) == 8, "all but the chunk it ends with"
+    assert Layout().count_reusable(0) == 0
+    assert (layout.count_extra(), layout.count_extra(4)) == (4, 0)
+    assert list(layout.make_shifted(5).chunks) == [8, 13]
 
 
 def test_a_position_leads_back_to_the_prompt_as_it_was_sent():
     files = (Prepared(([7], Chunk((-1, -2), 6), [8]), None), Prepared((), None), Prepared((Chunk((-3,), 1),), None))
     task, layout = write_out(Task(1, (50, -1, 51, -2, -3, 52, -1)), files)
     assert [layout.as_sent(at) for at in range(len(task.prompt))] == [0, 1, 1, 1, 1, 2, 4, 5, 6, 6, 6, 6]
-    assert layout.shifted(3).as_sent(3 + 5) == 3 + 2
+    assert layout.make_shifted(3).as_sent(3 + 5) == 3 + 2
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def read(
     steps, depth = [], 0
     while depth < n_tokens:
         before(depth)
-        n_rows = pace.rows(limit_ms, depth, n_tokens - depth)
+        n_rows = pace.count_rows(limit_ms, depth, n_tokens - depth)
         steps.append((n_rows, machine.ms(n_rows, depth)))
         pace.observe_prompt(n_rows, depth, steps[-1][1])
         depth += n_rows
@@ -165,9 +165,9 @@ def test_one_step_that_was_held_up_changes_nothing():
     machine = Machine(noise=0)
     pace = a_pace(machine)
     read(pace, machine, 600)
-    rows = [pace.rows(LIMIT_MS, depth, 1000) for depth in (0, 300, 600)]
+    rows = [pace.count_rows(LIMIT_MS, depth, 1000) for depth in (0, 300, 600)]
     pace.observe_prompt(64, 300, 5000)
-    assert [pace.rows(LIMIT_MS, depth, 1000) for depth in (0, 300, 600)] == pytest.approx(rows, abs=TILE)
+    assert [pace.count_rows(LIMIT_MS, depth, 1000) for depth in (0, 300, 600)] == pytest.approx(rows, abs=TILE)
 
 
 def test_a_slow_model_is_read_in_few_rows():
@@ -177,34 +177,34 @@ def test_a_slow_model_is_read_in_few_rows():
 
 
 def test_the_first_step_on_an_unknown_machine_is_a_careful_guess():
-    assert Pace().rows(LIMIT_MS, 0, 1000) <= 2 * TILE
+    assert Pace().count_rows(LIMIT_MS, 0, 1000) <= 2 * TILE
     slow = Pace()
     slow.observe_decode(300)
-    assert slow.rows(LIMIT_MS, 0, 1000) == FEW
+    assert slow.count_rows(LIMIT_MS, 0, 1000) == FEW
 
 
 def test_the_end_of_a_prompt_goes_along_if_it_takes_but_little_longer():
     machine = Machine(row=1, cell=0, fixed=0, noise=0)
     pace = a_pace(machine)
     read(pace, machine, 256)
-    assert pace.rows(LIMIT_MS, 0, 115) == 115 and pace.rows(LIMIT_MS, 0, 130) == TILE
+    assert pace.count_rows(LIMIT_MS, 0, 115) == 115 and pace.count_rows(LIMIT_MS, 0, 130) == TILE
 
 
 def test_a_step_is_at_most_twice_as_long_as_those_before():
     pace = Pace()
     pace.observe_prompt(64, 0, 0.0)
-    assert pace.rows(LIMIT_MS, 0, 10000) == 128
+    assert pace.count_rows(LIMIT_MS, 0, 10000) == 128
 
 
 def test_a_further_step_is_whole_tiles_or_the_rest_of_a_prompt_or_nothing():
     machine = Machine(row=1, cell=0, fixed=0, noise=0)
     pace = a_pace(machine)
-    assert Pace().rows_within(LIMIT_MS, 0, 10) == 0, "nothing can be said"
+    assert Pace().count_rows_within(LIMIT_MS, 0, 10) == 0, "nothing can be said"
     read(pace, machine, 640)
-    assert pace.rows_within(70, 0, 500) == TILE
-    assert pace.rows_within(40, 0, 500) == 0
-    assert pace.rows_within(40, 0, 17) == 17
-    assert pace.rows_within(-5, 0, 17) == 0
+    assert pace.count_rows_within(70, 0, 500) == TILE
+    assert pace.count_rows_within(40, 0, 500) == 0
+    assert pace.count_rows_within(40, 0, 17) == 17
+    assert pace.count_rows_within(-5, 0, 17) == 0
 
 
 # ---- in the engine ------------------------------------------------------------------------------------------------
@@ -439,13 +439,13 @@ def test_a_long_prompt_gets_on_while_short_ones_keep_coming():
 def test_starting_many_tasks_takes_no_longer_than_a_reader_can_wait():
     d = slow_driver(n_slots=9, max_stall_ms=100)
     reader = reading(d)
-    make = d.backend.new_sampler
+    make = d.backend.make_sampler
 
     def slow_start(*args):
         d.clock.now += 0.05  # as if the slot's cache had to be saved
         return make(*args)
 
-    d.backend.new_sampler = slow_start
+    d.backend.make_sampler = slow_start
     tasks = [d.post(f"{i} a short question", n_predict=20, stream=True) for i in range(8)]
     assert max(gaps_of(d, reader, lambda: all(d.outcomes[task].pieces for task in tasks))) <= 170
     d.finish()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.seam.task import FULL, PATTERN, START, TOKEN, WORD, SamplingParams, Task, Thinking, Trigger
-from server.engine.slots.phases import BEFORE, CALL, THINKING, VISIBLE, Begin, Phases, needs_phases
+from server.engine.slots.phases import BEFORE, CALL, THINKING, VISIBLE, Begin, Phases, must_have_phases
 from server.engine.slots.text import TextStream
 
 END_OF_TEXT = 10_000
@@ -352,6 +352,6 @@ def test_any_text_cut_in_any_way_comes_to_the_same(parts, data, thinking, is_laz
 
 
 def test_tasks_without_any_of_it_need_no_phases():
-    assert not needs_phases(Task(1, (1,), FIRM)) and needs_phases(task())
-    assert needs_phases(Task(1, (1,), preserved_tokens=(3,))) and needs_phases(Task(1, (1,), reasoning=THINK))
+    assert not must_have_phases(Task(1, (1,), FIRM)) and must_have_phases(task())
+    assert must_have_phases(Task(1, (1,), preserved_tokens=(3,))) and must_have_phases(Task(1, (1,), reasoning=THINK))
     assert walk(task(LAZY, THINK), [b" "]).phase == BEFORE and walk(task(LAZY, OPENED), []).phase == THINKING

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.slots.planner import Job, Span, generating, reading, split
+from server.engine.slots.planner import Job, Span, plan_generating, plan_reading, split
 
 
 def prompt(id_: int, n: int, pos: int = 0, **fields: int) -> Job:
@@ -21,43 +21,46 @@ def shape(spans: list[Span]) -> list[tuple[int, int, int, bool]]:
 
 
 def test_nothing_to_do_is_an_empty_batch():
-    assert generating([], 8) == [] and reading([], 8, False) == []
+    assert plan_generating([], 8) == [] and plan_reading([], 8, False) == []
 
 
 def test_each_running_stream_has_one_row_and_prompts_have_none():
-    assert shape(generating([prompt(0, 3), running(1), prompt(2, 2), running(3)], 8)) == [
+    assert shape(plan_generating([prompt(0, 3), running(1), prompt(2, 2), running(3)], 8)) == [
         (1, 9, 1, True),
         (3, 9, 1, True),
     ]
 
 
 def test_a_batch_holds_no_more_streams_than_rows():
-    assert shape(generating([running(0), running(1), running(2)], 2)) == [(0, 9, 1, True), (1, 9, 1, True)]
+    assert shape(plan_generating([running(0), running(1), running(2)], 2)) == [(0, 9, 1, True), (1, 9, 1, True)]
 
 
 def test_a_short_prompt_is_one_span_with_output():
-    assert reading([prompt(0, 3)], 8, False) == [Span(0, 0, 0, [0, 1, 2], True)]
+    assert plan_reading([prompt(0, 3)], 8, False) == [Span(0, 0, 0, [0, 1, 2], True)]
 
 
 def test_the_budget_of_prompt_rows_is_kept():
-    assert shape(reading([prompt(1, 100, pos=5)], 16, False)) == [(1, 5, 16, False)]
+    assert shape(plan_reading([prompt(1, 100, pos=5)], 16, False)) == [(1, 5, 16, False)]
 
 
 def test_what_one_prompt_leaves_goes_to_the_next():
-    assert shape(reading([prompt(0, 3), prompt(1, 100), prompt(2, 1)], 8, False)) == [(0, 0, 3, True), (1, 0, 5, False)]
+    assert shape(plan_reading([prompt(0, 3), prompt(1, 100), prompt(2, 1)], 8, False)) == [
+        (0, 0, 3, True),
+        (1, 0, 5, False),
+    ]
 
 
 def test_a_prompt_can_have_a_batch_for_itself():
-    assert shape(reading([prompt(0, 3), prompt(1, 100)], 8, True)) == [(0, 0, 3, True)]
+    assert shape(plan_reading([prompt(0, 3), prompt(1, 100)], 8, True)) == [(0, 0, 3, True)]
 
 
 def test_output_comes_only_with_the_last_row_of_a_prompt():
-    assert shape(reading([prompt(0, 8)], 8, False)) == [(0, 0, 8, True)]
-    assert shape(reading([prompt(0, 9)], 8, False)) == [(0, 0, 8, False)]
+    assert shape(plan_reading([prompt(0, 8)], 8, False)) == [(0, 0, 8, True)]
+    assert shape(plan_reading([prompt(0, 9)], 8, False)) == [(0, 0, 8, False)]
 
 
 def test_a_job_with_a_limit_of_its_own_leaves_room_for_the_next():
-    assert shape(reading([prompt(0, 8, limit=3), prompt(1, 2)], 8, False)) == [(0, 0, 3, False), (1, 0, 2, True)]
+    assert shape(plan_reading([prompt(0, 8, limit=3), prompt(1, 2)], 8, False)) == [(0, 0, 3, False), (1, 0, 2, True)]
 
 
 PROMPTS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 50)), min_size=1, max_size=8).map(
@@ -67,7 +70,7 @@ PROMPTS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 50)), min_size=1
 
 @given(jobs=PROMPTS, n_rows=st.integers(1, 60), is_alone=st.booleans())
 def test_every_batch_keeps_the_rules(jobs, n_rows, is_alone):
-    spans = reading(jobs, n_rows, is_alone)
+    spans = plan_reading(jobs, n_rows, is_alone)
     assert [span.id for span in spans] == list(range(len(spans))), "in the order given, nobody left out"
     for span, job in zip(spans, jobs):
         assert (span.seq, span.pos) == (job.seq, job.pos)
@@ -83,7 +86,7 @@ def test_prompts_get_every_row_once_and_in_order(lengths, n_batch, is_alone):
     rest = {i: list(range(n)) for i, n in enumerate(lengths)}
     seen: dict[int, list[int]] = {i: [] for i in rest}
     for _ in range(sum(lengths)):
-        for span in reading(
+        for span in plan_reading(
             [Job(i, i, len(seen[i]), tokens, True) for i, tokens in rest.items() if tokens], n_batch, is_alone
         ):
             assert span.pos == len(seen[span.id])

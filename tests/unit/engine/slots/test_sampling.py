@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
-from server.engine.slots.sampling import Stage, VocabFacts, chain, history_length
+from server.engine.slots.sampling import Stage, VocabFacts, compute_history_length, make_chain
 
 FACTS = VocabFacts(eog_tokens=(2, 9), suppress_tokens=(), n_ctx=512)
 OFF = SamplingParams(seed=7, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
@@ -16,11 +16,11 @@ OFF = SamplingParams(seed=7, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def stages(**settings: object) -> list[tuple]:
-    return [(stage.name, *stage.args) for stage in chain(replace(OFF, **settings), FACTS)]
+    return [(stage.name, *stage.args) for stage in make_chain(replace(OFF, **settings), FACTS)]
 
 
 def names(params: SamplingParams) -> list[str]:
-    return [stage.name for stage in chain(params, FACTS)]
+    return [stage.name for stage in make_chain(params, FACTS)]
 
 
 def test_settings_that_change_nothing_make_no_stage():
@@ -28,7 +28,7 @@ def test_settings_that_change_nothing_make_no_stage():
 
 
 def test_the_defaults_make_the_usual_chain():
-    assert chain(SamplingParams(seed=5), FACTS) == [
+    assert make_chain(SamplingParams(seed=5), FACTS) == [
         Stage("top_k", (40,)),
         Stage("top_p", (0.95, 0)),
         Stage("min_p", (0.05, 0)),
@@ -123,7 +123,7 @@ def test_greedy_without_more_is_one_stage():
 @pytest.mark.parametrize(("kind", "last"), [(1, ("mirostat", 7, 4.0, 0.2)), (2, ("mirostat_v2", 7, 4.0, 0.2))])
 def test_mirostat_comes_after_penalties_and_temperature_and_picks_the_token(kind, last):
     params = replace(ALL_ON, mirostat=kind, mirostat_tau=4.0, mirostat_eta=0.2)
-    assert [(stage.name, *stage.args) for stage in chain(params, FACTS)] == [
+    assert [(stage.name, *stage.args) for stage in make_chain(params, FACTS)] == [
         ("penalties", 64, 1.1, 0.0, 0.0, True),
         ("temperature", 0.7, 0.0, 1.0),
         last,
@@ -144,7 +144,7 @@ def test_ignoring_the_end_bans_every_token_that_ends_a_text():
 
 def test_tokens_that_the_model_suppresses_are_banned_for_everybody():
     facts = VocabFacts((2,), (30, 31), 512)
-    assert chain(replace(OFF, temperature=0.0), facts) == [
+    assert make_chain(replace(OFF, temperature=0.0), facts) == [
         Stage("logit_bias", (((30, -math.inf), (31, -math.inf)),)),
         Stage("greedy", ()),
     ]
@@ -169,7 +169,7 @@ def test_adaptive_p_picks_the_token_where_it_is_asked_for():
     ],
 )
 def test_so_much_of_the_prompt_is_told_to_the_penalties(settings, n):
-    assert history_length(replace(OFF, **settings), 512) == n
+    assert compute_history_length(replace(OFF, **settings), 512) == n
 
 
 def test_other_spellings_lead_to_known_samplers():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.slots.text import TextStream, first_stop, partial_stop_length
+from server.engine.slots.text import TextStream, find_first_stop, measure_partial_stop
 
 
 def feed(pieces: Iterable[bytes], stops: Iterable[str] = (), n_indent: int = 0) -> tuple[str, str]:
@@ -155,12 +155,12 @@ def test_at_no_time_is_more_shown_than_the_text_or_less_than_is_safe(text, stops
 @given(text=SMALL_TEXT, stops=STOPS)
 def test_the_first_stop_is_the_one_the_slow_rule_finds(text, stops):
     end, word = ending(text, stops)
-    assert first_stop(text, stops) == ((len(end), word) if word else None)
+    assert find_first_stop(text, stops) == ((len(end), word) if word else None)
 
 
 @given(text=SMALL_TEXT, stops=STOPS)
 def test_the_partial_stop_is_the_longest_real_beginning(text, stops):
-    n = partial_stop_length(text, stops)
+    n = measure_partial_stop(text, stops)
     possible = [
         k for k in range(len(text) + 1) if any(k < len(stop) and text[len(text) - k :] == stop[:k] for stop in stops)
     ]

@@ -34,7 +34,7 @@ def copy_of(original: str, written: str, changes: Changes | None = None) -> Copy
 
 
 def ahead(copy: Copy, n: int = 5) -> str:
-    return shown(token for token, _ in islice(copy.ahead(), n)) if copy.place >= 0 else ""
+    return shown(token for token, _ in islice(copy.list_ahead(), n)) if copy.place >= 0 else ""
 
 
 # ---- behind changes ----------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_a_change_that_does_not_come_any_more_is_expected_no_longer():
 
 def test_what_differs_every_time_is_doubted():
     copy = copy_of("abc1def1ghi1jkl1mno", "abc7def8ghi9jk")
-    factors = [factor for _, factor in islice(copy.ahead(), 3)]
+    factors = [factor for _, factor in islice(copy.list_ahead(), 3)]
     assert factors[0] == factors[2] == 1.0 > 0.5 > factors[1] and ahead(copy, 3) == "l1m"
 
 
@@ -147,5 +147,5 @@ def test_guesses_of_any_text_are_there_for_as_many_tokens_as_chances_say():
         lookup = Lookup(original * 2)
         for token in original + original:
             lookup.append(token if rng.random() < 0.8 else rng.randrange(6))
-            chances = lookup.chances(20)
+            chances = lookup.estimate_chances(20)
             assert chances == sorted(chances, reverse=True) and len(lookup.draft(len(chances))) == len(chances)

@@ -11,9 +11,9 @@ from server.engine.speculation.cost import (
     MAX_WAIT,
     RowCost,
     StepCost,
-    best_common_length,
-    best_lengths,
-    micro_batches,
+    compute_micro_batches,
+    find_best_common_length,
+    find_best_lengths,
 )
 
 
@@ -31,7 +31,9 @@ CPU = measured(lambda n: 0.010 * (1 if n == 1 else 1.4 + 0.28 * (n - 1)))
 
 
 def lengths(chance: float, cost: StepCost, n: int = 16, n_rows: int = 1, n_generating: int = 1, room: int = 100) -> int:
-    return best_lengths([[chance ** (i + 1) for i in range(n)]], n_generating, room, seconds(cost, n_rows), 1.05)[0]
+    return find_best_lengths([[chance ** (i + 1) for i in range(n)]], n_generating, room, seconds(cost, n_rows), 1.05)[
+        0
+    ]
 
 
 def seconds(cost: StepCost, n_rows: int) -> Callable[[Sequence[int]], float]:
@@ -39,7 +41,7 @@ def seconds(cost: StepCost, n_rows: int) -> Callable[[Sequence[int]], float]:
 
 
 def common_length(chances, n_rows: int, cost: StepCost, draft_seconds: Callable[[int], float], min_gain: float) -> int:
-    return best_common_length(chances, n_rows, seconds(cost, n_rows), draft_seconds, min_gain)
+    return find_best_common_length(chances, n_rows, seconds(cost, n_rows), draft_seconds, min_gain)
 
 
 def test_all_steps_are_taken_to_get_slower_when_the_plain_ones_do():
@@ -144,9 +146,9 @@ def test_in_a_step_that_reads_a_prompt_drafts_are_nearly_free():
 
 def test_the_likelier_draft_gets_the_rows():
     likely, unlikely = [0.9 ** (i + 1) for i in range(8)], [0.2 ** (i + 1) for i in range(8)]
-    n_unlikely, n_likely = best_lengths([unlikely, likely], 2, 100, seconds(FLAT, 2), 1.05)
+    n_unlikely, n_likely = find_best_lengths([unlikely, likely], 2, 100, seconds(FLAT, 2), 1.05)
     assert n_likely > 5 and n_unlikely <= 2
-    assert best_lengths([unlikely, likely], 2, 3, seconds(FLAT, 2), 1.05) == [0, 3]
+    assert find_best_lengths([unlikely, likely], 2, 3, seconds(FLAT, 2), 1.05) == [0, 3]
 
 
 @pytest.mark.parametrize("room", [0, 1, 5])
@@ -155,8 +157,8 @@ def test_drafts_fit_into_the_batch(room):
 
 
 def test_no_draft_no_length():
-    assert best_lengths([], 1, 10, seconds(FLAT, 1), 1.05) == []
-    assert best_lengths([[], []], 2, 10, seconds(FLAT, 2), 1.05) == [0, 0]
+    assert find_best_lengths([], 1, 10, seconds(FLAT, 1), 1.05) == []
+    assert find_best_lengths([[], []], 2, 10, seconds(FLAT, 2), 1.05) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +170,8 @@ def test_a_draft_model_drafts_as_long_as_its_own_time_pays(chance, draft_ms, lea
 
 
 def test_without_a_least_gain_every_draft_is_sent():
-    assert best_lengths([[0.1, 0.01], [0.1]], 2, 10, seconds(STEEP, 2), 0.0) == [2, 1]
-    assert best_lengths([[0.1, 0.01], [0.1]], 2, 2, seconds(STEEP, 2), 0.0) == [1, 1]
+    assert find_best_lengths([[0.1, 0.01], [0.1]], 2, 10, seconds(STEEP, 2), 0.0) == [2, 1]
+    assert find_best_lengths([[0.1, 0.01], [0.1]], 2, 2, seconds(STEEP, 2), 0.0) == [1, 1]
     assert common_length([(0.01, 4), (0.5, 3)], 2, STEEP, STEEP.estimate, 0.0) == 4
 
 
@@ -193,17 +195,17 @@ def test_each_sequence_counts_as_far_as_it_can_use_a_draft():
 )
 def test_streams_of_their_own_are_cut_into_equal_rows_of_neighbours(rows, sizes):
     assert sum(sizes) == sum(n for _, n in rows)
-    assert sorted(micro_batches(rows)) == sorted(sizes)
+    assert sorted(compute_micro_batches(rows)) == sorted(sizes)
 
 
 @pytest.mark.parametrize("n_drafted", [1, 3, 8])
 def test_an_uneven_draft_pays_less_than_one_for_all(n_drafted):
     def at_odds(extra: Sequence[int]) -> float:
-        return sum(CPU.estimate(n) for n in micro_batches([(i, 1 + n) for i, n in enumerate(extra)]))
+        return sum(CPU.estimate(n) for n in compute_micro_batches([(i, 1 + n) for i, n in enumerate(extra)]))
 
     chances = [[0.95 ** (i + 1) for i in range(8)] if n < n_drafted else [] for n in range(8)]
-    together = best_lengths(chances, 8, 48, seconds(CPU, 8), 1.05)
-    apart = best_lengths(chances, 8, 48, at_odds, 1.05)
+    together = find_best_lengths(chances, 8, 48, seconds(CPU, 8), 1.05)
+    apart = find_best_lengths(chances, 8, 48, at_odds, 1.05)
     assert sum(apart) <= sum(together) and (n_drafted == 8) == (sum(apart) > 0)
 
 
@@ -229,39 +231,39 @@ def test_who_has_no_guesses_does_not_wait_long_for_those_of_others():
     def step_s(lengths: Sequence[int]) -> float:
         return FLAT.estimate(4) * (1 + 0.02 * sum(lengths))  # much to be gained by all
 
-    (alone,) = best_lengths([chances], 1, 100, step_s, 1.05)
-    (with_others,) = best_lengths([chances], 4, 100, step_s, 1.05)
+    (alone,) = find_best_lengths([chances], 1, 100, step_s, 1.05)
+    (with_others,) = find_best_lengths([chances], 4, 100, step_s, 1.05)
     assert alone == 16 and 0 < with_others and step_s([with_others]) <= MAX_WAIT * step_s([0]) < step_s([alone])
-    assert min(best_lengths([chances] * 4, 4, 100, step_s, 1.05)) > with_others, "all have guesses"
-    assert best_lengths([chances], 4, 100, step_s, 0.0) == [16], "all are sent"
+    assert min(find_best_lengths([chances] * 4, 4, 100, step_s, 1.05)) > with_others, "all have guesses"
+    assert find_best_lengths([chances], 4, 100, step_s, 0.0) == [16], "all are sent"
 
 
 def test_streams_of_their_own_get_equally_many_guesses_where_that_costs_the_least():
     chances = [[0.97 ** (i + 1) for i in range(6)] for _ in range(7)] + [[0.95, 0.9]]
 
     def step_s(lengths: Sequence[int]) -> float:
-        return sum(map(CPU.estimate, micro_batches([(i, 1 + n) for i, n in enumerate(lengths)])))
+        return sum(map(CPU.estimate, compute_micro_batches([(i, 1 + n) for i, n in enumerate(lengths)])))
 
-    one_by_one = best_lengths(chances, 8, 8, step_s, 1.05)
-    alike = best_lengths(chances, 8, 8, step_s, 1.05, 100)
+    one_by_one = find_best_lengths(chances, 8, 8, step_s, 1.05)
+    alike = find_best_lengths(chances, 8, 8, step_s, 1.05, 100)
     assert alike[0] >= 2 and alike == [min(alike[0], len(row)) for row in chances]
 
     def rate(lengths: Sequence[int]) -> float:
         return (8 + sum(sum(row[:n]) for row, n in zip(chances, lengths))) / step_s(lengths)
 
     assert rate(alike) > 1.04 * rate(one_by_one)
-    assert max(best_lengths(chances, 8, 8, step_s, 1.05, 7)) <= 1, "no room for one each"
+    assert max(find_best_lengths(chances, 8, 8, step_s, 1.05, 7)) <= 1, "no room for one each"
 
 
 def test_no_step_is_longer_than_the_others_may_wait_unless_plain_ones_are_as_slow():
     chances = [0.9999 ** (i + 1) for i in range(100)]
     step_s = lambda lengths: 0.01 + 0.002 * sum(lengths)  # noqa: E731
-    (free,) = best_lengths([chances], 1, 100, step_s, 1.05)
-    (bound,) = best_lengths([chances], 1, 100, step_s, 1.05, longest_s=0.1)
-    (slow,) = best_lengths([chances], 1, 100, lambda lengths: 100 * step_s(lengths), 1.05, longest_s=0.1)
+    (free,) = find_best_lengths([chances], 1, 100, step_s, 1.05)
+    (bound,) = find_best_lengths([chances], 1, 100, step_s, 1.05, longest_s=0.1)
+    (slow,) = find_best_lengths([chances], 1, 100, lambda lengths: 100 * step_s(lengths), 1.05, longest_s=0.1)
     assert free > bound == 45
     assert 0 < slow == 35, "eight plain steps"
-    assert best_lengths([chances], 1, 100, step_s, 0.0, longest_s=0.01) == [free], "all are sent"
+    assert find_best_lengths([chances], 1, 100, step_s, 0.0, longest_s=0.01) == [free], "all are sent"
 
 
 def test_a_tile_is_expected_to_cost_what_prompts_show_until_it_is_measured():

@@ -24,9 +24,9 @@ def given(*tokens: int) -> Given:
 
 
 def test_a_first_token_is_less_sure_than_those_behind_it():
-    chances = given(1, 2, 3).chances(8)
+    chances = given(1, 2, 3).estimate_chances(8)
     assert chances == pytest.approx([PRIORS[0], PRIORS[0] * PRIORS[1], PRIORS[0] * PRIORS[1] ** 2])
-    assert given(1, 2, 3).chances(2) == chances[:2] and given().chances(8) == []
+    assert given(1, 2, 3).estimate_chances(2) == chances[:2] and given().estimate_chances(8) == []
     assert given(1, 2, 3).draft(2) == [1, 2]
 
 
@@ -38,10 +38,12 @@ def test_a_text_in_other_tokens_is_trusted_less_and_one_in_these_more():
         other.foresee((1, 2, 3))
         other.judge((7,))
     for made in (one, other):
-        assert made.chances(3) == [], "what was foreseen is over"
+        assert made.estimate_chances(3) == [], "what was foreseen is over"
         made.foresee((1, 2, 3))
-    assert other.chances(1)[0] < 0.4 < PRIORS[0] < one.chances(1)[0]
-    assert other.chances(2)[1] / other.chances(1)[0] == pytest.approx(PRIORS[1]), "nothing is known of later ones"
+    assert other.estimate_chances(1)[0] < 0.4 < PRIORS[0] < one.estimate_chances(1)[0]
+    assert other.estimate_chances(2)[1] / other.estimate_chances(1)[0] == pytest.approx(PRIORS[1]), (
+        "nothing is known of later ones"
+    )
 
 
 def speaker(history: Sequence[int]) -> int:

@@ -41,7 +41,7 @@ def test_it_makes_no_difference_whether_the_text_came_at_once_or_token_by_token(
 @pytest.mark.parametrize("past", ["", "a", "ab", "abc", "abcdefgh", "abxabyab"])
 def test_without_enough_equal_tokens_nothing_is_drafted(past):
     lookup = Lookup(text(past))
-    assert lookup.draft(5) == [] and lookup.chances(5) == []
+    assert lookup.draft(5) == [] and lookup.estimate_chances(5) == []
 
 
 def test_the_longest_equal_past_wins_over_the_latest_place():
@@ -141,7 +141,7 @@ def test_the_end_of_an_earlier_answer_is_no_miss():
     lookup = Lookup(text("say: one t"), past=earlier)
     for token in text("wo three and four"):
         lookup.append(token)
-    assert earlier.answers.chance(12) > Trust().chance(12)
+    assert earlier.answers.estimate_chance(12) > Trust().estimate_chance(12)
 
 
 def test_what_is_learnt_about_earlier_answers_stays_for_the_next_text():
@@ -150,7 +150,10 @@ def test_what_is_learnt_about_earlier_answers_stays_for_the_next_text():
         lookup = Lookup(text("the same"), past=earlier)
         for token in text(f" beginning and then {i + 1}"):
             lookup.append(token)
-    assert Lookup(text("the same"), past=earlier).chances(1)[0] > Lookup(text("the same the same")).chances(1)[0]
+    assert (
+        Lookup(text("the same"), past=earlier).estimate_chances(1)[0]
+        > Lookup(text("the same the same")).estimate_chances(1)[0]
+    )
 
 
 @pytest.mark.parametrize("n_answers", [0, 1, 40])
@@ -174,9 +177,9 @@ def test_drafts_from_earlier_answers_stand_in_one_of_them(n_answers):
 
 def test_chances_fall_with_each_token_and_end_where_hardly_any_is_left():
     lookup = Lookup(text("abcdefghijklmnopqrstuvwxyz abcde"))
-    chances = lookup.chances(50)
+    chances = lookup.estimate_chances(50)
     assert chances == sorted(chances, reverse=True) and 0 < chances[-1] < chances[0] < 1
-    assert len(lookup.chances(3)) == 3
+    assert len(lookup.estimate_chances(3)) == 3
 
 
 def test_a_text_that_repeats_is_trusted_more_and_one_that_does_not_less():
@@ -185,9 +188,9 @@ def test_a_text_that_repeats_is_trusted_more_and_one_that_does_not_less():
     for i, token in enumerate(past):
         faithful.append(token)
         fickle.append(token if i % 4 else 1000 + i)
-    assert faithful.chances(1)[0] > 0.9
-    chance = fickle._past.text.chance(N_GRAM)
-    assert chance < Trust().chance(N_GRAM), "three equal tokens were always followed by another one"
+    assert faithful.estimate_chances(1)[0] > 0.9
+    chance = fickle._past.text.estimate_chance(N_GRAM)
+    assert chance < Trust().estimate_chance(N_GRAM), "three equal tokens were always followed by another one"
 
 
 @pytest.mark.parametrize(("n_matched", "n_misses"), [(12, 9), (20, 18), (40, 30), (MAX_MATCH + 5, 45)])
@@ -196,10 +199,10 @@ def test_trust_follows_the_latest_outcomes(n_matched: int, n_misses: int):
     trust = Trust()
     for is_hit in [True] * 50 + [False] * n_misses:
         trust.note(n_matched, is_hit)
-    assert trust.chance(n_matched) < 0.5 < Trust().chance(n_matched)
+    assert trust.estimate_chance(n_matched) < 0.5 < Trust().estimate_chance(n_matched)
     for _ in range(3 * n_misses):
         trust.note(n_matched, True)
-    assert trust.chance(n_matched) > 0.7
+    assert trust.estimate_chance(n_matched) > 0.7
 
 
 def test_a_long_copy_is_trusted_for_many_tokens():
@@ -207,7 +210,7 @@ def test_a_long_copy_is_trusted_for_many_tokens():
     lookup = Lookup([*past, *past[:3]])
     lengths = []
     for token in past[3:]:
-        lengths.append(sum(chance > 0.5 for chance in lookup.chances(127)))
+        lengths.append(sum(chance > 0.5 for chance in lookup.estimate_chances(127)))
         lookup.append(token)
     assert lengths[0] < 5 and lengths[30] < 40 < lengths[80] < lengths[150]
 

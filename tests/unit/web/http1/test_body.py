@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.errors import ApiError
-from server.web.http1.body import ChunkedDecoder, LengthDecoder, body_decoder
+from server.web.http1.body import ChunkedDecoder, LengthDecoder, make_body_decoder
 from server.web.http1.head import Framing
 from server.web.limits import Limits
 from tests.unit.web.feeding import ways_to_cut
@@ -100,7 +100,7 @@ def test_many_chunks_of_fair_size_are_accepted():
 @pytest.mark.parametrize("body", [b"", b"x", b"hello"])
 def test_a_body_of_known_length_leaves_the_tail(body, tail):
     for pieces in ways_to_cut(body + tail) if body + tail else [[b""]]:
-        assert feed(body_decoder(Framing("length", len(body)), LIMITS), pieces) == (body, tail)
+        assert feed(make_body_decoder(Framing("length", len(body)), LIMITS), pieces) == (body, tail)
 
 
 def test_no_body_takes_nothing():

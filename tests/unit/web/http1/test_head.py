@@ -12,9 +12,9 @@ from server.web.http1.head import (
     Head,
     Headers,
     HeadParser,
-    body_framing,
+    decode_percent,
     parse_query,
-    percent_decode,
+    read_body_framing,
     split_target,
 )
 from server.web.limits import Limits
@@ -143,7 +143,7 @@ def test_whether_a_connection_is_kept(version, connection, kept):
 
 
 def framing_of(*fields: tuple[str, str], version: tuple[int, int] = (1, 1)) -> Framing:
-    return body_framing(Head("POST", "/", version, Headers(fields)), Limits(body_bytes=1000))
+    return read_body_framing(Head("POST", "/", version, Headers(fields)), Limits(body_bytes=1000))
 
 
 @pytest.mark.parametrize(
@@ -246,5 +246,5 @@ def test_targets_that_hide_something_are_refused(target):
 
 
 def test_decoding_happens_once():
-    assert percent_decode("%252e", "path") == "%2e"
+    assert decode_percent("%252e", "path") == "%2e"
     assert parse_query("a=%2526") == {"a": "%26"}

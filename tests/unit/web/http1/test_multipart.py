@@ -86,7 +86,7 @@ def test_a_value_of_a_megabyte_is_whole_and_isn_t_kept_twice():
     ],
 )
 def test_the_boundary_is_found_in_the_type(content_type):
-    assert [part.text() for part in parse(encode([(b"a", b"", b"x")]), content_type)] == ["x"]
+    assert [part.decode_text() for part in parse(encode([(b"a", b"", b"x")]), content_type)] == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_refusals_come_before_the_rest_of_the_body():
 def test_a_value_that_is_no_text_is_refused_by_its_name():
     [part] = parse(encode([(b"prompt", b"", b"\xff")]))
     with pytest.raises(ApiError, match="prompt: the value is not UTF-8"):
-        part.text()
+        part.decode_text()
 
 
 def test_values_of_headers_are_read_with_their_quotes():

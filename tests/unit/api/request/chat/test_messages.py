@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.request.chat.messages import MAX_MESSAGES, ChatPrompt, chat_prompt, check_messages, read_conversation
+from server.api.request.chat.messages import (
+    MAX_MESSAGES,
+    ChatPrompt,
+    check_messages,
+    make_chat_prompt,
+    read_conversation,
+)
 from server.api.request.media import Files
 from server.api.request.prompt import tokenize_between, tokenize_segments
 from server.chat.template import ChatTemplate
@@ -30,7 +36,7 @@ SOURCE = (
 def context(
     source: str = SOURCE, vocab: FakeVocab | None = None, template_kwargs: dict | None = None, system_prompt: str = ""
 ) -> SimpleNamespace:
-    """As much of `api.model.Model` as `chat_prompt` reads."""
+    """As much of `api.model.Model` as `make_chat_prompt` reads."""
     return SimpleNamespace(
         chat_template=ChatTemplate(source, "<s>", "</s>"),
         template_kwargs=template_kwargs or {},
@@ -47,7 +53,7 @@ def said(role: str, content: object, **more: object) -> dict[str, object]:
 
 def prompt_of(model: object, body: dict[str, object]) -> ChatPrompt:
     files = Files(model)
-    return chat_prompt(model, read_conversation(model, body, files), files)
+    return make_chat_prompt(model, read_conversation(model, body, files), files)
 
 
 def rendered(*messages: object, source: str = SOURCE, **body: object) -> str:

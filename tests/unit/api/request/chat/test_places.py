@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from server.api.request.chat.places import FIRST, Origin, Rewriter, offset_in
+from server.api.request.chat.places import FIRST, Origin, Rewriter, find_offset
 from server.api.request.prompt import Place, Prompt
 from server.chat.template import ChatTemplate, TemplateError
 from server.errors import ApiError
@@ -232,15 +232,15 @@ def test_names_by_which_templates_decide_stay():
 def test_tokens_are_followed_through_the_text(pieces, n):
     """Tokens that a model's metadata adds, a space in front, white space that a special token swallows, files, letters
     cut in two."""
-    assert offset_in("The cat sat\n\non<__media_ab_0__> m\u00e4t", pieces) == n
+    assert find_offset("The cat sat\n\non<__media_ab_0__> m\u00e4t", pieces) == n
 
 
 def test_tokens_of_another_text_lead_nowhere():
-    assert offset_in("The cat sat on the mat", [b"xyz"] * 20) is None
+    assert find_offset("The cat sat on the mat", [b"xyz"] * 20) is None
 
 
 def test_bytes_behind_a_token_count():
-    assert offset_in("noon", [], 2) == 2 and offset_in("n\u00e4in", [], 2) == 1
+    assert find_offset("noon", [], 2) == 2 and find_offset("n\u00e4in", [], 2) == 1
 
 
 def test_any_place_of_any_conversation_is_told_without_a_fault():

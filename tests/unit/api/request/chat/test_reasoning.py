@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.request.chat.reasoning import MAX_MESSAGE, ReasoningWish, read_reasoning, reasoning_variables
+from server.api.request.chat.reasoning import MAX_MESSAGE, ReasoningWish, make_reasoning_variables, read_reasoning
 from server.api.request.fields import CHAT_FIELDS
 from server.api.request.schema import read
 from server.errors import ApiError
@@ -12,7 +12,7 @@ from server.errors import ApiError
 
 def wish(body: dict, defaults: dict | None = None, **variables: object) -> ReasoningWish:
     values = read(body, CHAT_FIELDS, defaults or {})
-    return read_reasoning(values, {**reasoning_variables(values), **variables})
+    return read_reasoning(values, {**make_reasoning_variables(values), **variables})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_both_names_of_the_budget(name):
     ids=repr,
 )
 def test_all_ways_to_say_that_it_must_not_think(fields):
-    variables = reasoning_variables(read(fields, CHAT_FIELDS))
+    variables = make_reasoning_variables(read(fields, CHAT_FIELDS))
     assert variables["enable_thinking"] is False
     assert wish(fields).budget == 0
 
@@ -68,7 +68,7 @@ def test_a_variable_of_the_template_says_it_too():
     ids=repr,
 )
 def test_what_the_template_gets(fields, expected):
-    assert reasoning_variables(read(fields, CHAT_FIELDS)) == expected
+    assert make_reasoning_variables(read(fields, CHAT_FIELDS)) == expected
 
 
 BAD = [
