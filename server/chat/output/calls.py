@@ -31,6 +31,8 @@ from server.chat.output.heads import (
     OBJECT,
     Head,
     find_first_word,
+    find_marks,
+    join_fixed_parts,
     make_next_head,
     split_words,
 )
@@ -64,6 +66,7 @@ class CallReader(Cursor):
         self.given: str | None = None  # JSON of arguments that came before the name
         self.is_waiting = False  # the call is announced once its id, which follows the arguments, has come
         self.body = self._choose_body()
+        self.marks = find_marks(form, *self.call_end, *self.group_end)
 
     def _choose_body(self) -> Callable[[], Steps]:
         """The function that reads a call after its head."""
@@ -83,14 +86,15 @@ class CallReader(Cursor):
 
     def read_calls(self, head: Head) -> Generator[None, None, bool]:
         """Read consecutive calls. Returns False if there is no call; the text of the failed head then becomes visible
-        text. It is dropped if a limit or an abort ended the answer inside the head, after its marker."""
+        text. It is dropped if a limit or an abort ended the answer inside the head, after its marker. A broken head
+        is not dropped: without a call, its text is all that the client gets."""
         self.hold()
         try:
             yield from self.read_head(head)
         except NoCall:
             end = self.place()
             self.let_go()
-            if self.is_cut_off and len(head.parts[0].text) >= MARKER_MIN:
+            if len(head.parts[0].text) >= MARKER_MIN and self.is_call_cut_off(join_fixed_parts(head)):
                 self.at = len(self.text)
             self.say_to(end)
             return False
@@ -111,21 +115,28 @@ class CallReader(Cursor):
 
     def has_next_call(self, in_group: bool) -> Generator[None, None, bool]:
         """Whether another call follows. If so, its head is read. If the text after all calls follows, it is skipped."""
+        between = find_first_word(self.form.between)
         self.hold()
         try:
             yield from self.skip_space()
             if (in_group or len("".join(self.group_end)) >= MARKER_MIN) and (yield from self.is_group_end()):
                 return False
-            between = find_first_word(self.form.between)
             if between and (yield from self.accept(between)):
                 yield from self.skip_space()
             yield from self.read_head(self.next_head)
             return True
         except NoCall:
             self.let_go()
-            if self.is_cut_off:
+            if self.is_call_cut_off("".join((*self.group_end, between, join_fixed_parts(self.next_head)))):
                 raise Over from None
             return False
+
+    def is_call_cut_off(self, own: str) -> bool:
+        """Whether a limit or an abort has ended the answer inside a head with the fixed texts `own`, which might have
+        become a call. It is broken if it has other marks too: another opening, or the end of the call. Then a quote is
+        missing, and the reader has taken the marks for a part of a string."""
+        unread = self.text[self.at :]
+        return self.is_cut_off and all(unread.count(mark) <= own.count(mark) for mark in self.marks)
 
     def is_group_end(self) -> Generator[None, None, bool]:
         start = self.cursor

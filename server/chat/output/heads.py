@@ -81,6 +81,21 @@ def start_head(form: CallFormat) -> Head:
     return Head((*make_fixed_parts(form.before_all), *make_next_head(form).parts), bool(form.before_all))
 
 
+def join_fixed_parts(head: Head) -> str:
+    return "".join(part.text for part in head.parts)
+
+
+def find_marks(form: CallFormat, *ends: str) -> list[str]:
+    """The marks around calls: fixed texts of their heads, and of these `ends` and the format's silent texts, that can't
+    be a name or a key."""
+    texts = [part.text for part in (*start_head(form).parts, *make_fixed_parts(*form.also_before, *form.silent))]
+    return [text for text in {*texts, *ends} if is_mark(text)]
+
+
+def is_mark(text: str) -> bool:
+    return len(text) >= MARKER_MIN and not text[0].isalnum()
+
+
 def find_heads(form: CallFormat) -> dict[str, Head]:
     """The heads with which a call can begin inside a text, by their marker (the first part). Models sometimes forget
     the text before all calls or before each call; then a call is recognized if its next part can be a marker."""
@@ -95,7 +110,6 @@ def find_heads(form: CallFormat) -> dict[str, Head]:
     ways += [Head((*make_fixed_parts(text), *own), False) for text in form.also_before]
     for head in ways:
         marker = head.parts[0].text
-        is_mark = len(marker) >= MARKER_MIN and not marker[0].isalnum()
-        if is_mark or marker and head is ways[0] and not form.at_start:
+        if is_mark(marker) or marker and head is ways[0] and not form.at_start:
             found.setdefault(marker, head)
     return found

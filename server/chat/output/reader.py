@@ -204,7 +204,9 @@ class Reader(CallReader):
                 return
 
     def read_message_head(self, call: ChannelCall) -> Generator[None, None, str]:
-        """Read the head of a message and hold it; returns \"\" if there is none."""
+        """Read the head of a message and hold it; returns \"\" if there is none. A head that a limit or an abort
+        cuts off is dropped, unless it has marks of other messages: then it is broken, and visible text."""
+        marks = (call.start, call.channel, *call.ends)
         self.hold()
         while True:
             rest = self.text[self.at : self.at + HEAD_MAX]
@@ -215,7 +217,7 @@ class Reader(CallReader):
                 self.move(end + len(call.message))
                 return rest[:end]
             may_be = is_head or call.channel.startswith(begun) or "to=".startswith(begun)
-            if self.is_cut_off and is_head:
+            if self.is_cut_off and is_head and not any(mark in begun[1:] for mark in marks):
                 self.drop_to(len(self.text))
             if self.is_end or not may_be or len(rest) == HEAD_MAX:
                 return ""

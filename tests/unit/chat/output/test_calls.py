@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.chat.output.formats import PythonCall, QuotelessCall, Tags
+from server.chat.output.heads import start_head
 from server.chat.output.parser import OutputParser
 from server.chat.output.write_calls import WrittenCall, write_calls
-from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Piece
+from server.engine.seam.task import STOP_ABORT, STOP_EOS, STOP_LIMIT, STOP_WORD, Piece
 from server.records import replace
 from tests.unit.chat.output.call_formats import ELEMENTS, FORMATS, tool
 from tests.unit.chat.output.reading import cuts, final, joined, read
@@ -502,6 +503,55 @@ def test_a_call_that_is_cut_off_keeps_the_beginning_of_its_arguments(stop: str):
     for pieces in cuts(text).values():
         events = joined(read(FORMATS["pairs"], TOOLS, pieces, stop=stop))
         assert events == [Reasoning("x"), ToolCall(0, "new0", "find", '{"n": 1')]
+
+
+@pytest.mark.parametrize("family", sorted(WRITTEN.keys() - {"prompted"}))  # whose mark is too short
+def test_a_head_that_is_cut_off_is_not_shown(family: str):
+    thinking, text = before(family)[0], filled(family).lstrip().removeprefix("<|begin|>assistant")
+    mark = start_head(FORMATS[family]).parts[0].text
+    assert text.startswith(mark)
+    for n in range(len(mark), len(text) - len("<|close|>message<|sep|>")):
+        events = read(FORMATS[family], TOOLS, thinking + text[:n], stop=STOP_LIMIT)
+        assert not any(isinstance(event, Text) and event.text for event in events), text[:n]
+
+
+BROKEN = [
+    ("hermes", '<tool_call><tool_call>\n{"name": "ping", "<tool_call>: {}}\n</tool_call>'),
+    ("hermes", '<tool_call>\n{"name": "ping", "arguments: {}}\n</tool_call>'),
+    ("hermes", '<tool_call>\n{"name": "ping<tool_call>'),
+    ("hermes", '<tool_call>\n{"arguments": {"city": "a}, find}}\n<tool_call>\n{'),
+    ("keyed", '<|tools_prefix|>[{"ping: {}}]<|tools_suffix|>'),
+    ("keyed", '<|tools_prefix|>[{"ping<|tools_prefix|>[{'),
+    ("list", '[TOOL_CALLS][{"name": "ping", "arguments: {}}][TOOL_CALLS][{"name'),
+    ("bare", '<|python_tag|>{"name": "ping", "parameters: {}}<|python_tag|>{"na'),
+    ("later id", "[TOOL_CALLS]find[TOOL_CALLS]?"),
+    ("fenced", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁call▁begin｜>"),
+    ("functions", "<tool_call>\n<function=find\n<tool_call>?"),
+    ("pairs", "<tool_call>fin</tool_call>"),
+    ("python", "<|tool_call_start|>[find<|tool_call_end|>"),
+    ("quoteless", "<|tool_call>call:find<tool_call|>"),
+]
+
+
+@pytest.mark.parametrize("stop", [STOP_LIMIT, STOP_ABORT, STOP_WORD, STOP_EOS])
+@pytest.mark.parametrize("family, text", BROKEN)
+def test_a_broken_head_with_other_marks_in_it_is_shown_at_every_end(family: str, text: str, stop: str):
+    for name, pieces in cuts(text).items():
+        assert joined(read(FORMATS[family], TOOLS, pieces, stop=stop, reasoning="none")) == [Text(text)], name
+
+
+@pytest.mark.parametrize("stop", [STOP_LIMIT, STOP_ABORT, STOP_WORD, STOP_EOS])
+def test_a_broken_head_behind_a_call_is_shown_at_every_end(stop: str):
+    for text in (text for family, text in BROKEN if family == "hermes"):
+        for pieces in cuts(f'<tool_call>{{"name": "ping", "arguments": {{}}}}</tool_call>\n{text}').values():
+            assert joined(read(HERMES, TOOLS, pieces, stop=stop)) == [ToolCall(0, "new0", "ping", "{}"), Text(text)]
+
+
+@pytest.mark.parametrize("end", ["<|end|>", "<|call|>", "<|channel|>x", "<|start|>assistant"])
+def test_a_message_without_its_mark_is_shown_at_every_end(end: str):
+    for pieces in cuts(f'<|channel|>commentary to=functions.find {{"city": "a"}}{end}').values():
+        shown = [joined(read(FORMATS["harmony"], TOOLS, pieces, stop=stop)) for stop in (STOP_LIMIT, STOP_EOS)]
+        assert shown[0] == shown[1] and str(shown[0]).count("commentary") == 1
 
 
 def test_text_that_comes_with_the_end_is_read_as_well():
