@@ -608,7 +608,9 @@ def test_foreign_text_gives_the_same_events_in_any_pieces_and_loses_none(
     if not any(isinstance(event, (ToolCall, Reasoning)) for event in whole) and reasoning == "none":
         shown = "".join(event.text for event in whole if isinstance(event, Text))
         silent = [mark for tags in [form.content] if tags for mark in (tags.open, tags.close)] + list(form.silent)
-        if not any(mark.strip()[:3] in text for mark in silent if mark.strip()) and family != "harmony":
+        ends = {part for mark in filter(str.strip, silent) for part in (mark.strip()[:3], mark.strip()[-3:])}
+        # the beginning of a mark may be in the prompt
+        if not any(end in text for end in ends) and family != "harmony":
             assert shown == text.removeprefix(form.opening) or shown == text
 
 
