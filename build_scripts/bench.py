@@ -57,7 +57,7 @@ def parse(argv: list | None) -> argparse.Namespace:
     add("--bare", action="store_true", help="also measure a bare decode-and-sample loop over the same libraries")
     add("--libs", metavar="DIR", help="folder with the llama.cpp libraries, for this server and the bare loop")
     add("--workloads", metavar="A,B", help="run only these (default: all, see --list)")
-    add("--repeat", type=int, default=5, metavar="N", help="runs of each workload on each server (default 5)")
+    add("--repeat", type=int, default=9, metavar="N", help="runs of each workload on each server (default 9)")
     add("--scale", type=float, default=1.0, metavar="X", help="factor for all sizes and counts (default 1)")
     add("--json", type=Path, metavar="FILE", help="write all results to this file, single runs included")
     add("--svg", type=Path, metavar="FILE", help="write a chart of the medians to this file")

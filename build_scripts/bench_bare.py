@@ -30,7 +30,7 @@ clock = time.perf_counter
 
 
 class Bare:
-    """A model with a context for `n_seqs` sequences in one KV cache; servers may split theirs."""
+    """A model with a context for `n_seqs` sequences, each with a KV stream of its own, as the server's slots have."""
 
     def __init__(self, model: str, n_threads: int, n_seqs: int, n_ctx: int) -> None:
         self._libs = loader.load(loader.find_folder(ROOT, None))
@@ -44,7 +44,7 @@ class Bare:
             n_seq_max=n_seqs,
             n_threads=n_threads,
             n_threads_batch=n_threads,
-            kv_unified=True,
+            kv_unified=False,
             no_perf=True,
         )
         self._batch = Batch(self._libs, N_BATCH)

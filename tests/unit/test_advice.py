@@ -18,7 +18,7 @@ SCRIPTS = {path.name for path in (ROOT / "build_scripts").glob("*.py")} | {"buil
 def advised(tree: ast.AST) -> Iterator[ast.AST]:
     """What is said from source only."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "advice":
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "choose_advice":
             yield from ast.walk(node.args[0])
 
 

@@ -400,7 +400,7 @@ def in_child(code, **options):
 def test_without_a_stderr_the_file_still_gets_its_lines(tmp_path):
     done = in_child(f"""
         sys.stderr = sys.stdout = None
-        log.setup(file={str(tmp_path / "x.log")!r})
+        log.set_up(file={str(tmp_path / "x.log")!r})
         log.get_logger("app").error("hello")
         """)
     assert done.returncode == 0 and (tmp_path / "x.log").read_text().endswith("hello\n")
@@ -415,7 +415,7 @@ def test_a_reader_that_left_changes_neither_output_nor_exit_code(name):
     try:
         done = in_child(
             f"""
-            log.setup(stream=sys.{name}, format="json")
+            log.set_up(stream=sys.{name}, format="json")
             for number in range(3000):
                 log.get_logger("app").error("hello %d", number)
             """,
@@ -433,7 +433,7 @@ def test_a_full_disk_changes_neither_output_nor_exit_code(name):
     with open("/dev/full", "wb") as full:
         done = in_child(
             f"""
-            log.setup(stream=sys.{name})
+            log.set_up(stream=sys.{name})
             log.get_logger("app").error("hello")
             """,
             **{name: full, other: subprocess.PIPE},
@@ -445,7 +445,7 @@ def test_log_lines_and_printed_lines_keep_their_order():
     done = in_child(
         """
         print("one")
-        log.setup(stream=sys.stdout)
+        log.set_up(stream=sys.stdout)
         log.get_logger("app").info("two")
         log.say("three", sys.stdout)
         """,
@@ -462,7 +462,7 @@ def test_a_reader_that_sleeps_does_not_keep_the_program_from_ending(name):
     try:
         done = in_child(
             f"""
-            log.setup(stream=sys.{name})
+            log.set_up(stream=sys.{name})
             for _ in range(300):
                 log.get_logger("app").error("x" * 1000)
             """,
@@ -478,7 +478,7 @@ def test_a_reader_that_sleeps_does_not_keep_the_program_from_ending(name):
 def test_all_lines_are_there_when_the_program_ends():
     done = in_child(
         """
-        log.setup(stream=sys.stdout)
+        log.set_up(stream=sys.stdout)
         for number in range(5000):
             log.get_logger("app").error("line %d", number)
         """,
