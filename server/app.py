@@ -1,9 +1,8 @@
 """The composition root, first part: from the options to an engine that loads its model.
 
-Runs on the main thread; only `launch` calls it. It builds each part and passes it to the next. Order at start: check
-the model's files and tell the engine what to load; while it loads, import `serving` (HTTP, JSON, templates), which
-listens and waits until the engine is ready. This module imports at its top only what every start needs before the
-engine can begin to load. All other imports are inside functions.
+Runs on the main thread; only `launch` calls it. Order at start: check the model's files and tell the engine what to
+load; while it loads, import `serving` (HTTP, JSON, templates), which listens and waits for the engine. Only what every
+start needs before the engine can load is imported at the top; all else inside functions.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
 """Seconds that a Python thread may keep the interpreter's lock while another one waits for it."""
 STOPPING = ("SIGINT", "SIGTERM", "SIGBREAK")
-"""Signals that stop the server. The last one is Ctrl-Break, which only Windows has."""
+"""Signals that stop the server. SIGBREAK is Ctrl-Break on Windows."""
 TUNE_CTX = 1024  # tokens of context for each slot during --tune
 
 log = get_logger("app")
@@ -50,7 +49,7 @@ log = get_logger("app")
 
 def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
     """Do what the options ask for, and return the exit code. `own` is the bundle that this program is part of.
-    `process` is an engine's process that has been started in advance."""
+    `process` is an engine process started in advance."""
     try:
         errands = options.errands
         if errands.version:
@@ -83,7 +82,7 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
 
 
 def measure(options: Options, names: str, argv: Sequence[str]) -> int:
-    """Run `--bench names`, which starts this program again, as a server, and measures that. Return the exit code."""
+    """Run `--bench names`, which starts this program again as a server. Return the exit code."""
     if options.http.ssl_key_file:
         raise OptionError("--bench uses plain HTTP: leave out --ssl-key-file and --ssl-cert-file")
     from server.bench import command  # here, because the server starts faster without it
@@ -103,7 +102,7 @@ def measure(options: Options, names: str, argv: Sequence[str]) -> int:
 
 
 def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, config: EngineConfig) -> int:
-    """Run `--tune`. If a CPU variant is named, measure it in this process, else measure each one in a child process."""
+    """Run `--tune`. A named CPU variant is measured in this process, else each in a child process."""
     from ctypes_api.folder import read_folder
     from server.errands import tune
 
@@ -137,7 +136,7 @@ def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, co
 
 
 def describe_version(options: EngineOptions) -> str:
-    """The text of `--version`: this program's version, llama.cpp's, and which libraries the server would use."""
+    """The text of `--version`: this program's version, llama.cpp's, and the libraries to use."""
     from server.engine.llama import backend
 
     try:
@@ -209,7 +208,7 @@ def serve_many(
     process: subprocess.Popen | None,
     unpacked: program.UnpackedFolder,
 ) -> int:
-    """Serve several models. Each one is loaded when a request asks for it. See `serve`."""
+    """Serve several models, each loaded when a request asks for it. See `serve`."""
     from server import serving
 
     libs = find_libs_folder(options.engines)
@@ -243,7 +242,7 @@ def make_turns() -> str:
 def make_starter(
     options: Options, own: Bundle | None, argv: Sequence[str], libs: str, process: subprocess.Popen | None
 ) -> Starter:
-    """The object that starts models. `process` is an engine's process that the first model will use."""
+    """`process` is an engine process that the first model will use."""
     from server.loading import starter  # here, because a server whose model stays loaded doesn't need it
 
     variant = choose_tuned(options.model, options.model.sources.model or "", Path(libs)).cpu_variant
@@ -252,8 +251,8 @@ def make_starter(
 
 
 def take_signals() -> tuple[threading.Event, list[Callable[[], None]]]:
-    """Handle signals. Return the event that the first signal sets, and the list of functions that are called when a
-    second signal ends the program."""
+    """Return the event that the first signal sets, and the list of functions to call when a second signal ends the
+    program."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
@@ -287,7 +286,7 @@ def set_up_logging(options: LoggingOptions, warnings: Sequence[str]) -> None:
 
 
 def _on_signal(stop: threading.Event, leave: Sequence[Callable[[], None]]) -> None:
-    """The first signal asks for a clean stop. The second one calls the functions in `leave` and ends the process."""
+    """The first signal asks for a clean stop; the second calls the functions in `leave` and ends the process."""
     if stop.is_set():
         for step in leave:
             step()

@@ -47,13 +47,13 @@ SAID_BY_TYPE = {
     "timeout_error": "time_limit",
     "exceed_context_size_error": "context",
 }
-"""The reason that each error type implies. An answer names its reason only if it is a different one."""
+"""The reason that each error type implies. An answer names its reason only if it differs."""
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def make_one_line(message: str) -> str:
-    """`message` with control characters escaped. It may quote text from a client or a file."""
+    """`message`, which may quote a client or a file, with control characters escaped."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
 
 
@@ -93,7 +93,7 @@ class StartError(Exception):
 
 
 class PassingError(StartError):
-    """Why the server can't start now. The same start may succeed later, for example once a port is free."""
+    """The same start may succeed later, for example once a port is free."""
 
 
 FAILED, MISCONFIGURED = 1, 2

@@ -1,10 +1,10 @@
 """The first steps of the program: read the options, start the engine's process if one is needed, go on to `app`.
 
-Main thread. This module keeps the start short. An interpreter takes a tenth of a second to import either half of the
-program, so the engine's process is started before this one imports the web's half, and both import at the same time.
-For the same reason this module imports little, and the garbage collector is off until the server serves.
+Main thread. To keep the start short, the engine's process is started first, so that both processes import their halves
+at the same time (a tenth of a second each). This module imports little, and the garbage collector is off until the
+server serves.
 
-Not taken: starting the engine before the options are read. Every --help would start one for nothing.
+Not taken: starting the engine before the options are read. Every --help would start one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from server.errands.bundle import Bundle
 
 MIN_ADDRESS_SPACE = 1 << 30
-"""Bytes of address space that the program needs. Most of it is reserved for threads' stacks and never used. With less,
-some threads can't start, and native code aborts."""
+"""Bytes of address space that the program needs, mostly for threads' stacks. With less, some threads can't start, and
+native code aborts."""
 NO_MEMORY = "there is not enough memory, or a limit such as ulimit -v allows too little"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the program. Return the exit code, see `shells.EXIT_STATUS`."""
+    """Return the exit code, see `shells.EXIT_STATUS`."""
     program.open_standard_streams()
     if os.environ.pop(program.OWNED, ""):
         threading.Thread(target=_end_with_input, name="owner", daemon=True).start()
@@ -69,7 +69,7 @@ def _main(argv: Sequence[str], is_click: bool) -> int:
 
 
 def _drop_output() -> None:
-    """Discard what stdout still buffers: it can't be written, and the interpreter would try at its end."""
+    """Discard what stdout still buffers: the interpreter would try to write it at its end."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -82,9 +82,8 @@ def _fail(why: str, code: int = FAILED) -> int:
 
 
 def _end_with_input() -> None:
-    """Stop the server as Ctrl-C does once its standard input ends, because the process that started it has ended.
-
-    It reads the descriptor: a thread that waits inside `sys.stdin` would block the interpreter's exit."""
+    """Stop the server once its standard input ends, because the process that started it has ended. It reads the
+    descriptor: a thread that waits inside `sys.stdin` would block the interpreter's exit."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass

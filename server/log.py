@@ -1,11 +1,10 @@
 """The server's log: the standard library's `logging` below one root name, as text for people or JSON for programs.
 
-A leaf, used by every thread. A record is one line. In JSON a traceback is a field of it; in text the traceback follows
-as indented lines. Lines are written whole, so several processes can append to one file. llama.cpp's own lines come
-through the logger "llama", the access log through "access". Control characters are escaped, so that text from clients
-can't forge lines or control a terminal. Secrets are masked in every line. If the disk is full, stderr is closed or
-nobody reads it, lines are lost, but a thread that logs never waits and gets no exception (see `log_output`). Importing
-this module has no effect; `app` and the command `batch` call `set_up`.
+A leaf, used by every thread. A record is one line. In JSON a traceback is a field; in text it follows as indented
+lines. Lines are written whole, so several processes can append to one file. llama.cpp's lines come through the logger
+"llama", the access log through "access". Control characters are escaped, so that text from clients can't forge lines or
+control a terminal. Secrets are masked. If the disk is full, stderr is closed or nobody reads it, lines are lost, but a
+thread that logs never waits and gets no exception (see `log_output`). `app` and the command `batch` call `set_up`.
 """
 
 from __future__ import annotations
@@ -64,9 +63,9 @@ MAX_DEPTH = 20  # levels of nested values in a field
 SAY_S = 0.2  # seconds that `say` waits for earlier log lines
 REOPEN_S = 2.0  # seconds that `reopen` waits for each file
 QUIET_ENDINGS = ("/health", "/health/live", "/health/ready", "/metrics")
-"""Routes that monitoring asks for every few seconds. The access log has them only from DEBUG on, unless they fail."""
+"""Routes that monitoring asks for every few seconds: logged only from DEBUG on, unless they fail."""
 STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
-"""Files of the web page, some thirty for one visit, which the access log treats in the same way."""
+"""Files of the web page, logged in the same way."""
 # Patterns, as texts: compiling them takes time, and the engine's process imports this module but formats no lines.
 UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 TOKENS = (
@@ -182,7 +181,7 @@ def hide(*secrets: str) -> None:
 
 
 def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
-    """Like `print`, but after the log lines so far. If nobody reads an output, this waits `SAY_S` for it, no longer."""
+    """Like `print`, but after the log lines so far, for which it waits at most `SAY_S`."""
     if stream is None:
         return
     flush(SAY_S)
@@ -205,7 +204,7 @@ def flush(patience_s: float = FLUSH_S) -> None:
 
 
 def count_lost() -> int:
-    """How many lines could not be written so far, in this process and in the engines'."""
+    """How many lines could not be written so far, in all processes."""
     return sum(handler.output.n_lost for handler in _list_handlers()) + sum(_lost_elsewhere)
 
 
@@ -263,8 +262,7 @@ def set_subject(model: str) -> None:
 
 
 def inherit(target: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the target function of a new thread: its lines get the model's name that the calling thread's lines have
-    now."""
+    """Wrap the target function of a new thread: its lines get the model's name of the calling thread."""
     model = getattr(_subject, "model", "")
 
     def run(*args: object) -> None:
@@ -344,7 +342,7 @@ class Mask:
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
-        """Mask these secrets, too, except short ones."""
+        """Mask these secrets too, except short ones."""
         for secret in secrets:
             if len(secret) >= MIN_SECRET:
                 # the secret itself, its form in %r, and its form in JSON and in JSON within JSON
@@ -380,7 +378,6 @@ class TextFormatter(logging.Formatter):
         return self._latest[1]
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record, without a line end."""
         when = self._format_second(int(record.created))
         level = _get_level_name(record.levelno)
         fields = " ".join(f"{key}={_format_text_value(value)}" for key, value in _read_fields(record).items())
@@ -403,7 +400,6 @@ class JsonFormatter(logging.Formatter):
         self.mask = mask
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record, without a line end."""
         message = _format_message(record)
         function, line = record.funcName, record.lineno
         if record.name == f"{ROOT}.llama":
@@ -513,7 +509,7 @@ class Handler(logging.Handler):
             self.output.lose(str(error))
 
     def flush(self) -> None:
-        """Wait until the lines so far are written. `logging` calls it at the end of the program, too."""
+        """Wait until the lines so far are written. `logging` calls it when the program ends."""
         self.output.flush()
 
     def close(self) -> None:

@@ -1,15 +1,15 @@
 """The outputs of the log: a stream or a file, each with a queue and a thread of its own. A leaf, used by `log`.
 
-A thread that logs only puts the line into the queue, so it never waits for a reader of stderr or for a disk. The
-output's thread, `log`, writes the lines in order, many at once. The queue is bounded. A line that finds the queue full,
-or that a full disk or a closed stream refuses, is lost and counted. The next successful write reports the count. At the
-end of the program, closing an output waits for its lines, up to `FLUSH_S`.
+A thread that logs only puts the line into the bounded queue, so it never waits for a reader of stderr or for a disk.
+The output's thread, `log`, writes the lines in order, many at once. A line that finds the queue full, or that a full
+disk or a closed stream refuses, is lost and counted; the next successful write reports the count. Closing an output
+waits for its lines, up to `FLUSH_S`.
 
 A dying process writes to stderr directly, not through this module: Python's fault handler, an uncaught exception,
 ggml's abort.
 
-Not taken: writing on the thread that logs if the output is ready. A pipe can tell whether it is ready, a disk can't.
-Also not taken: one thread for all outputs. A reader of stderr that doesn't read would keep lines from the file.
+Not taken: writing on the thread that logs if the output is ready (a disk can't tell), and one thread for all outputs (a
+reader of stderr that doesn't read would keep lines from the file).
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ MAX_WRITE = 1 << 16
 """Characters after which a write takes no further line."""
 FLUSH_S = 1.0  # seconds that `flush` and `close` wait at most
 GATHER_S = 0.02
-"""Seconds that a line waits for further ones. Otherwise each line would wake the output's thread, which then competes
-for the interpreter with the thread that logged."""
+"""Seconds that a line waits for further ones. Otherwise each line would wake the output's thread."""
 WOULD_BLOCK_WAIT_S = 0.02  # seconds between two tries to write to a stream that is full
 TOO_FAST = "they come faster than they are read or written"
 
@@ -206,8 +205,7 @@ class Sink(ABC):
 
 class StreamSink(Sink):
     """stdout or stderr, which it doesn't close. It bypasses Python's buffers where it can: after a failed write, the
-    interpreter would try to write the rest when it exits, and change the exit code. Text that was printed earlier is
-    flushed first."""
+    interpreter would try again when it exits, and change the exit code. Text printed earlier is flushed first."""
 
     def __init__(self, stream: TextIO, *, utf8: bool) -> None:
         super().__init__()
@@ -221,7 +219,6 @@ class StreamSink(Sink):
             stream.flush()
 
     def write(self, text: str) -> None:
-        """Write whole lines in the stream's encoding."""
         data = text.encode(self._encoding, "backslashreplace")
         if self._raw is None:
             self.stream.write(data.decode(self._encoding))
@@ -255,7 +252,6 @@ class FileSink(Sink):
         self._is_torn = False
 
     def close(self) -> None:
-        """Close the file. Idempotent."""
         self._raw.close()
 
     def _has_name(self) -> bool:
@@ -281,8 +277,8 @@ def open_private(path: str, flags: int) -> int:
 
 
 def open_shared(path: str, flags: int) -> int:
-    """Open a file for appending so that other programs may move and remove it, which Python's `open` prevents on
-    Windows. Return its descriptor."""
+    """Open a file for appending that other programs may move and remove, which Python's `open` prevents on Windows.
+    Return its descriptor."""
     import _winapi  # only on Windows
     import msvcrt
 

@@ -1,8 +1,8 @@
 """One bound on the memory that all requests together hold. A leaf.
 
-Connection threads use it. The HTTP edge tells for which request a thread works (`use`). Code that makes a large object
-for that request counts its size (`hold`, `keep_held`), before the object is made if the size is known by then. The
-request gives all of it back when its answer has been written.
+Used on connection threads. The HTTP edge tells for which request a thread works (`use`). Code that makes a large object
+for it counts the size (`hold`, `keep_held`), before the object is made if possible. The request gives all back when its
+answer has been written.
 
 Not taken: passing the request to all code that allocates. The JSON reader and the tokenizer don't know requests.
 """
@@ -41,7 +41,6 @@ class Budget:
             self.n_used += n_bytes
 
     def give(self, n_bytes: int) -> None:
-        """Give back bytes that were taken."""
         with self._lock:
             self.n_used -= n_bytes
 
@@ -85,8 +84,8 @@ class Share:
 def return_large_blocks() -> None:
     """Have the C library return freed blocks of 1 MiB or more to the system at once.
 
-    glibc raises its own threshold up to 32 MiB as a program frees larger blocks. Then each thread keeps the smaller
-    blocks that it has freed, which can add up to half a gigabyte. Other C libraries need no such setting."""
+    glibc raises its threshold up to 32 MiB as a program frees larger blocks, and then keeps the smaller ones that each
+    thread has freed, up to half a gigabyte. Other C libraries need no such setting."""
     if sys.platform == "linux":
         import ctypes  # here, so that the engine starts first
 
@@ -105,8 +104,8 @@ def get_current() -> Share | None:
 
 
 def hold(n_bytes: int) -> None:
-    """Count bytes that this thread's request holds until its answer has been written. ApiError 503 if they are more
-    than is left."""
+    """Count bytes that this thread's request holds until its answer has been written. ApiError 503 as for
+    `Share.take`."""
     share = get_current()
     if share is not None:
         share.take(n_bytes)

@@ -1,7 +1,7 @@
 """Turns a model's options into its files and its engine's configuration (`read_model`).
 
-Part of the composition root. Runs on the main thread at start, or on the thread that loads a model. The downloader is
-imported inside functions, because it imports an HTTP client, which few starts need.
+Part of the composition root. Runs on the main thread at start, or on the thread that loads a model. The downloader,
+which imports an HTTP client, is imported inside functions: few starts need it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def read_model(
     must_recall: bool = True,
 ) -> tuple[ModelPlace, EngineConfig, dict[str, Any]]:
     """The model's place, the configuration of its engine, and the sampling settings that its file recommends.
-    OptionError, StartError or LibsError if the model can't be served. For `must_recall` see `make_engine_config`.
-
-    The headers of its files take megabytes, so they aren't kept."""
+    OptionError, StartError or LibsError if the model can't be served. For `must_recall` see `make_engine_config`."""
     place, headers = find_model(options, downloads, own)
     draft_model = find_draft_model(options, downloads)
     libs = find_libs_folder(engines)
@@ -69,8 +67,8 @@ def find_libs_folder(options: EngineOptions) -> str:
 
 
 def find_model(options: ModelOptions, downloads: DownloadOptions, own: Bundle | None) -> tuple[ModelPlace, list[Gguf]]:
-    """The model's place, and the checked headers of its files. The model is downloaded first if the options name a URL
-    or a repository. If they name no model, it is the one in the bundle `own`."""
+    """The model's place, and the checked headers of its files. A model from a URL or a repository is downloaded first.
+    If the options name none, it is the one in the bundle `own`."""
     sources = options.sources
     if sources.model_url or sources.hf_repo:
         place = ModelPlace(
@@ -109,8 +107,8 @@ def find_draft_model(options: ModelOptions, downloads: DownloadOptions) -> str:
 
 
 def find_projector(options: SourceOptions, downloads: DownloadOptions, libs: str, model: ModelPlace) -> str:
-    """The path of the projector's file, "" for none. It is downloaded first if an option names its URL, or if the
-    model's repository has one. A bundle may contain one."""
+    """The path of the projector, "" for none: from an option, the model's repository or its bundle, downloaded first if
+    need be."""
     if not options.mmproj_auto:
         return ""
     if not (options.mmproj or options.mmproj_url):
@@ -160,8 +158,7 @@ def fetch(
     path: str | None = None,
     sha256: str | None = None,
 ) -> str:
-    """The path of a file from `download.fetch_model`, which downloads it unless it is in the cache. PassingError if it
-    can't."""
+    """See `download.fetch_model`. PassingError if the file can't be downloaded."""
     from server.download import DownloadError, fetch_model
 
     try:
@@ -198,8 +195,8 @@ def make_engine_config(
     mmproj: str = "",
     must_recall: bool = True,
 ) -> EngineConfig:
-    """The configuration of the engine. `headers` are those of the model's files; without them the engine reads the
-    files' headers itself. With `must_recall` the result of --tune sets what the options leave open."""
+    """`headers` are those of the model's files; without them the engine reads them itself. With `must_recall` the
+    result of --tune sets what the options leave open."""
     tuned = choose_tuned(options, get_tunable(options.sources, place) if must_recall else "", Path(libs))
     if tuned != choose_tuned(options, "", Path(libs)):
         log.info("using %s, which --tune has found to be faster", tuned)
@@ -260,7 +257,7 @@ def read_shape(headers: Sequence[Gguf], model_params: Mapping[str, Any]) -> Shap
 
 
 def make_spec_config(options: SpecOptions, draft_model: str, n_threads: int) -> SpecConfig:
-    """The engine's configuration of speculative decoding. `n_threads` is the number of threads of the large model."""
+    """`n_threads` is the number of threads of the large model."""
     n_threads = options.spec_draft_threads if options.spec_draft_threads > 0 else n_threads
     return SpecConfig(
         lookup=NGRAM in options.spec_type,

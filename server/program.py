@@ -1,12 +1,12 @@
 """The program itself: where it is, what it is called, how it starts itself again, where it keeps its cache.
 
-A leaf, used at start on the main thread. It imports little, because every start needs it. The one-file program
+A leaf, used on any thread. It imports little, because every start needs it. The one-file program
 (build_scripts/one_file.sh) unpacks itself into `<folder>/<id>` and passes its own path in LLAMA_SRV_FILE. A running
 program holds a shared lock on its folder. This module removes folders of other versions that haven't been used for two
 weeks and aren't locked.
 
-Not taken: removing the folder at the end of the program. The next start would have to unpack again, and a program that
-is killed can't remove it.
+Not taken: removing the folder when the program ends. The next start would unpack again, and a killed program can't
+remove it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 """The folder that contains `libs/` and `public/`: the checkout, or the folder of an unpacked executable."""
 OWN_FILE = "LLAMA_SRV_FILE"
 OWNED = "LLAMA_SRV_OWNED"
-"""The environment variable that a command sets for a server that it starts. Such a server ends when its standard input
-ends, and so when the command ends."""
+"""The environment variable that a command sets for a server that it starts: the server ends when its standard input
+ends."""
 LOCK = ".in-use"
 NEW = ".new-"  # the prefix of folders into which one_file.sh is unpacking
 UNUSED_S = 14 * 24 * 3600  # seconds without use after which a folder is removed
@@ -40,7 +40,7 @@ def is_frozen() -> bool:
 
 
 def choose_advice(source: str, frozen: str) -> str:
-    """`source` or, in an executable, `frozen`. Only `source` may name scripts, which an executable doesn't have."""
+    """`source` or, in an executable, which has no scripts, `frozen`."""
     return frozen if is_frozen() else source
 
 
@@ -50,8 +50,8 @@ def describe_program() -> str:
 
 
 def make_own_command(*words: str, is_bare: bool = False) -> list[str]:
-    """The command line that starts this program again with `words`. `is_bare`: without the interpreter's `site` module,
-    so that Python imports no installed packages."""
+    """The command line that starts this program again with `words`. `is_bare`: without Python's `site` module, so
+    without installed packages."""
     if is_frozen():
         return [sys.executable, *words]
     return [sys.executable, *(["-S"] if is_bare else []), str(ROOT / "llama_srv.py"), *words]
@@ -70,8 +70,8 @@ def find_cache_folder(environ: Mapping[str, str] | None = None, system: str = sy
 
 
 def keep_bytecode() -> None:
-    """If the program's folder can't be written, have Python keep compiled modules in the cache folder. Otherwise each
-    start would compile them again, which takes a tenth of a second."""
+    """If the program's folder can't be written, have Python keep compiled modules in the cache folder. Compiling them
+    takes a tenth of a second."""
     is_kept = (ROOT / "server" / "__pycache__").is_dir() or os.access(ROOT, os.W_OK)
     if not (is_kept or is_frozen() or sys.dont_write_bytecode or sys.pycache_prefix):
         with contextlib.suppress(OSError):
@@ -86,8 +86,8 @@ def _find_home(environ: Mapping[str, str]) -> Path:
 
 
 def open_standard_streams() -> None:
-    """Open the null device for each standard stream that is closed. Otherwise the next file that is opened would get
-    the stream's number, and native code would print into it."""
+    """Open the null device for each closed standard stream. Otherwise the next file opened would get the stream's
+    number, and native code would print into it."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,11 +1,10 @@
 """`record`: a replacement for `dataclasses.dataclass` that is faster to import. A leaf.
 
-The two processes define about two hundred such classes before a server is ready. `dataclasses.dataclass` writes and
-compiles six methods for each class, which takes half a millisecond. Importing `dataclasses` takes four milliseconds
-more, because it imports `inspect`. A record's `__init__` is compiled at its first call. `__eq__` and `__hash__` are
-closures, and all records share their other methods. `dataclasses` is imported only when its functions are used on a
-record, or when a frozen one refuses a change. `fields`, `replace`, `asdict`, `is_dataclass`, pattern matching, copying
-and pickling work. Records always have slots.
+The two processes define about two hundred such classes before a server is ready. `dataclasses.dataclass` compiles six
+methods for each, which takes half a millisecond, and importing it takes four. A record's `__init__` is compiled at its
+first call. `__eq__` and `__hash__` are closures; the other methods are shared. `dataclasses` is imported only when its
+functions are used on a record, or when a frozen one refuses a change. `fields`, `replace`, `asdict`, `is_dataclass`,
+pattern matching, copying and pickling work. Records always have slots.
 
 Not taken: named tuples, which equal any tuple with the same items and can't be changed; fewer, larger classes; a lazy
 import of `inspect`, which isn't safe when two threads use it first.
@@ -33,15 +32,12 @@ else:
         return Field(**said)
 
     def fields(record: Any) -> tuple[Field, ...]:
-        """The fields of a record or of its class."""
         return tuple(record.__record_fields__.values())
 
     def is_record(value: object) -> bool:
-        """Whether this is a record or its class."""
         return hasattr(value, "__record_fields__")
 
     def replace(record: T, /, **changes: object) -> T:
-        """A copy of a record with other values in some fields."""
         for field in record.__record_fields__.values():
             if field.init and field.name not in changes:
                 changes[field.name] = getattr(record, field.name)

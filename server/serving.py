@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from server.library.library import Library
 
 LINES_AT_ONCE, MOST_LINES_AT_ONCE = 16, 64
-"""Lines of batches that run at the same time: twice the number of slots, so that no slot waits for a line, but at least
-the first number and at most the second."""
+"""Least and most lines of batches that run at the same time; between them, twice the number of slots, so that no slot
+waits."""
 PUBLIC = program.ROOT / "public"
 
 log = get_logger("app")
@@ -63,8 +63,8 @@ def serve(
     starter: Starter | None = None,
 ) -> int:
     """Listen, wait for `engine`, serve until `stop` is set. Return the exit code. `model` is the name of its model.
-    Functions in `leave` are called when a second signal ends the process. `starter` loads a model again that was put
-    to sleep. OptionError or PassingError if the server can't start."""
+    Functions in `leave` are called when a second signal ends the process. `starter` loads a sleeping model again.
+    OptionError or PassingError if the server can't start."""
     prompt_file = options.model.system_prompt_file
     try:
         system_prompt = read_prompt_file(prompt_file)
@@ -168,8 +168,8 @@ def make_context(
     keys: edge.KeyFiles,
     starter: Starter | None = None,
 ) -> Context:
-    """The context that all handlers share, of a server with one model. `name` is the model's name if it has no alias.
-    `stop` is set when the server is to stop."""
+    """The context of a server with one model. `name` is the model's name if it has no alias. `stop` is set when the
+    server is to stop."""
     model = Model(engine, options.model, options.media, name)
     return context_of(options, Models.from_one(model, starter, keys.ring.may_use), stop)
 
@@ -177,7 +177,7 @@ def make_context(
 def context_of(
     options: Options, models: Models, stop: threading.Event, renew: Callable[[], None] = lambda: None
 ) -> Context:
-    """The context that all handlers share, for any number of models. `renew` searches the folders of models again."""
+    """The context that all handlers share. `renew` searches the folders of models again."""
     stored = Store(options.api.store_size << 20, options.api.store_dir)
     context = Context(models, options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
     if options.api.store_dir and options.api.store_size:
@@ -252,8 +252,8 @@ def _wait_for_engine(
     context: Context,
     house: Housekeeping,
 ) -> None:
-    """Wait until the lone model is ready or has failed. It waits in short intervals, because on Windows a signal can't
-    interrupt a long wait."""
+    """Wait until the lone model is ready or has failed, in short intervals, because on Windows a signal can't interrupt
+    a long wait."""
     from server.chat import choose  # noqa: F401  (imported while the engine loads; the template needs it afterwards)
 
     models = context.models
@@ -299,7 +299,7 @@ def _wait(options: ServiceOptions, models: Models, house: Housekeeping, stop: th
 
 
 def _stand_by(seconds: float, server: HttpServer, house: Housekeeping, models: Models) -> None:
-    """Serve for so many more seconds, until load balancers have noticed that this server is stopping."""
+    """Serve on until load balancers have noticed that this server is stopping."""
     if seconds:
         server.wind_down()
     end = time.monotonic() + seconds

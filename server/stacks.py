@@ -1,4 +1,4 @@
-"""The call stacks of all Python threads of this process as text, to find out why a process hangs.
+"""The call stacks of all Python threads of this process, to find out why it hangs.
 
 Any thread of either process; a leaf. It needs the interpreter's lock. An engine that hangs in C code and holds that
 lock writes its stacks through `faulthandler` before it is killed.

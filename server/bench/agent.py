@@ -1,8 +1,8 @@
-"""The workload `agent`: the steps of a recorded agent loop, one request after the other, each with the whole history.
+"""The workload `agent`: the steps of `agent_loop`, one request after the other, each with the whole history.
 
-Main thread of the measuring process. Each prompt has the recorded history, whatever the model answers, and each answer
-has the recorded length. A model that gives the recorded answers (`python -m tests.recited_loop` makes one of any size)
-shows the gain from speculative decoding; other models write something else.
+Main thread of the measuring process. Each prompt has the written history, whatever the model answers, and each answer
+the written length. Only a model that gives the written answers (`python -m tests.recited_loop` makes one of any size)
+shows the gain from speculative decoding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An invented session of an agent that reads a small program, fixes a bug and adds a feature.
 
-Data; imports only the standard library. Each of the ten steps but the last is an answer of the model (a sentence or two
-and a tool call) and the tool's result. The last step is an answer without a call. As with real agents, files are shown,
-edited and rewritten as a whole. So much of an answer repeats the prompt, but inside JSON with escaped line ends.
+Data; imports only the standard library. Each of the ten steps is an answer of the model (some sentences and a tool
+call) and the tool's result; the last is an answer alone. As with real agents, files are shown, edited and rewritten.
+Much of an answer thus repeats the prompt, inside JSON with escaped line ends.
 
 Way not taken: the log of a real session, which would contain a user's data.
 """

@@ -1,8 +1,7 @@
 """Draws a chart of the results as SVG: a row per metric, a bar per server; longer is better.
 
-Pure functions. Imports the standard library and this package. Tokens per second and milliseconds
-share no scale, so bars are relative within a row: the best server has the full length. Way not taken: a plotting
-package, for forty rectangles.
+Pure functions. Imports the standard library and this package. Metrics share no scale, so bars are relative within a
+row: the best server's has the full length. Way not taken: a plotting package.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """The client of a measured server: sends completions over HTTP and notes when their events arrive.
 
-Runs in the measuring process, with a thread for each running request. Imports the standard library only. Answers are
-not parsed while they arrive: reads are timestamped and events counted, and JSON is parsed at the end, because the
-client shares the machine with the server. Works with any server that has llama.cpp's /completion, /tokenize and
-/health.
+Runs in the measuring process, with a thread for each running request. Imports the standard library only. The client
+shares the machine with the server, so it only timestamps reads and counts events while answers arrive; JSON is parsed
+at the end. Works with any server that has llama.cpp's /completion, /tokenize and /health.
 
 Way not taken: an event loop. Threads with http.client cost a few microseconds more per event, the same for every
-server, and the code is easy to check.
+server.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ class Ask(NamedTuple):
 
 class Answer(NamedTuple):
     """The result of a completion. Times are in seconds since the common start of all requests. `arrivals` are the times
-    of events, empty without a stream. `n_prompt` prompt tokens have been read, `n_evaluated` of them computed."""
+    of events, empty without a stream. `n_evaluated` of the `n_prompt` prompt tokens were computed, the others
+    cached."""
 
     arrivals: tuple
     ended: float
@@ -202,7 +202,7 @@ class HttpPeer:
 
 
 class BackgroundReader:
-    """A stream read by a thread of its own. `arrivals` grows by the time of each event."""
+    """A stream read by its own thread. `arrivals` grows by the time of each event."""
 
     def __init__(self, peer: HttpPeer, ask: Ask) -> None:
         self.arrivals: list = []
@@ -235,7 +235,7 @@ class BackgroundReader:
 def read_events(
     response: HTTPResponse, arrivals: list | None = None, is_enough: Callable[[], bool] = lambda: False
 ) -> tuple:
-    """(arrival times, bytes) of an event stream, read until it ends or `is_enough`. Each complete event has a time."""
+    """(a time for each complete event, all bytes) of an event stream, read until it ends or `is_enough`."""
     arrivals = [] if arrivals is None else arrivals
     parts: list = []
     held = b""

@@ -1,8 +1,8 @@
-"""Turns runs into results: medians, ratios, a text summary and a JSON file.
+"""Turns runs into medians, ratios, a text summary and a JSON file.
 
-Pure, except for the facts about the machine. Imports the standard library and `workloads`. A ratio is always the first
-server's value over the other's, for every metric. It is the median over the repetitions, each with a run of every
-server: a machine that slows down over time affects them all. The JSON file has every single run.
+Pure, except for the facts about the machine. Imports the standard library and `workloads`. A ratio is the first
+server's value over the other's, for every metric: the median over the repetitions, each with a run of every server. The
+JSON file has every single run.
 
 Way not taken: means. One disturbed run shifts a mean, and such runs are common on a desktop.
 """
@@ -88,7 +88,7 @@ def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
 
 
 def text_of(outcome: Outcome, peers: list) -> list:
-    """The lines for one workload: metrics with columns for peers and ratios, then failures, then a disturbance."""
+    """The lines for one workload: metrics with columns for peers and ratios, failures, a disturbance."""
     first, others = peers[0], peers[1:]
     head = f"{outcome.workload.name}: {outcome.workload.help}"
     columns = [*peers, *(f"{first}/{peer}" for peer in others)]
@@ -164,7 +164,7 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
 
 
 def describe_machine() -> dict:
-    """Facts about the machine that are needed to compare results, without anything personal."""
+    """Facts about the machine for comparing results, nothing personal."""
     return {
         "system": platform.system(),
         "release": platform.release(),

@@ -1,8 +1,8 @@
 """Runs workloads on servers in turns, and collects the results.
 
 Main thread of the measuring process. Imports the standard library and this package. All servers of a workload stay
-loaded and run in turns, and each repetition begins with another server, so that a throttling machine or other programs
-affect all alike. Way not taken: one server after the other.
+loaded, and each repetition begins with another one, so that a throttling machine or other programs affect all alike.
+Way not taken: one server after the other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Settings:
 
 
 class Bench:
-    """One benchmark: the servers, the settings and the results."""
+    """The servers and settings of one benchmark."""
 
     def __init__(self, specs: list, settings: Settings, folder: Path, show: Callable[[str], None]) -> None:
         self.specs = specs

@@ -1,10 +1,10 @@
 """Starts, awaits and stops the servers that are measured, each given as a command.
 
 Main thread of the measuring process. Imports the standard library, this package and `server.program`. A command is
-split like a shell's and may begin with VAR=value words. Placeholders such as {model} and {port} are filled in later, so
-paths with spaces need no quotes. Each server has its own process group and a log file, whose end is shown if it fails.
+split like a shell's and may begin with VAR=value words. Placeholders such as {model} are filled in after that, so paths
+with spaces need no quotes. Each server has its own process group and a log, whose end is shown if it fails.
 
-Way not taken: a configuration file. One line in the shell's history is enough.
+Way not taken: a configuration file. A line in the shell's history is enough.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class ServerSpec(NamedTuple):
 
 
 class ServerPeer(HttpPeer):
-    """A server that was started here. `listen_s` and `ready_s` are the times from its start to its first answer, and to
-    its first answer with status 200."""
+    """`listen_s` and `ready_s` are the times from the server's start to its first answer, and to its first answer with
+    status 200."""
 
     def __init__(self, name: str, port: int, pid: int, key: str = "") -> None:
         super().__init__(name, HOST, port, key)
@@ -100,7 +100,7 @@ class ServerPeer(HttpPeer):
         self.listen_s = self.listen_s or self.ready_s
 
     def read_peak_memory(self) -> float:
-        """The peak resident memory in MiB of the process and its children. BenchError if the system can't tell."""
+        """See `read_peak_memory`. BenchError if the system can't tell."""
         return read_peak_memory(self._pid)
 
 
@@ -174,13 +174,13 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
 
 
 def make_child_environment(environment: dict) -> dict:
-    """Our environment with these variables, but without NO_BYTECODE, which would slow down each start."""
+    """Our environment with these variables, without NO_BYTECODE."""
     inherited = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
     return {**inherited, **environment}
 
 
 def log_end(log: Path) -> str:
-    """The last lines of a log, joined to one line."""
+    """The last lines of a log as one line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return " | ".join(lines[-LOG_LINES:]) or "its log is empty"
 
@@ -191,7 +191,7 @@ def log_end(log: Path) -> str:
 def read_cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
     """(seconds that all cores were busy, seconds that our processes were) since the machine started; None if unknown.
 
-    Our processes are this one (`ours` by default) and all that `child_of` started, also those that have ended.
+    Our processes are `ours` (by default this one) and its descendants, including those that have ended.
     """
     try:
         ticks = [int(cell) for cell in (proc / "stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]

@@ -1,11 +1,12 @@
-"""The table of workloads: what each of them asks of a server, and which metrics result.
+"""The table of workloads: what each asks of a server, and the resulting metrics.
 
 Main thread of the measuring process. Imports the standard library and this package. The function of a workload gets a
-peer (a server, or the bare loop) and a `Plan`, and returns a value for each metric. Texts consist of common words from
-a seeded generator: the same for all peers in a repetition, new in each repetition, so no cache helps unintentionally.
+peer (a server, or the bare loop) and a `Plan`, and returns a value for each metric. Texts are common words from a
+seeded generator: the same for all peers in a repetition, new in each repetition, so that caches help only where
+intended.
 
-Way not taken: recorded conversations. They would have to be shipped, and their length would be fixed. `agent` has a
-fixed session, because random words can't imitate the repetitions of agents.
+Way not taken: recorded conversations, whose length would be fixed. Only `agent` has a fixed session: random words can't
+imitate the repetitions of agents.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def make_many_streams(n_streams: int, n_tokens: int) -> Callable:
 
 
 def tokenize(peer: Any, plan: Plan) -> tuple:
-    """Requests for one text: one after the other on one connection, then on sixteen connections at once."""
+    """One text: requests one after the other on one connection, then on sixteen connections at once."""
     n_times = plan.count(300)
     text = plan.make_text(200, "tokenize")
     _, seconds = peer.tokenize(text, n_times)
@@ -221,7 +222,7 @@ def measure_shared_prefix(peer: Any, plan: Plan) -> tuple:
 
 
 def measure_conversations(peer: Any, plan: Plan) -> tuple:
-    """Six conversations of four turns on two slots, all at the same turn. Each turn contains the whole history."""
+    """Six conversations of four turns on two slots, all at the same turn, each with its whole history."""
     said = [plan.make_text(250, "opening", i) for i in range(6)]
     seconds, n_evaluated = 0.0, 0
     for turn in range(4):
@@ -286,8 +287,8 @@ def measure_embeddings(peer: Any, plan: Plan) -> tuple:
 
 
 def swap(peer: Any, plan: Plan) -> tuple:
-    """Requests to two models in turns, of which only one may be loaded: seconds to the first token of each, the longer
-    time first. There are pauses between the requests, as with human users."""
+    """Requests to two models in turns, of which only one may be loaded, with pauses: seconds to the first token of
+    each, the longer time first."""
     names = peer.list_models()
     if len(names) != 2:
         raise BenchError(f"{peer.name}: the workload swap needs a server with two models; it has {len(names)}")
@@ -475,5 +476,5 @@ def gaps_of(times: list) -> list:
 
 
 def compute_percentile(ordered: list, percent: float) -> float:
-    """The percentile by nearest rank, so always one of the values."""
+    """The percentile by nearest rank: one of the values."""
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]

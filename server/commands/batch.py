@@ -1,10 +1,10 @@
 """`batch IN.jsonl OUT.jsonl -m MODEL`: answers the requests of a file without a server.
 
-The main thread shows the progress; threads `batch` run the lines through the handlers of the routes, and an engine's
-process computes them as in a server. The files with the answers are the journal (`server.batches.journal`), so running
-the command again continues after any interruption.
+The main thread shows the progress; threads `batch` run the lines through the routes' handlers, and an engine process
+computes them as in a server. The answers' files are the journal (`server.batches.journal`): after any interruption, the
+same command continues.
 
-Way not taken: a server as a child, over HTTP. It would only add time to each line.
+Way not taken: a child server over HTTP, which would add time to each line.
 """
 
 from __future__ import annotations
@@ -96,7 +96,6 @@ def read_input(path: Path) -> tuple[list[Line], list[Fault]]:
 
 
 def get_errors_path(target: Path) -> Path:
-    """The path of the errors for a file of answers."""
     return target.with_name(f"{target.stem}.errors{target.suffix}")
 
 
@@ -172,7 +171,7 @@ def ask_all(asking: Asking, work: Work, n_at_once: int, stop: threading.Event, b
 def show_until_done(
     work: Work, threads: Iterable[threading.Thread], stop: threading.Event, faults: list[OSError], bar: Bar
 ) -> None:
-    """Wait for the threads on the main thread, and show the progress. Ctrl-C stops them."""
+    """Show the progress until the threads end. Ctrl-C stops them."""
     while any(thread.is_alive() for thread in threads) and not faults and not stop.wait(POLL_S):
         if bar.is_due():
             n_done = work.n_completed + work.n_failed
@@ -187,7 +186,7 @@ def show_until_done(
 
 
 def describe_progress(work: Work, n_now: int, seconds: float) -> str:
-    """The progress as text: lines, speed and remaining time. `n_now` lines were answered in `seconds`."""
+    """Lines, speed and remaining time. `n_now` lines were answered in `seconds`."""
     n_left = work.n_total - work.n_before - n_now
     text = f"{work.n_total - n_left:,} of {work.n_total:,} lines"
     if work.n_failed:
@@ -198,7 +197,7 @@ def describe_progress(work: Work, n_now: int, seconds: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as text: 40 s, 3 min, 2 h 5 min."""
+    """40 s, 3 min or 2 h 5 min."""
     if seconds < 60:
         return f"{int(seconds)} s"
     minutes = round(seconds / 60)

@@ -22,7 +22,7 @@ from server.records import record
 
 @record(frozen=True)
 class Call:
-    """One command: its settings, its words that aren't options, and its options as given, in (name, word) pairs."""
+    """One command: its settings, the words that aren't options, and the options as (name, word) pairs."""
 
     settings: Settings
     names: list[str]
@@ -58,7 +58,7 @@ def find(settings: Settings, name: str) -> tuple[ModelEntry, list[ModelEntry]]:
 
 
 def describe_near(name: str, entries: Sequence[ModelEntry]) -> str:
-    """The end of the error about an unknown name: similar names, or how to list all."""
+    """The end of the error about an unknown name."""
     close = find_names_like(name, (own for entry in entries for own in (entry.name, *entry.aliases)))
     if close:
         return f", did you mean {' or '.join(close)}?"
@@ -68,7 +68,7 @@ def describe_near(name: str, entries: Sequence[ModelEntry]) -> str:
 
 
 def pull(call: Call) -> int:
-    """`pull NAME`: download a model into the cache, or continue an interrupted download. Returns the exit code."""
+    """`pull NAME`: download a model into the cache, or continue a download. Returns the exit code."""
     path = fetch(call.settings, call.names[0])
     print(path)
     tell(f"run it with: {program.describe_program()} run {call.names[0]}")

@@ -1,7 +1,6 @@
 """Lists models and whether they fit into memory, describes one, and lists the models of a running server. Main thread.
 
-The server's planner (`memory_plan`) tells whether a model fits on this machine's devices. That needs the native
-libraries; without them the answer is "unknown".
+The server's planner (`memory_plan`) tells whether a model fits. Without the native libraries the answer is "unknown".
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ TEXTS = (
 
 
 def list_models(call: Call) -> int:
-    """`models`: one line per model with its size, quantisation, context, and whether it fits into memory."""
+    """`models`: one line per model. Returns the exit code."""
     entries = entries_of(call.settings)
     if not entries:
         print("no models found: pull USER/MODEL downloads one, --models-dir DIR names a folder of models")
@@ -58,7 +57,7 @@ def _make_row(call: Call, entry: ModelEntry) -> tuple[str, ...]:
 
 
 def format_size(n: int) -> str:
-    """Bytes as text, in decimal units as in file managers."""
+    """Bytes in decimal units, as in file managers."""
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
@@ -73,7 +72,7 @@ def type_of(entry: ModelEntry, headers: Sequence[Gguf]) -> str:
 
 
 def context_of(header: Gguf) -> str:
-    """The length of the context that the model was trained with."""
+    """The context that the model was trained with."""
     n = header.metadata.get(f"{header.metadata.get('general.architecture')}.context_length")
     return str(n) if isinstance(n, int) else ""
 

@@ -1,10 +1,9 @@
 """Reads the command line of a command and runs it. Main thread, instead of serving.
 
-Options of commands are rows of the server's table, read by the same parser. A command has the options that it uses;
-`run` and `batch` have all that are about a model. Mistakes are reported in one line, with the server's exit codes.
+A command has the rows of the server's table that it uses; `run` and `batch` have all that are about a model. Errors are
+reported in one line, with the server's exit codes.
 
-Way not taken: options instead of commands (`--pull`). Commands have their own words and names, and people know them
-from other programs.
+Way not taken: options instead of commands (`--pull`). People know commands from other programs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`verify FILE` and `replay FILE`: was a record of --record changed, and are its answers reproduced? Main thread.
+"""`verify FILE` checks that a record of --record is unchanged, `replay FILE` that its answers are reproduced.
 
-`replay` starts an engine's process. `server.evidence` has the format of records.
+Main thread. `replay` starts an engine process for each model.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ STEP_S = 60.0  # longest time of one step, after which the engine counts as hang
 
 
 def verify(call: Call) -> int:
-    """Check that no byte was changed. RecordError."""
     print(chain.report(Path(call.names[0])))
     return 0
 
 
 def run_again(call: Call) -> int:
-    """Run the requests of a record with an engine per model, and print a line for each answer that differs. Returns the
-    exit code: 0 if all are identical. RecordError if the record was changed."""
+    """Print a line for each answer that differs. Returns the exit code: 0 if all are identical. RecordError if the
+    record was changed."""
     verdicts = replay.Verdicts()
     for about, requests in replay.read(Path(call.names[0])):
         config = adapt_to_here(call.settings, replay.config_of(about))

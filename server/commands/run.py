@@ -1,8 +1,8 @@
 """`run NAME`: a chat in the terminal, or one answer for a script, with a server of its own or a running one.
 
-Main thread. Its own server is a child process that ends with it, even after a crash. `docs/models.md` has the words and
-keys. Way not taken: an engine in this process. Ctrl-C during a step would be hard to tell from Ctrl-C at the prompt,
-and a crash would lose the conversation.
+Main thread. Its own server is a child process that ends with it, even after a crash. `docs/models.md` lists the words
+and keys. Way not taken: an engine in this process. Ctrl-C during a step would be hard to tell from Ctrl-C at the
+prompt, and a crash would lose the conversation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NOT_FOR_A_CHILD = re.compile(
     "|LLAMA_ARG_(SSL|API)_.*"
     "|LLAMA_API_KEY"
 )
-"""Environment variables for the user's server that a server of our own must not get."""
+"""Environment variables of the user's server, which a server of our own must not get."""
 GREY, PLAIN = "\x1b[2m", "\x1b[0m"
 HELP = """\
   /set              show the fields that are set
@@ -64,8 +64,8 @@ class Chat:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def answer(self, text: str, show: Callable[[str, str], None]) -> None:
-        """Send a message and show the answer as it comes. An answer that is stopped or breaks off stays in the
-        conversation as far as it came; if no text came, the message isn't kept."""
+        """Send a message and show the answer as it comes. The conversation keeps the text of an answer that is stopped
+        or breaks off; without text it doesn't keep the message either."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         asked = [*self.messages, {"role": "user", "content": text}]
         said = ""
@@ -82,7 +82,7 @@ class Chat:
 
 
 class Screen:
-    """Shows answers. Reasoning is grey on a terminal, and isn't shown elsewhere."""
+    """Shows answers; reasoning only on a terminal, in grey."""
 
     def __init__(self, out: TextIO, is_terminal: bool) -> None:
         self._out = out
@@ -91,7 +91,6 @@ class Screen:
         self._kind = TEXT
 
     def show(self, kind: str, piece: str) -> None:
-        """Show the next piece of text or reasoning."""
         if kind == THOUGHT and not self._is_terminal:
             return
         if kind != self._kind:
@@ -135,7 +134,7 @@ def run(call: Call) -> int:
 
 @contextlib.contextmanager
 def open_chat(call: Call) -> Iterator[Chat]:
-    """A conversation with the model, on the server that the options name or on a server of our own."""
+    """A conversation on the server that the options name, or on a server of our own."""
     name = call.names[0]
     if call.settings.url or call.settings.is_set("port"):
         yield Chat(Peer.from_settings(call.settings), name)

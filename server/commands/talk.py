@@ -1,7 +1,7 @@
-"""Asks a server for its models and for streamed answers of a chat, over the standard library's HTTP. Main thread.
+"""Asks a server for its models and for streamed chat answers, with the standard library's HTTP client. Main thread.
 
-The server may be any with OpenAI's chat API. Its output is not trusted, so `make_visible` removes control characters
-from names, states and errors, and `run` does so with answers.
+The server may be any with OpenAI's chat API. Its output is not trusted: `make_visible` removes control characters from
+names, states and errors, and in `run` from answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEXT, THOUGHT = "text", "thought"
 
 
 def make_visible(text: str) -> str:
-    """A text without control characters, which could steer the terminal. Line breaks and tabs stay."""
+    """The text without control characters. Line breaks and tabs stay."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
@@ -49,7 +49,7 @@ class Peer:
         return cls((settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/"), next(iter(settings.api_key), ""))
 
     def list_models(self) -> list[Running]:
-        """Its models, in its own order."""
+        """Its models in its own order."""
         answer = self._fetch_json("GET", "/models", None)
         found = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(found, list):

@@ -1,8 +1,7 @@
 """The command `rpc-worker`: lends this machine's devices to a server on another machine, by llama.cpp's RPC backend.
 
 A thread stays in the library, which serves one client after the other; the main thread waits for Ctrl-C. A worker has
-no model, no engine and no HTTP, only the C bindings. Way not taken: restarting a worker that a client has crashed;
-service managers do that well.
+no model, engine or HTTP. Way not taken: restarting a worker that a client has crashed; service managers do that.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def serve(call: Call) -> int:
 
 
 def choose_lent_devices(found: list[Device], names: tuple[str, ...] | None) -> list[Device]:
-    """The devices with these names. Without names all but the CPU, or the CPU if the machine has nothing else."""
+    """The devices with these names; without names all but the CPU, or else the CPU."""
     by_name = {device.name: device for device in found if device.backend != "RPC"}
     for name in names or ():
         if name not in by_name:
@@ -59,7 +58,7 @@ def choose_lent_devices(found: list[Device], names: tuple[str, ...] | None) -> l
 
 
 def check_address(host: str, port: int) -> None:
-    """PassingError if the address can't be used. The library itself would only report that it failed."""
+    """PassingError if the address can't be used. The library wouldn't say why."""
     try:
         with socket.create_server((host, port)):
             pass

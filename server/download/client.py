@@ -1,7 +1,7 @@
-"""HTTP for downloads: urllib with its proxies and certificates, stricter redirects, and errors that say what to do.
+"""HTTP for downloads: urllib with stricter redirects, and errors that say what to do.
 
-Runs where `fetch` runs. A token is sent only to the hub, and a password in a URL only to that URL's host, even after
-redirects. urllib itself would send both to other hosts.
+Runs where `fetch` runs. Even after redirects, a token is sent only to the hub, and a password in a URL only to that
+URL's host. urllib would send both to other hosts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def describe_url(url: str) -> str:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects. It keeps the hub's headers about the file, and sends credentials only to their own host."""
+    """Keeps the hub's headers about the file, and sends credentials only to their own host."""
 
     def __init__(self, credentials: Mapping[Origin, str]) -> None:
         self._credentials = credentials
@@ -115,7 +115,7 @@ def authorize(request: urllib.request.Request, credentials: Mapping[Origin, str]
 
 @record(frozen=True)
 class Answer:
-    """A response to read from. `header` returns a header of the response or of a redirect before it; "" for none."""
+    """A response. `header` returns a header of it or of a redirect before it; "" for none."""
 
     status: int
     body: Any
@@ -135,8 +135,8 @@ class Client:
 
     @contextlib.contextmanager
     def open(self, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
-        """The answer, if it is a success or a 416 to a Range. DownloadError or Trouble otherwise, also for network
-        errors while the answer is read."""
+        """The answer if it is a success, or a 416 to a Range. Otherwise, and for network errors while it is read,
+        DownloadError or Trouble."""
         host = urlsplit(url).hostname
         try:
             request, credentials = self._make_request(url, headers)
@@ -165,7 +165,7 @@ class Client:
 
     def persist(self, step: Callable[[], T], measure: Callable[[], int], label: str) -> T:
         """Call `step` until it succeeds, and return its result. DownloadError after MAX_TRIES times Trouble in a row
-        without progress. `measure` returns how far it is."""
+        without progress, which `measure` returns."""
         best, n_failed = measure(), 0
         while True:
             try:

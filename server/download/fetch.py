@@ -1,7 +1,7 @@
 """Provides a model's files: chooses them, checks which exist, and downloads the others.
 
-Runs on the caller's thread. Two processes that need the same file are kept apart by a lock for each file. The second
-one finds the file that the first has downloaded.
+Runs on the caller's thread. A lock for each file keeps processes apart: the second finds the file that the first has
+downloaded.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def fetch_model(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """The path of the model, which is downloaded unless it exists; the path of its first file if it has several.
-    DownloadError.
+    """The path of the model (of its first file if it has several), which is downloaded unless it exists. DownloadError.
 
     Give either `url`, or `hf_repo` ("user/repo" or "user/repo:quant") with or without `hf_file`. `path` (`-m`) is the
     destination instead of the cache. `token`, or else HF_TOKEN, is sent only to the hub: MODEL_ENDPOINT, HF_ENDPOINT or
@@ -81,8 +80,8 @@ def fetch_projector(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path | None:
-    """The path of the projector for a model of this repository, which is downloaded unless it exists; None if the
-    repository has none. DownloadError. For the other parameters see `fetch_model`."""
+    """The path of the projector for a model of this repository, downloaded unless it exists; None if there is none.
+    DownloadError. See `fetch_model`."""
     environ = os.environ if environ is None else environ
     client = Client(_read_endpoint(environ), _read_token(token, environ), sleep, progress or Progress())
     cache = (cache or find_cache_folder(environ)) / "models"
@@ -96,8 +95,7 @@ def fetch_projector(
 
 
 def list_cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """A line for each downloaded model: its size, and the options that name it (`-hf user/repo -hff file` for a file of
-    a repository, else its path)."""
+    """A line for each downloaded model: its size, and the options that name it."""
     folder = find_cache_folder(environ) / "models"
     lines = []
     for path in sorted(folder.rglob("*.gguf")):

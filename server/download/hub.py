@@ -1,6 +1,6 @@
 """Chooses files in a repository of a model hub: Hugging Face, or one with the same API.
 
-Runs where `fetch` runs. File names from the hub aren't trusted: a file whose path would leave its folder is ignored.
+Runs where `fetch` runs. File names from the hub aren't trusted: files with unsafe paths are ignored.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from server.records import record
 
 REVISION = "main"
 NO_PROJECTOR = ".no-mmproj"
-"""A file in a repository's folder which notes that the repository has no projector, so that not every start asks the
-hub."""
+"""This file in a repository's folder notes that the repository has no projector: the hub isn't asked again."""
 MAX_PAGES = 100  # of a repository's file list
 N_SHOWN = 8  # names of files in an error
 
@@ -46,7 +45,7 @@ class Hub:
     offline: bool
 
     def find_files(self, file: str | None, target: Path | None) -> list[Wanted]:
-        """The files of the model: `file`, or else the best one. It asks the hub only if the cache doesn't suffice."""
+        """The files of the model: `file`, or else the best one. Asks the hub only if the cache doesn't suffice."""
         repo, _, quant = self.name.partition(":")
         if len(repo) > MAX_REPO or not REPO.fullmatch(repo):
             raise DownloadError(f"--hf-repo takes user/repo or user/repo:quant, not {self.name[:80]!r}")
@@ -68,7 +67,7 @@ class Hub:
         return files
 
     def find_projector(self, model: Path) -> Wanted | None:
-        """The projector for a model of this repository; None if there is none. It asks the hub unless the cache has the
+        """The projector for a model of this repository; None if there is none. Asks the hub unless the cache has the
         answer."""
         repo = self.name.partition(":")[0]
         folder = self.cache.joinpath(*map(make_safe_name, repo.split("/")))

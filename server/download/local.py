@@ -1,4 +1,4 @@
-"""The parts of downloads that concern this machine: file names, disk space, a lock, progress; and their errors.
+"""What downloads need of this machine: file names, disk space, a lock, progress; and their errors.
 
 Runs where `fetch` runs. Imports the standard library.
 """
@@ -28,7 +28,7 @@ MAX_PATH_CHARS = 1000
 
 
 def make_one_line(text: str) -> str:
-    """A text without line ends and control characters. It may come from a server."""
+    """A text, perhaps from a server, without line ends and control characters."""
     return CONTROL.sub(" ", text)
 
 
@@ -51,7 +51,7 @@ class Trouble(Exception):
 
 
 def make_safe_name(text: str) -> str:
-    """A file name for the cache, made of any text. It has no folders, and is an ordinary name on all systems."""
+    """A file name for the cache, without folders, that is ordinary on all systems."""
     name = BAD_IN_NAMES.sub("_", text).strip(" ").rstrip(". ")
     name = "_" + name if not name or name[0] == "." or DEVICE_NAME.fullmatch(name) else name
     while len(name.encode("utf-8")) > MAX_NAME_BYTES:
@@ -80,7 +80,7 @@ def check_space(folder: Path, n_bytes: int) -> None:
 
 
 def describe_disk_error(error: OSError, path: Path) -> str:
-    """The message for an error of the file system: what to do, in one line."""
+    """One line for the user: the error, and what to do."""
     where = f"({error.filename or path})"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
         return (
@@ -130,7 +130,7 @@ def _open_locked(path: Path, waiting: Callable[[], None], sleep: Callable[[float
 
 
 def _try_lock(file: Any) -> bool:
-    """Try to lock a file. False if another process holds the lock. True also if the file system has no locks."""
+    """False if another process holds the lock. True if the file system has no locks."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -150,12 +150,11 @@ def _try_lock(file: Any) -> bool:
 
 
 def format_megabytes(n: int) -> str:
-    """A number of bytes as a text in MB or GB."""
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 class Bar:
-    """Shows progress: on a terminal as a line that is overwritten, elsewhere as a line every ten seconds. Never raises.
+    """Shows progress: a line that is overwritten on a terminal, elsewhere a line every ten seconds. Never raises.
 
     `stream` is stderr by default. `say` gets the lines instead of the stream. `clock` returns seconds.
     """
@@ -226,7 +225,6 @@ class Bar:
 
 
 class Progress(Bar):
-    """Shows the progress of a download."""
 
     _label, _at_start = "", 0
     _size: int | None = None

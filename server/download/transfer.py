@@ -2,8 +2,8 @@
 
 Runs where `fetch` runs, while the file's lock is held. The data is written to `NAME.part`; `NAME.part.json` says which
 version of the file it is. The file gets its name when it is complete and checked. The server's length, range, entity
-tag and checksum must be consistent. After a broken connection the download continues if the server still has the same
-version of the file, otherwise it starts again.
+tag and checksum must be consistent. After a broken connection the download continues if the server still has that
+version, otherwise it starts again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", re.ASCII)
 
 @record(frozen=True)
 class Wanted:
-    """One file to download: its URL, its destination, and its checksum and size if they are known in advance.
+    """One file to download. `sha256` and `size` are set if they are known in advance.
 
     `is_cached`: `target` is in the cache, not at a path that the user has chosen.
     """
@@ -43,7 +43,7 @@ class Wanted:
 
 @record(frozen=True)
 class Facts:
-    """A server's information about a file: its size in bytes, its version (an entity tag or a date), its checksum."""
+    """A server's information about a file. `validator` is an entity tag or a date."""
 
     size: int | None = None
     validator: str = ""
@@ -51,7 +51,7 @@ class Facts:
 
     @classmethod
     def from_answer(cls, answer: Answer) -> Facts:
-        """Read the headers of an answer. The size is that of the whole file, also in a partial answer."""
+        """Read the headers of an answer. The size is the whole file's, even in a partial answer."""
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
         sizes = (
             answer.header(SIZE_HEADER),
@@ -193,8 +193,8 @@ class Transfer:
 class Part:
     """The data of a file that has arrived: `NAME.part`, and a note that says which version it is.
 
-    Disk errors become DownloadError, so that they aren't taken for network errors. `is_pieced`: the data came through
-    more than one connection.
+    Disk errors become DownloadError, so as not to count as network errors. `is_pieced`: the data came through several
+    connections.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -222,8 +222,7 @@ class Part:
         return self.size > 0 and self.size == self.facts.size
 
     def resume_headers(self) -> dict[str, str]:
-        """The headers that ask for the rest of the file; empty if the server couldn't show that the rest is of the same
-        version."""
+        """The headers that ask for the rest; empty if the server couldn't show that it is of the same version."""
         validator = self.facts.validator
         if not self.size or not (validator or self._wanted.sha256):
             return {}
@@ -231,7 +230,7 @@ class Part:
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
 
     def begin(self, facts: Facts) -> None:
-        """Write the note about the version, before any of its data is written."""
+        """Write the note, before any of the version's data is written."""
         before = self.facts
         self.facts = Facts(facts.size, facts.validator or before.validator, facts.sha256 or before.sha256)
         note = {"url": self._url, **dataclasses.asdict(self.facts)}
@@ -239,7 +238,6 @@ class Part:
             self._note_path.write_text(json.dumps(note), "utf-8")
 
     def append(self, block: bytes) -> None:
-        """Write the next bytes."""
         left = memoryview(block)
         while left:
             with self._guard_disk():
@@ -255,7 +253,7 @@ class Part:
         self._reset()
 
     def flush(self) -> None:
-        """Have the data written to the disk, before the file gets its name."""
+        """Sync to the disk, before the file gets its name."""
         with self._guard_disk():
             os.fsync(self._file.fileno())
 
@@ -268,7 +266,6 @@ class Part:
             self.forget()
 
     def forget(self) -> None:
-        """Remove the note."""
         with contextlib.suppress(OSError):
             self._note_path.unlink()
 

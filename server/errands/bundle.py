@@ -1,13 +1,13 @@
 """A bundle is one file with this program, a model and default options. This module finds and reads bundles.
 
-`app` uses it on the main thread at the start. The parts follow the program, the index (JSON) follows the parts, and a
-trailer of 56 bytes ends the file, so reading the trailer is enough to find a bundle. The model's offset is a
-multiple of ALIGN: llama.cpp maps it where it is (`llama_model_load_from_file_ptr`), and nothing is unpacked. A side
-file (`my-app.bundle` next to `my-app.exe`) is a bundle without a program, with the model at its start.
+Used by `launch` on the main thread, and where a model is loaded. A file that ends with the trailer of 56 bytes is a
+bundle. The model's offset is a multiple of ALIGN: llama.cpp maps it in place (`llama_model_load_from_file_ptr`);
+nothing is unpacked. A side file (`my-app.bundle` next to `my-app.exe`) is a bundle without a program, with the model at
+its start.
 
     program | padding | model | padding | mmproj ... | index (JSON) | trailer: magic, index's offset, size, sha256
 
-Way not taken: a zip file. Any zip program could rewrite it and move the model to another alignment.
+Way not taken: a zip file. A zip program could rewrite it and change the model's alignment.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class BundleError(Exception):
 
 @record(frozen=True)
 class Part:
-    """One file in a bundle. `role` is MODEL or MMPROJ, `name` is the original file name; offset and size are in
-    bytes."""
+    """One file in a bundle. `role` is MODEL or MMPROJ; offset and size are in bytes."""
 
     role: str
     name: str

@@ -1,9 +1,9 @@
 """Makes bundles, shows and checks them, and takes them apart: `--bundle` and the options that belong to it.
 
 Main thread, instead of serving. A bundle is written under a temporary name and renamed when it is complete. Copying and
-hashing are one pass, as fast as the disk.
+hashing are one pass.
 
-Way not taken: hard links or reflinks into the new file. Few file systems have them, and only for aligned parts.
+Way not taken: reflinks into the new file. Few file systems have them, and only for aligned parts.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def check(bundle: Bundle) -> None:
 
 
 def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
-    """Write program and parts into `folder` under their own names, without overwriting. Returns the paths."""
+    """Write program and parts into `folder`, without overwriting. Returns the paths."""
     pieces = [(part.name, part.offset, part.size, part.sha256) for part in bundle.parts]
     if bundle.program_size:
         pieces.insert(0, ("llama-srv", 0, bundle.program_size, bundle.program_sha256))
@@ -136,7 +136,7 @@ def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
 
 
 def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
-    """Write a part to a file in `cache`, once, for libraries that need a path. Returns the path."""
+    """Write a part to a file in `cache`, once, for libraries that need a path. Returns it."""
     path = cache / "parts" / f"{part.sha256[:16]}-{Path(part.name).name}"
     try:
         if path.stat().st_size == part.size:
@@ -197,7 +197,7 @@ def _open_whole(path: Path, needed: int) -> Iterator[BinaryIO]:
 
 
 def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "") -> str:
-    """Copy `size` bytes and return their sha256; without a target only hash. Shows the progress on a terminal."""
+    """Copy `size` bytes and return their sha256; without a target only hash. Shows progress on a terminal."""
     digest, left = hashlib.sha256(), size
     is_shown = bool(label) and can_show_progress() and size > 16 * BLOCK
     while left:

@@ -1,8 +1,8 @@
-"""A start by double click on the program, or by dropping a model on it: the user sees a window instead of a shell. The
-web page is opened, the model is asked for if none was given, and an error stays visible until Enter is pressed.
+"""A start by double click on the program, or by dropping a model on it, opens a window instead of a shell. The server
+opens the web page, asks for the model if none was given, and keeps an error visible until Enter is pressed.
 
-Main thread; `launch` calls it. Only executables on Windows and macOS can be started like this, since a click there
-opens a console. A start with options comes from a shell or a service, so nothing is asked.
+Main thread; `launch` calls it. Only executables on Windows and macOS are started like this: there a click opens a
+console. A start with options comes from a shell or a service, so nothing is asked.
 
 Way not taken: a file dialog. A file can be dragged into the console, which types its path.
 """

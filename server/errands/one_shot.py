@@ -1,7 +1,7 @@
 """Runs the options that replace serving: completion scripts, the manual page, making and opening bundles.
 
-Main thread; called by `app`, which itself handles those that need the native libraries. A server imports this module
-for the place of its model, so what only these options need is imported inside functions.
+Main thread; called by `app`, which handles those that need the native libraries. A server imports this module for its
+model's place, so what only these options need is imported inside functions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_BASE = (
 
 @record(frozen=True)
 class ModelPlace:
-    """The place of a model: the file `path`, and within a bundle offset and size in bytes (size 0: to the end)."""
+    """The file of a model, and within a bundle its offset and size in bytes (size 0: to the end)."""
 
     path: str
     offset: int = 0

@@ -1,9 +1,9 @@
 """`--tune`: finds the fastest CPU plug-in and number of threads for a model on this machine, and remembers them.
 
-Main thread, instead of serving. llama.cpp picks the plug-in that uses most of the CPU's features, which isn't
-always the fastest; that depends on the type of the weights. A process can load only one plug-in, so each is measured in
-a child: the same program with `--tune --cpu-variant NAME`. Candidates take turns and are compared with llama.cpp's
-choice of the same round, so a machine that becomes slower favours none.
+Main thread, instead of serving. llama.cpp picks the plug-in that uses most of the CPU's features; which one is fastest
+depends on the type of the weights. A process can load only one plug-in, so each is measured in a child: the same
+program with `--tune --cpu-variant NAME`. Candidates take turns and are compared with llama.cpp's choice in the same
+round, so that a machine that becomes slower favours none.
 
 Way not taken: a rule by weight type and CPU. There are measurements of one machine only.
 """
@@ -35,7 +35,7 @@ Run = Callable[[Sequence[str], "float | None"], "Figures | str"]
 
 
 def text_of(figures: Iterable[tuple[str, float]]) -> str:
-    """Figures as text, such as `1 row 5.02 ms, 8 rows behind 512 14.20 ms`; `run_child` parses it."""
+    """Text for `run_child`, such as `1 row 5.02 ms, 8 rows behind 512 14.20 ms`."""
     return ", ".join(f"{kind} {seconds * 1e3:.2f} ms" for kind, seconds in figures)
 
 
@@ -61,7 +61,6 @@ def compute_sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> flo
 
 
 def find_shortest(runs: Sequence[Figures]) -> Figures:
-    """The shortest time of each kind of step."""
     return {kind: min(figures.get(kind, seconds) for figures in runs) for kind, seconds in runs[0].items()}
 
 

@@ -1,11 +1,10 @@
-"""The results of `--tune` for models on this machine, in the cache folder. They are looked up at each start.
+"""The results of `--tune` for models on this machine, in the cache folder; each start looks them up.
 
-Main thread. Imports very little, because `launch` asks before it starts the engine's process. Each model (by name and
-size) has a file with a line per CPU, since several machines may share a home folder. A line is used only if CPU and
-plug-in are still the same. A damaged file is ignored.
+Main thread, or the thread that loads a model. Imports little, because `launch` asks before it starts the engine's
+process. Each model (by name and size) has a file with a line per CPU, since machines may share a home folder. A line
+counts only for the same CPU and plug-in. A damaged file is ignored.
 
-Way not taken: measuring without being asked. It needs the whole machine for some time, and twice the memory of the
-weights.
+Way not taken: measuring without being asked. It needs the whole machine, and twice the memory of the weights.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ class Tuned(NamedTuple):
     n_threads: int = -1
 
     def __str__(self) -> str:
-        """The result as options."""
         words = [f"--cpu-variant {self.cpu_variant}"] * (self.cpu_variant is not None)
         return " ".join(words + [f"-t {self.n_threads}"] * (self.n_threads > 0))
 

@@ -3,8 +3,8 @@
 Main thread, instead of serving. Each part has its checksums: an executable's folder has a bill of materials, the
 one-file program has them in its head, the native libraries have a manifest, a bundle has its index.
 
-Way not taken: hashing at each start. The libraries alone would take 40 to 80 ms, a fifth of the time until the server
-listens. A start compares their sizes, and a one-file program is checked as a whole when it is unpacked.
+Way not taken: hashing at each start, which would take 40 to 80 ms. A start compares the libraries' sizes, and a
+one-file program is checked when it is unpacked.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_library_sums(libs: Path) -> dict[str, str]:
 
 
 def find_strange_libraries(libs: Path) -> list[Path]:
-    """Libraries that the manifest doesn't list. llama.cpp would load them."""
+    """Libraries that the manifest doesn't list; llama.cpp would load them."""
     known = read_library_sums(libs)
     if not known:
         return []

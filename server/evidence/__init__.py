@@ -1,5 +1,4 @@
-"""Evidence about answers: the request, the model and settings that computed the answer, and whether it can be
-reproduced.
+"""Evidence about answers: the request, model and settings behind an answer, and whether it can be reproduced.
 
 `chain` is the file of --record, `recorder` writes it, `case` is the record of one request, `replay` runs it again;
 `attribution` finds the parts of a prompt that an answer rests on.

@@ -1,18 +1,18 @@
 """Attribution: measures how much less likely an answer becomes when a part of its prompt is removed.
 
-Runs on a connection thread. It computes the probabilities of the answer's tokens with the whole prompt, without any of
-the spans, and without each of them. Tasks with low priority do this one after the other. There are two methods.
-`exact` computes the prompt without the span. `fast` removes a span's keys and values from a copy of the cache and
-computes only the last tokens before the answer again. The tokens in between were computed with the span and still
-contain some of it; of two sentences about the same thing, the first one therefore gets too much weight. So the heaviest
-spans are measured exactly, until the heaviest of all is an exact one.
+Runs on a connection thread. Background tasks, one after the other, compute the probabilities of the answer's tokens
+with the whole prompt, without any of the spans, and without each of them. The method `exact` computes the prompt
+without the span. `fast` removes a span's keys and values from a copy of the sequence and computes only the last tokens
+before the answer again. The tokens in between were computed with the span and still contain some of it, so of two
+sentences about the same thing, the first gets too much weight. Therefore the heaviest spans are measured exactly, until
+the heaviest of all is an exact one.
 
-If a fact is stated twice, removing one of the places changes little. So if no single span explains half of the effect
-of all spans together, pairs are removed: pairs of those spans that by themselves restore most of the answer.
+If a fact is stated twice, removing one of the places changes little. If no single span has half of the effect of all
+together, pairs are removed: of those spans that by themselves restore most of the answer.
 
-Ways not taken: gradients or attention weights, which llama.cpp doesn't provide, and which don't tell what the answer
-would be without a text. Keeping the last tokens before the answer as they are: they carry what the question found in
-the span, so the heaviest span was wrong in every sixth answer. All pairs of spans: their number grows with the square.
+Ways not taken: gradients or attention weights, which llama.cpp doesn't provide. Keeping the last tokens before the
+answer as they are: they contain what attention took from the span, so the heaviest span was wrong in every sixth
+answer. All pairs of spans: their number grows with the square.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from server.web.message import Request
 FAST, EXACT = "fast", "exact"
 MOST_SPANS = 100
 MOST_ROWS = 200_000
-"""Most tokens to be computed for the attribution of one answer."""
+"""Most tokens to compute for one attribution."""
 
 TAIL = 32
-"""The number of tokens before the answer that `fast` computes again: half a tile of rows, which costs little more than
-the answer's own rows. In most chats these are the question and the template's text around it."""
+"""The tokens before the answer that `fast` computes again: half a tile of rows. In most chats these are the question
+and the template's text around it."""
 
 PAIRED, N_PAIRS = 4, 6
 """The number of spans that pairs are made of, and the number of pairs."""
@@ -46,7 +46,7 @@ CONFIRMED = 3
 """The most spans, and the most pairs, of a `fast` attribution that are measured exactly."""
 
 FACTOR = 0.7
-"""Nats: half as likely. Smaller differences may be caused by rounding in quantised models."""
+"""Nats: half as likely. Rounding in quantised models may cause smaller differences."""
 
 FIELDS = {"spans": list, "method": str, "part": str}
 Weigh = Callable[..., float]
@@ -230,8 +230,7 @@ def make_judging_task(model: Model, task: Task, answer: Sequence[int], prompt: t
 
 
 def judge_task(model: Model, request: Request, task: Task) -> list[float]:
-    """The log probability of each token from `probs_from` on. A task that was stopped to make room is submitted
-    again."""
+    """The log probability of each token from `probs_from` on. A task that gave way is submitted again."""
     while True:
         found: dict[int, float] = {}
         try:
@@ -260,8 +259,8 @@ class Part:
 
 
 def parts_of(answer: Sequence[int], wanted: str, piece: Callable[[int], bytes]) -> list[Part]:
-    """The sentences of an answer (together they have all of its tokens), or only the wanted part. ApiError 400 if the
-    answer doesn't contain that part."""
+    """The sentences of an answer (together all of its tokens), or the wanted part. ApiError 400 if the answer doesn't
+    contain it."""
     pieces = [piece(token) for token in answer]
     ends = list(accumulate(map(len, pieces)))
     text = b"".join(pieces).decode("utf-8", "surrogateescape")  # the answer may end inside a character

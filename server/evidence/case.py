@@ -1,7 +1,7 @@
 """The record of one request, for --record and for certificates: its tasks, their tokens and how each ended.
 
-Runs on a connection thread; tokens of a stream may be noted on the engine's reader thread, never on both at once. All
-of a task that determines its answer is recorded, the files of a prompt as hashes.
+Runs on a connection thread; a stream's tokens may be noted on the engine's reader thread, never on both at once. All
+that determines a task's answer is recorded, the files of a prompt as hashes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NEUTRAL = frozenset(
         *("progress", "timings", "stream", "resume", "resume_ms", "media"),
     )
 )
-"""Fields that aren't settings: prompt and media are recorded apart, the others don't affect the answer."""
+"""Prompt and media are recorded apart; the other fields don't affect the answer."""
 FILE_KEYS = frozenset(
     ("data", "url", "file_data", "input_audio", "image_url", "images", "image_data", "multimodal_data")
 )
@@ -69,12 +69,12 @@ class Case:
 
     @property
     def size(self) -> int:
-        """An estimate of its size in memory, in bytes."""
+        """Its estimated size in memory in bytes."""
         n_tokens = sum(len(task.prompt) for task in self.tasks[:1]) + sum(map(len, self.tokens.values()))
         return 2000 + 36 * n_tokens + _estimate_size(self.body)
 
     def make_certificate(self, task: Task, model_hash: str) -> dict[str, str]:
-        """The hashes of an answer and of what determines it: model, settings and prompt; and one hash over these."""
+        """The hashes of an answer and of its model, settings and prompt, and one hash over these."""
         prompt = [list(task.prompt), [media.hash for media in task.media], self.system_prompt]
         parts = {
             "model": model_hash,
@@ -151,7 +151,6 @@ def _place(values: list[Any], value: Any) -> int:
 
 
 def _estimate_size(value: Any) -> int:
-    """An estimate of the size of plain data, in bytes."""
     if isinstance(value, dict):
         return 200 + sum(_estimate_size(item) for item in value.values())
     if isinstance(value, list):

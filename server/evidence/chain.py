@@ -1,14 +1,14 @@
-"""The file of `--record`: lines of JSON. Each line contains the hash of the line before, so that changes are found.
+"""The file of `--record`: lines of JSON, each with the hash of the line before.
 
 A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}`. Its number `n` is
-one more than that of the line before. Changing any byte breaks a hash or the format. When a file is full, it is renamed
-to FILE.1, that to FILE.2 and so on, and the chain continues in a new file. A line that is half written because the
-machine stopped is followed by a line of the kind `torn`, which has the fragment's hash.
+one more than that of the line before. Changing any byte breaks a hash or the format. A full file is renamed to FILE.1,
+that to FILE.2 and so on, and the chain continues in a new file. A line that is half written because the machine stopped
+is followed by a line of the kind `torn` with the fragment's hash.
 
 `Chain` writes, for one thread and process at a time; `check` and `read_lines` read.
 
-Way not taken: signing with a key. A person who can write the file can usually read the key, too. To prove that the end
-of the file wasn't replaced as a whole, keep the last hash elsewhere.
+Way not taken: signing with a key. Who can write the file can usually read the key. To prove that the end of the file
+wasn't replaced, keep the last hash elsewhere.
 """
 
 from __future__ import annotations

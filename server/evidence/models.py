@@ -1,8 +1,7 @@
 """Identifies what computes a model's answers: the content of its files, settings, libraries and their CPU build.
 
-Any thread of the web process may call it. The engine hashes the files (`server/model_files/identity.py`), which takes
-about a second per gigabyte, once per file. After a restart the engine is asked again, because the files may have
-changed.
+Any thread of the web process may call it. The engine hashes the files (`model_files.identity`), and is asked again
+after a restart, because they may have changed.
 """
 
 from __future__ import annotations

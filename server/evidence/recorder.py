@@ -1,10 +1,10 @@
 """`--record FILE`: a thread of its own writes one line per request, with the request and its answers.
 
-Connection threads call `add`, which never waits. The queue is bounded. If it is full, or a line can't be written, the
-request is not recorded, and the next line tells how many requests are missing. In each file, the first line about a
-model identifies it; for that the thread asks the engine, which may have to hash the model's files first.
+Connection threads call `add`, which never waits. If the bounded queue is full, or a line can't be written, the request
+is not recorded, and the next line tells how many are missing. In each file, the first line about a model identifies it;
+for that the thread asks the engine, which may have to hash the model's files.
 
-Way not taken: writing on the connection's thread. A slow disk would delay answers.
+Way not taken: writing on connection threads. A slow disk would delay answers.
 """
 
 from __future__ import annotations

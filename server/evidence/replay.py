@@ -1,8 +1,8 @@
 """`replay FILE`: runs the requests of a record again, one by one with `--exact`, and compares the tokens.
 
 Main thread; `server/commands/records.py` starts an engine for each model of the record. An answer that was cut short
-(the client left, or a time limit) is compared as far as it goes. Requests with images or sound are skipped, because the
-record has only their hashes. A changed record isn't run at all.
+(the client left, or a time limit) is compared as far as it goes. Requests with images or sound are skipped: the record
+has only their hashes. A changed record isn't run.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def config_of(about: Content) -> EngineConfig:
 
 
 def describe_other_model(recorded: Content, ours: Content) -> str:
-    """How the engine that runs now differs from the recorded one; "" if both compute the same."""
+    """How our engine differs from the recorded one; "" if both compute the same."""
     if hash_of(recorded) == hash_of(ours):
         return ""
     found = describe_difference(recorded["facts"], ours["facts"])

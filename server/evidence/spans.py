@@ -1,7 +1,7 @@
 """Cuts the texts of a request into sentences, and finds their tokens in the prompt.
 
-Pure functions; connection threads call them. A template may change a text: one that isn't in the prompt as it came has
-no spans. Offsets count the characters of that text.
+Pure functions; connection threads call them. A text that the template has changed has no spans. Offsets count the
+characters of the text.
 """
 
 from __future__ import annotations

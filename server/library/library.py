@@ -1,10 +1,9 @@
-"""Downloads models for requests. Each download has a thread of its own and reports its progress to all that wait for
-it.
+"""Downloads models for requests, and reports the progress to all requests that wait.
 
-Connection threads start and watch downloads; the thread `download` reports. Requests for the same model share one
-download. A download goes on as long as a request waits for it, or to its end if one of the requests didn't want to wait
-(`is_kept`). When it stops, the part that has arrived stays on the disk, and the next download continues it. Files come
-only from the hub that the server's options and environment name: a request names a repository, never a URL.
+Connection threads start and watch downloads; each runs on a thread `download` of its own. Requests for the same model
+share one download. It stops when no request waits for it, unless a request didn't want to wait (`is_kept`). The part
+that has arrived stays on the disk, and the next download continues it. Files come only from the hub that the server's
+environment names: a request names a repository, never a URL.
 
 Not taken: a queue. More than `MAX_RUNNING` downloads at a time are refused; the client can try again.
 """
@@ -39,10 +38,8 @@ class Stopped(Exception):
 
 @record(eq=False)
 class Download:
-    """One download. `file` is the file that is being downloaded; `done` of its `total` bytes have arrived (0: unknown).
-
-    `state` is one of the constants above, `reason` says why the download has failed or stopped. `n_changes` counts
-    changes of these fields."""
+    """One download. `done` of the `total` bytes of `file` have arrived (0: unknown). `state` is one of the constants
+    above, `reason` says why it has failed or stopped. `n_changes` counts changes of these fields."""
 
     name: str
     file: str = ""
@@ -57,7 +54,6 @@ class Download:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has finished, failed or stopped."""
         return self.state != RUNNING
 
     def has_news(self, n_seen: int) -> bool:
@@ -195,7 +191,7 @@ class Library:
 
 
 class Report(Progress):
-    """Updates a `Download` instead of showing progress, and raises `Stopped` when the download has to stop."""
+    """Updates a `Download`, and raises `Stopped` when it has to stop."""
 
     def __init__(self, download: Download, update: Callable[..., None]) -> None:
         super().__init__(say=lambda line: log.info("%s", line))
@@ -204,7 +200,6 @@ class Report(Progress):
         self._shown = 0.0
 
     def start(self, label: str, done: int, size: int | None) -> None:
-        """Begin or continue a file."""
         self._update(self._download, file=label, done=done, total=size or 0)
 
     def show(self, done: int) -> None:

@@ -1,9 +1,8 @@
 """Checks a model's files before it is loaded. No native library.
 
-Runs on the main thread of the web process, or on `model-load`. A file that passes has a valid header, its weights and
-all its parts, and none of the header faults known to end a process that runs libllama. `gguf` reads the header,
-`header_checks` finds faults, this module reports the first one in one line. Faults that no header shows can end the
-engine's process, but not the server.
+Runs on the main thread of the web process, or on `model-load`. A file that passes has a valid header, all its parts,
+and none of the header faults known to end a process that runs libllama. `gguf` reads the header, `header_checks` finds
+faults, this module reports the first. Faults that no header shows can end only the engine's process.
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ def check_all(
 
 
 def check_ranker(parts: list[gguf.Gguf]) -> None:
-    """StartError if the model has neither a classification head nor a reranking template: its scores would mean
-    nothing."""
+    """StartError if the model has neither a classification head nor a reranking template."""
     if not has_head(tensor for part in parts for tensor in part.tensors) and not template_of(parts[0].metadata):
         raise StartError(
             f"{parts[0].path} has no classification head and no reranking template, "

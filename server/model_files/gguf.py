@@ -1,11 +1,11 @@
 """Reads and checks the header of a GGUF file.
 
-Pure Python, without libllama; imports the standard library, `tensor_types` and `server.records`. The web process runs
-it before libllama reads the file. The engine runs it for a few models, to look for a tensor.
+Imports the standard library, `tensor_types` and `server.records`. The web process runs it before libllama reads the
+file, the engine only for a few models.
 
-It doesn't read the tensors' data. It skips long arrays (a vocabulary has up to half a million texts) without creating
-objects for their items. It checks counts, lengths, types, offsets and alignment, compares sizes with the file's size,
-and refuses duplicate names. A fault raises `GgufError`, one line with the fault and its place.
+It doesn't read the tensors' data. It skips long arrays (a vocabulary has up to half a million texts) without objects
+for their items. It checks counts, lengths, types, offsets and alignment, compares sizes with the file's size, and
+refuses duplicate names. A fault raises `GgufError`, one line with the fault and its place.
 
 Layout, little endian, after https://github.com/ggml-org/ggml/blob/master/docs/gguf.md:
     "GGUF", u32 version, u64 tensors, u64 pairs
@@ -64,13 +64,13 @@ class GgufError(ValueError):
 
 
 def make_printable(text: str) -> str:
-    """The text with control characters escaped, since it may quote a file and goes to a terminal."""
+    """The text, which may quote a file, with control characters escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @record(frozen=True)
 class Array:
-    """An array of texts, or a long one of numbers. Its items were skipped, unless `read` had to keep the texts."""
+    """An array of texts, or a long one of numbers. Items were skipped, except texts that `read` had to keep."""
 
     kind: int  # the type of its items: a key of `SCALARS`, or `TEXT`
     count: int  # items
@@ -80,7 +80,6 @@ class Array:
 
 @record(frozen=True)
 class Tensor:
-    """The header's entry of a tensor."""
 
     name: str
     dims: tuple[int, ...]  # innermost first
@@ -218,7 +217,6 @@ class _Source:
                 raise self.fail(f"{what} at byte {self.position} can't be read: the file has become shorter")
 
     def unpack(self, code: str, what: str) -> tuple:
-        """Read numbers by their struct codes."""
         n = struct.calcsize("<" + code)
         self._require_bytes(n, what)
         values = struct.unpack_from("<" + code, self._data, self._at)
@@ -226,7 +224,6 @@ class _Source:
         return values
 
     def skip(self, n: int, what: str) -> None:
-        """Skip `n` bytes."""
         if n > self.rest or n <= len(self._data) - self._at:
             self._require_bytes(n, what)
             self._at += n
@@ -249,7 +246,7 @@ class _Source:
     def skip_texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
         """Skip `count` texts. Returns the set of the texts and one that occurs twice; both empty unless `is_kept`.
 
-        Reading a header spends most of its time in this loop, so it is written for speed.
+        Written for speed: reading a header spends most of its time here.
         """
         kept: list[bytes] = []
         unpack = struct.Struct("<Q").unpack_from
@@ -367,7 +364,7 @@ def _read_tensor(gguf: Gguf, source: _Source, i: int) -> None:
 
 
 def _check_offsets(gguf: Gguf) -> None:
-    """Check that all tensors are within the file, with no gap but padding between them, as libllama requires."""
+    """Check that all tensors are within the file, with only padding between them, as libllama requires."""
     expected = 0
     for tensor in gguf.tensors.values():
         if tensor.offset != expected:

@@ -1,12 +1,11 @@
 """Finds faults in a model's header that make libllama end the process instead of reporting an error.
 
-Pure functions of `server.model_files.gguf.Gguf`. Web process, before anything is loaded. libllama reports most faults
-itself. But it asserts some conditions, and its tokenizer throws C++ exceptions: both end the process without a message.
-The tokenizer's preconditions matter most, because it also runs in the web process (`client.vocab`). Comments name the
-functions of llama.cpp v0.5.0 that assert.
+Pure functions of `gguf.Gguf`. Web process, before anything is loaded. libllama reports most faults itself. But it
+asserts some conditions, and its tokenizer throws C++ exceptions: both end the process without a message. The tokenizer
+also runs in the web process (`client.vocab`). Comments name the functions of llama.cpp v0.5.0 that assert.
 
-Not taken: checking the tensors of all 130 architectures. For an architecture that isn't in `COMMON`, libllama's own
-message about a missing key or tensor is good enough.
+Not taken: checking the tensors of all 130 architectures. For those not in `COMMON`, libllama's message about a missing
+key or tensor is good enough.
 """
 
 from __future__ import annotations
@@ -185,7 +184,7 @@ def _find_tokenizer_faults(gguf: Gguf) -> Iterator[str]:
 
 
 def _find_special_token_faults(gguf: Gguf, kind: Tokenizer, n_tokens: int) -> Iterator[str]:
-    """Find missing special tokens that the tokenizer adds to texts. It asserts that they exist."""
+    """Special tokens that the tokenizer adds to texts must exist: it asserts that."""
     # "seperator" is the format's own spelling.
     rows = (
         ("bos", kind.bos, _is_added(gguf, "bos", kind.adds_bos), "the beginning of a text"),

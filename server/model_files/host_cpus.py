@@ -1,8 +1,8 @@
 """The number of cores that this process may use. Standard library only.
 
-Used by both processes: for the default of `-t`, and to warn if `-t` is larger. The affinity limits the cores, and a
-container may limit their time (a quota). A part of a core doesn't count: compute threads wait for each other by
-spinning, so a thread without a core costs a step many times what it saves.
+Used by both processes: for the default of `-t`, and to warn if `-t` is larger. The affinity limits the cores, a
+container's quota their time. A part of a core doesn't count: compute threads spin while they wait for each other, so a
+thread without a core costs far more than it saves.
 
 Not taken: the number of physical cores. The use of hyper-threads depends on the machine; `--tune` measures it.
 """
@@ -25,7 +25,7 @@ def count_usable_cores() -> int:
 
 
 def count_available() -> float:
-    """The number of cores, with fractions."""
+    """The number of cores with fractions."""
     return min([float(count_allowed_cores()), *QUOTAS.get(sys.platform, lambda: ())()])
 
 

@@ -1,9 +1,9 @@
-"""The available memory of this machine in bytes: the system's figure, or a container's if that is less.
+"""The available memory of this machine: the system's figure, or a container's if that is less.
 
-Both processes use it before a load. Standard library only. On Linux memory that the system can drop (page cache)
-counts as available. In a container the control group with the least room counts.
+Both processes use it before a load. On Linux the page cache counts as available, and of the control groups the one with
+the least room decides.
 
-Not taken: ggml's figure for the CPU, which is the machine's total memory.
+Not taken: ggml's figure for the CPU, the machine's total memory.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The identity of a model's KV cache: hashes of all files that keys and values depend on, and the settings.
 
 Saved slots and blocks on disk have the identity, so that no other model loads them. Each part of the model, each
-adapter, the projector and the native libraries are hashed as a whole. That takes about a second per gigabyte, so it is
-done only where slots or blocks are saved, on the thread `identity`. Hashes are kept in the cache folder, with each
-file's mark (device, inode, size, times). The mark is taken before the model is loaded, and again after the file has
-been hashed: a file that has changed in between has no identity.
+adapter, the projector and the native libraries are hashed as a whole, about a gigabyte per second, only where slots or
+blocks are saved, on the thread `identity`. The cache folder keeps the hashes by each file's mark (device, inode, size,
+times). The mark is taken before the model is loaded and after the file has been hashed: if it differs, there is no
+identity.
 
 All else runs on the engine's thread; the web process uses only marks. Not taken: hashing samples (they miss changes
 between them), or size and times alone (a copy of a model is the same model).
@@ -104,8 +104,7 @@ def list_model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source
 def settings_of(
     context_params: Mapping[str, Any], model_params: Mapping[str, Any], mmproj_params: Mapping[str, Any] = NOTHING
 ) -> dict[str, Any]:
-    """The user's settings on which keys and values depend, as plain JSON, by fields of llama.cpp's structs. All fields
-    count but those in `NEUTRAL`."""
+    """The user's settings on which keys and values depend, as plain JSON by fields of llama.cpp's structs."""
     found = {**model_params, **context_params, **mmproj_params}
     return {
         name: value if isinstance(value, (bool, int, float, str)) else repr(value)
@@ -147,8 +146,7 @@ def describe_difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> st
 
 
 class Identity:
-    """The identity, which takes time to compute. `facts` is plain JSON, None until it is known; `fault` says why it
-    can't be computed."""
+    """`facts` is plain JSON, None until it is known; `fault` says why it can't be computed."""
 
     def __init__(self, files: Mapping[str, Sequence[Source]] = NOTHING, about: Mapping[str, Any] = NOTHING) -> None:
         """`files` are the files to hash by their names in `facts`; `about` are facts known without reading them."""
@@ -163,7 +161,7 @@ class Identity:
         return self.facts is None and not self.fault
 
     def recall(self) -> bool:
-        """Compute the facts if all hashes are in the cache folder. Returns whether the facts are known."""
+        """Compute the facts if all hashes are in the cache folder. Returns whether they are known."""
         if self.facts is None and not self.fault:
             known = _read_remembered() if self._files else {}
             with contextlib.suppress(KeyError):
@@ -213,7 +211,7 @@ def _join_digests(digests: Sequence[str]) -> str:
 
 
 def _mark(path: str | os.PathLike[str], offset: int, size: int) -> str:
-    """The system's facts about a file, which differ if it has changed; "" if it isn't there."""
+    """The system's facts about a file; they differ once it has changed. "" if it isn't there."""
     try:
         stat = os.stat(path)
     except OSError:

@@ -2,11 +2,12 @@
 
 Pure. Runs in the engine before a load, and for `--dry-run`. It chooses like llama.cpp's `--fit`. Values set by the user
 stay. Without `--ctx-size` the context is the model's own if there is room, else smaller, down to `fit_ctx` tokens. If
-even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. Last comes a context
-of `MIN_CTX_SLOT`. A model that can't fit is refused: else loading would fail after minutes, or the machine would swap.
+even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. The last try is
+`MIN_CTX_SLOT` tokens per slot. A model that can't fit is refused: else loading would fail after minutes, or the machine
+would swap.
 
-The estimate of the KV cache is exact. That of llama.cpp's compute buffers is the largest of three moments (fitted to
-v0.5.0; a native test compares). The margin covers the program and the libraries.
+The KV cache's size is exact. That of llama.cpp's compute buffers is estimated at three moments of a step
+(`compute_bytes`, fitted to v0.5.0). The margin covers the program and the libraries.
 """
 
 from __future__ import annotations
@@ -74,7 +75,6 @@ class Row:
 
     @property
     def used(self) -> int:
-        """The sum."""
         return self.weights + self.cache + self.compute
 
     @property
@@ -85,7 +85,7 @@ class Row:
 
 @record(frozen=True)
 class Plan:
-    """How a model is to be loaded."""
+    """How to load a model."""
 
     n_ctx: int  # tokens of all slots together
     n_slots: int
@@ -95,7 +95,6 @@ class Plan:
     fault: str = ""  # why the model can't fit; "": it fits
 
     def render_lines(self) -> list[str]:
-        """The plan as the lines of a table."""
         rows = [
             (row.place.name, *map(_format_mib, (row.weights, row.cache, row.compute, row.used, row.place.free)))
             for row in self.rows
@@ -149,7 +148,7 @@ def _round_up(n_ctx: int) -> int:
 def _find_largest_fitting(
     shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers: int, span: tuple[int, int]
 ) -> int:
-    """The largest context within `span` that fits; 0 if none does. Without --ctx-size `CONTEXT_PART` limits it, too."""
+    """The largest context within `span` that fits; 0 if none does. Without --ctx-size `CONTEXT_PART` limits it."""
 
     def can_fit(n_ctx: int) -> bool:
         rows = _make_rows(shape, wish, host, gpus, layers, n_ctx)
@@ -265,7 +264,7 @@ def _compute_shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[
 
 
 def count_cache_bytes(layers: tuple[Layer, ...], wish: Wish, n_ctx: int, window: int = 0) -> int:
-    """Bytes of keys, values and states of these layers. One cache for all has one more sequence, for the system
+    """Bytes of keys, values and states of these layers. A unified cache has one more sequence, for the system
     prompt."""
     n_seqs, n_slot = wish.n_slots + (not wish.is_split), -(-n_ctx // wish.n_slots)
     n_ctx = _round_up(n_slot) * n_seqs if wish.is_split else n_ctx

@@ -1,9 +1,8 @@
 """Finds faults in a projector's header that make libmtmd crash instead of reporting an error; see `header_checks`.
 
-Pure functions of `server.model_files.gguf.Gguf`. Web process, before anything is loaded. libmtmd reports most missing
-tensors, but treats some as optional that a kind of projector needs, and then reads a null pointer. The table has the
-common kinds; each entry was found by leaving the tensor out (llama.cpp v0.5.0). Any other crash ends only the
-engine's process; the server reports it in one line.
+Pure functions of `gguf.Gguf`. Web process, before anything is loaded. libmtmd reports most missing tensors, but treats
+as optional some that a kind of projector needs, and reads a null pointer. The table has the common kinds; each entry
+was found by leaving the tensor out (llama.cpp v0.5.0). Any other crash ends only the engine's process.
 """
 
 from __future__ import annotations

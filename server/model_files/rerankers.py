@@ -1,8 +1,8 @@
 """The reranking template of a model: the prompt that asks a text model whether a document fits a query.
 
 Pure; used by the web process before it loads a model, and by the engine. The template is in the model's metadata as
-`tokenizer.chat_template.rerank`, where llama.cpp's converter writes it. Older conversions of Qwen's rerankers lack it;
-they are recognised by their names.
+`tokenizer.chat_template.rerank`, where llama.cpp's converter writes it. Older conversions of Qwen's rerankers lack it
+and are recognised by name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sampling settings that a model's file recommends (`general.sampling.*`), checked like values of options.
 
-Used when a model is loaded. A downloaded file may have wrong values. A value that its option would refuse is
-left out and reported; the model is served all the same.
+Read when a model is loaded. A value that its option would refuse is left out and reported, and the model is still
+served.
 """
 
 from __future__ import annotations

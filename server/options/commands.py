@@ -1,7 +1,7 @@
 """The table of commands: their names, options and help. `server.commands` runs them.
 
-`launch` reads it at every start, because the first word of a command line may be a command. The help, the
-shells' completion and the manual page read it, too.
+`launch` reads it at every start, because the first word of a command line may be a command. The help, the completion
+scripts and the manual page are made from it.
 """
 
 from __future__ import annotations

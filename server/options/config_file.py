@@ -1,9 +1,8 @@
 """Reads a config file, INI or JSON, into (key, texts, place) triples. `parser` interprets the keys.
 
 In an INI file a comment begins with `#` or `;` at the beginning of a line or behind a blank, but not inside double
-quotes. Sections have no meaning in a config file; a file of presets has one for each model (`read_sections`). JSON
-values become the texts that the command line would have. Errors are an `OptionError` that names the file and the line
-or the place.
+quotes. Sections have no meaning, except in a file of presets, which has one for each model (`read_sections`). JSON
+values become the texts that the command line would have. An `OptionError` names the file and the line or place.
 
 Not taken: `configparser`. It reports no line numbers, treats `%` and `:` in values as syntax, and converts keys to
 lower case (`-C`).
@@ -25,14 +24,13 @@ Section = tuple[str, str, list[Setting]]
 
 MAX_BYTES = 1 << 20  # of a config file
 CONTENT = re.compile(r'(?:"(?:[^"\\]|\\.)*"|"[^"]*"|(?!(?:^|\s)[#;]).)*')
-"""A line without its comment. A text in quotes may contain escaped quotes, as in JSON, or end with a backslash, as a
-path does."""
+"""A line without its comment. A text in quotes may contain escaped quotes (JSON) or end with a backslash (a path)."""
 
 
 def read(path: str, names: Collection[str]) -> list[Setting]:
-    """All settings of the file, in order.
+    """All settings of the file in order.
 
-    `names` are the keys, without leading dashes, whose values may be JSON objects. All other objects are sections.
+    `names` are the keys, without leading dashes, whose values may be JSON objects. Other objects are sections.
     """
     text = _read_text(path)
     place = Path(path).name

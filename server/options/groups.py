@@ -1,9 +1,9 @@
 """The options as typed, immutable groups. Each part of the server gets only the groups that it needs.
 
-`group` makes them from the parser's result, on the main thread at start or on a thread that loads a model.
-`SCOPES` says which options belong to the server, which to a model, and which to an errand (something to do instead of
-serving). A server with several models has one `ModelOptions` for each. Values that depend on several options, such as
-the parameters of llama.cpp's structs, are computed here. A test compares the groups with the table of options.
+`group` makes them from the parser's result, on the main thread at start or on a thread that loads a model. `SCOPES`
+says which options belong to the server, to a model, or to an errand (something to do instead of serving). Each model
+has its own `ModelOptions`. Values that depend on several options, such as the parameters of llama.cpp's structs, are
+computed here.
 
 Not taken: `record`. Compiling its `__init__` for so many fields would take two milliseconds at every start.
 """
@@ -82,7 +82,7 @@ def scope_of(option: Option) -> str | None:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Group:
-    """Some options. The class's annotations are their names and types. Their values can't be changed."""
+    """Some options; annotations are their names and types. Values can't be changed."""
 
     def __init__(self, **values: object) -> None:
         self.__dict__.update(values)
@@ -91,7 +91,6 @@ class Group:
         raise AttributeError(f"the option {name} can't be changed")
 
     def replace(self: G, **changes: object) -> G:
-        """A copy with other values."""
         return type(self)(**{**self.__dict__, **changes})
 
 
@@ -112,7 +111,6 @@ class Settings(Group):
         def __getattr__(self, name: str) -> Any: ...
 
     def is_set(self, name: str) -> bool:
-        """Whether the user has set the option."""
         return name in self.given
 
 
@@ -154,7 +152,7 @@ class ErrandOptions(Group):
 
 
 class HttpOptions(Group):
-    """Where to listen, which clients may connect, and how much they may send."""
+    """Where to listen, who may connect, and how much a client may send."""
 
     host: tuple[str, ...]
     port: int
@@ -398,7 +396,6 @@ class Options(Group):
 
 
 def group(settings: Settings) -> Options:
-    """The groups of the parser's result."""
     s, targets = settings, _collect_targets(settings)
     return Options(
         errands=_of(ErrandOptions, s),
@@ -462,8 +459,8 @@ def _of(kind: type[G], settings: Settings, **derived: object) -> G:
 def _collect_targets(s: Settings) -> dict[str, Params]:
     """The values of all options with a `target` that the user or the profile has set, by struct and field.
 
-    Enums are numbers, lists are tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of a model are tuples,
-    from which the backend makes C structs. `cpumask` is a tuple of CPU numbers.
+    Enums are numbers, lists are tuples (`devices`, `kv_overrides`, `tensor_buft_overrides`, and the CPU numbers of
+    `cpumask`), from which the backend makes C structs.
     """
     found: dict[str, Params] = {kind: {} for kind in TARGETS}
     for option in OPTIONS:
@@ -494,7 +491,7 @@ def _make_context_params(s: Settings, targets: dict[str, Params]) -> Params:
 
 
 def _draft_model_params(s: Settings, targets: dict[str, Params]) -> Params:
-    """The draft model's parameters. Those about the machine are taken from the large model's."""
+    """The draft model's parameters; those about the machine are the large model's."""
     large = _make_model_params(s, targets)
     params = {name: large[name] for name in SHARED_WITH_DRAFT if name in large} | targets["draft_model"]
     buffers = (*s.spec_draft_override_tensor, *_on_cpu(s.spec_draft_cpu_moe, s.spec_draft_n_cpu_moe))
@@ -522,7 +519,7 @@ def _choose_request_values(s: Settings, targets: dict[str, Params]) -> dict[str,
 
 
 def _choose_max_predict(s: Settings) -> int:
-    """The limit on the tokens of a request. With `--compat 2024`, `--n-predict` is that limit, too."""
+    """The limit on the tokens of a request. With `--compat 2024` it is `--n-predict` by default."""
     return s.n_predict if s.compat == "2024" and not s.is_set("max_predict") else s.max_predict
 
 
@@ -537,7 +534,7 @@ def _list_secrets(s: Settings) -> tuple[str, ...]:
 
 
 def _load_mode(s: Settings) -> int | None:
-    """The load mode that --direct-io, --mlock and --mmap choose; None if none of them was given."""
+    """The load mode that --direct-io, --mlock and --mmap choose; None if none was given."""
     if s.direct_io:
         return LOAD_MODES["dio"]
     if s.mlock:
@@ -548,8 +545,7 @@ def _load_mode(s: Settings) -> int | None:
 
 
 def _on_cpu(all_experts: bool, n_experts: int, n_dense: int = 0) -> Iterator[tuple[str, str]]:
-    """Patterns of the tensors that --cpu-moe, --n-cpu-moe and --n-cpu-ffn keep on the CPU, as in llama.cpp's
-    `common`."""
+    """Patterns of the tensors that --cpu-moe, --n-cpu-moe and --n-cpu-ffn keep on the CPU."""
     if all_experts:
         yield EXPERTS, "CPU"
     for count, pattern in ((n_experts, EXPERTS), (n_dense, DENSE)):

@@ -1,7 +1,7 @@
 """Options of llama-server or of the 2024 documents that this server doesn't have.
 
-Data only. If a user sets one, the server either starts with a warning that the option has no effect (`IGNORED`,
-for options about speed, memory or looks), or refuses to start and says why (`PLANNED` and `REFUSED`, for others).
+If a user sets one, the server either warns that it has no effect (`IGNORED`, for options about speed, memory or looks),
+or refuses to start and says why (`PLANNED` and `REFUSED`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
 PAGES = "the web page has no such settings"
 TOOLS = "this server runs no tools"
 
-# Status, group, note, and a line for each option: flags separated by commas, after a bar those that turn it off, the
-# metavar if it takes a value, and its environment variable as $NAME if it has one.
+# Status, group, note, and a line for each option: flags separated by commas, those that turn it off after a bar, the
+# metavar if it takes a value, its environment variable as $NAME.
 ROWS: tuple[tuple[str, str, str, str], ...] = (
     (IGNORED, OLD, "llama.cpp applies adapters to the model as it is", """
         --lora-base FILE"""),

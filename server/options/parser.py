@@ -1,12 +1,12 @@
 """Reads the options from the command line, the environment and the config file, and writes `--help`.
 
-Used by `launch` at start and where a model's options are read. The tables of options (`table`, `known`) are data. The
-value of an option comes from the first of these places that sets it: command line, environment (`LLAMA_ARG_*`), config
-file, bundle, the default of the profile that `--compat` chooses (but see `asked` and `vertex`). Errors are an
-`OptionError`: one line that names the option, the value and what is allowed. `groups` makes typed groups of the result.
+Used by `launch` at start and where a model's options are read. The value of an option comes from the first of these
+places that sets it: command line, environment (`LLAMA_ARG_*`), config file, bundle, the default of the profile that
+`--compat` chooses (but see `asked` and `vertex`). Errors are an `OptionError`: one line that names the option, the
+value and what is allowed.
 
-Not taken: argparse. It can't parse `-np` and `-ngl` beside `-n` in every spelling of their values, can't tell set
-values from defaults, and can't refuse known options. With the table, reading a command line takes forty lines.
+Not taken: argparse. It can't parse `-np` and `-ngl` beside `-n`, can't tell set values from defaults, and can't refuse
+known options.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MAX_TOLD = 300  # characters of an error message about a request
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 OF_ONE_MODEL = ("files", "alias", "model_url", "hf_repo", "hf_file", "model_sha256", "mmproj", "mmproj_url")
-"""Options that choose the model. Of several models, each has its own; the command line's don't apply to them."""
+"""Options that choose the model. With several models, each has its own, and the command line's don't apply."""
 YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes this factor itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
 
@@ -60,9 +60,8 @@ def parse(
     own: Mapping[str, Any] | None = None,
     asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Settings:
-    """Read the command line (without the program's name), the environment, and the config file that one of them
-    names. `bundled` are the defaults of a bundle as (name, text) pairs; they have the lowest precedence. OptionError,
-    in one line, for the first error.
+    """Read the command line (without the program's name), the environment, and the config file that one of them names.
+    `bundled` are the (name, text) defaults of a bundle. OptionError for the first error.
 
     For one of several models, `own` are the settings of that model (see `read_model_settings`). They override all but
     the command line, and only they can set the options `OF_ONE_MODEL`. `asked` are options that a request has set for
@@ -189,8 +188,8 @@ def _refuse(option: Option, source: str) -> None:
 def read_command(
     argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option]
 ) -> tuple[Settings, list[str], list[tuple[str, str]]]:
-    """The options of a command, the words that aren't options, and the options as (name, word) pairs in their order.
-    After `--` no word is an option. OptionError."""
+    """The options of a command, the words that aren't options, and the options as (name, word) pairs in order. After
+    `--` no word is an option. OptionError."""
     end = argv.index("--") if "--" in argv else len(argv)
     line, variables = _Source(table), _Source(table)
     words: list[str] = []
@@ -202,8 +201,8 @@ def read_command(
 
 
 def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = None) -> list[tuple[str, str]]:
-    """Read the options into `source`. A word that isn't an option is added to `words`, or without these it is the
-    model's file. Return the options as (name, word) pairs in their order."""
+    """Read the options into `source`. A word that isn't an option is added to `words`; without `words` it is the
+    model's file. Return the options as (name, word) pairs in order."""
     rest = list(reversed(argv))
     given: list[tuple[str, str]] = []
     while rest:
@@ -233,7 +232,7 @@ def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = N
 
 
 def _read_model(source: _Source, word: str) -> None:
-    """Take a word that isn't an option as the model's file, for example one that was dropped on the program."""
+    """Take a word that isn't an option as the model's file, for example a file dropped on the program."""
     option, _ = source.by_flag.get("--model", (None, True))
     if option is None or word.startswith("-") or not (word.lower().endswith(".gguf") or os.path.isfile(word)):
         raise OptionError(_describe_unknown(word, source.by_flag))
@@ -272,7 +271,7 @@ def _describe_near(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str
 
 
 def _read_environment(source: _Source, environ: Mapping[str, str]) -> None:
-    """Read the environment variables. Empty ones count as not set, since compose files often have them."""
+    """Empty variables count as not set, since compose files often have them."""
     for option in source.table:
         off = option.env.replace("LLAMA_ARG_", "LLAMA_ARG_NO_") if option.off_flags else ""
         if off != option.env and environ.get(off) and switch(off, environ[off]):
@@ -322,7 +321,7 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting], sco
 
 
 def _finish_settings(s: Settings) -> Settings:
-    """The settings with the values that follow from other options. OptionError if options contradict each other."""
+    """Add values that follow from other options. OptionError if options contradict each other."""
     changes: dict[str, Any] = {}
     if not s.is_set("ubatch_size"):
         changes["ubatch_size"] = min(s.ubatch_size, s.batch_size)
@@ -400,11 +399,11 @@ SHAPES_2024 = (
     ("", "`prompt` as a list of strings", "one prompt for each string", "one sequence"),
     ("", "order of the samplers", "penalties where `samplers` has them", "penalties first"),
 )
-"""Differences between the profiles that no option sets. Columns: option, subject, modern, 2024."""
+"""Differences of the profiles that no option sets: (option, subject, modern, 2024)."""
 
 
 def list_compat_rows() -> list[tuple[str, str, str, str]]:
-    """The table of differences that `--compat` makes, with the same columns."""
+    """All differences that `--compat` makes, in the same columns."""
     rows = []
     for option in OPTIONS:
         if option.default_2024 is not SAME:
@@ -450,7 +449,7 @@ def render_usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py
 
 
 def render_help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
-    """The lines of the help about an option. `is_short` leaves out its variable and its default of 2024."""
+    """The help about an option. `is_short` leaves out its variable and its default of 2024."""
     flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
     text = option.help
     if "default" not in text and option.type is not None and option.default not in (None, ()):

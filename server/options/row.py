@@ -1,7 +1,7 @@
 """A row of the option table, and the functions that convert texts to its values.
 
-Converters are pure functions of a text, except that some read the file that the text names. They raise ValueError, or
-`BadValue` with words that follow the option's name: `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
+Converters are functions of a text; some read the file that it names. They raise ValueError, or `BadValue` with words
+that follow the option's name: `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
 
 Not taken: a class for each kind of option. A row is data, and kinds differ only in their converter.
 """
@@ -21,8 +21,8 @@ SAME = object()
 """The value of `Option.default_2024` if both profiles have the same default."""
 
 WORKS, IGNORED, PLANNED, REFUSED = "works", "ignored", "planned", "refused"
-"""Values of `Option.status`. WORKS: the option has its effect. IGNORED: accepted with a warning, has no effect.
-PLANNED: refused until the server supports it. REFUSED: refused for good."""
+"""Values of `Option.status`. IGNORED: accepted with a warning, without effect. PLANNED: refused until the server
+supports it. REFUSED: refused for good."""
 
 WORKER_PORT = 50052  # llama.cpp's own
 MAX_WORKERS = 16  # GGML_RPC_MAX_SERVERS
@@ -109,8 +109,8 @@ class Option:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the value is a number, a switch, a word of a list, or a text that names no file, library or address.
-        Requests may set only such options."""
+        """Whether requests may set it: the value is a number, a switch, a word of a list, or a text that names no file,
+        library or address."""
         return not self.secret and (
             self.type in (None, int, float) or self.choices is not None or self.metavar in PLAIN_VALUES
         )
@@ -134,7 +134,7 @@ class Option:
 
 
 def convert(option: Option, source: str, text: str) -> object:
-    """The value of `text`. OptionError, which names the `source` of the text: a flag, a variable, a place in a file."""
+    """The value of `text`. OptionError names its `source`: a flag, a variable, a place in a file."""
     if option.type is None:
         return switch(source, text)
     try:
@@ -159,7 +159,7 @@ def switch(source: str, text: str) -> bool:
 
 
 def one_of(choices: Mapping[str, Any], text: str) -> object:
-    """The value of a word. If on and off are among the choices, their synonyms are allowed, too."""
+    """The value of a word. If on and off are among the choices, so are their synonyms."""
     word = text.lower()
     if word not in choices and word in SWITCH_WORDS:
         word = "on" if SWITCH_WORDS[word] else "off"
@@ -172,14 +172,15 @@ def one_of(choices: Mapping[str, Any], text: str) -> object:
 
 
 def parse_items(text: str) -> tuple[str, ...]:
-    """Comma-separated items without surrounding blanks. `"a,b"` in double quotes is one item; `""` in it is a quote."""
+    """Items separated by commas, without surrounding blanks. `"a,b"` in double quotes is one item; `""` in it is a
+    quote."""
     found = re.findall(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|$)', text)
     stripped = (quoted.replace('""', '"') or plain.strip() for quoted, plain in found)
     return tuple(item for item in stripped if item)
 
 
 def parse_keys(text: str) -> tuple[str, ...]:
-    """`items`, at least one: an empty list of keys would serve everybody by mistake."""
+    """At least one item: with an empty list of keys the server would serve everybody."""
     found = parse_items(text)
     if not found:
         raise BadValue("it contains no key; leave the option out to serve everybody")
@@ -198,14 +199,12 @@ def require_file(text: str) -> str:
 
 
 def require_folder(text: str) -> str:
-    """A path of a folder."""
     if not os.path.isdir(text):
         raise BadValue(f"there is no folder '{text}'")
     return text
 
 
 def read_file_text(text: str) -> str:
-    """The content of the file `text`."""
     try:
         with open(require_file(text), encoding="utf-8-sig") as stream:
             return stream.read()
@@ -227,7 +226,6 @@ def parse_json_schema(text: str) -> object:
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
-    """A JSON object."""
     value = parse_json_schema(text)
     if not isinstance(value, dict):
         raise BadValue('this is not a JSON object such as {"enable_thinking": false}')
@@ -264,7 +262,7 @@ def parse_scaled_adapters(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def parse_some(text: str) -> tuple[str, ...]:
-    """`items`, at least one."""
+    """At least one item."""
     found = parse_items(text)
     if not found:
         raise BadValue(f"'{text}' is an empty list")
@@ -304,7 +302,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def parse_cpu_mask(text: str) -> tuple[int, ...]:
-    """`f` or `0xF`, `3c`: the numbers of the bits that are set."""
+    """`f`, `0xF` or `3c`: the numbers of the set bits."""
     try:
         bits = int(text, 16)
     except ValueError:
@@ -462,7 +460,7 @@ def parse_origins(text: str) -> tuple[str, ...]:
 
 
 def lower_items(text: str) -> tuple[str, ...]:
-    """`items` in lower case."""
+    """`parse_items`, in lower case."""
     return tuple(item.lower() for item in parse_items(text))
 
 

@@ -1,6 +1,6 @@
 """Completion scripts for shells and the manual page, made from the option table.
 
-Pure functions from the table to text, for `--completion` and `--man`.
+Pure functions for `--completion` and `--man`.
 
 Not taken: a script that calls the program at each Tab. The program takes a quarter of a second to start, and the flags
 don't change.
@@ -48,7 +48,7 @@ def render_completion(shell: str, own_name: str = "") -> str:
 
 
 def values_of(option: Option) -> tuple[str, ...]:
-    """The words that an option accepts; empty if it accepts others, too."""
+    """The words that an option accepts; empty if they aren't listed."""
     return tuple(option.choices or ())
 
 
@@ -67,7 +67,7 @@ def make_summary(option: Option, limit: int = 90) -> str:
 
 
 def render_bash(commands: Sequence[str]) -> str:
-    """Completes flags, commands, and the words that an option accepts. Bash itself completes and quotes paths.
+    """Completes flags, commands, and the words that an option accepts. Bash completes and quotes paths.
 
     Bash splits `--option=value` into three words. `-o default` completes files where the script offers nothing."""
     lines = [
@@ -101,8 +101,8 @@ def _render_bash_values(option: Option) -> str:
 
 
 def render_zsh(commands: Sequence[str]) -> str:
-    """A specification for `_arguments` for each flag. Spellings of an option exclude each other unless it may be
-    repeated."""
+    """A specification for `_arguments` for each flag. Spellings of an option exclude each other unless it is
+    repeatable."""
     lines = [f"#compdef {' '.join(commands)}", "_arguments \\"]
     for option in OPTIONS:
         others = "*" if option.repeat else f"({' '.join(flags_of(option))})"
@@ -168,7 +168,7 @@ def render_fish(commands: Sequence[str]) -> str:
 
 
 def render_powershell(commands: Sequence[str]) -> str:
-    """A native completer with a table of flags. PowerShell itself completes paths."""
+    """A native completer with a table of flags. PowerShell completes paths."""
     rows, words = [f"    '{PEER_FLAG}' = 'ask a running server'"], []
     for option in OPTIONS:
         text = make_summary(option).replace("'", "''")

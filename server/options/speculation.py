@@ -1,7 +1,7 @@
 """The options of speculative decoding, which `table` includes.
 
-Data only. Names and variables are those of llama-server v0.5.0 and of earlier versions. The defaults differ:
-this server stops drafting where drafts don't make it faster, so drafts are on by default.
+Names and variables are those of llama-server, v0.5.0 and earlier. Drafts are on by default, because this server stops
+drafting where that doesn't make it faster.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAX_DRAFT = 1024
 
 
 def parse_spec_types(text: str) -> tuple[str, ...]:
-    """Sources of drafts, separated by commas. llama-server's kinds of n-gram lookup become two: in the same text, or
-    also in earlier answers."""
+    """Sources of drafts, separated by commas. Of llama-server's kinds of n-gram lookup there are two here: in the same
+    text, or also in earlier answers."""
     found: list[str] = []
     for word in to.parse_items(text.lower()):
         if word in HEADS:

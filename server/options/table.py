@@ -1,8 +1,8 @@
 """The table of options, from which parsing, `--help`, the environment, config files and docs/options.md are made.
 
-Data only. Options of the two documents of 2024 and of llama-server v0.5.0 keep their flags, variables and
-meanings. Rows are in the order of `--help`. Those that have no effect here are in `known`. The numbers of `choices` are
-values of llama.cpp's enums; a native test compares them with the bindings.
+Data only. Options of the two documents of 2024 and of llama-server v0.5.0 keep their flags, variables and meanings.
+Rows are in the order of `--help`. Options that this server lacks are in `known`. The numbers of `choices` are values of
+llama.cpp's enums; a native test compares them with the bindings.
 """
 
 from __future__ import annotations
