@@ -3,8 +3,7 @@
 
     python llama_srv.py -m model.gguf
 
-This file only starts the program. The code is in `server/` (start reading at server/launch.py and server/app.py) and
-in `ctypes_api/`.
+The code is in `server/` (start reading at server/launch.py and server/app.py) and in `ctypes_api/`.
 """
 
 import os

@@ -1,11 +1,11 @@
 """Extract the shared libraries and licences of an untrusted archive or folder.
 
-Called by the fetching scripts on their main thread; imports the standard library and `common`. In one pass, each
-regular file named like a library or licence is written to a numbered file in a scratch folder, and links become
-entries of a table. Paths from the archive are never written to, and links are never created.
+Called by the fetching scripts on their main thread; imports the standard library and `common`. In one pass, each file
+named like a library or licence is written to a numbered file in a scratch folder; links become entries of a table.
+Paths from the archive are never written to, and links are never created.
 
-The way not taken: `extractall` with filters. Filters differ between Python versions, and it writes hundreds of
-unneeded files (headers, executables, JavaScript).
+The way not taken: `extractall` with filters. Filters differ between Python versions, and it writes hundreds of unneeded
+files.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def make_safe_path(name: str, source: Path) -> str:
 
 
 def _link_end(path: str, target: str) -> str:
-    """The target of a symlink at `path`, as a path in the archive. Absolute and escaping targets match no member."""
+    """The target of a symlink at `path` as a path in the archive. Absolute and escaping targets match no member."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), target.replace("\\", "/")))
 
 

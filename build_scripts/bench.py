@@ -1,9 +1,8 @@
 """Measure servers side by side: `python build_scripts/bench.py -m model.gguf [--server NAME=COMMAND ...] [--bare]`.
 
-A command. Its main thread starts the servers, runs the same workloads alternately on each, and prints medians and
-ratios. Imports the standard library, this folder and `server.bench`, which does the work. It measures any server
-that has /completion, /tokenize and /health; llama_srv is the default. --bare adds a loop that only decodes and samples,
-with the same libraries. docs/benchmarks.md explains how to get reliable figures.
+A command; one thread. Imports the standard library, this folder and `server.bench`, which does the work. It measures
+any server that has /completion, /tokenize and /health; llama_srv is the default. --bare adds a loop that only decodes
+and samples, with the same libraries. docs/benchmarks.md explains how to get reliable figures.
 
 The way not taken: one server after the other. Speed drifts with temperature and load, so runs alternate.
 """
@@ -70,7 +69,7 @@ def parse(argv: list | None) -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The checked settings. Raises Failure if one is invalid."""
+    """Raises Failure if a setting is invalid."""
     if options.model is None or not options.model.is_file():
         raise Failure(
             f"{options.model or 'no model'}: pass a GGUF file with -m "
@@ -105,7 +104,6 @@ def describe_settings(options: argparse.Namespace, settings: Settings) -> dict:
 
 
 def warn_if_busy(progress: Progress) -> None:
-    """Warn if other programs use the machine."""
     if (load := load_average()) > IDLE_LOAD:
         progress.say(f"this machine isn't idle (load {load:.1f}): figures will be too low, and noisy")
 

@@ -1,11 +1,11 @@
 """The baseline of bench.py: a loop that only decodes, samples and converts tokens to text, over `ctypes_api`.
 
 A child process of bench.py: `bench_bare.py MODEL THREADS SLOTS CTX`. One thread. Imports the standard library and
-`ctypes_api`, nothing of the server. It reads completions as a line of JSON on stdin, computes them together
-(after the prompts one token each per step), and writes a line of answers to stdout. The difference to a server is the
-server's own cost: HTTP, JSON, scheduling, client.
+`ctypes_api`. It reads completions as a line of JSON on stdin, computes them together (after the prompts one token each
+per step), and writes a line of answers to stdout. The difference to a server is the cost of HTTP, JSON, scheduling and
+client.
 
-The way not taken: reusing the server's backend. Then a slow backend would slow down its own baseline.
+The way not taken: reusing the server's backend, which would slow down its own baseline.
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ class Bare:
         return Sampler.make_chain(self._libs, *parts)
 
     def close(self) -> None:
-        """Free the model and its context."""
         self._model.close()
 
 

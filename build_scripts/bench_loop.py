@@ -1,7 +1,7 @@
 """Lets bench.py measure the bare loop of bench_bare.py like a server.
 
 Runs in the process of bench.py, on its main thread. Imports the standard library and `server.bench`. Not taken: running
-the loop in this process. It would share the client's interpreter.
+the loop in this process, where it would share the client's interpreter.
 """
 
 from __future__ import annotations

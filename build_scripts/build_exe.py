@@ -2,10 +2,10 @@
 [--check-platform]`.
 
 A command; one thread; imports the standard library, this folder, and the server's manual page. It freezes the
-interpreter and this program with PyInstaller, in the environment of the tests. It adds the native libraries, the web
-page, the licences and the bill of materials. The folder then becomes an archive (the one-folder program) and a one-file
-program. If the inputs haven't changed since the last build, nothing is built. Builds from the same inputs with the same
-interpreter are identical, byte for byte.
+interpreter and this program with PyInstaller, in the environment of the tests, and adds the native libraries, the web
+page, the licences and the bill of materials. The folder becomes an archive (the one-folder program) and a one-file
+program. Unchanged inputs are not built again. Builds from the same inputs with the same interpreter are identical, byte
+for byte.
 
 The way not taken: passing libs/ and public/ to PyInstaller. It scans all files and adds each of llama.cpp's libraries a
 second time.
@@ -150,12 +150,10 @@ def ensure(libs: Path, dest: Path, progress: Progress) -> Built:
 
 
 def get_inputs_file(built: Built) -> Path:
-    """The file that records the inputs of a build."""
     return built.folder.with_name(built.folder.name + "." + INPUTS)
 
 
 def is_current(built: Built, inputs: dict) -> bool:
-    """Whether all results exist and were built from these inputs."""
     try:
         noted = json.loads(get_inputs_file(built).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -222,8 +220,7 @@ def run_pyinstaller(temp: Path, tree: Path, one_file_of: str, progress: Progress
 
 
 def strip(inner: Path) -> None:
-    """Remove debug information, which is most of the interpreter's size. Linux only: other systems keep it in separate
-    files."""
+    """Remove debug information, most of the interpreter's size. Other systems than Linux keep it in separate files."""
     program = shutil.which("strip")
     if program is None or not sys.platform.startswith("linux"):
         return
@@ -244,7 +241,7 @@ def copy_libs(libs: Path, target: Path) -> None:
 
 
 def finish(folder: Path, built: Built, temp: Path, name: str, libs: Path, progress: Progress) -> None:
-    """Make the archive and the one-file program from the folder; put the bill of materials beside them."""
+    """Make the archive and the one-file program; put the bill of materials beside them."""
     progress.say(f"  packing {name}")
     if sys.platform == "win32":
         archive = Path(shutil.make_archive(str(temp / name), "zip", folder.parent, folder.name))

@@ -1,11 +1,10 @@
 """Build a library that npm's packages lack, from the source of the installed libllama, and add it to its folder.
 
 Called by fetch_libs for --with-mtmd (images and audio) and --with-rpc (workers), on its main thread, on Linux; imports
-the standard library and this folder. npm's packages of libraries contain neither, but node-llama-cpp has the source as
-a git bundle. Only one target is built; libraries built for linking are deleted. Links in the folder lead from the names
-that the new library needs (`libllama.so.0`) to the installed files.
+the standard library and this folder. node-llama-cpp has the source as a git bundle. Only one target is built. Links in
+the folder lead from the names that the new library needs (`libllama.so.0`) to the installed files.
 
-The way not taken: building all of llama.cpp. That takes longer, and the result would not be the tested libraries.
+The way not taken: building all of llama.cpp. That takes longer, and wouldn't give the tested libraries.
 """
 
 from __future__ import annotations
@@ -177,7 +176,7 @@ def _find_complaint(output: str) -> str:
 
 
 def _install(part: Part, folder: Path, manifest: dict, built: Path) -> None:
-    """Add links, library and manifest, in this order, so that the manifest only names files that exist and load."""
+    """Add links, library and manifest in this order: the manifest only names files that exist and load."""
     name = part.library
     links = find_wanted_links(manifest, read_header(built).needed)
     with make_temp_folder(folder, part.target) as temp:

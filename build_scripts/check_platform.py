@@ -1,12 +1,12 @@
 """Checks the libraries for the executables of other systems, which can't be built here.
 
 Called by build_exe --check-platform on its main thread; imports the standard library, this folder, and from ctypes_api
-the tables of C functions and the search for libraries. For each variant it fetches the libraries, lays them out as in
-an executable, and checks: all files match the manifest; the server's search finds each role in the folder; the load
-order has every library before those that need it; each C function that the server needs is in one of the libraries. It
-also lists the libraries that the system must have. Nothing is loaded, because the files are for other machines.
+the tables of C functions and the search for libraries. For each variant it fetches the libraries and checks: all files
+match the manifest; the server's search finds each role in the folder; the load order has every library before those
+that need it; each C function that the server needs is in one of the libraries. It lists the libraries that the system
+must have. Nothing is loaded, because the files are for other machines.
 
-The way not taken: emulators. Each must be downloaded, and would show only that the server starts on one system.
+The way not taken: emulators. Each would have to be downloaded, and cover one system.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def troubles_of(folder: Path) -> list:
 
 
 def order_troubles(folder: Path, manifest: dict) -> list:
-    """Problems of the load order: a library is loaded before another one of the folder that it needs, or without it."""
+    """Libraries that are loaded before another one of the folder that they need, or without it."""
     opened: set = set()
     troubles = []
     for name in manifest["load_order"] + manifest["cpu_plugins"] + manifest["backend_plugins"]:

@@ -1,12 +1,12 @@
 """Helpers of the scripts in this folder: one-line errors, the cache folder, progress, temporary folders, child
 processes.
 
-Runs on the main thread of the script that was started; the server doesn't import it. Imports the standard
-library and `server.program`. It can be imported on Python 3.8, so that an old interpreter prints a clear message
-instead of a syntax error. Hence these scripts use NamedTuple instead of dataclasses with slots.
+Runs on the main thread of the script that was started. Imports the standard library and `server.program`. It can be
+imported on Python 3.8, so that an old interpreter prints a clear message instead of a syntax error. Hence these scripts
+use NamedTuple instead of dataclasses with slots.
 
-The way not taken: downloading with urllib. The ordinary clients (npm, pip) already know the user's mirrors,
-proxies and certificates. The scripts start them, show how much they have written, and check the result.
+The way not taken: downloading with urllib. The ordinary clients (npm, pip) know the user's mirrors, proxies and
+certificates.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def swap_in(new: Path, target: Path, temp: Path) -> None:
     """Rename folder `new` to `target`. An older `target` is moved to `temp` first, and back on failure.
 
     Not every platform can replace a non-empty folder in one system call. If another run creates `target` between the
-    two renames, that folder is moved away, too. Both folders have the same checked content.
+    two renames, that folder, with the same checked content, is moved away too.
     """
     aside: Path | None = None
     for attempt in range(5):
@@ -175,7 +175,7 @@ def parse_version(version: str) -> tuple:
 
 
 class Progress:
-    """Progress on stderr: one line that is overwritten on a terminal, elsewhere a new line every `every` seconds."""
+    """On a terminal one line that is overwritten, elsewhere a new line every `every` seconds."""
 
     def __init__(
         self, stream=None, quiet: bool = False, every: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -192,7 +192,7 @@ class Progress:
         self._next = self.clock() + self.every
 
     def show(self, text: str) -> None:
-        """Show the current state until the next one. If the stream is no terminal, most states are left out."""
+        """Show the current state. If the stream is no terminal, most states are left out."""
         if self.quiet:
             return
         if self.live:
@@ -249,7 +249,7 @@ class Outcome(NamedTuple):
 
 
 def compute_folder_size(folder: Path) -> int:
-    """Bytes below `folder`. A process may be writing to it: files that vanish meanwhile count as 0."""
+    """Bytes below `folder`. Files that vanish meanwhile count as 0."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:
@@ -263,8 +263,7 @@ def run_child(
 ) -> Outcome:
     """Run `command` in `folder`, with its output in a file there. `describe(seconds)` returns the progress line.
 
-    On POSIX the child leads a process group of its own. After an exception, such as by Ctrl-C, the whole group is
-    ended, with all processes that the child has started.
+    On POSIX the child leads a process group of its own, which is ended after an exception, such as by Ctrl-C.
     """
     log = folder / "client.log"
     own_group = {"start_new_session": True} if os.name == "posix" else {}
@@ -350,9 +349,9 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_back_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first of them is delivered. If one raised an
-    exception after the start of a child and before the child is in a variable, nobody could end the child. On other
-    threads than the main one it does nothing."""
+    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first of them is delivered. An exception after
+    the start of a child and before it is in a variable would leave the child running. On other threads than the main
+    one it does nothing."""
     came: list = []
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {}

@@ -2,10 +2,9 @@
 
 Called by build_exe and windows_resources on their main thread; imports the standard library and `common`. It must run
 in the interpreter that was frozen, because it reads versions from that. Each file of the finished folder must match a
-row of COMPONENTS. If PyInstaller adds an unknown library, the build fails, so that no library is distributed without
-its licence.
+row of COMPONENTS, so that no library is distributed without its licence.
 
-The way not taken: a generator for bills of materials. It would list the build's environment, not the program.
+The way not taken: a generator for bills of materials, which would list the build's environment.
 """
 
 from __future__ import annotations

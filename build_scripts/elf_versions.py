@@ -1,9 +1,9 @@
-"""Lowers the glibc version that a library requires, where old and new version of a function are equivalent.
+"""Lowers the glibc version that a library requires, where a function's old version is equivalent.
 
 Called by build_exe on its main thread, on Linux; imports the standard library. glibc gives a function a new version
 when its behaviour changes, and programs require the version that they were built with. `hypot` of glibc 2.35 differs
-from that of 2.2.5 only in not calling `matherr`, a hook that programs can no longer install. Python's library requires
-it and nothing else from glibc 2.35. This module changes such a requirement to the older version.
+from that of 2.2.5 only in not calling `matherr`, a hook that programs can no longer install. It is all that Python's
+library requires from glibc 2.35. This module changes such a requirement to the older version.
 
 The way not taken: building the interpreter on an old system. That is one more build to maintain.
 """

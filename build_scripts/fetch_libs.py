@@ -1,12 +1,11 @@
 """Fetch, import, list and verify the native libraries: `python build_scripts/fetch_libs.py --help`.
 
-A command, also called by quickstart and the build scripts through `ensure`; one thread; imports the standard
-library and this folder. VARIANTS below names the packages, libs.lock.json pins their content. A variant becomes
-libs/<platform>-<backend>/ with manifest.json. It is put in place by one rename after all files are checked, so a
-folder is either complete or absent, even after a crash.
+A command, also called by quickstart and the build scripts through `ensure`; one thread; imports the standard library
+and this folder. VARIANTS names the packages, libs.lock.json pins their content. A variant becomes
+libs/<platform>-<backend>/ with manifest.json, put in place by one rename after all files are checked: even after a
+crash it is complete or absent.
 
-The way not taken: committing the libraries, or a package manager of our own. The registries keep the packages; the
-repository keeps only their hashes.
+The way not taken: committing the libraries, or a package manager of our own.
 """
 
 from __future__ import annotations
@@ -139,7 +138,7 @@ def ensure(
     with_mtmd: bool = False,
     with_rpc: bool = False,
 ) -> Path:
-    """The folder of a variant; fetches it unless it was imported or matches the lock file. Raises Failure."""
+    """The folder of a variant, fetched unless it was imported or matches the lock file. Raises Failure."""
     variant = find_variant(platform or get_this_platform(), backend)
     lock = load_lock() if lock is None else lock
     cache = find_cache_folder() if cache is None else cache
@@ -171,7 +170,7 @@ def ensure(
 def must_use_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
     """Whether libmtmd must come from pip's packages, because it can't be built here.
 
-    Building is preferred: npm's libraries have code for each kind of CPU, pip's are one build for all."""
+    Building is preferred: npm's libraries have code for each kind of CPU, pip's are one build."""
     if (read_manifest(folder) or {}).get("mtmd") or not variant.pip or variant.platform != get_this_platform():
         return False
     try:
@@ -182,10 +181,9 @@ def must_use_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
 
 
 def ensure_with_media(platform: str | None, backend: str | None, *, progress: Progress, **options) -> Path:
-    """`ensure` for libraries that are distributed: with libmtmd if it is available for every machine of the platform.
-
-    For Windows and x64 Macs only pip's packages contain it, and they need AVX2. To use them anyway, run fetch_libs.py
-    --with-mtmd first; libraries that are already there are kept."""
+    """`ensure` for libraries that are distributed: with libmtmd if it runs on every machine of the platform. For
+    Windows and x64 Macs only pip's packages contain it, and they need AVX2. To use them anyway, run fetch_libs.py
+    --with-mtmd first."""
     variant = find_variant(platform or get_this_platform(), backend)
     if variant.platform.startswith("linux") or variant.name == "macos-arm64-metal":
         try:
@@ -219,7 +217,7 @@ def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str, with_m
 
 
 def require_writable(parent: Path) -> None:
-    """Raise OSError now, instead of after a download of hundreds of megabytes, if `parent` isn't writable."""
+    """Raise OSError before the download if `parent` isn't writable."""
     with make_temp_folder(parent, "probe"):
         pass
 
@@ -265,7 +263,7 @@ def _fetch_archives(variant: Variant, fetcher: Fetcher, source: str, stack: cont
 
 
 def _list_attempts(sets: list) -> list:
-    """(kind, rows, needs a private npm) in the order to try. A private npm is for machines with pip but without npm."""
+    """(kind, rows, needs a private npm) in the order to try."""
     without_npm = find_npm() is None
     plain = [(kind, rows, False) for kind, rows in sets if kind != "npm" or not without_npm]
     return plain + [(kind, rows, True) for kind, rows in sets if kind == "npm" and without_npm]

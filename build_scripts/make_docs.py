@@ -1,8 +1,8 @@
 """Generate tables in the documentation from tables in the code: `python build_scripts/make_docs.py [--check]`.
 
 A command; one thread; imports the standard library, this folder, and from the server only tables: options, routes,
-request fields. It writes all of docs/options.md, and in docs/api.md the text between markers. New rows, groups and
-tables are included automatically. `--check` writes nothing and fails if a document isn't up to date.
+request fields. It writes all of docs/options.md, and in docs/api.md the text between markers. `--check` writes nothing
+and fails if a document isn't up to date.
 
 The way not taken: writing the tables by hand. They would soon differ from the code.
 """
@@ -116,7 +116,7 @@ def render_options_page() -> str:
 
 
 def group_tables(mark: str, groups: Iterable, options: Iterable, heads: tuple, row: Callable) -> Iterator[str]:
-    """A heading and a table for each group that has options, including groups missing in `groups`."""
+    """A heading and a table for each group with options, including groups missing in `groups`."""
     for group in dict.fromkeys([*groups, *(option.group for option in options)]):
         rows = [row(option) for option in options if option.group == group]
         if rows:
@@ -124,7 +124,6 @@ def group_tables(mark: str, groups: Iterable, options: Iterable, heads: tuple, r
 
 
 def make_option_row(option: object) -> tuple:
-    """The cells of one option."""
     if option.default in (None, ()) or option.help.endswith("and exit"):
         default = ""
     else:
@@ -155,7 +154,6 @@ def format_bounds(low: float | None, high: float | None) -> str:
 
 
 def render_routes_part() -> str:
-    """The table of all routes."""
     from server.api.context import Context
     from server.api.routes import make_routes
     from server.options.groups import group
@@ -226,7 +224,6 @@ def find_field_tables() -> dict:
 
 
 def render_table(heads: Iterable, rows: Iterable) -> str:
-    """A Markdown table."""
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(tuple(heads))]
     lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

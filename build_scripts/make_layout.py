@@ -1,11 +1,11 @@
 """Compiles and runs abi_probe.c against llama.cpp's headers and writes its output to a file.
 
-Two uses. For a new llama.cpp release: `make_layout.py SOURCE --release v0.5.0` writes ctypes_api/layout.py, which
-the loader and the tests compare with the hand-written structures. For your own build of the libraries:
-`make_layout.py SOURCE --output libs/FOLDER/abi.json` writes the layout beside them, which the loader checks, too.
+Two uses. For a new llama.cpp release: `make_layout.py SOURCE --release v0.5.0` writes ctypes_api/layout.py, which the
+loader and the tests compare with the hand-written structures. For your own build of the libraries: `make_layout.py
+SOURCE --output libs/FOLDER/abi.json` writes the layout beside them, which the loader checks.
 
-Run by hand. Needs a C compiler (CC, cc, gcc or clang) and the headers of the release; imports the standard library
-only. Not taken: parsing the headers in Python, because only a compiler knows its own layout.
+Run by hand. Needs a C compiler and the headers of the release; imports the standard library only. Not taken: parsing
+the headers in Python, because only a compiler knows its own layout.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RELEASE = "{release}"
 
 
 class ProbeError(Exception):
-    """The probe could not be compiled or run. A one-line message."""
+    """The probe could not be compiled or run."""
 
 
 def probe(source: Path, compiler: str, *flags: str) -> dict:
@@ -56,7 +56,6 @@ def probe(source: Path, compiler: str, *flags: str) -> dict:
 
 
 def as_module(result: dict, release: str) -> str:
-    """The text of ctypes_api/layout.py."""
     lines = [_HEADER.format(release=release), "LAYOUT = {\n"]
     for struct, (size, fields) in result["structs"].items():
         lines.append(f'    "{struct}": ({size}, {{\n')
@@ -69,7 +68,6 @@ def as_module(result: dict, release: str) -> str:
 
 
 def find_compiler(named: str | None) -> str:
-    """The C compiler to use."""
     names = [named] if named else [os.environ.get("CC", ""), "cc", "gcc", "clang"]
     found = next(filter(shutil.which, filter(None, names)), None)
     if found is None:

@@ -3,12 +3,12 @@ manifest.
 
 Called by fetch_libs, build_parts, build_exe, packages and check_platform on their main thread; imports the standard
 library, `archives` for its result type, and `common`. From ELF, Mach-O and PE headers it reads the machine, the
-library's own name and the names of the libraries that it needs.
+library's name and the names of those that it needs.
 
 Packagers name the files differently: `libllama.so.0`, `libllama.v0.5.0.so`, or both `libllama.0.dylib` and
-`libllama.dylib`, as separate files. If a library is loaded under another name than the one its neighbours need, the
-process has two copies of it. So each file is installed under the name by which the others need it, and the load
-order follows from the headers. The way not taken: a table with the file names of each packager.
+`libllama.dylib`. If a library is loaded under another name than its neighbours need, the process has two copies of it.
+So each file is installed under the name by which the others need it, and the load order follows from the headers. The
+way not taken: a table with each packager's file names.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ class _Shelf:
         return [name for name, _ in self.files.values() if test(name)]
 
     def choose(self, candidates: list) -> str | None:
-        """Choose one of a library's names: the one that others need, else the one in its header, else the shortest."""
+        """Of a library's names the one that others need, else the one in its header, else the shortest."""
         asked = {self.fold(needed) for _, file in self.files.values() for needed in self.headers[file].needed}
         rules = (
             lambda name: self.fold(name) in asked,
@@ -455,7 +455,7 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def find_missing_files(folder: Path, manifest: dict) -> list:
-    """Names of files that are missing or have another size. This check is quick, because it hashes nothing."""
+    """Names of files that are missing or have another size. Hashes nothing."""
     wrong = []
     for name, facts in manifest["files"].items():
         try:

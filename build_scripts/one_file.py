@@ -3,12 +3,10 @@
 Called by build_exe on its main thread; imports the standard library and `common`. The file is a shell script
 (one_file.sh, padded to a fixed length) followed by the archive. The first start compares the whole file with the
 checksum in it, and unpacks the archive to a folder in the user's cache, named after that checksum. Each start ends with
-`exec` of the program in that folder, which takes some milliseconds. The checksum is a sha256; systems without a tool
-for it use the POSIX `cksum`.
+`exec` of the program in that folder. The checksum is a sha256; systems without a tool for it use the POSIX `cksum`.
 
 The way not taken: PyInstaller's own one-file mode (which is used on Windows). It unpacks 50 MB at every start, keeps a
-second process to delete them, leaves them behind when killed, and fails with a message of the dynamic linker if the
-temporary folder is mounted noexec.
+second process to delete them, leaves them behind when killed, and fails if the temporary folder is mounted noexec.
 """
 
 from __future__ import annotations
@@ -95,7 +93,7 @@ def write_one_file(packed: Packed, title: str, target: Path) -> None:
 
 
 def with_sums(head: bytes, archive: Path) -> bytes:
-    """The head with both checksums. The sha256 covers the cksum, too."""
+    """The head with both checksums; the sha256 covers the cksum."""
     head = fill_in(head, rb"crc='", f"{compute_cksum(read_content(head, rb'(?:crc|sum)=', archive)):<10}")
     return fill_in(head, rb"sum=", compute_sha256(read_content(head, rb"sum=", archive)))
 
@@ -114,7 +112,6 @@ def read_content(head: bytes, left_out: bytes | None, archive: Path) -> Iterator
 
 
 def compute_sha256(blocks: Iterable[bytes]) -> str:
-    """The sha256 of all blocks."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)

@@ -4,7 +4,7 @@ A command; one thread; imports the standard library and this folder. It writes o
 libraries for the chosen platform, the small model, the packages of the tests as wheels, and OFFLINE.md with the
 commands for that machine. Run it with a network, or with --offline and a filled cache.
 
-The way not taken: a container image. Such a machine would also need a container engine.
+The way not taken: a container image, which needs a container engine.
 """
 
 from __future__ import annotations
@@ -163,7 +163,6 @@ def get_own_python() -> str:
 
 
 def render_readme(platform: str, variant: str, model: str, python: str, has_tests: bool) -> str:
-    """The text of OFFLINE.md."""
     command = "python" if platform.startswith("windows") else "python3"
     return README.format(
         platform=platform,
@@ -177,8 +176,8 @@ def render_readme(platform: str, variant: str, model: str, python: str, has_test
 
 
 def add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    """Add a file, with reproducible bytes. A link to a file in the same folder stays a link, because two copies of a
-    library would both be loaded. Other links are replaced by their targets."""
+    """Add a file with reproducible bytes. A link within a folder stays a link, because two copies of a library would
+    both be loaded; other links are replaced by their targets."""
     entry = tarfile.TarInfo(f"{TOP}/{name}")
     entry.mtime = STAMP
     if path.is_symlink() and os.path.dirname(os.readlink(path)) == "":
@@ -192,14 +191,13 @@ def add(tar: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 def add_folder(tar: tarfile.TarFile, folder: Path, name: str) -> None:
-    """Add all files below `folder`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             add(tar, path, f"{name}/{path.relative_to(folder).as_posix()}")
 
 
 def pack(options: argparse.Namespace, progress: Progress) -> Path:
-    """Fetch what is missing and write the archive; returns its path. It isn't compressed, as that would save little."""
+    """Fetch what is missing and write the archive, uncompressed; returns its path."""
     dest = fetch_libs.LIBS if options.platform == get_this_platform() else find_cache_folder() / "packed-libs"
     libs = fetch_libs.ensure_with_media(
         options.platform, options.backend, progress=progress, offline=options.offline, dest=dest

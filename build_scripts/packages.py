@@ -1,12 +1,12 @@
 """Downloads pinned packages from a registry to the cache, with npm or pip.
 
-Called by fetch_libs and fetch_model on their main thread; imports the standard library and this folder. Only the rows
-of libs.lock.json can be downloaded. A file is renamed to its place in the cache only after its sha256 has been checked.
-So two runs at once, a kill or a full disk leave either the right file or none.
+Called by the other fetching scripts on their main thread; imports the standard library and this folder. Only the rows
+of libs.lock.json can be downloaded. A file is renamed to its place in the cache after its sha256 has been checked: two
+runs at once, a kill or a full disk leave the right file or none.
 
-The clients are `npm pack` and `pip download`. Nothing is installed into the user's Python or system. If npm is missing,
-Node.js with npm can be extracted from a PyPI wheel, and is deleted after use. The way not taken: addresses of
-registries in this file. The clients know mirrors, proxies and credentials.
+The clients are `npm pack` and `pip download`; nothing is installed. If npm is missing, Node.js with npm is extracted
+from a PyPI wheel, and deleted after use. The way not taken: addresses of registries in this file. The clients know
+mirrors, proxies and credentials.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class Fetcher:
         return arrived
 
     def unpack_private_npm(self, platform: str, temp: Path) -> list:
-        """Unpack npm from a PyPI wheel to `temp`; returns its command. For machines with pip but without Node.js."""
+        """For machines without Node.js: unpack npm from a PyPI wheel to `temp`; returns its command."""
         row = self.lock.get(f"pip:node-{platform}")
         if row is None:
             raise ClientMissing(f"no Node.js wheel is known for {platform}")
@@ -249,7 +249,7 @@ def has_pip_module() -> bool:
 
 
 def find_pip() -> list | None:
-    """This Python's pip, else one on PATH, else uv's. Virtual environments and Debian's python3 often have no pip."""
+    """This Python's pip, else one on PATH, else uv's."""
     if has_pip_module():
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):
@@ -260,7 +260,7 @@ def find_pip() -> list | None:
 
 
 def _make_command(archive: Archive, temp: Path, npm: list | None) -> tuple:
-    """The client's command line and environment. All its files are below `temp`, so that progress can be measured."""
+    """The client's command line and environment. All its files are below `temp`, where progress is measured."""
     if archive.client == "npm":
         npm = npm or find_npm()
         if npm is None:
@@ -303,7 +303,7 @@ def _make_command(archive: Archive, temp: Path, npm: list | None) -> tuple:
 
 
 def _diagnose(archive: Archive, output: str) -> Failure:
-    """The Failure, with a one-line message, for a client's output."""
+    """The Failure for a client's output."""
     for words, kind, advice in SYMPTOMS:
         if any(word in output for word in words):
             return kind(advice.format(name=archive.spec))

@@ -1,8 +1,8 @@
 """From a fresh clone to a running server: `python build_scripts/quickstart.py [options of llama_srv.py]`.
 
-A command; one thread; imports the standard library and this folder. Three steps: fetch the libraries if there are
-none for this machine; fetch the small model if neither the arguments nor the environment name a model; start the
-server, which replaces this process (on Windows it is a child process). Steps 1 and 2 fetch nothing twice.
+A command; one thread; imports the standard library and this folder. Three steps: fetch the libraries if there are none
+for this machine; fetch the small model if neither the arguments nor the environment name a model; start the server,
+which replaces this process (on Windows it is a child process).
 
 The way not taken: a menu of models or a configuration file. Use -m for another model.
 """
@@ -72,7 +72,7 @@ All other options go to the server (python llama_srv.py --help). Examples:
 
 
 def split_arguments(argv: list) -> tuple:
-    """(options of this script as a dict, arguments of the server). `--backend=NAME` is accepted, too."""
+    """(options of this script as a dict, arguments of the server). `--backend=NAME` is accepted."""
     own: dict = {"backend": None, "offline": False, "help": False}
     rest: list = []
     arguments = iter(argv)
@@ -101,7 +101,7 @@ def has_any(arguments: list, options: tuple, environ: dict, variables: tuple = (
 
 
 def find_installed_folders(dest: Path, lock: dict) -> list:
-    """Complete folders for this machine, of any backend. The server chooses one of them."""
+    """Complete folders for this machine, of any backend."""
     variants = {variant.name: variant for variant in fetch_libs.VARIANTS}
     folders = sorted(dest.glob(f"{get_this_platform()}-*"))
     return [

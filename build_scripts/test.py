@@ -2,12 +2,11 @@
 
 A command; one thread; imports the standard library and `common`. The steps prepare an environment with the packages of
 requirements-dev.txt (in the cache folder, one for each version of that file and interpreter), the native libraries, the
-small models, browsers, load balancers and packages for Node.js. Steps that are already done are skipped. If a step
-isn't possible on this machine, the tests that need it are skipped, and a line at the end says so; with CI=true the run
-fails.
+small models, browsers, load balancers and packages for Node.js. If a step isn't possible on this machine, the tests
+that need it are skipped, and a line at the end says so; with CI=true the run fails.
 
-Ways not taken: tox or nox (they have to be installed first), the user's site-packages (they should stay unchanged, and
-their pytest plug-ins could disturb the run), a prebuilt container image (CI starts from a bare machine).
+Ways not taken: tox or nox (they have to be installed first), the user's site-packages (they should stay unchanged), a
+prebuilt container image (CI starts from a bare machine).
 """
 
 from __future__ import annotations
@@ -103,8 +102,8 @@ def run_command(arguments: list) -> int:
 
 
 def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
-    """The arguments of each run of pytest. Tests without native libraries use one core each, so they run on all cores
-    at once; the others run one after the other."""
+    """The arguments of each run of pytest. Tests without native libraries run on all cores at once, the others one
+    after the other."""
     if not is_whole:
         return [arguments]
     parts = [[*UNIT_FOLDERS, "-n", "auto", *arguments]]
@@ -143,7 +142,7 @@ def run_step(step: Step, strict: bool) -> str:
 
 
 def retry(what: str, attempt: Callable[[], str], attempts: int | None = None) -> str:
-    """Attempt something that needs the network; returns `""`, or the error of the last attempt.
+    """Returns `""`, or the error of the last attempt.
 
     Makes `attempts` attempts; by default one, in CI (CI=true) `ATTEMPTS`.
     """
@@ -189,14 +188,13 @@ def run_pytest(arguments: list, environment: dict) -> int:
 
 
 def get_environment_folder() -> Path:
-    """The folder of the environment for this interpreter and these requirements. A change of either means a new one."""
+    """The folder of the environment for this interpreter and these requirements."""
     key = "\n".join((sys.version, sys.base_prefix, REQUIREMENTS.read_text(encoding="utf-8")))
     name = f"py{sys.version_info[0]}{sys.version_info[1]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     return find_cache_folder() / "test-environments" / name
 
 
 def get_python(folder: Path) -> Path:
-    """The interpreter of an environment."""
     return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
@@ -245,7 +243,6 @@ def make_environment(folder: Path) -> None:
 
 
 def get_site_packages(folder: Path) -> Path:
-    """The folder of an environment's packages."""
     if os.name == "nt":
         return folder / "Lib" / "site-packages"
     return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
@@ -271,13 +268,12 @@ def prepare_libraries() -> str:
 
 
 def prepare_built_libraries() -> str:
-    """Build libmtmd and libggml-rpc from source. This takes minutes the first time; then they are in the cache."""
+    """Build libmtmd and libggml-rpc from source, once; then they are in the cache."""
     given = os.environ.get("LLAMA_SRV_LIBS")
     return f"from {given}" if given else run_script("fetch_libs.py", "--with-mtmd", "--with-rpc")
 
 
 def prepare_model() -> str:
-    """Fetch the small chat model."""
     return run_script("fetch_model.py")
 
 
@@ -287,7 +283,7 @@ def prepare_embedding_model() -> str:
 
 
 def run_script(name: str, *arguments: str) -> str:
-    """Run another script of this folder; returns the path that it prints. It shows its progress on stderr."""
+    """Run another script of this folder; returns the path that it prints."""
     command, said = " ".join(["python build_scripts/" + name, *arguments]), ""
 
     def attempt() -> str:
@@ -339,7 +335,6 @@ def prepare_firefox() -> str:
 
 
 def find_firefox() -> str:
-    """Firefox's path, else `""`."""
     return shutil.which("firefox") or shutil.which("firefox-esr") or ""
 
 
@@ -392,7 +387,7 @@ def prepare_system_packages(names: tuple, found: Callable[[], str], advice: str)
 
 
 def get_node_packages_folder() -> Path:
-    """The folder with the packages for Node.js in `node_modules`. It depends on the list of packages."""
+    """The folder for this list of packages; they are in its `node_modules`."""
     key = hashlib.sha256(" ".join(NODE_PACKAGES).encode()).hexdigest()[:12]
     return find_cache_folder() / "test-environments" / f"node-{key}"
 

@@ -1,7 +1,7 @@
 """Writes the icon and the version resource of the Windows executables at build time.
 
 Called by build_exe on its main thread; imports the standard library and `contents`. Does nothing on other systems. The
-way not taken: binary files in the repository. Both resources are small enough to be written by code."""
+way not taken: binary files in the repository."""
 
 from __future__ import annotations
 

@@ -225,7 +225,6 @@ class Bar:
 
 
 class Progress(Bar):
-
     _label, _at_start = "", 0
     _size: int | None = None
 

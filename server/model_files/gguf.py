@@ -80,7 +80,6 @@ class Array:
 
 @record(frozen=True)
 class Tensor:
-
     name: str
     dims: tuple[int, ...]  # innermost first
     kind: int  # a key of `TYPES`
