@@ -1,7 +1,7 @@
 """The first steps of the program: read the options, start the engine's process if one is needed, go on to `app`.
 
-Main thread. To keep the start short, the engine's process is started first, so that both processes import their halves
-at the same time (a tenth of a second each). This module imports little, and the garbage collector is off until the
+Main thread. To keep the start short, the engine's process is started before this one imports the web's half: both
+import at the same time, for a tenth of a second. This module imports little, and the garbage collector is off until the
 server serves.
 
 Not taken: starting the engine before the options are read. Every --help would start one.

@@ -79,7 +79,7 @@ PLAIN_WORD = r"[\w./:+%-]+"
 
 
 class AccessRecord(Protocol):
-    """The fields that `access_line` reads from the HTTP server's record of an answered request."""
+    """The fields that `log_access` reads from the HTTP server's record of an answered request."""
 
     id: str
     client: str
@@ -262,7 +262,7 @@ def set_subject(model: str) -> None:
 
 
 def inherit(target: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the target function of a new thread: its lines get the model's name of the calling thread."""
+    """Wrap the target function of a new thread: its lines name the same model as the calling thread's."""
     model = getattr(_subject, "model", "")
 
     def run(*args: object) -> None:

@@ -112,7 +112,7 @@ class Output:
         return is_done
 
     def flush(self, patience_s: float = FLUSH_S) -> None:
-        """Wait until the lines so far are written, at most `patience_s` seconds. A signal handler may call it, too."""
+        """Wait until the lines so far are written, at most `patience_s` seconds. A signal handler may call it."""
         self.call(lambda: None, patience_s)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Downloads models: `--model-url`, `--hf-repo`, `--hf-file`.
 
-Runs on the main thread before the server listens, on the thread of a load or of a download, or in a script: `fetch`
-(chooses files, checks whether they exist), `hub` (the file list of a repository), `transfer` (downloads one file),
-`client` (HTTP), `local` (disk, lock, progress).
+Runs on the main thread before the server listens, on the thread of a load or of a download, or in a script. Modules:
+`fetch` (chooses files, checks whether they exist), `hub` (the file list of a repository), `transfer` (downloads one
+file), `client` (HTTP), `local` (disk, lock, progress).
 
 Not taken: the layout of the Hugging Face cache (blobs, and snapshots made of links). That layout may change, and links
 need special rights on Windows.

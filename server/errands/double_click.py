@@ -1,5 +1,5 @@
-"""A start by double click on the program, or by dropping a model on it, opens a window instead of a shell. The server
-opens the web page, asks for the model if none was given, and keeps an error visible until Enter is pressed.
+"""A start by double click on the program, or by dropping a model on it, opens a window instead of a shell. The program
+then asks for the model if none was given, opens the web page, and keeps an error visible until Enter is pressed.
 
 Main thread; `launch` calls it. Only executables on Windows and macOS are started like this: there a click opens a
 console. A start with options comes from a shell or a service, so nothing is asked.

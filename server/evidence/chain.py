@@ -7,8 +7,8 @@ is followed by a line of the kind `torn` with the fragment's hash.
 
 `Chain` writes, for one thread and process at a time; `check` and `read_lines` read.
 
-Way not taken: signing with a key. Who can write the file can usually read the key. To prove that the end of the file
-wasn't replaced, keep the last hash elsewhere.
+Way not taken: signing with a key. Whoever can write the file can usually read the key. To prove that the end of the
+file wasn't replaced, keep the last hash elsewhere.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Plans a model's memory: the size of the context and the number of layers on GPUs with which the model fits.
 
 Pure. Runs in the engine before a load, and for `--dry-run`. It chooses like llama.cpp's `--fit`. Values set by the user
-stay. Without `--ctx-size` the context is the model's own if there is room, else smaller, down to `fit_ctx` tokens. If
-even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. The last try is
-`MIN_CTX_SLOT` tokens per slot. A model that can't fit is refused: else loading would fail after minutes, or the machine
-would swap.
+stay. Without `--ctx-size` the context is the model's own if there is room, else smaller, down to `fit_ctx` tokens per
+slot. If even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. The last try
+is `MIN_CTX_SLOT` tokens per slot. A model that can't fit is refused: else loading would fail after minutes, or the
+machine would swap.
 
 The KV cache's size is exact. That of llama.cpp's compute buffers is estimated at three moments of a step
 (`compute_bytes`, fitted to v0.5.0). The margin covers the program and the libraries.

@@ -48,7 +48,7 @@ def render_completion(shell: str, own_name: str = "") -> str:
 
 
 def values_of(option: Option) -> tuple[str, ...]:
-    """The words that an option accepts; empty if they aren't listed."""
+    """The words to which an option is limited; empty for none."""
     return tuple(option.choices or ())
 
 

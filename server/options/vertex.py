@@ -1,6 +1,8 @@
-"""The environment variables in which Vertex AI tells a container its port and paths. With `AIP_MODE=PREDICTION` the
-server listens on the port `AIP_HTTP_PORT`, even if an option sets another one, because the service reaches no other
-port. `AIP_HEALTH_ROUTE` is another path of /health, `AIP_PREDICT_ROUTE` the path of predictions.
+"""The environment variables in which Vertex AI tells a container its port and paths.
+
+With `AIP_MODE=PREDICTION` the server listens on the port `AIP_HTTP_PORT`, even if an option sets another one, because
+the service reaches no other port. `AIP_HEALTH_ROUTE` is another path of /health, `AIP_PREDICT_ROUTE` the path of
+predictions.
 """
 
 from __future__ import annotations
