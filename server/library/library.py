@@ -5,7 +5,7 @@ share one download. It stops when no request waits for it, unless a request didn
 that has arrived stays on the disk, and the next download continues it. Files come only from the hub that the server's
 environment names: a request names a repository, never a URL.
 
-Not taken: a queue. More than `MAX_RUNNING` downloads at a time are refused; the client can try again.
+Not taken: a queue. More than `MAX_RUNNING` downloads at a time are refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The identity of a model's KV cache: hashes of all files that keys and values depend on, and the settings.
 
-Saved slots and blocks on disk have the identity, so that no other model loads them. Each part of the model, each
-adapter, the projector and the native libraries are hashed as a whole, about a gigabyte per second, on the thread
-`identity`, and only where needed. The cache folder keeps the hashes by each file's mark (device, inode, size, times).
-The mark is taken before the model is loaded and after the file has been hashed: if it differs, there is no identity.
+Saved slots and blocks on disk have the identity, so that no other model loads them; records name it. Each part of the
+model, each adapter, the projector and the native libraries are hashed as a whole. That takes about a second per
+gigabyte, so it is done only when one of these needs it, on the thread `identity`. The cache folder keeps the hashes by
+each file's mark (device, inode, size, times). The mark is taken before the model is loaded and after the file has been
+hashed: if it differs, there is no identity.
 
 All else runs on the engine's thread; the web process only takes marks, and `replay` calls `describe_difference`. Not
 taken: hashing samples (they miss changes between them), or size and times alone (a copy of a model is the same model).
