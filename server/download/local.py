@@ -1,6 +1,6 @@
 """What downloads need of this machine: file names, disk space, a lock, progress; and their errors.
 
-Runs where `fetch` runs. Imports the standard library.
+Runs where `fetch` runs. Imports only the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The record of one request, for --record and for certificates: its tasks, their tokens and how each ended.
 
-Runs on a connection thread; a stream's tokens may be noted on the engine's reader thread, never on both at once. All
-that determines a task's answer is recorded, the files of a prompt as hashes.
+Runs on a connection thread, `make_line` on the recorder's. A stream's tokens may be noted on the engine's reader
+thread, never on both at once. All that determines a task's answer is recorded, the files of a prompt as hashes.
 """
 
 from __future__ import annotations
