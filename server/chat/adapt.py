@@ -1,5 +1,5 @@
-"""Converts the messages of a conversation into the form that a chat template reads, without losing any of their
-content. Pure, on handler threads.
+"""Converts the messages of a conversation into the form that a chat template reads. All content is kept. Pure, on
+connection threads.
 
 Messages come in OpenAI's form. `Probe` knows which forms the template reads. A message that the template reads already
 isn't changed.
@@ -19,8 +19,8 @@ from server.chat.segments import is_text, read_plain_text
 SYSTEM_ROLES = ("system", "developer")
 BLANK_LINE = "\n\n"
 """Separates system messages that are joined, and a system message from the user message that it is joined with.
-Templates that join a system and a user message use a blank line, too. Some do so only if the last message is the
-user's; otherwise this module joins them, and the same separator keeps the text of earlier turns the same."""
+Templates that join a system and a user message use a blank line too. Some do so only if the last message is the user's;
+otherwise this module joins them, and the same separator keeps the text of earlier turns the same."""
 SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
@@ -40,7 +40,7 @@ def rename_developer(messages: Sequence[Message], probe: Probe | None) -> list[M
 
 def place_system(messages: list[Message], probe: Probe) -> list[Message]:
     """Put system messages where the template renders them. If it renders only a first one, all system messages at the
-    beginning are joined. The others become user messages and are joined with a user message next to them."""
+    beginning are joined; the others become user messages, joined with a user message next to them."""
     is_system = [message.get("role") in SYSTEM_ROLES for message in messages]
     n_first = (*is_system, False).index(False)
     is_question = not messages or messages[-1].get("role") == "user"
@@ -62,13 +62,13 @@ def place_system(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def join_texts(messages: Sequence[Message], between: str) -> Message:
-    """Join the texts of several messages into one message, with `between` as separator."""
+    """Join the texts of several messages into one message."""
     texts = [text for message in messages if (text := read_plain_text(message.get("content")))]
     return {**messages[-1], "role": messages[0]["role"], "content": between.join(texts)}
 
 
 def name_results(messages: Sequence[Message]) -> list[Message]:
-    """Add the tool's name to tool results. Clients often send only the id of the call, which has the name."""
+    """Add the tool's name to tool results. Clients often send only the id of the call."""
     names: dict[str, Any] = {}
     named = []
     for message in messages:
@@ -120,7 +120,6 @@ def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def _replace_ids(message: Message, ids: Mapping[str, str]) -> Message:
-    """The message with the ids of calls and results replaced."""
     if message.get("tool_calls"):
         calls = [{**call, "id": ids.get(call.get("id"), call.get("id"))} for call in message["tool_calls"]]
         return {**message, "tool_calls": calls}
@@ -129,7 +128,7 @@ def _replace_ids(message: Message, ids: Mapping[str, str]) -> Message:
 
 
 def adapt_reasoning(message: Message, probe: Probe) -> Message:
-    """Put the assistant's reasoning under the key that the template reads, whichever key the client uses."""
+    """Put the assistant's reasoning under the key that the template reads."""
     if message.get("role") != "assistant":
         return message
     reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) and isinstance(message[key], str)), "")
@@ -168,8 +167,8 @@ def _adapt_call(call: Mapping[str, Any], wants_object: bool) -> Mapping[str, Any
 
 
 def read_object(arguments: object) -> object:
-    """Parse JSON text to an object. Other text, such as the arguments of a call that was cut off, is returned as it
-    is; the template then renders or refuses it."""
+    """Parse JSON text to an object. Other text, such as the arguments of a call that was cut off, is returned
+    unchanged; the template then renders or refuses it."""
     if not isinstance(arguments, str):
         return arguments
     try:

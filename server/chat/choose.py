@@ -1,4 +1,4 @@
-"""Chooses the chat template: the user's, else the model's, else ChatML. On handler threads; reads a file."""
+"""Chooses the chat template: the user's, else the model's, else ChatML. On connection threads; reads a file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ log = get_logger("chat")
 
 
 def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | BuiltinTemplate:
-    """The template from `--chat-template-file`, `--chat-template` or the model's metadata (which may have a second one
-    for conversations with tools); else ChatML, with a warning.
+    """The template from `--chat-template-file`, `--chat-template` or the model's metadata, where a second one may be
+    for conversations with tools; else ChatML, with a warning.
 
     ApiError 500 if the template can't be compiled (with line and column), or if llama.cpp doesn't know its name.
     """
@@ -51,8 +51,8 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
 
 
 def make_builtin(source: str, vocab: Any) -> BuiltinTemplate:
-    """The template built into libllama that `source` names or resembles. It is tried once, so that an unsupported
-    template fails at the start and not with each chat. ApiError 500."""
+    """The template built into libllama that `source` names or resembles. It is tried once, so that an unsupported one
+    fails here and not with each chat. ApiError 500."""
     template = BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
     try:
         template.render([{"role": "user", "content": "x"}], True, {})

@@ -1,6 +1,6 @@
 """Finds known calls in a text, and how they are written. Part of `find_format`.
 
-Pure, on handler threads. Imports the formats of `server.chat.output`."""
+Pure, on connection threads. Imports the formats of `server.chat.output`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Found:
 
 
 def find_calls(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Find where these calls are in the text, and in which kind they are written; None if no kind fits."""
+    """Find where these calls are in the text, and the kind in which they are written; None if no kind fits."""
     for find in (find_objects, find_named, find_python, find_quoteless, find_parameters):
         found = find(text, calls)
         if found is not None:
@@ -152,7 +152,7 @@ def find_parameters(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def _find_places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
-    """The spans of these words, searched one after the other from `at` on; None if one is missing."""
+    """The spans of these words, searched in order from `at` on; None if one is missing."""
     places = []
     for word in words:
         start = text.find(word, at)
@@ -179,7 +179,7 @@ def _make_parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterC
 
 def _split_around_marks(one: str, other: str) -> tuple[str, tuple[str, ...], str]:
     """Compare two texts word by word. Returns the text before the first words that differ, these two words, and the
-    text after them in `one`. If the texts are equal, there are no words and no text after them."""
+    text after them in `one`. For equal texts: (`one`, no words, "")."""
     if one == other:
         return one, (), ""
     first, second = (re.split(r"(\w+)", text) for text in (one, other))

@@ -1,8 +1,8 @@
 """Finds the `CallFormat` of a chat template by rendering made-up calls with it.
 
 Conversations with one or two calls are rendered. Their words occur in no template, so the text around these words is
-the format. A format counts only if it writes the calls as the template did. Formats that can't be found like this are
-in `named_formats`. Pure, on handler threads. It costs a dozen renderings of small conversations, once per template.
+the format. A format counts only if it writes the calls as the template did. `named_formats` has the formats that can't
+be found like this. Pure, on connection threads. It costs a dozen renderings of small conversations, once per template.
 
 Not taken: a row for each known model. Users edit templates, and most new models use known formats.
 """
@@ -57,7 +57,7 @@ PLAIN = {"role": "assistant", "content": ANSWER}
 
 
 def find_format(probe: Probe) -> CallFormat:
-    """The format of a template's calls and reasoning. A template without a format of calls gets that of `GENERIC`."""
+    """The format of a template's calls and reasoning. A template without a format of calls gets `GENERIC`."""
     details = {"reasoning": find_reasoning(probe), **find_named_details(probe.source)}
     found = find_named_format(probe.source) or probe_format(probe, details["reasoning"]) or GENERIC
     missing = {name: value for name, value in details.items() if not getattr(found, name)}
@@ -119,7 +119,7 @@ def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
 
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
     """The rendered text of the assistant's turn with these calls, without its role. It ends where the renderings with
-    and without the results of the calls begin to differ. None if the template refuses the conversation."""
+    and without the calls' results begin to differ. None if the template refuses the conversation."""
     text = _render(probe, _make_conversation(calls))
     plain = _render(probe, [USER, PLAIN])
     if text is None or plain is None:

@@ -1,8 +1,8 @@
-"""Simplifies the schemas of tools for templates that render schemas in their own way. Pure, on handler threads.
+"""Simplifies the schemas of tools for templates that render schemas in their own way. Pure, on connection threads.
 
 Such templates read `description`, `type` and `parameters` without checking that they exist, or recurse endlessly in a
 schema without a type. OpenAI's API requires none of these fields. Only the schema shown to the model is simplified; the
-arguments that it may generate follow the original one.
+arguments that it may generate follow the original.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Finds out which input a chat template reads, by rendering made-up conversations with it.
 
 Templates differ in the input they expect: text or a list of parts; the arguments of a call as an object or as JSON
-text; a system message at the beginning or anywhere; reasoning under one key or another. So each question is answered by
-rendering a conversation with words that occur in no template, and looking for these words in the prompt. A question is
-answered once, when it is first needed; two threads at the same time find the same answer. Pure, on handler threads.
+text; a system message at the beginning or anywhere; reasoning under one key or another. Each question is answered by
+rendering a conversation with words that occur in no template, and looking for these words in the prompt. It is answered
+when first needed and then kept; two threads at the same time find the same answer. Pure, on connection threads.
 
 Not taken: searching the template's source for names. Templates mention roles in prose, and read keys without rendering
 them.
@@ -213,7 +213,7 @@ class Probe:
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), variables: Mapping[str, Any] | None = None
     ) -> str | None:
-        """The prompt; None if the template refuses the conversation. A conversation with calls gets `TOOLS`, too."""
+        """The prompt; None if the template refuses the conversation. A conversation with calls gets `TOOLS`."""
         if not tools and any("tool_calls" in message for message in messages):
             tools = TOOLS
         context = {**self._base(tools), **(variables or {}), "messages": messages, "add_generation_prompt": True}

@@ -1,6 +1,6 @@
 """The input and output of chat templates: content parts of messages, and prompts that mark users' text.
 
-A leaf, since handlers need it for every prompt, also without a template.
+Imports nothing of the project, since handlers need it for every prompt, even without a template.
 """
 
 from __future__ import annotations

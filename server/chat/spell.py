@@ -1,8 +1,8 @@
-"""Writes tools, calls and results as plain text, for templates that don't render them. Pure, on handler threads.
+"""Writes tools, calls and results as plain text, for templates that don't render them. Pure, on connection threads.
 
-The model must see the whole conversation. So a system message lists the tools and explains how to call one; earlier
-calls are part of the assistant's text, in the form that the model is asked to write; results are part of the user's
-text. All but the explanation and the marks around calls is marked as users' text.
+The model must see the whole conversation: a system message lists the tools and explains how to call one; earlier calls
+are part of the assistant's text, in the form that the model is asked to write; results are part of the user's text. All
+but the explanation and the marks around calls is marked as users' text.
 """
 
 from __future__ import annotations

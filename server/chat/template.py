@@ -1,8 +1,8 @@
 """Chat templates: turn messages into the text of a prompt.
 
-Pure, on handler threads. `ChatTemplate` renders Jinja. `BuiltinTemplate` uses a template built into libllama (names of
-`--chat-template`, and `--no-jinja`). Both return segments (text, whether it came from a user), so that the tokenizer
-makes no special tokens of users' text. Not taken: one string, in which a user could write a special token.
+Pure, on connection threads. `ChatTemplate` renders Jinja. `BuiltinTemplate` uses a template built into libllama (named
+by `--chat-template`, or with `--no-jinja`). Both return segments (text, whether it came from a user), so that the
+tokenizer makes no special tokens of users' text. Not taken: one string, in which a user could write a special token.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class BuiltinTemplate:
     """A template built into libllama, called by `apply(messages, add_generation_prompt) -> text`.
 
     Such templates read only roles and plain text. To find users' text in the result, each content is replaced by a
-    random key before rendering. White space around contents isn't, since some of these templates trim it.
+    random key before rendering. White space around contents stays, since some of these templates trim it.
     """
 
     def __init__(self, source: str, apply: Callable[[Sequence[tuple[str, str]], bool], str]) -> None:
@@ -167,7 +167,7 @@ class BuiltinTemplate:
 
 
 def find_reasoning_tags(format: CallFormat, prompt: str, prefill: str = "") -> Tags | None:
-    """See `ChatTemplate.find_reasoning_tags`. Only the end of the prompt counts, since users may write such tags,
+    """See `ChatTemplate.find_reasoning_tags`. Only the end of the prompt counts, since users may write such tags
     too."""
     tags = format.reasoning
     if tags is None:

@@ -1,10 +1,10 @@
-"""The variables that templates read besides the messages. Pure except for the date; handler threads.
+"""The variables that templates read besides the messages. Pure except for the date; on connection threads.
 
 Templates have different names for the same variable. Requests use `enable_thinking` and `reasoning_effort`; this module
 converts them to the names and values that the template knows. Thinking is on by default. Of the request's
 `chat_template_kwargs`, only efforts are changed.
 
-Dates have no time of day, so that a conversation has the same prompt all day and its cached prefix can be reused.
+Dates have no time of day, so a conversation has the same prompt all day and its cached prefix is reused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Finite automata over Unicode characters: the arithmetic behind patterns, formats and number ranges.
+"""Finite automata over Unicode characters, for patterns, formats and number ranges.
 
-Pure functions on HTTP handler threads; imports the standard library and `server.records`. With a grammar made from
-a deterministic automaton, llama.cpp's sampler has one parse stack at a time. Intersection and complement express what
+Pure functions on connection threads; imports the standard library and `server.records`. With a grammar made from a
+deterministic automaton, llama.cpp's sampler has one parse stack at a time. Intersection and complement express what
 GBNF can't: a text that matches two patterns, or a pattern and a length; all keys except some.
 
 A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata over
@@ -41,7 +41,6 @@ def make_charset(*ranges: tuple[int, int]) -> Charset:
 
 
 def collect_characters(text: str) -> Charset:
-    """The set of the characters of a text."""
     return make_charset(*((ord(char), ord(char)) for char in text))
 
 
@@ -79,7 +78,6 @@ def without(chars: Charset, other: Charset) -> Charset:
 
 
 def has_code(chars: Charset, code: int) -> bool:
-    """Whether the character with this code is in the set."""
     index = bisect_right(chars, (code, 0x110000)) - 1
     return index >= 0 and chars[index][1] >= code
 
@@ -116,7 +114,6 @@ class Nfa:
     limit: int = 4000
 
     def add_state(self) -> int:
-        """Adds a state and returns its number."""
         if len(self.steps) >= self.limit:
             raise TooLarge
         self.steps.append([])
@@ -198,8 +195,8 @@ def determinise(
     nfa: Nfa, start: int, final: int, limit: int, keep: Callable[[set[int]], set[int]] = lambda states: states
 ) -> Dfa:
     """The deterministic automaton of an NFA (subset construction). `keep` may drop redundant states from a subset.
-    Raises `TooLarge` beyond `limit` states, or if the subsets that moves lead to have more than 100 * `limit` members,
-    counted again for each move."""
+    Raises `TooLarge` beyond `limit` states, or if the subsets that all moves lead to have more than 100 * `limit`
+    members in sum."""
     pieces = partition(nfa.sets)
     first = keep(nfa.compute_closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}
@@ -230,8 +227,8 @@ def determinise(
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that a subset's moves can read, in groups. The key of a group is a bit mask: which of
-    the moves' sets contain its pieces."""
+    """The pieces of the alphabet that a subset's moves can read, in groups. A group's key is a bit mask of the moves'
+    sets that contain its pieces."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -289,7 +286,7 @@ def negate(dfa: Dfa) -> Dfa:
 
 
 def make_words(texts: list[str]) -> Dfa:
-    """The automaton that accepts exactly these texts (their prefix tree)."""
+    """The automaton that accepts exactly these texts: their prefix tree."""
     children: list[dict[str, int]] = [{}]
     accept = [False]
     for text in texts:
@@ -322,15 +319,15 @@ def make_avoiding(text: str) -> Dfa:
 
 
 def make_length_between(least: int, most: int | None) -> Dfa:
-    """All texts of `least` to `most` characters; `most` None: no upper bound."""
+    """All texts of `least` to `most` characters; None: unbounded."""
     last = least if most is None else most
     moves = [[(ANY, state + 1)] for state in range(last)] + [[(ANY, last)] if most is None else []]
     return Dfa([state >= least for state in range(last + 1)], moves)
 
 
 def minimise(dfa: Dfa) -> Dfa:
-    """The smallest automaton that accepts the same texts. It has no dead states; the others are numbered in the order
-    of the first visit."""
+    """The smallest automaton that accepts the same texts. It has no dead states; states are numbered in the order of
+    the first visit."""
     dfa = _trim(dfa)
     block = _compute_blocks(dfa)
     numbers = {block[0]: 0}
@@ -348,7 +345,7 @@ def minimise(dfa: Dfa) -> Dfa:
 
 
 def _trim(dfa: Dfa) -> Dfa:
-    """The automaton without states that can't reach an accepting one. The start state always stays."""
+    """The automaton without states that can't reach an accepting one. The start state stays."""
     sources: list[list[int]] = [[] for _ in dfa.moves]
     for state, here in enumerate(dfa.moves):
         for _, target in here:

@@ -76,7 +76,6 @@ class Grammar:
     root: int = 0
 
     def make_error(self, message: str, offset: int) -> GrammarError:
-        """The error for a place in the text."""
         before = self.text[:offset]
         return GrammarError(message, before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1)
 
@@ -328,7 +327,7 @@ class _Parser:
 
     def close_group(self) -> _Group:
         """Ends the innermost rule or group. Of two rules with the same name the later one counts, as in llama.cpp. The
-        earlier one stays in the native grammar, so it is kept here to be checked, too."""
+        native grammar keeps the earlier one, so it is kept and checked here."""
         group = self.groups.pop()
         group.alternatives.append(group.items)
         if self.grammar.rules[group.rule] is not None:
@@ -384,7 +383,7 @@ class _Parser:
         return int(digits)
 
     def repeat(self, least: int, most: int | None, offset: int) -> None:
-        """Wraps the last item in a repetition, with exactly the limit that llama.cpp has for nested ones."""
+        """Wraps the last item in a repetition. Nested repetitions have llama.cpp's limit."""
         group = self.groups[-1]
         if not group.items or group.sizes[-1] == 0:
             raise self.make_error("nothing stands before this repetition", offset)
@@ -421,7 +420,7 @@ _READERS = {
 
 
 def find_nullable_rules(grammar: Grammar) -> list[bool]:
-    """For each rule whether it can match the empty text. Linear: each reference is visited once."""
+    """For each rule whether it can match the empty text. Takes linear time."""
     nullable = [False] * len(grammar.rules)
     waiting: dict[int, list[tuple[int, int]]] = {}
     missing: list[int] = []
@@ -517,8 +516,8 @@ def _add_edges(grammar: Grammar, items: list[Item], nullable: list[bool], found:
 
 
 def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) -> list[int]:
-    """Depth-first search over leftmost references: a cycle is left recursion; depth and visits are summed on the way
-    up. Returns the rules, each after all rules that it can begin with."""
+    """Searches leftmost references depth-first, for left recursion (a cycle) and for the limits of depth and visits.
+    Returns the rules, each after all rules that it can begin with."""
     order = []
     depth = [0] * len(edges)
     visits = [0] * len(edges)
@@ -561,8 +560,8 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
 
 
 def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limits: Limits) -> None:
-    """Refuses places where more than `limits.width` alternatives are open. `order` is the result of `_check_chains`, so
-    the rules that a rule begins with are counted before it."""
+    """Refuses places where more than `limits.width` alternatives are open. `order` is the result of `_check_chains`: a
+    rule comes after the rules that it can begin with."""
     widths = [0] * len(grammar.rules)
     for rule in order:
         begins = [next(_count_widths(items, nullable, widths), 0) for items in grammar.rules[rule]]
@@ -579,7 +578,7 @@ def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limi
 
 
 def _count_widths(items: list[Item], nullable: list[bool], widths: list[int]) -> Iterator[int]:
-    """The number of open alternatives at the start of each run of items that ends with one that can't be empty."""
+    """The open alternatives at the start of each run of items. A run ends with the first item that can't be empty."""
     run: list[int] = []
     for item in items:
         copies, empty, inner = 1, False, item
@@ -606,6 +605,6 @@ def _can_be_empty(item: Item, nullable: list[bool]) -> bool:
 
 
 def _name_of(grammar: Grammar, stack: list[tuple[int, int]]) -> str:
-    """The name of the innermost named rule on the stack of the search (groups have no name)."""
+    """The innermost named rule on the search's stack. Groups have no name."""
     names = {number: name for name, number in grammar.names.items()}
     return next((names[rule] for rule, _ in reversed(stack) if rule in names), "root")

@@ -43,7 +43,7 @@ class Choice(str):
 
 
 class Sequence(str):
-    """Items in a row. `items` holds them one by one, so that strings at the ends can still be joined."""
+    """Items in a row. `items` keeps them apart, so that strings at the ends can still be joined."""
 
     items: tuple[str, ...]
 
@@ -132,8 +132,8 @@ def make_choice(parts: Iterable[str]) -> str:
 def make_factored(parts: Iterable[str], depth: int = 0) -> str:
     """The parts as alternatives, with common beginnings written once.
 
-    The sampler tests the vocabulary on every open alternative: without this, thirty objects that begin with the
-    same key would cost thirty times as much until their values differ.
+    The sampler tests the vocabulary on every open alternative. Without this, thirty objects that begin with the same
+    key would cost thirty times as much until their values differ.
     """
     unique = list(dict.fromkeys(parts))
     heads: dict[str, list[tuple[str, ...]]] = {}
@@ -152,7 +152,7 @@ def make_factored(parts: Iterable[str], depth: int = 0) -> str:
 
 
 def _split_common(rows: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
-    """(the items that all rows begin with, the rest of each row). Strings are split, too."""
+    """(the items that all rows begin with, the rest of each row). Strings are split between characters."""
     size = 0
     shortest = min(map(len, rows))
     while size < shortest and all(row[size] == rows[0][size] for row in rows):
@@ -178,7 +178,6 @@ def group(expression: str) -> str:
 
 
 def make_optional(expression: str) -> str:
-    """The expression or nothing."""
     return group(expression) + "?" if expression else ""
 
 
@@ -291,8 +290,8 @@ def exclude_words(builder: Builder, texts: list[str], char: str, class_of: Calla
 def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
     """The expression of a minimal automaton. `class_of` writes one character set.
 
-    A state with one use is written in place, a run of one class becomes a count, a move to the same state becomes
-    '*'; every other state becomes a rule. The language must not be empty (`Dfa.is_empty`).
+    A state with one use is written in place, a run of one class becomes a count, a move to the same state becomes '*';
+    every other state becomes a rule. The language must not be empty (`Dfa.is_empty`).
     """
     return _Printer(builder, dfa, hint, class_of).run()
 

@@ -1,16 +1,16 @@
 """Estimates what a grammar costs llama.cpp for each token, so that grammars that cost too much can be refused.
 
-llama.cpp's sampler keeps one parse stack for each way to read the text so far. It tests each token of the vocabulary
-on each stack, and each character of a token can multiply the stacks. An ambiguous grammar of 40 bytes can take minutes
-for one token, and a sampler can't be interrupted.
+llama.cpp's sampler keeps one parse stack for each way to read the text so far. It tests each token of the vocabulary on
+each stack, and each character of a token can multiply the stacks. An ambiguous grammar of 40 bytes can take minutes for
+one token, and a sampler can't be interrupted.
 
 This module builds the same stacks. It starts at each place of the grammar that has a choice, and reads the characters
 that keep the most stacks alive. It goes on only where two or more stacks read the same character, so a deterministic
-grammar is checked almost without work.
+grammar costs almost no work.
 
-Pure functions on HTTP handler threads; imports `gbnf` only. The work is bounded. Not taken: an exact bound (there are
-infinitely many texts; the engine's time limits stop a grammar whose cost was underestimated); trying the tokens of the
-real vocabulary (that would take longer than the sampler does).
+Pure functions on connection threads; `given` uses `Stacks` on the engine thread. Imports `gbnf` only. The work is
+bounded. Not taken: an exact bound (there are infinitely many texts; the engine's time limits stop a grammar whose cost
+was underestimated); trying the tokens of the real vocabulary (slower than the sampler).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ LIMIT = 1000.0
 MIXED = (1.0, 1.0, 0.12, 0.12, 0.09, 0.06, 0.04, 0.02)
 WORDS = (1.0, 1.0, 0.95, 0.87, 0.75, 0.60, 0.48, 0.36, 0.26, 0.18, 0.11, 0.07, 0.04, 0.02, 0.01) + (0.005,) * 9
 RUNS = (1.0, 0.02, 0.01) + (0.006,) * 9 + (0.005,) * 12 + (0.001,) * 24 + (0.0003,) * 32
-"""Three kinds of tokens, and for each kind the share of a vocabulary's tokens that belong to it and have more than 0,
-1, 2, ... characters. WORDS: tokens of letters, after a first character of any kind. RUNS: tokens that repeat one
-character. MIXED: the others. Shares of 1.0 stand for all tokens, because nothing distinguishes the kinds there yet.
-Small shares are raised, because a stack also costs something if few tokens are tested on it."""
+"""For each of three kinds of tokens: the share of a vocabulary's tokens that are of this kind and have more than 0, 1,
+2, ... characters. WORDS: tokens of letters, after a first character of any kind. RUNS: tokens that repeat one
+character. MIXED: the others. A share of 1.0 stands for all tokens, because nothing distinguishes the kinds there yet.
+Small shares are raised, because a stack costs something even if few tokens are tested on it."""
 
 WAY, RARE = 0.002, 0.005
-"""WAY: the cost of one stack that is passed between two characters. RARE: for a smaller share of tokens that cost falls
-in proportion. A larger share counts as RARE at least, even if the grammar stops most of these tokens earlier."""
+"""WAY: the cost of passing one stack between two characters. It falls in proportion where the share of tokens is below
+RARE. A share above RARE counts as RARE at least, even if the grammar stops most of its tokens earlier."""
 
 WIDE = 100
 """For more stacks than this the cost is estimated even if no two of them read the same character."""
 
 WORK, WORK_TOKEN, WORK_ENDS = 50_000, 50_000, 1_000_000
-"""The most steps. WORK: of the whole search, after the first look at each place; it ends there. WORK_TOKEN: for one
-token. WORK_ENDS: to find what may follow each alternative. A grammar is refused if one of the last two isn't enough."""
+"""Limits of steps. WORK: for the search after the first look at each place; it ends there. WORK_TOKEN: for one token.
+WORK_ENDS: to find what may follow each alternative. A grammar that exceeds one of the last two is refused."""
 
 Run = tuple[tuple[int, int], ...]
 _LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))
@@ -55,8 +55,8 @@ _ANY_TOKEN = 1 << 33
 
 
 def compute_cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
-    """(cost of the most expensive token found, in the unit of LIMIT; the place where that token begins, as an offset in
-    the grammar's text). The search stops at the first token above `limit`."""
+    """(cost of the most expensive token found, in the unit of LIMIT; where that token begins, as an offset in the
+    grammar's text). The search stops at the first token above `limit`."""
     search = _Search(grammar, limit)
     offset = search.run()
     return search.dearest, offset
@@ -118,7 +118,6 @@ class Stacks:
         return self.push(frame, rest)
 
     def push(self, frame: int, rest: int) -> int:
-        """The stack `rest` with one more frame."""
         key = (frame, rest)
         node = self._node_ids.get(key)
         if node is None:
@@ -249,9 +248,8 @@ def _list_ranges(item: Item) -> Iterator[tuple[int, int]]:
 class _Search:
     """Searches for the most expensive token.
 
-    A `situation` is the set of stacks that one text leads to, if it begins at a place in an alternative. Below these
-    stacks is END, which stands for the end of that alternative. When a stack has become END, the search goes on after
-    each use of the alternative.
+    A `situation` is the set of stacks that one text leads to from a place in an alternative. Below these stacks is END,
+    the end of that alternative. When a stack has become END, the search goes on after each use of the alternative.
     """
 
     def __init__(self, grammar: Grammar, limit: float) -> None:
@@ -264,7 +262,7 @@ class _Search:
         self.covered: dict[int, int] = {}
 
     def run(self) -> int:
-        """Runs the search; returns the offset of the place where the most expensive token begins."""
+        """Returns the offset of the place where the most expensive token begins."""
         stacks = self.stacks
         places = list(self.find_places())
         todo: deque[tuple[int, int, frozenset[int]]] = deque()
@@ -309,8 +307,8 @@ class _Search:
         return found
 
     def is_covered(self, place: int, alternative: int) -> bool:
-        """Whether a look at this place would find nothing new: other places lead to all its stacks, and all that may
-        follow its alternative may also follow theirs."""
+        """Whether a look at this place would find nothing new: other places lead to all its stacks, and whatever may
+        follow its alternative may follow theirs."""
         others = {self.covered.get(way) for way in self.stacks.list_ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
         return None not in others and all(
@@ -369,8 +367,8 @@ class _Search:
             yield owner, frozenset((*stacks.close(base), *(stacks.rebase(stack, base) for stack in others)))
 
     def follow_ends(self) -> None:
-        """Fills `bases`: for each alternative the stacks that may follow it. The root is followed by END. If an
-        alternative B ends with a use of A, all that follows B also follows A."""
+        """Fills `bases`: for each alternative the stacks that may follow it. END follows the root. If an alternative B
+        ends with a use of A, all that follows B also follows A."""
         stacks = self.stacks
         inside: dict[int, list[int]] = {}
         todo = [(one, END) for one in stacks.of_rule[stacks.grammar.root]]
@@ -451,7 +449,8 @@ class _Search:
 
     def choose_busiest(self, ways: dict[int, int], run: Run | None) -> tuple[list[int], float]:
         """Chooses the character of `run` that leads to the most stacks. Returns (the stacks that read it, the share of
-        tokens that go on). Other characters lead to fewer stacks, and their tokens count proportionally less."""
+        tokens that go on). A token with another character counts in proportion to the stacks that this character leads
+        to."""
         stacks = self.stacks
         changes: dict[int, int] = {}
         parts = [(stack, low, high) for stack in ways if stack != END for low, high in stacks.list_ranges(stack)]

@@ -1,11 +1,11 @@
 """Rewrites grammars that cost llama.cpp too much into equivalent ones that are cheaper.
 
-Parts of a grammar without recursion are regular. Each becomes a minimal deterministic automaton, which has one way to
-read each text, and is written as rules again. So nested counts, alternatives with common beginnings and `("a"*)*` cost
-no more than a simple spelling of the same language.
+Parts of a grammar without recursion and tokens are regular. Each becomes a minimal deterministic automaton, which has
+one way to read each text, and is written as rules again. So nested counts, alternatives with common beginnings and
+`("a"*)*` cost no more than a simple spelling of the same language.
 
-Pure functions on connection threads. Cheap grammars are not changed. Not taken: rules for special cases, such as a
-class for alternatives of one character; the minimal automaton covers them.
+Pure functions on connection threads. Cheap grammars are not changed. Not taken: rules for special cases; the minimal
+automaton covers them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Rewriting:
         return make_choice(self.rewrite_items(items) for items in alternatives)
 
     def rewrite_items(self, items: list[Item]) -> str:
-        """An alternative: runs of regular items as automata, other items unchanged."""
+        """An alternative: each run of regular items as an automaton, the other items by `rewrite_item`."""
         parts, stretch = [], []
         for item in [*items, None]:
             if item is not None and _is_regular(item, self.regular):
@@ -104,7 +104,7 @@ class _Rewriting:
         return print_dfa(self.builder, dfa, "part", self.builder.make_char_class)
 
     def rewrite_item(self, item: Item) -> str:
-        """An item that isn't regular, unchanged."""
+        """An item that isn't regular. A repetition is written again, with automata for the regular runs inside it."""
         if item.kind == REFERENCE:
             if item.value not in self.names:
                 self.names[item.value] = self.builder.reserve("rule")
@@ -173,7 +173,7 @@ class _Automaton:
         self.n_moves = 0
 
     def make_dfa(self, items: list[Item]) -> Dfa:
-        """The minimal deterministic automaton of items in a row."""
+        """The minimal deterministic automaton of a run of items."""
         start, final = (self.add_state((), (), ()) for _ in range(2))
         part = self.add_sequence(items, (), (), 0)
         self.connect([start], part.first)
@@ -204,7 +204,6 @@ class _Automaton:
         return self.nfa.add_state()
 
     def connect(self, sources: list[int], targets: list[int]) -> None:
-        """Adds a move from each source to each target."""
         self.n_moves += len(sources) * len(targets)
         if self.n_moves > MOVES:
             raise TooLarge
@@ -213,7 +212,6 @@ class _Automaton:
                 self.nfa.step(source, self.chars[target], target)
 
     def join_parts(self, one: _Part, other: _Part) -> _Part:
-        """Two parts in a row."""
         self.connect(one.last, other.first)
         return _Part(
             one.first + other.first if one.is_empty else one.first,
@@ -240,7 +238,7 @@ class _Automaton:
         return _Part([state], [state], False)
 
     def add_choice(self, alternatives: list[list[Item]], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
-        """Alternatives. Strings at their beginnings become a prefix tree, because there may be thousands."""
+        """The strings that alternatives begin with become a prefix tree, because there may be thousands."""
         begun: dict[str, int] = {}
         first: list[int] = []
         last: list[int] = []

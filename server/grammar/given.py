@@ -2,10 +2,10 @@
 
 Engine thread; pure. It follows the stacks of `gbnf_cost` along a text. `Places` keeps the results for all texts of the
 grammar, so a character usually costs one dictionary look-up. White space before a forced character doesn't count as a
-choice: the text is expected to have the white space that it had the last time between the same two characters.
+choice: the white space is expected that the text had the last time between the same two characters.
 
-The model and the sampler's grammar check every draft, so a wrong one does no harm, and whatever takes too long is
-dropped. Not taken: asking llama.cpp about each possible next byte, which is far slower.
+The model and the sampler's grammar check every draft, so a wrong one does no harm. What takes too long is dropped. Not
+taken: asking llama.cpp about each possible next byte, which is far slower.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Places:
             self.start = None
 
     def find_behind(self, place: Place, char: str) -> Place | None:
-        """The place after the next character; None if the character may not come, or finding out takes too long."""
+        """The place after the next character; None if the character may not come, or the search takes too long."""
         try:
             return place.after[char]
         except KeyError:
@@ -106,7 +106,6 @@ class GivenText:
         self._space = " "  # the latest white space after a character of SPACED
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes of the text."""
         try:
             text = self._decoder.decode(data)
         except UnicodeDecodeError:

@@ -1,9 +1,9 @@
-"""Converts regular expressions and lists of choices to grammars: the request fields `regex` and `choice`, and
-`pattern` of JSON schema.
+"""Converts regular expressions and lists of choices to grammars: the request fields `regex` and `choice`, and `pattern`
+of JSON schema.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours in `server.grammar`. A pattern
-becomes a minimal automaton, and that becomes the grammar. So sampling keeps a single parse stack, however
-ambiguous the pattern. A pattern whose automaton would be too large is translated piece by piece instead.
+Runs on connection threads; imports only the standard library and its neighbours in `server.grammar`. A pattern becomes
+a minimal automaton, and that becomes the grammar. So the sampler keeps one parse stack, even for an ambiguous pattern.
+A pattern whose automaton would be too large is translated piece by piece.
 
 Not taken: copying the pattern's characters into GBNF, which has other escapes and no anchors.
 """
@@ -60,7 +60,7 @@ def make_regex_grammar(pattern: str) -> str:
 
 
 def _check_grammar(grammar: str) -> str:
-    """The grammar, unless it is too large for llama.cpp."""
+    """The grammar. Raises `Unsupported` if it is too large for llama.cpp."""
     try:
         check(grammar)
     except GrammarError as error:
@@ -129,8 +129,8 @@ def _has_assertion(node: Node) -> bool:
 
 
 def _split_looks(node: Node) -> tuple[list[tuple[bool, Node]], Node]:
-    """Separates the lookaheads at the front of a pattern, `^(?=...)(?!...)...`, which are conditions on the whole
-    text: ([(is_negative, node)], the pattern without them). Other lookaheads stay in the pattern."""
+    """Separates the lookaheads at the front of a pattern, `^(?=...)(?!...)...`: ([(is_negative, node)], the pattern
+    without them). They are conditions on the whole text. Other lookaheads stay in the pattern."""
     if node[0] != "cat" or not any(item[0] == "look" for item in node[1]):
         return [], node
     items = node[1]
@@ -155,7 +155,7 @@ def _has_start(node: Node) -> bool:
 
 
 def _without_looks(items: list[Node]) -> Node:
-    """Items up to the end of the text. Each lookahead, together with all that follows it, becomes one automaton."""
+    """Items up to the end of the text. Each lookahead becomes one automaton, together with all that follows it."""
     for index, item in enumerate(items):
         if not _count_looks(item):
             continue
@@ -288,7 +288,7 @@ def make_bounded_pieces(
 
 
 def _make_whole(node: Node, search: bool) -> Node:
-    """The pattern for the whole text: anchors at the ends are dropped; with `search` any text stands where one is
+    """The pattern for the whole text. Anchors at the ends are dropped; with `search` any text stands where one is
     missing."""
     parts = []
     for branch in node[1] if node[0] == "alt" else [node]:
@@ -302,8 +302,8 @@ def _make_whole(node: Node, search: bool) -> Node:
 
 
 def _compute_extent(node: Node) -> tuple[int, int]:
-    """(length of the longest text if unbounded repetitions run as few times as allowed, the number of unbounded
-    repetitions that can lengthen it)."""
+    """(length of the longest text if unbounded repetitions have their lowest count, the number of unbounded repetitions
+    that can lengthen it)."""
     kind = node[0]
     if kind == "set":
         return 1, 0

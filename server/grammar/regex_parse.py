@@ -1,11 +1,11 @@
 """Parses regular expressions into a small tree: the syntax that ECMA-262 and Python's `re` share.
 
-Pure functions on HTTP handler threads; imports only the standard library and `automaton`. Where the two
-dialects differ, the narrower meaning holds (`\\d` is ASCII, `.` matches no line end), so that generated text
-matches in both. Not taken: Python's own `re._parser`, which is private and knows only Python's dialect.
+Pure functions on connection threads; imports only the standard library and `automaton`. Where the two dialects differ,
+the narrower meaning holds (`\\d` is ASCII, `.` matches no line end), so that generated text matches in both. Not taken:
+Python's `re._parser`, which is private and knows only Python's dialect.
 
-Nodes are tuples: ("set", charset), ("cat", [nodes]), ("alt", [nodes]), ("rep", node, least, most or None),
-("start",), ("end",), ("look", is_negative, node).
+Nodes are tuples: ("set", charset), ("cat", [nodes]), ("alt", [nodes]), ("rep", node, least, most or None), ("start",),
+("end",), ("look", is_negative, node).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CLASS_ESCAPES = {
     "s": without(_SPACE, _DISPUTED),
     "S": without(complement(_SPACE), _DISPUTED),
 }
-# A class that contains all of these means any character: people write [\s\S] for that.
+# A class that contains all of these, such as [\s\S], means any character.
 _AGREED = make_charset(*_CLASS_ESCAPES["s"], *_CLASS_ESCAPES["S"])
 _CONTROL_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "a": "\a"}
 _HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|U([0-9A-Fa-f]{8})")
@@ -78,7 +78,7 @@ class Unsupported(Exception):
 
 
 def parse(pattern: str) -> Node:
-    """The tree of a pattern. Raises `Unsupported`, also for syntax errors."""
+    """The tree of a pattern. Raises `Unsupported`, for syntax errors too."""
     if len(pattern) > PATTERN_MAX:
         raise Unsupported(f"the pattern is longer than {PATTERN_MAX} characters", PATTERN_MAX)
     parser = _Parser(pattern)
@@ -113,7 +113,8 @@ class _Parser:
         return items[0] if len(items) == 1 else ("cat", items)
 
     def parse_quantified(self, node: Node, start: int) -> Node:
-        """The node with its quantifier. Lazy and greedy quantifiers match the same texts, so their nodes are equal."""
+        """The node with its quantifier. A lazy quantifier matches the same texts as a greedy one, so it gives the same
+        node."""
         where = self.position
         counts = self.parse_quantifier()
         if counts is None:
@@ -279,7 +280,7 @@ class _Parser:
 
 
 def is_nullable(node: Node) -> bool:
-    """Whether the node can match the empty text (assertions count as empty)."""
+    """Whether the node can match the empty text. Assertions count as empty."""
     kind = node[0]
     if kind == "set":
         return False

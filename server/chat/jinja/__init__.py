@@ -5,7 +5,7 @@ harm.
 text users wrote (strings that went through `mark`). All errors are `TemplateError`s. The output is the same, byte for
 byte, as that of Hugging Face's transformers with jinja2.
 
-Runs on HTTP handler threads; may import the standard library and `server.records`. From source to prompt: `lexer` ->
+Runs on connection threads; may import the standard library and `server.records`. From source to prompt: `lexer` ->
 `stream` -> `expressions`, `parser` (tree of `nodes`) -> `scopes` (which variable a name means) -> `evaluate`, `execute`
 (closures) -> `template`. At run time: `limits`, `values`, `marked` (strings), `text`, `formatting`, `attributes`,
 `operators`, `filters`, `sequences`, `tests`, `globals`.

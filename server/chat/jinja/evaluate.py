@@ -2,7 +2,7 @@
 
 Compiles on any thread; the closures run on the thread that renders the template. A closure that can fail has its
 position in the source as the default of its parameter `at`. After an exception, `template` finds the innermost `at` in
-the traceback. Without an exception this costs nothing. Not taken: handling exceptions in each closure.
+the traceback, so successful calls pay nothing. Not taken: handling exceptions in each closure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ NO_METHODS: dict[str, Callable[..., Any]] = {}
 
 
 def compile_expression(node: Node, place: Place) -> Evaluate:
-    """A closure that computes the value of an expression in a frame."""
     return _COMPILERS[type(node)](node, place)
 
 
@@ -188,7 +187,6 @@ def _test(node: nodes.Test, place: Place) -> Evaluate:
 def _compile_application(
     function: Callable[..., Any], value: Evaluate, node: nodes.Filter | nodes.Test, place: Place
 ) -> Evaluate:
-    """A filter or test applied to a value."""
     arguments = compile_arguments(node.arguments, place)
 
     def apply_plain(frame: Frame, at: int = node.offset) -> Any:

@@ -1,8 +1,8 @@
 """Compiles statements: from the syntax tree to closures.
 
 Compiles on any thread; the closures run on the thread that renders the template. As in `evaluate`, `at` is the position
-in the source. A block first enters its scope (initializes its variables), then runs, then leaves the scope (clears
-them). Not taken: exceptions for `break` and `continue`. A returned word is as clear and doesn't change tracebacks.
+in the source. A block enters its scope (initializes its variables), runs, and leaves the scope (clears them). Not
+taken: exceptions for `break` and `continue`. A returned word is as clear and doesn't change tracebacks.
 """
 
 from __future__ import annotations
@@ -143,7 +143,6 @@ def _join(run: Run, texts: list[str]) -> str:
 
 
 def _compile_target(node: Node, place: Place) -> Assign:
-    """A closure that assigns a value to a target."""
     if isinstance(node, nodes.Name):
         index = place.scope.slots[node.name].index
 

@@ -2,8 +2,8 @@
 
 Pure functions, any thread; the base of `parser`. There is one method per level of precedence, from the loosest to the
 tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter binds tighter than all operators except signs
-and attribute access (`-x|abs` negates first). Not taken: a table of precedences, since the irregular levels (`is`,
-filters, signs) would need many special cases.
+and attribute access (`-x|abs` negates first). Not taken: a table of precedences; the irregular levels (`is`, filters,
+signs) would need many special cases.
 """
 
 from __future__ import annotations

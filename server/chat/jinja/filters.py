@@ -53,7 +53,7 @@ def do_tojson(
     sort_keys: Any = False,
 ) -> str:
     """The value as JSON, without escaping for HTML. Unless the template is strict, the lazy result of a filter is
-    written as a list: templates made for llama.cpp rely on this."""
+    written as a list; templates made for llama.cpp rely on this."""
     if run.mutable and isinstance(value, GeneratorType):
         value = do_list(run, value)
     return to_json(run, value, JsonStyle(ensure_ascii, indent, separators, sort_keys))

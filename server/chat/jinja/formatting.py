@@ -53,7 +53,7 @@ def format_percent(run: Run, template: str, values: Any) -> str:
 
 
 def _bound_percent(template: str, values: Sequence[Any]) -> None:
-    """Refuse too large widths and precisions, whether written as a number or as `*`."""
+    """Refuse too large widths and precisions, written as a number or as `*`."""
     for match in PERCENT.finditer(template):
         if match["kind"] == "(":
             raise ValueError("the name of a format field has parentheses in it")

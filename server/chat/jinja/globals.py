@@ -1,8 +1,8 @@
 """The global functions of templates, and the conversion of the caller's values.
 
 Run on the thread that renders the template. `raise_exception` and `strftime_now` are those of Hugging Face's
-transformers; jinja2's `lipsum` is left out. Not taken: passing the caller's objects unchanged, which would let a
-template reach their attributes.
+transformers; jinja2's `lipsum` is left out. Not taken: passing the caller's objects unchanged; a template could reach
+their attributes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Turns template source into tokens, with jinja2's rules for white space (`trim_blocks` and `lstrip_blocks` on).
 
-Pure functions, any thread. The rules are regular expressions that are tried in a fixed order, as in jinja2. For
-example, `{{-1}}` prints 1, because the minus sign belongs to the brackets. Each token has its offset in the normalized
-source; lines and columns are computed only for errors. Not taken: a hand-written scanner, which would be as long and
-differ from jinja2 more often.
+Pure functions, any thread. The rules are regular expressions, tried in a fixed order as in jinja2. For example,
+`{{-1}}` prints 1, because the minus sign belongs to the brackets. Each token has its offset in the normalized source;
+lines and columns are computed only for errors. Not taken: a hand-written scanner, which would be as long and differ
+from jinja2 more often.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ class Source:
         return self.text.count("\n", 0, offset) + 1, offset - self.text.rfind("\n", 0, offset)
 
     def make_error(self, message: str, offset: int) -> TemplateSyntaxError:
-        """A syntax error at this offset."""
         return TemplateSyntaxError(message, *self.place(offset))
 
 
@@ -80,7 +79,6 @@ class _Lexer:
         self.at_line_start = True  # the text before the current position ends with a line end
 
     def read_tokens(self) -> Iterator[Token]:
-        """The tokens of text and of everything inside brackets."""
         while match := OPENING.match(self.text, self.position):
             kind, sign = match["kind"] or "{%", match["raw_sign"] if match["raw"] else match["sign"]
             yield from self._read_data(match["text"], sign, may_strip=kind != "{{")

@@ -2,13 +2,13 @@
 
 Pure values, any thread. A template's own text may have special tokens such as `<|im_end|>`; the same characters from a
 user must stay plain text. So users' text enters the template as `Marked` strings, every operation keeps the marks, and
-the tokenizer gets to know which segments of the prompt are user input. (llama.cpp's Jinja engine has the same idea,
-called "input marking"; this code is independent of it.)
+the tokenizer learns which segments of the prompt are user input. (llama.cpp's Jinja engine has the same idea, "input
+marking"; this code is independent of it.)
 
-An operation that copies characters copies their marks. An operation that makes new characters from marked ones, or
-replaces these, marks the new ones. If following each character isn't worth the code, the whole result is marked: a mark
-too many may cost a special token, a mark too few would let a user forge one. The text of a result is always the same as
-that of Python's `str`.
+An operation that copies characters copies their marks. One that makes new characters from marked ones, or replaces
+these, marks the new ones. If following each character isn't worth the code, the whole result is marked: a mark too many
+may cost a special token, a mark too few would let a user forge one. The text of a result is always that of Python's
+`str`.
 
 `Marked` also has `safe`, the flag of the `safe` and `escape` filters. A safe string escapes text that is added to it,
 as jinja2's `Markup` does even without autoescaping. Not taken: a class not derived from `str`, which would need a
@@ -289,10 +289,10 @@ def mark_if(text: str, *sources: Any) -> str:
 
 
 def mark(value: Any, plain: Collection[str] = ()) -> Any:
-    """Copy JSON-like data and mark all strings in it, also keys, as user input.
+    """Copy JSON-like data and mark all strings in it, even keys, as user input.
 
-    Strings in `plain` aren't marked, for example roles, of which templates make special tokens. `Marked` strings aren't
-    changed.
+    Strings in `plain` aren't marked: roles, for example, of which templates make special tokens. `Marked` strings
+    aren't changed.
     """
     if isinstance(value, str):
         return value if value in plain or type(value) is Marked else Marked(value)

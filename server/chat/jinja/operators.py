@@ -1,7 +1,7 @@
 """The operators of the template language, with limits that Python's don't have.
 
 Run on the thread that renders the template. Python's operators compute the results. The functions here first check
-those whose result or cost can be huge, such as string products, powers, comparisons of nested values. Not taken:
+operations whose result or cost can be huge, such as string products, powers, comparisons of nested values. Not taken:
 limiting only time, since one long operation inside CPython can't be interrupted.
 """
 

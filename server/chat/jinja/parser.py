@@ -2,7 +2,7 @@
 
 Pure functions, any thread. A recursive-descent parser; `expressions` parses expressions. Tags of jinja2 that need other
 templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`) are refused by name. Not taken: a parser
-generator, since this small grammar needs two tokens of look-ahead in two places only.
+generator; this small grammar needs two tokens of look-ahead in only two places.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ def parse(source: Source, extras: bool) -> list[Node]:
 
 
 class _Parser(ExpressionParser):
-    """Parses statements, with the expressions in them."""
-
     def __init__(self, source: Source, extras: bool) -> None:
         super().__init__(source)
         self._open_tags: list[str] = []  # for messages about a missing end tag

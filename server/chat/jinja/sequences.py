@@ -2,7 +2,7 @@
 
 Run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
 of jinja2. As in jinja2, many are lazy: their results are true even if empty, have no length, and can be iterated only
-once. Not taken: returning lists everywhere, since some templates depend on lazy results by accident.
+once. Not taken: returning lists everywhere; some templates depend on lazy results by accident.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ def _sort_key(run: Run, attribute: Any, fold_case: bool) -> Getter:
 
 
 def _sort(run: Run, items: Iterable[Any], key: Getter, reverse: bool) -> list[Any]:
-    """`sorted`, after checking the size of the keys."""
     keyed = [(key(item), item) for item in _count(run, items)]
     guard(run, [key for key, _ in keyed])
     return [item for _, item in sorted(keyed, key=lambda pair: pair[0], reverse=reverse)]

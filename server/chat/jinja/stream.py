@@ -11,7 +11,7 @@ from .lexer import END, NAME, Source, Token, tokenize
 
 
 class TokenStream:
-    """Tokens with a current position. Words such as `if` are names, so they can be variables, too."""
+    """Tokens with a current position. Words such as `if` are names, so they can be variables."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -28,15 +28,12 @@ class TokenStream:
         return token
 
     def peek(self) -> Token:
-        """The token after the current one."""
         return self._tokens[min(self._position + 1, len(self._tokens) - 1)]
 
     def is_at(self, *types: str) -> bool:
-        """Whether the current token has one of these types."""
         return self.current.type in types
 
     def is_at_word(self, *words: str) -> bool:
-        """Whether the current token is one of these names."""
         return self.current.type == NAME and self.current.value in words
 
     def skip(self, type_: str) -> bool:

@@ -31,7 +31,7 @@ class Template:
 
     `strict`: exactly the language of Hugging Face's transformers. Otherwise there are extensions that published
     templates need: methods that change lists and dictionaries, the tag `do`, the filter `from_json`, and `tojson` for
-    the lazy results of filters. `names`: all variables that the template reads, also those it sets.
+    the lazy results of filters. `names`: all variables that the template reads, even those it sets.
     """
 
     def __init__(self, source: str, name: str = "chat template", *, strict: bool = False) -> None:
@@ -82,8 +82,8 @@ class Template:
             raise self._make_error(error, variables) from error
 
     def _make_error(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
-        """A `TemplateRuntimeError` for an exception of Python's, with its position. It isn't made in `_run`: that frame
-        is in its traceback, so a variable there would make a reference cycle."""
+        """A `TemplateRuntimeError` for a Python exception, with its position. It isn't made in `_run`: that frame is in
+        its traceback, so a variable there would make a reference cycle."""
         located = TemplateRuntimeError(_describe_error(error)).with_traceback(error.__traceback__)
         self._locate(located, variables)
         return located
@@ -110,7 +110,7 @@ class Template:
 
 
 def _describe_error(error: Exception) -> str:
-    """The message for an exception of Python's."""
+    """The message for a Python exception."""
     if isinstance(error, RecursionError):
         return "the template calls itself too deeply"
     if isinstance(error, MemoryError):

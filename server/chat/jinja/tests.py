@@ -1,8 +1,7 @@
 """The tests of the template language, which follow `is`.
 
-Run on the thread that renders the template. Each is `call(run, value, *args)` and returns what jinja2's returns,
-including its oddities: `number` is true for booleans, too, and `sequence`, `iterable` and `callable` are true for
-undefined values.
+Run on the thread that renders the template. Each is `call(run, value, *args)` and returns what jinja2's returns, even
+where it is odd: `number` is true for booleans; `sequence`, `iterable` and `callable` are true for undefined values.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Converts values to text: as printed, in Python's notation, and as JSON.
 
-Runs on the thread that renders the template. Python's own `str`, `repr` and `json` make the text. If there are marked
-strings in the value, the same text is composed a second time from its parts, to find the spans of user input. A
-container can have the same list as an item many times, so a few steps of a template can describe more text than fits
-into memory; `weigh` counts first. Not taken: marking all of a container's text. That is simpler, but it would also mark
-the template's own strings in the container.
+Runs on the thread that renders the template. Python's own `str`, `repr` and `json` make the text. If the value has
+marked strings, the same text is composed again from its parts, to find the spans of user input. A container can have
+the same list as an item many times, so a few steps of a template can describe more text than fits into memory; `weigh`
+counts first. Not taken: marking all of a container's text. That is simpler, but would mark the template's own strings
+in it.
 """
 
 from __future__ import annotations

@@ -49,7 +49,6 @@ class Undefined:
         return f"{describe_type(self._owner)} has no element {self._name!r}"
 
     def fail(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise the error for using this value."""
         raise self._error(self.describe())
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = fail
@@ -262,7 +261,7 @@ class Loop:
 
 
 class Cycler:
-    """`cycler(a, b, ...)`: returns its items in turn."""
+    """`cycler(a, b, ...)`: its items in turn."""
 
     __slots__ = ("items", "position")
 
@@ -271,7 +270,6 @@ class Cycler:
         self.position = 0
 
     def next(self) -> Any:
-        """Return the current item and advance."""
         item = self.items[self.position]
         self.position = (self.position + 1) % len(self.items)
         return item
@@ -290,7 +288,6 @@ class Joiner:
         self.used = False
 
     def call(self) -> Any:
-        """The separator; "" for the first call."""
         if not self.used:
             self.used = True
             return ""

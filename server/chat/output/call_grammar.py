@@ -1,7 +1,7 @@
 """Makes the grammar that forces valid tool calls, from a format, the tools and the tool choice.
 
-Pure functions on HTTP handler threads. Results are cached, so that an agent's next request costs only a look-up. This
-module writes the text around calls, `call_texts` each call. The grammar's cost is checked (`affordable`).
+Pure functions on connection threads. Results are cached, so an agent's next request costs only a look-up. This module
+writes the text around calls, `call_texts` each call. `make_affordable` checks the grammar's cost.
 
 Not taken: one schema with a branch for each tool. Most formats aren't JSON, and a warning should name its tool.
 """
@@ -43,7 +43,7 @@ class CallConstraint:
 
     With `anchored`, the grammar applies to the whole answer after the reasoning. Otherwise it applies from a trigger to
     the end: one of the `triggers` anywhere in the visible text, or one of the `start_triggers` at its beginning (white
-    space ignored). `warnings` lists what the grammar doesn't enforce: one line each, with the tool's name and the JSON
+    space ignored). `warnings`: what the grammar doesn't enforce, one line each, with the tool's name and the JSON
     pointer.
     """
 

@@ -1,8 +1,8 @@
 """The grammar of single calls: one expression per tool, in the model's format.
 
-Pure functions on HTTP handler threads. For arguments in JSON, the schema of each tool is converted to a grammar, and
-the tool's name is put before the names of its rules. In other formats, the expression is composed from the properties
-of the schema. Optional arguments come in the order of the schema.
+Pure, on connection threads. For arguments in JSON, the schema of each tool is converted to a grammar, and the tool's
+name is put before the names of its rules. In other formats, the expression is composed from the properties of the
+schema. Optional arguments come in the order of the schema.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class CallTexts:
     maps names to (parameters, whether keywords that can't be enforced are refused).
 
     The white space in JSON is that of templates: the call comes back in the next prompt, and its tokens are in the
-    cache only if its text is the same. If the grammar `is_lazy`, other white space is allowed, since a model may have
-    begun the call before the grammar applies.
+    cache only if its text is the same. If `is_lazy`, other white space is allowed, since a model may have begun the
+    call before the grammar applies.
     """
 
     def __init__(self, form: CallFormat, tools: Mapping[str, tuple[Any, bool]], is_lazy: bool) -> None:
@@ -127,7 +127,7 @@ class CallTexts:
 
     def adopt(self, rules: Mapping[str, str], prefix: str) -> dict[str, str]:
         """Add the rules of another grammar under new names, and return these names by the old ones. Fixed rules, such
-        as those of JSON, are shared if they are the same. The rules for white space aren't taken over."""
+        as those of JSON, are shared if they are the same. The rules for white space aren't copied."""
         fixed = [name for name in rules if name not in _SPACES and (name in CORE_RULES or _FREE.fullmatch(name))]
         if any(self.builder.rules.get(name, rules[name]) != rules[name] for name in fixed):
             fixed = []
@@ -166,7 +166,7 @@ class CallTexts:
         return make_sequence(head, arguments, make_text_literal(shape.after_arguments))
 
     def make_channel_calls(self, channel: str) -> list[str]:
-        """The expressions for Harmony's calls from the name on; `channel` is the text after the name, or ""."""
+        """The expressions for Harmony's calls from the name on; `channel` is the text after the name."""
         shape = self.form.call
         assert isinstance(shape, ChannelCall)
         kind = make_choice([make_literal(" <|constrain|>json"), make_literal(" json"), ""])

@@ -86,8 +86,8 @@ class CallReader(Cursor):
 
     def read_calls(self, head: Head) -> Generator[None, None, bool]:
         """Read consecutive calls. Returns False if there is no call; the text of the failed head then becomes visible
-        text. It is dropped if a limit or an abort ended the answer inside the head, after its marker. A broken head
-        is not dropped: without a call, its text is all that the client gets."""
+        text. It is dropped if a limit or an abort ended the answer inside the head, after its marker. A broken head is
+        never dropped: without a call, its text is all that the client gets."""
         self.hold()
         try:
             yield from self.read_head(head)
@@ -133,8 +133,8 @@ class CallReader(Cursor):
 
     def is_call_cut_off(self, own: str) -> bool:
         """Whether a limit or an abort has ended the answer inside a head with the fixed texts `own`, which might have
-        become a call. It is broken if it has other marks too: another opening, or the end of the call. Then a quote is
-        missing, and the reader has taken the marks for a part of a string."""
+        become a call. A head with other marks (another opening, or the end of the call) is broken: a quote is missing,
+        and the reader has taken the marks for a part of a string."""
         unread = self.text[self.at :]
         return self.is_cut_off and all(unread.count(mark) <= own.count(mark) for mark in self.marks)
 
@@ -471,7 +471,6 @@ class _Value:
             write('"')
 
     def add(self, text: str) -> None:
-        """Add the next part of the text."""
         if self.is_text:
             self.write(escape_text(text))
             return
@@ -486,8 +485,8 @@ class _Value:
         self.write('"' if self.is_text else known or make_fitting_json("".join(self.parts), kinds, is_json))
 
     def cut_off(self, is_foreign: bool) -> None:
-        """The answer ends inside the value: write the text that has waited. It is left out if the format has nested
-        elements instead of JSON (`is_foreign`)."""
+        """The answer ends inside the value: write the text that has waited, unless the format has nested elements
+        instead of JSON (`is_foreign`)."""
         if not self.is_text and not is_foreign:
             self.write("".join(self.parts).strip())
 

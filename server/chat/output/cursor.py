@@ -2,7 +2,7 @@
 
 Pure; the base of `calls` and `reader`. Methods that read are generators, so that the code for a format goes from top to
 bottom. `yield` waits for more text (`is_end`: there will be none). Text that may be a call is held: the code looks at
-it, but it stays unread until the code knows whether it is a call.
+it, but it stays unread until it is known to be a call.
 
 Not taken: regular expressions over the whole text so far. They take quadratic time and can't report parts of a call.
 """
@@ -75,8 +75,7 @@ class Cursor:
             self.extend(Reasoning, text)
 
     def skip_to(self, end: int) -> None:
-        """Skip the text up to `end`, which belongs to the tags of reasoning. If reasoning stays in the visible text,
-        so does this."""
+        """Skip the text up to `end`, which belongs to the tags of reasoning. It stays visible if reasoning does."""
         if self.reasoning != "split":
             self.say(self.text[self.at : end])
         self.n_unsaid = 0
@@ -141,7 +140,7 @@ class Cursor:
         self.is_held, self.cursor = False, 0
 
     def wait(self) -> Steps:
-        """Wait for more text. Raises `NoCall` or `Over` if there is none, or if the held text is too long."""
+        """Wait for more text. Raises `NoCall` or `Over` if none will come, or if the held text is too long."""
         if self.is_end or self.cursor > HELD_MAX:
             raise NoCall if self.is_held else Over
         yield

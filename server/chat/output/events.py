@@ -1,10 +1,10 @@
 """The events of one answer, in order: `Start`, then any of `Reasoning`, `Text` and `ToolCall`, then `End`. Dialects
 write answers from them.
 
-A leaf, except for the engine's messages. `parser` makes the same events for streamed and for collected answers. Two of
-the engine's messages are events, too: `Progress` (of the prefill) and `PromptProbs` (probabilities of the prompt's
-tokens). Once `parser` has returned an event, nothing changes it. Events aren't frozen records, since those are slower
-to make, and one is made for each token.
+Plain data. `parser` makes the same events for streamed and for collected answers. Two of the engine's messages are
+events too: `Progress` (of the prefill) and `PromptProbs` (probabilities of the prompt's tokens). Once `parser` has
+returned an event, nothing changes it. Events aren't frozen records, since those are slower to make, and each token
+needs one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Describes how models write tool calls and reasoning. The parser that finds calls in text (`parser`) and the grammar
-that forces valid calls (`call_grammar`) are both made from one `CallFormat`.
+"""Describes how models write tool calls and reasoning. One `CallFormat` makes both the parser that finds calls in text
+(`parser`) and the grammar that forces valid calls (`call_grammar`).
 
-Pure data. `find_format` finds the format of a model from its chat template. All texts here are written by the model,
-with special tokens as text. The grammar writes white space at the edges of these texts exactly as it is here; the
-parser accepts more or less of it.
+Pure data. `find_format` finds the format of a model from its chat template. The model writes all texts here, with
+special tokens as text. The grammar writes white space at the edges of these texts exactly as it is here; the parser
+accepts more or less of it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Tags:
 @record(frozen=True)
 class JsonCall:
     """A JSON object: {"name": "f", "arguments": {...}}. `id_key` is "" if calls have no id. The id comes after the
-    arguments, or before the name if `id_first` is true. `id_is_number`: the id is only the call's number as a string
-    ("0"), so clients get another id."""
+    arguments, or before the name with `id_first`. `id_is_number`: the id is only the call's number as a string ("0"),
+    so clients get another id."""
 
     name_key: str = "name"
     arguments_key: str = "arguments"
@@ -47,9 +47,8 @@ class NamedCall:
     """The name between two texts, then the arguments as a JSON object.
 
     `before_id` is "" if calls have no id. The id comes after the name (name, `before_id`, id, `after_name`, arguments),
-    or before it if `id_first` is true (`before_id`, id, `before_name`, name, `after_name`, arguments). If
-    `before_index` isn't "", it and the call's number in digits come before `after_name`. The first call's number is
-    `first_index`.
+    or with `id_first` before it (`before_id`, id, `before_name`, name, `after_name`, arguments). If `before_index`
+    isn't "", it and the call's number in digits come before `after_name`. The first call's number is `first_index`.
     """
 
     before_name: str
@@ -65,11 +64,11 @@ class NamedCall:
 class ParameterCall:
     """The name, then each argument with a tag of its own. Strings are written as they are, other values as JSON.
 
-    `string_mark` has the texts between `after_key` and `after_mark` that tell the type of a value. These are either two
-    texts, for strings and for all other values (DeepSeek writes string="true" or "false"), or six, for string, number,
-    boolean, null, object and array. It is () if only the schema tells the type. `KEY` in `after_value` is replaced by
-    the argument's name, `NAME` in `after_name` by the function's. `quotes` are two texts that may be around a string
-    (as CDATA). `before_index` and `first_index` are as in `NamedCall`.
+    `string_mark` has the texts between `after_key` and `after_mark` that tell the type of a value: two texts, for
+    strings and for all other values (DeepSeek writes string="true" or "false"), or six, for string, number, boolean,
+    null, object and array. It is () if only the schema tells the type. `KEY` in `after_value` is replaced by the
+    argument's name, `NAME` in `after_name` by the function's. `quotes` are two texts that may be around a string (as
+    CDATA). `before_index` and `first_index` are as in `NamedCall`.
     """
 
     before_name: str
@@ -137,10 +136,9 @@ class CallFormat:
     before a call.
 
     `content` has the tags around visible text, for families that have such (Command-R's <|START_RESPONSE|>). `silent`
-    has further texts that are removed from visible text. If the prompt already ends with the
-    beginning of the first mark, `opening` is this beginning. The marks with which reasoning, content and calls begin
-    are given whole here, with `opening`. `is_native` is False for the generic format, which templates don't know and a
-    system message explains.
+    has further texts that are removed from visible text. If the prompt already ends with the beginning of the first
+    mark, `opening` is this beginning; the marks of reasoning, content and calls are given whole here, with `opening`.
+    `is_native` is False for the generic format, which templates don't know and a system message explains.
     """
 
     family: str

@@ -2,7 +2,7 @@
 answer.
 
 A head is a list of parts, which `reader` compares with the text in order. Fixed texts are split at line ends and before
-a `[` there, since models put more or less white space there.
+a `[` there, since models vary the white space there.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def is_mark(text: str) -> bool:
 
 def find_heads(form: CallFormat) -> dict[str, Head]:
     """The heads with which a call can begin inside a text, by their marker (the first part). Models sometimes forget
-    the text before all calls or before each call; then a call is recognized if its next part can be a marker."""
+    the text before all calls or before each call; such a call is recognized if its next part can be a marker."""
     if isinstance(form.call, ChannelCall):
         return {}
     own = make_own_parts(form)

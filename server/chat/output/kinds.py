@@ -3,7 +3,8 @@ text or as nested elements. Pure.
 
 The schema only tells strings from other values, and lists from objects; the grammar checks whether a value fits. Nested
 elements have a tag for each key, in formats whose closing tags name the key. Elements that are all called `item` are a
-list, unless the schema allows objects and no lists. Without elements, the schema decides.
+list, unless the schema allows objects and no lists. Blank text is an empty list or object, or null, if the schema
+allows no string.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _kind_of(value: object) -> str:
 
 def make_fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
     """The JSON for an argument's plain text: text becomes a JSON string, JSON stays. If the schema allows strings, a
-    JSON string or JSON of a type that isn't allowed is text, unless the model has marked it as JSON (`is_json`)."""
+    JSON string, and JSON of a type that isn't allowed, is text, unless the model has marked it as JSON (`is_json`)."""
     value = read_value(text)
     if value is None:
         return json.dumps(text, ensure_ascii=False)
@@ -124,8 +125,6 @@ def make_elements_json(text: str, call: ParameterCall, schema: object, root: Sch
 
 
 class _Elements:
-    """Reads elements from a text."""
-
     def __init__(self, text: str, call: ParameterCall, root: Schema) -> None:
         self.text = text
         self.open = call.before_key.strip()
@@ -169,7 +168,6 @@ class _Elements:
         return f"{{{', '.join(f'{json.dumps(key, ensure_ascii=False)}: {value}' for key, value in found)}}}", at
 
     def skip(self, at: int) -> int:
-        """The offset after white space."""
         while at < len(self.text) and self.text[at].isspace():
             at += 1
         return at

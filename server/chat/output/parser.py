@@ -2,8 +2,8 @@
 
 Pure: no thread, no clock, no I/O. One parser per answer. The events don't depend on how the text is cut into pieces,
 except that one event may become several of the same kind. `reader` finds reasoning and calls; this module adds tokens,
-probabilities and timings to the events. If the model has no format, or a piece has no character with which a marker
-could begin, text bypasses the reader.
+probabilities and timings. Text bypasses the reader if the model has no format, or if a piece has no character with
+which a marker could begin.
 """
 
 from __future__ import annotations

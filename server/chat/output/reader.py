@@ -102,8 +102,8 @@ class Reader(CallReader):
         return self.start_of_space(end) if self.tools else end
 
     def read_reasoning(self, is_opened: bool) -> Steps:
-        """Read reasoning, if it comes next. After it the model may leave out the `opening` of the next mark again, as
-        at the beginning of the answer."""
+        """Read reasoning, if it comes next. After it the model may leave out the `opening` of the next mark, as at the
+        beginning of the answer."""
         tags = self.form.reasoning
         if tags is None:
             return
@@ -134,8 +134,7 @@ class Reader(CallReader):
             self.n_unsaid = len(opening)
 
     def read_reasoning_until(self, tags: Tags) -> Generator[None, None, str]:
-        """Read reasoning up to its closing tag, or to the call that ends it. Returns the white space after it, which is
-        skipped."""
+        """Read reasoning up to its closing tag, or to the call that ends it. Returns the white space after it."""
         close, called = tags.close.strip(), tags.ends_at if self.tools else ""
         self.is_thinking = True
         has_begun = False
@@ -204,8 +203,8 @@ class Reader(CallReader):
                 return
 
     def read_message_head(self, call: ChannelCall) -> Generator[None, None, str]:
-        """Read the head of a message and hold it; returns \"\" if there is none. A head that a limit or an abort
-        cuts off is dropped, unless it has marks of other messages: then it is broken, and visible text."""
+        """Read the head of a message and hold it; returns "" if there is none. A head that a limit or an abort cuts off
+        is dropped, unless it has marks of other messages: then it is broken, and visible text."""
         marks = (call.start, call.channel, *call.ends)
         self.hold()
         while True:

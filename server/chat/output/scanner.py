@@ -1,10 +1,10 @@
 """Reads the values that models write in calls (JSON, Python's syntax, or objects without quotes) piece by piece, and
 writes them as JSON.
 
-Pure, a leaf. JSON is passed on unchanged. Common deviations are corrected: single quotes, True and None, keys without
-quotes, raw line ends in strings, escapes that JSON doesn't have, a comma too many. So one scanner serves all kinds of
-calls, and models that mix them. Work is linear in the text. Only an unfinished word or escape (at most WORD_MAX
-characters) waits for the next piece.
+Pure; imports only the standard library. JSON is passed on unchanged. Common deviations are corrected: single quotes,
+True and None, keys without quotes, raw line ends in strings, escapes that JSON doesn't have, a comma too many. So one
+scanner serves all kinds of calls, and models that mix them. Work is linear in the text. Only an unfinished word or
+escape (at most WORD_MAX characters) waits for the next piece.
 
 Not taken: Python's `json` and `ast`, which need the whole text.
 """
@@ -94,8 +94,8 @@ class Scanner:
         return part.rstrip() + "".join(container.json_end for container in reversed(self._stack))
 
     def start_call(self, names: Sequence[str]) -> str:
-        """Begin to read the arguments of a Python call, after its `(`, as an object. `names` are the names for
-        arguments that are written without one. Returns the beginning of the JSON."""
+        """Begin to read the arguments of a Python call, after its `(`, as an object. `names`: the names for arguments
+        that are written without one. Returns the beginning of the JSON."""
         self._names = names
         self._odd_names = sorted((name for name in names if not _WORD.fullmatch(name)), key=len, reverse=True)
         self._stack = [_CALL]
@@ -173,7 +173,6 @@ class Scanner:
         return self._read_value(text, at)
 
     def _begin_argument_value(self, name: str, at: int) -> int:
-        """Continue after the name of an argument and its `=`."""
         self._write(f"{json.dumps(name, ensure_ascii=False)}: ")
         self._step = self._read_value
         return at

@@ -5,7 +5,7 @@ properties and doesn't mention others, objects get no others (as in llama.cpp, b
 holds for an array that lists its first items.
 
 The rules are written from the last member or item to the first, so that long lists need no recursion. Lists such as
-`some` are indexed by how many members come before, as far as minProperties and maxProperties depend on it. Not taken:
+`some` are indexed by the number of members before, as far as minProperties and maxProperties depend on it. Not taken:
 members in any order, because n! orders need n! rules.
 """
 
@@ -126,7 +126,7 @@ def _make_members(converter: Converter, shape: Shape, needs: list[Conjunction]) 
 
 
 def _is_open(shape: Shape) -> bool:
-    """Whether keys that the schema doesn't name may appear, unless the schema of their values is false."""
+    """Whether keys may appear that the schema doesn't name, unless the schema of their values is false."""
     for keyword in ("additionalProperties", "unevaluatedProperties"):
         if shape.list_having(keyword):
             return True
@@ -282,7 +282,7 @@ def _make_further_run(
 def _compute_member_counts(
     converter: Converter, shape: Shape, members: list[_Member], further: str | None
 ) -> tuple[int, int | None]:
-    """minProperties and maxProperties (0 and None if the members ensure them anyway or they can't be enforced)."""
+    """minProperties and maxProperties: 0 and None if the members ensure them or they can't be enforced."""
     least, most = shape.find_largest("minProperties"), shape.find_smallest("maxProperties")
     if least <= sum(member.is_required for member in members):
         least = 0
@@ -435,7 +435,7 @@ def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: 
 
 
 class _ContainsLayout:
-    """Arrays with at least `count` items that also fit `contains`: a rule for each (items so far, found so far)."""
+    """Arrays with at least `count` items that fit `contains`: a rule for each (items so far, found so far)."""
 
     def __init__(
         self, converter: Converter, shape: Shape, part: Part, items: list[str], least: int, most: int | None
@@ -452,7 +452,7 @@ class _ContainsLayout:
             self.found.append(converter.make_expression(tuple(dict.fromkeys(both)), "contained"))
 
     def run(self, count: int) -> str | None:
-        """The non-empty arrays with at least `count` such items; None if there are none."""
+        """The non-empty arrays; None if there are none."""
         if not any(self.found):
             return None
         table: list[str | None] = [None] * (count + 1)
@@ -464,8 +464,8 @@ class _ContainsLayout:
         return table[0]
 
     def make_cell(self, index: int, found: int, count: int, after: list[Any], row: list[Any]) -> str | None:
-        """What may follow `index` items of which `found` fit `contains`. `row` is that of `index`, `after` that of
-        index + 1; the last row of an unbounded array repeats itself."""
+        """What may follow `index` items of which `found` fit `contains`. `row` is the row of `index`, `after` that of
+        index + 1. The last row of an unbounded array repeats itself."""
         may_end = index >= self.least and found == count
         builder = self.converter.builder
         item, both = self.pick(self.items, index), self.pick(self.found, index)

@@ -3,11 +3,11 @@
 Runs on connection threads. Results are cached by the text of the schema. The same schema always yields the same
 grammar.
 
-Constraints that a context-free grammar can't express are not enforced, with a warning that names the JSON pointer;
-with `strict` the schema is refused instead. Objects and arrays are queued and written one after the other, so a
-recursive schema becomes recursive rules. Alternatives without a finite value (such as an object that must contain
-itself) are found at the end and left out in another round. Not taken: translating each keyword on its own while
-walking the schema, as llama.cpp does; that handles allOf, siblings of $ref, and anyOf beside properties wrongly.
+Constraints that a context-free grammar can't express are not enforced, with a warning that names the JSON pointer; with
+`strict` the schema is refused instead. Objects and arrays are queued and written one after the other, so a recursive
+schema becomes recursive rules. Alternatives without a finite value (such as an object that must contain itself) are
+found at the end and left out in another round. Not taken: translating each keyword on its own while walking the schema,
+as llama.cpp does; that is wrong for allOf, siblings of $ref, and anyOf beside properties.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def make_checked_text(schema: object) -> str:
 
 
 def _check_json(schema: object) -> None:
-    """Refuses values that aren't JSON, are nested too deep, or have too long JSON pointers. Without recursion."""
+    """Refuses values that aren't JSON, are nested too deep, or have too long JSON pointers."""
     if not isinstance(schema, (dict, bool)):
         raise SchemaError("a schema must be an object or a boolean", "#")
     level: list[tuple[object, int]] = [(schema, 1)]
@@ -198,7 +198,7 @@ class Converter:
         return root
 
     def write_queue(self) -> None:
-        """Writes the bodies of the queued rules, and of those that they queue."""
+        """Writes the queued rules, and those that they queue."""
         while self.queue:
             key, shapes, name = self.queue.pop(0)
             body = make_factored(self.make_alternatives(shapes, name, self.needs.setdefault(key, []), key))
@@ -240,7 +240,7 @@ class Converter:
         return "root"
 
     def find_endless(self) -> set[tuple[str, ...]]:
-        """The conjunctions that are rules and have no finite value. To be called after `run`."""
+        """The conjunctions that are rules and have no finite value. Call it after `run`."""
         finite: set[tuple[str, ...]] = set()
         grown = True
         while grown:
@@ -258,8 +258,8 @@ class Converter:
         self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
     ) -> list[str]:
         """The expressions of merged shapes. Adds to `needs`, for each, the conjunctions that its values must contain.
-        An object or array that is the only one, is one part and isn't `key` itself becomes a reference to that part's
-        rule. Several are written in place, where common beginnings can be shared."""
+        If only one shape has objects or arrays, a shape of one part becomes a reference to that part's rule (unless
+        that is `key`). If several have, they are written in place, where common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
@@ -305,7 +305,7 @@ class Converter:
         return add_core(self.builder, "boolean") if len(left) == 2 else make_choice(map(make_literal, left)) or None
 
     def warn_refused(self, shape: Shape, kind: str) -> None:
-        """Warns about values under `not` that can't be excluded: all but strings, booleans and null."""
+        """Warns about values under `not` that can't be excluded: numbers, objects and arrays."""
         for value in shape.refused_values:
             if kind_of(value) == kind or (kind == "number" and kind_of(value) == "integer"):
                 self.document.loosen(shape.pointer, f"'not' does not exclude the {kind} {make_json_text(value)[:40]}")
@@ -375,7 +375,7 @@ class Converter:
         return print_dfa(self.builder, text, hint, self.class_of)
 
     def limit_counts(self, pointer: str, least: int, most: int | None, what: str) -> tuple[int, int | None]:
-        """Two bounds, limited to COUNT_MAX. Lowering an upper bound is no error under `strict`."""
+        """Two bounds, limited to COUNT_MAX. Lowering `most` is no error under `strict`."""
         if least > COUNT_MAX:
             self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are not enforced")
             return COUNT_MAX, None
@@ -389,7 +389,7 @@ class Converter:
 
     def make_text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
         """The texts of a shape: an automaton, or an expression if that would be too large; None if only the length
-        counts. Formats are annotations: one that can't be combined with the other conditions is left out."""
+        counts. A format is an annotation, so one that can't be combined with the other conditions is left out."""
         text = self.make_asserted_text(shape, refused, least, most, hint)
         for name, pointer in shape.formats:
             better: Dfa | str | None = None
@@ -409,7 +409,7 @@ class Converter:
     def make_asserted_text(
         self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str
     ) -> Dfa | str | None:
-        """The same as `text`, without formats."""
+        """The same as `make_text`, without formats."""
         dfas, large = self.make_conditions(shape, refused, hint)
         if large is not None:
             pattern, pieces = large
@@ -463,7 +463,7 @@ class Converter:
     def make_large_pattern(
         self, pattern: str, pointer: str, is_negative: bool, large: tuple[str, str] | None, hint: str
     ) -> tuple[str, str] | None:
-        """(pattern, expression) of a pattern that is too large for an automaton, if it is the only one."""
+        """(pattern, expression) of a pattern that is too large for an automaton, if it is the first one."""
         try:
             if not is_negative and large is None:
                 return pattern, make_pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
@@ -488,8 +488,8 @@ class Converter:
             return None
 
     def make_common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
-        """The intersection of the automata; None if there are none. Automata that would make it too large are left out,
-        with a warning."""
+        """The intersection of the automata; None if there are none. Drops automata that would make it too large, with a
+        warning."""
         common = None
         for dfa in dfas:
             self.document.check_time()
@@ -561,7 +561,7 @@ class Converter:
 
 
 def _find_plain_type(conjunction: Conjunction) -> str | None:
-    """The type of a schema that has no other constraint (the fast path for most schemas)."""
+    """The type of a schema without other constraints: the fast path for most schemas."""
     schema = conjunction[0].schema if len(conjunction) == 1 else None
     if not isinstance(schema, dict) or not _TYPE_ONLY.issuperset(schema):
         return None

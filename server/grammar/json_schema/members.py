@@ -1,10 +1,10 @@
 """Converts the properties of an object one by one, for tool call formats whose arguments aren't a JSON object. Strings
 get a grammar of plain text that ends at a given closing text, other values one of JSON.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are cached, as in `convert`.
-Plain text with a length or pattern never contains the first character of the closing text: both would have to be
-combined with all beginnings of that text. Free strings in JSON contain it only as an escape. The caller decides on the
-order and number of properties.
+Runs on connection threads; imports only the standard library and its neighbours. Results are cached. Plain text with a
+length or pattern never contains the first character of the closing text: both would have to be combined with all
+beginnings of that text. Free strings inside JSON values contain it only as an escape. The caller decides on the order
+and number of properties.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Members:
 
 def convert_members(schema: object, close: str, *, is_marked: bool, strict: bool) -> Members:
     """The properties of the objects that fit a schema. `close` ends plain text and is no part of it; if it is "",
-    strings are JSON, too. With `is_marked` the format marks which values are strings; otherwise a string must not look
-    like a value of another type. Raises `SchemaError`."""
+    strings are JSON. With `is_marked` the format marks which values are strings; otherwise a string must not look like
+    a value of another type. Raises `SchemaError`."""
     return _convert_text(make_checked_text(schema), close, is_marked, strict)
 
 
@@ -72,7 +72,7 @@ def _convert_text(text: str, close: str, is_marked: bool, strict: bool) -> Membe
 
 @lru_cache(maxsize=16)
 def free_text(close: str) -> dict[str, str]:
-    """The rules of any plain text that `close` ends; the first one is FREE. They are the same in all grammars."""
+    """The rules of any plain text that `close` ends; the first one is FREE."""
     builder = Builder()
     root = builder.reserve(FREE)
     builder.rules[root] = print_dfa(builder, automaton.make_avoiding(close), FREE, builder.make_char_class)
@@ -80,7 +80,7 @@ def free_text(close: str) -> dict[str, str]:
 
 
 def guess_kind(text: str) -> str:
-    """The kind of value that a text looks like; "string" if it looks like no other."""
+    """The kind of value that a text looks like; "string" if like no other."""
     text = text.strip()
     if text[:1] in ("{", "["):
         return "object" if text[0] == "{" else "array"
@@ -143,7 +143,7 @@ class _MemberConverter(Converter):
         return found
 
     def warn_of_counts(self, shape: Shape, least: int, most: int) -> None:
-        """Warns that bounds of the number of properties aren't enforced, unless they always hold."""
+        """Warns of bounds of the number of properties, which aren't enforced, unless they always hold."""
         for keyword, is_kept in {
             "minProperties": shape.find_largest("minProperties") <= least,
             "maxProperties": most <= (shape.find_smallest("maxProperties") or 0),

@@ -1,6 +1,6 @@
 """Automata over the digits of JSON numbers: numbers between bounds, and multiples of a number.
 
-Pure functions on HTTP handler threads; imports only the standard library and its neighbours. Bounds are exact decimals
+Pure functions on connection threads; imports only the standard library and its neighbours. Bounds are exact decimals
 of any length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
 exponent and at most DIGITS digits on either side of the point (more if a bound has more; fewer decimals if a float
 would be rounded to an excluded bound). If zero is the only bound, decimals may have exponents. Integers are never `-0`.
@@ -75,8 +75,7 @@ def compute_common_multiple(first: Fraction | None, second: Fraction) -> Fractio
 
 
 def make_range_dfa(wanted: Range) -> Dfa:
-    """The automaton of the numbers in a range; it may be empty. It has a few states for each digit of the bounds.
-    Raises `TooLarge` if multiples need too many states."""
+    """The automaton of the numbers in a range; it may be empty. Raises `TooLarge` if multiples need too many states."""
     if wanted.integer:
         return _make_integers(wanted)
     bounds = [_Bound(bound) for bound in (wanted.low, wanted.high) if bound is not None]
@@ -87,7 +86,7 @@ def make_range_dfa(wanted: Range) -> Dfa:
 
 
 def _count_places(wanted: Range) -> int:
-    """The most decimals that a number may have, so that a float doesn't round it to an excluded bound."""
+    """The most decimals that a number may have without a float rounding it to an excluded bound."""
     ends = ((wanted.low, wanted.low_open), (wanted.high, wanted.high_open))
     excluded = [len(_Bound(bound).whole) for bound, is_open in ends if bound and is_open]
     if not excluded or wanted.multiple is not None:
@@ -156,9 +155,8 @@ def _make_between(wanted: Range, places: int) -> Dfa:
 
 
 class _Bound:
-    """The digits of a bound, without sign. `order` says how the number read so far compares to it (-1, 0, 1: below,
-    equal, above) and is updated for each digit. For the whole part it compares digits only, until the length is known;
-    then the length decides."""
+    """The digits of a bound, without sign. `order` says how the number read so far compares to it: -1 below, 0 equal, 1
+    above. In the whole part only digits are compared until its length is known; then a different length decides."""
 
     def __init__(self, bound: Decimal) -> None:
         self.whole, _, decimals = format(bound.copy_abs(), "f").partition(".")
@@ -195,8 +193,8 @@ class _Nowhere(_Bound):
 def _make_unsigned(
     least: Decimal, least_open: bool, most: Decimal | None, most_open: bool, places: int, multiple: Fraction | None
 ) -> Dfa:
-    """The decimals without sign whose value lies between `least` and `most`, both taken without sign. Without `most`
-    they have at most DIGITS digits before the point, or one more than `least`; any number if there is a multiple.
+    """The decimals without sign between `least` and `most`, both taken without sign. Without `most` they have at most
+    DIGITS digits before the point, or one more than `least`; any number if there is a multiple.
 
     A state is (phase, digits so far in this phase, order to `least`, order to `most`).
     """
@@ -252,7 +250,7 @@ def _make_unsigned(
 def _explore(
     start: tuple, steps: Callable[[tuple], Iterable[tuple[str, tuple]]], accepts: Callable[[tuple], bool]
 ) -> Dfa:
-    """The automaton of the reachable states. `list_steps(state)` yields (characters, next state)."""
+    """The automaton of the reachable states. `steps(state)` yields (characters, next state)."""
     numbers = {start: 0}
     states = [start]
     moves: list[list[tuple[automaton.Charset, int]]] = []
@@ -288,7 +286,7 @@ def make_sign_expression(wanted: Range) -> str | None:
 
 def _make_multiples(step: Fraction) -> Dfa:
     """The decimals without exponent that are multiples of `step`. Each digit updates the remainder. Trailing zeros are
-    counted separately, so that a step such as 1,000,000 needs few states.
+    counted separately, so a step such as 1,000,000 needs few states.
 
     A state is (phase, remainder of the digits so far without trailing zeros, trailing zeros, decimals so far).
     """

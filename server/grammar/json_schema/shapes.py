@@ -1,15 +1,15 @@
 """Analyses a JSON schema before any grammar is written: follows references, multiplies out combinations, merges
 constraints.
 
-Runs on HTTP handler threads; imports only the standard library, its neighbours and `records`. The unit is a
+Runs on connection threads; imports only the standard library, its neighbours and `records`. The unit is a
 *conjunction*: a tuple of schema parts that must all hold. `Document.list_alternatives` expands its combinators into
-lists of parts (each branch of anyOf becomes a list of its own). `Document.make_shapes` merges each list into a
-`Shape`. Even a recursive schema has only a finite number of conjunctions. Parts are expanded with an explicit stack,
-because a hostile schema could exhaust Python's.
+lists of parts; each branch of anyOf becomes a list of its own. `Document.make_shapes` merges each list into a `Shape`.
+Even a recursive schema has a finite number of conjunctions. Parts are expanded with an explicit stack, because a
+hostile schema could exhaust Python's.
 
 `Document.loosen` is called for constraints that can't be enforced. It adds a warning. With `strict` it refuses the
-schema, except where a call says `fatal=False`. Not taken: rewriting the schema into another one first, because the
-JSON pointers would be lost.
+schema, except where a call says `fatal=False`. Not taken: rewriting the schema into another one first, because the JSON
+pointers would be lost.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ class Document:
     # References
 
     def resolve(self, part: Part, keyword: str) -> Part | None:
-        """The target of a reference. A dynamic reference with several targets isn't followed: calls `loosen`, returns
-        None. Raises `SchemaError` if the target isn't in this document."""
+        """The target of a reference; None, after `loosen`, for a dynamic reference with several targets. Raises
+        `SchemaError` if the target isn't in this document."""
         reference = part.schema[keyword]
         pointer = f"{part.pointer}/{keyword}"
         if self.resources is None:
@@ -219,8 +219,8 @@ class Document:
     # Checking
 
     def check_time(self) -> None:
-        """Raises `SchemaError` when the conversion takes too long. Long loops call it, so that there is at
-        most a fraction of a second between two calls. Loops over one part or alternative needn't."""
+        """Raises `SchemaError` when the conversion takes too long. Long loops call it at least every fraction of a
+        second; loops over one part or alternative needn't."""
         if time.thread_time() > self.deadline:
             raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the schema", "#")
 
@@ -349,7 +349,7 @@ class Document:
         return result
 
     def _list_dependencies(self, part: Part) -> list[tuple[str, Part]]:
-        """All dependencies as pairs: an object that has the key must fit the schema."""
+        """All dependencies as pairs (key, schema): an object that has the key must fit the schema."""
         found = []
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             for key, value in part.schema.get(keyword, {}).items():
@@ -418,7 +418,7 @@ class Document:
 
     def _absorb(self, shape: Shape, part: Part) -> bool:
         """Merges one part into the shape; returns whether it says which types fit: by `type`, `const`, `enum` or a
-        `not` that implies one. If no part says it, the other keywords do."""
+        `not` that implies one. If no part does, the other keywords imply the types."""
         schema = part.schema
         if FORBIDDEN_KEYS in schema:
             shape.forbidden_keys.update(schema[FORBIDDEN_KEYS])
@@ -481,7 +481,7 @@ class Document:
 
 
 def _is_count(value: Any) -> bool:
-    """Whether a value is a whole number, 0 or more; 2.0 counts as 2."""
+    """Whether a value is a whole number, 0 or more. 2.0 counts as 2."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and value >= 0 and value == int(value)
 
@@ -537,7 +537,7 @@ def _is_tighter(bound: Decimal, is_open: bool, old: Decimal | None, old_open: bo
 
 def _find_opposites(condition: Part) -> list[Conjunction] | None:
     """The negation of an `if` that tests one property by `const`, `enum` or `type` alone; None for all others. It is
-    exact for objects; of the other values it may have too few or too many."""
+    exact for objects only."""
     schema = condition.schema
     keys = {key for key in schema if key not in ANNOTATIONS} - {"type"}
     names = list(schema.get("properties", ()))

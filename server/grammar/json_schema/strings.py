@@ -1,9 +1,9 @@
 """The grammar of JSON itself: fixed rules for any value, string contents with escapes, and named formats.
 
-Pure functions on HTTP handler threads; imports only the standard library and its neighbours. White space is
-limited to one space, or one line end and 20 blanks, because some models would write blanks without end. In
-patterns, keys and enum values, characters that don't need an escape are never escaped. Free strings allow
-every JSON escape except half surrogate pairs. Not taken: numbers of any length, for the same reason as blanks.
+Pure functions on connection threads; imports only the standard library and its neighbours. White space is limited to
+one space, or one line end and 20 blanks, because some models would write blanks without end. In patterns, keys and enum
+values, characters that don't need an escape are never escaped. Free strings allow every JSON escape except half
+surrogate pairs. Not taken: numbers of any length, for the same reason.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def reserve_core(builder: Builder) -> None:
 
 
 def make_json_text(value: object) -> str:
-    """A value as compact JSON: characters are escaped only where JSON requires it."""
+    """A value as compact JSON. Characters are escaped only where JSON requires it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
@@ -181,7 +181,7 @@ def _make_pieces(builder: Builder, item: dict | list) -> list[object]:
 
 
 def make_char_without(char: str) -> str:
-    """The body of the core rule "char", in which `char` must be written as an escape."""
+    """The body of the core rule "char" in which `char` must be written as an escape."""
     raw = without(without(without(ANY, _QUOTES), _CONTROLS), collect_characters(char))
     return f'{make_char_class(raw)} | "\\\\" escape'
 

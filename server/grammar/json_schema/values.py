@@ -1,9 +1,8 @@
-"""Checks whether a value fits a merged shape, and whether two shapes share a value. Needed for enums, fixed keys
-and oneOf.
+"""Checks whether a value fits a merged shape, and whether two shapes share a value: for enums, fixed keys and oneOf.
 
-Pure functions on HTTP handler threads; imports only the standard library and its neighbours. This is no
-general validator: it checks values that the schema itself contains. Not taken: Python's `re`, which a hostile
-pattern can stall; patterns are matched by automaton.
+Pure functions on connection threads; imports only the standard library and its neighbours. This is no general
+validator: it checks values that the schema itself contains. Not taken: Python's `re`, which a hostile pattern can
+stall; patterns are matched by automaton.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _FEW_MAX = 200  # values of a finite set
 
 
 def kind_of(value: Any) -> str:
-    """The JSON type of a value; whole numbers are integers."""
+    """The JSON type of a value. A float without fraction is an integer."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else "boolean"
     if isinstance(value, float):
@@ -105,7 +104,7 @@ def _can_object_fit(document: Document, value: dict, shape: Shape) -> bool:
 
 
 def list_finite_values(document: Document, conjunction: Conjunction) -> list[Any] | None:
-    """The values that fit a conjunction, without duplicates; None if they are more than _FEW_MAX, or unknown."""
+    """The values that fit a conjunction, without duplicates; None if they are unknown or more than _FEW_MAX."""
     found: dict[Hashable, Any] = {}
     for shape in document.make_shapes(conjunction):
         candidates = shape.values
@@ -138,7 +137,7 @@ def list_required_keys(shape: Shape) -> set[str]:
 
 
 def count_listed(part: Part) -> int:
-    """The number of items that a part lists one by one, with `prefixItems` or an array of `items`."""
+    """The number of items that a part lists one by one, in `prefixItems` or an array of `items`."""
     first = part.schema.get("items")
     return len(first if isinstance(first, list) else part.schema.get("prefixItems", ()))
 
