@@ -62,7 +62,6 @@ def place_system(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def join_texts(messages: Sequence[Message], between: str) -> Message:
-    """Join the texts of several messages into one message."""
     texts = [text for message in messages if (text := read_plain_text(message.get("content")))]
     return {**messages[-1], "role": messages[0]["role"], "content": between.join(texts)}
 
@@ -101,7 +100,7 @@ def split_calls(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def _is_result_of(result: Message, call: Message, calls: Sequence[Message], i: int) -> bool:
-    """Whether a result belongs to this call. A result with an unknown id belongs to the last call."""
+    """A result with an unknown id belongs to the last call."""
     result_id = result.get("tool_call_id")
     if any(one.get("id") == result_id for one in calls):
         return result_id == call.get("id")
@@ -194,7 +193,6 @@ def adapt_content(message: Message, probe: Probe) -> dict[str, Any]:
 
 
 def make_text_parts(message: Message) -> list[dict[str, Any]]:
-    """The content of a message as a list of parts of type `text`."""
     content = message.get("content")
     texts = [part["text"] for part in content if is_text(part)] if isinstance(content, list) else [content or ""]
     return [{"type": "text", "text": text} for text in texts]

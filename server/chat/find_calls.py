@@ -104,7 +104,6 @@ def _split_around_number(heads: Sequence[str]) -> tuple[str, str]:
 
 
 def find_python(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Calls in Python's syntax."""
     spans = []
     for call in calls:
         match = re.search(rf"{call.name}\((\w+)=(['\"])\w+\2, \w+=\d+\)", text)

@@ -156,7 +156,6 @@ def find_named_format(source: str) -> CallFormat | None:
 
 
 def find_named_details(source: str) -> dict[str, Any]:
-    """The fields of a template's format from the table."""
     found: dict[str, Any] = {}
     for mark, fields in DETAILS:
         if mark in source:
@@ -175,5 +174,5 @@ def guess_reasoning(source: str, prompt: str) -> Tags | None:
 
 
 def family_of(written: str) -> str:
-    """The name of the family of models that writes calls like this one."""
+    """The family of models that writes calls like this one."""
     return next((name for mark, name in FAMILIES if mark in written), "other")

@@ -128,7 +128,6 @@ class Probe:
 
     @cached_property
     def reads_tools(self) -> bool:
-        """Whether the template renders the list of tools."""
         text = self.render([USER], TOOLS)
         return text is not None and NAME in text
 
@@ -169,7 +168,7 @@ class Probe:
 
     @cached_property
     def reads_many_calls(self) -> bool:
-        """Whether the template renders all calls of a message; true if it renders no calls at all."""
+        """Whether the template renders all calls of a message; true if it renders no calls."""
         [first], [second] = self._call()["tool_calls"], _call(*self._make_form(OTHER))["tool_calls"]
         both = {**self._call(), "tool_calls": [first, {**second, "id": SECOND_ID}]}
         results = [RESULT, {**RESULT, "tool_call_id": SECOND_ID}]
@@ -183,7 +182,6 @@ class Probe:
 
     @cached_property
     def reads_results(self) -> bool:
-        """Whether the template renders tool results."""
         return self._can_show([USER, self._call(), {**RESULT, "content": WORD}], WORD)
 
     @cached_property

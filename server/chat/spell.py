@@ -22,7 +22,7 @@ EXAMPLE = WrittenCall("name_of_the_function", {"name_of_an_argument": "value"}, 
 
 
 def explain_calls(format: CallFormat) -> str:
-    """The explanation of calls; it precedes the list of tools in the system message."""
+    """The text before the list of tools in the system message."""
     many = " Several calls may follow each other." if format.can_be_many else ""
     return (
         "You may call functions where they help. A call is written like this, with all its marks, and nothing follows "
@@ -42,7 +42,6 @@ def show_tools(messages: Sequence[Message], tools: Sequence[Message], format: Ca
 
 
 def spell_calls(messages: Sequence[Message], format: CallFormat) -> list[Message]:
-    """Turn the calls of messages into text."""
     spelled = []
     n_calls = 0
     for message in messages:

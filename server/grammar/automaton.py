@@ -45,7 +45,6 @@ def collect_characters(text: str) -> Charset:
 
 
 def intersect(first: Charset, second: Charset) -> Charset:
-    """The characters in both."""
     result = []
     i = j = 0
     while i < len(first) and j < len(second):
@@ -73,7 +72,6 @@ def complement(chars: Charset) -> Charset:
 
 
 def without(chars: Charset, other: Charset) -> Charset:
-    """The characters of the first set that are not in the second."""
     return intersect(chars, complement(other))
 
 
@@ -196,7 +194,7 @@ def determinise(
 ) -> Dfa:
     """The deterministic automaton of an NFA (subset construction). `keep` may drop redundant states from a subset.
     Raises `TooLarge` beyond `limit` states, or if the subsets that all moves lead to have more than 100 * `limit`
-    members in sum."""
+    members."""
     pieces = partition(nfa.sets)
     first = keep(nfa.compute_closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}

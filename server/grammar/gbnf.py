@@ -596,7 +596,6 @@ def _count_widths(items: list[Item], nullable: list[bool], widths: list[int]) ->
 
 
 def _can_be_empty(item: Item, nullable: list[bool]) -> bool:
-    """Whether an item of any kind can match the empty text."""
     while item.kind == REPEAT:
         if item.value[1] == 0:
             return True

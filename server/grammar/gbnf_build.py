@@ -49,7 +49,6 @@ class Sequence(str):
 
 
 def make_literal(text: str) -> Text:
-    """The GBNF string for a text."""
     return Text('"' + _UNSAFE_TEXT.sub(_escape_match, text) + '"')
 
 
@@ -204,7 +203,7 @@ class Builder:
         return name
 
     def define(self, hint: str, body: str) -> str:
-        """Returns the name of the rule with this body; adds the rule if there is none."""
+        """Returns the name of the rule with this body, and adds it if there is none."""
         self.check()
         name = self.names_by_body.get(body)
         if name is None:
@@ -249,7 +248,7 @@ class Builder:
         return make_sequence(head, self.define(f"{hint}-tail", tail))
 
     def render_text(self, root: str) -> str:
-        """The whole grammar. `root` is the expression of the root rule, or 'root' if there is a rule of that name."""
+        """`root` is the expression of the root rule, or 'root' if there is a rule of that name."""
         lines = [] if root == "root" else [f"root ::= {root}"]
         lines += [f"{name} ::= {body}" for name, body in self.rules.items()]
         return "\n".join(lines) + "\n"
@@ -288,16 +287,17 @@ def exclude_words(builder: Builder, texts: list[str], char: str, class_of: Calla
 
 
 def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
-    """The expression of a minimal automaton. `class_of` writes one character set.
+    """The expression of a minimal automaton. `class_of` writes one character set. The language must not be empty
+    (`Dfa.is_empty`).
 
-    A state with one use is written in place, a run of one class becomes a count, a move to the same state becomes '*';
-    every other state becomes a rule. The language must not be empty (`Dfa.is_empty`).
+    A state with one use is written in place, a run of one class as a count, a move to the same state as '*'; every
+    other state becomes a rule.
     """
     return _Printer(builder, dfa, hint, class_of).run()
 
 
 def count_rules(dfa: Dfa) -> int:
-    """The number of rules that `print_dfa` writes for a minimal automaton."""
+    """The number of rules that `print_dfa` writes."""
     builder = Builder()
     print_dfa(builder, dfa, "rule", lambda chars: "x")
     return len(builder.rules)

@@ -480,8 +480,8 @@ class _Search:
 
 
 def _estimate_mass(code: int) -> float:
-    """The share of tokens whose character at a given place is below `code`, estimated from above: the shares of all
-    characters add up to more than 1."""
+    """The share of tokens whose character at a given place is below `code`. It is an upper estimate: all shares add up
+    to more than 1."""
     return _MASSES[code] if code < 128 else _MASSES[127] + min(code / 0x3000, 1.0) * 0.2
 
 

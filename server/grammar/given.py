@@ -124,13 +124,11 @@ class GivenText:
             self._place = self._places.find_behind(place, char)
 
     def _learn(self, before: str, only: str, blanks: str) -> None:
-        """Notes the white space between two characters."""
         self._usual[before + only] = blanks
         if before in SPACED and blanks in ("", " "):
             self._space = blanks
 
     def _choose_expected(self, before: str, only: str) -> str:
-        """The white space expected between two characters."""
         return self._usual.get(before + only, self._space if before in SPACED else "")
 
     def find_ahead(self) -> str:

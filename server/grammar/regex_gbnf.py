@@ -60,7 +60,7 @@ def make_regex_grammar(pattern: str) -> str:
 
 
 def _check_grammar(grammar: str) -> str:
-    """The grammar. Raises `Unsupported` if it is too large for llama.cpp."""
+    """Raises `Unsupported` if the grammar is too large for llama.cpp."""
     try:
         check(grammar)
     except GrammarError as error:

@@ -118,7 +118,6 @@ def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
 
 
 def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], Args]:
-    """A closure that computes the positional and named arguments of a call."""
     positional, values = _compile_all(node.positional, place), _compile_all(node.values, place)
     names = node.names
     if not node.star and not node.double_star:

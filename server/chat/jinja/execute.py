@@ -54,7 +54,6 @@ def _compile_block(statements: list[Node], place: Place) -> Execute:
 
 
 def _enter(place: Place) -> Callable[[Frame], None]:
-    """A closure that initializes the variables of the place's scope."""
     context, aliases, missing = [], [], []
     for slot, load in place.scope.loads.items():
         if load.kind == "context":
@@ -76,7 +75,6 @@ def _enter(place: Place) -> Callable[[Frame], None]:
 
 
 def _leave(place: Place) -> Callable[[Frame], None]:
-    """A closure that clears the variables of the place's scope."""
     indices = [slot.index for slot in place.scope.loads]
 
     def leave(frame: Frame) -> None:

@@ -118,7 +118,6 @@ def do_center(run: Run, value: Any, /, width: int = 80) -> str:
 
 
 def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    """The text with all lines except the first indented."""
     if type(value) is Undefined:
         value.fail()
     if not isinstance(value, str):

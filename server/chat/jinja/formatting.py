@@ -74,7 +74,7 @@ def _bound(width: int) -> None:
 
 
 def _escape(run: Run, values: Any) -> Any:
-    """The values with HTML's special characters escaped, as a safe template needs them."""
+    """HTML's special characters escaped, as a safe template needs it."""
     if isinstance(values, dict):
         return {key: _escape(run, value) for key, value in values.items()}
     if isinstance(values, tuple):

@@ -70,8 +70,6 @@ def tokenize(source: Source) -> list[Token]:
 
 
 class _Lexer:
-    """One pass over the source."""
-
     def __init__(self, source: Source) -> None:
         self.source = source
         self.text = source.text

@@ -57,7 +57,6 @@ class Run:
         self.mutable = mutable
 
     def tick(self) -> None:
-        """Count one step."""
         self.steps -= 1
         if not self.steps % STEPS_PER_LOOK:
             self._look()

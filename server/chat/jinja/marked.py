@@ -208,7 +208,6 @@ def build(text: str, spans: Spans, safe: bool = False) -> str:
 
 
 def make_whole_spans(text: str) -> Spans:
-    """Spans that mark all of `text`."""
     return ((0, len(text)),) if text else ()
 
 

@@ -95,8 +95,6 @@ class Slice(Node):
 
 @record
 class Arguments(Node):
-    """The arguments of a call."""
-
     positional: list[Node] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     values: list[Node] = field(default_factory=list)

@@ -45,7 +45,6 @@ class Place:
         return replace(self, soft=True)
 
     def make_inner(self, scope: Scope, in_loop: bool, captured: int = 0) -> Place:
-        """A place inside a block with its own scope."""
         return replace(self, scope=scope, soft=False, in_loop=in_loop, captured=captured)
 
     def count_hops(self, slot: Slot) -> int:
@@ -64,7 +63,6 @@ def make_frame(parent: Frame, function: Function) -> Frame:
 
 
 def get_outer_frame(frame: Frame, hops: int) -> Frame:
-    """The frame `hops` functions further out."""
     for _ in range(hops):
         frame = frame[PARENT]
     return frame

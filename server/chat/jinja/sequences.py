@@ -175,7 +175,6 @@ def do_items(run: Run, value: Any, /) -> Iterator[Any]:
 
 
 def do_join(run: Run, value: Any, /, d: Any = "", attribute: Any = None) -> str:
-    """The items joined to one text with `d` between them."""
     getter = attribute_getter(run, attribute)
     return join_text(run, to_text(run, d), [to_text(run, getter(item)) for item in _count(run, value)])
 

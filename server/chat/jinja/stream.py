@@ -44,7 +44,6 @@ class TokenStream:
         return False
 
     def skip_word(self, word: str) -> bool:
-        """Whether the current token is this name; if so, advance."""
         if self.is_at_word(word):
             self.next()
             return True
@@ -57,7 +56,6 @@ class TokenStream:
         return self.next()
 
     def expect_word(self, word: str) -> Token:
-        """Return the current token, which must be this name, and advance."""
         if not self.is_at_word(word):
             self.fail(f"expected {word!r}, got {describe(self.current)}")
         return self.next()

@@ -110,7 +110,6 @@ class Template:
 
 
 def _describe_error(error: Exception) -> str:
-    """The message for a Python exception."""
     if isinstance(error, RecursionError):
         return "the template calls itself too deeply"
     if isinstance(error, MemoryError):

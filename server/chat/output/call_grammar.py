@@ -207,7 +207,6 @@ class _Frame:
         return make_sequence(first, further, make_text_literal(after_all))
 
     def from_trigger(self) -> str:
-        """Calls from a trigger on."""
         form = self.form
         if isinstance(form.call, ChannelCall):
             return self.make_channel_ways(form.call)

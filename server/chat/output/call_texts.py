@@ -104,7 +104,6 @@ class CallTexts:
             raise ToolSchemaError(name, error.message, error.pointer) from None
 
     def make_shaped_call(self, name: str, schema: Any, strict: bool) -> str:
-        """The expression for a call in the model's format."""
         shape = self.form.call
         if isinstance(shape, (ParameterCall, PythonCall, QuotelessCall)):
             return self.make_member_call(shape, name, schema, strict)
@@ -141,7 +140,7 @@ class CallTexts:
     # Calls that are, or contain, a JSON object
 
     def make_json_call(self, shape: JsonCall, name: str, arguments: str) -> str:
-        """The expression for {"name": "f", "arguments": {...}}, with an id if the format has one."""
+        """{"name": "f", "arguments": {...}}, with an id if the format has one."""
         blank, gap = self.blank, self.gap
         comma = make_sequence(make_literal(","), gap)
         before = behind = ""
@@ -158,7 +157,7 @@ class CallTexts:
         return make_sequence(make_literal("{"), blank, before, named, keyed, behind, blank, make_literal("}"))
 
     def make_named_call(self, shape: NamedCall, name: str, arguments: str) -> str:
-        """The expression for a name with an id or a number, and the arguments."""
+        """A name with an id or a number, and the arguments."""
         identity = make_sequence(make_literal(shape.before_id), self.make_id(name)) if shape.before_id else ""
         named = make_literal(shape.before_name + name)
         first = (identity, named) if shape.id_first else (named, identity)
@@ -185,7 +184,7 @@ class CallTexts:
         )
 
     def number(self, shape: NamedCall | ParameterCall) -> str:
-        """The expression for the number of a call; "" if the format has none."""
+        """The number of a call; "" if the format has none."""
         return make_sequence(make_literal(shape.before_index), _NUMBER) if shape.before_index else ""
 
     # Calls whose arguments are written one by one

@@ -151,7 +151,7 @@ class CallReader(Cursor):
     # Heads
 
     def read_head(self, head: Head) -> Steps:
-        """Read the head of a call; then the call is certain. Raises `NoCall` if the text isn't a call."""
+        """Read the head of a call; after it the call is certain. Raises `NoCall` if the text isn't a call."""
         self.name, self.call_id, self.given = "", "", None
         for part in head.parts:
             yield from self.skip_space()
@@ -235,7 +235,7 @@ class CallReader(Cursor):
             yield from self.accept(",")
 
     def check_name(self, name: str) -> str:
-        """The name, if a tool has it. Raises `NoCall` otherwise."""
+        """Raises `NoCall` if no tool has this name."""
         if name not in self.tools:
             raise NoCall
         return name
@@ -345,7 +345,7 @@ class CallReader(Cursor):
     # Arguments with a tag for each
 
     def read_parameters(self) -> Steps:
-        """Read arguments with a tag for each, up to the text after all of them."""
+        """Read arguments with a tag for each."""
         call = self.form.call
         assert isinstance(call, ParameterCall)
         start = "{"

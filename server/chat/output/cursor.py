@@ -92,7 +92,6 @@ class Cursor:
         self.out.append(ToolCall(self.index, call_id, self.name))
 
     def write(self, arguments: str) -> None:
-        """Add the next part of the call's arguments."""
         if self.out and type(self.out[-1]) is ToolCall:
             self.parts.append(arguments)
         elif arguments:
@@ -101,7 +100,6 @@ class Cursor:
             self.parts = [arguments]
 
     def extend(self, kind: type[Text] | type[Reasoning], text: str) -> None:
-        """Add the next part of visible text or reasoning."""
         if self.out and type(self.out[-1]) is kind:
             self.parts.append(text)
         elif text:

@@ -86,8 +86,7 @@ def join_fixed_parts(head: Head) -> str:
 
 
 def find_marks(form: CallFormat, *ends: str) -> list[str]:
-    """The marks around calls: fixed texts of their heads, and of these `ends` and the format's silent texts, that can't
-    be a name or a key."""
+    """The fixed texts around calls that can't be a name or a key: those of heads, silent texts and these `ends`."""
     texts = [part.text for part in (*start_head(form).parts, *make_fixed_parts(*form.also_before, *form.silent))]
     return [text for text in {*texts, *ends} if is_mark(text)]
 

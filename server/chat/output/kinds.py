@@ -24,7 +24,7 @@ _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list:
 
 
 def read_tool_parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Schema]:
-    """The schema of each function's arguments, by the function's name; {} for a function without one."""
+    """The schema of each function's arguments, by the function's name; {} if there is none."""
     functions = [tool.get("function") for tool in tools]
     return {
         function["name"]: parameters if isinstance(parameters := function.get("parameters"), dict) else {}
@@ -45,7 +45,7 @@ Kinds = frozenset[str] | None
 
 
 def kinds_of(schema: object, root: Schema) -> Kinds:
-    """The JSON types that a schema allows; None if it allows any. Each part of the schema is visited once."""
+    """The JSON types that a schema allows; None if it allows any."""
     return _find_kinds(schema, root, {}, 0)
 
 

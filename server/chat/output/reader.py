@@ -49,7 +49,7 @@ class Reader(CallReader):
         self.steps = self.read_channels(form.call) if isinstance(form.call, ChannelCall) else self.read_answer()
 
     def feed(self, text: str, stop: str = "") -> list[Text | Reasoning | ToolCall]:
-        """Read the next text. `stop` is the reason for the end of the answer, "" if it goes on."""
+        """`stop` is the reason for the end of the answer, "" if it goes on."""
         if text and stop:  # read the text first as if it went on, then the end
             return [*self.feed(text), *self.feed("", stop)]
         self.text = self.text[self.at :] + text
@@ -64,7 +64,7 @@ class Reader(CallReader):
     # Text and reasoning
 
     def read_answer(self) -> Steps:
-        """Read a whole answer: reasoning, then visible text and calls."""
+        """Read reasoning, then visible text and calls."""
         yield from self.read_reasoning(self.form.reasoning is not None and self.form.reasoning.is_opened)
         if self.form.at_start and self.tools:
             yield from self.read_calls(start_head(self.form))
@@ -88,7 +88,6 @@ class Reader(CallReader):
                 yield from self.read_reasoning(False)
 
     def may_be_longer(self, start: int) -> bool:
-        """Whether the marker at `start` may be the beginning of a longer marker."""
         return len(self.text) - start < self.longest and self.text[start:] in self.prefixes
 
     def find_held_start(self) -> int:
@@ -178,7 +177,6 @@ class Reader(CallReader):
     # Harmony
 
     def read_channels(self, call: ChannelCall) -> Steps:
-        """Read a sequence of messages, each with a head."""
         is_analysis = re.compile(re.escape(call.channel) + r"\s*analysis").search
         while True:
             yield from self.skip_texts((call.start,))
@@ -233,7 +231,6 @@ class Reader(CallReader):
             yield from self.read_message(call, self.say)
 
     def read_message(self, call: ChannelCall, sink: Callable[[str], None]) -> Steps:
-        """Read the text of a message, and its end."""
         assert self.search is not None
         while True:
             match = self.search(self.text, self.at)

@@ -82,7 +82,7 @@ class _Member:
 
 
 def make_object_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """The expression of a shape's objects; None if there are none. Adds to `needs` what every object contains."""
+    """A shape's objects; None if there are none. Adds to `needs` what every object contains."""
     if not shape.forbidden_keys and all(_NO_OBJECT(part.schema) for part in shape.parts):
         return add_core(converter.builder, "object")
     members = _make_members(converter, shape, needs)
@@ -313,7 +313,7 @@ def _compute_room(members: list) -> int:
 
 
 def make_array_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """The expression of a shape's arrays; None if there are none. Adds to `needs` what every array contains."""
+    """A shape's arrays; None if there are none. Adds to `needs` what every array contains."""
     if all(_NO_ARRAY(part.schema) for part in shape.parts):
         return add_core(converter.builder, "array")
     least, most = shape.find_largest("minItems"), shape.find_smallest("maxItems")

@@ -1,7 +1,6 @@
 """Converts JSON schema to GBNF. The API layer and tool calls use `convert`.
 
-Runs on connection threads. Results are cached by the text of the schema. The same schema always yields the same
-grammar.
+Runs on connection threads. Results are cached by the text of the schema.
 
 Constraints that a context-free grammar can't express are not enforced, with a warning that names the JSON pointer; with
 `strict` the schema is refused instead. Objects and arrays are queued and written one after the other, so a recursive
@@ -160,7 +159,7 @@ def settle(
 
 
 def check_grammar(grammar: str) -> str:
-    """The grammar. Raises `SchemaError` if it is too large for this server or for llama.cpp."""
+    """Raises `SchemaError` if the grammar is too large for this server or for llama.cpp."""
     if len(grammar) > GRAMMAR_MAX:
         raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}", "#")
     if sum(int(most or least) for least, most in _COUNTS.findall(grammar)) > _UNROLLED_MAX:
@@ -191,7 +190,7 @@ class Converter:
         self.contradiction = self.contradiction or (message, pointer)
 
     def run(self) -> str | None:
-        """Runs the conversion; returns the expression of the root, None if no value fits."""
+        """Returns the expression of the root; None if no value fits."""
         root = self.make_expression((self.document.follow_references(self.document.root),), "")
         self.write_queue()
         self.check_one_ofs()
@@ -258,8 +257,8 @@ class Converter:
         self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
     ) -> list[str]:
         """The expressions of merged shapes. Adds to `needs`, for each, the conjunctions that its values must contain.
-        If only one shape has objects or arrays, a shape of one part becomes a reference to that part's rule (unless
-        that is `key`). If several have, they are written in place, where common beginnings can be shared."""
+        If only one shape has objects or arrays, a shape of one part becomes a reference to that part's rule, unless
+        that is `key`. Otherwise they are written in place, where common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
@@ -286,7 +285,7 @@ class Converter:
         return found
 
     def make_typed_expression(self, kind: str, shape: Shape, hint: str, needs: list[Conjunction]) -> str | None:
-        """The expression of a shape's values of one type; None if there are none."""
+        """A shape's values of one type; None if there are none."""
         if kind == "object":
             self.warn_refused(shape, kind)
             return make_object_expression(self, shape, needs)
@@ -311,7 +310,7 @@ class Converter:
                 self.document.loosen(shape.pointer, f"'not' does not exclude the {kind} {make_json_text(value)[:40]}")
 
     def make_enum_expression(self, shape: Shape) -> str | None:
-        """The expression of the enum or const values that fit the rest of the shape; None if there are none."""
+        """The enum or const values that fit the rest of the shape; None if there are none."""
         found = [
             make_value_expression(self.builder, value)
             for value in shape.values
@@ -322,7 +321,7 @@ class Converter:
         return make_factored(found) or None
 
     def number_expression(self, shape: Shape, is_integer: bool, hint: str) -> str | None:
-        """The expression of the numbers within a shape's bounds; None if there are none."""
+        """The numbers within a shape's bounds; None if there are none."""
         wanted = replace(shape.numbers, integer=is_integer)
         if wanted == replace(wanted, low=None, high=None, multiple=None):
             return add_core(self.builder, "integer" if is_integer else "number")
@@ -345,7 +344,7 @@ class Converter:
     # Strings
 
     def make_string_expression(self, shape: Shape, hint: str) -> str | None:
-        """The expression of a shape's strings, with quotes; None if there are none."""
+        """A shape's strings, with quotes; None if there are none."""
         refused = [value for value in shape.refused_values if isinstance(value, str)]
         if not (refused or shape.patterns or shape.formats or shape.min_length or shape.max_length is not None):
             return add_core(self.builder, "string")
@@ -384,7 +383,6 @@ class Converter:
         return least, most if most is None else min(most, COUNT_MAX)
 
     def class_of(self, chars: Charset) -> str:
-        """One character of a set inside a JSON string."""
         return make_text_class(self.builder, chars)
 
     def make_text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
@@ -475,7 +473,7 @@ class Converter:
         return large
 
     def make_bounded(self, pattern: str, search: bool, least: int, most: int | None, hint: str) -> str | None:
-        """The expression of a pattern within a length, piece by piece; None if that is not possible."""
+        """A pattern within a length, piece by piece; None if that is not possible."""
         try:
             return (
                 None
@@ -500,7 +498,7 @@ class Converter:
         return None if common is None else automaton.minimise(common)
 
     def intersect_dfas(self, one: Dfa, other: Dfa, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
-        """The intersection of two automata; None if it would be too large."""
+        """None if the intersection would be too large."""
         self.document.check_time()
         try:
             dfa = automaton.minimise(automaton.intersect_dfas(one, other, _TEXT_STATES_MAX))

@@ -152,7 +152,7 @@ class _MemberConverter(Converter):
                 self.document.loosen(f"{part.pointer}/{keyword}", "not enforced in this format")
 
     def make_member(self, key: str, is_required: bool, conjunction: Conjunction) -> Member | None:
-        """A property; None if it can have no value."""
+        """None if the property can have no value."""
         pointers = tuple(part.pointer for part in conjunction)
         shapes = [] if pointers in self.dead else self.document.make_shapes(conjunction)
         found: dict[str, list[str]] = {kind: [] for kind in KINDS}
@@ -222,5 +222,4 @@ class _MemberConverter(Converter):
         return print_dfa(self.builder, dfa, f"{hint}-text", self.class_of_text)
 
     def class_of_text(self, chars: Charset) -> str:
-        """One character of a set, as plain text."""
         return self.builder.make_char_class(chars)

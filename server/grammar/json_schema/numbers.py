@@ -1,11 +1,11 @@
 """Automata over the digits of JSON numbers: numbers between bounds, and multiples of a number.
 
-Pure functions on connection threads; imports only the standard library and its neighbours. Bounds are exact decimals
-of any length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
+Pure functions on connection threads; imports only the standard library and its neighbours. Bounds are exact decimals of
+any length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
 exponent and at most DIGITS digits on either side of the point (more if a bound has more; fewer decimals if a float
 would be rounded to an excluded bound). If zero is the only bound, decimals may have exponents. Integers are never `-0`.
-Not taken: floats, which are wrong for 0.1 at a bound; regular expressions, which would repeat the beginning of a bound
-for each of its digits.
+Not taken: floats, which are wrong for 0.1 at a bound; regular expressions, which would repeat a bound's beginning for
+each of its digits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ class Range:
     multiple: Fraction | None = None
 
     def can_hold(self, value: int | float) -> bool:
-        """Whether a number is in the range."""
         exact = make_exact_decimal(value)
         if self.low is not None and (exact < self.low or (self.low_open and exact == self.low)):
             return False
@@ -68,7 +67,6 @@ def make_exact_decimal(value: int | float) -> Decimal:
 
 
 def compute_common_multiple(first: Fraction | None, second: Fraction) -> Fraction:
-    """The smallest number that is a multiple of both."""
     if first is None:
         return second
     return Fraction(math.lcm(first.numerator, second.numerator), math.gcd(first.denominator, second.denominator))

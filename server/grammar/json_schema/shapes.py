@@ -109,7 +109,7 @@ FORBIDDEN_KEYS = object()
 @record
 class Shape:
     """The merged constraints of one alternative. Keywords of objects and arrays stay in `parts`, whose combinators are
-    expanded. The other keywords are merged into the other fields. If `types` is empty, no value fits."""
+    expanded; the others become the other fields. If `types` is empty, no value fits."""
 
     pointer: str
     parts: Conjunction
@@ -126,15 +126,14 @@ class Shape:
     formats: list[tuple[str, str]] = field(default_factory=list)  # (format, pointer)
 
     def list_having(self, keyword: str) -> list[Part]:
-        """The parts that contain a keyword."""
         return [part for part in self.parts if keyword in part.schema]
 
     def find_smallest(self, keyword: str) -> int | None:
-        """The smallest value of an upper limit, such as maxItems, in the parts; None if none has it."""
+        """The smallest value of an upper limit such as maxItems; None if no part has it."""
         return min((int(part.schema[keyword]) for part in self.list_having(keyword)), default=None)
 
     def find_largest(self, keyword: str) -> int:
-        """The largest value of a lower limit, such as minItems, in the parts; 0 if none has it."""
+        """The largest value of a lower limit such as minItems; 0 if no part has it."""
         return max((int(part.schema[keyword]) for part in self.list_having(keyword)), default=0)
 
     def is_free(self) -> bool:
@@ -219,8 +218,8 @@ class Document:
     # Checking
 
     def check_time(self) -> None:
-        """Raises `SchemaError` when the conversion takes too long. Long loops call it at least every fraction of a
-        second; loops over one part or alternative needn't."""
+        """Raises `SchemaError` when the conversion takes too long. Long loops call it, so that two calls are less than
+        a second apart. Loops over one part or alternative needn't."""
         if time.thread_time() > self.deadline:
             raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the schema", "#")
 
@@ -380,7 +379,7 @@ class Document:
 
     def make_shapes(self, conjunction: Conjunction) -> list[Shape]:
         """The merged alternatives of a conjunction, without those whose `types` are empty. Other contradictions stay:
-        a const of 1 and one of 2 give a shape with no `values`."""
+        const 1 and const 2 give a shape with empty `values`."""
         key = tuple(part.pointer for part in conjunction)
         if key not in self.merged:
             self.check_time()
@@ -409,8 +408,8 @@ class Document:
         return shape
 
     def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
-        """Warns where `unevaluated...` may not be exact. It should skip what its own schema evaluates, but it skips
-        what any merged part does. That is the same if it is in the only part, and no condition is beside it."""
+        """Warns where `unevaluated...` may not be exact: it should skip what its own schema evaluates, but skips what
+        any merged part does. The two are the same if it is in the only part, without a condition beside it."""
         for part in parts:
             for keyword in sorted(_UNEVALUATED & part.schema.keys()):
                 if len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys():

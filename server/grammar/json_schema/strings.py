@@ -113,7 +113,6 @@ FORMATS_BOUNDED = {
 
 
 def format_dfa(name: str) -> Dfa:
-    """The automaton of one of FORMATS."""
     return compile_pattern(FORMATS[name], search=False)
 
 
@@ -143,7 +142,7 @@ def make_json_text(value: object) -> str:
 
 
 def make_value_expression(builder: Builder, value: object) -> str:
-    """The expression of one fixed value, with optional white space between its parts."""
+    """One fixed value, with optional white space between its parts."""
     parts: list[str] = []
     stack: list[object] = [value]
     while stack:
@@ -187,7 +186,7 @@ def make_char_without(char: str) -> str:
 
 
 def make_text_class(builder: Builder, chars: Charset) -> str:
-    """One character of a set, as written inside a JSON string."""
+    """One character of a set inside a JSON string."""
     if chars == ANY:
         return add_core(builder, "char")
     raw = without(without(chars, _QUOTES), _CONTROLS)

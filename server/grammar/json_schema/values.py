@@ -132,7 +132,6 @@ def _list_few_values(kind: str, shape: Shape) -> list[Any] | None:
 
 
 def list_required_keys(shape: Shape) -> set[str]:
-    """The keys that an object of this shape must have."""
     return {name for part in shape.list_having("required") for name in part.schema["required"]}
 
 
@@ -152,7 +151,6 @@ def find_item_part(part: Part, index: int) -> Part | None:
 
 
 def make_item_conjunction(document: Document, shape: Shape, index: int) -> Conjunction:
-    """The schemas of the item at an index."""
     document.check_time()
     found = [find_item_part(part, index) for part in shape.parts]
     if not any(found):
@@ -161,7 +159,6 @@ def make_item_conjunction(document: Document, shape: Shape, index: int) -> Conju
 
 
 def make_key_conjunction(document: Document, shape: Shape, key: str) -> Conjunction:
-    """The schemas of the value under a key."""
     found = []
     for part in shape.parts:
         schema = part.schema
