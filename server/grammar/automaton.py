@@ -193,8 +193,8 @@ def determinise(
     nfa: Nfa, start: int, final: int, limit: int, keep: Callable[[set[int]], set[int]] = lambda states: states
 ) -> Dfa:
     """The deterministic automaton of an NFA (subset construction). `keep` may drop redundant states from a subset.
-    Raises `TooLarge` beyond `limit` states, or if the subsets that all moves lead to have more than 100 * `limit`
-    members."""
+    Raises `TooLarge` beyond `limit` states, or if the subsets have more than 100 * `limit` members in all, where each
+    subset counts once for each move that leads to it."""
     pieces = partition(nfa.sets)
     first = keep(nfa.compute_closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}

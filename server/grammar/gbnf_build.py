@@ -1,8 +1,8 @@
 """Writes GBNF: quoting, rules, counted repetition, shared beginnings of alternatives, and automata as rules.
 
-Used by the regex, choice and JSON schema converters on connection threads. Expressions are strings. Their class says
-how they may be combined: `Text` is one quoted string, `Sequence` is items in a row, `Choice` has a '|' outside of
-parentheses. Not taken: a tree of nodes, because no expression is changed once it is written.
+All modules that make grammars use it, on connection threads. Expressions are strings. Their class says how they may be
+combined: `Text` is one quoted string, `Sequence` is items in a row, `Choice` has a '|' outside of parentheses. Not
+taken: a tree of nodes, because no expression is changed once it is written.
 """
 
 from __future__ import annotations

@@ -34,8 +34,9 @@ character. MIXED: the others. A share of 1.0 stands for all tokens, because noth
 Small shares are raised, because a stack costs something even if few tokens are tested on it."""
 
 WAY, RARE = 0.002, 0.005
-"""WAY: the cost of passing one stack between two characters. It falls in proportion where the share of tokens is below
-RARE. A share above RARE counts as RARE at least, even if the grammar stops most of its tokens earlier."""
+"""WAY: the cost of passing one stack between two characters, if the share of tokens is RARE or more; a smaller share
+costs proportionally less. RARE is also the least share that counts as not yet stopped by the grammar (if the whole
+share is smaller, that one)."""
 
 WIDE = 100
 """For more stacks than this the cost is estimated even if no two of them read the same character."""

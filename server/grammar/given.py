@@ -2,7 +2,7 @@
 
 Engine thread; pure. It follows the stacks of `gbnf_cost` along a text. `Places` keeps the results for all texts of the
 grammar, so a character usually costs one dictionary look-up. White space before a forced character doesn't count as a
-choice: the white space is expected that the text had the last time between the same two characters.
+choice: the draft repeats the white space that the text had the last time between the same two characters.
 
 The model and the sampler's grammar check every draft, so a wrong one does no harm. What takes too long is dropped. Not
 taken: asking llama.cpp about each possible next byte, which is far slower.

@@ -1,9 +1,9 @@
-"""Describes how models write tool calls and reasoning. One `CallFormat` makes both the parser that finds calls in text
-(`parser`) and the grammar that forces valid calls (`call_grammar`).
+"""Describes how models write tool calls and reasoning. Both the parser that finds calls in text (`parser`) and the
+grammar that forces valid calls (`call_grammar`) follow one `CallFormat`.
 
-Pure data. `find_format` finds the format of a model from its chat template. The model writes all texts here, with
-special tokens as text. The grammar writes white space at the edges of these texts exactly as it is here; the parser
-accepts more or less of it.
+Pure data. `find_format` finds the format of a model from its chat template. All texts here are written by the model,
+with special tokens as text. The grammar writes white space at the edges of these texts exactly as it is here; the
+parser accepts more or less of it.
 """
 
 from __future__ import annotations

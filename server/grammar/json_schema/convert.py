@@ -258,7 +258,7 @@ class Converter:
     ) -> list[str]:
         """The expressions of merged shapes. Adds to `needs`, for each, the conjunctions that its values must contain.
         If only one shape has objects or arrays, a shape of one part becomes a reference to that part's rule, unless
-        that is `key`. Otherwise they are written in place, where common beginnings can be shared."""
+        that is `key`. Other shapes are written in place, where common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
