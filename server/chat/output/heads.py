@@ -2,7 +2,7 @@
 answer.
 
 A head is a list of parts, which `reader` compares with the text in order. Fixed texts are split at line ends and before
-a `[` there, since models vary the white space there.
+a `[` at the end of a line, since models vary the white space there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Head:
 
 
 def split_words(text: str) -> list[str]:
-    """Split a format's text at line ends and before a `[` there, without white space around the words."""
+    """Split a format's text as heads are split, without white space around the words."""
     found = []
     for line in text.split("\n"):
         match = re.fullmatch(r"\s*(.*?)\s*(\[?)\s*", line)

@@ -94,8 +94,9 @@ def _kind_of(value: object) -> str:
 
 
 def make_fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
-    """The JSON for an argument's plain text: text becomes a JSON string, JSON stays. If the schema allows strings, a
-    JSON string, and JSON of a type that isn't allowed, is text, unless the model has marked it as JSON (`is_json`)."""
+    """The JSON for an argument's plain text: text becomes a JSON string, JSON stays. If the schema allows strings, JSON
+    strings and JSON of types that it doesn't allow count as text, unless the model has marked them as JSON
+    (`is_json`)."""
     value = read_value(text)
     if value is None:
         return json.dumps(text, ensure_ascii=False)

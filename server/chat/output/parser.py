@@ -2,7 +2,7 @@
 
 Pure: no thread, no clock, no I/O. One parser per answer. The events don't depend on how the text is cut into pieces,
 except that one event may become several of the same kind. `reader` finds reasoning and calls; this module adds tokens,
-probabilities and timings. Text bypasses the reader if the model has no format, or if a piece has no character with
+probabilities and timings. Text bypasses the reader if nothing is to be found in it, or if a piece has no character with
 which a marker could begin.
 """
 
