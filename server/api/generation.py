@@ -1,7 +1,8 @@
 """Runs requests for text: submits their tasks, and turns the engine's messages into events, streamed or collected.
 
-Runs on a connection thread. While a stream's connection thread sleeps, the thread `engine-reader` runs `feed` and
-writes the events (`Stream.divert`). Streamed and whole answers are made of the same events, so they can't differ.
+Runs on connection threads, and on the threads `stream` and `response` (`stored`). While a stream's connection thread
+sleeps, the thread `engine-reader` runs `feed` and writes the events (`Stream.divert`). Streamed and whole answers are
+made of the same events.
 """
 
 from __future__ import annotations
@@ -261,11 +262,10 @@ class Stream:
         return self._results.finish()
 
     def close(self) -> None:
-        """Called by the HTTP edge once the stream has ended, for whatever reason."""
+        """Called once the stream has ended, for whatever reason."""
         self._stack.close()
 
     def _encode_messages(self, messages: Iterable[Message]) -> list[bytes]:
-        """The events of these messages as bytes in the dialect."""
         feed, write, parts = self._feed, self._write, []
         for message in messages:
             index, events = feed(message)
@@ -332,7 +332,6 @@ class EarlyStream:
         return next(self._chunks)
 
     def finish(self) -> bool:
-        """End the answer with the text so far. Any thread may call this."""
         self._is_finished = True
         if self._inner is not None:
             return self._inner.finish()
@@ -378,7 +377,6 @@ class EarlyStream:
 
 
 def is_progress_wanted(body: Mapping[str, Any]) -> bool:
-    """Whether the request wants a stream that reports progress."""
     return body.get("stream") is True and body.get("return_progress") is True
 
 

@@ -1,7 +1,7 @@
 """Ollama's routes other than /api/chat and /api/generate: lists of models, and embeddings. Runs on connection threads.
 
-Clients ask for version and models first, and most need an answer to go on. Routes that would create or change models
-are refused. Ollama's names have tags, `name:latest`; clients add `:latest` to a name without one.
+Routes that would create or change models are refused. Ollama's names have tags, `name:latest`; clients add `:latest` to
+a name without one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes the engine's messages and settings as JSON. Runs on the thread that writes the answer.
 
-The names of the fields are those of llama-server's documents.
+Except in `cache`, the fields have the names of llama-server's.
 """
 
 from __future__ import annotations

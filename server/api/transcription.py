@@ -31,7 +31,8 @@ from server.web.sse import encode_event as sse_event
 WISHES = {"transcribe": "Transcribe audio to text", "translate": "Translate audio to English text"}
 """The instruction to the model, by the kind of task."""
 SYSTEMS = {"<|tool_list_start|>": "Perform ASR."}
-"""System prompts that replace it, for models trained with them (LFM2-Audio), by a text in their chat templates."""
+"""System prompts that replace it, by a text in the chat templates of models that were trained with them
+(LFM2-Audio)."""
 FORMATS = ("json", "text", "verbose_json")
 NO_TIMES = "this server can't tell when something was said"
 
@@ -146,7 +147,6 @@ class TranscriptReply:
         return DONE
 
     def encode_error(self, error: ApiError) -> bytes:
-        """An `error` event, after which the stream ends."""
         return encode_named_event("error", make_error_body(error))
 
     def make_whole(self, answers: Sequence[Answer]) -> object:

@@ -1,7 +1,7 @@
 """Runs one line of a batch through the handler of its route, like a client's request but without a connection.
 
-Runs on threads of batches. The handler validates the request as usual. This module has what differs without a waiting
-client: no streams, and a `Client` that leaves when the batch is cancelled.
+Runs on the threads `batch`. The handler validates the request as usual. As no client waits, there are no streams, and a
+`Client` leaves when the batch is cancelled.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Answer:
 class Client(Presence):
     """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
-    A line is passed to its handler once the line before it has been submitted to the engine (`before`), so that they
-    arrive in order. `is_in` is set when this one has been submitted.
+    A line waits until the line before it has been submitted to the engine (`before`), so that they arrive in order.
+    `is_in` is set when this one has been submitted.
     """
 
     __slots__ = ("before", "is_in")

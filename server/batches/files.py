@@ -1,8 +1,8 @@
 """Uploaded files and the files that batches write, in a folder. A key gets back only its own files.
 
-Runs on connection threads and threads of batches, under a lock. A file is its content (`ID.jsonl`) and its description
+Runs on connection threads and the threads `batch`, under a lock. A file is its content (`ID.jsonl`) and its description
 (`ID.json`). The description is written last and deleted first; content without one is deleted at the next start.
-Number, bytes and age are bounded. Nothing is deleted to make room: instead, an upload is refused.
+Number, bytes and age are bounded. If there is no room, an upload is refused.
 """
 
 from __future__ import annotations

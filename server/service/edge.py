@@ -1,7 +1,7 @@
 """Sets up the HTTP edge from the options: address, limits, keys, TLS, CORS, static files.
 
-Runs on the main thread, at the start. Later, that thread's loop calls `KeyFiles.refresh`, so changed keys take effect
-without a restart. The module imports nothing about models.
+Main thread, at the start. Later, its loop calls `KeyFiles.refresh`, so changed keys take effect without a restart.
+Imports nothing about models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.web.static import StaticFiles
 
 BODY_SHARE, TEXT_SHARE = 12, 180
 """A body takes 12 times its size in memory while it is parsed; a text takes 180 times its size while it is tokenized.
-The memory limit must be enough for the largest body, and for the longest text, but not for both at once."""
+The memory limit must be enough for the largest body or the longest text, not for both at once."""
 
 log = get_logger("http")
 

@@ -1,8 +1,8 @@
 """What the main thread does while the server runs: report its state, and reload changed files.
 
-The state goes to the files of `--pid-file` and `--state-file`, and to systemd. SIGHUP reloads keys, certificate and
-log file (keys are also reloaded when their file changes); SIGUSR1 logs all stacks. Signal handlers only set a flag;
-`tick` does the work, and the main thread calls it about twice a second.
+The state goes to the files of `--pid-file` and `--state-file`, and to systemd. SIGHUP reloads keys, certificate and log
+file (keys are also reloaded when their file changes); SIGUSR1 logs all stacks. Signal handlers only set a flag; `tick`,
+which the main thread calls about twice a second, does the work.
 
 Not taken: a thread for it. The main thread has nothing else to do, and signals arrive there anyway.
 """

@@ -70,7 +70,6 @@ class RunFiles:
             self._state.write(text.encode("utf-8", "backslashreplace").decode())
 
     def remove(self) -> None:
-        """Remove both files if they belong to this process."""
         for file in (self._pid, self._state):
             if file:
                 file.remove()

@@ -56,13 +56,13 @@ class KeyRing:
         self._by_id = {digest.hex()[:12]: grant for digest, grant in grants.items()}
 
     def __len__(self) -> int:
-        """The number of keys that aren't admins'. At 0, requests need no key."""
+        """The number of keys that aren't admins'."""
         return sum(not grant.is_admin for grant in self._grants.values())
 
     def check(self, headers: Headers) -> str:
-        """The id of the request's key, "" if the request has none and needs none; ApiError 401 otherwise. The key
-        comes as `Authorization: Bearer K`, `Authorization: K` or `X-Api-Key: K`. The comparison takes the same time
-        for every key, right or wrong."""
+        """The id of the request's key, "" if the request has none and needs none; ApiError 401 otherwise. The key comes
+        as `Authorization: Bearer K`, `Authorization: K` or `X-Api-Key: K`. The comparison takes the same time for every
+        key, right or wrong."""
         found = self.find(headers)
         if not found and len(self):
             raise ApiError(401, "Invalid API Key", headers={"WWW-Authenticate": "Bearer"})
@@ -80,8 +80,8 @@ class KeyRing:
         return found
 
     def may_use(self, key_id: str, names: Iterable[str]) -> bool:
-        """Whether a key may use the model with these names. As soon as one key is limited to models, a request without
-        a key may use no model."""
+        """Whether a key may use the model with these names. If any key is limited to models, a request without a key
+        may use none."""
         grants = self._by_id
         grant = grants.get(key_id)
         if grant is None:

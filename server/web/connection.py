@@ -68,8 +68,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 @record(frozen=True)
 class AccessRecord:
     """One answered request, for the access log. `n_bytes` is the size of the answer, `seconds` the time since the
-    request head was complete. `complete` is false if the client left before the end. `path` has no query, which may
-    hold secrets. `method` and `path` are "" if the head could not be read."""
+    request head was complete. `complete`: the whole answer was sent. `path` has no query, which may hold secrets.
+    `method` and `path` are "" if the head could not be read."""
 
     id: str
     client: str
@@ -83,7 +83,7 @@ class AccessRecord:
 
 @record
 class Exchange:
-    """One request and its answer. All state of a request is here, so that none of it stays on the connection."""
+    """One request and its answer. All state of a request is here; none of it stays on the connection."""
 
     head: Head
     id: str
@@ -172,7 +172,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         self.must_linger = False
 
     def handle(self) -> None:
-        """Serve all requests of this connection one after the other, also pipelined ones."""
+        """Serve all requests of this connection one after the other."""
         try:
             if self.server.tls:
                 self.entry.sock = self.wire.start_tls(self.server.tls)
@@ -332,7 +332,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         return key_id
 
     def _answer_options(self, exchange: Exchange) -> Response:
-        """The answer to OPTIONS. It needs no API key: browsers send preflights without one."""
+        """OPTIONS needs no API key: browsers send preflights without one."""
         methods = list(METHODS) if exchange.path == "*" else self.server.router.list_allowed(exchange.path)
         methods = methods or [*STATIC_METHODS, "OPTIONS"]
         preflight = self.server.cors.make_preflight(exchange.head.headers, methods)
@@ -476,7 +476,7 @@ def frame_chunk(data: bytes) -> bytes:
 
 
 def start_stream(answer: EventStream) -> StartedStream:
-    """Fetch the first chunk. If that raises, close the stream first and raise again."""
+    """Fetch the first chunk. If that raises, close the stream."""
     chunks = iter(answer.chunks)
     try:
         first = next(chunks, b"")

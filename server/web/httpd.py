@@ -169,8 +169,8 @@ class WebServer(ThreadingHTTPServer):
             self._refuse(request, FULL)
 
     def _has_room(self) -> bool:
-        """Whether there is room for one more connection; called with the lock held. If there is none, the connection
-        that has sent no whole request head for longest is cut. Otherwise silent connections could block the server."""
+        """Whether there is room for one more connection, possibly after `_cut_silent`: otherwise silent connections
+        could block the server. Called with the lock held."""
         return len(self.connections) < self.limits.n_connections or self._cut_silent()
 
     def _cut_silent(self) -> bool:
@@ -197,7 +197,7 @@ class WebServer(ThreadingHTTPServer):
         ConnectionHandler(request, client_address, self, self.connections[request])
 
     def shutdown_request(self, request: Any) -> None:
-        """Only close the socket: the handler has ended the connection (with TLS through another object)."""
+        """Only close the socket: the handler has ended the connection."""
         self.close_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -219,8 +219,6 @@ class WebServer(ThreadingHTTPServer):
         self._close_refused(0)
 
     def set_idle(self, entry: Connection, is_idle: bool) -> bool:
-        """Note whether a connection waits for a request (then `stop` cuts it at once). False if the server is
-        stopping."""
         with self.lock:
             entry.is_idle = is_idle
             if is_idle:
@@ -343,8 +341,8 @@ class HttpServer:
         self._thread.start()
 
     def wind_down(self) -> None:
-        """From now on close each connection after its next answer; serve as usual otherwise. So keep-alive clients
-        reconnect elsewhere and don't send a request into a connection that is being closed."""
+        """From now on close each connection after its next answer. Keep-alive clients then reconnect elsewhere, and
+        don't send a request into a connection that is being closed."""
         self._server.is_winding_down = True
 
     def stop(self, deadline_s: float = 10.0, conclude: Callable[[], None] | None = None) -> int:
@@ -385,14 +383,14 @@ class HttpServer:
 
 
 def get_client_name(address: object) -> str:
-    """The peer's address without its port, for logs and fair shares. An IPv4 address of an IPv6 socket is plain."""
+    """The peer's address without its port, for logs and fair shares. IPv4 addresses of IPv6 sockets lose their
+    prefix."""
     if not isinstance(address, tuple):
         return "unix"
     return address[0].removeprefix("::ffff:")
 
 
 def encode_refusal(error: ApiError) -> bytes:
-    """The answer to a connection that is refused."""
     response = make_error_response(error)
     return (
         encode_head(

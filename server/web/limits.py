@@ -1,4 +1,4 @@
-"""The limits of the HTTP edge: sizes, counts and times. A leaf of `server.web`, read by every thread.
+"""The limits of the HTTP edge: sizes, counts and times. Every thread reads them.
 
 `service.edge` sets some fields from options. Not taken: one timeout for everything. A slow head, a slow body and a
 quiet keep-alive connection need different ones."""
@@ -11,8 +11,7 @@ from server.records import record
 KIB = 1024
 MIB = 1024 * 1024
 RESERVE = 32
-"""File descriptors kept for other uses, twice as many as needed: standard streams, pipes to the engine, listening
-sockets, the log."""
+"""File descriptors kept for other uses: standard streams, pipes to the engine, listening sockets, the log."""
 
 
 @record(frozen=True)
@@ -26,7 +25,7 @@ class Limits:
     all_requests_bytes: int = 768 * MIB
     """Memory that all requests together may hold, as `server.memory` counts it. Beyond it, requests get 503."""
     n_connections: int = 512
-    """Connections at the same time. Each has one thread. Further connections get 503 and are closed."""
+    """Connections at the same time, each with a thread. Further ones get 503 and are closed."""
     n_backlog: int = 128  # connections of a listening socket that wait to be accepted
 
     idle_s: float = 75.0
@@ -34,8 +33,7 @@ class Limits:
     spare_s: float = 5.0
     """A connection that has sent no whole request head for this long may be closed to make room for a new one."""
     head_s: float = 15.0
-    """Time for the first byte of a new connection, for the TLS handshake, and for a whole request head; each has this
-    long."""
+    """Time for each of these: the first byte of a new connection, the TLS handshake, a whole request head."""
     body_s: float = 30.0
     """Time for the request body. Every `body_rate` bytes that arrive add one second."""
     body_rate: int = 4 * KIB  # bytes/s
@@ -49,11 +47,11 @@ class Limits:
 
 
 def make_room_for_connections(wanted: int) -> int:
-    """How many connections this process can have, at most `wanted`. Raises the limit of file descriptors as far as the
-    system allows, and logs a warning if it is still too low. Main thread, before it listens.
+    """How many connections this process can have, at most `wanted`. Raises the limit of file descriptors if necessary
+    and possible, and logs a warning if it stays too low. Main thread, before it listens.
 
-    Not taken: reserve one descriptor to accept and refuse connections when all others are used. Then new clients get an
-    answer, but running requests, which need descriptors for files and sockets, still fail.
+    Not taken: reserve one descriptor to accept and refuse connections when all others are used. Running requests, which
+    open files and sockets, would still fail.
     """
     try:
         import resource
@@ -77,8 +75,8 @@ def make_room_for_connections(wanted: int) -> int:
 
 
 def raise_limit(needed: int, soft: int, hard: int) -> int:
-    """Raise the soft limit to `needed`, or to the hard limit if that is lower. Returns the new soft limit, or the old
-    one if the system refuses (macOS allows less than its hard limit says)."""
+    """Raise the soft limit to `needed`, but not above the hard limit, and return it. If the system refuses (macOS
+    allows less than its hard limit says), return the old one."""
     import resource
 
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

@@ -1,4 +1,4 @@
-"""Opens the listening sockets for hosts and a port. If that fails, the error says in one line what to do.
+"""Opens the listening sockets for hosts and a port.
 
 Main thread, at start. Imports only `auth`. Not taken: binding as the standard library's servers do. They leave the
 choice between IPv4 and IPv6 to the system, look up the machine's own name, and raise a bare `OSError`.

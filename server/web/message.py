@@ -1,6 +1,6 @@
 """The data that handlers work with: `Request`, `Response`, `EventStream`, and JSON. Used on connection threads.
 
-Tests make a `Request(...)` without a socket. Imports the leaves and the parsers of `http1`."""
+Of `server.web`, it imports only `presence` and the parsers of `http1`."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ JSON_FAULTS = {
     "Invalid \\u": "\\u needs four hexadecimal digits",
     "Invalid \\": "unknown escape sequence",
 }
-"""Beginnings of the standard library's messages, and the words that our answers have instead."""
-LARGE = 1 << 17  # bytes; in larger bodies numbers are converted by a Python function, so that other threads can run
+"""Beginnings of the standard library's messages, and our words for them."""
+LARGE = 1 << 17  # bytes; in larger bodies integers are converted by a Python function, so that other threads can run
 WIDEST = 4  # most bytes of a character in memory
 ROUGH_BYTES = 64 << 20  # bytes; above this estimate the values are counted exactly
 _one_large = threading.Lock()  # only one large body is parsed at a time
@@ -105,7 +105,7 @@ class Request:
 
     def read_json(self) -> object:
         """The body parsed as JSON, whatever its content type; ApiError 400 with the position of the first error. Can be
-        called only once: the raw body, which may be large, is freed."""
+        called only once: it frees the raw body, which may be large."""
         body, self.body = self.body, b""
         try:
             return parse_json(body)
@@ -129,22 +129,22 @@ class Request:
         return self.presence.on_disconnect(callback, on_end)
 
     def call_at_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once the answer has been written completely, or has been given up. It must not raise."""
+        """Call `callback` once the answer has been written or given up. It must not raise."""
         self.endings.append(callback)
 
     def end(self) -> None:
-        """Run the `endings`: the answer has been written, or given up."""
+        """Run the `endings`."""
         while self.endings:
             self.endings.pop()()
 
     def make_detached(self) -> Request:
-        """A copy without the body, for work that goes on after the client has left; its client counts as connected. The
-        caller must `end` it."""
+        """A copy of method, path, client and ids, for work that goes on after the client has left. Its client counts as
+        connected. The caller must `end` it."""
         return Request(self.method, self.path, client=self.client, id=self.id, key_id=self.key_id)
 
     def require_client(self, stream: bool = False) -> None:
         """ApiError 499, which is never sent, if the client has left. Handlers call this between two phases of their
-        work, to stop work whose result isn't needed any more. `stream`: the answer is a stream."""
+        work. `stream`: the answer is a stream."""
         if self.presence.is_lost(stream):
             raise ApiError(CLIENT_CLOSED, "the client closed the request")
 
@@ -224,7 +224,6 @@ def make_error_body(error: ApiError) -> dict[str, Any]:
 
 
 def make_error_response(error: ApiError, shape: ErrorShape = make_error_body) -> Response:
-    """The answer to a request that failed with `error`."""
     return make_json_response(shape(error), error.status, error.headers)
 
 
@@ -351,7 +350,6 @@ def _find_literal(text: str, literal: str) -> int:
 
 
 def _describe_json_fault(text: str, error: json.JSONDecodeError) -> str:
-    """The standard library's error in our words."""
     if text[error.pos : error.pos + 1] == "'":
         return "strings need double quotes, not single ones (did the shell change the quotes?)"
     fault = next((ours for theirs, ours in JSON_FAULTS.items() if error.msg.startswith(theirs)), "this is not JSON")

@@ -1,11 +1,11 @@
 """Whether the client of one request is still connected. The watcher's thread sets it, the handler reads it.
 
-A request with a body is watched from the end of its body to the end of its answer, so a client that leaves is noticed
-also while the handler computes. A call that can't be interrupted (the tokenizer in C) runs on; its result is dropped.
+A request with a body is watched from the end of its body to the end of its answer, also while the handler computes. A
+call that can't be interrupted (the tokenizer in C) runs on; its result is dropped.
 
 A client that ends its sending side may have closed the connection, or may still wait for its answer (HTTP allows that).
-A stream finds out by writing. A plain answer is written only when it is complete, so there such a client counts as
-gone, unless the server has `half_close`. Not taken: an interim answer (100) as a probe; old proxies can't handle it.
+A stream finds out by writing. While a plain answer is computed, such a client counts as gone, unless the server has
+`half_close`. Not taken: an interim answer (100) as a probe; old proxies can't handle it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Presence:
 
     @contextmanager
     def on_disconnect(self, on_gone: Callback, on_end: Callback | None = None) -> Iterator[None]:
-        """Inside the block, `on_gone` is called once when the client leaves, or at once if it has left already. A
-        stream passes `on_end`, which is called once if the client only ends its sending side."""
+        """Inside the block, `on_gone` is called once when the client leaves, or at once if it has left already.
+        `on_end`, which streams pass, is called once if the client ends its sending side; without it, an end counts as
+        leaving unless the server has `half_close`."""
         self.begin()
         if on_end is None:
             on_end = _ignore if self._half_close else on_gone

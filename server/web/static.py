@@ -2,8 +2,8 @@
 folders are not served.
 
 If the user has set a folder, it comes first; files that it lacks (`/completion.js`) come from the built-in folder. Text
-is compressed anew for each answer, so there is no cache that could be outdated. Not taken: streaming files. Those of a
-page are small, and `Response` takes whole bodies."""
+is compressed anew for each answer, so no cache can be outdated. Not taken: streaming files. Those of a page are small,
+and `Response` takes whole bodies."""
 
 from __future__ import annotations
 

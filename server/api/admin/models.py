@@ -89,7 +89,8 @@ class ModelHandlers:
                     yield event_of(entry, state, **({"failed": True, "reason": reason} if state == FAILED else {}))
 
     def _status(self, entry: Entry) -> dict[str, Any]:
-        """The model's state in `value`, with `progress` (0 to 1) while it loads, or the reason if that failed."""
+        """The model's state in `value`; while it loads, also `progress` (0 to 1) and its place in the queue; after a
+        failure, the reason."""
         value = self._context.models.status(entry)
         status: dict[str, Any] = {"value": value}
         if value == LOADING:

@@ -65,8 +65,8 @@ class StatusHandlers:
         return make_json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def _health_of_many(self, request: Request) -> Response:
-        """The health with several models, or one that isn't loaded: 200 in all their states, with the slots of the
-        loaded ones."""
+        """The health of several models, or of one that isn't loaded: whether they are loaded doesn't matter. Counts the
+        slots of the loaded ones."""
         models = self._context.models
         if request.query.get("strict", "0") not in NO and models.is_stuck:
             return make_json_response({"status": "error", **make_error_body(ApiError(503, STUCK))}, 503)

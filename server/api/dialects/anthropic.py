@@ -73,7 +73,6 @@ Placed = tuple[dict[str, Any], str]
 
 
 def read_messages(incoming: Incoming) -> TextRequest:
-    """Read a conversation; the model writes its next message."""
     model, body = incoming.model, incoming.body
     if body.get("max_tokens") is None:
         raise ApiError(400, "max_tokens: this field is required")
@@ -99,7 +98,6 @@ def read_messages(incoming: Incoming) -> TextRequest:
 
 
 def read_conversation(model: Model, values: Mapping[str, Any], files: Files) -> Conversation:
-    """Read the conversation. ApiError 400 names the wrong part."""
     if values["thread"] is not None:
         raise ApiError(400, "thread: this server keeps no threads; send the whole conversation", details=UNTHREADED)
     tools, skipped = read_tools(values["tools"], values["tool_choice"])
@@ -135,7 +133,6 @@ def read_wish(thinking: Mapping[str, Any] | None, config: Mapping[str, Any] | No
 
 
 def read_format(config: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Wanted | None:
-    """The format that the answer must have."""
     form = (config or {}).get("format")
     if form is None:
         return read_wanted({}, defaults)
@@ -256,7 +253,6 @@ def read_tool_result(block: Mapping[str, Any], where: str, files: Files) -> Mess
 
 
 def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
-    """One message of the assistant from its blocks."""
     texts, thoughts, calls = [], [], []
     for block, where in blocks:
         kind = block["type"]
@@ -370,12 +366,10 @@ def source_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def make_block_error(kind: str, where: str) -> ApiError:
-    """The error for a block of an unsupported type."""
     return ApiError(400, f"{where}: blocks of the type {kind[:40]!r} aren't supported")
 
 
 def make_source_error(source: Mapping[str, Any], where: str) -> ApiError:
-    """The error for a source of an unsupported type."""
     return ApiError(400, f"{where}.source: the type {source['type'][:40]!r} isn't supported")
 
 
@@ -398,8 +392,7 @@ class MessagesReply:
         self._frame = (b"", b"")  # the bytes before and after the text of its deltas
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The bytes of one event. The JSON around a piece of text is always the same within a block, so it is encoded
-        only once."""
+        """The JSON around a piece of text is always the same within a block, so it is encoded only once."""
         if type(event) is Text:
             return self._begin() + self._go_on("text") + self._encode_delta(event.text) if event.text else b""
         if type(event) is Reasoning:
@@ -422,7 +415,6 @@ class MessagesReply:
         return encode_named_event("message_stop", {"type": "message_stop"})
 
     def encode_error(self, error: ApiError) -> bytes:
-        """An `error` event, after which the stream ends."""
         return encode_named_event("error", make_error_json(error))
 
     def make_whole(self, answers: Sequence[Answer]) -> dict[str, Any]:

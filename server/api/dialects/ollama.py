@@ -162,7 +162,6 @@ def read_wish(think: object) -> dict[str, Any]:
 
 
 def read_format(value: object, defaults: Mapping[str, Any]) -> Wanted | None:
-    """The format that the answer must have."""
     if value is None or value == "":
         return read_wanted({}, defaults)
     if value != "json" and not isinstance(value, dict):
@@ -281,7 +280,7 @@ class OllamaReply:
         self.ping = self._encode_line(make_part("", "", []))
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The bytes of one event. The JSON around a piece of text is always the same, so it is encoded only once."""
+        """The JSON around a piece of text is always the same, so it is encoded only once."""
         if type(event) is Text:
             self._tokens += event.tokens if self._has_context else ()
             return self._fill_frame(event, event.text, self._text_frame)
@@ -306,7 +305,6 @@ class OllamaReply:
         return b""
 
     def encode_error(self, error: ApiError) -> bytes:
-        """A line with the error. The stream ends after it."""
         return to_json(make_error_json(error)) + b"\n"
 
     def make_whole(self, answers: Sequence[Answer]) -> Message:

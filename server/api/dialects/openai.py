@@ -97,8 +97,7 @@ class OpenAiReply:
     # ---- streams ----------------------------------------------------------------------------------------------
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The bytes of one event. The JSON around a plain piece of text is always the same, so it is encoded only
-        once."""
+        """The JSON around a plain piece of text is always the same, so it is encoded only once."""
         if type(event) is Text:
             if not self._has_probs and event.timings is None:
                 if not event.text:

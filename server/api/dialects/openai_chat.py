@@ -19,7 +19,6 @@ from server.errors import ApiError
 
 
 def read_chat(incoming: Incoming) -> TextRequest:
-    """Read a conversation; the model writes its next message."""
     model, body = incoming.model, incoming.body
     values, unread = CHAT.read(body, model.defaults), CHAT.list_unread(body)
     if values["logprobs"]:

@@ -113,7 +113,6 @@ class TextForm:
         }
 
     def note_judged(self, index: int, part: PromptProbs) -> None:
-        """Note the probabilities of some of the prompt's tokens."""
         self._judged[index].add(part)
 
 

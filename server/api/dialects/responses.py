@@ -268,7 +268,6 @@ def read_wish(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_format(text: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Wanted | None:
-    """The format that the answer must have."""
     form = (text or {}).get("format")
     if form is None:
         return read_wanted({}, defaults)
@@ -529,7 +528,6 @@ class ResponsesReply:
         return b""
 
     def encode_error(self, error: ApiError) -> bytes:
-        """The last events of a response that failed."""
         code = CODES.get(error.status) or ("invalid_prompt" if error.status < 500 else "server_error")
         return self.finish({**self.response, "status": FAILED, "error": {"code": code, "message": error.message}})
 

@@ -1,10 +1,10 @@
 """Fields that constrain the answer, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
 `choice`, and vLLM's names for them.
 
-Pure functions on the connection's thread. Each grammar, also one that is made here, is parsed in Python before
-llama.cpp gets it, because llama.cpp's parser overflows its stack on deep nesting. Parsed grammars, converted schemas
-and compiled regular expressions are cached. The modules that make and parse grammars are imported when they are first
-needed, or by `prepare` after the start, because they would make the start longer by a tenth.
+Pure; connection threads. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it,
+because llama.cpp's parser overflows its stack on deep nesting. Parsed grammars, converted schemas and compiled regular
+expressions are cached. The modules that make and parse grammars are imported when they are first needed, or by
+`prepare` after the start: they would make it longer by a tenth.
 """
 
 from __future__ import annotations
@@ -170,14 +170,12 @@ def read_response_format_schema(value: Any) -> tuple[Any, bool] | None:
 
 
 def get_any_object() -> Any:
-    """The schema of any object."""
     from server.grammar.json_schema.convert import ANY_OBJECT
 
     return ANY_OBJECT
 
 
 def make_schema_constraint(name: str, schema: Any, strict: bool) -> Constraint:
-    """The grammar of a JSON schema."""
     from server.grammar.json_schema.convert import SchemaError, convert
 
     try:

@@ -1,7 +1,7 @@
 """The tables of all request fields, for reading bodies, reporting unknown fields and writing docs/api.md.
 
 Connection thread. An unknown field is ignored, because clients send many, but the answer names it: in its `warnings`,
-or in the header X-Warnings if the answer's JSON has no place for them. The log names it once, too. The fields that all
+or in the header X-Warnings if the answer's JSON has no place for them. The log names it once. The fields that all
 requests for text have are in `schema`, all others here.
 
 Not taken: refusing unknown fields. The server would refuse every client that is newer than these tables.
@@ -29,20 +29,19 @@ MAX_TOP_LOGPROBS = 100
 
 
 def shrink_seed(seed: object) -> object:
-    """A seed of 32 bits for one of OpenAI's, which have 64. Other values are returned unchanged, to be checked
-    later."""
+    """A seed of 32 bits for one of OpenAI's, which have 64."""
     if type(seed) is int and abs(seed) < 2**63 and not -1 <= seed < 2**32:
         return seed % 2**32
     return seed
 
 
 def limit_or_none(value: object) -> object:
-    """-1 for 0, -1 and -2, with which Ollama's clients ask for no limit. Other values are returned unchanged."""
+    """-1 for 0, -1 and -2, with which Ollama's clients ask for no limit."""
     return -1 if type(value) is int and -2 <= value <= 0 else value
 
 
 def drop_false(value: object) -> object:
-    """None for false, which some clients send instead of leaving out a number. Other values are returned unchanged."""
+    """None for false, which some clients send instead of leaving out a number."""
     return None if value is False else value
 
 

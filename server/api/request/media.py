@@ -39,7 +39,7 @@ VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds
 
 @record
 class Files:
-    """The files of one request, in the order in which they were found, and the markers that stand for them.
+    """The files of one request, in the order in which they were found. The methods `add_*` return the marker of a file.
 
     Their bytes count into the bound on the memory of all requests (`server.memory`). A file that occurs twice is read
     once. Files from the disk or network may have `--max-body` bytes together. Before each file the request ends if the
@@ -54,7 +54,7 @@ class Files:
     _key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def add_part(self, part: Mapping[str, Any], where: str) -> str:
-        """Add the file of a part of a chat message (`image_url`, `input_image`, `input_audio`). Return its marker."""
+        """Add the file of a part of a chat message (`image_url`, `input_image`, `input_audio`)."""
         kind = PARTS[part["type"]]
         self._require(kind, where)
         value = part.get("input_audio" if kind is AUDIO else "image_url")
@@ -67,21 +67,19 @@ class Files:
         return self.add_image(url, where)
 
     def add_image(self, url: str, where: str) -> str:
-        """Add the image at a URL. Return its marker."""
         self._require(IMAGE, where)
         return self._add(IMAGE, where, url, lambda: self._load(url, where))
 
     def add_base64(self, text: Any, where: str, kind: str | None = None) -> str:
-        """Add a file in base64, which must be of this kind if one is given. Return its marker."""
+        """Add a file in base64, which must be of this kind if one is given."""
         self._require(kind, where)
         return self._add(kind, where, text, lambda: self._decode(text, where, "it"))
 
     def add_bytes(self, data: bytes, where: str, kind: str) -> str:
-        """Add a file's bytes. Return its marker."""
         return self._add(kind, where, None, lambda: data)
 
     def _add(self, kind: str | None, where: str, source: Any, load: Callable[[], bytes]) -> str:
-        """Add a file, which `load` reads unless the request has had the same source before. Return its marker."""
+        """Add a file, which `load` reads unless the request has had the same source before."""
         if len(self.media) == MAX_FILES:
             raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
         self.request.require_client()

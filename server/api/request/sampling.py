@@ -77,9 +77,6 @@ def make_sampling_params(
 def cut_dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
     """The breakers, cut as in llama.cpp, without duplicates. ApiError if searching for them in the vocabulary would
     take too long.
-
-    llama.cpp searches each token for each breaker. Where a breaker may begin in a token, it tokenises the breaker's
-    rest.
     """
     cut = tuple(dict.fromkeys(text.encode()[:BREAKER_BYTES].decode(errors="ignore") for text in texts))
     sample = [vocab.piece(token)[-1:] for token in range(0, vocab.n_tokens, vocab.n_tokens // VOCAB_SAMPLE + 1)]

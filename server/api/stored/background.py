@@ -1,9 +1,9 @@
 """Background responses: they are made even if no client waits, and clients may stream them at any time.
 
 Each response has a thread, `response`, that takes the engine's events, keeps them and finally stores the response.
-Every client gets a stream written from the same events on its own connection's thread, so all see the same numbers.
-When the response has ended the events are dropped: a stream can then be made from the stored response and the lengths
-of its deltas (`replay`).
+Every client gets a stream written from the same events on its own connection thread, with the same numbers. When the
+response has ended the events are dropped: a stream can then be made from the stored response and the lengths of its
+deltas (`replay`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Remembers how much of each request's prompt was cached, and where prompts of a key keep differing.
+"""Remembers how much of each request's prompt was cached, and where an owner's prompts keep differing.
 
-Connection threads fill and read it, under a lock. It is kept in memory, for a bounded number of keys and requests. A
-key sees only its own requests.
+Connection threads fill and read it, under a lock. It is kept in memory, for a bounded number of owners and requests. An
+owner sees only its own requests.
 """
 
 from __future__ import annotations

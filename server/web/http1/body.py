@@ -45,7 +45,7 @@ class Decoder:
 
 
 class LengthDecoder(Decoder):
-    """Takes exactly `n_bytes`. Same interface as `ChunkedDecoder`."""
+    """Takes exactly `n_bytes`."""
 
     def __init__(self, n_bytes: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LengthDecoder(Decoder):
 
 
 class ChunkedDecoder(Decoder):
-    """Decodes the chunked coding; fed with bytes until `done`."""
+    """Decodes the chunked coding."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """Lets the thread that receives tokens from the engine write a stream itself, so that no token has to wake the
 connection's thread.
 
-The connection's thread lends its socket to that thread (one for all streams) and sleeps until the stream ends. An
-`offer` never waits. Bytes that the client's socket doesn't accept are kept, and the connection's thread wakes up to
-send them, with its usual deadline. A lock in `server/engine/client/engine_client.py` prevents both threads from
-writing at the same time.
+The connection's thread lends its socket to that thread, which serves all streams of an engine, and sleeps. An `offer`
+never waits. Bytes that the client's socket doesn't accept are kept, and the connection's thread wakes up to send them,
+with its usual deadline. A lock in `server/engine/client/engine_client.py` prevents both threads from writing at the
+same time.
 
 Not for TLS, since two threads can't use one TLS object. Not taken: an event loop for all streams. Handlers, limits and
 the watcher would have to change, and streams over TLS would need a second way.

@@ -1,4 +1,4 @@
-"""Parses request heads from bytes to `Head`. Pure: no sockets, no threads, no clock.
+"""Parses request heads from bytes to `Head`. Pure.
 
 The parser is strict to prevent request smuggling, which needs two servers that read the same bytes as different
 requests. It refuses a bare LF, folded headers, a space before a colon, and a second length. Time and memory are linear

@@ -50,8 +50,8 @@ class Conversation:
 
 @record(frozen=True)
 class ChatPrompt:
-    """A rendered conversation: its text, its prompt, the beginning of the answer (assistant prefill), the tools, the
-    settings and tags of reasoning. `warnings` name parts of the request that the template ignores."""
+    """A rendered conversation. The answer begins with `prefill`. `warnings` name parts of the request that the template
+    ignores."""
 
     text: str
     prompt: Prompt
@@ -162,7 +162,6 @@ def _check_message(i: int, message: object, files: Files | None) -> dict[str, An
 
 
 def _check_call(function: object, where: str) -> None:
-    """Check a function call: its name, and its arguments, which are a JSON text or an object."""
     if not isinstance(function, dict):
         raise ApiError(400, f"{where} is not an object")
     if not isinstance(function.get("name"), str):
@@ -250,5 +249,4 @@ def _render_again(model: Model, add_generation_prompt: bool, messages: Any, vari
 
 
 def has_only_objects(values: list[object]) -> bool:
-    """Whether all values are JSON objects."""
     return all(isinstance(value, dict) for value in values)

@@ -1,5 +1,5 @@
 """Reads which functions a chat's model may or must call: `tools` and `tool_choice`, or the older `functions` and
-`function_call`. Pure functions on the connection's thread.
+`function_call`. Pure; connection threads.
 
 An error is an ApiError 400 that names its place in the body. The functions' schemas are checked later, when a
 grammar is made from them.
@@ -165,5 +165,4 @@ def read_known_name(function: object, where: str, names: tuple[str, ...]) -> str
 
 
 def _is_named(choice: object) -> bool:
-    """Whether the choice names one function."""
     return isinstance(choice, dict) and choice.get("type") != "allowed_tools"
