@@ -23,7 +23,6 @@ class AttributeHandler:
         self._context = context
 
     def handle(self, request: Request) -> Response:
-        """Answers `{"attribution": ...}`."""
         body = request.read_json_object()
         model = self._context.models.get(body.get("model"), request)
         model.require_generative()

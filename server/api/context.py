@@ -45,7 +45,7 @@ class Context:
     started: int = field(default_factory=lambda: int(time.time()))
     """When the server started, in seconds since the epoch."""
     is_shared: bool = False
-    """Whether the server may have several users; then no user is shown another user's requests."""
+    """Whether there may be several users; then none is shown another's requests."""
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
     is_admin: Callable[[str], bool] = is_never_admin
@@ -65,8 +65,7 @@ class Context:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def require_manager(self, request: Request, what: str) -> None:
-        """Raise ApiError 501 unless this server lets admins manage models, 403 unless the request's key is an
-        admin's."""
+        """ApiError 501 unless this server lets admins manage models, 403 unless the request's key is an admin's."""
         if self.library is None:
             raise ApiError(501, f"requests may not {what}: start the server with --manage-models and --admin-key")
         if not self.is_admin(request.key_id):

@@ -2,7 +2,7 @@
 
 All three compute the same and differ in the answer's shape. `/embedding` answers one string with an object (as
 llama-server did in 2024), several with a list; `/embeddings` always answers with that list; `/v1/embeddings` has
-OpenAI's shape. Vectors are cut and normalised here, not on the engine's thread, which goes on computing meanwhile.
+OpenAI's shape. Vectors are cut and normalised here, not on the engine's thread.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def normalise(row: array, kind: int) -> array:
 
 
 def _compute_p_norm(row: array, p: int) -> float:
-    """The p-norm. The largest number is factored out, so that high powers stay finite."""
+    """The largest number is factored out, so that high powers stay finite."""
     largest = max(map(abs, row))
     return largest * sum((abs(number) / largest) ** p for number in row) ** (1.0 / p) if largest else 0.0
 

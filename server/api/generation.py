@@ -63,8 +63,7 @@ class TextHandler:
     def read(
         self, model: Model, request: Request, body: dict[str, Any], digest: str, arrival: Arrival
     ) -> TextRequest | Response:
-        """Read a body for a model: the tasks and the form of the answer. A dialect may answer at once with a
-        Response."""
+        """Read a body for a model. A dialect may answer at once with a Response."""
         model.require_generative()
         files = Files(model, request)
         asked = self._dialect.read(Incoming(self._context, model, body, files, request.owner, digest, arrival))
@@ -85,7 +84,7 @@ class TextHandler:
     def _make_early_stream(
         self, make: Callable[..., EarlyStream], ticket: Ticket, request: Request, n_bytes: int
     ) -> EventStream:
-        """A stream that begins before its model is loaded. If it is to outlive its connection, it gets a ticket of its
+        """A stream that begins before its model is loaded. One that may outlive its connection has a ticket of its
         own."""
         place = max(self._context.models.place(ticket.entry), 1)
         headers = {"X-Queue-Position": str(place), "Content-Type": self._dialect.stream_type}
@@ -105,7 +104,6 @@ class TextHandler:
         return self._context.recordings.begin(request, conversation, make_lasting, headers)
 
     def answer(self, asked: TextRequest, request: Request) -> Response | EventStream:
-        """Run the tasks and answer, as a stream or whole."""
         reply = self._dialect.reply(self._context, asked)
         place = max(asked.model.queue_position, asked.arrival.place)
         headers = {"X-Queue-Position": str(place), **self._dialect.headers(asked.warnings)}
@@ -165,7 +163,7 @@ class Generation:
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:
         """Submit the tasks and yield their `Results`; leaving the block frees the engine. The tasks are cancelled when
-        the client disconnects, and finished by POST /v1/abort with the id of the request or of the answer."""
+        the client disconnects, and finished by POST /v1/abort."""
         request = self._request
         request.require_client(self._stream)
         with (
@@ -226,7 +224,6 @@ class Generation:
                 self._recorder.add(self._case)
 
     def collect(self, answer_id: str) -> list[Answer]:
-        """Run the tasks to their end, and return all answers."""
         answers = [Answer(task) for task in self._tasks]
         with self.run(answer_id) as results:
             for message in results:
@@ -339,7 +336,6 @@ class EarlyStream:
         return True
 
     def close(self) -> None:
-        """See `Stream`."""
         self._stack.close()
 
     def _iterate(self) -> Generator[bytes, None, None]:
@@ -362,8 +358,8 @@ class EarlyStream:
             yield self._fail(error)
 
     def _report_progress(self) -> Iterator[bytes]:
-        """Report how far the loading is when that has changed, and every few seconds anyway: sending is how a
-        disconnected client is noticed."""
+        """Report how far the loading is when that has changed, and every few seconds: only sending detects some
+        disconnected clients."""
         start = t_told = time.monotonic()
         before = None
         while not self._models.wait(self._ticket, LOOK_S):

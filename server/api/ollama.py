@@ -120,7 +120,6 @@ class OllamaHandlers:
         return make_json_response({"embedding": vectors[0] if vectors else []}, headers=make_warning_header(warnings))
 
     def refuse(self, request: Request) -> Response:
-        """Refuses to create, copy or push models."""
         raise ApiError(
             501,
             "this server doesn't create, copy or push models; a section of --models-preset adds a model under another "
@@ -157,7 +156,6 @@ class OllamaHandlers:
 
 
 def format_iso_time(seconds: float) -> str:
-    """A time in Ollama's format."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 

@@ -1,8 +1,8 @@
 """POST /rerank and its aliases: scores how well documents answer a query. Runs on a connection thread.
 
 Each document becomes one input of the embedding context with the pooling "rank": the model's classification head
-computes a score. Encoders read query and document with separators between them. Generative rerankers have a template in
-their metadata, with `{query}` and `{document}` in it. Documents in `texts` are answered in the shape of Hugging Face's
+computes a score. Encoders read query and document with separators between them. Generative rerankers have a template
+with `{query}` and `{document}` in their metadata. Documents in `texts` are answered in the shape of Hugging Face's
 server, documents in `documents` in Jina's and Cohere's.
 """
 
@@ -109,7 +109,6 @@ def rank_prompts(model: Model, query: str, texts: Sequence[str]) -> list[Prompt]
 
 
 def render_tokens(vocab: Vocab, template: str, query: str, text: str) -> list[int]:
-    """A reranker's own template with query and text filled in."""
     texts = {"{query}": (query, True), "{document}": (text, True)}
     segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
     return tokenize_segments(vocab, segments, "", wants_bos=False)

@@ -35,7 +35,6 @@ OLLAMA_PUBLIC = ("version", "tags")  # need no API key, like OpenAI's list of mo
 
 
 def make_routes(context: Context) -> list[Route]:
-    """One row per route. Public routes need no API key."""
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     running, models, library = RunningHandlers(context.running), ModelHandlers(context), LibraryHandlers(context)
@@ -187,7 +186,6 @@ def batch_routes(context: Context) -> list[Route]:
 
 
 def refuse_without_folder(request: Request) -> Response:
-    """Refuses requests for files and batches on a server without a folder for them."""
     raise ApiError(501, "this server keeps no files or batches: start it with --store-dir FOLDER")
 
 

@@ -88,7 +88,6 @@ class RunningHandlers:
 
 
 def _read_body(request: Request) -> tuple[dict[str, Any], str]:
-    """The body, and the id in it. ApiError 400 without one."""
     body: Any = request.read_json()
     id_ = body.get("id") if isinstance(body, dict) else None
     if not isinstance(id_, str) or not id_:

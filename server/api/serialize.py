@@ -1,6 +1,6 @@
 """Writes the engine's messages and settings as JSON. Runs on the thread that writes the answer.
 
-Except in `cache`, the fields have the names of llama-server's.
+Except in `cache`, the names of fields are llama-server's.
 """
 
 from __future__ import annotations

@@ -87,7 +87,6 @@ class TokenHandlers:
         return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
 
     def count(self, request: Request) -> Response:
-        """Counts the tokens of a chat's prompt."""
         body = request.read_json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
@@ -111,8 +110,8 @@ class TokenHandlers:
 
 
 def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request) -> int:
-    """The number of tokens of a prompt. Only the loaded model can decode files, so a prompt with files becomes a task
-    and waits its turn. ApiError 400 if a file can't be decoded or is too long."""
+    """The number of tokens of a prompt. Only the engine can decode files, so a prompt with files becomes a task and
+    waits its turn. ApiError 400 if a file can't be decoded or is too long."""
     if not prompt.media:
         return len(prompt.tokens)
     model = models.get(model.name, request)

@@ -1,5 +1,4 @@
-"""The dialect of POST /v1/audio/transcriptions and /v1/audio/translations. A form with a sound file is answered with
-text. Runs on a connection thread.
+"""The dialect of POST /v1/audio/transcriptions and /v1/audio/translations: the text of a sound file. Connection thread.
 
 The request becomes a chat: a user message with an instruction and the sound. Chat models don't report when something
 was said, so there are no subtitles and no timestamps.
@@ -68,7 +67,6 @@ def _read_value(part: Part, kind: type) -> Any:
 
 
 def read_transcription(incoming: Incoming, task: str) -> TextRequest:
-    """Read a request for the text of a sound."""
     model, body, files = incoming.model, incoming.body, incoming.files
     if not model.info.audio:
         raise ApiError(501, "this model can't hear: start the server with a model for audio and --mmproj FILE")
@@ -174,7 +172,6 @@ class TranscriptReply:
 
 
 def make_dialect(task: str) -> Dialect:
-    """The dialect for one kind of task, "transcribe" or "translate"."""
     return Dialect(
         partial(read_transcription, task=task),
         partial(TranscriptReply, task=task),

@@ -2,7 +2,7 @@
 
 Runs on a connection thread, which starts threads for the instances. An instance is the body for another route. Its
 field `@requestFormat` names the route by its path, or by a word made of the path ("chatCompletions"); without it the
-route follows from the fields. An error of one instance becomes the prediction of that instance.
+route follows from the fields. An error of an instance becomes its prediction.
 """
 
 from __future__ import annotations

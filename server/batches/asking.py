@@ -70,7 +70,6 @@ class Client(Presence):
         return super().on_disconnect(on_gone, on_end)
 
     def leave(self) -> None:
-        """Stop the line's request."""
         self._leave()
 
 

@@ -43,8 +43,6 @@ log = get_logger("batches")
 
 @record(frozen=True)
 class Asked:
-    """A client's request for a batch."""
-
     key_id: str
     file: File
     endpoint: str
@@ -170,7 +168,6 @@ class Batch:
         self._turn(IN_PROGRESS, VALIDATING)
 
     def fail(self, faults: Sequence[Fault]) -> None:
-        """End the batch because of these faults."""
         data = [{"code": fault.code, "message": fault.message, "param": None, "line": fault.line} for fault in faults]
         self._end(FAILED, errors={"object": "list", "data": data})
 

@@ -170,7 +170,7 @@ class Files:
         return True
 
     def open(self, id_: str) -> BinaryIO:
-        """Open a file's content. ApiError 404 if it was deleted."""
+        """ApiError 404 if the content was deleted."""
         try:
             return open(self.make_path(id_), "rb")
         except OSError:

@@ -127,7 +127,7 @@ class AnswerFile:
 
 
 def lock(descriptor: int, path: Path) -> None:
-    """Lock a file for this process until it is closed. Raises Busy."""
+    """Lock a file for this process until it is closed, except on Windows. Raises Busy."""
     try:
         import fcntl
     except ImportError:  # Windows

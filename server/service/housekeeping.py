@@ -85,7 +85,6 @@ class Housekeeping:
             signal.signal(signal.SIGUSR1, lambda *_: self._must_print.set())
 
     def report(self, state: str) -> None:
-        """Report a new state: ready or stopping."""
         self._state = state
         try:
             self._write(state)
@@ -104,7 +103,6 @@ class Housekeeping:
         self.tick()
 
     def tick(self) -> None:
-        """Do what has become due since the last call."""
         self._keys.refresh()
         if self._must_print.is_set():
             self._must_print.clear()
@@ -133,7 +131,6 @@ class Housekeeping:
             self._notifier.send(READY=1)
 
     def close(self) -> None:
-        """Remove the files, and ignore SIGUSR1."""
         self._files.remove()
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Access control: API keys, the Host header (DNS rebinding), the Origin header (CORS and cross-site writes).
 
-Connection threads call these functions. They decide from header values alone and raise `ApiError`; `connection.py`
-writes the answer. Everything is immutable except for `KeyRing`, whose `replace` swaps its table of keys."""
+Connection threads run the checks, which decide from header values alone and raise `ApiError`. Everything is immutable
+except for `KeyRing`, whose `replace` swaps its table of keys."""
 
 from __future__ import annotations
 

@@ -264,7 +264,6 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         return make_error_response(error, self.server.router.find_error_shape(path))
 
     def _check_head(self, exchange: Exchange) -> None:
-        """Check framing, target, method, Host and Origin; ApiError."""
         head = exchange.head
         exchange.framing = read_body_framing(head, self.server.limits)
         authority, exchange.path, exchange.query = split_target(head.target)
@@ -460,7 +459,6 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
 @lru_cache(maxsize=1)
 def format_date(second: int) -> str:
-    """A `Date` header's value for this second since 1970."""
     return formatdate(second, usegmt=True)
 
 

@@ -292,7 +292,7 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port that the server listens on; 0 if there are only UNIX sockets."""
+        """0 if there are only UNIX sockets."""
         return self._port
 
     @property
@@ -306,7 +306,6 @@ class HttpServer:
 
     @property
     def socket_paths(self) -> list[str]:
-        """The paths of the UNIX sockets that the server listens on."""
         return [host for host in self.hosts if host.endswith(".sock")]
 
     def _make_url(self, host: str) -> str:
@@ -318,7 +317,6 @@ class HttpServer:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the server."""
         return all(map(is_local, self.hosts))
 
     @property

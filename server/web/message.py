@@ -176,8 +176,8 @@ class EventStream:
     An empty first chunk sends the head at once. `chunks.close()` is always called, also when the client has left.
 
     If `chunks` has a method `divert(writer)`, it is called after the first chunk. Then, while the iterator waits in
-    `next`, any thread may send chunks with `writer.offer` (`server/web/http1/direct.py`). If an offer was not sent
-    completely, the iterator calls `writer.drain` before it goes on."""
+    `next`, any thread may send chunks with `writer.offer`. If an offer was not sent completely, the iterator calls
+    `writer.drain` before it goes on."""
 
     chunks: Iterable[bytes]
     headers: dict[str, str] = field(default_factory=dict)
@@ -193,7 +193,6 @@ class Items:
     n_at_once: int = 1
 
     def encode(self) -> bytes:
-        """The list as JSON."""
         values, parts = iter(self.values), []
         while some := list(islice(values, self.n_at_once)):
             parts.append(to_json(some)[1:-1])

@@ -3,9 +3,9 @@
 A request with a body is watched from the end of its body to the end of its answer, also while the handler computes. A
 call that can't be interrupted (the tokenizer in C) runs on; its result is dropped.
 
-A client that ends its sending side may have closed the connection, or may still wait for its answer (HTTP allows that).
-A stream finds out by writing. While a plain answer is computed, such a client counts as gone, unless the server has
-`half_close`. Not taken: an interim answer (100) as a probe; old proxies can't handle it.
+A client that ends its sending side may have closed the connection, or may still wait for its answer. A stream finds out
+by writing. While a plain answer is computed, such a client counts as gone, unless the server has `half_close`. Not
+taken: an interim answer (100) as a probe; old proxies can't handle it.
 """
 
 from __future__ import annotations

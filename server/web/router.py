@@ -82,7 +82,6 @@ class Router:
         return methods + ["HEAD"] * ("GET" in methods and "HEAD" not in methods) + ["OPTIONS"]
 
     def find_error_shape(self, path: str) -> ErrorShape:
-        """The shape of errors for requests to this path."""
         node, _ = self._find(path)
         return make_error_body if node is None else next(iter(node.routes.values())).error_shape
 

@@ -110,7 +110,6 @@ def download_event(download: Download) -> dict[str, Any]:
 
 
 def reason_of(download: Download) -> dict[str, str]:
-    """The reason of a failed download, else nothing."""
     return {"reason": download.reason} if download.reason else {}
 
 
@@ -132,8 +131,8 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
 
 
 def make_progress_json(download: Download) -> dict[str, Any]:
-    """The progress of one file. Clients draw a bar per digest. The file's real digest is unknown until it has been
-    read, so this one is a hash of its name."""
+    """The progress of one file. Clients draw a bar per digest. The file's real digest isn't known yet; this one is a
+    hash of its name."""
     if not download.file:
         return {"status": "pulling manifest"}
     digest = hashlib.sha256(download.file.encode("utf-8", "replace")).hexdigest()

@@ -74,7 +74,6 @@ def format_labels(model: str, **others: str) -> str:
 
 
 def format_refused(numbers: dict[str, int]) -> Iterable[str]:
-    """The lines about refused requests, one for each reason."""
     name = f"{PREFIX}requests_refused_total"
     yield f"# HELP {name} Requests that were refused, by reason.\n# TYPE {name} counter\n"
     for reason in REASONS:

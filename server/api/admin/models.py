@@ -28,7 +28,6 @@ class ModelHandlers:
         self._context = context
 
     def list(self, request: Request) -> Response:
-        """Lists the models that the key may use."""
         entries = self._context.models.list_seen_by(request.key_id)
         return make_json_response(
             {
@@ -149,7 +148,6 @@ def read_name(request: Request) -> tuple[dict[str, Any], str]:
 
 
 def event_of(entry: Entry, value: str, **more: object) -> bytes:
-    """The event that a model is in this state now."""
     return sse.encode_event({"model": entry.name, "event": "model_status", "data": {"status": value, **more}})
 
 

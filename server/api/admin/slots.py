@@ -24,7 +24,6 @@ class SlotHandlers:
         self._context = context
 
     def act(self, request: Request) -> Response:
-        """Do what `action` in the query says, and return the result."""
         body = request.read_json() if request.body else {}
         named = body.get("model") if isinstance(body, dict) else None
         model = self._context.models.get(request.query.get("model") or named, request)

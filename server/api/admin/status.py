@@ -84,8 +84,7 @@ class StatusHandlers:
         return make_json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def check_live(self, request: Request) -> Response:
-        """Answers 200 while this process can answer. No other trouble is a reason to restart it and
-        lose running requests."""
+        """Always 200: no other trouble is a reason to restart the process and lose running requests."""
         return make_json_response({"status": "ok"})
 
     def check_ready(self, request: Request) -> Response:
@@ -104,7 +103,6 @@ class StatusHandlers:
         return make_json_response({"status": "ok"})
 
     def show_props(self, request: Request) -> Response:
-        """The server's settings, and the defaults of request fields."""
         context = self._context
         models, name = context.models, request.query.get("model")
         if models.lone is None and not name:

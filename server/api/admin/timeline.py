@@ -19,7 +19,7 @@ JUST_NOW = 0.01  # seconds; the least `to` of a span that has ended, because 0 m
 
 
 class TimelineHandler:
-    """Handles the route. Answers 501 where slots are hidden."""
+    """Answers 501 where slots are hidden."""
 
     def __init__(self, context: Context) -> None:
         self._context = context

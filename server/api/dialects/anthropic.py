@@ -4,7 +4,7 @@ A message of a request is a list of blocks. It becomes one or more messages of a
 tool is a message of its own. In an answer, a new block begins where the model changes between thinking, text and calls.
 
 A stream begins as soon as prefill has begun, because its first event reports how much of the prompt was cached.
-`thinking` blocks have a signature because clients expect one; it signs nothing, and signatures in requests are ignored.
+`thinking` blocks have a constant signature because clients expect one; signatures in requests are ignored.
 """
 
 from __future__ import annotations
@@ -296,14 +296,12 @@ ROLES: dict[str, Callable[[list[Placed], Files], Iterator[Message]]] = {
 
 
 def read_content_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
-    """The content parts of a block: texts, and markers of images."""
     if block["type"] not in BLOCKS:
         raise make_block_error(block["type"], where)
     return BLOCKS[block["type"]](block, where, files)
 
 
 def read_text_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
-    """The part of a text block. ApiError 400 for other blocks."""
     if block["type"] != "text":
         raise make_block_error(block["type"], where)
     return [make_text_part(require_text(block, "text", where))]
@@ -339,7 +337,6 @@ def read_document_parts(block: Mapping[str, Any], where: str, files: Files) -> l
 
 
 def read_plain_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
-    """The parts of a block inside a document: text or image."""
     return (read_image_parts if block["type"] == "image" else read_text_parts)(block, where, files)
 
 

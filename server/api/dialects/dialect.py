@@ -1,6 +1,6 @@
 """The parts that every dialect has, and the collected form of an answer. `server.api.generation` uses them.
 
-Runs on connection threads (events of a stream also on the engine's reader thread).
+Runs on connection threads (events of a stream also on `engine-reader`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class Call:
 
     @property
     def arguments(self) -> str:
-        """The JSON text of all arguments."""
         return "".join(self.parts)
 
 
@@ -143,8 +142,6 @@ class Waiting:
 
 @record(frozen=True)
 class Dialect:
-    """The functions and settings that make up a dialect."""
-
     read: Callable[[Incoming], TextRequest | Response]
     """Checks a body and makes the tasks; returns a Response where the model has nothing to write."""
     reply: Callable[[Context, TextRequest], Reply]

@@ -1,7 +1,7 @@
 """`echo` with `logprobs` in /v1/completions: the probabilities of the prompt's tokens. Runs on a connection thread.
 
-Evaluation programs compare texts with it: they send a prompt, ask for at most one new token, and add up the log
-probabilities of the part they are interested in. So every token has an entry, even those without text (BOS, EOS).
+Evaluation programs send a prompt, ask for at most one new token, and add up the log probabilities of a part of the
+prompt. So every token has an entry, even those without text (BOS, EOS).
 """
 
 from __future__ import annotations

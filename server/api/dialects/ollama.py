@@ -1,8 +1,8 @@
 """The dialect of POST /api/chat, for Ollama's clients: answers are lines of JSON. Runs on connection threads.
 
-The module also has what /api/generate shares with it (see `ollama_generate`). Tool calls in requests may lack ids: this
-module makes those that templates need, and matches results to calls by name and order. Arguments of calls are JSON
-objects, so a call is sent only when it is complete, and never if it was cut off.
+`ollama_generate` uses parts of it. Tool calls in requests may lack ids: this module makes those that templates need,
+and matches results to calls by name and order. Arguments of calls are JSON objects, so a call is sent only when it is
+complete, and never if it was cut off.
 """
 
 from __future__ import annotations
@@ -252,7 +252,6 @@ def read_call(call: object, where: str, number: int) -> Message:
 
 
 def make_chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
-    """The part of a line of /api/chat: a message."""
     message: Message = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
@@ -352,8 +351,7 @@ class OllamaReply:
         return result
 
     def _make_numbers(self, final: Final | None, tokens: list[int]) -> Message:
-        """The counts and times (ns) of the last line. Time that isn't spent on tokens is called loading, though it may
-        also be time in the queue."""
+        """The counts and times (ns) of the last line. All other time counts as loading, also time in the queue."""
         assert final is not None
         timings = final.timings
         prompt_ns, eval_ns = int(timings.prompt_ms * NS_PER_MS), int(timings.predicted_ms * NS_PER_MS)

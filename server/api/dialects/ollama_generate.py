@@ -140,7 +140,6 @@ def put_behind(context: object, prompt: Prompt, model: Model) -> Prompt:
 
 
 def generate_part(text: str, thinking: str, calls: list[Message]) -> Message:
-    """The part of a line of /api/generate: a text, no calls."""
     return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 

@@ -293,7 +293,7 @@ class TokenPlaces:
 
     Tokens come before their text does: half a character, or what may become a stop word, is held back, and a stop word
     is never sent. Control tokens, such as EOS, have no text. They are kept for `rest` if the text follows an echoed
-    prompt of `n_echoed` characters, since then every token has an entry.
+    prompt of `n_echoed` characters: then every token has an entry.
 
     If the markers of calls and reasoning were removed from the text (`is_parsed`), it is searched for in the text of
     the tokens. That includes the control tokens in `preserved`.

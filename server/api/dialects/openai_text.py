@@ -51,7 +51,6 @@ def read_text(incoming: Incoming) -> TextRequest:
 
 
 def make_prompt_between(model: Model, values: Mapping[str, Any], is_judged: bool) -> Prompt:
-    """The prompt for the text between `prompt` and `suffix`."""
     if not isinstance(values["prompt"], str):
         raise ApiError(400, f"prompt: {str(values['prompt'])[:40]!r} is not a string; `suffix` needs one")
     if is_judged:

@@ -135,7 +135,6 @@ class Item:
         return {**item, "encrypted_content": seal(self.text)} if self.is_sealed and not is_begun else item
 
     def make_part(self) -> dict[str, Any]:
-        """The part that holds the text."""
         part: dict[str, Any] = {"type": self.kind.part, "text": self.text}
         return {**part, "annotations": [], "logprobs": self.logprobs} if self.kind is MESSAGE else part
 
@@ -232,7 +231,6 @@ class EventWriter:
         return before + encode_basestring(text).encode("utf-8", "replace") + behind % (self._number - 1)
 
     def close(self, status: str) -> bytes:
-        """End the open item with this status."""
         item, self._open = self._open, None
         if item is None:
             return b""
@@ -250,7 +248,6 @@ class EventWriter:
         return events + self._write_event("response.output_item.done", output_index=index, item=item.as_json())
 
     def end(self, response: Mapping[str, Any]) -> bytes:
-        """The last event, with the whole response."""
         return self._write_event(LAST_EVENTS.get(response["status"], "response.incomplete"), response=response)
 
     def _write_state(self, name: str, status: str) -> bytes:
@@ -367,7 +364,6 @@ def find_earlier_records(context: Context, key_id: str, id_: str) -> list[dict[s
 
 
 def items_of_record(found: Mapping[str, Any]) -> list[Any]:
-    """The items of a stored response: its input, then its output."""
     return [*found["input"], *found["response"]["output"]]
 
 

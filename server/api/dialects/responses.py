@@ -194,7 +194,6 @@ def read_fields(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> None:
-    """ApiError 400 if `metadata` has too many or too long entries."""
     if len(metadata or {}) > MAX_PAIRS:
         raise ApiError(400, f"metadata: at most {MAX_PAIRS} pairs are allowed")
     for name, value in (metadata or {}).items():

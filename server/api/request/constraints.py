@@ -68,7 +68,6 @@ class Wanted:
 
     @property
     def is_schema(self) -> bool:
-        """Whether the value is a JSON schema."""
         return self.kind == SCHEMA
 
 

@@ -1,8 +1,8 @@
 """Images and sound in requests: makes a `Media` from base64, a data: URL, a file of `--media-path` or a network URL.
 
-Connection thread. A wrong file is refused here if that can be seen without decoding it. The error names its place in
-the request, such as `messages[1].content[0]`. The engine decodes files. Until a text is tokenised, a marker stands for
-each file in it. Markers can't be guessed, so a marker that a user types stays text.
+Connection thread. A file is checked here by its header, and decoded by the engine. An error names its place in the
+request, such as `messages[1].content[0]`. Until a text is tokenised, a marker stands for each file in it. Markers can't
+be guessed, so a marker that a user types stays text.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds
 class Files:
     """The files of one request, in the order in which they were found. The methods `add_*` return the marker of a file.
 
-    Their bytes count into the bound on the memory of all requests (`server.memory`). A file that occurs twice is read
-    once. Files from the disk or network may have `--max-body` bytes together. Before each file the request ends if the
-    client has left.
+    Their bytes count into the memory of all requests (`server.memory`). A file that occurs twice is read once. Files
+    from the disk or network may have `--max-body` bytes together. Before each file the request ends if the client has
+    left.
     """
 
     model: Model

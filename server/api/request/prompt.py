@@ -73,7 +73,7 @@ def read_prompts(
     require_room: Callable[[int], None],
     image_data: object = None,
 ) -> tuple[list[Prompt], bool]:
-    """All prompts, and whether they came as a list, so that the answer is a list, too. `require_room` gets their number
+    """All prompts, and whether they came as a list, which the answer then is as well. `require_room` gets their number
     before they are tokenised, and may refuse it.
 
     A list of strings and ids is one prompt. A list that contains lists or objects is a list of prompts. A list of
@@ -105,8 +105,6 @@ def _read_one(prompt: object, vocab: Vocab, add_special: bool, files: Files, whe
 
 
 def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
-    """The prompt made of texts and indexes of files."""
-
     def tokenize(segments: list[tuple[str, bool]]) -> list[int]:
         return vocab.tokenize("".join(text for text, _ in segments), False, True)
 

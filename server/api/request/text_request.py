@@ -1,7 +1,6 @@
 """A checked request for text in any dialect: its tasks for the engine, and what the reply needs.
 
-Connection thread. A dialect reads its own form of prompt and its own fields. `make_text_request` does the rest, which
-is the same for all dialects.
+Connection thread. A dialect reads its prompt and fields; `make_text_request` does the rest, which all dialects share.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class Arrival:
 
 @record
 class Incoming:
-    """A request for a dialect to read: its JSON, the model that it names, the collection of its images and sounds, and
-    its owner. `body_sha256` is the hash of the body's bytes, "" without --record."""
+    """A request for a dialect to read. `files` collects its images and sounds. `body_sha256` is the hash of the body's
+    bytes, "" without --record."""
 
     context: Context
     model: Model
@@ -92,7 +91,6 @@ class TextRequest:
         return self.new_parser is not None
 
     def prompt_of(self, id_task: int) -> Prompt:
-        """The prompt of a task."""
         index = next(i for i, task in enumerate(self.tasks) if task.id == id_task)
         return self.prompts[index // self.n]
 

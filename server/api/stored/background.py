@@ -141,8 +141,6 @@ class Run:
 
 
 class Runs:
-    """The running background responses, by their ids."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()  # protects _runs
@@ -196,7 +194,6 @@ class ResponseHandler(TextHandler):
         self._runs = runs
 
     def answer(self, asked: TextRequest, request: Request) -> Response | EventStream:
-        """See `TextHandler`."""
         exchange: Exchange = asked.own
         if not exchange.is_background:
             return super().answer(asked, request)

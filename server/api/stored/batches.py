@@ -71,5 +71,4 @@ class BatchHandlers:
 
 
 def _choose_age(said: Any) -> int:
-    """Seconds after which the files of a batch are deleted."""
     return MAX_AGE_S if said is None else read_age(said.get("anchor"), said.get("seconds"))

@@ -53,8 +53,8 @@ def compute_sums(notes: Sequence[Note]) -> dict[str, Any]:
 
 
 def find_hints(notes: Sequence[Note]) -> list[dict[str, Any]]:
-    """Places where most requests to a model differ from the cache, so that its rest is lost each time. The most
-    expensive place comes first. `notes` has the newest request first."""
+    """Places where most requests to a model differ from the cache, so that the rest of the cached text is lost each
+    time. The most expensive place comes first. `notes` has the newest request first."""
     n_asked: dict[str, int] = {}
     places: dict[tuple[str, str | None, int], list[dict[str, Any]]] = {}
     for note in notes:

@@ -56,7 +56,6 @@ class ConversationHandlers:
         return CONVERSATION.reply(self._find(request)["conversation"], body)
 
     def delete(self, request: Request) -> Response:
-        """Delete it with its items."""
         id_ = request.params["id"]
         if not id_.startswith("conv_") or not self._context.stored.delete(id_, request.key_id):
             raise make_unknown_error(id_)

@@ -83,7 +83,6 @@ class FileHandlers:
 
 
 def read_form(parts: Sequence[Part]) -> tuple[Part, dict[str, str]]:
-    """The file and the fields of a form. ApiError 400."""
     files = [part for part in parts if part.is_file]
     if len(files) != 1 or files[0].name != "file":
         raise ApiError(400, "file: exactly one file is required in the form")

@@ -1,15 +1,14 @@
 """Resumable streams: their bytes are kept for a while, so that a client can continue after its connection broke.
 
 If a request for a stream has the header `X-Conversation-Id`, a thread `stream` writes the answer into a `Recording`,
-and the connection only reads from it. A broken connection therefore doesn't end the answer, and GET /v1/stream
-continues at any byte. Routes, header and fields are llama-server's. Of each conversation of a key, only the latest
-stream is kept.
+and the connection only reads from it. A broken connection doesn't end the answer, and GET /v1/stream continues at any
+byte. Routes, header and fields are llama-server's. Of each conversation of a key, only the latest stream is kept.
 
 There are bounds on the number of streams, their bytes (a long stream loses its beginning), their age after the end, and
 the time that a stream is written without a reader.
 
 Way not taken: event ids and `Last-Event-ID`. Not every dialect sends server-sent events, and a connection may break
-inside an event, while a client always knows how many bytes it has received.
+inside an event. A client always knows how many bytes it has received.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class Recording:
 
     @property
     def n_bytes(self) -> int:
-        """The number of bytes written so far, including those no longer kept."""
+        """Bytes written so far, including those no longer kept."""
         return self._n_lost + len(self._data)
 
     def begin(self, source: Source) -> None:
@@ -86,7 +85,6 @@ class Recording:
             source.finish()
 
     def finish(self) -> None:
-        """End the answer with the text so far. Any thread may call this."""
         with self._changed:
             self._is_finished, source = True, self._source
         if source is not None:
@@ -187,7 +185,6 @@ class Reader:
         return data
 
     def close(self) -> None:
-        """Called when the connection has ended."""
         self._stack.close()
 
     def _leave(self) -> None:
@@ -310,7 +307,7 @@ class StreamHandlers:
         self._recordings = recordings
 
     def read(self, request: Request) -> EventStream:
-        """The stream from the byte `from` on, as far as it has got and as it continues."""
+        """The stream from the byte `from` on."""
         recording = self._recordings.find(request.key_id, self._read_id(request))
         text = request.query.get("from", "0")
         if not OFFSET.fullmatch(text):
@@ -319,12 +316,11 @@ class StreamHandlers:
         return EventStream(Reader(recording, request, int(text), is_late=True), dict(recording.headers))
 
     def stop(self, request: Request) -> Response:
-        """End a stream with its text so far, and forget it. It is no error if there is none."""
+        """It is no error if there is no stream."""
         self._recordings.stop(request.key_id, self._read_id(request))
         return Response(204)
 
     def look_up(self, request: Request) -> Response:
-        """Tells which of these conversations have a stream."""
         body: Any = request.read_json_object()
         ids = body.get("conversation_ids")
         if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):

@@ -33,8 +33,6 @@ LOST = {"code": "server_error", "message": "the server ended before this respons
 
 
 class ResponseHandlers:
-    """Handlers of these routes, for stored responses and for running ones in the background."""
-
     def __init__(self, context: Context, runs: Runs) -> None:
         self._context = context
         self._runs = runs
@@ -80,7 +78,6 @@ class ResponseHandlers:
         return make_json_response(make_page(request, [*items, *own["input"]]))
 
     def count(self, request: Request) -> Response:
-        """Counts the tokens of a request's prompt."""
         body = request.read_json_object()
         models = self._context.models
         model = models.spell(body.get("model"), request)
@@ -99,7 +96,6 @@ class ResponseHandlers:
         return found
 
     def _require(self, request: Request) -> str:
-        """The id of an existing response. ApiError 404."""
         id_ = request.params["id"]
         if not id_.startswith("resp_") or self._context.stored.get(id_, request.key_id) is None:
             raise ApiError(404, f"there is no response {id_[:80]!r}")

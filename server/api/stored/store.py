@@ -2,11 +2,11 @@
 with it.
 
 Runs on connection threads, under a lock. The number, bytes and age of things are bounded. When the store is full, the
-API key with the most bytes loses its least recently used thing. In a folder each thing is a file that is written whole
-or not at all, readable for this user only, and named after its id and the hash of its API key. Checksums find damaged
-files, which count as deleted.
+API key with the most bytes loses its least recently used thing. In a folder each thing is a file, written whole or not
+at all, readable for this user only, and named after its id and its API key's hash. Checksums find damaged files, which
+count as deleted.
 
-Way not taken: a database, which isn't needed because all look-ups are by id.
+Way not taken: a database. All look-ups are by id.
 """
 
 from __future__ import annotations

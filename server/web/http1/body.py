@@ -34,7 +34,6 @@ class Decoder:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the body decoded so far."""
         return self._n_taken + len(self.body)
 
     def take(self) -> bytearray:

@@ -32,7 +32,7 @@ class DirectWriter:
         self._rest = b""
 
     def offer(self, data: bytes) -> bool:
-        """Any thread: send `data` without waiting. False if some bytes are left; then `drain` must be called next.
+        """Any thread; see `Writer`.
 
         On an error nothing counts as sent: the connection's thread will get the same error and handle it.
         """
@@ -51,8 +51,7 @@ class DirectWriter:
         return not self._rest
 
     def drain(self) -> None:
-        """The connection's thread: send the bytes that are left, and wait for the client. ClientGone if it has left or
-        reads too slowly."""
+        """The connection's thread; see `Writer`. ClientGone if the client has left or reads too slowly."""
         rest, self._rest = self._rest, b""
         if rest:
             self._wire.send(rest)

@@ -28,7 +28,7 @@ PLAIN_ENCODINGS = ("binary", "8bit", "7bit")
 
 @record
 class Part:
-    """A field of a form: its name, whether it is a file, its bytes, and the client's name of that file."""
+    """A field of a form. `filename` is the client's name of a file."""
 
     name: str
     is_file: bool

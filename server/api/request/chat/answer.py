@@ -121,5 +121,4 @@ def _list_texts(value: object) -> Iterator[str]:
 
 
 def make_id(form: IdForm) -> str:
-    """A new id for a call."""
     return form.prefix + "".join(secrets.choice(LETTERS) for _ in range(form.n_letters))

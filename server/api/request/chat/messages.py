@@ -117,7 +117,6 @@ def check_messages(messages: object, files: Files | None = None) -> list[dict[st
 
 
 def require_few(n: int, field: str = "messages") -> None:
-    """ApiError 400 if the conversation in `field` has too many messages."""
     if n > MAX_MESSAGES:
         raise ApiError(400, f"{field}: {n} are too many, at most {MAX_MESSAGES} are allowed")
 

@@ -34,7 +34,6 @@ def one_of(known: Collection[str], value: object, where: str) -> str:
 
 
 def make_text_part(text: str) -> Part:
-    """A text as a part of a message."""
     return {"type": "text", "text": text}
 
 
