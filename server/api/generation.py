@@ -1,8 +1,8 @@
 """Runs requests for text: submits their tasks, and turns the engine's messages into events, streamed or collected.
 
-Runs on connection threads, and on the threads `stream` and `response` (`stored`). While a stream's connection thread
-sleeps, the thread `engine-reader` runs `feed` and writes the events (`Stream.divert`). Streamed and whole answers are
-made of the same events.
+Runs on connection threads, and on the threads `stream` and `response` (`server/api/stored`). While a stream's
+connection thread sleeps, the thread `engine-reader` runs `feed` and writes the events (`Stream.divert`). Streamed and
+whole answers are made of the same events.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class StartedStream:
 
 @record(eq=False)
 class Connection:
-    """The server's entry for one connection. The connection's thread replaces `sock` when TLS starts. The server's lock
+    """The server's entry for one connection. The connection thread replaces `sock` when TLS starts. The server's lock
     protects `is_idle` (the connection waits for a request, so `stop` may cut it at once) and `t_silent` (the time since
     which the client has sent no whole request head; None while a request is served)."""
 
@@ -150,7 +150,7 @@ class SharedState(Protocol):
         then read no further request."""
 
     def set_served(self, entry: Connection) -> None:
-        """Note that the connection has sent a request head."""
+        """Note that a whole request head has come."""
 
 
 NO_HEAD = Head("", "", (1, 1), Headers())

@@ -165,7 +165,7 @@ class Writer(Protocol):
         """Send without waiting. False if some bytes are left, which `drain` must send."""
 
     def drain(self) -> None:
-        """The connection's thread: send the bytes that are left."""
+        """The connection thread: send the bytes that are left."""
 
 
 @record

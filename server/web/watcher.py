@@ -8,7 +8,7 @@ Handlers wait for the engine, not for the socket. Without the watcher, a client 
 queued or in prefill would occupy a slot until its first token is written. Not taken: polling in each handler. That
 wakes hundreds of threads a second and detects nothing during a long call.
 
-A socket belongs to its connection's thread; the watcher only peeks at it. All selector calls happen on the watcher's
+A socket belongs to its connection thread; the watcher only peeks at it. All selector calls happen on the watcher's
 thread; other threads put changes into a queue and wake it. Once woken, it waits for `GATHER_S`. A request that is
 answered within that time isn't registered, and further requests don't wake the thread again."""
 
@@ -64,7 +64,7 @@ class Watcher:
     def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
         # Protects is_live of all watches, _changes, _thread, _is_stopped, _is_woken. Held while a socket is peeked at.
-        # A connection's thread drops its watch before it reads, and waits for this lock: if it read the bytes before
+        # A connection thread drops its watch before it reads, and waits for this lock: if it read the bytes before
         # the peek, the peek would block.
         self._lock = threading.Lock()
         self._changes: deque[_Watch] = deque()

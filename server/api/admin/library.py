@@ -70,7 +70,6 @@ class LibraryHandlers:
         return Response(200, b"", make_warning_header(OLLAMA_DELETE.list_unread(body)))
 
     def _require_library(self, request: Request) -> Library:
-        """The library. ApiError 501 on a server without one, 403 without an admin's key."""
         self._context.require_manager(request, "fetch or remove models")
         library = self._context.library
         assert library is not None

@@ -1,6 +1,6 @@
 """/health, /props, /slots: the server's state and settings. Runs on connection threads.
 
-Answers to GET are read from the engine's latest snapshot, so they don't wait for it.
+Answers to GET come from the engine's latest snapshot and don't wait for the engine.
 """
 
 from __future__ import annotations

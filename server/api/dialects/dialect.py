@@ -42,8 +42,8 @@ class Section:
 class Answer:
     """The answer of one task, collected from its events.
 
-    `tokens` and `probs` belong to the text. `judged` has the events of text, reasoning and calls from the
-    first with probabilities on. `sections` has texts, reasoning and calls in their order.
+    `tokens` and `probs` belong to the text. `judged` has the events of text, reasoning and calls, from the first one
+    that has probabilities on. `sections` has texts, reasoning and calls in their order.
     """
 
     task: Task

@@ -20,7 +20,6 @@ MAX_LETTER = 4  # most bytes of a character
 
 
 def read_infill(incoming: Incoming) -> TextRequest:
-    """POST /infill. ApiError 501 when the model has no fill-in-the-middle tokens."""
     model, body = incoming.model, incoming.body
     values, unread = (
         INFILL.read(body, {**model.defaults, "stream": incoming.context.options.is_2024}),
@@ -47,7 +46,8 @@ def read_infill(incoming: Incoming) -> TextRequest:
 def make_infill_prompt(
     model: Model, input_prefix: str, input_suffix: str, n_predict: int, begin: str = "", input_extra: object = ()
 ) -> Prompt:
-    """The fill-in-the-middle prompt. The answer continues the prefix and `begin`. ApiError 501 as above."""
+    """The fill-in-the-middle prompt. The answer continues the prefix and `begin`. ApiError 501 if the vocabulary lacks
+    a token for it."""
     vocab = model.vocab
     missing = [name for name in ("pre", "suf", "mid") if name not in vocab.fim]
     if missing:

@@ -35,7 +35,7 @@ MISSING = object()
 
 
 def read_completion(incoming: Incoming) -> TextRequest:
-    """Read POST /completion. Its `system_prompt` replaces the server's for all later requests."""
+    """Read POST /completion. Its `system_prompt` replaces the model's for all later requests."""
     model, body = incoming.model, incoming.body
     if body.get("system_prompt") is not None:
         model.set_system_prompt(body["system_prompt"])

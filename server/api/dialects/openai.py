@@ -296,7 +296,7 @@ class TokenPlaces:
     prompt of `n_echoed` characters: then every token has an entry.
 
     If the markers of calls and reasoning were removed from the text (`is_parsed`), it is searched for in the text of
-    the tokens. That includes the control tokens in `preserved`.
+    the tokens, including the control tokens in `preserved`.
     """
 
     def __init__(

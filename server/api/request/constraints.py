@@ -3,8 +3,8 @@
 
 Pure; connection threads. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it,
 because llama.cpp's parser overflows its stack on deep nesting. Parsed grammars, converted schemas and compiled regular
-expressions are cached. The modules that make and parse grammars are imported when they are first needed, or by
-`prepare` after the start: they would make it longer by a tenth.
+expressions are cached. The modules that make and parse grammars would add a tenth to the start's time. They are
+imported when first needed, or by `prepare` after the start.
 """
 
 from __future__ import annotations

@@ -465,8 +465,8 @@ def _without(field: Field, taken: set[str]) -> Field:
 
 
 class Body:
-    """The body of some routes: the fields of some tables, except those in `without`. If several tables have the same
-    name, the first one defines it."""
+    """The body of some routes: the fields of some tables, except those in `without`. If several tables have a field of
+    the same name, the first one counts."""
 
     def __init__(
         self, routes: tuple[str, ...], tables: tuple[tuple[Field, ...], ...], without: tuple[str, ...] = ()

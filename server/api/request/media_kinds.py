@@ -37,8 +37,8 @@ class BadFile(ValueError):
 @record(frozen=True)
 class Size:
     """An image's size from its header. `work` is the decoder's work, as a multiple of that for a plain image of the
-    same size. The file must have `n_least` bytes. `n_unpacked` is the number of bytes to which its data is unpacked, 0
-    if these are its pixels."""
+    same size. The file must have `n_least` bytes. `n_unpacked` is the number of bytes that its data unpacks to, if
+    these aren't just the pixels, else 0."""
 
     width: int
     height: int

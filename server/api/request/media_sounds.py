@@ -136,7 +136,7 @@ MAX_FRAME = max(FRAME_SIZES.values())
 
 
 def _make_plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
-    """All frames of the same kind as the first one. A number of frames in that is corrected if it is too high."""
+    """All frames of the same kind as the first one. If that claims too many frames, the number is corrected."""
     end = _find_tags(data, start)
     pieces: list[tuple[int, int]] = []
     kind, n_frames, seconds, n_stray, at = None, 0, 0.0, 0, start

@@ -1,4 +1,5 @@
-"""/v1/conversations: stored lists of items, which responses continue from and are added to. Runs on connection threads.
+"""/v1/conversations: stored lists of items. Responses continue from them and are added to them. Runs on connection
+threads.
 
 To a client, conversations of another key don't exist. A conversation can grow until the store is full.
 """

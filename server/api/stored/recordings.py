@@ -135,7 +135,8 @@ class Recording:
 
     def read(self, offset: int, is_open: Callable[[], bool]) -> bytes:
         """Wait for the next bytes from `offset` on; b"" at the end. Raises the stream's ApiError if it failed before
-        its first byte, and one with status 499 if the rest is lost or the reader has left (`is_open`)."""
+        its first byte, and one with status 499 if it failed later, if bytes are lost, or if the reader has left
+        (`is_open`)."""
         with self._changed:
             while is_open() and offset == self.n_bytes and not self.is_done:
                 self._changed.wait()
@@ -221,7 +222,7 @@ class Recordings:
         return EventStream(reader, {**headers, **recording.headers})
 
     def find(self, key_id: str, id_: str) -> Recording:
-        """The stream of a conversation. ApiError 404 if this key has started none."""
+        """The stream of a conversation. ApiError 404 if this key has none."""
         with self._lock:
             self._expire()
             recording = self._kept.get((key_id, id_))

@@ -1,8 +1,8 @@
 """Lets the thread that receives tokens from the engine write a stream itself, so that no token has to wake the
-connection's thread.
+connection thread.
 
-The connection's thread lends its socket to that thread, which serves all streams of an engine, and sleeps. An `offer`
-never waits. Bytes that the client's socket doesn't accept are kept, and the connection's thread wakes up to send them,
+The connection thread lends its socket to that thread, which serves all streams of an engine, and sleeps. An `offer`
+never waits. Bytes that the client's socket doesn't accept are kept, and the connection thread wakes up to send them,
 with its usual deadline. A lock in `server/engine/client/engine_client.py` prevents both threads from writing at the
 same time.
 
@@ -34,7 +34,7 @@ class DirectWriter:
     def offer(self, data: bytes) -> bool:
         """Any thread; see `Writer`.
 
-        On an error nothing counts as sent: the connection's thread will get the same error and handle it.
+        On an error nothing counts as sent: the connection thread will get the same error and handle it.
         """
         if not data:
             return True
@@ -51,7 +51,7 @@ class DirectWriter:
         return not self._rest
 
     def drain(self) -> None:
-        """The connection's thread; see `Writer`. ClientGone if the client has left or reads too slowly."""
+        """The connection thread; see `Writer`. ClientGone if the client has left or reads too slowly."""
         rest, self._rest = self._rest, b""
         if rest:
             self._wire.send(rest)
