@@ -219,7 +219,7 @@ def rows_of(result: Embedded) -> list[list[array]]:
 
 
 def normalise(row: array, kind: int) -> array:
-    """Scale a vector to length 1 in the norm `kind` (the values of `embd_normalize`). A zero vector stays as it is."""
+    """Scale a vector as `embd_normalize` says. A zero vector stays as it is."""
     if kind < 0:
         return row
     if kind == 0:

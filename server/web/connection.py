@@ -293,7 +293,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         memory.use(exchange.share)
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock), self.server.half_close)
         if head.method in METHODS_WITH_BODY:
-            exchange.presence.begin()  # requests without a body are answered at once and not watched
+            exchange.presence.begin()  # others are watched only inside `on_disconnect`
         request = Request(
             head.method,
             exchange.path,

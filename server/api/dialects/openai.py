@@ -1,7 +1,6 @@
 """The common part of OpenAI's chat and text dialects: fields, envelopes, chunks, usage. Runs on connection threads.
 
-Requests may have all native fields besides OpenAI's. The two dialects differ only in their choices, which a `Form`
-makes.
+Requests may have most native fields besides OpenAI's. A `Form` makes what differs between the two dialects.
 """
 
 from __future__ import annotations
