@@ -54,8 +54,8 @@ class Answer:
 class Client(Presence):
     """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
-    A line waits until the line before it has been submitted to the engine (`before`), so that they arrive in order.
-    `is_in` is set when this one has been submitted.
+    A line waits, at most `MAX_WAIT_S`, until the line before it has been submitted to the engine (`before`), so that
+    they arrive in order. `is_in` is set when this one has been submitted.
     """
 
     __slots__ = ("before", "is_in")

@@ -1,8 +1,8 @@
 """The rate limit: a token bucket for each API key, or for each address where no key is used. Connection threads.
 
 Requests whose method allows a body (POST and the like) are counted, before it is read, unless their route `is_free`.
-Any request with a wrong key counts for its address, so that guessing keys is slow. Memory is bounded: full buckets are
-forgotten, and beyond `N_BUCKETS` the buckets that have been unused for longest.
+Requests that are refused for their key count for their address, so that guessing keys is slow. Memory is bounded: full
+buckets are forgotten, and beyond `N_BUCKETS` the buckets that have been unused for longest.
 
 Not taken: sliding windows (they store every request), and trusting `X-Forwarded-For` (any client can write it).
 """
