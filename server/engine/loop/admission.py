@@ -1,6 +1,6 @@
-"""Starts waiting tasks on idle slots, with as much of the prompt as is already in a cache.
+"""Starts waiting tasks on idle slots.
 
-Engine thread only, between two batches. A task that can't be started fails here, without effect on the others.
+Engine thread only, between two batches. A task that can't be started fails here; the others go on.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Admission:
 
     def _make_room(self, task: Task) -> bool:
         """Drop a task from a full queue in favour of `task`; False if none may be dropped. A background task goes
-        first. Else the owner with the most waiting tasks loses the latest, so that no owner can keep the others out."""
+        first, else the latest task of the owner with the most, so that no owner can keep others out."""
         if task.in_background:
             return False
         waiting = self._waiting.get_last_in_background()
@@ -90,11 +90,11 @@ class Admission:
         return True
 
     def _give_way(self, task: Task) -> None:
-        """Fail a background task so that others can run."""
+        """Fail a background task."""
         self._state.fail(task.id, 503, "this background request was stopped to make room for others", reason=GAVE_WAY)
 
     def _make_way(self) -> None:
-        """Take background tasks off slots when others wait: those on wanted slots, and those that generated least."""
+        """Take background tasks off slots when others wait: those on wanted slots, then those that generated least."""
         behind = [slot for slot in self._state.busy if slot.run.task.in_background]
         if not (behind and self._waiting.n_awaited):
             return
@@ -161,7 +161,7 @@ class Admission:
                 free.remove(slot)
 
     def _tell_places(self) -> None:
-        """Tell each task with `progress` its place in the queue whenever that has changed."""
+        """Tell each task with `progress` its place in the queue if that has changed."""
         started = self._state.clock()
         if self._n_moves == self._waiting.n_moves or started < self._t_places:
             return
@@ -240,8 +240,8 @@ class Admission:
             self._answers.finish(slot, STOP_LIMIT)
 
     def _find_difference(self, task: Task, prompt: list[int], cached: list[int], is_whole: bool) -> Difference | None:
-        """Where the prompt first differs from the cached text (`Difference`); None if it doesn't. Counted from
-        the end, since tokens before it may be respelled."""
+        """Where the prompt first differs from the cached text; None if it doesn't. `at` is counted from the end, since
+        tokens before it may be respelled."""
         config = self._state.config
         can_reuse = task.cache_prompt and not config.exact and config.n_group == 1 and task.prompt_probs < 0
         found = find_first_difference(prompt, cached, can_reuse)

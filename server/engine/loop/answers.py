@@ -1,7 +1,7 @@
 """From logits to events: draw a token, turn it into text, check whether its task has ended.
 
-Engine thread only. The loop calls `draw` for each slot whose batch row has logits. The sampler chain draws; `text`
-decides how much of the text may be sent.
+Engine thread only. `evaluation` calls `draw` for each slot whose batch row has logits. The sampler chain draws; `text`
+and `phases` decide how much of the text may be sent.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ DRAWS_S, DRAW_S = 5.0, 0.2
 
 @record
 class Drawn:
-    """What one step draws for one task: `texts` and `probs` have an entry per token; `stop` says why the task ends (""
-    if it doesn't)."""
+    """What one step draws for one task. `texts` has an entry per token, as `probs` has if wanted; `stop` says why the
+    task ends ("" if it doesn't)."""
 
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -80,13 +80,13 @@ class Answers:
             run.next_token = drawn.tokens[-1]
 
     def redraw(self, slot: Slot, run: Run, rows: range) -> None:
-        """`draw` for rows whose tokens are known from before the engine's restart. The client has them already."""
+        """`draw` for rows whose tokens are known from before the engine's restart."""
         redraw_known(self._state, run, rows)
         if not self._has_room(slot, run):
             self.finish(slot, STOP_LIMIT)
 
     def _draw_rows(self, run: Run, row: int, draft: Sequence[int], drawn: Drawn) -> None:
-        """Draw from one row after the other until a token differs from the draft or ends the task."""
+        """Draw row by row until a token differs from the draft or ends the task."""
         n_probs, phases = run.task.sampling.n_probs, run.phases
         for i in range(len(draft) + 1):
             if phases is not None and (phases.is_waiting or phases.forced is not None):
@@ -139,10 +139,9 @@ class Answers:
         return not run.text.is_inside_character or run.n_decoded >= n_predict + MAX_TOKENS_TO_FINISH_CHARACTER
 
     def _has_room(self, slot: Slot, run: Run) -> bool:
-        """Whether the slot's context has room for one more token. A full context counts as room if it can be shifted,
-        which happens before the next step.
+        """Whether the slot's context has room for one more token, or can be shifted before the next step.
 
-        A context with images isn't shifted: a part of an image makes no sense to a model.
+        A context with images or sound isn't shifted, since a shift might cut one in two.
         """
         if len(slot.tokens) + run.layout.count_extra() < slot.n_ctx:
             return True
@@ -195,9 +194,8 @@ def take_token(state: EngineState, run: Run, token: int) -> str:
 
 
 def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], known: int | None = None) -> int:
-    """Draw the next token of a text whose grammar hasn't begun, or take the forced token. Its probabilities, if wanted,
-    are added to `probs`. In a resumed task the result is the `known` token, and the grammar begins where it did
-    before."""
+    """Draw the next token of a text whose grammar hasn't begun, or take the forced token. Wanted probabilities are
+    added to `probs`. In a resumed task the result is the `known` token, and the grammar begins where it did before."""
     sampler, n_probs = run.sampler, 0 if known is not None else run.task.sampling.n_probs
     if phases.forced is not None:
         token = phases.forced if known is None else known
@@ -255,19 +253,18 @@ MAX_LOGITS = 64 << 20  # bytes of logits for known tokens in one batch (libllama
 # ---- tasks resumed after a restart of the engine ---------------------------------------------------------------------
 
 # A resumed task goes through prompt and draws like any other, but while `Task.resume` has tokens left, these replace
-# the results of the draws. The draw itself is made from the same logits. So random numbers, mirostat, adaptive-p,
-# penalties and grammar come to the same state as before. The text is made in the same way and thrown away, since the
-# client has it. A full context is shifted at the same tokens.
+# the results of the draws. So random numbers, mirostat, adaptive-p, penalties and grammar come to the same state as
+# before. The text is made again but not sent. A full context is shifted at the same tokens.
 #
-# Known tokens travel as drafts do: as rows with logits behind the sequence's latest token. Not taken: putting all of
-# them behind the prompt and having the sampler skip random numbers. libllama has no such call, and not every stage
-# draws once per token.
+# Known tokens are evaluated like drafts: as rows with logits behind the sequence's latest token. Not taken: evaluating
+# them as part of the prompt and skipping random numbers. libllama has no such call, and not every stage draws once per
+# token.
 
 
 def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
     """Add known tokens to the spans of resumed tasks, as many as fit into the batch and the slot's context.
 
-    With `--exact` none are added, because each row has to be computed alone, as before the restart.
+    With `--exact` none are added, because each row has to be computed alone.
     """
     slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
     info = state.backend.info
@@ -303,15 +300,13 @@ def _is_within(run: Any) -> bool:
 
 
 def _list_known(slot: Slot, room: int) -> tuple[int, ...]:
-    """The known tokens after the latest one, `room` at most. The last known token is left out, because no known token
-    follows its row."""
+    """The known tokens after the latest one, `room` at most, without the last: no known token follows its row."""
     n = min(room, slot.n_ctx - len(slot.tokens) - 1, UNLIMITED if slot.positions is None else slot.positions.room - 1)
     return slot.run.task.resume[slot.run.n_decoded : -1][: max(n, 0)]
 
 
 def _go_on(run: Run) -> None:
-    """Move the times of the task's start and first token, so that its timings show the speed before the restart and not
-    that of the replay."""
+    """Move the times of the task's start and first token, so that its timings don't include the replay."""
     late = run.t_last - run.task.resume_ms / 1e3 - run.t_first
     run.t_start += late
     run.t_first += late

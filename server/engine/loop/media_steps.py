@@ -1,7 +1,7 @@
-"""Evaluates images and sound: chunks of embeddings, between the batches of text. Engine thread only.
+"""Evaluates the chunks of images and sound, between the batches of text. Engine thread only.
 
-A batch of libllama has tokens or embeddings, not both. Some models also need attention without a causal mask for an
-image, which applies to a whole batch. So a chunk has a decode of its own. After its batch of text, a step of the loop
+A batch of libllama has tokens or embeddings, not both. Some models need attention without a causal mask for images, and
+the mask applies to a whole batch. So a chunk has a decode of its own. After its batch of text, a step of the loop
 encodes one chunk or decodes one, for the slot whose task came first.
 """
 
@@ -36,8 +36,8 @@ class MediaSteps:
         self._slot: Any = None  # the Slot of the planned work
 
     def free_projector(self) -> bool:
-        """Whether the projector is free for other work. It isn't while it has an encoded chunk that a slot has yet to
-        decode. An encoding that no slot waits for is dropped."""
+        """Whether the projector is free for other work: it holds no encoded chunk that a slot has yet to decode. An
+        encoding that no slot waits for is dropped."""
         if self._encoded is not None and any(slot.chunk is self._encoded for slot in self._state.running):
             return False
         self._encoded = None
@@ -67,7 +67,7 @@ class MediaSteps:
             self._state.drop(slot, keep_cache=False)
 
     def _decode(self, slot: Slot, chunk: Chunk) -> None:
-        """Decode a chunk into the cache, all or nothing; then go on as with other prompt rows."""
+        """Decode a whole chunk into the cache; then go on as with other prompt rows."""
         state = self._state
         start = len(slot.tokens)
         is_last = start + len(chunk.ids) == len(slot.run.prompt)

@@ -1,15 +1,14 @@
 """Keeps the generating slots of a split cache side by side, by exchanging sequences with idle slots.
 
 Engine thread only, between two steps. llama.cpp computes sequences with consecutive numbers in one micro-batch; each
-gap among them begins another one, which reads all weights once more. So a slot at the edge and an idle one in a gap
-exchange their sequences, which takes microseconds per token. A slot keeps its number; only `Slot.seq` changes.
+gap among them begins another one, which reads all weights again. So a generating slot at the edge and an idle one in a
+gap exchange their sequences, which takes microseconds per token. A slot keeps its number; only `Slot.seq` changes.
 
-A new task might fill a gap soon, and a text might end soon. So a move waits until the gaps have cost as much time as
-the move will: at most half of the time is wasted.
+A new task might soon fill a gap, or a text end. So a move waits until the gaps have cost as much time as the move
+takes. That costs at most twice as much as the best choice in hindsight.
 
-Not moved: a sequence that would take longer than `--max-stall-ms`, and sequences that a draft model knows by their
-number. Not taken: waiting a fixed number of steps, which is too long for short texts and large steps, and too short for
-long texts and small ones.
+The moves of one step take at most `--max-stall-ms`. Nothing is moved with a draft model, which knows sequences by their
+numbers. Not taken: waiting a fixed number of steps, whatever steps and moves cost.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ class Ranks:
         self._s_per_token = S_PER_TOKEN
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
-        """Add up what the gaps cost, from the time of a generating step. Each micro-batch reads the weights, which is
-        most of its time."""
+        """Add what the gaps cost in a generating step. Its micro-batches count the same, since reading the weights is
+        most of their time."""
         seqs = sorted(span.seq for span in spans)
         n_parts = 1 + sum(after - before > 1 for before, after in zip(seqs, seqs[1:]))
         self._lost_s = self._lost_s + seconds * (n_parts - 1) / n_parts if n_parts > 1 else 0.0
 
     def close_up(self) -> None:
-        """Before a step: make the moves that are worth their time by now, the cheapest first."""
+        """Before a step: make the moves that are worth their time, the cheapest first."""
         if not self._is_on or not self._lost_s:
             return
         generating = [slot for slot in self._state.running if slot.run.next_token is not None]

@@ -1,8 +1,8 @@
 """The engine's loop: receive -> run commands -> admit -> plan -> guess -> decode -> draw -> flush. It owns the backend.
 
 `run` runs on the main thread of the engine's process, or on the thread `engine` of the web process. Any thread may send
-it messages with `post`. Its results leave as frames through the `emit` callback, at most a few per step. This module
-only sets the order of a step: `admission` starts tasks on slots, `batching` plans the next batch, `evaluation` decodes
+it messages with `post`. Results leave as frames through the `emit` callback. This module takes messages, sets the order
+of a step and sends its events. `admission` starts tasks on slots, `batching` plans the next batch, `evaluation` decodes
 it and keeps a failing task from taking others with it, `answers` draws tokens and ends tasks. They share one
 `EngineState`.
 
@@ -67,8 +67,8 @@ log = get_logger("engine")
 
 @record(frozen=True)
 class Identified:
-    """A message from the thread `identity` to the loop: the search for the model's identity has ended. `found` are the
-    blocks of the disk cache with this identity."""
+    """From the thread `identity` to the loop: the search for the model's identity has ended. `found` are the blocks of
+    the disk cache with this identity."""
 
     found: list[StoredBlock]
 
@@ -130,19 +130,20 @@ class Scheduler:
     # ---- any thread -------------------------------------------------------------------------------------------
 
     def post(self, message: Task | Tasks | Embed | Cancel | Command | Close) -> None:
-        """Send a message to the loop. The cancel of a task that is alone in a prefill aborts the decode at once."""
+        """Send a message to the loop. A `Cancel` of the only running task aborts its prefill at once."""
         self._inbox.put(message)
         if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
             self._state.backend.abort()
 
     def pulse(self) -> tuple[int, int, bool]:
-        """The number of steps so far, the rows of the latest batch, and whether there is work."""
+        """The number of steps so far, the size of the latest one in rows, and whether there is work."""
         return self._n_steps, self._n_rows, self._is_busy()
 
     # ---- the engine's thread ----------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run steps until closed. If a step raises an unexpected error, the running tasks fail and the loop goes on."""
+        """Run steps until closed. If a step raises an error, all tasks on slots and all embeddings fail, and the loop
+        goes on."""
         self._flush()
         while self._deadline is None or self._is_busy():
             try:
@@ -179,7 +180,7 @@ class Scheduler:
             self._state.backend.leave_cores(int(self._leaves_core))
 
     def _compute(self, spans: list[Span]) -> None:
-        """Evaluate the planned batch, then other work that is due in this step: media and embeddings."""
+        """Evaluate the planned batch, then media and embeddings that are due."""
         state = self._state
         is_read = any(slot.run.next_token is not None for slot in state.running)
         if spans:
@@ -208,8 +209,7 @@ class Scheduler:
             self._step_media_embedder()
 
     def _step_media(self) -> None:
-        """Encode or decode one chunk of an image or sound. `pulse` tells the supervisor the work's size in rows of
-        text, because encoding a chunk takes as long as many rows."""
+        """Encode or decode one chunk of an image or sound. `pulse` reports its size in rows of text."""
         n_rows = self._media_steps.begin()
         if n_rows:
             if self._state.is_changed:
@@ -225,7 +225,7 @@ class Scheduler:
             self._state.events += self._run_timed(self._media_embedder.step)
 
     def _run_timed(self, work: Callable[[], T]) -> T:
-        """Do work on media. The meter is told its time, because generating slots wait for it."""
+        """Do work on media and note its time, because generating slots wait for it."""
         is_generating = any(slot.run.next_token is not None for slot in self._state.running)
         started = self._state.clock()
         result = work()
@@ -259,7 +259,7 @@ class Scheduler:
             self._enqueue(task)
 
     def _take_media(self, task: Task | Embed) -> None:
-        """Have the files of a task or of a request for embeddings prepared. It joins its queue once they are ready."""
+        """Have the files of a task or `Embed` prepared. It joins its queue once they are ready."""
         try:
             self._state.media.take(task, self._state.config.max_queue)
             self._state.is_changed = True
@@ -292,8 +292,7 @@ class Scheduler:
         self._commands.post(message)
 
     def _identify(self) -> None:
-        """Find the model's identity (what saved states depend on): from known hashes, or else in the thread
-        `identity`."""
+        """Find the model's identity: from known hashes, else in the thread `identity`."""
         if self._identifying is None and self._state.backend.identity.is_open:
             if self._state.backend.identity.recall():
                 facts: Any = self._state.backend.identity.facts
@@ -303,7 +302,7 @@ class Scheduler:
                 self._identifying.start()
 
     def _read_files(self) -> None:
-        """The body of the thread `identity`. Hashing a model takes seconds per gigabyte, once for each file."""
+        """The body of the thread `identity`. Hashing takes seconds per gigabyte, once for each file."""
         identity, found = self._state.backend.identity, []
         try:
             identity.find(self._is_busy)
@@ -315,7 +314,7 @@ class Scheduler:
         self._inbox.put(Identified(found))
 
     def _use_identity(self, message: Identified) -> None:
-        """Open the disk cache now that the identity is known, or log why it isn't."""
+        """Open the disk cache, or log why the identity is unknown."""
         identity = self._state.backend.identity
         if identity.facts is not None:
             self._prefixes.blocks.open(message.found)
@@ -364,16 +363,16 @@ class Scheduler:
             self._time_out(id_task)
 
     def _end_all(self) -> None:
-        """The grace period of `Close` is over. A task that has generated text ends with that text. All other tasks
-        fail, including resumed tasks whose known tokens are still being replayed."""
+        """The grace period of `Close` is over. A task that has generated text ends with that text. All others fail,
+        including those that are still being replayed."""
         for slot in self._state.busy:
             if slot.run.n_decoded and not slot.run.is_replaying:
                 self._answers.finish(slot, STOP_LIMIT)
         self._fail_all(503, "the server is shutting down")
 
     def _time_out(self, id_task: int) -> None:
-        """The time limit of a task is over. The task ends with its text so far, or fails if it has none. Nothing
-        happens if it has already ended."""
+        """A task's time limit is over: end it with its text so far, or fail it if it has none. It may have ended
+        already."""
         slot = self._slot_of(id_task)
         if slot is not None and slot.run.n_decoded:
             self._answers.finish(slot, STOP_LIMIT)
@@ -393,8 +392,8 @@ class Scheduler:
         """Send the events of this step as one frame, with a snapshot if slots or queue changed or the last snapshot is
         old.
 
-        Each frame wakes threads on cores that may be computing. So pieces of answers that aren't streamed wait for the
-        next snapshot, and pieces of streams for the stream interval.
+        Each frame wakes threads on cores that may be computing. So if there are only new pieces, they wait: for the
+        stream interval, or for the next snapshot if no running answer is streamed.
         """
         state, now = self._state, self._state.clock()
         step_s, self._t_flush = now - self._t_flush, now
@@ -410,7 +409,7 @@ class Scheduler:
         state.events.clear()
 
     def _is_awaited(self, t_next: float) -> bool:
-        """Whether a new event can't wait until the next step ends, which is expected at `t_next`."""
+        """Whether a new event can't wait until `t_next`, the expected end of the next step."""
         state = self._state
         new, self._n_kept = state.events[self._n_kept :], len(state.events)
         if not all(type(event) is Piece for event in new):
@@ -420,7 +419,7 @@ class Scheduler:
         return bool(self._batching.in_prefill) or t_next - self._t_sent >= state.config.stream_interval_s
 
     def snapshot(self) -> Snapshot:
-        """The state of slots and counters at this moment."""
+        """The present state of slots and counters."""
         state, meter = self._state, self._state.meter
         return Snapshot(
             slots=tuple(slot.make_state() for slot in state.slots),
@@ -456,8 +455,8 @@ class Scheduler:
 
 # ---- pieces that were held back --------------------------------------------------------------------------------------
 
-# An answer that isn't streamed is only read at its end. A frame for each of its tokens would wake the web process's
-# threads at every step for nothing (docs/performance.md).
+# An answer that isn't streamed is read only at its end. A frame for each of its tokens would wake the web process for
+# nothing (docs/performance.md).
 
 
 def join_pieces(events: Sequence[Event], streams: frozenset[int] = frozenset()) -> tuple[Event, ...]:
@@ -493,18 +492,18 @@ def _join(pieces: list[Piece]) -> Piece:
 
 # ---- time limits of tasks --------------------------------------------------------------------------------------------
 
-# The loop checks the heap once a step. A task that ends in time stays in the heap; when its deadline comes, `_time_out`
-# finds no such task and does nothing. Not taken: a timer thread. It would only end tasks a few milliseconds sooner.
+# The loop checks the heap once a step. A task that ends in time stays in the heap until its deadline. Not taken: a
+# timer thread. A task can end only between two steps anyway.
 
 
 class Deadlines:
-    """Task ids, ordered by the time (in the clock's seconds) at which they have to end."""
+    """Task ids by the time, in the clock's seconds, at which the tasks have to end."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []
 
     def add(self, id_task: int, t_end: float) -> None:
-        """Note that task `id_task` has to end at `t_end`."""
+        """Set the deadline of a task."""
         heapq.heappush(self._heap, (t_end, id_task))
 
     def take_due(self, now: float) -> list[int]:

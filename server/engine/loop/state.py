@@ -1,7 +1,6 @@
-"""What the parts of the scheduler share: the backend, the slots, the running tasks, and the events of this step.
+"""What the parts of the scheduler share: backend, slots, running tasks, the step's events, counters.
 
-Engine thread only. `admission`, `evaluation`, `answers` and the others work on this object and don't know each other's
-insides. It has only what all of them need: telling that a task has ended, and taking it off its slot.
+Engine thread only.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def get_arrival(slot: Slot) -> tuple[bool, int]:
 
 
 class EngineState:
-    """The shared state. `running` are slots whose task computes, `aside` those whose task waits in memory for room in
-    the cache (`loop.prefixes`); both in order of arrival. `is_changed` asks for a snapshot with this step.
+    """`running` are the slots whose task computes, `aside` those whose task waits in memory for room in the cache
+    (`loop.prefixes`); both in order of arrival. `is_changed` asks for a snapshot with this step.
 
     `announce` reports each task id before the engine works on it; `post` sends the media thread's results to the loop.
     """
@@ -67,13 +66,13 @@ class EngineState:
     def fail(
         self, id_task: int, status: int, message: str, type: str | None = None, reason: str = "", **extra: object
     ) -> None:
-        """End a task with a `Failure`."""
+        """Report a task's `Failure`. If it has a slot, the caller drops it."""
         self.events.append(Failure(id_task, status, message, type, extra, reason))
         self.media.forget(id_task)
         self.is_changed = True
 
     def refuse(self, id_task: int, error: ApiError) -> None:
-        """End a task with this error."""
+        """Fail a task with this error."""
         self.fail(id_task, error.status, error.message, error.type, error.reason, **error.extra)
 
     def fail_all(self, status: int, message: str) -> None:
@@ -101,7 +100,7 @@ class EngineState:
         self.is_changed = True
 
     def report_progress(self, slot: Slot) -> None:
-        """Add an event with how far the prompt of the slot's task has been read."""
+        """Add an event: how far the slot's prompt has been read."""
         run = slot.run
         self.events.append(
             Progress(run.task.id, len(run.prompt), run.n_cached, len(slot.tokens), (self.clock() - run.t_start) * 1e3)
@@ -133,7 +132,7 @@ class EngineState:
 
 # ---- counters and histograms for /metrics ----------------------------------------------------------------------------
 
-# Histograms and not summaries with quantiles: histograms of several servers can be added up.
+# Not taken: summaries with quantiles. Only histograms of several servers can be added up.
 STALL_S = 0.25  # seconds: a step that takes longer while slots generate counts as a stall
 
 
@@ -158,7 +157,7 @@ class Histogram:
 
 
 class Meter:
-    """All counters of one engine. Names end in `_ms` for milliseconds; histograms are in seconds."""
+    """All counters of one engine. Histograms are in seconds."""
 
     def __init__(self) -> None:
         self.n_steps = self.n_prompt = self.n_predicted = self.n_timed = self.n_reused = self.n_stalls = (
@@ -180,7 +179,7 @@ class Meter:
         self.n_stalls += is_generating and seconds > STALL_S
 
     def note_beside(self, seconds: float, is_generating: bool) -> None:
-        """Count work beside a step's batch (media), which keeps generating slots waiting as well."""
+        """Count a stall if work on media was long and slots were generating."""
         self.n_stalls += is_generating and seconds > STALL_S
 
     def note_prompt(self, n_tokens: int, seconds: float) -> None:
