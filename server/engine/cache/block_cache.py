@@ -1,13 +1,13 @@
-"""The prompt cache outside the KV cache, in memory and on disk. It takes what slots give up, and restores it.
+"""The prompt cache outside the KV cache, in memory and on disk. It keeps what slots give up, and restores it.
 
-Engine thread only, except for `scan`. States are moved block by block (`block_moves`). So saving can stop after each
-block when its time is over, and a beginning that many texts share is kept once. A block that leaves memory stays on
-disk, if there is a disk cache. The disk is used after `open`, which is called once the model's identity is known and
-the folder has been scanned. `open` also writes the blocks in memory to disk.
+Engine thread only, except for `scan`. States are moved block by block (`block_moves`), so saving can stop after each
+block, and a prefix that many texts share is kept once. With a disk cache, a block that leaves memory stays on disk.
+`open` is called once the model's identity is known and the folder has been scanned; it writes the blocks in memory to
+disk.
 
-The cache works only with models whose sequences can share cells and be cut. It doesn't keep a sequence with
-self-extend. Of other sequences it keeps the tokens before the first image or sound (placeholder ids don't tell
-positions) and before the first context shift (later cells depend on dropped tokens).
+The cache works only with models whose sequences can share cells and be cut, and without self-extend. It keeps a
+sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the first context
+shift (later cells depend on dropped tokens).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ log = get_logger("engine")
 
 
 def compute_ram_limit(mib: int | None) -> int:
-    """Bytes for --cache-ram: -1 means no limit; None means 8 GiB, but at most half of the memory that is free when the
-    model is loaded."""
+    """Bytes for --cache-ram: -1 is no limit; None is 8 GiB, but at most half of the memory free when the model is
+    loaded."""
     if mib is not None:
         return UNLIMITED if mib < 0 else mib * MIB
     free = host_memory.read_available()
@@ -114,8 +114,8 @@ class BlockCache:
         return self._tree.find(lora, tokens)[1]
 
     def find_nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
-        """The owner's kept text that has the longest common beginning with `tokens`. [] if that beginning ends inside a
-        block of another owner."""
+        """The owner's kept text with the longest prefix of `tokens`. [] if that prefix ends inside a block of another
+        owner."""
         path, n = self._tree.find(lora, tokens)
         block: Block | None = path[-1] if path else self._tree.get_root(lora)
         rest = block.tokens[n - sum(len(one.tokens) for one in path[:-1]) :]
@@ -155,7 +155,7 @@ class BlockCache:
         return n == len(slot.tokens) == len(self._get_savable(slot)) and all(block.state is not None for block in path)
 
     def restore(self, slot: Slot, prompt: list[int], limit: int, room: Callable[[int], bool]) -> tuple[int, str]:
-        """Give the slot those of the first `limit` tokens of `prompt` that it lacks and that are kept here. Returns how
+        """Give the slot what it lacks of the first `limit` tokens of `prompt`, as far as it is kept here. Returns how
         many tokens it has then, and the source of the new ones.
 
         `room(n)` makes room for `n` cells; it returns False if that fails.
@@ -177,8 +177,8 @@ class BlockCache:
         return len(slot.tokens), source
 
     def save_idle(self, slots: list[Slot]) -> bool:
-        """Write one more block to disk; called while there is nothing else to do. False if no block is left. Without a
-        disk cache nothing is done, because cells are saved to memory when a slot gives them up."""
+        """Write one more block to disk, while the engine is idle. False if none is left, or without a disk cache: cells
+        are saved to memory when a slot gives them up."""
         if self._files is None:
             return False
         return any(not self.save(slot, UNLIMITED, 1) for slot in slots if slot.run is None)
@@ -189,8 +189,7 @@ class BlockCache:
             self._files.close()
 
     def _adopt(self, lora: Lora, tokens: list[int]) -> None:
-        """Add the blocks of `tokens` that other servers have written to the folder. Only blocks of `BLOCK` tokens are
-        looked for."""
+        """Add the full blocks of `tokens` that other servers have written to the folder."""
         if self._files is None:
             return
         block, at = self._tree.find_missing(lora, tokens)
@@ -256,7 +255,7 @@ class BlockCache:
         return is_there
 
     def _restore_all(self, slot: Slot, path: list[Block], tokens: list[int]) -> tuple[int, str]:
-        """Replace the slot's cache by the blocks from the first on, if they have more tokens than it."""
+        """Replace the slot's cache by the blocks, if they have more tokens than it."""
         states, source, n = [], CACHE_RAM, 0
         for block in path:
             state = self._state_of(block) if n < len(tokens) else None
@@ -281,7 +280,7 @@ class BlockCache:
         return block.state if block.state is not None else self._files.get(block.path)
 
     def _touch(self, block: Block | None) -> None:
-        """Note the use of a block, then of the blocks before it. So the block is given up before those."""
+        """Note the use of a block, then of those before it, so that they are given up after it."""
         while block is not None:
             self._ram.touch(block)
             self._disk.touch(block)

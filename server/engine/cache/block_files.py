@@ -1,16 +1,15 @@
 """Blocks of the prompt cache on disk: one file each, written by the thread `cache-disk`, checked before use.
 
-A file is named by a hash of what it depends on: the identity (`identity`), the adapters' strengths, and every token up
-to its end. Its format is that of `slot_files` (magic, JSON header, CRC-32, state). It is written under a temporary name
-and renamed, so it is whole or not there. Damaged files and those of an earlier format are removed when found. Files
-with other names aren't touched.
+A file is named by a hash of what it depends on: the identity (`identity`), the adapters' scales, and every token up to
+its end. Its format is that of `slot_files`, which writes a file whole or not at all. Damaged files and those of an
+earlier format are removed when found. Files with other names aren't touched.
 
-Several servers may use one folder without a lock: a name determines a file's content, a file appears at once, and a
-missing one is only computed again. Other servers' blocks are found by name (`find`). The limit of bytes is for the
-whole folder, and each server removes the least recently used files.
+Several servers may use one folder without a lock: a name determines a file's content, a file appears whole, and a
+missing one is computed again. Other servers' blocks are found by name (`find`). The limit of bytes is for the whole
+folder, and each server removes the least recently used files.
 
 `scan` is called first, on any thread; the rest on the engine's. `put` never waits: if the disk can't keep up, blocks
-are left out. Not taken: a database or an index file, which could be damaged and would need locks and repairs.
+are left out. Not taken: a database or an index file, which would need locks and repairs.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ log = get_logger("engine")
 
 @record(frozen=True)
 class StoredBlock:
-    """A file that was found: its own key and that of the block before it ("" for none)."""
+    """A file that was found. `parent` is the key of the block before it, "" for none."""
 
     key: str
     parent: str
@@ -56,8 +55,7 @@ class StoredBlock:
 
 
 def key_of(identity: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
-    """The name of a block. It is the same for the same tokens after the same beginning, on the same model and
-    libraries."""
+    """The name of a block: the same for the same tokens after the same prefix, on the same model and libraries."""
     about = f"{identity}\n{lora!r}\n{parent}\n".encode()
     import hashlib  # here, because only a cache on disk needs it
 
@@ -182,8 +180,7 @@ class BlockFiles:
     def _with_parents(
         self, block: StoredBlock, found: dict[str, tuple[float, StoredBlock]], seen: set[str]
     ) -> Iterator[StoredBlock]:
-        """The block and those before it that aren't in `seen` yet, in order. Blocks whose parent is missing are
-        removed."""
+        """The block and those before it that aren't in `seen`, in order. Blocks whose parent is missing are removed."""
         path = [block]
         while path[-1].parent and path[-1].parent not in seen:
             if path[-1].parent not in found:

@@ -35,8 +35,7 @@ class ThroughScratch:
         """No more blocks of this slot are needed."""
 
     def copy_into(self, slot: Slot, state: State | None, end: int) -> bool:
-        """Give the slot the tokens that it lacks up to `end`, from a block that begins at the slot's end or before
-        it."""
+        """Give the slot the tokens that it lacks up to `end`, from a block that begins at the slot's end or before."""
         is_there = state is not None and self._backend.set_state(self._scratch, state)
         if is_there:
             self._backend.seq_cp(self._scratch, slot.seq, len(slot.tokens), end)
@@ -45,8 +44,7 @@ class ThroughScratch:
 
 
 class InParts:
-    """Moves in a split cache. The state that was read of a sequence is kept until `finish`, because its blocks are
-    asked for one by one."""
+    """Moves in a split cache. A sequence's state is read once for all its blocks, and kept until `finish`."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

@@ -1,12 +1,12 @@
 """A tree of the token blocks that are kept outside the KV cache.
 
 Pure data, no backend and no files; engine thread. A block has up to `BLOCK` tokens that follow those of its parent, and
-their keys and values as bytes, in memory (`state`), on disk (`path`), or both. So a beginning that many prompts share
-is kept once, and a longer version of a text adds only its new tokens. The least recently used block is given up first.
-A use of a block counts for all blocks before it, so ends of texts go first, and beginnings stay complete.
+their keys and values as bytes, in memory (`state`), on disk (`path`), or both. So a prefix that many prompts share is
+kept once, and a longer version of a text adds only its new tokens. The least recently used block is given up first. A
+use of a block counts for all blocks before it, so texts are given up from their ends.
 
-Not taken: whole sequences as entries. Ten conversations with one system prompt would keep it ten times, and each turn
-of a conversation would copy all of it again.
+Not taken: whole sequences as entries. Ten conversations would keep one system prompt ten times, and each turn would
+copy the whole conversation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Block:
 
 
 class Shelf:
-    """The blocks in one kind of memory, the least recently used first. `size` and `limit` are bytes."""
+    """The blocks in memory or on disk, the least recently used first. `size` and `limit` are bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -92,8 +92,7 @@ class BlockTree:
         return self._roots.setdefault(lora, Block((), None))
 
     def find(self, lora: Lora, tokens: Sequence[int]) -> tuple[list[Block], int]:
-        """The blocks with the longest known beginning of `tokens`, and its length. The last block may have more tokens
-        than that."""
+        """The blocks with the longest known prefix of `tokens`, and its length. The last block may have more tokens."""
         block, path, n = self._roots.get(lora), [], 0
         while block is not None and block.children:
             wanted = tuple(tokens[n : n + BLOCK])
@@ -131,7 +130,7 @@ class BlockTree:
         return block, needless
 
     def remove(self, block: Block) -> list[Block]:
-        """Remove a block and all blocks behind it, which are useless without it. Returns them."""
+        """Remove a block and all behind it. Returns them."""
         if block.parent is not None and block.parent.children.get(block.tokens) is block:
             del block.parent.children[block.tokens]
         removed = [block]

@@ -1,7 +1,7 @@
-"""Finds where a prompt leaves a cached text, and counts the tokens that the cache would have had otherwise.
+"""Finds where a prompt differs from a cached text, and counts the cached tokens that are lost by it.
 
-Pure functions on token lists, engine thread. Not taken: the best alignment of both texts, which takes time in
-proportion to the product of their lengths. This takes milliseconds for 100,000 tokens.
+Pure functions on token lists, engine thread; milliseconds for 100,000 tokens. Not taken: the best alignment of both
+texts, whose time is proportional to the product of their lengths.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MAX_MISSES = 8192
 
 
 def find_first_difference(prompt: Sequence[int], cached: Sequence[int], counts: bool = True) -> Difference | None:
-    """Where the prompt leaves the cached text; None if one of them is the beginning of the other. With `counts`, also
-    how many tokens are lost by it."""
+    """Where the prompt differs from the cached text; None if one is a prefix of the other. With `counts`, also how many
+    tokens are lost by it."""
     n = count_common_prefix(prompt, cached)
     if n == min(len(prompt), len(cached)):
         return None
@@ -49,7 +49,7 @@ def count_known(prompt: Sequence[int], cached: Sequence[int], start: int) -> int
 
 
 def _count_common_run(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
-    """How many tokens are the same from these places on. The compared blocks grow and shrink with the result."""
+    """How many tokens are the same from these places on."""
     n, step, end = 0, STRETCH, min(len(a) - i, len(b) - j)
     while step:
         is_same = n + step <= end and a[i + n : i + n + step] == b[j + n : j + n + step]

@@ -10,12 +10,11 @@ Pure functions on bytes, no backend; engine thread. A state is
         for each layer its values: the same; or transposed: type i32, bytes of a number u32, rows u32, and each row with
                                    a number for each cell (some models have no values of their own)
 
-A sequence is in one KV stream; all other streams of its state are empty. Outside this module and the backend a state
-has one stream, so that it fits into a server with more slots or another layout of the cache. Bytes that differ from
-this description aren't cut.
+A sequence is in one KV stream; the other streams of its state are empty. Outside this module and the backend a state
+has one stream, so that it fits any number of slots and both layouts of the cache. Bytes that differ from this
+description aren't cut.
 
-Not taken: a scratch sequence through which llama.cpp itself cuts, as in a unified cache. In a split cache it would take
-a whole slot's memory. Also not taken: whole sequences as entries of the prompt cache (see `block_tree`).
+Not taken: a scratch sequence, as in a unified cache. In a split cache it would take a whole slot's memory.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ class Section:
 
 
 class KvParts:
-    """A state that can be cut. The constructor raises UnknownState if it can't be. The object owns the bytes of the
-    state, and `part` may overwrite their beginning."""
+    """A state that can be cut; UnknownState if it can't. The object owns the bytes, and `cut_part` may overwrite their
+    beginning."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
@@ -101,8 +100,7 @@ class KvParts:
 
 
 def join_parts(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray:
-    """Join the states of runs of tokens to one state for a cache of `n_streams` streams. UnknownState if they don't fit
-    together."""
+    """Join the states of runs of tokens for a cache of `n_streams` streams. UnknownState if they don't fit together."""
     states = [memoryview(part) for part in parts]
     sections = [read_section(state, N_HEAD) for state in states]
     first = sections[0]

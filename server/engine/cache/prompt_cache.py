@@ -1,9 +1,9 @@
 """The tokens in the KV cache between and during tasks: reuse and sharing of prefixes, eviction, context shift.
 
 Engine thread only. Each function keeps one invariant: `slot.tokens[i]` is the i-th token that the cache holds for the
-slot's sequence. A prefix of another slot is copied in a split cache. In a unified cache it is referenced, since cells
-can belong to several sequences there. Positions of shared cells can't be changed for one sequence alone. So a slot that
-may share cells gets its own (`unshare`) before it is shifted.
+slot's sequence. A prefix of another slot is copied in a split cache; in a unified cache its cells are shared. Positions
+of shared cells can't be changed for one sequence alone, so a slot that may share cells gets its own (`unshare`) before
+it is shifted.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def choose_slot(
     """The idle slot to run `prompt` on: one that it continues, else an empty one, else the one of the least value
     (`estimate_value`).
 
-    A prompt continues a slot if it would keep at least three quarters of the slot's tokens, or if the slot has all of
-    the prompt. A shared beginning alone is no reason to give up another conversation's cache, because any slot can
-    share it.
+    A prompt continues a slot if it keeps at least three quarters of the slot's tokens, or if the slot has all of the
+    prompt but its last token. A shared prefix alone is no reason to give up a conversation's cache, because any slot
+    can share it.
     """
     idle = [slot for slot in slots if slot.run is None]
     if cache_prompt:
@@ -65,8 +65,7 @@ def reuse_prefix(
     """Keep the part of the slot's cache that `prompt` begins with, or take a donor's longer one; drop the rest. Returns
     how many tokens the slot has then.
 
-    At least the prompt's last token is evaluated again, because its logits are needed. `limit` bounds the reused tokens
-    if more have to be evaluated.
+    At most `limit` tokens are reused, by default all but the last, whose logits are needed.
     """
     if limit is None:
         limit = max(len(prompt) - 1, 0)
@@ -92,14 +91,14 @@ def reuse_prefix(
 
 
 def _compute_least_left(backend: Backend, slot: Slot) -> int:
-    """With sliding windows: how many tokens a prompt must have in common with a slot to use them."""
+    """With sliding windows: the least prefix that can be taken from a slot."""
     if slot.state_copy is None:
         return backend.compute_least_left(slot.seq)
     return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
 
 
 def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
-    """Make the slot hold `tokens`, a beginning of the donor's. False if that failed; the slot is empty then."""
+    """Make the slot hold `tokens`, a prefix of the donor's. If that fails, the slot is empty."""
     n = len(slot.tokens)
     forget(slot)
     try:
@@ -117,7 +116,7 @@ def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
 
 
 def forget(slot: Slot) -> None:
-    """Clear the slot's fields: its sequence holds nothing, or is about to be filled anew."""
+    """Clear the slot's fields: its sequence is empty, or about to be filled."""
     slot.tokens.clear()
     slot.checkpoints.clear()
     slot.is_sharing, slot.shifted_at = False, None
@@ -151,7 +150,7 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
 
 
 def _go_back(backend: Backend, slot: Slot, n: int) -> int:
-    """Go back to the last checkpoint within the first `n` tokens; returns how many tokens are left."""
+    """Go back to the last checkpoint of at most `n` tokens; returns how many are left."""
     for checkpoint in reversed(slot.checkpoints):
         if checkpoint.n <= n and backend.restore_checkpoint(slot.seq, checkpoint.state):
             if backend.seq_rm(slot.seq, checkpoint.n, -1):
@@ -237,7 +236,7 @@ def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
 
 
 def count_shared(slots: Iterable[Slot]) -> int:
-    """The slots' tokens minus the cells they take, since shared beginnings have their cells only once."""
+    """The slots' tokens minus the cells they take."""
     seen: list[Slot] = []
     total = 0
     for slot in slots:
@@ -255,14 +254,13 @@ def count_shared(slots: Iterable[Slot]) -> int:
 
 # ---- checkpoints: for models whose state can't be cut ----------------------------------------------------------------
 
-# A recurrent model's state depends on all tokens so far; the last ones can't be dropped. So the state is copied every
-# `step` tokens of a prompt and shortly before its end (`Slot.checkpoints`). Instead of cutting the sequence, `trim`
-# goes back to the last copy before the cut. A step of the prompt ends wherever a copy is due. Of hybrid models only the
-# recurrent part is copied, since their attention cells can be cut. Not taken: copies while text is generated. The next
-# request seldom goes back there.
+# A recurrent model's state can't drop its last tokens. So it is copied every `step` tokens of a prompt and shortly
+# before its end (`Slot.checkpoints`), and `trim` goes back to the last copy before the cut. A step of the prompt ends
+# wherever a copy is due. Of hybrid models only the recurrent part is copied, since attention cells can be cut. Not
+# taken: copies while text is generated. The next request seldom goes back there.
 END_MARGIN = 4
-"""A copy is made this many tokens before a prompt's end. The next prompt may differ at the very end: templates end with
-the beginning of an answer, whose first characters may become part of their last token."""
+"""A copy is made this many tokens before a prompt's end. The next prompt may differ there: a template ends with the
+beginning of an answer, and the answer's first characters may become part of its last token."""
 
 MIN_TOKENS = 32
 """Shorter prompts are simply read again."""
@@ -278,7 +276,7 @@ class Checkpoints:
         self.is_on = not backend.can_share and limit > 0
 
     def count_rows(self, slot: Slot) -> int:
-        """How many rows of a slot's prompt the next step may read. Makes a copy if one is due at the present place."""
+        """How many rows of a slot's prompt the next step may read. Makes a copy if one is due now."""
         n, end = len(slot.tokens), len(slot.run.prompt) - END_MARGIN
         end = end if end >= MIN_TOKENS else 0
         if slot.run.layout.chunks or slot.positions is not None:
@@ -290,7 +288,7 @@ class Checkpoints:
         return (end if n < end < stop else min(stop, len(slot.run.prompt))) - n
 
     def _thin_out(self, slot: Slot) -> None:
-        """If there are too many, drop the copy that leaves the smallest gap, but never the latest."""
+        """Drop the copies that leave the smallest gaps, but never the latest."""
         while len(slot.checkpoints) > self._limit:
             places = [0, *(one.n for one in slot.checkpoints)]
             gaps = [places[i + 1] - places[i - 1] for i in range(1, len(places) - 1)]

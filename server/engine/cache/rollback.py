@@ -1,11 +1,11 @@
-"""Dropping the last few tokens in models whose state can't be cut: how many llama.cpp can drop, and when.
+"""How many of a sequence's last tokens llama.cpp can drop now, in models whose state can't be cut.
 
 Engine thread. With `llama_context_params::n_rs_seq` a context keeps a sequence's state as it was 1, 2, ... tokens ago.
-Only the states of the latest batch are valid, and only once: older ones belong to other tokens, and llama.cpp would
-restore them without an error. So this module notes how far each sequence can go back.
+Only those of the latest batch are valid, and only once; llama.cpp would restore others without an error. So this module
+notes how far each sequence can go back.
 
-Not taken: all architectures for which llama.cpp allows it. Drafts are on by default, and a wrong state would show only
-in the text. So it is only on for those that a test has compared (`shape_reader.GOES_BACK`).
+Not taken: all architectures for which llama.cpp allows it. A wrong state would show only in the text, so it is on only
+for those that a test has compared (`shape_reader.GOES_BACK`).
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ class Rollback:
         self._n_left.pop(seq, None)
 
     def take(self, seq: int, n_tokens: int) -> bool:
-        """Whether the sequence can drop `n_tokens` tokens now. If so, it can't do it again before the next batch."""
+        """Whether the sequence can drop `n_tokens` tokens now. After that it can drop none before its next batch."""
         return n_tokens <= 0 or n_tokens <= self._n_left.pop(seq, 0)

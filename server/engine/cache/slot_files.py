@@ -1,12 +1,12 @@
-"""Files with a slot's KV state. They are written whole or not at all, and every byte is checked when they are read.
+"""Files with a slot's KV state, written whole or not at all, and checked when they are read.
 
 Engine thread. A file is: 8 bytes magic, the header's length, a JSON header (identity, adapters, tokens, size of the
 state, CRC-32 of these and of the state), then llama.cpp's state of one sequence and those of its checkpoints. The
-identity (`model_files.identity`) has everything that keys and values depend on. So a file still fits when the model's
-file was renamed, and doesn't fit another model.
+identity (`model_files.identity`) has everything else that keys and values depend on. So a file fits the same model
+under another name, and no other model.
 
-Where the system has unnamed files (Linux), a new file gets its name when it is whole. So an engine that is killed while
-writing leaves nothing behind.
+Where the system has unnamed files (Linux), a new file gets its name when it is whole. So an engine that is killed
+leaves no partial file behind.
 
 Not taken: `llama_state_seq_save_file`. It can't tell models of the same shape apart, and leaves half a file on a full
 disk.
@@ -92,7 +92,7 @@ def write(
 
 @contextlib.contextmanager
 def _open_new_file(path: Path) -> Iterator[BinaryIO]:
-    """A stream to write to. When the block ends, `path` has what was written; if it fails, `path` is unchanged."""
+    """A stream to write to. When the block ends, `path` has what was written, or is unchanged if the block fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     nameless = _open_nameless(path.parent)
     try:
@@ -171,7 +171,7 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _compute_checksum(header: dict, state: memoryview | bytearray) -> int:
-    """The checksum of the state and of the header's fields in `CHECKED`. A changed token would lead to wrong texts."""
+    """The checksum of the state and of the header's fields in `CHECKED`."""
     about = json.dumps([header[name] for name in CHECKED if name in header])
     return zlib.crc32(state, zlib.crc32(about.encode()))
 

@@ -1,8 +1,8 @@
 """Replaces a prompt's tokens by the cached tokens of the same text, so that they can be reused.
 
 A model may write any tokens that make up a text (a grammar or a high temperature leads to rare ones), but a tokenizer
-has only one way to cut it. So a conversation's next prompt can differ from the cached tokens although no letter has
-changed, and everything behind that place would be evaluated again. `respell` puts in the cached tokens there.
+cuts it in one way. So a conversation's next prompt can differ from the cached tokens although no letter has changed,
+and everything behind would be evaluated again. `respell` puts in the cached tokens.
 
 Pure functions on token lists, engine thread. Control tokens match only themselves, so text from users can't become one.
 Not taken: remembering answers by their text in the web process. The cache has their tokens anyway.
@@ -35,7 +35,7 @@ def respell(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[
 def _find_same_text(
     cached: Sequence[int], i: int, prompt: Sequence[int], j: int, letters: Letters
 ) -> tuple[int, int] | None:
-    """The fewest tokens of each list, from these places on, that are the same text; None if there are none."""
+    """How many tokens of each list, from these places on, are the shortest common text; None if there is none."""
     a = b = b""
     start_i, start_j = i, j
     while not a or a != b:

@@ -1,8 +1,8 @@
-"""Plans the next batch: rows of the generating slots or prompt rows, and how many of these.
+"""Plans the next batch: rows of the generating slots, or some prompt rows.
 
 Engine thread only. Steps of generating slots and steps of prompts alternate. Between two steps of the generating slots,
-prompts have at most `--max-stall-ms`: for one step, or several short ones. This module is the policy. `planner` has the
-arithmetic of rows, `pace` the prediction of times. The constants' measurements are in docs/performance.md.
+prompts get at most `--max-stall-ms`, for one step or several short ones. This module is the policy; `planner` makes the
+spans, `pace` predicts times. The constants' measurements are in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from server.engine.slots.slot import Slot
 
 NO_TASKS: frozenset[int] = frozenset()
 STALLS_ALONE = 4
-"""A prompt step may take this many times `--max-stall-ms` while no answer is streamed: then only new requests wait for
+"""A prompt step may take this many times `--max-stall-ms` while no answer is streamed, since only new requests wait for
 its end."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
 """Short prompts may have a step of up to `STALLS_BEGUN` times `--max-stall-ms` if they came within `BEGUN_S` seconds of
 the generating slots' prompts, and none of these slots has more than one token. So a group of requests begins to
-generate together. Otherwise the first of them would pause again and again for the others' prompts, in small steps that
-cost nearly as much as one large step."""
+generate together. Otherwise its first slot would pause for many small steps, each of which costs nearly as much as the
+large one."""
 
 
 TOGETHER_S, ALIKE = 0.1, 1.5
@@ -37,18 +37,18 @@ TOGETHER_S, ALIKE = 0.1, 1.5
 `ALIKE` times the tokens of the other."""
 
 SLOW_S = 0.005
-"""Seconds of processor time. A draw that takes longer is slow; most take a hundredth of it."""
+"""Seconds of processor time; a draw that takes longer is slow. Most take a hundredth of it."""
 
 AS_LONG = 8
-"""Prompts may share a step if their lengths differ by at most 1 / `AS_LONG`. llama.cpp cuts a batch at each change of
-length, so other prompts would gain little."""
+"""Prompts may share a step if their lengths differ by at most 1 / `AS_LONG`. llama.cpp cuts a batch where the length
+changes, so others would gain little."""
 
 
 class Batching:
     """Plans one batch after the other.
 
-    `in_prefill` has the ids of all running tasks while one of them is in prefill; any thread may read it. `is_reading`
-    says whether the latest batch has prompt rows.
+    `in_prefill` has the ids of all running tasks while one of them is in prefill; any thread may read it. `is_reading`:
+    the latest batch has prompt rows.
     """
 
     def __init__(self, state: EngineState, prefixes: Prefixes, turns: Turns) -> None:
@@ -105,10 +105,10 @@ class Batching:
         return self._spans
 
     def _with_spare(self, running: list[Slot]) -> list[Slot]:
-        """Leave out background tasks, unless the other tasks have left them time.
+        """Leave out background tasks if the others leave them no time.
 
         With time to spare, either background prompts have a step of their own, or generating background tasks have rows
-        in the others' step. The two take turns, so neither waits for ever.
+        in the others' step. The two take turns.
         """
         others = [slot for slot in running if not slot.run.task.in_background]
         behind = [slot for slot in running if slot.run.task.in_background]
@@ -130,8 +130,8 @@ class Batching:
         return others + streams[: self._n_behind]
 
     def _choose_in_time(self, streams: list[Slot]) -> list[Slot]:
-        """The slots to draw for in this step. Slow draws (grammars with many ways to go on) take turns: those of one
-        step take at most `--max-stall-ms`."""
+        """The slots to draw for in this step. Slow draws (grammars with many ways to go on) take turns: beside the
+        first, those of one step keep to `--max-stall-ms`."""
         slow = sorted((slot for slot in streams if slot.run.draw_s > SLOW_S), key=lambda slot: slot.run.t_last)
         if len(slow) < 2 or not self._state.config.max_stall_ms:
             return streams
@@ -144,7 +144,7 @@ class Batching:
         return [slot for slot in streams if slot.id not in out]
 
     def observe(self, ms: float) -> None:
-        """Learn from the time that the planned batch took, in milliseconds."""
+        """Learn from the milliseconds that the planned batch took."""
         if self._turn_ms:
             self._spare.note_background(ms)
         elif self._n_behind > 0:
@@ -184,8 +184,8 @@ class Batching:
     def _find_neighbours(self, jobs: list[Job]) -> list[Job]:
         """The first prompt, and some short ones in the slots beside it that came with it and are about as long.
 
-        A few more rows cost little in one step. But if all prompts were in it, none would have its first token before
-        all have been read.
+        A few more rows cost little in one step. But with all prompts in it, none would have its first token before all
+        are read.
         """
         first, backend = jobs[0], self._state.backend
         t_first = self._get_arrival(first)
@@ -213,7 +213,7 @@ class Batching:
         """Of the prompts that came with the first one and aren't much longer, put first the one whose slot is nearest
         to the generating slots' sequences (`block`).
 
-        Generating slots side by side cost less (see `ranks`), and prompts that came at once have no order of their own.
+        Generating slots side by side cost less (see `ranks`), and prompts that came together have no order.
         """
         t_first, n_most = self._get_arrival(jobs[0]), ALIKE * len(jobs[0].tokens)
         best = min(
@@ -236,8 +236,8 @@ class Batching:
         return by_length
 
     def _account(self, oldest: int, chosen: int, jobs: list[Job], spans: list[Span]) -> None:
-        """Count rows for the oldest prompt and against it, if there was a choice. If `_put_first` preferred another
-        prompt to the `chosen` one, its rows count as the chosen one's."""
+        """If there was a choice, count rows for or against the oldest prompt. If `_put_first` preferred another prompt
+        to the `chosen` one, its rows count as the chosen one's."""
         if len(jobs) == 1:
             self._ahead = 0
         elif self._ahead < 0 or chosen != oldest:
@@ -245,8 +245,8 @@ class Batching:
             self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
     def _count_rows_alone(self, n_left: int) -> int:
-        """Rows of a step while no slot generates: at least a whole micro-batch, since fewer rows only cost speed. Where
-        other engines wait for the cores, a step keeps to `--max-stall-ms`, because their slots may generate."""
+        """Rows of a step while no slot generates: at least a whole micro-batch, since fewer rows only cost speed. If
+        engines share the cores, the step keeps to `--max-stall-ms`, because the others' slots may generate."""
         config = self._state.config
         if config.max_stall_ms == 0 or config.exact:  # exact: steps of other lengths round differently
             return n_left
@@ -258,7 +258,7 @@ class Batching:
     def _count_rows_beside(self, streams: Sequence[Slot], job: Job, n_left: int) -> int:
         """Prompt rows of this step while slots generate; 0 if the generating slots are next.
 
-        Between two of their steps there is one prompt step, and more if they fit into the same time.
+        Between two of their steps there is one prompt step, and more if they fit into the limit.
         """
         is_first, limit_ms = streams[0].lora not in self._has_read, self._state.config.max_stall_ms
         if limit_ms == 0:
@@ -278,7 +278,7 @@ class Batching:
         return n_rows
 
     def _has_come_with(self, streams: Sequence[Slot], job: Job) -> bool:
-        """Whether this prompt came with those of the generating slots, none of which has more than one token yet."""
+        """Whether this prompt came with those of the generating slots, and none of these has more than one token."""
         t_first = min(slot.run.t_arrived for slot in streams)
         return (
             all(slot.run.n_decoded <= 1 for slot in streams)
@@ -286,7 +286,7 @@ class Batching:
         )
 
     def _count_cells(self, job: Job) -> int:
-        """How many cells a prompt's attention goes over: its own, or in a unified cache those of all slots."""
+        """The cells that a prompt's attention goes over: its own, or in a unified cache those of all slots."""
         return job.pos if self._is_one_by_one else sum(len(slot.tokens) for slot in self._state.slots)
 
     def _turn(self, running: list[Slot]) -> list[Slot]:

@@ -1,9 +1,9 @@
-"""Commands to the engine, besides its tasks: save, restore or erase a slot, read or set the adapters' scales, set the
-shared system prompt, tell the model's identity, and end a task's thinking.
+"""Commands to the engine: save, restore or erase a slot, read or set the adapters' scales, set the shared system
+prompt, tell the model's identity, end a task's thinking.
 
 Engine thread only, between two batches. A command for a busy slot waits until the slot is idle, and the slot takes no
-new task meanwhile. Commands about slot files or the identity wait until the identity is known; until then they reserve
-no slot. Arguments and results are plain data. A command is refused with an `ApiError`, which the reply reports.
+new task meanwhile. Commands about slot files or the identity first wait until the identity is known, and reserve no
+slot until then. Arguments and results are plain data. A reply reports the command's `ApiError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = get_logger("engine")
 
 
 class Commands:
-    """The commands of one engine, and the queue of those that wait."""
+    """The commands of one engine, and their queue."""
 
     def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
         self._state = state
@@ -66,7 +66,7 @@ class Commands:
         return found is not None
 
     def list_reserved(self) -> set[int]:
-        """The slots that waiting commands need. They must take no new task."""
+        """The slots that waiting commands need, which must take no new task."""
         return {
             slot.id for command in self._waiting if not self._is_early(command) for slot in self._list_needed(command)
         }
@@ -173,15 +173,15 @@ class Commands:
         return self._get_lora()
 
     def _end_thinking(self, id_task: int) -> dict[str, Any]:
-        """Make the model end its thinking. The reply has the number of tokens after which the thinking ends, -1 if the
-        task isn't thinking."""
+        """Make the model end its thinking. The reply has the number of tokens after which it ends, -1 if there is none
+        to end."""
         run = next((slot.run for slot in self._state.busy if slot.run.task.id == id_task), None)
         if run is None or run.phases is None:
             return {"at": -1}
         return {"at": run.phases.end_thinking(max(run.n_decoded, len(run.task.resume)))}
 
     def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, Any]:
-        """Compute the shared system prompt once. All slots lose their caches; all later prompts begin with it."""
+        """Compute the shared system prompt. All slots lose their caches; all later prompts begin with it."""
         info, system, is_split = self._backend.info, self._state.system, self._backend.is_split
         most = min(info.n_ctx_slot, info.n_ctx // info.n_slots)
         if len(tokens) >= most:
@@ -198,7 +198,7 @@ class Commands:
             system.state_copy = self._backend.read_state(place.seq)
         n_left = info.n_ctx - len(tokens)
         if not is_split and (info.n_slots > 1 or self._state.config.shift_context):
-            for slot in self._slots:  # leave room for the copy of the prompt that a shifted or restored slot has
+            for slot in self._slots:  # room for the prompt's copy in a shifted or restored slot
                 slot.n_ctx = min(info.n_ctx_slot, n_left if n_left > len(tokens) else info.n_ctx)
         return {"n_tokens": len(tokens)}
 

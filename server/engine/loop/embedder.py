@@ -1,12 +1,11 @@
-"""Embeddings of texts: inputs of many requests in one decode, beside the scheduler's own batches. Engine thread only.
+"""Embeddings of texts, inputs of many requests in one decode. Engine thread only.
 
-They are computed in a context of their own, since what a context pools is fixed when it is made. It is opened at the
-first request, or at start with `--embeddings`. A step of the loop computes at most one batch here, so generating slots
-go on in between. Requests take turns input by input: a request with one input doesn't wait for another with two
-thousand. Background requests come last, and get only a part of the time (`SHARE`) while other tasks run.
+They have a context of their own, since a context's pooling is fixed when it is made. It is opened at the first request,
+or at start with `--embeddings`. A step of the loop computes at most one batch here. Requests take turns input by input,
+so one with a single input doesn't wait for another with two thousand. Background requests come last, and get a part of
+the time (`SHARE`) while other tasks run.
 
-Not taken: embeddings as tasks on slots. They need neither a slot's cache nor a sampler, and all of their rows are
-outputs.
+Not taken: embeddings as tasks on slots. They need neither a slot's cache nor a sampler.
 """
 
 from __future__ import annotations
@@ -56,10 +55,10 @@ class Part:
 
 
 class Embedder:
-    """The requests for embeddings of one engine. `len` counts those that wait or are in work.
+    """The requests for embeddings of one engine, waiting or in work.
 
-    While tasks run, a batch may take half of `--max-stall-ms`; the other half is left for their own step. Inputs
-    are cut or held back for that, as far as the model allows.
+    While tasks run, a batch may take half of `--max-stall-ms`; the other half is left for a prompt step. Inputs are cut
+    or held back for that, if the model allows it.
     """
 
     def __init__(self, state: EngineState) -> None:
@@ -129,7 +128,7 @@ class Embedder:
         return events
 
     def _must_wait(self) -> bool:
-        """Whether the present time belongs to other tasks: all requests here are in the background, and others run."""
+        """Whether the time belongs to other tasks: all requests here are in the background, and others run."""
         return (
             self._state.clock() < self._t_background
             and all(request.message.in_background for request in self._requests)
@@ -164,7 +163,7 @@ class Embedder:
     def _choose(self, room: int) -> list[Span]:
         """The inputs in work, then new inputs, one of each request by turns, until `room` rows are used.
 
-        An input that doesn't fit is cut if the model allows that. Else it waits, or has a batch of its own.
+        An input that doesn't fit is cut if the model allows that; else it waits, or has a batch of its own.
         """
         can_split = self._context.can_split
         spans: list[Span] = []
@@ -182,8 +181,7 @@ class Embedder:
         return spans
 
     def _find_next_part(self) -> Part | None:
-        """The next input of the first request that has one left, on a free sequence; None if there is no such input or
-        sequence."""
+        """The next input to begin, on a free sequence; None if there is no such input or sequence."""
         used = {part.seq for part in self._parts}
         seq = next((seq for seq in range(self._context.n_seqs) if seq not in used), None)
         waiting = (request for request in self._requests if request.n_begun < len(request.message.inputs))
@@ -208,7 +206,7 @@ class Embedder:
         return Span(part.seq, part.seq, part.n_done, tokens, part.n_done + n == len(part.tokens))
 
     def _compute(self, spans: list[Span]) -> list[Event]:
-        """Decode; if that fails, try each input alone, so that only the one that fails alone is lost."""
+        """Decode; if that fails, try each input alone, so that only an input that fails alone is lost."""
         parts = {part.seq: part for part in self._parts}
         for id_request in dict.fromkeys(parts[span.seq].request.message.id for span in spans):
             self._state.announce(id_request)  # the engine may die of it
@@ -274,8 +272,7 @@ class Embedder:
 
 
 def check_length(most: int, n: int, index: int | None, advice: str) -> None:
-    """ApiError 400 if an input has no tokens or more than `most`. `index` names the input; None if the request has only
-    one."""
+    """ApiError 400 if an input has no tokens or more than `most`. `index` is None for a request's only input."""
     name = "the input" if index is None else f"input {index}"
     if not n:
         raise ApiError(400, f"{name} is empty: it has no tokens")

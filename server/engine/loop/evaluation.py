@@ -1,8 +1,8 @@
-"""Decodes a batch, and keeps the record of each slot's tokens right, also when there is no room, an error or an abort.
+"""Decodes a batch, and copes with a full cache, errors and aborts.
 
-Engine thread only. After each decode `slot.tokens` is again what the cache holds. A batch that finds no room is tried
-in smaller parts. If a part fails, each of its sequences is tried alone, so that the other tasks aren't lost with the
-one that fails. With a recurrent model, more tasks may be lost (`undo`).
+Engine thread only. After each decode, whatever its result, `slot.tokens` is what the cache holds. A batch that finds no
+room is tried in smaller parts. If a part fails, each of its sequences is tried alone, so only a task that fails alone
+is lost. With a recurrent model, more may be lost (`undo`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Evaluation:
         self._answers = answers
 
     def evaluate(self, spans: Sequence[Span]) -> None:
-        """Decode all spans and draw from them, in as few parts as the cache has room for."""
+        """Decode all spans and draw from them, in smaller parts if the cache lacks room."""
         size = UNLIMITED
         rest = list(spans)
         while rest := self._skip_ended(rest):
@@ -72,7 +72,7 @@ class Evaluation:
         return [span for span in spans if slots[span.id].run is not None and slots[span.id].aside is None]
 
     def isolate(self, part: list[Span], code: int) -> None:
-        """A part of the batch can't be decoded. If it has rows of one task, fail the task; else try each task alone."""
+        """A part of the batch can't be decoded: try each of its tasks alone, or fail the only one."""
         if len({span.id for span in part}) > 1:
             for span in part:
                 if self._state.slots[span.id].run is not None:
@@ -105,8 +105,8 @@ class Evaluation:
         """Let several threads draw from the rows that are certainly needed: the row before the drafts of each
         generating sequence.
 
-        A task is left out if it wants probabilities, which are computed together with the draw. It is also left out if
-        its next token is known or forced.
+        Tasks are left out that want probabilities, which are computed with the draw, or whose next token is known or
+        forced.
         """
         if len(part) == 1:
             return
@@ -168,10 +168,10 @@ class Evaluation:
 
 # ---- probabilities of a prompt's tokens ------------------------------------------------------------------------------
 
-# If a task wants these probabilities, all rows of its prompt have logits: each row has the probabilities of the token
-# after it. The rows come in parts, because a row's logits take a float for each token of the vocabulary, and its
-# softmax takes about a millisecond in C. A cache holds no logits. So the task reuses only tokens whose probabilities
-# aren't reported: the system prompt, and with `Task.probs_from` the tokens before that place.
+# If a task wants these probabilities, the row before each reported token has logits. The rows come in parts, because a
+# row's logits take a float for each token of the vocabulary, and its softmax takes about a millisecond in C. A cache
+# holds no logits. So the task reuses only tokens whose probabilities aren't reported: the system prompt, and the tokens
+# before `Task.probs_from`.
 PROMPT_PROBS_ROWS = 64
 
 
@@ -191,9 +191,8 @@ def cut_out(backend: Backend, slot: Slot) -> None:
 
 
 def report_prompt_probs(state: EngineState, slot: Slot, first_row: int, start: int, n: int) -> None:
-    """Report the probabilities of prompt tokens. The `n` rows from `first_row` of the batch hold the prompt from
-    position `start`; each has the probabilities of the token after it. Reported positions are counted from the start of
-    the task's own prompt, after the system prompt."""
+    """Report the probabilities of prompt tokens. The batch's `n` rows from `first_row` on hold the prompt from position
+    `start`. Reported positions don't count the system prompt."""
     run = slot.run
     n_system = len(run.prompt) - len(run.task.prompt)
     begin, end = max(start + 1, n_system + 1, run.judged_from), min(start + n + 1, len(run.prompt))

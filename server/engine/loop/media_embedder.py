@@ -1,12 +1,11 @@
-"""Embeddings of inputs with images or sound, beside the scheduler's own batches. Engine thread only.
+"""Embeddings of inputs with images or sound. Engine thread only.
 
 A request comes here when the media thread has decoded its files. Its inputs are computed one by one in a context with a
 single sequence; requests take turns input by input. Each step of the loop does one part: evaluate some text tokens,
 encode a chunk, or evaluate a chunk. While tasks run, a step of text may take half of `--max-stall-ms`, as in
-`embedder`. A chunk isn't cut, so its steps may take longer, as those for a slot may.
+`embedder`. A chunk isn't cut, so its steps may take longer.
 
-Not taken: many sequences, as `embedder` has. Most of the time goes into encoding, which does one chunk at a time
-anyway.
+Not taken: many sequences. Most of the time goes into encoding, which does one chunk at a time anyway.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Request:
 
 
 class MediaEmbedder:
-    """The requests whose files are decoded; the first one is in work. `len` counts them."""
+    """The requests whose files are decoded; the first one is in work."""
 
     def __init__(self, state: EngineState, embedder: Embedder) -> None:
         self._state = state
@@ -133,7 +132,7 @@ class MediaEmbedder:
     def step(self) -> list[Event]:
         """Do the planned part; return the answer if it is complete."""
         request = self._requests[0]
-        self._state.announce(request.message.id)  # before the work, because the work may crash the engine
+        self._state.announce(request.message.id)  # the engine may die of it
         try:
             return self._step(request)
         except Exception as error:
@@ -165,7 +164,7 @@ class MediaEmbedder:
         return self._fail(request, f"computing the embedding failed with code {code}")
 
     def _open(self, n_at_once: int) -> MediaEmbeddingBackend:
-        """Return the context. If it is a new one, the current input starts over."""
+        """The context. If it is a new one, the current input starts over."""
         try:
             context = self._state.backend.open_media_embeddings(n_at_once)
         except ApiError:
@@ -201,7 +200,7 @@ class MediaEmbedder:
         return []
 
     def _pool(self, rows: bytes) -> bytes:
-        """The vectors that the pooling wants: the first, the last, or all of them."""
+        """The vectors that the pooling wants: the first, the last, or all."""
         size, pooling = 4 * self._context.width, self._state.backend.info.pooling
         return rows[:size] if pooling == FIRST else rows[-size:] if pooling == LAST else rows
 

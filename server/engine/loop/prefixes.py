@@ -1,19 +1,18 @@
 """Where the beginning of a prompt comes from: its slot, another slot, a running prefill, memory or disk.
 
-Engine thread only. This module decides, and `prompt_cache` moves cells. `Run.make_cache_use` tells what was reused,
-from where, and why not more. Clients are told only how a prompt compares with texts of its own owner (`find_nearest`).
+Engine thread only. This module decides; `prompt_cache` and `block_cache` move cells. Clients are told only how a prompt
+compares with texts of its own owner (`find_nearest`).
 
-A task may have the same prefix as a prompt that another slot is reading. Then it waits for that slot (its leader) to
-get that far, and shares its cells. So common prefixes are computed once. A waiting task never leads another, so there
-are no circles. Waiting costs little, because the leader has the batches in the meantime.
+If another slot is reading a prompt with the same prefix, a task waits until that slot (its leader) has read the prefix,
+and shares its cells. So common prefixes are computed once. A waiting task never leads another, so there are no cycles.
 
-In a unified cache each slot may use all cells, so running tasks can need more than there are. Then the newest task
-waits: its cells are moved to memory, and back once there is room, so its text doesn't change. A task only waits for
-older ones. So the oldest always runs, and no task waits for ever. A task comes back only when there is room to spare
-(`SPARE_PART`), so that it can run for a while before a task has to wait again.
+In a unified cache running tasks can need more cells than there are. Then the newest task waits: its cells are moved to
+memory, and back once there is room, so its text doesn't change. A task waits only for older ones, so the oldest always
+runs and no task waits for ever. A task comes back only when there is room to spare (`SPARE_PART`), so that it can run
+for a while.
 
 Not taken: a radix tree over all sequences. They are few, and comparing their token lists takes microseconds. Nor
-starting a task only when its whole text has room: its length isn't known.
+starting a task only when its whole text has room: the text's length isn't known.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PARK_AFTER_ROWS = 64  # rows computed since an idle slot's latest use before its
 MIN_PARKED = 64  # cells of its own that an idle slot must have to be moved
 SPARE_PART = 8
 """A task that waits in memory comes back when its cells and 1 / `SPARE_PART` of the cache are free; the oldest needs
-only its cells. Moving a token to memory and back takes microseconds, computing one milliseconds."""
+only its cells."""
 LAST_TOKEN = "the last token is evaluated again"
 NOT_ASKED = "cache_prompt is false"
 OTHER_LORA = "computed with other adapters"
@@ -62,8 +61,7 @@ class Prefixes:
         self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the count depends on, and the count
 
     def count_kv_used(self) -> int:
-        """The cells of the KV cache in use. Shared cells are counted anew only when sharing has changed, since that
-        takes time."""
+        """The cells of the KV cache in use. Shared cells are counted again only when sharing has changed."""
         if self._state.backend.is_split:
             return sum(len(slot.tokens) for slot in self._state.slots)
         slots = [*self._state.slots, self._state.system]
@@ -73,8 +71,8 @@ class Prefixes:
         return sum(len(slot.tokens) for slot in slots) - self._shared[1]
 
     def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Any:
-        """The free slot that suits a task best. A task that only judges an answer gets the slot whose cache is least
-        useful, and leaves the text that it judges in place."""
+        """The free slot that suits a task best. For a task with `probs_from`: one with a shifted context, else with
+        least of the prompt, since the judged text shall stay in its slot."""
         if task.probs_from:
             return min(
                 free, key=lambda slot: (slot.shifted_at is None, count_common_prefix(slot.tokens, prompt), slot.t_used)
@@ -82,8 +80,7 @@ class Prefixes:
         return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
     def find_nearest(self, task: Task, prompt: list[int]) -> list[int]:
-        """The cached text of the task's owner with the longest common beginning with the prompt; of several the
-        latest."""
+        """The cached text of the task's owner with the longest prefix of the prompt; of several the latest."""
         lora = self._state.lora_of(task)
         texts = [
             slot.tokens[: slot.shifted_at]
@@ -102,8 +99,7 @@ class Prefixes:
         return spelled if len(spelled) <= max(len(prompt), state.backend.info.n_ctx_slot - 1) else prompt
 
     def begin(self, slot: Slot, run: Run) -> None:
-        """Prepare the slot's cache for a task: reuse what any cache has of its prompt, and note what was reused and why
-        not more."""
+        """Prepare the slot's cache for a task: reuse what any cache has of its prompt, and note why not more."""
         state, task = self._state, run.task
         lora = state.lora_of(task)
         n_known, why_not = self._find_longest(run.prompt, lora)
@@ -123,8 +119,7 @@ class Prefixes:
         run.cache_reason = self._choose_reason(slot, run, n_known, why_not)
 
     def must_wait(self, slot: Slot) -> bool:
-        """Whether a slot's prompt must wait for its leader. When it need no longer wait, it takes over the leader's
-        cells."""
+        """Whether a slot's prompt must wait for its leader. When the wait is over, it takes over the leader's cells."""
         run: Run = slot.run  # type: ignore[assignment]
         if run.leader is None:
             return False
@@ -153,7 +148,7 @@ class Prefixes:
     # ---- room for running tasks --------------------------------------------------------------------------------
 
     def share_room(self) -> None:
-        """Before a step: resume waiting tasks that have room now, the oldest first, and shift full contexts."""
+        """Before a step: resume tasks that have room now, the oldest first, and shift full contexts."""
         for slot in list(self._state.aside):
             self._take_up(slot)
         for slot in [slot for slot in self._state.running if slot.run.is_full]:
@@ -161,8 +156,7 @@ class Prefixes:
                 self._shift(slot)
 
     def step_aside(self) -> bool:
-        """Move the newest running task to memory, where it waits. False if it is the only one: that would free room for
-        no other."""
+        """Move the newest running task to memory, where it waits. False if it is the only one, or in a split cache."""
         if self._state.backend.is_split or len(self._state.running) < 2:
             return False
         self._put_aside(self._state.running[-1])
@@ -203,7 +197,7 @@ class Prefixes:
             state.drop(slot, keep_cache=False)
 
     def _shift(self, slot: Slot) -> None:
-        """Shift a full context. A slot that shares cells gets cells of its own first, and room is made for them."""
+        """Shift a full context. A slot that shares cells gets its own first, and room is made for them."""
         state, run = self._state, slot.run
         others = [other for other in state.running if other is not slot]
         while (
@@ -232,7 +226,7 @@ class Prefixes:
         latest use.
 
         In a unified cache a row's attention goes over all slots' cells. On a CPU that soon costs more than moving idle
-        cells to memory and back. At most one slot per step, and only if memory holds all of its text.
+        cells to memory and back. A step moves at most one slot, and only if memory holds all of its text.
         """
         state = self._state
         state.n_rows += n_rows
@@ -262,7 +256,7 @@ class Prefixes:
             slot.n_rows_used = math.inf  # memory has no room for it: its cells stay
 
     def close(self) -> None:
-        """The engine ends: write the slots' caches to disk, if there is a disk cache, for at most `MAX_SAVE_S`."""
+        """The engine ends: write the slots' caches to the disk cache, for at most `MAX_SAVE_S`."""
         ends = self._state.clock() + MAX_SAVE_S
         while self.blocks.save_idle(self._state.slots) and self._state.clock() < ends:
             pass
@@ -306,7 +300,7 @@ class Prefixes:
         state.meter.n_reused += max(run.n_cached - n_before, 0)
 
     def _fetch(self, slot: Slot, run: Run) -> None:
-        """Restore from memory or disk what they have of the prompt beyond the slot's own cells."""
+        """Restore what memory or disk have of the prompt beyond the slot's own cells."""
         limit = run.n_reusable
         n_known = min(self.blocks.count_known(slot.lora, run.prompt), limit)
         if n_known >= len(slot.tokens) + MIN_SHARED:
@@ -315,7 +309,7 @@ class Prefixes:
                 run.n_cached, run.cache_source = n, source or CACHE_NONE
 
     def _find_leader(self, slot: Slot, run: Run) -> Leader | None:
-        """The running slot that is about to compute most of what `run` needs next, if that is worth waiting for."""
+        """The slot in prefill that will compute most of what `run` needs next, if that is worth waiting for."""
         if not (self._state.backend.can_share and run.task.cache_prompt):
             return None
         best, n_best = None, len(slot.tokens) + MIN_SHARED - 1
@@ -329,7 +323,7 @@ class Prefixes:
         return None if best is None else Leader(best, best.run, n_best)  # type: ignore[arg-type]
 
     def _find_longest(self, prompt: list[int], lora: Lora) -> tuple[int, str]:
-        """How much of a prompt is in any cache, usable or not, and why it might not be usable."""
+        """How many of a prompt's tokens are in any cache, usable or not, and why they might not be usable."""
         slots = (self._state.system, *self._state.slots)
         best = max(slots, key=lambda slot: count_common_prefix(slot.tokens, prompt))
         n = count_common_prefix(best.tokens, prompt)
@@ -365,5 +359,5 @@ class Prefixes:
 
 
 def _count_cells(slots: list[Slot]) -> int:
-    """How many cells of a unified cache all these slots have together; shared cells count once."""
+    """The cells of a unified cache that these slots have together."""
     return sum(len(slot.tokens) for slot in slots) - prompt_cache.count_shared(slots)

@@ -1,8 +1,7 @@
 """The interfaces between the scheduler and what computes: `Backend`, `TokenSampler`, `Drafter` and the media's.
 
 There are two implementations: `server.engine.llama.backend` over libllama, and the fake in `tests/fakes.py`, which
-simulates a KV cache and checks every call against it. Imports the standard library and the plain data of its
-neighbours only.
+simulates a KV cache and checks every call against it. Imports plain data only.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ class TokenSampler(Protocol):
         """The token if the grammar allows it, else an allowed one, drawn from the same row."""
 
     def foresee(self) -> list[int]:
-        """The tokens of the text that the grammar prescribes next. They are a guess: the same text may come in other
-        tokens."""
+        """Tokens of the text that the grammar prescribes next; the same text may come in other tokens."""
 
     def compute_row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """The probability of `token` in batch row `row` and the `n_probs` most likely tokens; nothing is drawn."""
@@ -68,8 +66,7 @@ class TokenSampler(Protocol):
 
 
 class Drafter(Protocol):
-    """A small model that guesses the next tokens of a large one with the same vocabulary. Its methods are like
-    `Backend`'s."""
+    """A small model that guesses the next tokens of a large one with the same vocabulary."""
 
     info: ModelInfo
     eog_tokens: frozenset[int]
@@ -85,8 +82,7 @@ class Drafter(Protocol):
 
 
 class MediaBackend(Protocol):
-    """The projector of a model that takes images or sound. `least_tokens` and `prepare` run on the media thread, the
-    rest on the engine's."""
+    """A model's projector. `least_tokens` and `prepare` run on the media thread, the rest on the engine's."""
 
     vision: bool
     audio: bool
@@ -101,15 +97,14 @@ class MediaBackend(Protocol):
         """Compute a chunk's embeddings. They are kept until the next call."""
 
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
-        """Evaluate the chunk encoded last. Returns a `DECODE_*` code and the batch row of its end, which has logits
-        with `output`."""
+        """Evaluate the chunk encoded last. Returns a `DECODE_*` code and the batch row of its end; with `output` that
+        has logits."""
 
 
 class MediaEmbeddingBackend(Protocol):
     """A context with one sequence that computes a vector for each token of texts and encoded chunks.
 
-    Rows are evaluated from position `pos`, which must follow the positions that are there. A row is `width` float32
-    numbers.
+    Rows are evaluated from position `pos`, which must follow the positions that are there.
     """
 
     width: int  # float32 numbers per row
@@ -166,10 +161,10 @@ class StateParts(Protocol):
 class Backend(Protocol):
     """A loaded model with one context. Only `abort` may be called from other threads than the engine's.
 
-    With `is_split` each slot's sequence has a KV stream of its own. Common beginnings are copied, and there are no
-    sequences but the slots'. Rows of a batch should come in the order of their sequences, because each gap and each
-    step back begins another micro-batch. Without `is_split` sequences refer to the cells of one cache. There are two
-    more than slots: the system prompt's and, unless the model is recurrent, a scratch one for state read in or out.
+    With `is_split` each slot's sequence has a KV stream of its own. Prefixes are copied, and only slots have sequences.
+    Rows of a batch should come in the order of their sequences, because each gap and each step back begins another
+    micro-batch. Without `is_split` sequences share the cells of one cache. There are two more than slots: the system
+    prompt's and, unless the model is recurrent, a scratch one for state read in or out.
     """
 
     info: ModelInfo
@@ -206,8 +201,7 @@ class Backend(Protocol):
         before `begin_grammar`, and the caller uses `draw` and `commit`."""
 
     def draw_ahead(self, wanted: Sequence[tuple[TokenSampler, int]]) -> None:
-        """Each of these samplers will be asked to `sample` its row of the latest batch. The backend may draw them now,
-        in parallel."""
+        """Each of these samplers will `sample` its row of the latest batch. The backend may draw now, in parallel."""
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """Drop positions [start, end) of a sequence; end -1 means all the rest. False if only the whole can be
@@ -258,8 +252,8 @@ class Backend(Protocol):
         """Open a context for embeddings beside the one that generates; StartError if this model allows none."""
 
     def open_media_embeddings(self, n_at_once: int) -> MediaEmbeddingBackend:
-        """The context for embeddings of inputs with files; ApiError if there can be none. A chunk without a causal mask
-        has at most `n_at_once` tokens. The open context is returned if it is large enough."""
+        """The context for embeddings of inputs with files, the open one if it is large enough; ApiError if there can be
+        none. A chunk without a causal mask has at most `n_at_once` tokens."""
 
     def close(self) -> None:
         """Free everything in the order that C needs."""

@@ -1,11 +1,9 @@
 """Images and sound in prompts: prepared files, and the placeholders for them among a prompt's tokens.
 
-A task comes with files, and the negative id -1, -2, ... stands in its prompt for the first, second, ... file; the same
-in a request for embeddings. The backend decodes the files (`media_desk`). Then the prompt is written out: a chunk of an
-image becomes placeholder ids, one for each position in the cache. They are below zero and made from the hash of its
-content, so the same content has the same ids. Therefore reuse, sharing and saved slots compare tokens without knowing
-of images. Only two things differ: a chunk's cells come all at once, from `media_steps`, and reuse ends at a chunk's
-border.
+In the prompt of a task or `Embed`, the ids -1, -2, ... stand for its first, second, ... file. The backend decodes the
+files (`media_desk`). Then the prompt is written out: a chunk becomes negative placeholder ids, one for each position in
+the cache. They are made from the hash of its content, so reuse, sharing and saved slots compare tokens without knowing
+of images. Two things differ: a chunk's cells come all at once, from `media_steps`, and reuse ends at a chunk's border.
 
 Engine thread. Not taken: encoding on the media thread too. On a CPU it would compete with the compute threads for the
 cores, and generating slots would wait anyway.
@@ -82,15 +80,14 @@ class Layout:
         return min((start for start in self.chunks if start >= at), default=end)
 
     def count_reusable(self, n_prompt: int) -> int:
-        """How much of the prompt may come from a cache: all but the part that is evaluated for the last logits."""
+        """How many of the prompt's tokens may come from a cache: all but those evaluated for the last logits."""
         last = max(self.chunks, default=-1)
         is_at_end = last >= 0 and last + len(self.chunks[last].ids) == n_prompt
         return last if is_at_end else max(n_prompt - 1, 0)
 
 
 def make_placeholders(key: bytes, n: int) -> tuple[int, ...]:
-    """`n` negative 32-bit ids that depend on `key` alone. Different keys have different ids, also if an attacker
-    chooses them."""
+    """`n` negative 32-bit ids from a cryptographic hash of `key`."""
     import hashlib  # here, because most models take no media
 
     digest = hashlib.shake_256(key).digest(4 * n)
@@ -98,8 +95,8 @@ def make_placeholders(key: bytes, n: int) -> tuple[int, ...]:
 
 
 def write_out(task: Task | Embed, files: tuple[Prepared, ...]) -> tuple[Task | Embed, Layout]:
-    """The task with its prompt as the cache will hold it, and the layout of its chunks. For embeddings the layout's
-    positions count through all inputs, one behind the other."""
+    """The task with its prompt as the cache will hold it, and the layout of its chunks. For embeddings, positions in
+    the layout count through all inputs."""
     layout = Layout(owners=[file.owner for file in files])
     if isinstance(task, Task):
         return replace(task, prompt=_write_out(task.prompt, files, layout, 0), media=()), layout

@@ -1,8 +1,8 @@
-"""Prepares the files of tasks on the thread `media`, by turns between owners.
+"""Prepares the files of tasks on the thread `media`. Owners take turns.
 
-So decoding a large image doesn't stall generating slots, and an owner with many images doesn't hold up the others for
-long. A prompt that is too long even by its files' headers is refused before any file is decoded. All runs on the engine
-thread except for `MediaDesk._run` and what it calls.
+So decoding a large image doesn't stall generating slots, and an owner with many images doesn't hold up others for long.
+A prompt that is too long by its files' headers is refused before any file is decoded. All but `MediaDesk._run` and what
+it calls runs on the engine thread.
 
 Not taken: several such threads. Decoding and computing compete for the same cores, and libmtmd's decoder can't be
 interrupted.
@@ -26,14 +26,14 @@ from server.errors import ApiError
 from server.log import get_logger
 from server.records import field, record
 
-MAX_EMBEDDED = 1 << 16  # tokens of one request for embeddings: all its files are prepared before any is computed
+MAX_EMBEDDED = 1 << 16  # tokens of one request for embeddings, whose files are all held at once
 
 log = get_logger("engine")
 
 
 class Shelf:
-    """Prepared files by their content, kept as long as a task holds them. So a file that several answers or requests
-    use is decoded once. Any thread may give files back; only the media thread takes them."""
+    """Prepared files by their content, kept while a task holds them. So a file that several tasks use is decoded once.
+    Any thread may give files back; only the media thread takes them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _held
@@ -100,7 +100,7 @@ class Job:
 
 @record(frozen=True, eq=False)
 class MediaReady:
-    """Sent to the loop by the media thread: a job's turn is over, or its files can't be prepared."""
+    """From the media thread to the loop: a job's turn is over, or its files can't be prepared."""
 
     job: Job
     error: ApiError | None = None
@@ -117,8 +117,7 @@ class MediaDesk:
     def __init__(
         self, eyes: MediaBackend | None, n_ctx: int, announce: Callable[[int], None], post: Callable[[MediaReady], None]
     ) -> None:
-        """`n_ctx` is the context of a slot in tokens. `announce` reports a task id before its files are decoded; `post`
-        sends a message to the loop."""
+        """`n_ctx` is a slot's context in tokens. `announce` reports a task id; `post` sends a message to the loop."""
         self.at_work: int | None = None
         self._prepare: Any = None if eyes is None else eyes.prepare
         self._least_tokens: Any = None if eyes is None else eyes.least_tokens
@@ -229,7 +228,7 @@ class MediaDesk:
             pass
 
     def _take_turn(self) -> bool:
-        """Do one turn; False at the end. It is a function of its own so that no variable keeps a file alive between
+        """Do one turn; False at the end. A function of its own, so that no variable keeps a file alive between
         turns."""
         job = self._turns.get()
         if job is None:
@@ -238,7 +237,7 @@ class MediaDesk:
         return True
 
     def _prepare_files(self, job: Job) -> None:
-        """Prepare the files of a job: all of them, or one if other owners wait. Stops when the job is cancelled."""
+        """Prepare all files of a job, or one if other owners wait. Stops when the job is cancelled."""
         error: ApiError | None = None
         try:
             if not job.n_uses:
@@ -265,7 +264,7 @@ class MediaDesk:
         return self._prepare(media)
 
     def _measure(self, job: Job) -> None:
-        """Compute the least length of the prompt before any file is decoded. ApiError if that is too long."""
+        """Compute the prompt's least length from the files' headers. ApiError if it is too long."""
         task = job.task
         prompts = (task.prompt,) if isinstance(task, Task) else task.inputs
         job.n_text = sum(token >= 0 for prompt in prompts for token in prompt)

@@ -1,14 +1,13 @@
 """Predicts how many prompt rows fit into a given time, from the steps measured so far. Engine thread; reads no clock.
 
-While slots generate, prompts get steps of limited time in between. How many rows fit depends on the model, the machine
-and its load, and on how many tokens lie before the rows (depth). A row is assumed to cost `speed * (1 + growth *
-depth)`. The speed is the median of the latest steps, so one delayed step changes nothing. The growth comes from a line
-through the medians of shallow and of deep steps.
+How many rows fit depends on the model, the machine and its load, and on how many tokens lie before the rows (depth). A
+row is assumed to cost `speed * (1 + growth * depth)`. The speed is the median of the latest steps, so one delayed step
+changes little. The growth comes from a line through the medians of shallow and of deep steps.
 
-Rows come in tiles of 64 where the time allows. With fewer rows, attention on a CPU goes row by row and a row costs up
-to twice as much. So one tile may take `PATIENCE` times the limit. Only where even that is too long (large models, slow
-machines) do steps have fewer rows. The higher cost of their rows is learnt separately: otherwise each smaller step
-would make rows look more expensive, and the next step smaller still.
+Rows come in tiles of 64. With fewer rows, attention on a CPU goes row by row and a row costs up to twice as much. So
+one tile may take `PATIENCE` times the limit. Only if that is still too short (large models, slow machines), steps have
+fewer rows. The higher cost of their rows is learnt separately: otherwise each smaller step would make rows look more
+expensive, and the next step smaller still.
 
 Not taken: a least-squares fit, whose line one delayed step can bend.
 """
@@ -34,7 +33,7 @@ FIRST_GROWTH, MAX_GROWTH = 1 / 512, 1 / 128
 """How much a row's cost grows with each token before it, relative to its cost at depth 0: at first, and at most."""
 
 MOST_SAVED_MS = 100.0
-"""The longest step of background tasks, also where generating slots may wait longer."""
+"""Milliseconds. For background tasks, a higher `--max-stall-ms` counts as this."""
 
 PATIENCE = 2.5
 """A step of one tile, or of one sequence's drafts, may take `PATIENCE` times its limit."""
@@ -47,7 +46,7 @@ SMALL_ROW, MAX_SMALL_ROW, LEARN = 1.25, 2.0, 0.3
 new measurement."""
 
 FIRST_ROW = 0.25
-"""The cost of a prompt row relative to a generating step, before it was measured."""
+"""The cost of a prompt row relative to a generating step, before one was measured."""
 
 
 @record
@@ -95,8 +94,8 @@ class Pace:
         return n_rows * row_ms * (1 + self._growth * (depth + n_rows / 2))
 
     def count_rows(self, limit_ms: float, depth: int, n_left: int, patience: float = PATIENCE) -> int:
-        """Rows for a step of about `limit_ms`, for a prompt with `n_left` rows left behind `depth` tokens. A tile
-        may take `patience` times the limit, the end of a prompt less (`OVERTIME`).
+        """Rows for a step of about `limit_ms`, for a prompt with `n_left` rows left behind `depth` tokens. A tile may
+        take `patience` times the limit, a prompt's end `OVERTIME` times.
 
         At most twice as many as in a recent step or a tile, so that a wrong prediction costs only one step.
         """
@@ -110,7 +109,7 @@ class Pace:
         return min(max(few - few % FEW, FEW), TILE - FEW, n_left)
 
     def count_rows_within(self, limit_ms: float, depth: int, n_left: int) -> int:
-        """Rows for one more step in the same pause of the generating slots: whole tiles or all rows, else 0."""
+        """Rows for one more step before the generating slots go on: whole tiles or all rows, else 0."""
         if not self._lately or self._compute_row_ms() <= 0.0:
             return 0  # nothing was measured
         if self.estimate(n_left, depth) <= limit_ms:
@@ -156,14 +155,14 @@ class Pace:
 
 
 SHARE = 0.18
-"""Seconds that background tasks may take for each second of other tasks, which thus keep five sixths of their rate."""
+"""Seconds that background tasks may take for each second of other tasks, which keep five sixths of their rate."""
 
 
 class Spare:
-    """The time that background tasks may take beside other tasks. It is saved up while those have their steps.
+    """The time that background tasks may take beside others. It is saved up during the others' steps.
 
-    Next tokens of background tasks have rows in the steps of others (`note_beside`); such a row costs the time by which
-    it makes the step longer. Rows of background prompts have steps of their own.
+    Generating background tasks have rows in the others' steps (`note_beside`); such a row costs the time by which it
+    makes the step longer. Background prompts have steps of their own.
     """
 
     def __init__(self, limit_ms: float) -> None:
@@ -179,8 +178,8 @@ class Spare:
 
     @property
     def _most_ms(self) -> float:
-        """The longest time that background tasks may add to one pause between the others' steps: what the limit leaves,
-        but at least as much as such a step takes."""
+        """The longest time that background tasks may add between two of the others' steps: what the limit leaves, but
+        at least as much as such a step takes."""
         return max(min(self.limit_ms, MOST_SAVED_MS) - self.alone_ms, self.alone_ms)
 
     @property
@@ -205,8 +204,8 @@ class Spare:
         self._saved_ms -= ms
 
     def count_rows_beside(self, n: int) -> int:
-        """How many of `n` background rows the next generating step may have. 0 until the time saved
-        suffices for the most of them that a step may have."""
+        """How many of `n` background rows the next generating step may have: the most that a step may have, or 0 until
+        the saved time suffices for them."""
         if not self._alone_ms:
             return 0
         cost = self._cost

@@ -1,11 +1,10 @@
 """Follows which part of its answer a task is generating: the model's thinking, visible text, or a tool call.
 
-Engine thread; pure except for the task's `TextStream`, which it feeds. Only tasks for which `must_have_phases` is true
-have `Phases`. It finds where a lazy grammar begins and where stop words are looked for, and forces the tokens that end
-the thinking. One token may end a part and begin the next. The parts don't depend on how the text is cut into tokens.
-The known tokens of a resumed task lead to the same state as before.
+Engine thread; pure except for the task's `TextStream`, which it feeds. `Phases` finds where a grammar begins and where
+stop strings are looked for, and forces the tokens that end the thinking. Only some tasks need it (`must_have_phases`).
+One token may end a part and begin the next. Except at a TOKEN trigger, the parts depend on the text, not on its tokens.
 
-Not taken: llama.cpp's lazy grammars. They search the whole text again at each token, and end the process when the text
+Not taken: llama.cpp's lazy grammars. They search the whole text again at each token, and end the process if the text
 after a trigger doesn't fit.
 """
 
@@ -31,8 +30,8 @@ MAX_CHARACTER = 4  # bytes
 
 @record(frozen=True)
 class Begin:
-    """How a grammar begins inside a text. `lead` is the text before the grammar's first character. `tokens`, written
-    already, begin where `lead` begins. Texts that begin with `unless` don't have to fit the grammar."""
+    """How a grammar begins inside a text. `lead` is the text before the grammar's first character; the written `tokens`
+    begin where it does. Texts that begin with `unless` don't have to fit the grammar."""
 
     lead: str = ""
     tokens: tuple[int, ...] = ()
@@ -44,7 +43,7 @@ class Move:
     """What a token changes."""
 
     phase: int  # after the token
-    parts: list[tuple[bytes, bool]]  # the token's text in parts, and whether stop words are looked for in each
+    parts: list[tuple[bytes, bool]]  # the token's text in parts, and whether stop strings are looked for in each
     tail: bytes  # the end of the text, where a mark may have begun
     seen: Seen
     begins_at: int | None = None  # where in its bytes the grammar begins (negative: in an earlier token)
@@ -59,8 +58,8 @@ def must_have_phases(task: Task) -> bool:
 class Phases:
     """The parts of one answer.
 
-    While `is_waiting` the task has a grammar that doesn't hold yet, and each drawn token must be passed to `look`.
-    `forced` is the token that comes next whatever the draw is. `n_thought` counts the tokens of the thinking.
+    While `is_waiting` the grammar doesn't hold yet, and each drawn token must be passed to `look`. `forced` is the
+    token that comes next whatever the draw is. `n_thought` counts the tokens of the thinking.
     """
 
     def __init__(
@@ -95,8 +94,7 @@ class Phases:
     # ---- tokens -------------------------------------------------------------------------------------------------
 
     def look(self, token: int) -> Begin | None:
-        """How the grammar begins if this token comes next; None if it doesn't begin. To be called while
-        `is_waiting`."""
+        """How the grammar begins if this token comes next; None if it doesn't. Only while `is_waiting`."""
         if not self._is_lazy and self.phase != THINKING:
             return Begin(unless=self._open if self.phase == BEFORE else "")
         if not self._is_lazy and token in self._eog_tokens:
@@ -122,8 +120,8 @@ class Phases:
         self.forced = self._get_next_forced()
 
     def take(self, token: int) -> str:
-        """Add a token to the answer; return the text that may be sent now. If it sets `is_waiting`, the model has begun
-        to think, and the grammar must stop."""
+        """Add a token to the answer; return the text that may be sent now. If it sets `is_waiting`, the model thinks,
+        and the grammar must stop."""
         self._n_tokens += 1
         self.n_thought += self.phase == THINKING
         if self.is_waiting:
@@ -166,8 +164,8 @@ class Phases:
         return self._ends_at
 
     def _get_next_forced(self) -> int | None:
-        """The token that must come next because the thinking has lasted long enough, else None. A character that has
-        begun may be completed first."""
+        """The token that must come next because the thinking has to end, else None. A begun character may be completed
+        first."""
         if self.phase != THINKING or not self._end_tokens:
             return None
         if self._n_forced:
@@ -305,7 +303,7 @@ class Triggers:
 
     def find(self, rest: bytes, tail: bytes, seen: Seen) -> tuple[tuple[int, int] | None, Seen]:
         """The first trigger in `rest`, the last bytes of a token, after a text that ends with `tail`: its start
-        (negative if before `rest`) and its end. And what is known after `rest`."""
+        (negative if before `rest`) and its end. And the new `Seen`."""
         found = []
         data = tail + rest
         if any(map(data.__contains__, self._words)):
@@ -348,7 +346,7 @@ def _step(
     states: Sequence[tuple[int, ...]], begun: Mapping[int, int], code: int, least: int
 ) -> tuple[dict[int, int], int | None]:
     """The matches that go on with this character: each row with the earliest start, at `least` or later. And the
-    earliest start of a match that is complete now, else None."""
+    earliest start of a complete match, else None."""
     going: dict[int, int] = {}
     complete = None
     for row, start in begun.items():

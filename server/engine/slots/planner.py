@@ -1,9 +1,9 @@
 """Chooses the rows of the next batch: pure functions from jobs to spans.
 
 A batch has either one row for each generating sequence, or prompt rows. Attention over rows of one kind costs less than
-over a mixture, and in a split cache llama.cpp would cut the mixture into micro-batches (docs/performance.md). No
-thread, no backend, no clock: `batching` decides whose turn it is and how many rows there are. Jobs and spans live for
-one step. They aren't frozen, because a frozen dataclass takes three times as long to make.
+over a mixture, and in a split cache llama.cpp would cut the mixture into micro-batches (docs/performance.md).
+`batching` decides whose turn it is and how many rows there are. Jobs and spans live for one step; they aren't frozen,
+because a frozen dataclass takes three times as long to make.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ UNLIMITED = 2**31  # rows
 
 @record
 class Job:
-    """The tokens that one sequence has to evaluate next: a prompt's if `is_prefill`, else the latest token of a
-    generating sequence."""
+    """The tokens that a sequence has to evaluate next: a prompt's if `is_prefill`, else its latest token."""
 
     id: int  # the caller's: a slot's id
     seq: int

@@ -1,14 +1,14 @@
 """The queue of waiting tasks, shared fairly between owners. Engine thread; no clock, no backend.
 
 Tasks of a higher `priority` go first. Owners of one priority take turns by deficit round robin: a turn is worth
-`QUANTUM` tokens, and a task costs the tokens of its prompt plus a fixed number for its answer. So an owner with many or
-long requests waits longer, and the others don't. Tasks of one owner go in order of arrival. Every `OLDEST_EVERY`th time
-the oldest task goes first whatever its priority, so that none waits for ever; but never a background task.
+`QUANTUM` tokens, and a task costs the tokens of its prompt plus a fixed number for its answer. So only an owner with
+many or long requests waits longer. Tasks of one owner go in order of arrival. Every `OLDEST_EVERY`th time the oldest
+task that isn't in the background goes first, so that no priority waits for ever.
 
-Tasks that can't run now (their slot is busy) are skipped and keep their place. Removing a task takes the same time
-however many of its owner wait, because a client that leaves may cancel a thousand.
+Tasks that can't run now (their slot is busy) are skipped and keep their place. The time to remove a task doesn't depend
+on how many its owner has, because a client may cancel a thousand.
 
-Not taken: shares by past use. They would punish an owner for the time when no other was there.
+Not taken: shares by past use. They would punish an owner for using an idle server.
 """
 
 from __future__ import annotations
@@ -151,15 +151,14 @@ class FairQueue:
         return waiting
 
     def find_crowding(self, owner: str) -> Waiting | None:
-        """The latest task of the owner with the most tasks, if `owner` would still have fewer with one more; else
-        None."""
+        """The latest task of the owner with the most tasks, if `owner` with one more still has fewer; else None."""
         longest = max(self._by_owner.values(), key=len, default={})
         if len(longest) <= len(self._by_owner.get(owner, ())) + 1:
             return None
         return longest[next(reversed(longest))]
 
     def order(self) -> list[int]:
-        """The ids of all tasks, about in the order in which they will run if no more come."""
+        """The ids of all tasks, about in the order in which they will run."""
         copy = FairQueue()
         for waiting in self:
             copy.push(waiting)

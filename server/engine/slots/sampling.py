@@ -1,11 +1,10 @@
 """Turns `SamplingParams` into the list of sampler stages that the backend builds in C.
 
-Pure data in, pure data out: a stage is a name and its arguments, in the order of application. Stages that would change
-nothing are left out, so a greedy request costs one argmax. The rules are those of llama.cpp's server:
+Pure functions. Stages that would change nothing are left out, so a greedy request costs one argmax. The rules are those
+of llama.cpp's server:
 
 - Logit bias comes first, then the stages of `samplers` in their order, repeated ones repeatedly.
-- With a temperature <= 0, the most likely token after bias and penalties is taken. Truncation can't change it and is
-  left out.
+- With a temperature <= 0, the most likely token after bias and penalties is taken.
 - With mirostat, only bias, penalties and temperature come before it, and it picks the token itself.
 - The grammar isn't a stage. The backend checks the picked token against it, which is much cheaper.
 
@@ -27,7 +26,7 @@ MIN_TEMPERATURE = 1e-6
 
 @record(frozen=True)
 class Stage:
-    """One sampler of the chain: `name` is one that `Backend.make_sampler` knows, `args` are its arguments."""
+    """One sampler of the chain, by a name that `Backend.make_sampler` knows."""
 
     name: str
     args: tuple
@@ -68,7 +67,8 @@ def compute_history_length(params: SamplingParams, n_ctx: int) -> int:
 
 
 def _compute_reach(last_n: int, n_ctx: int) -> int:
-    """How many tokens back a penalty looks; -1: the whole context. More isn't allowed: C reserves memory for them."""
+    """How many tokens back a penalty looks. -1 is the whole context, which is also the limit: C reserves memory for
+    it."""
     return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 

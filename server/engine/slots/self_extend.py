@@ -1,9 +1,9 @@
 """Self-extend (group attention): a longer context than the model was trained for, by merging old positions.
 
-Pure arithmetic on positions; the scheduler applies it to the KV cache between two batches. When a sequence reaches
-position `ga_i + width`, the `width` positions from `ga_i` on are divided by the factor n, and all later ones move back.
-So positions stay within what the model was trained for. The formula is that of llama.cpp's server of 2024 (paper: "LLM
-Maybe LongLM", arXiv 2401.01325).
+Pure arithmetic on positions; `prompt_cache.fold` applies it to the KV cache between two batches. When a sequence
+reaches position `ga_i + width`, the `width` positions from `ga_i` on are divided by the factor n, and all later ones
+move back. So positions stay within what the model was trained for. The formula is that of llama.cpp's server of 2024
+(paper: "LLM Maybe LongLM", arXiv 2401.01325).
 """
 
 from __future__ import annotations

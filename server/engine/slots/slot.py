@@ -1,7 +1,7 @@
 """A slot: one sequence of the KV cache, and the task that runs on it.
 
-Engine thread only. A slot outlives its tasks, because the next task may reuse the tokens that they leave in the KV
-cache. All that belongs to one task is in its `Run`, which is dropped as a whole.
+Engine thread only. A slot outlives its tasks, because the next one may reuse the tokens that they leave in the KV
+cache. All that belongs to one task is in its `Run`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.records import field, record, replace
 
 
 class Drafts(Protocol):
-    """What a slot reads of a task's speculative decoding: how many tokens were drafted, and how many proved right."""
+    """What a slot reads of a task's speculative decoding: how many tokens were drafted and accepted."""
 
     n_drafted: int
     n_accepted: int
@@ -99,7 +99,7 @@ class Run:
         return self.n_decoded < len(self.task.resume)
 
     def make_timings(self) -> Timings:
-        """The task's times so far. A task without tokens has spent all of its time on the prompt."""
+        """The task's times so far. Without tokens, all of its time counts for the prompt."""
         t_first = self.t_first or self.t_last or self.t_start
         n_drafted, n_accepted = (
             (-1, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
@@ -149,8 +149,8 @@ class Slot:
     latest: SlotState | None = None  # left by its latest task
 
     def count_reusable(self, prompt: list[int]) -> int:
-        """How many of the slot's first tokens `prompt` begins with and may reuse; none from a context shift on: their
-        cells would give another prompt a different answer."""
+        """How many of the slot's first tokens `prompt` begins with and may reuse; none behind a context shift, since
+        their cells depend on dropped tokens."""
         n = count_common_prefix(self.tokens, prompt)
         return n if self.shifted_at is None else min(n, self.shifted_at)
 
@@ -202,8 +202,7 @@ class Slot:
 
 
 def count_common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning of two lists or two tuples of tokens. Compares blocks, so most of the work is done
-    in C."""
+    """Length of the common prefix of two lists or two tuples of tokens. Compares many at once, in C."""
     n, step = 0, 1024
     end = min(len(a), len(b))
     while step and n < end:

@@ -1,8 +1,8 @@
 """Turns the bytes of tokens into text that may be sent. Characters and stop strings may extend over several tokens.
 
-The text depends only on the bytes fed so far: no clock, no engine. This code runs on the engine's thread because a stop
-string ends the task. The result doesn't depend on how the bytes are cut into tokens: the text ends at the stop string
-that is complete first, and of two that are complete at once, at the one that began first.
+Runs on the engine's thread, because a stop string ends the task. The result doesn't depend on how the bytes are cut
+into tokens: the text ends at the stop string that is complete first, and of two that are complete at once, at the one
+that began first.
 
 Not taken: searching the whole text after every token. Only what can still become a stop string is kept.
 """
@@ -15,7 +15,7 @@ from typing import AnyStr
 
 
 class TextStream:
-    """Turns the bytes of tokens into text. Holds back what may be the beginning of a stop string or of a character.
+    """Holds back what may be the beginning of a stop string or of a character.
 
     While `looks` is False, stop strings are ordinary text. A stop string is found only if `looks` is True for all of
     it.
@@ -45,7 +45,7 @@ class TextStream:
         self.is_outdented = False
 
     def feed(self, piece: bytes) -> str:
-        """Take the bytes of the next token; return the text that is certain now. Sets `stopping_word` at a stop
+        """Take the bytes of the next token; return the text that is final now. Sets `stopping_word` at a stop
         string."""
         if self.stopping_word or self.is_outdented:
             return ""
