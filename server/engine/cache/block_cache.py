@@ -5,9 +5,9 @@ block, and a prefix that many texts share is kept once. With a disk cache, a blo
 `open` is called once the model's identity is known and the folder has been scanned; it writes the blocks in memory to
 disk.
 
-The cache works only with models whose sequences can share cells and be cut, and without self-extend. It keeps a
-sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the first context
-shift (later cells depend on dropped tokens).
+The cache works only with models whose sequences can share cells and be cut, and not with self-extend or `--exact`. It
+keeps a sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the first
+context shift (later cells depend on dropped tokens).
 """
 
 from __future__ import annotations

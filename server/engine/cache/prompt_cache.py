@@ -254,10 +254,10 @@ def count_shared(slots: Iterable[Slot]) -> int:
 
 # ---- checkpoints: for models whose state can't be cut ----------------------------------------------------------------
 
-# A recurrent model's state can't drop its last tokens. So it is copied every `step` tokens of a prompt and shortly
-# before its end (`Slot.checkpoints`), and `trim` goes back to the last copy before the cut. A step of the prompt ends
-# wherever a copy is due. Of hybrid models only the recurrent part is copied, since attention cells can be cut. Not
-# taken: copies while text is generated. The next request seldom goes back there.
+# A recurrent model's state depends on all tokens so far and can't be cut. So it is copied every `step` tokens of a
+# prompt and shortly before its end (`Slot.checkpoints`), and `trim` goes back to the last copy before the cut. A step
+# of the prompt ends wherever a copy is due. Of hybrid models only the recurrent part is copied, since attention cells
+# can be cut. Not taken: copies while text is generated. The next request seldom goes back there.
 END_MARGIN = 4
 """A copy is made this many tokens before a prompt's end. The next prompt may differ there: a template ends with the
 beginning of an answer, and the answer's first characters may become part of its last token."""

@@ -1,1 +1,1 @@
-"""The engine's loop: one step after another, and its helpers."""
+"""The engine's loop, and the parts of its steps."""

@@ -1,8 +1,8 @@
 """The configuration of an engine: plain data.
 
-`model_sources` makes it from a model's options, and `starter` sets the context, the warm-up and the turns. `wire.Start`
+`model_sources` makes it from a model's options; `starter` sets the context, the warm-up and the turns. `wire.Start`
 takes it to the engine's process, where `make_drafter_config` makes the draft model's. Imports `host_cpus`, `shape` and
-leaves only.
+`server.records` only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SpecConfig:
     """Speculative decoding; off if neither `lookup` nor `model` is set."""
 
     lookup: bool = False  # copy drafts from the text so far
-    answers: bool = False  # copy them from earlier answers to the same owner, too
+    answers: bool = False  # also from earlier answers to the same owner
     ngram: int = 3  # a draft is copied from where the last `ngram` tokens came before
     lookup_max: int = 127  # the most tokens of a copied draft
     n_max: int = 16  # the most tokens of the draft model's drafts
@@ -44,13 +44,13 @@ ROWS_PER_LIMIT = 256  # see `step_limit_s`
 
 def step_limit_s(limit_s: float, n_rows: int) -> float:
     """The seconds after which a step of `n_rows` rows counts as hanging: `limit_s`, and again for each `ROWS_PER_LIMIT`
-    rows, so that a long prompt on a slow machine doesn't count as a hang."""
+    rows."""
     return limit_s * (1 + n_rows // ROWS_PER_LIMIT)
 
 
 @record(frozen=True)
 class EngineConfig:
-    """One model on one set of libraries. The `*_params` hold what the user has set, by the names of C fields."""
+    """One model on one set of libraries. The `*_params` hold what the user has set, by names of C fields."""
 
     model: str  # path
     libs: str  # folder
@@ -89,7 +89,7 @@ class EngineConfig:
     is_fitted: bool = True  # choose what is open of `n_ctx` and `n_gpu_layers`; refuse a model that can't fit
     fit_target: tuple[int, ...] = ()  # MiB to leave free, one value or one per GPU
     fit_ctx: int = 4096  # tokens of context per slot that take precedence over layers on GPUs
-    rpc: tuple[str, ...] = ()  # host:port of workers whose devices are used, too
+    rpc: tuple[str, ...] = ()  # host:port of workers whose devices are used
     turns: str = ""  # the file by which engines take turns on the same cores (`seam.turns`); "": no turns
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""  # the projector's file
@@ -99,10 +99,10 @@ class EngineConfig:
     pool_params: dict[str, Any] = field(default_factory=dict)  # of ggml_threadpool_params; `cpumask` has CPU numbers
 
     def is_split(self, has_window: bool) -> bool:
-        """Whether each slot has a part of the KV cache to itself (a "stream"), which other slots' attention skips.
+        """Whether each slot has a KV stream of its own, which other slots' attention skips.
 
-        `has_window`: the model has sliding windows. Their cells can't be copied in parts, so a split cache isn't the
-        default there.
+        With sliding windows (`has_window`) a split cache isn't the default, because their cells can't be copied in
+        parts.
         """
         if self.exact:
             return True
@@ -112,13 +112,13 @@ class EngineConfig:
 
 
 def count_threads(config: EngineConfig) -> tuple[int, int]:
-    """The number of threads for decode, and for prefill."""
+    """The number of threads for generating, and for prefill."""
     n_threads = config.n_threads if config.n_threads > 0 else host_cpus.count_usable_cores()
     return n_threads, config.n_threads_batch if config.n_threads_batch > 0 else n_threads
 
 
 def count_threads_and_cores(config: EngineConfig) -> tuple[int, float]:
-    """The number of threads that compute at the same time, and of cores that they may use."""
+    """The number of threads that compute at once, and of cores that they may use."""
     cpus = config.pool_params.get("cpumask", ())
     n_threads = max(*count_threads(config), config.spec.n_threads, config.spec.n_threads_batch)
     return n_threads, min(host_cpus.count_available(), len(cpus) or float("inf"))
@@ -127,7 +127,7 @@ def count_threads_and_cores(config: EngineConfig) -> tuple[int, float]:
 def compute_patience(config: EngineConfig) -> float:
     """The factor for a step's time limit: the square of threads per core, at least 1.
 
-    A step has many barriers, and at each of them all threads wait for those without a core.
+    At each of a step's many barriers all threads wait for those without a core.
     """
     n_threads, n_cores = count_threads_and_cores(config)
     return max(n_threads / max(n_cores, 1.0), 1.0) ** 2

@@ -18,11 +18,12 @@ from server.records import fields, is_record
 FLOATS = {"inf": math.inf, "-inf": -math.inf}  # JSON has no infinities
 
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
-"""Writes a plain value as ASCII, always in the same form, so that texts and their hashes can be compared."""
+"""Writes a plain value as canonical ASCII, so that texts or their hashes can be compared."""
 
 
 def to_plain(value: Any, without: Container[str] = ()) -> Any:
-    """A record as a dict, less the fields in `without` and all of bytes; tuples as lists; infinities as strings."""
+    """A record as a dict, without the fields in `without` and those of bytes; tuples as lists, infinities as
+    strings."""
     if is_record(value):
         found = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}
         return {name: to_plain(one) for name, one in found.items() if not isinstance(one, (bytes, bytearray))}
@@ -36,7 +37,7 @@ def to_plain(value: Any, without: Container[str] = ()) -> Any:
 
 
 def from_plain(kind: Any, value: Any) -> Any:
-    """The reverse of `to_plain`: a value of the type `kind` (an annotation). Unknown fields are ignored.
+    """The reverse of `to_plain`: a value of the annotation `kind`. Unknown fields are ignored.
 
     ValueError or TypeError for a value of another type.
     """

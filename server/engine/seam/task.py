@@ -1,10 +1,10 @@
-"""The messages between the web process and the engine: plain data, nothing else.
+"""The messages between the web process and the engine: plain data.
 
 Every class here consists of ints, floats, strings, bytes, bools, None, and tuples and dicts of those, so that the same
-messages can travel through a queue (engine as a thread) or a pipe (engine as a process). A test checks the
-annotations. Messages are immutable. Used by both processes; imports the standard library and `server.records` only.
+messages can travel through a queue (engine as a thread) or a pipe (engine as a process). A test checks the annotations.
+Messages are immutable. Imports the standard library and `server.records` only.
 
-Not taken: messages with slots, futures or callbacks. They would tie the engine to the web process.
+Not taken: messages with slots, futures or callbacks. They would tie both sides to one process.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SAMPLER_ALIASES = {
     "tfs-z": "tfs_z",
 }
 
-# Upper bounds of the buckets of each histogram. One more bucket counts larger values.
+# Upper bounds of each histogram's buckets. One more bucket counts larger values.
 HISTOGRAM_BOUNDS: dict[str, tuple[float, ...]] = {
     "queue_wait_seconds": (0.001, 0.01, 0.1, 0.5, 1, 5, 15, 60, 300),
     "time_to_first_token_seconds": (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
@@ -72,8 +72,8 @@ class Trigger:
     WORD: `text` anywhere. START: `text` with only white space before it. TOKEN: `token`. PATTERN and FULL: a match of a
     regular expression, anywhere or from the start of the text.
 
-    `states` is the automaton of the expression; row 0 is its first state. A row is (1 if a match may end here, else 0;
-    then for each transition the lowest character, the highest character, and the next row).
+    `states` is the expression's automaton, from row 0 on. A row is (1 if a match may end here, else 0; then for each
+    transition the lowest character, the highest character, and the next row).
     """
 
     kind: str
@@ -175,7 +175,7 @@ class Task:
     stop: tuple[str, ...] = ()  # stop strings; ignored within reasoning and after the first trigger
     id_slot: int = -1  # -1: any slot
     cache_prompt: bool = True
-    may_respell: bool = False  # the prompt has text of the model; cached tokens of that text may replace the prompt's
+    may_respell: bool = False  # cached tokens of the same text may replace the prompt's
     progress: bool = False  # send `Progress` events
     lora: tuple[tuple[int, float], ...] | None = None  # (adapter index, scale); None: the server's setting
     n_indent: int = 0  # end before a line that is indented by fewer blanks
@@ -186,20 +186,20 @@ class Task:
     draft_p_min: float = -1.0  # the least probability of a drafted token; -1: the server's setting
     timings: bool = False  # pieces carry `Timings`
     stream: bool = True  # False: the client reads nothing before the end, so pieces may be late
-    prompt_probs: int = -1  # 0 or more: send `PromptProbs` with so many alternatives; needs `cache_prompt` False ...
-    probs_from: int = 0  # ... unless only the prompt's tokens from this one on are wanted
+    prompt_probs: int = -1  # send `PromptProbs` with so many alternatives; -1: none
+    probs_from: int = 0  # first prompt token for `PromptProbs`; 0: all tokens, which needs `cache_prompt` False
     cuts: tuple[tuple[int, int], ...] = ()  # [start, end) of tokens to drop from the cache after `cut_at` tokens
     cut_at: int = 0  # the prompt's tokens from here on are computed without those of `cuts`
     t_max_ms: int = 0  # limit from the task's arrival to its last token; 0: none
-    owner: str = ""  # for fair shares: the id of the API key, else the client's address
+    owner: str = ""  # the id of the API key, else the client's address
     priority: int = 0  # waiting tasks of a higher priority start first
     media: tuple[Media, ...] = ()
-    resume: tuple[int, ...] = ()  # tokens already delivered by a former engine: go on after them
+    resume: tuple[int, ...] = ()  # tokens already delivered by a former engine
     resume_ms: float = 0.0  # how long those took
     preserved_tokens: tuple[int, ...] = ()  # control tokens whose names are part of the text
     reasoning: Thinking | None = None  # grammar, triggers and stop strings apply after the reasoning
     ends_thinking: int = -1  # 0 or more: end the reasoning after so many tokens
-    only_counts: bool = False  # prepare the files and answer with a `Final` that has `n_prompt`; compute nothing
+    only_counts: bool = False  # prepare the files, answer with a `Final` that has `n_prompt`
 
     @property
     def in_background(self) -> bool:
@@ -209,7 +209,7 @@ class Task:
 
 BACKGROUND = -101
 """The priority of tasks without a waiting client: lower than a request may choose. They get a part of the time beside
-other tasks. If a task finds no slot, one of them loses its slot (a `Failure` with the reason `GAVE_WAY`: try again)."""
+other tasks. If another task finds no slot, one of them fails with the reason `GAVE_WAY` and may be sent again."""
 GAVE_WAY = "gave_way"
 
 
@@ -218,14 +218,14 @@ GAVE_WAY = "gave_way"
 
 @record(frozen=True)
 class Tasks:
-    """All tasks of one request. They enter the queue in the same step, so that their batches don't depend on timing."""
+    """All tasks of one request. They enter the queue in the same step."""
 
     tasks: tuple[Task, ...]
 
 
 @record(frozen=True)
 class Cancel:
-    """Give up the task or command `id`: free its place in the queue, or its slot. Unknown ids are ignored."""
+    """Give up the task, command or `Embed` with this `id`. Unknown ids are ignored."""
 
     id: int
     finish: bool = False  # answer with a `Final` that ends the text here (stop `abort`); else there is no answer
@@ -233,7 +233,7 @@ class Cancel:
 
 @record(frozen=True)
 class Command:
-    """Do something else between two steps: `name` with `args`. Answered by one `Reply` with this `id`."""
+    """Do something else between two steps. Answered by one `Reply` with this `id`."""
 
     id: int
     name: str
@@ -311,13 +311,13 @@ class Timings:
 
 @record(frozen=True)
 class Difference:
-    """The first token at which a prompt differs from a cached text. The tuples hold a few tokens each."""
+    """The first token at which a prompt differs from a cached text."""
 
     position: int  # of that token, counted with the server's system prompt
-    before: tuple[int, ...]  # the tokens right before it, equal in both
-    prompt: tuple[int, ...]  # the prompt's tokens from there on
-    cached: tuple[int, ...]  # the cached tokens from there on
-    n_lost: int = 0  # the prompt's tokens after it that are cached, too, but had to be evaluated again
+    before: tuple[int, ...]  # the few tokens before it, equal in both
+    prompt: tuple[int, ...]  # the prompt's next few tokens
+    cached: tuple[int, ...]  # the next few cached tokens
+    n_lost: int = 0  # later tokens of the prompt that are cached but had to be evaluated again
     at: int = -1  # its index in `Task.prompt`; -1: in the server's system prompt, or the prompt was cut
 
 
@@ -325,8 +325,8 @@ class Difference:
 class CacheUse:
     """Which part of a prompt was reused, and why not more.
 
-    `first_difference` compares the prompt with the same owner's cached text that has the longest common prefix. It is
-    None without such a text, or if the prompt continues it.
+    `first_difference` compares the prompt with the owner's cached text that has the longest common prefix. It is None
+    without such a text, or if one continues the other.
     """
 
     source: str = CACHE_NONE  # a CACHE_*: where the reused tokens were
@@ -336,7 +336,7 @@ class CacheUse:
 
 @record(frozen=True)
 class Piece:
-    """A generated token and the text that is final with it; or several, joined because the client can wait."""
+    """A generated token and the text that is final with it; or several, if the answer isn't streamed."""
 
     id: int
     tokens: tuple[int, ...]
@@ -455,7 +455,7 @@ class Snapshot:
 
     @property
     def n_idle(self) -> int:
-        """How many slots have none."""
+        """How many slots have no running task."""
         return len(self.slots) - self.n_processing
 
 
@@ -518,14 +518,14 @@ class Closed:
 
 @record(frozen=True)
 class Starting:
-    """Task `id` is about to start on a slot. Sent before it starts, because the engine may die of it."""
+    """The engine is about to prepare, start or embed task `id`. Sent first, because the engine may die of it."""
 
     id: int
 
 
 @record(frozen=True)
 class Restarting:
-    """The engine has died of `cause`. The supervisor starts another one, which goes on with the open tasks."""
+    """The engine has died of `cause`. Another one goes on with the open tasks."""
 
     cause: str
 

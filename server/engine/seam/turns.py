@@ -1,16 +1,15 @@
 """Turns: engines of one server that share cores compute one after the other.
 
 Runs on the engine's thread in each engine process. llama.cpp's compute threads wait for each other by spinning, several
-hundred times per token. If two engines have a thread per core each, they compete for every core. The system may put two
-threads of one engine on the same core, and then each wait lasts a time slice of the scheduler. So an engine holds the
-lock CORES while it computes. Once it has seen that another engine computes too, its prompt steps take `--max-stall-ms`
-at most (not with `--exact`).
+hundred times per token. If two engines have a thread per core each, the system may put two threads of one engine on the
+same core, and then each wait lasts a time slice of the scheduler. So an engine holds the lock CORES while it computes.
+For a second after another engine's turn, its prompt steps aim at `--max-stall-ms` (not with `--exact`).
 
-An engine that waits for CORES holds the lock DOOR. The engine that had the cores last has to take DOOR, too, so it
-can't have the cores again before the one that waits.
+An engine that waits for CORES holds the lock DOOR. Each engine must take DOOR first, so the one that had the cores last
+can't overtake the one that waits.
 
-Loading a model keeps one core busy for a second or more, and no step can wait that long. The engine that loads holds
-the lock LOADING, and meanwhile the others compute with one thread less (not with `--exact`).
+Loading a model keeps one core busy for a second or more, and no step can wait that long. So while an engine that loads
+holds the lock LOADING, the others compute with one thread less (not with `--exact`).
 
 Each lock is on one byte of a file. The system releases it when the process ends, even after a crash.
 
@@ -31,10 +30,10 @@ DOOR, CORES, LOADING, OWNER = 0, 1, 2, 3
 """Places in the file: three locks, then the id of the process that had the cores last (8 bytes)."""
 
 ANNOUNCE_S = 0.05
-"""How long a loading engine tries to take LOADING. Others hold it for microseconds, to test whether it is free."""
+"""How long a loading engine tries to take LOADING. Others hold it for microseconds, to test it."""
 
 WAIT_S = 2.0
-"""The longest wait for a turn; most steps are shorter. Then the engine computes without a turn: the other may hang."""
+"""The longest wait for a turn; most steps are shorter. Then the engine computes without one: the other may hang."""
 
 POLL_S = 0.0002  # between two tries to take a lock
 FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -45,7 +44,8 @@ SHARED_S = 1.0
 
 
 class Turns:
-    """A context manager. In its block no other engine with the same file computes, unless one hangs.
+    """A context manager. In its block no other engine with the same file computes, unless one takes longer than
+    `WAIT_S`.
 
     With the `path` "" the engine is alone and never waits. OSError if the file can't be opened.
     """
@@ -106,7 +106,7 @@ class Turns:
     @contextlib.contextmanager
     def announce(self) -> Iterator[None]:
         """Hold LOADING in the block. First wait for the end of another engine's step: its next one uses a thread less.
-        If several engines load at the same time, only the first holds the lock."""
+        If several engines load, only the first holds the lock."""
         is_told = self._file >= 0 and self._wait_for(LOADING, self._clock() + ANNOUNCE_S)
         with self:
             pass

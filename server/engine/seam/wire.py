@@ -2,15 +2,14 @@
 
 Used by both processes. A frame is a header (magic, length of the JSON, length of the tail), one message as JSON, and a
 tail with the bytes fields. A message in JSON is a row `[number of the class, field, field, ...]`, and so are the
-messages in its fields. The format is derived from the records of `task`, `config`, `shape` and this module, so a new
-message in the first three, or a new field, needs no line here. Both sides compare a hash of the format in their first
-message (`Codec.build`).
+messages in its fields. The format is derived from the records of `task`, `config`, `shape` and this module. Both sides
+compare a hash of it in their first message (`Codec.build`).
 
-`json` keeps the GIL while it reads a frame, which would delay the heartbeat's thread. So long values are not written as
-JSON: token ids are packed into the tail, and each task of a request is written as its differences from the one before.
+`json` keeps the GIL while it reads a frame, and the heartbeat's thread waits. So token ids are packed into the tail,
+and each task of a request is written as its differences from the one before.
 
-All that is read is checked against the annotations. A corrupted engine causes a `WireError`, which ends the engine,
-never the server. Fields annotated `Any` hold any plain values; their sequences arrive as tuples.
+All that is read is checked against the annotations. A corrupted engine causes a `WireError`, which ends the engine, not
+the server. Fields annotated `Any` hold any plain values; their sequences arrive as tuples.
 Not taken: pickle and marshal (they trust the other side); a binary format of our own (slower than the C code of
 `json`).
 """
@@ -47,7 +46,7 @@ _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class WireError(Exception):
-    """The bytes from the pipe are not a valid message, or a message is too long. The error's text is one line."""
+    """The bytes from the pipe are not a valid message, or a message is too long. The text is one line."""
 
 
 @record(frozen=True)
@@ -92,12 +91,12 @@ class LogLine:
 
 
 ROUTINE = b"\x1f"
-"""Marks lines on the engine's stderr that don't explain its death: llama.cpp's log below the log level."""
+"""Marks lines on the engine's stderr that don't explain its death: llama.cpp's lines below the log level."""
 
 
 @record(frozen=True)
 class AskStacks:
-    """To the engine: send the stacks of all threads. The thread `reader` answers, whatever the other threads do."""
+    """To the engine: send the stacks of all threads. The thread `reader` answers."""
 
 
 @record(frozen=True)
@@ -153,7 +152,7 @@ class Tail:
     def add_ints(self, values: Sequence[int]) -> Any:
         """Add ints as 32 bits each, once per object.
 
-        They are returned as they are if there are fewer than `MIN_PACKED`, or if one needs more than 32 bits.
+        Returns them as they are if there are fewer than `MIN_PACKED`, or if one needs more bits.
         """
         if len(values) < MIN_PACKED:
             return values
@@ -165,7 +164,7 @@ class Tail:
         return {INTS_KEY: self.add(self._packed[id(values)][1])}
 
     def cut_ints(self, value: dict[str, Any]) -> tuple[int, ...]:
-        """The packed ints at a place, as one object per place."""
+        """The packed ints at a place, one object per place."""
         place: Any = value.get(INTS_KEY)
         data = self.cut(place)
         if len(value) > 1 or len(data) % array("i").itemsize:
@@ -179,7 +178,7 @@ class Tail:
 
 
 class Codec:
-    """Converts messages to frames and back. It takes milliseconds to make, so threads share it."""
+    """Converts messages to frames and back. Threads share it, because making one takes milliseconds."""
 
     def __init__(self) -> None:
         self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *list_classes(task, config, shape)]
@@ -223,7 +222,7 @@ class Codec:
         )
 
     def _write_tasks_by_changes(self) -> None:
-        """Write each task of a request as its changes from the one before: most fields are equal, also large ones."""
+        """Write each task of a request as its changes from the one before, since most fields are equal."""
         number = self._numbers[task.Tasks]
 
         def encode(tasks: Sequence[task.Task], tail: Tail) -> list[Any]:
@@ -260,7 +259,7 @@ class Codec:
         return changes
 
     def apply_changes(self, base: Any, changes: Any, tail: Tail) -> Any:
-        """The reverse of `changes`."""
+        """The reverse of `encode_changes`."""
         number = self._numbers[type(base)]
         values, decoders = list(self._getters[number](base)), self._decoders[number]
         for change in changes if type(changes) is list else (None,):
@@ -276,7 +275,7 @@ class Codec:
         return type(base)(*values)
 
     def encode(self, message: Any) -> bytes:
-        """A message as a frame. TypeError if it isn't a message, WireError if it is too long for the other side."""
+        """A message as a frame. TypeError if it isn't a message, WireError if it is too long."""
         tail = Tail()
         data = _to_json(self.encode_row(message, tail)).encode("ascii")
         if len(data) > MAX_JSON or tail.size > MAX_TAIL:
@@ -301,7 +300,7 @@ class Codec:
         return values
 
     def decode_row(self, row: Any, tail: Tail, allowed: tuple[Any, ...] | None = None) -> Any:
-        """The reverse of `row`; `allowed` limits the classes."""
+        """The reverse of `encode_row`; `allowed` limits the classes."""
         number = row[0] if type(row) is list and row else None
         if type(number) is not int or not 0 <= number < len(self._classes):
             raise WireError("a frame has no message")
@@ -454,7 +453,7 @@ def _make_decoder(codec: Codec, annotation: Any) -> Encoder:
 
 
 def _get_accepted(annotation: type) -> frozenset[type]:
-    """The types that a field may have. Some of our code writes ints into float fields, and bools into int fields."""
+    """The types that a field may have. The code writes some ints into float fields, and bools into int fields."""
     return frozenset({float: (float, int), int: (int, bool)}.get(annotation, (annotation,)))
 
 
@@ -528,11 +527,11 @@ def _make_union_decoder(codec: Codec, members: tuple[Any, ...]) -> Encoder:
 
 # ---- the events of a frame -------------------------------------------------------------------------------------------
 
-# Nearly all events are plain pieces, one per stream and step. Consecutive pieces are written as columns (ids, tokens,
-# texts), which a few calls in C write and check. All other events are rows.
-# Not taken: columns in `Frame` itself. Every reader of events would have to handle two kinds.
+# Nearly all events are plain pieces, one per task and step. Consecutive ones are written as columns (ids, tokens,
+# texts), which a few calls in C write and check. Other events are rows.
+# Not taken: columns in `Frame` itself, which every reader of events would have to handle.
 COLUMNS = -1
-"""Stands for a class's number in a row that has the columns of consecutive pieces."""
+"""In place of a class's number in a row of columns."""
 _INTS, _STRINGS, _LISTS = frozenset((int,)), frozenset((str,)), frozenset((list,))
 
 

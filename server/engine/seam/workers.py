@@ -1,8 +1,8 @@
 """Asks RPC workers for their devices. A worker is a machine that lends its devices over llama.cpp's RPC backend.
 
 The web process asks before it starts, to report a wrong address at once and to plan the memory. The engine's process
-asks before it loads, because the library ends the process if a worker is gone or has another version. The query uses a
-short connection of its own, since a worker serves one client at a time. Plain sockets, standard library only.
+asks before it loads, because the library ends the process if a worker is gone or has another version. The connection is
+short, since a worker serves one client at a time. Standard library only.
 Not taken: asking through the library, which may end the process.
 
 The protocol (ggml-rpc.cpp of llama.cpp v0.5.0): a command is one byte, the length of its data (8 bytes, little endian)
