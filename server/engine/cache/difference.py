@@ -49,7 +49,6 @@ def count_known(prompt: Sequence[int], cached: Sequence[int], start: int) -> int
 
 
 def _count_common_run(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
-    """How many tokens are the same from these places on."""
     n, step, end = 0, STRETCH, min(len(a) - i, len(b) - j)
     while step:
         is_same = n + step <= end and a[i + n : i + n + step] == b[j + n : j + n + step]

@@ -35,7 +35,7 @@ def respell(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[
 def _find_same_text(
     cached: Sequence[int], i: int, prompt: Sequence[int], j: int, letters: Letters
 ) -> tuple[int, int] | None:
-    """How many tokens of each list, from these places on, are the shortest common text; None if there is none."""
+    """How many tokens of each list, from these places on, spell the shortest common text; None if there is none."""
     a = b = b""
     start_i, start_j = i, j
     while not a or a != b:

@@ -90,7 +90,6 @@ class Admission:
         return True
 
     def _give_way(self, task: Task) -> None:
-        """Fail a background task."""
         self._state.fail(task.id, 503, "this background request was stopped to make room for others", reason=GAVE_WAY)
 
     def _make_way(self) -> None:

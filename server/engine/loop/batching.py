@@ -130,8 +130,8 @@ class Batching:
         return others + streams[: self._n_behind]
 
     def _choose_in_time(self, streams: list[Slot]) -> list[Slot]:
-        """The slots to draw for in this step. Slow draws (grammars with many ways to go on) take turns: beside the
-        first, those of one step keep to `--max-stall-ms`."""
+        """The slots to draw for in this step. Slow draws (grammars with many ways to go on) take turns: those of one
+        step take at most `--max-stall-ms`, or are a single one."""
         slow = sorted((slot for slot in streams if slot.run.draw_s > SLOW_S), key=lambda slot: slot.run.t_last)
         if len(slow) < 2 or not self._state.config.max_stall_ms:
             return streams

@@ -263,7 +263,7 @@ class Prefixes:
         self.blocks.close()
 
     def _save_limit_s(self) -> float:
-        """Seconds that saving a cache may take: those of a stall while slots generate."""
+        """Seconds that saving a cache may take: `--max-stall-ms` while slots generate."""
         limit_ms = self._state.config.max_stall_ms
         is_read = any(slot.run.next_token is not None for slot in self._state.running)
         return limit_ms / 1e3 if is_read and limit_ms > 0 else MAX_SAVE_S

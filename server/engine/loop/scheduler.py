@@ -392,8 +392,8 @@ class Scheduler:
         """Send the events of this step as one frame, with a snapshot if slots or queue changed or the last snapshot is
         old.
 
-        Each frame wakes threads on cores that may be computing. So if there are only new pieces, they wait: for the
-        stream interval, or for the next snapshot if no running answer is streamed.
+        Each frame wakes threads on cores that may be computing. So pieces without other events wait: for the stream
+        interval, or for the next snapshot if no running answer is streamed.
         """
         state, now = self._state, self._state.clock()
         step_s, self._t_flush = now - self._t_flush, now

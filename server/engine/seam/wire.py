@@ -430,7 +430,6 @@ def _decode_any(value: Any, tail: Tail) -> Any:
 
 
 def _make_decoder(codec: Codec, annotation: Any) -> Encoder:
-    """The function that decodes and checks a field."""
     if annotation in _SCALARS:
         return _make_scalar_decoder(annotation)
     if annotation is bytes:

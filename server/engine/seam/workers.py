@@ -76,7 +76,6 @@ def _read_memory(sock: socket.socket, device: int) -> tuple[int, int]:
 
 
 def _send_command(sock: socket.socket, command: int, data: bytes, n_answer: int) -> bytes:
-    """Send a command and return its answer of `n_answer` bytes."""
     sock.sendall(bytes([command]) + LENGTH.pack(len(data)) + data)
     (length,) = LENGTH.unpack(_receive(sock, LENGTH.size))
     if length != n_answer:

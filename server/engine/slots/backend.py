@@ -208,7 +208,7 @@ class Backend(Protocol):
         dropped."""
 
     def compute_least_left(self, seq: int) -> int:
-        """The fewest tokens, other than none, to which a sequence can be cut. Sliding windows need cells that may be
+        """The fewest tokens, other than none, to which a sequence can be cut. With sliding windows, cells before may be
         gone."""
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:

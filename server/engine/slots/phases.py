@@ -225,7 +225,8 @@ class Phases:
     def _move_visible(
         self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
     ) -> Move:
-        """The same for visible text. Of triggers and the mark of new thinking, the one complete first counts."""
+        """The move for `rest` in visible text. Of triggers and the mark of new thinking, the first complete one
+        counts."""
         triggers, again = self._triggers, self._again
         if triggers.is_empty and not again:
             return Move(VISIBLE, [*parts, (rest, True)], b"", seen)

@@ -133,7 +133,7 @@ class Slot:
     tokens: list[int] = field(default_factory=list)  # exactly those whose cells the sequence has
     lora: tuple[tuple[int, float], ...] = ()  # the adapters they were computed with, as (index, scale)
     positions: GroupAttention | None = None  # with self-extend; else tokens are at positions 0, 1, ...
-    is_sharing: bool = False  # some cells may belong to other sequences, too
+    is_sharing: bool = False  # some cells may belong to other sequences
     n_shared: int = 0  # tokens at its beginning whose cells may be shared
     n_shares: int = 0  # how often it took over another sequence's cells
     shifted_at: int | None = None  # after a context shift: from this token on, cells depend on tokens that were dropped
