@@ -1,7 +1,7 @@
 """Plans the next batch: rows of the generating slots, or some prompt rows.
 
 Engine thread only. Steps of generating slots and steps of prompts alternate. Between two steps of the generating slots,
-prompts get at most `--max-stall-ms`, for one step or several short ones. This module is the policy; `planner` makes the
+prompts get about `--max-stall-ms`, for one step or several short ones. This module is the policy; `planner` makes the
 spans, `pace` predicts times. The constants' measurements are in docs/performance.md.
 """
 
@@ -22,8 +22,7 @@ from server.engine.slots.slot import Slot
 
 NO_TASKS: frozenset[int] = frozenset()
 STALLS_ALONE = 4
-"""A prompt step may take this many times `--max-stall-ms` while no answer is streamed, since only new requests wait for
-its end."""
+"""A prompt step may take this many times `--max-stall-ms` while no running answer is streamed."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
 """Short prompts may have a step of up to `STALLS_BEGUN` times `--max-stall-ms` if they came within `BEGUN_S` seconds of
@@ -33,8 +32,8 @@ large one."""
 
 
 TOGETHER_S, ALIKE = 0.1, 1.5
-"""Prompts have come together if they arrived within `TOGETHER_S` seconds. They are alike if the longer one has at most
-`ALIKE` times the tokens of the other."""
+"""Prompts have come together if they arrived within `TOGETHER_S` seconds. `_put_first` may prefer one with at most
+`ALIKE` times the first one's tokens."""
 
 SLOW_S = 0.005
 """Seconds of processor time; a draw that takes longer is slow. Most take a hundredth of it."""

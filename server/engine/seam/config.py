@@ -60,7 +60,7 @@ class EngineConfig:
     cpu_variant: str | None = None
     n_slots: int = 1
     n_ctx: int | None = None  # tokens of the KV cache; 0: the model's own, None: what fits if `is_fitted`, else as 0
-    n_ctx_slot: int = 0  # the most tokens of a slot; 0: no more limits than `LlamaBackend._compute_slot_context` has
+    n_ctx_slot: int = 0  # the most tokens of a slot; 0: only the limits of `LlamaBackend._compute_slot_context`
     n_batch: int = 2048  # rows
     n_ubatch: int = 512  # rows
     n_threads: int = -1
@@ -68,7 +68,7 @@ class EngineConfig:
     warmup: bool = True
     max_queue: int = 1024  # tasks
     max_stall_ms: float = 100.0  # how long prompts may hold up streams (`batching._count_rows_beside`); 0: no limit
-    group_part: int = 2  # of short prompts that came together, one in so many shares a step
+    group_part: int = 2  # a step reads at most 1 / `group_part` of the short prompts that came together
     cache_ram: int | None = 0  # MiB for blocks that leave the KV cache; None: a part of the free memory, -1: no limit
     cache_disk: str = ""  # folder for such blocks
     cache_disk_mib: int = 10240
@@ -86,7 +86,7 @@ class EngineConfig:
     exact: bool = False  # evaluate each task alone and from its beginning
     kv_unified: bool | None = None  # one KV cache for all slots; None: see `is_split`
     stream_interval_s: float = 0.0  # how long tokens of streams may wait to be sent together
-    is_fitted: bool = True  # choose what is open of `n_ctx` and `n_gpu_layers`; refuse a model that can't fit
+    is_fitted: bool = True  # choose `n_ctx` and `n_gpu_layers` where not set; refuse a model that can't fit
     fit_target: tuple[int, ...] = ()  # MiB to leave free, one value or one per GPU
     fit_ctx: int = 4096  # tokens of context per slot that take precedence over layers on GPUs
     rpc: tuple[str, ...] = ()  # host:port of workers whose devices are used

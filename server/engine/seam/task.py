@@ -180,7 +180,7 @@ class Task:
     lora: tuple[tuple[int, float], ...] | None = None  # (adapter index, scale); None: the server's setting
     n_indent: int = 0  # end before a line that is indented by fewer blanks
     t_max_prompt_ms: int = 0  # limit of the prefill; 0: none
-    t_max_predict_ms: int = 0  # limit of the decode, applied after the first line break; 0: none
+    t_max_predict_ms: int = 0  # limit of generating, applied after the first line break; 0: none
     draft_n_max: int = -1  # tokens of a draft; 0: no drafts, -1: the server's setting
     draft_n_min: int = -1  # tokens of a draft; -1: the server's setting
     draft_p_min: float = -1.0  # the least probability of a drafted token; -1: the server's setting

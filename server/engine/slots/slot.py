@@ -146,7 +146,7 @@ class Slot:
     run: Run | None = None
     t_used: float = 0.0  # end of its latest task, in the clock's seconds
     t_served: float = 0.0  # its latest turn with --exact
-    latest: SlotState | None = None  # left by its latest task
+    latest: SlotState | None = None  # its state at the end of its latest task
 
     def count_reusable(self, prompt: list[int]) -> int:
         """How many of the slot's first tokens `prompt` begins with and may reuse; none behind a context shift, since
