@@ -41,7 +41,9 @@ def test_each_step_of_a_loop_evaluates_only_what_is_new(server, temperature):
         assert choice["finish_reason"] == "tool_calls", answer
         assert timings["cache_n"] >= n_known, answer["cache"]
         if step:
-            assert answer["cache"] == {"source": "slot", "reason": None, "first_difference": None}
+            cache = answer["cache"]
+            assert cache.pop("source") in ("slot", "ram"), "ram: where the next request came before its slot was free"
+            assert cache == {"reason": None, "first_difference": None}
         n_known = timings["cache_n"] + timings["prompt_n"] + timings["predicted_n"] - 1  # all but the end of the text
         (call,) = choice["message"]["tool_calls"]
         json.loads(call["function"]["arguments"])
