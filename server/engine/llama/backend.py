@@ -1,8 +1,8 @@
 """The `Backend` interface over libllama: all that the engine asks of llama.cpp, on the engine's thread.
 
-In `server.engine` only this folder and the web process's vocabulary (`client`) may import `ctypes_api`. The KV cache
-has one of two layouts. Split (`is_split`): each sequence has a stream, attention reads only that, and common prefixes
-are copied. Else all sequences have one stream and share the cells of common prefixes.
+In `server.engine` only this folder and the web process's vocabulary (`client`) may import `ctypes_api`. If the KV cache
+`is_split`, each sequence has a KV stream, attention reads only that, and common prefixes are copied. Else all sequences
+have one KV stream and share the cells of common prefixes.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ def _load(folder: str, cpu_variant: str | None, workers: Sequence[str] = (), wit
 
 
 def _on_loading_log(level: int, line: str) -> None:
-    """Log at debug level while a model is being opened, because errors are raised as exceptions, too."""
+    """Log below the level of info, since a load raises its errors."""
     native_log.log(VERBOSE if level == GGML_LOG_LEVEL_DEBUG else DEBUG, "%s", line)
 
 
 def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """`_on_loading_log` that also reports progress 0 when the vocabulary is read: the web process waits."""
+    """`_on_loading_log` that also reports progress 0 when the vocabulary is read: the web process waits for that."""
 
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
@@ -146,7 +146,8 @@ def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], 
 
 
 def _on_native_log(abort: AbortFlag, level: int, line: str) -> None:
-    """Log what llama.cpp says after the load. Its errors for an aborted decode are expected, so they are details."""
+    """Log what llama.cpp says after the load. Its errors for an aborted decode are expected, so they are debug
+    lines."""
     if abort.is_set() or line.startswith(BAD_FILES):
         native_log.debug("%s", line)
     elif level >= GGML_LOG_LEVEL_ERROR:
@@ -195,7 +196,6 @@ class LlamaBackend:
         self._libs.log.sink = report.make_listener(_report_vocab(on_progress))
 
     def _open_model(self, plan: Plan | None, on_progress: Callable[[float], bool]) -> None:
-        """Load weights, vocabulary and adapters, and read the model's properties."""
         config, llama = self._config, self._llama
         self._model = model = Model(
             self._libs,
@@ -215,7 +215,6 @@ class LlamaBackend:
         self.is_split = config.is_split(self.window > 0)
 
     def _open_contexts(self, plan: Plan | None) -> None:
-        """Open the context that generates, and the one for embeddings if an option asks for it."""
         config, llama = self._config, self._llama
         self._n_ctx = bound_context(self._choose_context_size(plan), config.n_slots, self._n_positions)
         self._pool = open_pool(self._libs, config)
@@ -393,8 +392,8 @@ class LlamaBackend:
         )
 
     def _compute_slot_context(self, n_ctx: int, n_ctx_train: int) -> int:
-        """The most tokens of a slot: its part of a split cache, else the whole cache. If the user set no context size,
-        at most the model's training context or the slot's part, whichever is larger."""
+        """The most tokens of a slot: its part of a split cache, else the whole cache. Unless the user set the context
+        size, it is at most the model's training context or the slot's part, whichever is larger."""
         config = self._config
         part = n_ctx // config.n_slots if self._is_generative else n_ctx
         n = part if self.is_split else n_ctx
@@ -403,10 +402,8 @@ class LlamaBackend:
         return min(n, config.n_ctx_slot or n, self._n_positions or n)
 
     def _warm_up(self) -> None:
-        """Decode one token, so that the first request finds weights and buffers in memory.
-
-        On one thread, because the web process opens the vocabulary at the same time, and shared cores are slower.
-        """
+        """Decode one token, so that the first request finds weights and buffers in memory. It uses one thread, because
+        the web process opens the vocabulary at the same time."""
         token = max(self._llama.llama_vocab_bos(self._vocab), 0)
         if self._is_generative:
             self.leave_cores(max(count_threads(self._config)))
@@ -417,8 +414,8 @@ class LlamaBackend:
     # ---- the methods of `Backend` -----------------------------------------------------------------------------
 
     def decode(self, spans: Sequence[Span]) -> int:
-        """See `Backend`. Waits for the logits: on a CPU they are ready when `llama_decode` returns, and the call of
-        `llama_synchronize` would only release the GIL once more."""
+        """See `Backend`. Without a GPU the logits are ready when `llama_decode` returns. `llama_synchronize` would only
+        release the GIL once more."""
         batch, at = self._batch, 0
         for span in spans:
             n = len(span)
@@ -446,7 +443,7 @@ class LlamaBackend:
         return code
 
     def leave_cores(self, n: int) -> None:
-        """From now on decode with `n` threads fewer than configured, but at least one."""
+        """Decode with `n` threads fewer than configured, but at least one."""
         self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in count_threads(self._config)))
 
     def abort(self) -> None:
@@ -495,7 +492,7 @@ class LlamaBackend:
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
 
     def compute_least_left(self, seq: int) -> int:
-        """See `Backend`. llama.cpp overwrites cells outside all windows, and omits them from states."""
+        """See `Backend`. llama.cpp overwrites cells that its window has passed, and omits them from states."""
         first = int(self._llama.llama_memory_seq_pos_min(self._memory, seq)) if self.window else 0
         return first + self.window - 1 if first > 0 else 0
 
@@ -511,7 +508,7 @@ class LlamaBackend:
         return self._copies.swap(a, b)
 
     def copy_seq_stream(self, source: int, target: int) -> None:
-        """Copy a whole stream with the next decode; in a split cache only."""
+        """Copy a whole KV stream with the next decode; in a split cache only."""
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
@@ -525,8 +522,7 @@ class LlamaBackend:
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
         """See `Backend`. Positions move one by one, from `start` upwards, so that none is moved twice.
 
-        Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it rotates the keys in the wrong direction (a native test
-        compares the two).
+        Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it rotates the keys in the wrong direction.
         """
         if not self.can_shift:
             raise ApiError(501, "this model's KV cache can't be shifted")
@@ -535,24 +531,23 @@ class LlamaBackend:
                 self.seq_add(seq, position, position + 1, position // factor - position)
 
     def unshare(self, seq: int) -> None:
-        """See `Backend`. Reads the sequence out and in again, which allocates cells of its own."""
+        """See `Backend`. Reads the sequence out and in again, into cells of its own."""
         state = bytearray(self.read_state(seq))
         self.seq_rm(seq, -1, -1)
         if not self.set_state(seq, state):
             raise RuntimeError("a sequence's state did not fit back into its own KV cache")
 
     def read_state(self, seq: int) -> memoryview:
-        """See `Backend`. An unknown format stays unchanged, and fits only a cache with the same number of slots."""
+        """See `Backend`. A state in an unknown format stays as it is, and fits only a cache with the same number of
+        slots."""
         state = self.read_raw_state(seq)
         with contextlib.suppress(kv_parts.UnknownState):
             return kv_parts.with_streams(state, 1, self._is_hybrid) if self._n_streams > 1 else state
         return state
 
     def read_raw_state(self, seq: int) -> memoryview:
-        """The state as llama.cpp writes it, with all streams of the cache.
-
-        After a shift a dummy row is decoded first, because the keys are rotated only within a decode.
-        """
+        """The state as llama.cpp writes it, with all KV streams. After a shift a dummy row is decoded first, because
+        only a decode rotates the keys."""
         if seq in self._shifted:
             pos = int(self._llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
             code = self.decode([Span(seq, seq, pos, [0], False)])
@@ -675,7 +670,7 @@ class LlamaBackend:
 
 
 def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]]:
-    """The files that a state depends on, for `Identity`. All plug-ins count, whichever is used: they are one build."""
+    """The files that a state depends on, for `Identity`. All plug-ins count, used or not: they are one build."""
     files = libs.files
     libraries = {*files.order, *files.plugins.values(), *files.fallbacks.values()}
     if config.mmproj and files.mtmd:
@@ -689,7 +684,7 @@ def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]
 
 
 def _fit_params(config: EngineConfig, plan: Plan | None) -> dict[str, Any]:
-    """The model's parameters, with the plan's number of layers on GPUs if the user set none."""
+    """The model's parameters, with the plan's number of layers on GPUs if the user set none. Logs the plan."""
     params: dict[str, Any] = dict(config.model_params)
     if plan:
         for line in plan.render_lines():

@@ -1,11 +1,10 @@
 """Copies a sequence of a split KV cache to another one, so that a common prefix is computed once.
 
-Engine thread; part of the backend. The source sequence is read out as bytes and written into the target. The cost grows
-with the number of tokens. The bytes are kept until the next decode, since several tasks often take the same prefix.
+Engine thread; part of the backend. The source sequence is read out as bytes and written into the target. The bytes are
+kept until the next decode, since several tasks often take the same prefix.
 
-Not taken: `llama_memory_seq_cp`. It copies a whole stream, used or not, and only within the next decode: reading or
-filling either sequence before that goes wrong. It is used only for models with sliding windows, whose state as bytes
-lacks cells.
+Not taken: `llama_memory_seq_cp`. It copies a whole KV stream, used or not, within the next decode; until then neither
+sequence may be read or filled. It is used only for models with sliding windows, whose state as bytes lacks cells.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Sequences(Protocol):
         """Drop positions."""
 
     def copy_seq_stream(self, source: int, target: int) -> None:
-        """Copy a whole stream with the next decode."""
+        """Copy a whole KV stream with the next decode."""
 
     def count_state_bytes(self, seq: int) -> int:
         """The size of `read_raw_state`."""

@@ -2,7 +2,7 @@
 
 Engine thread. A draft model is a second `LlamaBackend` with as many sequences and KV cells as the large one, plus
 `Likeliest`, a sampler chain that picks the most likely token and its probability. A draft consists of token ids, so
-both models must have the same tokens: their texts are compared once.
+both vocabularies must be the same, apart from padding; they are compared once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.engine.llama.sampler import CustomSamplers, SamplerFactory
 from server.engine.seam.config import EngineConfig
 from server.engine.slots.sampling import Stage
 
-N_BEST = 10  # tokens in the softmax: with the whole vocabulary, all logits would have to be copied to Python
+N_BEST = 10  # tokens in the softmax
 MAX_SIZE_DIFFERENCE = 128  # tokens of padding by which the vocabularies may differ, as in llama.cpp's `common`
 
 
@@ -40,7 +40,7 @@ class Likeliest:
         self._llama.llama_sampler_free(self._chain)
 
     def _pick(self, candidates: llama_token_data_array) -> None:
-        """Called by C, with the candidates sorted by the top-k sampler."""
+        """C calls it with the candidates sorted by the top-k sampler."""
         rows = candidates.data
         best = rows[0].logit
         self._chance = 1.0 / sum(math.exp(rows[i].logit - best) for i in range(min(candidates.size, N_BEST)))
@@ -48,7 +48,8 @@ class Likeliest:
 
 
 def make_drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineConfig:
-    """The draft model's configuration: slots, context and batches of the large model, its own file and parameters."""
+    """The draft model's configuration: slots, context and batches of the large model, a file and parameters of its
+    own."""
     spec = config.spec
     return EngineConfig(
         model=spec.model,

@@ -1,9 +1,9 @@
 """Draws the tokens of a step's rows on several threads at once.
 
 The engine's thread calls `run` right after a decode, when the compute threads are idle. Sampling is a C call without
-the GIL, each row has its own sampler, and logits are only read. So the helper threads (`draw-1`, ...) and the engine's
-thread take rows from one list until it is empty. A helper whose core is busy takes no rows, and delays none. The result
-doesn't depend on the thread, because the random state belongs to the sampler.
+the GIL, each row has its own sampler, and logits are only read. The helper threads (`draw-1`, ...) and the engine's
+thread take rows from one list until it is empty. The result doesn't depend on the thread, because the random state
+belongs to the sampler.
 
 Not taken: a fixed share of the rows per thread (all would wait for the slowest thread); a thread pool of the standard
 library (a future per row costs too much).
@@ -53,7 +53,7 @@ class Draws:
             self._done.get()
 
     def close(self) -> None:
-        """End the threads; more than once is fine."""
+        """End the threads; may be called again."""
         for _ in self._threads:
             self._calls.put(False)
         for thread in self._threads:
@@ -86,7 +86,7 @@ class Draws:
 
 
 class BackgroundCall(Generic[T]):
-    """Calls `work` on a thread of its own. The end of the `with` block waits for it, even after an exception."""
+    """Calls `work` on a thread of its own. The end of the `with` block waits for it."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work

@@ -1,11 +1,11 @@
 """The embedding context over libllama: a second context of the loaded model, for vectors instead of text.
 
 Engine thread only; part of the backend. An encoder (such as BERT) attends to a whole input at once, so its ubatch must
-be as long as the longest input. A generative model is causal and has a KV cache. Its inputs can be split over batches,
-unless the pooling needs all tokens of an input in one batch.
+be as long as the longest input. The inputs of a causal model with a KV cache can be split over batches, unless the
+pooling needs all tokens of an input in one batch.
 
-llama.cpp computes the logits of all rows along with the embeddings. Their buffer has a float per row and token of the
-vocabulary, so batches of generative models with large vocabularies are kept small.
+llama.cpp computes the logits of all rows along with the embeddings: a float per row and token of the vocabulary. So
+batches of generative models with large vocabularies are kept small.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ POOLING_NAMES = {
 }
 NON_CAUSAL = 1  # LLAMA_ATTENTION_TYPE_NON_CAUSAL
 N_SEQS = 64  # inputs in a batch
-N_SEQS_RECURRENT = 8  # fewer: each sequence of a recurrent model takes memory for a whole state
+N_SEQS_RECURRENT = 8  # each sequence of a recurrent model takes memory for a whole state
 MAX_LOGITS = 2**25  # floats of a batch: 128 MiB
 LEARNED_POSITIONS = ("bert",)  # architectures with a table of positions
 MIN_ROWS, MAX_ROWS = 32, 512  # rows of a batch of a generative model
@@ -96,7 +96,7 @@ def read_class_labels(model: Model) -> tuple[str, ...]:
 
 
 def use_adapters(context: Context, adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Use these adapters in a context from now on."""
+    """Set the adapters of a context."""
     used = [(adapter, scale) for adapter, scale in adapters if scale]
     if used:
         raw = (ctypes.c_void_p * len(used))(*(adapter.raw for adapter, _ in used))
@@ -186,12 +186,11 @@ class LlamaEmbeddings:
 
     @staticmethod
     def _make_context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
-        """The parameters that differ between embeddings and word scores."""
         return {"embeddings": True, "pooling_type": shape.pooling}
 
     @staticmethod
     def _mark_outputs(span: Span) -> bytes:
-        """A flag per row, 1 for outputs: here all rows are."""
+        """A flag per row, 1 for outputs."""
         return b"\x01" * len(span)
 
     def embed(self, spans: Sequence[Span]) -> int:
@@ -235,7 +234,7 @@ class LlamaEmbeddings:
         return not memory or bool(self._llama.llama_memory_seq_rm(memory, seq, start, -1))
 
     def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
-        """Use these adapters from now on."""
+        """Set the adapters."""
         use_adapters(self.context, adapters)
 
     def close(self) -> None:
@@ -250,10 +249,9 @@ class LlamaEmbeddings:
 
 # ---- rerankers without a classification head -------------------------------------------------------------------------
 
-# Such a model (Qwen3-Reranker as published) is an ordinary text model with a template that asks whether a document
-# fits a query. It answers "yes" or "no". A document's score is the softmax over the logits of these two words after
-# the prompt; a conversion with a head computes the same. So this context computes logits for the last row only.
-# A model without a template is refused, because the question is unknown.
+# Such a model (Qwen3-Reranker as published) is an ordinary text model with a template that asks whether a document fits
+# a query. It answers "yes" or "no". A document's score is the softmax over the logits of these two words after the
+# prompt; a conversion with a head computes the same. So this context computes logits for the last row only.
 WORDS = ("yes", "no")
 
 
@@ -292,7 +290,6 @@ class LlamaWordScores(LlamaEmbeddings):
 
     @staticmethod
     def _make_context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
-        """A context with logits, for one row per sequence."""
         return {"embeddings": False, "pooling_type": LLAMA_POOLING_TYPE_NONE, "n_outputs_max": n_seqs}
 
     @staticmethod

@@ -2,11 +2,11 @@
 
 Engine thread only; part of the backend. A context pools per batch, but an input with files takes several batches,
 because a batch of libllama holds tokens or embeddings, not both. So this context doesn't pool; the web process pools
-the vectors. For a causal model the result is the same, since a token's vector doesn't depend on later tokens. A model
-with non-causal attention is refused, because its inputs can't be split into batches.
+the vectors. The result is the same, since a causal model's vectors don't depend on later tokens. A model with
+non-causal attention is refused, because its inputs can't be split into batches.
 
-Not taken: using the context for texts, if that doesn't pool either. Then no text could be computed between two batches
-of an input with files, and memory would be saved only for models without pooling.
+Not taken: sharing the context of texts, if that doesn't pool either. Then no text could be computed between two batches
+of an input with files.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class LlamaMediaEmbeddings:
         self._encoded: Any = None
 
     def encode(self, chunk: Chunk) -> None:
-        """See `MediaEmbeddingBackend`. The result is copied: a slot may encode its chunk before this is embedded."""
+        """See `MediaEmbeddingBackend`. The result is copied, because a slot may encode another chunk before this is
+        embedded."""
         self._encoded = None
         self._projector.encode(chunk)
         self._encoded = self._projector.copy_encoded(chunk)
@@ -93,7 +94,7 @@ class LlamaMediaEmbeddings:
         return bool(self._llama.llama_memory_seq_rm(self.context.memory, 0, start, -1))
 
     def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
-        """Use these adapters from now on."""
+        """Set the adapters."""
         use_adapters(self.context, adapters)
 
     def close(self) -> None:
@@ -101,7 +102,7 @@ class LlamaMediaEmbeddings:
         self.context.close()
 
     def _compute(self, batch: Batch, rows: list[bytes]) -> int:
-        """Evaluate a batch with all rows as outputs, and append their vectors to `rows`."""
+        """Evaluate a batch, and append the vectors of all its rows to `rows`."""
         n = batch.n_tokens
         batch.logits[:n] = b"\x01" * n
         code = self._llama.llama_decode(self.context, batch.struct)

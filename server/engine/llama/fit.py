@@ -1,7 +1,7 @@
 """Calls `memory_plan` with the config, the model's header, and the free memory of this machine's devices.
 
-Part of the backend: it may import `ctypes_api`. Runs on the engine's thread before the model is loaded, and for
-`--dry-run`. Reads the header only if the config doesn't have its shape already.
+Part of the backend. Runs on the engine's thread before the model is loaded, and for `--dry-run`. Reads the header only
+if the config lacks the shape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = get_logger("engine")
 
 
 def find_shape(config: EngineConfig) -> Shape | None:
-    """The model's shape from its header; None if that can't be read."""
+    """The model's shape, from the config or the header; None if that can't be read."""
     if config.shape is not None:
         return config.shape
     from server.model_files.shape_reader import read_shape  # here, because the config nearly always has the shape
@@ -95,7 +95,7 @@ def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
 
 
 def _draft_shape(config: EngineConfig) -> Shape | None:
-    """The draft model's shape; None without a draft model, or if its file is bad: loading it will report that."""
+    """The draft model's shape; None without one, or for a bad file, which its load will report."""
     if not config.spec.model:
         return None
     from server.model_files.shape_reader import read_shape  # here, because few servers have a draft model
@@ -129,9 +129,9 @@ def _size_of(path: str) -> int:
 
 # ---- models with a table of positions --------------------------------------------------------------------------------
 
-# A model with learned positions has a table with a row for each position. ggml ends the process at a position without
-# a row, so a slot of such a model never gets more KV cells than the table has rows. llama.cpp doesn't tell whether a
-# model has a table, so the file's header is read again, but only for architectures that may have one.
+# A model with learned positions has a table with a row for each position. ggml ends the process at a position without a
+# row, so a slot of such a model gets at most as many KV cells as the table has rows. llama.cpp doesn't tell whether a
+# model has a table, so the header of a file whose architecture may have one is read again.
 TABLE = "position_embd.weight"
 ARCHITECTURES = ("bert", "gpt2", "mpt", "starcoder")  # those of llama.cpp v0.5.0 that may have the table
 PADDING = 256  # tokens: llama.cpp rounds a context up to a multiple
@@ -150,7 +150,7 @@ def count_learned_positions(architecture: str, config: EngineConfig) -> int:
 
 
 def bound_context(n_ctx: int, n_slots: int, n_positions: int) -> int:
-    """At most `n_ctx`: what the slots can use of it. Warns if more is lost than llama.cpp's rounding."""
+    """The part of `n_ctx` that the slots can use. Warns if more is lost than llama.cpp's rounding."""
     most = n_positions * n_slots
     if not n_positions or n_ctx <= most:
         return n_ctx

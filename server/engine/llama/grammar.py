@@ -1,16 +1,16 @@
 """Grammars over libllama: which tokens are allowed next. Engine thread; the thread `vocabulary` reads the vocabulary.
 
-llama.cpp's grammar sampler checks any list of tokens. The drawn token is checked first. Only if the grammar refuses it,
-the allowed tokens are searched for. Checking the whole vocabulary takes milliseconds, and most often few tokens are
+llama.cpp's grammar sampler checks any list of tokens. The drawn token is checked first. If the grammar refuses it, the
+allowed tokens are searched for. Checking the whole vocabulary takes milliseconds, and most often few tokens are
 allowed: a quote, digits, a key. So the vocabulary is kept as a tree of its tokens' bytes, and tokens that begin with
-" t" are checked only if the token " t" is allowed. If many tokens are allowed, but the sampler chain considers only the
-likeliest, those alone are checked. Else all tokens are checked, in parts: a C call can't be interrupted.
+`Th` are checked only if the token `Th` is allowed. If many tokens are allowed, but the sampler chain considers only the
+likeliest, those alone are checked. Else all tokens are checked, in parts, because a C call can't be interrupted.
 
-For llama.cpp, a token with invalid UTF-8 is one character. In the text of the answer it would be another number of
-characters, so tokens that make the text invalid UTF-8 are refused here.
+llama.cpp counts a token with invalid UTF-8 as one character; in the answer's text it would be another number. So tokens
+that make the text invalid UTF-8 are refused here.
 
-Not taken: computing the allowed tokens from the grammar's text. Each difference from llama.cpp's own rules would end
-the process, because its sampler throws a C++ exception when it has to accept a token that it refuses.
+Not taken: computing the allowed tokens from the grammar's text. Any difference from llama.cpp's rules would end the
+process, because its sampler throws a C++ exception when it has to accept a token that it refuses.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SPLIT, DEEPEST = 128, 4
 """A branch of the tree splits by the next byte if it has more than `SPLIT` tokens, down to `DEEPEST` bytes."""
 
 MOST, MOST_PROBES, MOST_SHARE = 4096, 1024, 0.75
-"""Limits of a search in the tree: tokens to check, branches to probe, share of the vocabulary. Beyond them,
-checking the whole vocabulary is as fast."""
+"""Limits of a search in the tree: tokens to check, branches to probe, share of the vocabulary. Beyond them a check of
+all tokens is as fast."""
 
 LONGEST = 512  # bytes: longer tokens are not read
 KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # entries of the caches of `Grammars.make_given` and `Grammars.spell`
@@ -97,11 +97,9 @@ def find(tree: Branch, always: Sequence[int], ask: Callable[[Sequence[int]], lis
 
 
 def is_searchable(grammar: str) -> bool:
-    """Whether all prefixes of an allowed token are allowed, too, as the search requires.
-
-    That isn't so for tokens that the grammar names (`<think>`), nor for negated sets with characters beyond ASCII:
-    there, llama.cpp refuses the first bytes of a character.
-    """
+    """Whether all prefixes of an allowed token are allowed, as the search requires. They aren't if the grammar names
+    tokens (`<think>`), or has negated sets with characters beyond ASCII: there, llama.cpp refuses the first bytes of a
+    character."""
     negated = [found for found in TEXTS_AND_CLASSES.findall(grammar) if found.startswith("[^")]
     return "<" not in TEXTS_AND_CLASSES.sub("", grammar) and not any(map(BEYOND_ASCII.search, negated))
 
@@ -140,7 +138,7 @@ class Grammars:
         self._is_closing = False
 
     def make(self, text: str, root: str = "root") -> Grammar:
-        """Parse a grammar; ApiError 400 if llama.cpp can't."""
+        """Parse a grammar. ApiError 400 if llama.cpp can't."""
         raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), root.encode())
         if not raw:
             raise ApiError(400, "Failed to parse grammar")
@@ -193,7 +191,7 @@ class Grammars:
         return found
 
     def _tokenize(self, text: str) -> list[int]:
-        """Tokenize the text after a newline, because some tokenizers add a space at the start of a text."""
+        """Tokenize the text behind a newline, because some tokenizers add a space at the start of a text."""
         data = b"\n" + text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 8))()
         n = self.llama.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, False)
@@ -240,7 +238,7 @@ class Grammars:
 
 
 class Grammar:
-    """A grammar of one task. `accept` takes only allowed tokens: C++ throws an exception at others."""
+    """A grammar of one task. `accept` takes only allowed tokens."""
 
     def __init__(self, shared: Grammars, raw: int, text: str, root: str) -> None:
         self._shared = shared
@@ -318,7 +316,7 @@ class Grammar:
             part.data[token % FILTER_TOKENS].logit = -math.inf
 
     def close(self) -> None:
-        """Free it."""
+        """Free the C sampler."""
         self._llama.llama_sampler_free(self._raw)
 
     def _is_text(self, token: int) -> bool:

@@ -1,12 +1,12 @@
 """Images and sound through libmtmd: the projector's part of the backend.
 
-`least_tokens` and `prepare` run on the thread `media`, at the same time as the engine's (libmtmd allows that); all else
-runs on the engine's thread. A projector turns a file into ordinary tokens (such as `<start_of_image>`) and chunks. A
-chunk is encoded to one embedding per KV cell. The embeddings are decoded like tokens, but in a batch of their own:
-a batch of libllama holds tokens or embeddings, and is causal or non-causal as a whole.
+`least_tokens` and `prepare` run on the thread `media`, all else on the engine's thread; libmtmd allows both at once. A
+projector turns a file into ordinary tokens (such as `<start_of_image>`) and chunks. A chunk is encoded to one embedding
+per KV cell. The embeddings are decoded like tokens, but in batches of their own: a batch of libllama holds tokens or
+embeddings, and is causal or non-causal as a whole.
 
-Not taken: `mtmd_helper_eval_chunks`. Its results are the same (a test compares them), but it can't be stopped between
-two batches, and returns no logits for a prompt that ends with an image.
+Not taken: `mtmd_helper_eval_chunks`. It can't be stopped between two batches, and returns no logits for a prompt that
+ends with an image.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Projector:
     def _measure_tokens_per_second(self) -> float:
         """A lower bound, measured once: a minute of silence less a second of it.
 
-        Projectors that cut a sound into windows pad the last one; the subtraction removes the padding.
+        Some projectors pad the last window of a sound; the subtraction removes the padding.
         """
         if self._audio_rate is None:
             n = self._mtmd.mtmd_get_audio_sample_rate(self._raw)
@@ -157,7 +157,6 @@ class Projector:
         self._raw.close()
 
     def _get_output(self) -> Any:
-        """The address of the embeddings of the chunk encoded last."""
         return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
 
     def _batch(self, chunk: Chunk, source: int, start: int, n: int, seq: int, pos: int) -> Batch:

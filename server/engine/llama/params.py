@@ -1,7 +1,6 @@
-"""Turns option texts into the C structs of llama_model_params: devices, metadata overrides and buffer overrides.
+"""Turns option texts into C handles and structs for loading a model, and opens the thread pool.
 
-Runs on the engine's thread, before the model is loaded. Part of the backend: it may import `ctypes_api`. Its results
-are keyword arguments of `ctypes_api.objects.Model`, which turns lists into terminated arrays and keeps them alive.
+Runs on the engine's thread. Part of the backend.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ log = get_logger("engine")
 def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
     """Add the RPC workers that answer as devices; log and skip the others.
 
-    At the server's start all of them had to answer. A worker missing now has died since, so the engine goes on without
-    it.
+    All of them answered when the server started, so a worker that doesn't now has died since.
     """
     if not addresses:
         return
@@ -113,10 +111,10 @@ def make_tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) ->
 
 # ---- the thread pool -------------------------------------------------------------------------------------------------
 
-# The pool keeps compute threads alive between two graphs. Without it ggml starts threads for each graph, and a step
-# has at least one graph per ubatch. All contexts share one pool, since they compute one after the other.
-# Not taken: threads that poll between two steps by default, as llama-server's do. The web process and the clients need
-# those cores then (`--poll` is for machines with cores to spare).
+# The pool keeps compute threads alive between two graphs. Without it ggml starts threads for each graph, at least once
+# per ubatch. All contexts share one pool, since they compute one after the other. Not taken: threads that poll between
+# two steps by default, as llama-server's do. The web process needs those cores then (`--poll` is for machines with
+# cores to spare).
 
 
 def open_pool(libs: Libs, config: EngineConfig) -> Threadpool | None:

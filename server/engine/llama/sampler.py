@@ -1,8 +1,8 @@
 """Sampler chains over libllama: one `LlamaSampler` per running task. Engine thread only, but for `draw_ahead`.
 
-`STAGES` turns the stages of `sampling` into C samplers. A token costs one C call (`llama_sampler_sample`). If a request
-wants probabilities, or the grammar refuses the token, the logits are copied into a candidate array of our own and the
-chain is applied to that. The copy is a strided `memoryview` copy; no Python code loops over the vocabulary.
+`STAGES` turns the stages of `sampling` into C samplers. A draw is one C call (`llama_sampler_sample`). If a request
+wants probabilities, or the grammar refuses the token, the logits are copied into a candidate array of our own, to which
+the chain is applied. The copy is a strided `memoryview` copy; no Python code loops over the vocabulary.
 
 The grammar (`grammar`) is asked after the draw, and only about the drawn token. If it refuses that token, a second draw
 takes one of the tokens that it allows. The chain accepts only the final token.
@@ -40,8 +40,7 @@ MIROSTAT_M = 100  # tokens that Mirostat estimates its curve from, as in llama.c
 MIN_PROB = 1e-45  # the least float32 above 0, for a logarithm
 
 LIKELIEST = 256
-"""If many tokens may be allowed, only this many of the likeliest are checked, unless the chain's `count_considered` is
-0."""
+"""Of many tokens only this many of the likeliest are checked, unless the chain's `count_considered` is 0."""
 
 WITHOUT_COUNT = {"logit_bias", "penalties", "dry", "top_k", "top_p", "min_p", "temperature", "dist", "greedy"}
 DRY_KEPT = 8  # DRY samplers kept for copying
@@ -52,8 +51,8 @@ FLAT = 1e-6  # a sum of second differences below this means a flat curve
 class Candidates:
     """A `llama_token_data_array` over the whole vocabulary that can be refilled in one strided copy.
 
-    A row is (int32 id, float logit, float p): three 4-byte columns. Samplers reorder and shorten the array, so ids
-    are restored from a template each time.
+    A row has three columns of 4 bytes: id, logit, p. Samplers reorder and shorten the array, so a template restores the
+    ids.
     """
 
     def __init__(self, n_vocab: int) -> None:
@@ -146,7 +145,7 @@ class SamplerFactory:
 
     @property
     def candidates(self) -> Candidates:
-        """The shared scratch array (1.5 MiB for 128k tokens), made at its first use."""
+        """The shared scratch array, made at its first use."""
         if self._candidates is None:
             self._candidates = Candidates(self.n_vocab)
         return self._candidates
@@ -193,7 +192,7 @@ class SamplerFactory:
 
 
 class LlamaSampler:
-    """A chain, and perhaps a grammar, of one task. With `waits` the grammar applies from `begin_grammar` on."""
+    """The chain and the grammar, if any, of one task. With `waits` the grammar applies from `begin_grammar` on."""
 
     def __init__(
         self, factory: SamplerFactory, ctx: Any, stages: Sequence[Stage], grammar: str, waits: bool = False
@@ -224,7 +223,7 @@ class LlamaSampler:
         return self._custom.is_empty
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Make the chain accept tokens of the prompt. The grammar starts after the prompt."""
+        """Make the chain, but not the grammar, accept tokens of the prompt."""
         accept, chain = self._llama.llama_sampler_accept, self._chain
         for token in tokens:
             accept(chain, token)
@@ -312,8 +311,8 @@ class LlamaSampler:
     # ---- a grammar that begins inside the text ------------------------------------------------------------------
 
     def begin_grammar(self, begin: Begin) -> None:
-        """See `TokenSampler`. A token may contain other text before the grammar's first character. The grammar is
-        extended by that text."""
+        """See `TokenSampler`. If other text precedes the grammar's first character in a token, the grammar is extended
+        by it."""
         if begin.lead or begin.unless:
             name = "begin"
             while name in self._text:
@@ -365,9 +364,7 @@ class LlamaSampler:
 
     def _draw_end(self, logits: Any) -> None:
         """Handle that grammar and biases leave no token: end the text if the grammar allows that, else ApiError.
-
-        With any other token the grammar would have to accept one that it refuses, which ends the process.
-        """
+        Accepting a refused token would end the process."""
         llama, candidates = self._llama, self._fill_allowed(logits)
         best = STAGES["top_k"](self._factory, 1)
         llama.llama_sampler_apply(best, candidates.array)
@@ -436,14 +433,13 @@ def count_considered(stages: Sequence[Stage]) -> int:
 
 
 def can_take_few(stages: Sequence[Stage]) -> bool:
-    """Whether a chain draws the same from the allowed tokens alone. Some samplers count the refused tokens, too."""
+    """Whether a chain draws the same from the allowed tokens alone. Some samplers also count refused tokens."""
     return all(
         stage.name in WITHOUT_COUNT and (stage.name != "temperature" or stage.args[1] == 0.0) for stage in stages
     )
 
 
 def _format_literal(text: str) -> str:
-    """A text as a GBNF literal."""
     return '"' + "".join(f"\\U{ord(char):08X}" for char in text) + '"'
 
 
@@ -495,8 +491,7 @@ class CustomSamplers:
     """Makes the Python samplers of one chain, and keeps alive what C points at: it must outlive the chain.
 
     Each is a `llama_sampler_i` of Python functions. C calls them within a chain, on the sampling thread, with the GIL.
-    No Python code loops over all rows. Tail-free sampling looks at the `TFS_ROWS` likeliest candidates, sorted by C
-    (the rest has less probability than rounding errors).
+    Tail-free sampling looks only at the `TFS_ROWS` likeliest candidates, sorted by C.
     """
 
     def __init__(self, llama: Any, newline: int) -> None:
@@ -568,7 +563,7 @@ class CustomSamplers:
 
 
 def _compute_softmax(candidates: llama_token_data_array) -> list[float]:
-    """Probabilities of the (sorted, bounded) candidates."""
+    """Probabilities of the sorted candidates."""
     logits = [candidates.data[i].logit for i in range(candidates.size)]
     weights = [math.exp(logit - logits[0]) for logit in logits]
     total = sum(weights)
