@@ -1,8 +1,8 @@
 """Follows an answer that copies an earlier text with changes: the place in that text, and what the copy changes.
 
-Engine thread, pure Python; it measures no times. An agent that writes a file again writes it as a JSON string: each
-line end and each quotation mark becomes other tokens there. `Changes` learns which tokens replace which, so the copy
-goes on behind them without a miss. Renamed names and other indentation are learnt in the same way.
+Engine thread, pure Python. An agent that writes a file again writes it as a JSON string, in which each line end and
+quotation mark is other tokens. `Changes` learns which tokens replace which, so the copy goes on behind them without a
+miss. New names and other indentation are learnt in the same way.
 
 Not taken: rules about JSON. The tokens of escapes differ between vocabularies, and this learns them.
 """
@@ -45,8 +45,8 @@ class Change:
 
 
 class Changes:
-    """What was learnt from one owner's copies: the changes in them, and the doubted tokens, which once didn't come
-    where the copied text has them. The latest of both are kept."""
+    """What was learnt from one owner's copies: the latest changes, and the latest doubted tokens, which once didn't
+    come where the copied text has them."""
 
     __slots__ = ("doubts", "_known")
 
@@ -92,9 +92,9 @@ class Changes:
 class Copy:
     """A text that is being copied with changes.
 
-    `place` is the index in `text` of the next token; inside an expected change, that of the change's first old token.
-    After unexpected tokens it is -1 while no place is known at which the copy goes on. `n_matched` tokens before the
-    next one came as expected. `changes` and `trust` are what is known of the owner's copies.
+    `place` is the index in `text` of the next token; within an expected change, that of the change's first old token;
+    -1 while no place is known at which the copy goes on. `n_matched` tokens before the next one came as expected.
+    `changes` and `trust` are those of the owner.
     """
 
     __slots__ = (
@@ -153,8 +153,7 @@ class Copy:
         return self.trust.estimate_chance(self.n_matched) * (1.0 if self._n_changed else self._change.chance)
 
     def list_ahead(self) -> Iterator[tuple[int, float]]:
-        """The expected tokens, each with a factor by which its chance is multiplied. Behind the end of `text` the copy
-        goes on from the first token yielded here (a repetition)."""
+        """The expected tokens, each with a factor of its chance. Behind the end of `text` they are repeated."""
         text, place, change, n_come = self.text, self.place, self._change, self._n_changed
         size, doubts = len(text), self.changes.doubts
         tokens: list[int] = []
@@ -202,8 +201,8 @@ class Copy:
         return True
 
     def _resume(self, tokens: Sequence[int]) -> None:
-        """Find the place in `text` at which the copy goes on after the unexpected tokens. If there is none, the first
-        of them is assumed to replace one token; after later ones no place is known."""
+        """Find the place in `text` at which the copy goes on after the unexpected tokens. If there is none, a single
+        unexpected token is assumed to replace one token; after more no place is known."""
         text, at, end = self.text, self._at, len(tokens) - 1
         if end - self._since > AWAY:
             self.text, self.place = (), -1
@@ -225,9 +224,9 @@ class Copy:
             self._go(-1, 0)
 
     def _learn(self, tokens: Sequence[int]) -> None:
-        """The copy goes on, so the change is over: the tokens written since it began replace the skipped tokens of
-        `text`. Neither side may be empty. So if nothing was skipped, the change includes the token behind it; if
-        nothing was written, the token before it."""
+        """Learn the change that is over: the tokens written since it began replace the skipped tokens of `text`.
+        Neither side may be empty. If nothing was skipped, the change includes the token behind it; if nothing was
+        written, the token before it."""
         at, since, n_old, n_new = self._at, self._since, self._n_old, self._n_new
         self._since = -1
         self.n_matched += self._n_before

@@ -1,19 +1,17 @@
-"""Learns what a step costs by its number of rows, and decides how many drafted rows pay. Pure arithmetic, engine
-thread.
+"""Learns what a step costs by its number of rows, and decides how many drafted rows pay.
 
-A draft pays if its tokens are likely to come cheaper than by steps of their own. That depends on the model, machine,
-and the other rows of the step. So times are measured as they occur, and a draft gets the length with the most tokens
-per second.
+Engine thread, pure arithmetic. A draft pays if its tokens are likely to come cheaper than by steps of their own. That
+depends on the model, the machine and the other rows of the step. So steps are measured, and a draft gets the length
+with the most tokens per second.
 
 Unmeasured sizes are bounded by the cost of prompt rows, which are computed in the same way but without logits. Without
-this bound, sizes that can't pay would be tried again and again on some machines. It also shows where a tile of rows is
-quicker than fewer rows (attention on CPUs).
+this bound, sizes that can't pay would be tried again and again on some machines. The bound also shows where a tile of
+rows is quicker than fewer rows (attention on CPUs).
 
-Other load on the machine only ever adds time. So an estimate follows faster downwards than upwards, and the first time
-of a size counts only if it isn't far above the expected one, or comes a second time. That matters because a size that
-looks too expensive isn't tried again. Sizes that weren't seen for long are forgotten, and tried if they look worth it.
-All steps get slower as a text grows. Plain steps show that first, and the other sizes are scaled with them. Otherwise
-drafts would be judged by their cost in a shorter text.
+Other load on the machine only adds time. So an estimate falls faster than it rises, and the first time of a size counts
+only if it isn't far above the expected one, or comes a second time: a size that looks too expensive isn't tried again.
+Sizes that weren't seen for long are forgotten. All steps get slower as a text grows. Plain steps show that first, and
+the other sizes are scaled with them.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ MAX_ROWS = 4096  # larger steps count as steps of this many rows
 MAX_WAIT = 1.25  # while a sequence has no draft, the others' drafts may lengthen a step by this factor
 FEW_PLAIN = 8  # a step with drafts may always take the time of this many plain ones
 MOST_ALIKE = 8  # the most tokens of drafts that are equally long for all sequences
-MIN_PROMPT_ROWS = 16  # steps with fewer rows aren't measured
+MIN_PROMPT_ROWS = 16 # smaller steps of prompt rows aren't measured
 FORGET_AFTER = 2000  # steps
-TILE_ROW = 1.25  # cost of a row with logits in a tile or more, relative to a prompt row
+TILE_ROW = 1.25 # cost of a row with logits in a step of a tile or more, relative to a prompt row
 FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25  # assumed cost of any draft, and of each of its rows, relative to a plain step
 ASSUMED_DRAFT = 0.2  # assumed cost of a small model's step, relative to the large one's
 
@@ -51,8 +49,8 @@ class RowCost:
 
 
 class StepCost:
-    """Seconds of a step by its number of rows. Sizes between measured ones are interpolated. Beyond them the slope is
-    an assumed one or that of prompt rows (`row`), whichever is steeper."""
+    """Seconds of a step by its number of rows. Sizes between measured ones are interpolated. Above them the slope is an
+    assumed one or that of prompt rows (`row`), whichever is steeper."""
 
     def __init__(self, row: RowCost | None = None) -> None:
         self._row = row or RowCost()
@@ -123,8 +121,8 @@ class StepCost:
 def compute_micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
     """The sizes, in rows, of the micro-batches into which llama.cpp cuts a batch of a split cache.
 
-    `rows` are (sequence, number of rows), ascending. A micro-batch has consecutive sequences and equally many rows of
-    each.
+    `rows` are (sequence, number of rows) pairs, ascending. A micro-batch has equally many rows of consecutive
+    sequences.
     """
     sizes = []
     while rows:
@@ -151,9 +149,9 @@ def find_best_lengths(
     `chances[i]` are the falling probabilities that the first 1, 2, ... tokens of draft i prove right. `seconds`
     estimates the step for given lengths of all drafts. `n_generating` rows are in the step anyway and yield a token
     each; `room` more fit in, or `room_alike` if all sequences get equally many (cheapest in a split cache). The
-    expected tokens per second must exceed `min_gain` times those of the plain step; if it is 0, all that fits is sent.
-    While a sequence has no draft, the step may take at most `MAX_WAIT` times as long as the plain one. No step takes
-    longer than `longest_s`, or `FEW_PLAIN` plain steps if that is more.
+    expected tokens per second must exceed `min_gain` times those of the plain step; if `min_gain` is 0, all that fits
+    is sent. While a sequence has no draft, the step may take at most `MAX_WAIT` times as long as the plain one. No step
+    takes longer than `longest_s`, or `FEW_PLAIN` plain steps if that is more.
     """
     plain = [0] * len(chances)
     if not min_gain:
@@ -175,8 +173,8 @@ def find_best_lengths(
 
 
 def _list_likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
-    """Lengths of drafts that grow by the most likely token at each turn, and how many of the tokens are expected to
-    prove right."""
+    """Lengths of drafts that grow by the most likely token at each turn, and the number of tokens expected to prove
+    right."""
     lengths, gained = [0] * len(chances), 0.0
     for chance, i in sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]:
         gained += chance

@@ -1,12 +1,11 @@
 """Drafts from a small model, which is run greedily ahead of the large one for all sequences together.
 
 Engine thread. The small model is a `Drafter`: a backend of its own with the same number of sequences and as much
-context. This module keeps a list of the tokens in each of its sequences and compares it with the text before each
-draft. So rejected drafts, context shifts, new tasks and restored slots need no message. Missing tokens (at first the
-whole prompt) are read in limited portions, and a text gets no draft before they are read.
+context. This module lists the tokens in each of its sequences and compares them with the text before each draft, so
+rejected drafts, context shifts, new tasks and restored slots need no message. Missing tokens (at first the whole
+prompt) are read in limited portions, and a text gets no draft before they are read.
 
-Not taken: feeding it each batch of the large model. Then prompts would take both models' time even if nothing is
-drafted.
+Not taken: feeding it each batch of the large model. Prompts would take both models' time even if nothing is drafted.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class Want:
 
 
 class ModelDrafts:
-    """The small model and the books about its cache."""
+    """The small model, and the tokens in its KV cache."""
 
     def __init__(self, drafter: Drafter, n_vocab: int, stall_s: float, clock: Callable[[], float]) -> None:
-        """`n_vocab` is the large model's; either model may have some tokens more. Reading missing tokens may take
-        `stall_s` seconds per step, 0 for no limit."""
+        """`n_vocab` is the large model's. Reading missing tokens may take `stall_s` seconds per step, 0 for no
+        limit."""
         self.cost = StepCost()
         self._drafter = drafter
         self._n_vocab = n_vocab
@@ -84,7 +83,7 @@ class ModelDrafts:
         return live
 
     def _catch_up(self, wants: Sequence[Want]) -> list[int]:
-        """Read missing tokens of the texts, except the last ones; return the indices of the texts that are ready for
+        """Read missing tokens of the texts, except the last few; return the indices of the texts that are ready for
         drafting."""
         budget = min(self._compute_portion(), self._drafter.info.n_batch)
         ready: list[int] = []

@@ -1,11 +1,11 @@
 """Drafts from a grammar: tokens of the text that the grammar prescribes, as the sampler foresees them.
 
-Engine thread, no clock. The text is certain except for white space, but its tokens aren't: the model may cut the same
-text in another way. How often it does is learnt from each text, whether drafts are sent or not. Mostly it does so at
-the first token, where white space may be; after a right one the others are nearly certain.
+Engine thread. The text is certain except for white space, but its tokens aren't: the model may cut the same text in
+another way. How often it does is learnt from each text, with or without drafts. Mostly it is the first token, where
+white space may be; after a right one the others are nearly certain.
 
-Not taken: accepting such tokens without asking the model. Another cut leads to another state of the model, so answers
-would differ from those without drafts.
+Not taken: accepting such tokens without asking the model. Another cut leads to another state of the model, so the
+answer would differ.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 PRIORS = 0.8, 0.95
-"""The chance that a token is the expected one if those before it were: for the first token, and for each later one.
-They weigh as much as `PRIOR_WEIGHT` outcomes; each outcome multiplies the weight of earlier ones by `DECAY`."""
+"""The chance that a token is the expected one if those before it were: for the first token, and for each later one. It
+weighs as much as `PRIOR_WEIGHT` outcomes; each outcome multiplies the weight of earlier ones by `DECAY`."""
 
 PRIOR_WEIGHT, DECAY = 4.0, 0.95
 

@@ -1,12 +1,11 @@
 """Drafts from earlier text: the tokens that followed the last time the same tokens came, in the prompt, the answer, or
 an earlier answer to the same owner.
 
-Engine thread, pure Python, no clock. A `Lookup` follows every token of one text. Its index maps the last n tokens to
-the places where they occurred before, as chains like those of LZ77 compressors. It grows by one entry per token. Once a
-place is found, it is followed, and the index is needed only after a miss. Each token shows whether the prediction was
-right, also when no draft was sent. So how far drafts can be trusted is learnt without sending them. Earlier answers
-have an index of their own (`past`), shared by all later texts. After COPIED right predictions in a row the text counts
-as a copy, whose changes are learnt (`copying`).
+Engine thread, pure Python. A `Lookup` follows every token of one text. Its index maps each n tokens to the places where
+they occurred before, as chains like those of LZ77 compressors. Once a place is found, it is followed; the index is
+searched only after a miss. Each token shows whether the prediction was right, even if no draft was sent. So it is
+learnt without drafts how far they can be trusted. Earlier answers have an index of their own (`past`). After COPIED
+right predictions in a row the text counts as a copy, whose changes are learnt (`copying`).
 
 Not taken: scanning the text for each draft, whose cost grows with the text; and drafts of a fixed length.
 """
@@ -99,8 +98,7 @@ class Lookup:
         return compute_falling(self._trusted, self._n_matched, repeat(1.0, n_max)) if self._place >= 0 else []
 
     def draft(self, n: int) -> list[int]:
-        """The next `n` predicted tokens. Where the text ends, the prediction goes on with the predicted tokens
-        themselves (a repetition)."""
+        """The next `n` predicted tokens. Behind the end of the text they are repeated."""
         if self._is_copying():
             return [token for token, _ in islice(self._copy.list_ahead(), n)]
         text, place = self._text, self._place
@@ -131,7 +129,7 @@ class Lookup:
 
     def _find(self, left: int) -> None:
         """Find the place whose preceding tokens are most like the end of the text. `left` is the place just left, -1
-        for none. Of equally good places one in the text itself is taken."""
+        for none. Of equally good places one in the text itself wins."""
         text, end = self._text, len(self.tokens) - 1
         best, found = (0, 0, -1), text
         if end >= 0:
@@ -172,8 +170,8 @@ class Lookup:
 
 
 def compute_falling(trust: Trust, n_matched: int, factors: Iterable[float]) -> list[float]:
-    """The chances that the first, the first two, ... tokens after `n_matched` equal ones come. Each token has a factor
-    of its own."""
+    """The chances that the first, the first two, ... tokens after `n_matched` equal ones come. `factors` has a factor
+    for each token."""
     survival, chances = 1.0, []
     for i, factor in enumerate(factors):
         survival *= trust.estimate_chance(n_matched + i) * factor

@@ -1,12 +1,11 @@
 """Earlier answers as a source of drafts: agents and people often ask for the same lines again.
 
-Engine thread, pure Python, no clock. An owner is an API key, or without keys a client's address. Its answers are used
-for its own tasks only. The answers of an owner are kept in two parts, each with an index. New answers go into the
-younger part. When it is full, the older part is dropped and a new one begun. When all owners together have too many
-tokens, or there are too many owners, the least recently used owner is dropped.
+Engine thread, pure Python. An owner's answers are used for its own tasks only. They are kept in two parts, each with an
+index. New answers go into the younger part. When that is full, the older part is dropped and a new one begun. When
+there are too many tokens or owners, the least recently used owner is dropped.
 
-Not taken: a suffix automaton (the last n tokens find the same places with a third of the memory), earlier prompts (what
-a new prompt repeats of them is in its own index), and files (answers are private and must not outlive the program).
+Not taken: a suffix automaton (three times the memory for the same places), earlier prompts (a new prompt's own index
+has what it repeats of them), and files (answers are private and must not outlive the program).
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class Part:
 class Past:
     """The earlier answers of one owner, the younger part first, and what was learnt from the owner's texts.
 
-    `text`, `answers` and `copies` tell how far drafts can be trusted: those from the text itself, from earlier answers,
-    and from copies with changes. `changes` are the changes in copies.
+    `text`, `answers` and `copies` tell how far drafts from the text itself, from earlier answers and from copies with
+    changes can be trusted. `changes` are the changes in copies.
     """
 
     __slots__ = ("parts", "text", "answers", "copies", "changes", "_n")
@@ -76,7 +75,7 @@ class Past:
 
 
 class Pasts:
-    """The earlier answers of all owners. Their indexes have an entry for each `n` consecutive tokens."""
+    """The earlier answers of all owners, indexed by each `n` consecutive tokens."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -87,7 +86,7 @@ class Pasts:
         return self._size
 
     def of(self, owner: str) -> Past:
-        """The owner's answers that are kept."""
+        """The answers of an owner, who becomes the most recently used one."""
         past = self._pasts.pop(owner, None)
         if past is None:
             past = Past(self._n)
@@ -96,7 +95,7 @@ class Pasts:
         return past
 
     def add(self, owner: str, tokens: Sequence[int]) -> None:
-        """Add an answer of an owner, and drop the least recently used owners if there are too many tokens."""
+        """Add an answer of an owner."""
         past = self.of(owner)
         self._size -= len(past)
         past.add(tokens)

@@ -2,11 +2,11 @@
 
 Engine thread. `extend` adds rows for drafted tokens to the row of a generating sequence. The drafts come from `lookup`,
 `past`, `given` and `draft_model`; `cost` decides how many tokens pay. The scheduler draws row by row with the task's
-own sampler chain while the drawn token equals the draft, and cuts the rest out of the cache. So drafts never change the
-text: tokens are drawn from the same distributions with the same random numbers as without drafts.
+own sampler chain while the drawn token equals the draft, and cuts the rest out of the KV cache. So each token is drawn
+by the same chain and with the same random numbers as without drafts.
 
-Not taken: accepting a draft by the ratio of both models' probabilities. It would accept a little more when sampling,
-but a seed would no longer lead to the same text.
+Not taken: accepting a draft by the ratio of both models' probabilities. It accepts a little more, but a seed would no
+longer lead to the same text.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from server.engine.speculation.trust import EXPLORE, ModelTrust
 from server.records import field, record
 
 MOST_AT_ODDS = 8
-"""How many drafted tokens a step with several sequences may have in a split cache, unless all sequences get equally
-many. More would make micro-batches that other sequences wait for."""
+"""The most drafted tokens of a step with several sequences in a split cache, unless all sequences get equally many.
+More would make micro-batches that other sequences wait for."""
 
 
 TRY_EVERY, TRY, SURE_OF = 32, 8, 5.0
 """A row's cost may have been measured while the machine was busy, and isn't measured again while drafts look too
 expensive. So where `SURE_OF` of `TRY` drafted tokens are expected to prove right, they are sent every `TRY_EVERY` steps
-all the same. Hardly any time is lost even if each row costs a whole step."""
+all the same."""
 
 
 class Speculation:
-    """All drafting of one engine."""
+    """Drafts for all tasks of one engine."""
 
     def __init__(self, config: EngineConfig, backend: Backend, clock: Callable[[], float]) -> None:
         self._config = config.spec
@@ -135,7 +135,7 @@ class Speculation:
     # ---- sources ----------------------------------------------------------------------------------------------
 
     def _from_text(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> list[tuple[Span, Slot, int]]:
-        """Add drafts from grammar, text or earlier answers; return the spans that got none."""
+        """Add drafts from grammar, text or earlier answers; return the wants that got none."""
         room = room_alike = self._n_batch - sum(map(len, spans))
         if self._is_split and len(spans) > 1:
             room = min(room, MOST_AT_ODDS)
@@ -162,7 +162,7 @@ class Speculation:
         return left
 
     def _choose_likelier(self, slot: Slot, n_max: int) -> tuple[Lookup | Given, list[float]]:
-        """The better source of drafts, grammar or text, and the chances of its tokens."""
+        """The source of drafts, grammar or text, with more likely tokens, and their chances."""
         lookup, given = self._get_lookup(slot), slot.run.drafting.given
         chances = lookup.estimate_chances(n_max)
         given.foresee(slot.run.sampler.foresee())
@@ -206,14 +206,13 @@ class Speculation:
     # ---- costs ------------------------------------------------------------------------------------------------
 
     def _get_cost(self, spans: Sequence[Span]) -> StepCost:
-        """The cost of steps with this number of sequences. In a split cache it is the cost of micro-batches, whatever
-        the number."""
+        """The cost of steps with this number of sequences; in a split cache that of micro-batches."""
         return self._costs[0 if self._is_split else len(spans).bit_length()]
 
     def _make_seconds(
         self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]
     ) -> Callable[[Sequence[int]], float]:
-        """A function that estimates the step's seconds, given how many more rows each of `wants` gets."""
+        """A function that estimates the step's seconds by how many more rows each of `wants` gets."""
         cost, n_rows = self._get_cost(spans), sum(map(len, spans))
         if not self._is_split or len(spans) == 1:
             return lambda lengths: cost.estimate(n_rows + sum(lengths))
@@ -255,7 +254,7 @@ def _add(span: Span, drafting: Any, draft: list[int], is_by_model: bool) -> bool
 
 
 def without_drafts(spans: Sequence[Span]) -> list[Span]:
-    """The same spans without drafts."""
+    """The spans without drafts."""
     return [
         Span(span.id, span.seq, span.pos, span.tokens[: len(span) - span.n_draft], span.output)
         if span.n_draft

@@ -1,7 +1,7 @@
 """Estimates the chance that drafted tokens are right, from the outcomes of earlier predictions.
 
 Engine thread, pure arithmetic. `Trust` is for drafts from text, `ModelTrust` for those of a small model. Recent
-outcomes count more, so both follow a text that changes its nature.
+outcomes count more.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ MAX_MATCH = 80  # more equal tokens count as this many
 PRIOR_WEIGHT = 2.0  # a first chance counts as much as the outcomes of this many tokens
 
 # (number of matched tokens, first chance that the next one matches, weight that earlier outcomes keep at each new one).
-# 0 matched tokens: after a miss, a single token is assumed to have been replaced. 1 or 2: a copy goes on after another
-# kind of change. Where misses are rare, earlier outcomes keep more weight.
+# 0 matched tokens: one token is assumed to have been replaced. 1 or 2: a copy goes on after another kind of change.
+# Where misses are rare, earlier outcomes keep more weight.
 CLASSES = (
     (0, 0.35, 0.9),
     (1, 0.4, 0.9),
@@ -76,8 +76,7 @@ class ModelTrust:
             self._trials = self._trials * MODEL_DECAY + 1.0
 
     def is_time_to_explore(self) -> bool:
-        """Whether to send a draft although drafts don't look worth it. It is called in each step in which they don't,
-        and returns True ever more rarely."""
+        """Whether to send a draft in a step in which drafts don't look worth it. True ever more rarely."""
         self._n_idle += 1
         if self._n_idle < self._pause:
             return False
