@@ -19,7 +19,7 @@ log = get_logger("app")
 
 
 def with_advice(model: ModelOptions, advice: dict[str, Any]) -> ModelOptions:
-    """The options with the defaults of requests that the model's file recommends. The log lists these."""
+    """The options with the defaults of requests that the model's file recommends; logs these."""
     requests = model.requests.with_advice(advice)
     if requests.advised:
         log.info(
@@ -49,7 +49,7 @@ def warn_of_threads(config: EngineConfig) -> None:
 def make_transport(
     options: EngineOptions, timeout_s: float, config: EngineConfig, process: subprocess.Popen | None
 ) -> Transport:
-    """The engine's transport for the value of `--engine`. `timeout_s` is the value of --engine-timeout."""
+    """The transport that `--engine` chooses. `timeout_s` is the value of --engine-timeout."""
     step_s = timeout_s * compute_patience(config)
     if options.engine == "thread":
         from server.engine.entry.thread import ThreadTransport

@@ -1,9 +1,8 @@
 """Caches what has been read of models' files, so that loading a model again reads no header.
 
-Runs on the thread of a load. Reading and checking a header takes a tenth of the time of a load, and opening the
-vocabulary a fifth. A cached result is used while all files, including that of --tune's results, keep their device,
-inode, size and times. The vocabulary of a sleeping model is used again. A vocabulary that was opened before is opened
-while the engine loads, without waiting until the engine has opened it without crashing.
+Runs on the thread of a load. A cached result is used while all files, including that of --tune's results, keep their
+device, inode, size and times. The vocabulary of a sleeping model is used again. A vocabulary that was opened before is
+opened while the engine loads; a new one only after the engine has read it without crashing.
 
 Not taken: keeping the vocabularies of unloaded models, which take 20 to 50 MiB each.
 """
@@ -37,7 +36,7 @@ class Known:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the vocabulary has been opened before, so that opening it can't crash this process."""
+        """Whether the vocabulary has been opened before: then opening it can't crash this process."""
         return self.vocab is not None
 
     def open_vocab(self, open_it: Callable[[EngineConfig], object]) -> object:

@@ -1,10 +1,9 @@
 """Loads one of several models while others serve: from its entry in the catalogue to an engine.
 
-Part of the composition root. Runs on the thread of a load (see `server.models.loads`). A server whose lone model never
-sleeps doesn't import this.
+Part of the composition root. Runs on the thread of a load (see `server.models.loads`).
 
-To make loads fast, there is always a spare engine process. It has imported its half of the program and loaded the
-libraries, and waits for its configuration.
+A spare engine process makes loads fast: it has imported its half of the program and loaded the libraries, and waits for
+its configuration.
 """
 
 from __future__ import annotations
@@ -70,8 +69,8 @@ class Starter:
     memory: Memory = field(default_factory=Memory)
 
     def list_entries(self) -> list[Entry]:
-        """All models that the options name. OptionError for wrong presets. A fault of a model's files is reported when
-        a request names the model."""
+        """All models that the options name. OptionError for wrong presets. A request that names a model gets the fault
+        of its files."""
         found = find_models(self.options.catalogue, program.find_cache_folder(), lambda line: log.warning("%s", line))
         return [self._make_entry(one) for one in found]
 
@@ -123,8 +122,8 @@ class Starter:
 
 @record
 class PreparedModel:
-    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. The engine doesn't
-    choose that: it would count mapped weights of other models as free."""
+    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. The engine would count
+    mapped weights of other models as free memory."""
 
     starter: Starter
     options: ModelOptions
@@ -135,12 +134,12 @@ class PreparedModel:
 
     @property
     def config(self) -> EngineConfig:
-        """The configuration of its engine, without the context that `find_fit` has chosen."""
+        """The configuration of its engine, without the context size of `find_fit`."""
         return self.known.found[1]
 
     def find_fit(self, room: Room, is_alone: bool) -> Room | None:
-        """See `room.Fits`. Beside other models, a model fits only with a useful context and, if there is a GPU, with
-        all layers on it. Alone it may have less."""
+        """See `room.Fits`. Unless it is alone, a model fits only with a useful context and, if there is a GPU, with all
+        layers on it."""
         plan = self._plan(room)
         if plan is None:
             n_bytes = os.path.getsize(self.config.model)
@@ -177,8 +176,7 @@ class PreparedModel:
         return Model(engine, self.options, shared.media, place.name or place.path)
 
     def complete(self, model: Model) -> None:
-        """See `models.entry.Prepared`. What had been set since the last start (system prompt, adapters) is set
-        again."""
+        """See `models.entry.Prepared`. The system prompt and the adapters of the last load are set again."""
         before = self.before
         prompt = read_prompt_file(self.options.system_prompt_file) if before is None else before.system_prompt
         if prompt not in (None, SystemPrompt()):
@@ -216,8 +214,8 @@ DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
 
 
 def find_gpus(libs: str) -> tuple[Place, ...]:
-    """The GPUs and their free memory. A child process asks the driver, because the driver keeps GPU memory for a
-    process that has asked."""
+    """The GPUs and their free memory. A child process asks the driver, because asking takes GPU memory until the
+    process ends."""
     has_gpu_plugin = any(not name.startswith(("cpu-", "rpc")) for name in read_folder(Path(libs)).plugins)
     if sys.platform != "darwin" and not has_gpu_plugin:
         return ()
@@ -241,11 +239,12 @@ def parse_gpus(text: str) -> tuple[Place, ...]:
 
 
 class Spare:
-    """The spare engine process, which waits for its configuration. `start` starts one with the command that
-    `spawn.make_engine_command` makes of the hints. `first` is one that runs already.
+    """The spare engine process. `hints` are those of `spawn.make_engine_command`. `first` is a process that runs
+    already.
 
     Any thread may take it, but only the main thread starts it: on Linux an engine's process ends with the thread that
-    started it, and threads that load models end soon."""
+    started it, and threads that load models end soon.
+    """
 
     def __init__(
         self,
@@ -281,13 +280,13 @@ class Spare:
                     self._process = self._start(spawn.make_engine_command(*self._hints))
 
     def refill_later(self) -> None:
-        """Have `tick` start a spare process after `LATER_S`, so that the model can begin its first answer."""
+        """Have `tick` start a spare process after `LATER_S`; until then the model can begin its first answer."""
         with self._lock:
             self._t_due = time.monotonic() + LATER_S
 
     def tick(self, is_busy: bool) -> None:
         """Start a spare process when it is due, but up to `BUSY_S` later while engines work (`is_busy`), because the
-        start slows down streams. The main thread calls it about twice a second."""
+        start slows down streams."""
         if time.monotonic() >= self._t_due + (BUSY_S if is_busy else 0):
             self.refill()
 

@@ -1,8 +1,8 @@
 """Lists the models in folders, in a file of presets, in the download cache and on the command line.
 
-It reads names and the first bytes of each file, on the main thread at start, and on a connection's thread when the list
-is made again. A server with one model doesn't import it. It may import `server.options` and `folders`. Headers of
-models are read when a model is loaded (`server.model_files`).
+It reads names and the first bytes of each file, on the main thread at start, and on a connection thread when the list
+is made again. It may import `server.options` and `folders`. Headers of models are read when a model is loaded
+(`server.model_files`).
 
 Not taken: an index file. It would have to be updated whenever other programs change the folders.
 """
@@ -36,9 +36,8 @@ class ModelEntry:
     `path` is its file, or the first of several `parts`; "" for a model that has to be downloaded first (`changes` say
     from where). `mmproj` is its projector, "" for none. `size` is the number of bytes of all parts. `source` is "dir",
     "preset", "cache" or "option". `changes` are values of the model's own options by `Option.key`. `asked` are such
-    values from a request; they override `changes`. `is_eager`: the model is loaded at start. `keeper` is the program in
-    whose folder the files are, "" for the user. `fault` is why the model can't be served, in one line, "" if no fault
-    is known.
+    values from a request; they override `changes`. `is_eager`: the model is loaded at start. `keeper`: see `Found`.
+    `fault` is why the model can't be served, in one line, "" if no fault is known.
     """
 
     name: str
@@ -69,8 +68,8 @@ class _Preset:
 def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], None]) -> list[ModelEntry]:
     """All models: first those of -m, then those of presets, of --models-dir, and of `cache`, the folder of downloads.
 
-    Each name and alias is unique. `tell` gets a line about each folder that can't be searched, each model that is left
-    out, and each option without effect. OptionError for wrong presets.
+    Each name and alias is unique. `tell` gets a line about each folder that can't be searched, each model left out, and
+    each option without effect. OptionError for wrong presets.
     """
     tell = _make_bounded(tell)
     presets = read_presets(options.models_preset, tell) if options.models_preset else []
@@ -88,8 +87,8 @@ def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], No
 def read_model_options(
     entry: ModelEntry, argv: Sequence[str], environ: Mapping[str, str], bundled: Sequence[tuple[str, str]] = ()
 ) -> ModelOptions:
-    """The options of one model: its own, and those that the command line, the environment and the config file set for
-    all models. OptionError. For the parameters see `parser.parse`."""
+    """The options of one model: its own, and those of all models from the command line, the environment and the config
+    file. OptionError. For the parameters see `parser.parse`."""
     model = group(parse(argv, environ, bundled=bundled, own=entry.changes, asked=entry.asked)).model
     sources = model.sources
     if entry.path:
@@ -155,7 +154,7 @@ def _find_fault(path: Path, last: Path, source: str) -> str:
 
 
 def read_presets(path: str, tell: Callable[[str], None]) -> list[_Preset]:
-    """The checked sections of an INI file, each with the options of [*]. OptionError names file, line and section."""
+    """The sections of an INI file, each with the options of [*]. OptionError names file, line and section."""
     presets: list[_Preset] = []
     places: dict[str, str] = {}
     for_all: Mapping[str, Any] = {}
@@ -247,7 +246,7 @@ def _make_unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
 
 def _merge_entries(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
     """The entries without duplicates: if a file occurs again, its names become aliases of the first entry. A preset
-    always stays an entry of its own."""
+    stays an entry of its own."""
     found: list[ModelEntry] = []
     known: dict[object, int] = {}
     for entry in entries:

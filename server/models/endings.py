@@ -1,8 +1,8 @@
 """Ends the engines of models: on request, to make room for other models, when idle, or after the engine has died.
 
-All methods are called with the register's lock held. Each engine is ended by a thread of its own (`model-end`), which
-takes the lock when the engine is gone. Until then the engine's memory counts as used, and the model isn't loaded again,
-because the engine may still write files.
+All methods are called with the register's lock held. A thread per engine (`model-end`) ends it, and takes the lock when
+the engine is gone. Until then the engine's memory counts as used, and the model isn't loaded again, because the engine
+may still write files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = get_logger("models")
 
 
 class Endings:
-    """Ends engines. `n_ended` counts those that are gone."""
+    """Ends engines. `n_ended` are gone."""
 
     def __init__(self, register: Register) -> None:
         self._register = register
@@ -50,7 +50,7 @@ class Endings:
                     self._register.set(entry, LOADING)
 
     def bury(self, entry: Entry) -> None:
-        """Mark a model as failed if its engine has died for good. A lone model stays as it is."""
+        """Mark a model as failed if its engine has died for good, unless it is lone."""
         model = entry.model
         if self._register.lone is None and entry.state == LOADED and model is not None and model.engine.state == DEAD:
             entry.leaves_for = None

@@ -1,8 +1,8 @@
-"""The state of one of the models that a server has, and of the requests that wait for it. Data only.
+"""The state of one model of a server, and of the requests that wait for it. Data only.
 
 An entry is made for each model, at start or when a folder is read again, and lives until it leaves the list. The lock
 of the `Register` guards it. Each load makes a new `model`. A request has a `Ticket` from the moment when it names a
-model until its answer has been written, so a model with a request never counts as idle.
+model until its answer has been written.
 
 Not taken: counting the engine's tasks. A request has none until its prompt is tokenised.
 """
@@ -45,15 +45,14 @@ class Prepared(Protocol):
 
     def start(self, is_awaited: bool) -> Model:
         """A model whose engine has begun to load. It takes as much memory as the last call of `find_fit` returned. If
-        it `is_awaited`, the load omits the warm-up, because the waiting request has the same effect."""
+        it `is_awaited`, the load omits the warm-up; the waiting request does that."""
 
     def complete(self, model: Model) -> None:
         """Prepare the system prompt, the adapters and the chat template. ApiError."""
 
 
 class Starter(Protocol):
-    """Loads the models of entries. The composition root implements it, because it needs files, libraries and
-    processes."""
+    """Loads the models of entries. The composition root implements it."""
 
     def list_entries(self) -> Sequence[Entry]:
         """All models that can be found now."""
@@ -63,8 +62,8 @@ class Starter(Protocol):
 
     def read(self, source: Any, before: Model | None, asked: Mapping[str, Any]) -> Prepared:
         """Read and check a model's files. `asked` are options from a request, which override the model's own. `before`
-        is the same model when it was loaded last; what has been set since its start is kept. StartError or OptionError
-        if the model can't be served."""
+        is the same model when it was loaded last; what requests have set in it is kept. StartError or OptionError if
+        the model can't be served."""
 
     def measure_room(self) -> Room:
         """The free memory; on GPUs, before any load."""
@@ -140,8 +139,7 @@ class Entry:
 @record(eq=False)
 class Load:
     """One load of a model, for which all requests for the model wait. `is_asked`: it was ordered, so it goes on without
-    waiting requests. `prepared` is set when the model's files have been read. `t_turn` is the time since when it has
-    been the first in the queue."""
+    waiting requests. `prepared` is set when the model's files have been read. `t_turn` is when its turn came."""
 
     entry: Entry
     is_asked: bool = False
@@ -160,7 +158,7 @@ class Load:
 
 @record(eq=False)
 class Ticket:
-    """A request's claim on a model: first a place among the waiting requests, then the model, finally nothing."""
+    """A request's claim on a model: first a place among the waiting requests, then the model."""
 
     entry: Entry
     model: Model | None = None

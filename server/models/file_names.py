@@ -1,8 +1,8 @@
 """Reads from names of model files their parts, projectors and quantisation, and chooses one of several files.
 
-Pure functions on names, for folders and for the file list of a repository. A leaf; imports the standard library. The
-rules are llama.cpp's. Not taken: reading the files. Files in a repository's list aren't on the disk yet, and the
-headers of a hundred models are a gigabyte.
+Pure functions on names, for folders and for the file list of a repository. Imports the standard library only. The rules
+are llama.cpp's. Not taken: reading the files. Those in a repository's list aren't on the disk yet, and the headers of a
+hundred models are a gigabyte.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 
 QUANT_ORDER = ("Q4_K_M", "Q8_0")
-"""The quantisations to try, in order, if a repository is named without one, as in llama.cpp; then the first model file
-is taken."""
+"""The quantisations to try, in order, if a repository is named without one. If it has none of them, its first model
+file is taken."""
 PROJECTOR = "mmproj"
 NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 SUFFIX = ".gguf"
@@ -39,7 +39,7 @@ def quant_of(name: str) -> str:
 
 
 def parse_repository(name: str) -> str | None:
-    """USER/MODEL[:QUANT] if the name is a hub's repository, also in Ollama's form or as a URL; None for other names."""
+    """USER/MODEL[:QUANT] if the name is a hub's repository, with or without the hub's address; None for other names."""
     found = HUBS.fullmatch(name[:MAX_REPO])
     name = found[1] if found else name
     repo, colon, quant = name.partition(":")

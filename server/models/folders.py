@@ -1,8 +1,8 @@
 """Finds models in folders of four layouts: plain folders, `USER/MODEL/...`, Hugging Face's cache, Ollama's folder.
 
 Runs where the catalogue is made. It reads names and small files, never a model. It handles folders that contain
-themselves, have a million files or can't be read, and manifests with paths as checksums. Imports only `file_names`
-and leaves. Not taken: asking the other programs for their models. Their folders can be read when they aren't running.
+themselves, have a million files or can't be read, and manifests with paths as checksums. Imports only `file_names` and
+`server.records`. Not taken: asking the other programs for their models. They may not be running.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Tell = Callable[[str], None]
 
 @record(frozen=True)
 class Found:
-    """A model's files. `spare` is its name if another model has the same `name`. `keeper` is the program to which the
-    folder belongs, "" for this program and the user. `lora` is an adapter that belongs to the model."""
+    """A model's files. `spare` is its name if another model has the same `name`. `keeper` is the other program that
+    owns the folder, "" for none. `lora` is an adapter that belongs to the model."""
 
     path: Path
     name: str
@@ -72,7 +72,7 @@ class _Walk:
 
 
 def find_in(root: Path, tell: Tell) -> list[Found]:
-    """All models below `root`. `tell` gets a line about each unusable folder or manifest, and too many files or
+    """All models below `root`. `tell` gets a line about each unusable folder or manifest, and about too many files or
     models."""
     walk = _Walk(root, tell)
     _look(walk, root, (), "")
@@ -88,8 +88,8 @@ def find_in(root: Path, tell: Tell) -> list[Found]:
 
 
 def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
-    """Search a folder and its subfolders. `above` are the names of the folders between it and the root. They name the
-    repository, unless `repo` does."""
+    """Search a folder and its subfolders. `above` names the folders from the root to it. The first two are the
+    repository, unless `repo` is."""
     entries = list(_list_entries(walk, folder))
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     if {"manifests", "blobs"} <= folders.keys():
@@ -112,7 +112,7 @@ def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
 
 
 def _list_entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder, sorted; nothing if the folder was searched before or can't be read."""
+    """The sorted entries of a folder; none if it was searched before or can't be read."""
     try:
         status = os.stat(folder)
         key = status.st_dev, status.st_ino
@@ -136,7 +136,7 @@ def _list_entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _list_models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterator[Found]:
-    """The models of one repository. With an empty `repo` the files belong to no repository."""
+    """The models of one repository, or, with an empty `repo`, of none."""
     paths = [path for path, _ in files]
     models = [path for path in paths if is_model_file(path)]
     places = dict(files)
@@ -164,8 +164,7 @@ def _list_models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> I
 
 
 def _find_projector(model: str, models: list[str], paths: list[str], is_repo: bool) -> str:
-    """The projector beside a model; "" for none. If different models share a folder, the projector's name must match
-    the model's."""
+    """The projector beside a model; "" for none. If different models are beside it, its name must match the model's."""
     projectors = [path for path in paths if PROJECTOR in path.rpartition("/")[2]]
     if not projectors:
         return ""
@@ -186,7 +185,7 @@ def clean_name(name: str) -> str:
 
 
 def _snapshot(repo: Path) -> Path | None:
-    """The folder of the version to use: that of `main`, or else the newest; None if there is none."""
+    """The folder of the version of `main`, else the newest; None if there is none."""
     try:
         names = [entry.name for entry in os.scandir(repo / "snapshots") if entry.is_dir()]
     except OSError:
@@ -206,7 +205,7 @@ def _snapshot(repo: Path) -> Path | None:
 
 
 def _list_ollama(walk: _Walk, store: Path) -> Iterator[Found]:
-    """The models in Ollama's folder. A manifest for each name and tag names files by their checksums."""
+    """The models in Ollama's folder. Its manifests, one per name and tag, name files by their checksums."""
     for path in _list_files_below(walk, store / "manifests", 0):
         parts = path.relative_to(store / "manifests").parts
         if len(parts) != 4:
@@ -266,8 +265,8 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def list_identities(path: Path) -> list[object]:
-    """The identities of a file: two names of one file have an identity in common. So have two files with the same
-    content if their checksums are known, from a name in another program's cache or from the note of a download."""
+    """The identities of a file. Two names of one file have one in common, and so have two files with the same content,
+    if their checksums are known from another program's file name or from a download's note."""
     try:
         status = os.stat(path)
         target = os.path.realpath(path)

@@ -1,11 +1,10 @@
 """Loads models: each load has a thread of its own (`model-load`), and loads that need memory wait in one queue.
 
 A load reads its model's files, waits for its turn and for room in memory, starts the engine, and waits until the engine
-has loaded the model. All requests for the model wait for the same load, and get the model at the moment when it is
-loaded. Loads get room in the order of the queue. While a load waits, busy models continue to work; after `TURN_S`
-those that have to leave take no new requests.
+has loaded the model. All requests for the model wait for the same load. Loads get room in the order of the queue. While
+a load waits, busy models continue to work; after `TURN_S` those that have to leave take no new requests.
 
-Not taken: one thread that manages all loads. A disk that hangs under one model would block it for all.
+Not taken: one thread for all loads. A hanging disk would block them all.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Loads:
 
     def of(self, entry: Entry, is_asked: bool = False) -> Load:
         """The running load of this model, or a new one. `is_asked`: it was ordered, not only needed by a request.
-        ApiError if it can't be begun."""
+        ApiError if it can't begin."""
         if entry.load is not None:
             return entry.load
         if not is_asked:
@@ -82,7 +81,7 @@ class Loads:
         return bool(self._queue)
 
     def place(self, entry: Entry) -> int:
-        """A model's place in the queue of loads: 1 is the next one, 0 means that it doesn't wait."""
+        """A model's place in the queue of loads, from 1 on; 0 if it doesn't wait."""
         load = entry.load
         return self._queue.index(load) + 1 if load is not None and load in self._queue else 0
 
@@ -107,8 +106,8 @@ class Loads:
             self._succeed(load, model)
 
     def _prepare(self, load: Load) -> tuple[Prepared, Room | None]:
-        """Read the model's files and wait for room. Return the prepared model, and what it may take: None if it is
-        loaded. ApiError, StartError."""
+        """Read the model's files and wait for room. Return the prepared model, and what it may take; None if it is
+        loaded already. ApiError, StartError."""
         assert self._starter is not None
         entry = load.entry
         try:
@@ -142,8 +141,8 @@ class Loads:
                 self._changed.notify_all()
 
     def _start(self, load: Load, prepared: Prepared) -> Model:
-        """Start the engine, and return the model when it is loaded. If the engine's process dies during the load, it is
-        started a second time."""
+        """Start the engine, and return the model when it is loaded. If the engine dies during the load, another is
+        started once."""
         is_second = False
         while True:
             model = prepared.start(bool(load.tickets))
@@ -177,8 +176,8 @@ class Loads:
         return next((load for load in self._queue if load.prepared and not self._endings.is_of(load.entry)), None)
 
     def _step(self, load: Load, measured: Room) -> Room | None:
-        """What this load may take now. None if it has to wait: for its turn, or for models that are made to leave.
-        ApiError 503 if the model can't fit."""
+        """What this load may take now. None if it has to wait for its turn, or for models to leave. ApiError 503 if the
+        model can't fit."""
         if self._turn() is not load:
             return None
         now = self._register.clock()
@@ -197,7 +196,7 @@ class Loads:
         if own or self._endings.is_of(load.entry):
             return None  # the model's old engine has to be gone first
         starting = [entry.takes for entry in others if entry.state == LOADING]
-        # counted as if the ending engines were gone, so that no other model has to leave while they end
+        # as if the ending engines were gone, so that no other model has to leave while they end
         free = choose_lesser(
             subtract_rooms(budget, *(entry.takes for entry in others)),
             add_rooms(subtract_rooms(measured, *starting), *ending),
@@ -246,7 +245,7 @@ class Loads:
 
     def keep(self, entry: Entry, seconds: float) -> bool:
         """Set the seconds without work after which a model sleeps. With 0 it is unloaded as soon as it is idle, below 0
-        it stays loaded. Returns True, since the server can load it again."""
+        it stays loaded. Returns True; see `Model`."""
         with self._changed:
             entry.idle_s = seconds
         return True
@@ -270,8 +269,8 @@ class Loads:
             self._changed.notify_all()
 
     def _require_wanted(self, load: Load) -> None:
-        """ApiError if the load was cancelled or the server stops, Unwanted if no request waits for it. Later requests
-        begin another load. The lock is held."""
+        """ApiError if the load was cancelled or the server stops, Unwanted if no request waits for it. The lock is
+        held."""
         if self._register.is_closed:
             raise ApiError(503, STOPPING)
         if load.is_cancelled:
@@ -294,7 +293,7 @@ class Unwanted(Exception):
 
 
 def reason_of(error: Exception) -> str:
-    """Why a model could not be loaded, for the requests that wait for it."""
+    """Why a model could not be loaded, in one line."""
     if isinstance(error, ApiError):
         return error.message
     return f"the model could not be loaded: {error}"

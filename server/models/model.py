@@ -1,8 +1,8 @@
 """A model as handlers use it: its engine, vocabulary, template, defaults and system prompt.
 
 Each load makes a new one; all connection threads use it. A handler gets the model that a request names from
-`Models.get` and passes it on. This module knows no requests. Way not taken: handlers that get the engine, the
-options and the template from three places. With several models they would have to find the right one three times.
+`Models.get` and passes it on. Not taken: handlers that get the engine, the options and the template from three places.
+With several models they would have to find the right one three times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = get_logger("app")
 
 
 class Vocab(Protocol):
-    """Converts text to tokens and back. All threads may use it. `fim` has its fill-in-the-middle tokens.
+    """Converts text to tokens and back, on any thread. `fim` has its fill-in-the-middle tokens.
 
     `bos`, `eos` and `sep` are -1 if the vocabulary has no such token; `add_*` says whether the model expects them
     around a text. If `is_none`, the model's file has no vocabulary, and methods for texts raise ApiError 501.
@@ -52,7 +52,7 @@ class Vocab(Protocol):
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:
         """Token ids of `text`. ApiError 400 if it has too many bytes, or with `must_fit` more tokens than the context.
-        `may_cut`: the text is a prompt, whose middle needn't be tokenised if the server would drop it."""
+        `may_cut`: the text is a prompt, whose middle the server may drop."""
 
     def measure(self, text: str) -> int:
         """The number of bytes of a text. ApiError 400 if it is too long for `tokenize`."""
@@ -88,14 +88,14 @@ class Engine(Protocol):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it has work but has sent nothing for longer than a step can take."""
+        """Whether it has work but has sent nothing for longer than a step may take."""
 
     @property
     def is_busy(self) -> bool:
         """Whether it has work."""
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
-        """Wait, at most `timeout_s` seconds, until it has loaded its model or failed. Return whether it has."""
+        """Wait until it has loaded its model or failed; False after `timeout_s` seconds."""
 
     def close(self, grace_s: float = 0.0) -> None:
         """End it; running tasks get `grace_s` seconds."""
@@ -104,10 +104,10 @@ class Engine(Protocol):
         """The next task id."""
 
     def submit(self, *tasks: Task | Embed, stream: bool) -> Any:
-        """Queue tasks. Return their `Results`."""
+        """Send tasks to the engine. Return their `Results`."""
 
     def get_task(self, id_task: int) -> Task | None:
-        """A recent task by its id; None if it isn't known any more."""
+        """An open or recent task; None for others."""
 
     def get_latest_text(self, id_task: int) -> str:
         """The end of the text that was generated for a task."""
@@ -130,7 +130,7 @@ PREPARING = "Loading model: its system prompt and its chat template are being pr
 
 @record(frozen=True)
 class SystemPrompt:
-    """The text with which all prompts begin, and two texts that clients get from `/props` to build their prompts."""
+    """The text with which all prompts begin, and two texts that `/props` gives to clients for their prompts."""
 
     prompt: str = ""
     anti_prompt: str = ""
@@ -144,8 +144,8 @@ def _refuse_stay(seconds: float) -> bool:
 @record
 class Model:
     """One model. `media` limits the images and sounds in its requests. `own_name` is its name if it has no alias.
-    `lora` are the scales of adapters if they have been set since the start. `keep` sets how many seconds it stays
-    loaded without work, and returns False if that can't be set."""
+    `lora` are the scales of adapters if a request has set them. `keep` sets how many seconds it stays loaded without
+    work, and returns False if that can't be set."""
 
     engine: Engine
     options: ModelOptions
@@ -169,17 +169,17 @@ class Model:
 
     @property
     def names(self) -> list[str]:
-        """Its aliases, or else its own name: the name in its bundle, or its file's path."""
+        """Its aliases, else its own name: that in its bundle, or its file's path."""
         return list(self.options.aliases) or [self.own_name]
 
     @property
     def name(self) -> str:
-        """The name that answers show: the first of its names."""
+        """The name that answers show."""
         return self.names[0]
 
     def choose_name(self, model: str | None) -> str:
-        """The name that an answer in OpenAI's dialect shows: `model`, the name in the request, if the model has this
-        name or has no alias, else the model's first name."""
+        """The name that an answer in OpenAI's dialect shows: `model`, from the request, if the model has this name or
+        no alias, else the model's first name."""
         return model if model and (model in self.names or not self.options.aliases) else self.name
 
     @property
@@ -194,7 +194,7 @@ class Model:
 
     @property
     def chat_template(self) -> Any:
-        """The chat template, compiled when it is first needed (see `chat.template`). ApiError if it is wrong."""
+        """The chat template (see `chat.template`), compiled at its first use. ApiError if it is wrong."""
         if self._template is None:
             from server.chat.choose import choose_template  # here, because a server is ready sooner without it
 
@@ -205,7 +205,7 @@ class Model:
 
     @property
     def queue_position(self) -> int:
-        """The place in the queue that a task would get now: 0 means a slot at once, 1 the first place."""
+        """The place in the queue that a task would get now; 0 means a slot at once."""
         snapshot = self.engine.snapshot
         return 0 if snapshot.n_idle > snapshot.n_deferred else snapshot.n_deferred + 1
 
@@ -234,7 +234,7 @@ class Model:
             )
 
     def set_lora(self, scales: Sequence[tuple[int, float]]) -> Any:
-        """Set the scales of adapters for requests that name none. Return all adapters with their scales."""
+        """Set the adapters' scales for requests that name none. Return all adapters with their scales."""
         adapters = self.engine.run_command("set_lora", scales=tuple(scales))["adapters"]
         self.lora = tuple(scales)
         return adapters
@@ -278,7 +278,7 @@ def read_prompt_file(path: str | None) -> object:
 
 
 def check_chat_template(options: TemplateOptions, model: Model) -> None:
-    """Compile the chat template. An error in a template from an option is raised (ApiError), one in the model's own is
+    """Compile the chat template. An error in an option's template is raised (ApiError), one in the model's own is
     logged."""
     try:
         model.chat_template  # noqa: B018  (a property that compiles)

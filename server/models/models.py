@@ -3,8 +3,8 @@
 Connection threads call `get`, the main thread calls `tick` about twice a second. `loads` loads models, `endings` ends
 their engines, and `register` has all models by name, with the lock that guards the state of all three.
 
-A request takes its model under that lock and gives it back when its answer has been written. Engines are ended only
-under the same lock. So a model that a request uses never counts as idle.
+A request takes its model under that lock and gives it back when its answer has been written. A model that a request
+uses never counts as idle.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Models:
     """All models of a server. `lone`: the server has one model, which it loads at start and uses for every name.
 
     At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload` only `load` loads
-    models. `may_use` says whether a key may use a model. `is_prepared` is False while `serving` still prepares the
-    system prompt and the chat template of a lone model."""
+    models. `may_use` says whether a key may use a model. `is_prepared` is False while `serving` prepares the system
+    prompt and the chat template of a lone model."""
 
     def __init__(
         self,
@@ -132,13 +132,13 @@ class Models:
     # ---- for requests ------------------------------------------------------------------------------------------------
 
     def get(self, name: object, request: Asking) -> Model:
-        """The model for a request whose field `model` is `name`. The request can use it until its end. If the model
-        isn't loaded, this loads it and waits. ApiError 404 for an unknown name, 400 without `autoload`, 503 while a
-        lone model starts or if there is no room, 500 if the load fails, 499 if the client leaves."""
+        """The model for a request whose field `model` is `name`, until the request's end. Loads the model if necessary.
+        ApiError 404 for an unknown name, 400 without `autoload`, 503 while a lone model starts or if there is no room,
+        500 if the load fails, 499 if the client leaves."""
         return self.take(self.ask(name, request), request)
 
     def ask(self, name: object, request: Asking) -> Ticket:
-        """The first half of `get`, which doesn't wait. The ticket has the model already if it is loaded."""
+        """The first half of `get`, which doesn't wait. The ticket of a loaded model has it already."""
         entry = self.find(name, request.key_id)
         ticket = Ticket(entry)
         with self._changed:
@@ -161,8 +161,7 @@ class Models:
         return ticket.model
 
     def wait(self, ticket: Ticket, timeout_s: float | None = None) -> bool:
-        """Wait, at most `timeout_s` seconds, for the model of a ticket. Return whether it is loaded. ApiError as for
-        `get`."""
+        """Wait for the model of a ticket; False after `timeout_s` seconds. ApiError as for `get`."""
         with self._changed:
             self._changed.wait_for(lambda: ticket.model or ticket.error or ticket.has_left, timeout_s)
             if ticket.error is not None:
@@ -179,7 +178,7 @@ class Models:
             self._changed.notify_all()
 
     def share(self, model: Model, request: Asking) -> None:
-        """Give a model that a request uses to another request, too."""
+        """Let another request use a model that a request uses."""
         with self._changed:
             ticket = Ticket(next(entry for entry in self.entries if entry.model is model))
             ticket.grant()
@@ -211,7 +210,7 @@ class Models:
         raise ApiError(503, f"the model {entry.name!r} is not loaded", headers={"Retry-After": "1"})
 
     def spell(self, name: object, request: Asking) -> Model:
-        """A model for requests that need only its vocabulary. A sleeping model isn't loaded for that."""
+        """A model for requests that need only its vocabulary. A sleeping model stays asleep."""
         entry = self.find(name, request.key_id)
         with self._changed:
             model = entry.model if entry.state != LOADED else None
@@ -233,8 +232,8 @@ class Models:
     # ---- for the routes that manage models ---------------------------------------------------------------------------
 
     def load(self, name: object, key_id: str, options: Mapping[str, object] | None = None) -> Entry:
-        """Begin to load a model, also one that has failed, unless it is loaded. `options` are the model's own from now
-        on; None leaves them unchanged. ApiError 400 for wrong options, 409 if the model is loaded with others."""
+        """Begin to load a model, also one that has failed, unless it is loaded. `options` become the model's own; None
+        leaves them unchanged. ApiError 400 for wrong options, 409 if the model is loaded with others."""
         entry = self.find(name, key_id)
         if options is not None:
             self._give_options(entry, options)
@@ -288,7 +287,7 @@ class Models:
 
     def renew(self, entries: Iterable[Entry]) -> None:
         """Take over a new list of models: new ones are added, and those that are gone are removed if they are unloaded
-        or failed. All others keep their state, except failed ones."""
+        or failed. The others keep their state, but one that had failed gets that of the new entry."""
         if self.lone is not None:
             return
         with self._changed:
@@ -332,7 +331,7 @@ class Models:
             self._endings.see_off()
 
     def close(self, grace_s: float = 0.0) -> None:
-        """End all engines. Running tasks have `grace_s` seconds to finish. From now on no model is loaded."""
+        """End all engines. Running tasks have `grace_s` seconds to finish. No model is loaded any more."""
         with self._changed:
             self.register.is_closed = True
             engines = [entry.model.engine for entry in self.entries if entry.model is not None]

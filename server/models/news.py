@@ -1,6 +1,6 @@
 """Events about models, with a queue for each reader.
 
-Any thread. `tell` never waits for a reader. The queue of a reader that is too slow is ended.
+Any thread. `tell` never waits for a reader: a full queue is ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class News:
 
     @contextmanager
     def read(self) -> Iterator[Queue]:
-        """A queue that gets all events during the block. None in it is the end."""
+        """A queue that gets all events during the block. None ends it."""
         queue: Queue = Queue(MOST)
         with self._lock:
             self._queues.append(queue)
@@ -40,7 +40,7 @@ class News:
 
 
 def _tell(queue: Queue, news: object) -> bool:
-    """Put an event into a queue, and return True. If the queue is full, end it and return False."""
+    """Put an event into a queue. If the queue is full, end it and return False."""
     try:
         queue.put_nowait(news)
         return True

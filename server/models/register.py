@@ -1,9 +1,9 @@
 """All models by name, loaded or not, and the one lock that guards their state.
 
 Any thread. `Models`, `Loads` and `Endings` share the register. The lock is that of the condition `changed`. A thread
-holds it to change the register or an entry (except `Entry.progress`), and notifies the condition if other threads wait
-for the change. Nothing slow is done under the lock. Not taken: a lock for each model. Which model may be loaded depends
-on all of them.
+holds it to change the register or an entry (except `Entry.progress`), and notifies the condition if others wait for the
+change. Nothing slow is done under the lock. Not taken: a lock per model. Which model may be loaded depends on all of
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.models.file_names import find_names_like
 from server.models.news import News
 
 RETRY_S = 10.0
-"""For so many seconds after a failed load, requests get the reason of the failure. A later request loads again."""
+"""Seconds after a failed load in which requests get the reason of the failure. A later request loads again."""
 
 NONE_HERE = "this server has no model that this key may use"
 
@@ -27,14 +27,14 @@ MayUse = Callable[[str, Iterable[str]], bool]
 
 
 def may_anybody(key_id: str, names: Iterable[str]) -> bool:
-    """Whether a key may use a model with these names: always."""
+    """The default of `may_use`: always True."""
     return True
 
 
 class Register:
     """All models by name. `lone`: there is one model, which is used for every name. `may_use` says whether a key may
     use a model. `news` gets (entry, new state, reason) tuples, and other events as dicts. Once it `is_closed`, no model
-    is loaded any more."""
+    is loaded."""
 
     def __init__(
         self,
@@ -63,9 +63,8 @@ class Register:
         return [entry for entry in self.entries if self.may_use(key_id, entry.names)]
 
     def find(self, name: object, key_id: str) -> Entry:
-        """The model that a request means: the one with this name, or without a name the first one that the key may use.
-        ApiError 404 names similar models. Unless the model is `lone`, further log lines of this thread have its name.
-        """
+        """The model with this name, or without a name the first one that the key may use. ApiError 404 names similar
+        models. Unless the model is `lone`, further log lines of this thread have its name."""
         if self.lone is not None:
             if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)
@@ -88,7 +87,6 @@ class Register:
         return entry
 
     def _describe_near(self, name: str, key_id: str) -> str:
-        """The end of the error about an unknown name: similar names, or how to list all."""
         near = find_names_like(name, (known for entry in self.list_seen_by(key_id) for known in entry.names))
         if near:
             return f"; did you mean {' or '.join(map(repr, near))}?"
@@ -97,7 +95,7 @@ class Register:
     # ---- states, with the lock held ----------------------------------------------------------------------------------
 
     def set(self, entry: Entry, state: str, reason: str = "") -> None:
-        """Set the state of a model, and tell readers of `news` if it has changed. `reason` says why."""
+        """Set the state of a model, and tell readers of `news` if it has changed."""
         if state == entry.state:
             return
         entry.state, entry.reason = state, reason

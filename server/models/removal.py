@@ -1,7 +1,7 @@
-"""Removes a model's files. It refuses files outside the folders of models, and files of other programs.
+"""Removes a model's files, but none outside the folders of models, and none of other programs.
 
-Runs on a connection's thread, or on the main thread of a command. Imports only the catalogue's entries. Not taken:
-moving the files to the trash. A user who removes a model wants to free disk space.
+Runs on a connection thread, or on the main thread of a command. Imports only the catalogue's entries. Not taken: moving
+the files to the trash, which frees no disk space.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ class RemovalError(Exception):
 def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[Path]:
     """Remove the files of a model, its projector unless another model uses it, and folders that become empty.
 
-    RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. If a file is
-    a link, only the link is removed."""
+    RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. Of a link only the link is removed."""
     places = list_removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]

@@ -1,8 +1,7 @@
 """Decides which models have to leave so that another one can be loaded. Pure.
 
-A room is a number of bytes for each place ("memory", a GPU). The memory plan (`Fits`) says how much a model takes, so
-this module knows neither files nor layers. Not taken: limiting only the number of models. A model may have 300 MB or
-30 GB.
+A room is a number of bytes for each place ("memory", a GPU). The memory plan (`Fits`) says how much a model takes. Not
+taken: limiting only the number of models. A model may have 300 MB or 30 GB.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ Room = Mapping[str, int]
 """Bytes by the name of the place."""
 Fits = Callable[[Room, bool], Room | None]
 """Returns what a model would take of a room, or None if it doesn't fit. The second argument says whether the model
-would be alone; then it may be loaded with less than it should have."""
+would be alone; then it may get less than it should have."""
 
 
 @record(frozen=True)
 class Resident:
-    """A model that has an engine. `t_used` is the time when it last had work. `is_idle`: it has none now."""
+    """A model that has an engine. `t_used` is the time when it last had work; if it `is_idle` it has none."""
 
     name: str
     takes: Room
@@ -40,8 +39,8 @@ class Verdict:
 
 
 def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) -> Verdict:
-    """Decide whether a model fits beside `residents`, or which of these have to leave: no more than necessary, idle
-    ones before busy ones, both in the order of their last use. At most `n_most` models may have an engine; 0 for any
+    """Decide whether a model fits beside `residents`, or which of these have to leave: as few as possible, idle ones
+    before busy ones, both in the order of their last use. At most `n_most` models may have an engine; 0 for any
     number."""
     order = sorted(residents, key=lambda one: (not one.is_idle, one.t_used))
     n_too_many = max(len(order) + 1 - n_most, 0) if n_most else 0

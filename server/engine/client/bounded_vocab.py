@@ -2,11 +2,11 @@
 
 libllama's tokenizers take about 120 bytes of memory per byte of text. The patterns of some models recurse once per
 character of a word (`std::regex`), so a long word overflows an ordinary stack. So a text that can't fit the context is
-refused by its number of bytes, a long one is tokenized on a large stack, the largest are tokenized one at a time, and
-their memory is counted (`server.memory`).
+refused by its number of bytes, one with long words is tokenized on a large stack, large texts are tokenized one at a
+time, and their memory is counted (`server.memory`).
 
-Not taken: cutting texts at any place, which may change the tokens (`vocab` cuts only where it doesn't); a process for
-tokenizing, which would be a third one to start and watch.
+Not taken: cutting texts at any place, which may change the tokens; a process for tokenizing, which would be a third one
+to start and watch.
 """
 
 from __future__ import annotations
@@ -117,15 +117,15 @@ class BoundedVocab:
 
 
 def may_have_long_word(text: str) -> bool:
-    """Whether a word or a run of white space may be longer than `LONG`. Such a run covers all of some block of half
-    that size, and this is quicker to find than the runs themselves."""
+    """Whether a word or a run of white space may be longer than `LONG`. Such a run covers some block of half that size,
+    which is quicker to find."""
     n = LONG // 2
     blocks = (text[at : at + n] for at in range(0, len(text) - n + 1, n))
     return any(block.isspace() or len(block.split(None, 1)[0]) == n for block in blocks)
 
 
 def measure_longest_word(text: str) -> int:
-    """The characters of the longest word or run of white space. No model's pattern matches across both."""
+    """The number of characters of the longest word or run of white space. No model's pattern matches across both."""
     return max(len(found[0]) for found in WORD.finditer(text))
 
 
@@ -138,7 +138,7 @@ def without_middle(text: str, n_bytes: int) -> str:
 
 
 def on_deep_stack(work: Callable[[], T], n_bytes: int) -> T:
-    """Call `work` on a thread with a stack of `n_bytes`; return or raise what it does. Only used stack takes memory."""
+    """Call `work` on a thread with a stack of `n_bytes`. Only used stack takes memory."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 

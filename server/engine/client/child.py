@@ -1,8 +1,8 @@
 """One engine process, seen from the web process: starts it, exchanges messages with it, and finds out why it ended.
 
 Three threads per process. `engine-reader` receives frames and passes them on. `engine-writer` sends messages, so that
-no HTTP thread waits for a full pipe. `engine-stderr` keeps the last lines of llama.cpp and Python's fault handler, with
-routine log lines apart. All decisions are the supervisor's.
+no connection thread waits for a full pipe. `engine-stderr` keeps the last lines of stderr, with llama.cpp's routine log
+lines apart. The supervisor decides.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ OTHERS_SIGNALS = [
 ]
 
 END = object()  # ends the writer's thread
-LARGE_BYTES = 1 << 20  # of files in a message: sending more takes noticeable time
+LARGE_BYTES = 1 << 20  # a message with more bytes of files is large
 
 log = get_logger("engine")
 
 
 class Outbox:
-    """Messages to the engine, in order. Only those with large files let others pass, and so does a `Cancel` of them."""
+    """Messages to the engine, in order. But large ones, and a `Cancel` of their tasks, wait until no others do."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the order of both queues
@@ -79,7 +79,7 @@ def count_file_bytes(message: object) -> int:
 
 
 class Child:
-    """A running engine process. `ended` is set once it is gone and all its messages have been passed on."""
+    """An engine process. `ended` is set once it is gone and all its messages have been passed on."""
 
     def __init__(
         self,
@@ -92,8 +92,7 @@ class Child:
     ) -> None:
         """Take over `process`, or start `command` (OSError if that fails).
 
-        `on_message` is called on the reader's thread. `on_unsent` is called on the writer's thread with a message that
-        can't be encoded.
+        `on_message` is called on `engine-reader`, `on_unsent` on `engine-writer` with a message that can't be encoded.
         """
         self._codec = codec
         self._on_message = on_message
@@ -122,7 +121,7 @@ class Child:
             thread.start()
 
     def send(self, message: object) -> None:
-        """On any thread, without waiting: send a message. A dead engine doesn't get it."""
+        """On any thread, without waiting: send a message."""
         self._outbox.put(message)
 
     def kill(self, why: str) -> None:
@@ -148,11 +147,11 @@ class Child:
 
     @property
     def was_ended_by_others(self) -> bool:
-        """Whether a signal from outside ended it: from the system (out of memory), or an operator."""
+        """Whether the system (out of memory) or an operator ended it by a signal."""
         return not self._error and self.process.returncode in OTHERS_SIGNALS
 
     def join(self) -> None:
-        """Wait for the threads. Call it only after `ended`."""
+        """Wait for the threads, after `ended`."""
         self._outbox.put(END)
         for thread in self._threads:
             thread.join()
@@ -206,8 +205,8 @@ class Child:
             pass
 
     def _send_next(self) -> bool:
-        """Send a message; False at the end. A function of its own, because local variables would keep the message with
-        its files while the thread waits for the next one."""
+        """Send a message; False at the end. In `_write`, local variables would keep the message with its files while
+        the thread waits for the next one."""
         message = self._outbox.get()
         if message is END:
             return False

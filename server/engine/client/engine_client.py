@@ -1,8 +1,8 @@
 """The web process's interface to the engine: submits tasks, receives their events, and has the engine's state.
 
-Used by all HTTP threads. The transport calls `dispatch` for each frame, on the engine's thread or on `engine-reader`.
-`dispatch` moves events into queues and never waits. A request reads the events of its tasks from its `Results`; leaving
-that early cancels the tasks.
+Connection threads use it. The transport calls `dispatch` for each frame, mostly on `engine-reader` or, in one process,
+on the thread `engine`. `dispatch` moves events into queues and never waits. A request reads the events of its tasks
+from its `Results`; leaving that early cancels the tasks.
 
 The transport is `supervisor.ProcessTransport` or `thread.ThreadTransport`.
 """
@@ -56,10 +56,11 @@ RECENT_PER_SLOT = 8  # ended tasks kept per slot, for /slots
 N_BACKLOG = 10_000
 """Unread events at which a stream is cancelled, because the engine never waits for a client."""
 MAX_DIVERTED = 200
-"""The most probabilities in diverted events (`Results.divert`), since other requests wait meanwhile."""
-N_COUNTED = 1024  # the memory of an answer is counted every so many events
+"""The most probabilities in diverted events (`Results.divert`), because other requests wait for the transport's
+thread."""
+N_COUNTED = 1024  # events after which the memory of an answer is counted again
 EVENT_BYTES, QUEUED_BYTES, ANSWERED_BYTES = 300, 220, 2000
-"""Memory of an event until the answer is complete; of a probability in a queue; of a probability in an answer."""
+"""Bytes of an event until the answer is complete; of a probability in a queue; of a probability in an answer."""
 LAST = (Final, Embedded, Failure)  # the last events of a task
 
 log = get_logger("engine")
@@ -73,7 +74,7 @@ class Transport(Protocol):
         """The seconds after which the running step counts as hanging."""
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
-        """Begin to load the model. `on_frame` is called with every frame, one at a time."""
+        """Begin to load the model. `on_frame` is called with every frame."""
 
     def post(self, message: object) -> None:
         """On any thread, without waiting: send a message to the engine."""
@@ -88,12 +89,12 @@ class Transport(Protocol):
 class Results:
     """The events of one request's tasks, in order. Iterate once. Leaving the `with` block early cancels the tasks.
 
-    With `stream` each frame wakes the request's thread (the reader); without, only the end does. The iteration ends
+    With `stream` each frame wakes the request's thread (the reader); without it only the end does. The iteration ends
     when every task has its `Final` or `Embedded`. The first `Failure` is raised as an ApiError.
 
     A stream can be diverted: while the reader waits, the transport's thread passes events that don't end a task to a
-    function, instead of waking the reader. The order is kept, since `_is_waiting` is false until the reader has handled
-    all events that it was woken for.
+    function, instead of waking the reader. The order is kept: `_is_waiting` is false until the reader has handled all
+    events that it was woken for.
     """
 
     def __init__(self, client: EngineClient, tasks: Sequence[Task | Embed], stream: bool) -> None:
@@ -155,7 +156,8 @@ class Results:
                 n_open -= isinstance(event, LAST)
 
     def _wait_for_batch(self, silence_s: float | None) -> Sequence[Event] | None:
-        """Wait for events; None after `silence_s`. From the return on only the reader writes to the client."""
+        """Wait for events; None after `silence_s` or a ping. Until the next call only the reader writes to the
+        client."""
         if self._divert is not None:
             with self._lock:
                 self._is_waiting = self._queue.empty()
@@ -186,7 +188,7 @@ class Results:
         return self._n_batch > 0 or not self._queue.empty()
 
     def cancel(self, message: str = "the client closed the request", status: int = 499, reason: str = "") -> None:
-        """On any thread, any number of times: end all tasks with a failure. (A 499 is never sent to a client.)"""
+        """On any thread, any number of times: end all tasks with a failure."""
         if self._n_open > 0 and not self.is_cancelled:
             self.is_cancelled = True
             for task in self.tasks:
@@ -195,7 +197,7 @@ class Results:
                 self._hand_over([Failure(self.tasks[0].id, status, message, reason=reason)])
 
     def ping(self) -> None:
-        """On any thread: have the reader of a stream get a None, as after silence."""
+        """On any thread: give the reader of a stream a None, as after silence."""
         self._queue.put(None)
 
     def finish(self) -> bool:
@@ -221,7 +223,7 @@ class Results:
 
     def put(self, event: Event) -> bool:
         """On the transport's thread: take an event. True if `flush` must be called after the frame. A task's end is
-        handed over at once with all events before it; without `stream` only a failure or the last task's end."""
+        handed over at once with all events before it; without `stream` only a failure or the last task's end is."""
         is_last = type(event) is not Piece and isinstance(event, LAST)
         if not (self._stream or is_last):
             self._collected.append(event)
@@ -247,7 +249,7 @@ class Results:
             self.cancel("the answer has grown too large; stream it, or request less", error.status, error.reason)
 
     def _hold(self, n_bytes: int) -> None:
-        """Count bytes that the request holds (negative: gives back). ApiError 503 if there is no room."""
+        """Add to the bytes that the request holds. ApiError 503 if there is no room."""
         if n_bytes and self._share is not None:
             self._share.take(n_bytes)
 
@@ -333,8 +335,8 @@ class EngineClient:
         self._t_sign = time.monotonic()  # the time of the last frame, or of the first task after a pause
 
     def start(self, must_wait: bool = True) -> None:
-        """Begin to load the model; returns at once. With `must_wait` the vocabulary is opened only after the engine has
-        read it without harm, because a bad file would end this process."""
+        """Begin to load the model. With `must_wait` the vocabulary is opened only after the engine has read it without
+        harm, because a bad file would end this process."""
         if not must_wait:
             self._begin_vocab()
         self._transport.start(self.dispatch)
@@ -362,7 +364,7 @@ class EngineClient:
         return {"Retry-After": str(math.ceil(self._end_interval.mean_s))} if failure.status == 503 else {}
 
     def make_id(self) -> int:
-        """A task id. Ids only grow, so they have the order of arrival."""
+        """A new task id. Ids only grow."""
         return next(self._ids)
 
     def submit(self, *tasks: Task | Embed, stream: bool) -> Results:
@@ -379,7 +381,7 @@ class EngineClient:
         return results
 
     def run_command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
-        """Have the engine do `name` between two steps, and return its result. ApiError if it fails."""
+        """Have the engine run a command between two steps. Returns its result. ApiError if it fails."""
         self.require_ready()
         id_command = self.make_id()
         queue = self._replies[id_command] = SimpleQueue()
@@ -405,7 +407,7 @@ class EngineClient:
             self._transport.post(Cancel(id_task))
 
     def finish(self, id_task: int) -> None:
-        """Have an open task end here, as if it were complete."""
+        """End an open task as if it were complete."""
         if id_task in self._results:
             self._transport.post(Cancel(id_task, finish=True))
 
@@ -495,7 +497,7 @@ class EngineClient:
                 self._tails.pop(oldest, None)
 
     def _on_loading(self, event: Loading) -> None:
-        """The engine reads weights, so the vocabulary is harmless: open it here, too."""
+        """The engine reads weights, so the vocabulary is harmless: open it."""
         self.progress = event.progress
         if self._vocab_opening is None:
             self._begin_vocab()

@@ -1,16 +1,15 @@
 """The open tasks and commands: all that a new engine needs to go on where a dead one ended.
 
-Pure data, no thread and no pipe: `supervisor` holds a lock around every call. The ledger keeps each open task, the
+Pure data, no thread and no pipe: `supervisor` holds a lock around the calls. The ledger keeps each open task, the
 tokens delivered for it, and the settings that commands have changed.
 
-The ledger also finds the task that kills engines. The engine reports which tasks it works on before it computes. A task
+The ledger also finds the task that kills engines. Before an engine computes, it reports which tasks it works on. A task
 that two engines in a row worked on when they died, without a token in between, is a suspect. If no further engine would
 be started, one death is enough: all tasks that the last engine reported are suspects, or all its tasks if it reported
-none. Suspects are replayed alone, one at a time, while all others wait. If two engines in a row die while they work on
-one task alone, and both on the same, this task is at fault and fails for good. So no other task fails. Nor does a death
-by chance (a kill, out of memory) fail a task, as long as there is progress between two deaths. If
-there are more deaths within `WINDOW_S` than are needed to find the task at fault, there is another cause, too. A task
-is then at fault after three deaths alone, not two.
+none. Suspects are replayed alone, one at a time, while all others wait. A task is at fault, and fails for good, if two
+engines in a row die while they work on it alone. No other task fails. A death by chance (a kill, out of memory) fails
+no task, as long as there is progress between two deaths. More deaths within `WINDOW_S` than are needed to find the task
+at fault have another cause as well. Then three deaths alone put a task at fault, not two.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ STRIKES = 2
 UNLUCKY_STRIKES = 3
 """Deaths that put a task at fault while it is the engine's only task, if engines have died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
-"""Deaths that are needed to find a task at fault: some while it runs with other tasks, some while it runs alone."""
+"""Deaths that are needed to find a task at fault: `STRIKES` with other tasks, and as many alone."""
 WINDOW_S = 60.0  # in which unexplained deaths are counted
 SETTINGS = ("set_lora", "system_prompt")
 """Commands whose effect outlives the engine: the latest of each is repeated after a restart."""
@@ -113,7 +112,7 @@ class Entry:
 
 
 class Ledger:
-    """The open tasks and commands. Several methods return the messages to send to the engine now, in order."""
+    """The open tasks and commands."""
 
     def __init__(self, lora: tuple[tuple[int, float], ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.n_restarts = self.n_replays = self.n_suspects = 0
@@ -137,8 +136,8 @@ class Ledger:
     # ---- from the web process --------------------------------------------------------------------------------------
 
     def post(self, message: object) -> list[Any]:
-        """Note a message. Returns the messages to send now. New tasks and commands wait while there is no engine, or
-        suspects are tried."""
+        """Note a message. Returns the messages to send to the engine now. New tasks and commands wait while no engine
+        is ready, or suspects are tried."""
         if isinstance(message, Cancel):
             return self._cancel(message)
         new: list[Entry] = []
@@ -177,7 +176,7 @@ class Ledger:
     # ---- from the engine ----------------------------------------------------------------------------------------
 
     def take(self, frame: Frame) -> tuple[Frame, list[Any]]:
-        """Note a frame. Returns the frame for the web process, and the messages to send to the engine now."""
+        """Note a frame. Returns the frame for the web process, and the messages to send."""
         to_send: list[Any] = []
         events: list[Event] = []
         for event in frame.events:
@@ -317,7 +316,7 @@ class Ledger:
         return self._send(self._tasks[self._probation[0]])
 
     def _end_probation(self, id_task: int) -> list[Any]:
-        """If this task was a suspect, it is none any more: the next suspect is tried, or all other tasks are sent."""
+        """Clear this task if it was a suspect: the next suspect is tried, or all other tasks are sent."""
         if id_task not in self._probation:
             return []
         was_first = self._probation[0] == id_task
@@ -330,7 +329,8 @@ class Ledger:
         return [*tasks, *self._release_commands()]
 
     def _release_commands(self) -> list[Command]:
-        """The unsent commands, once all replayed tasks have started: a new system prompt must not affect the replay."""
+        """The unsent commands, but none before all replayed tasks have started: a new system prompt must not affect
+        them."""
         return [] if self._to_start or self._probation else self._commands.to_send()
 
     def _send(self, entry: Entry) -> list[Any]:
@@ -343,7 +343,7 @@ class Ledger:
     # ---- counters -----------------------------------------------------------------------------------------------
 
     def _sum_counters(self, snapshot: Snapshot) -> Snapshot:
-        """Add the counters of all former engines, so that counters only grow."""
+        """Add the counters of all former engines."""
         base = self._base
         if base is None:
             return snapshot
@@ -376,9 +376,8 @@ def _join_tasks(messages: list[Any]) -> list[Any]:
 # ---- commands without an answer --------------------------------------------------------------------------------------
 
 # Most commands may be repeated: they only read (the adapters), set a state (scales, system prompt, an empty slot), or
-# restore a slot from a file. The next engine gets them again. A command that two engines have died with is given up.
-# Saving a slot is not repeated: the slot's contents are gone with the engine, and the next engine would overwrite the
-# file with an empty slot.
+# restore a slot from a file. The next engine gets them again, unless two have died with them. Saving a slot is not
+# repeated: the slot's contents are gone with the engine, and the next one would overwrite the file with an empty slot.
 MAX_DEATHS = 2
 ONCE = {"save": "the slot's contents are lost; the file is either unchanged or complete"}
 """Commands that are not repeated, with the end of their error message."""
@@ -404,7 +403,7 @@ class OpenCommands:
         self._open[command.id] = _Open(command)
 
     def withdraw(self, id_command: int) -> bool:
-        """Drop a command. Returns whether the engine has it."""
+        """Drop a command. Returns whether the engine has got it."""
         one = self._open.pop(id_command, None)
         return one is not None and one.is_sent
 

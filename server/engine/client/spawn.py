@@ -1,9 +1,9 @@
 """Starts the engine's process, which runs this same program.
 
 `launch` calls it before nearly all other imports, so that both processes start at the same time. So this module imports
-as little as possible. `child` calls it for every later engine.
+as little as possible. `child` and `loading.starter` start later engines with it.
 
-Uses `subprocess` with plain pipes, so that it works the same on Windows: no fork, no inherited descriptors.
+Uses `subprocess` with plain pipes, which works the same on Windows: no fork, no inherited descriptors.
 """
 
 from __future__ import annotations

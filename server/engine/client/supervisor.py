@@ -1,14 +1,13 @@
 """The engine as a supervised process: the default transport. If the engine dies, requests go on after a pause.
 
 The thread `engine-supervisor` starts the process and watches it. An engine that hangs (no heartbeat, or no step while
-there is work) or sends an invalid message is killed. When the process has ended, for whatever reason, the thread starts
-another one. The new engine gets the open tasks and settings from `ledger`; the clients' streams stay open.
+there is work) or sends an invalid message is killed. When the process has ended, the thread starts another one, which
+gets the open tasks and settings from `ledger`. The clients' streams stay open.
 
-After `max_deaths` without progress within `window_s` the supervisor gives up: all open tasks fail, and the web process
-answers with the reason. But while the ledger suspects some tasks of killing engines, the supervisor goes on until the
-task at fault has failed.
+After `max_deaths` without progress within `window_s` the supervisor gives up: all open tasks fail, and later requests
+get the reason. But while the ledger suspects tasks of killing engines, the supervisor goes on.
 
-The first start is not repeated: a model that can't be loaded ends the program with one line.
+The first start is not repeated.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Limits:
     """When an engine counts as hanging, and how often it is restarted. All but `max_deaths` in seconds."""
 
     start_s: float = 120.0  # the longest silence until it is ready (no heartbeat while a large library is opened)
-    silence_s: float = 10.0  # the longest silence from then on
+    silence_s: float = 10.0  # the longest silence later
     step_s: float = 60.0  # the longest step of few rows; `config.step_limit_s` allows more for many
     beat_s: float = 1.0  # between two heartbeats
     max_deaths: int = 5  # without progress, within `window_s`; then it isn't restarted
@@ -234,8 +233,7 @@ class ProcessTransport:
     def _watch(self, child: Child) -> None:
         """Wait until the process has ended; kill it if it hangs.
 
-        The thread looks every `tick` seconds. A longer pause between two looks counts as two ticks at most, because the
-        whole machine may have slept.
+        A pause of this thread counts as two ticks at most, because the whole machine may have slept.
         """
         limits = self._limits
         tick = min(0.25, limits.silence_s / 4, limits.step_s / 4)
@@ -310,8 +308,7 @@ class ProcessTransport:
         return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
 
     def _on_ready(self, info: ModelInfo) -> None:
-        """Check that a later engine has the first one's model and libraries. Its devices may differ, since a worker may
-        be gone."""
+        """Check that a later engine has the first one's model and libraries. A worker's devices may be gone."""
         if self._info is None:
             self._info = info
             self._config = replace(self._config, n_ctx=info.n_ctx)
@@ -324,8 +321,8 @@ class ProcessTransport:
             self._child.send(message)
 
     def _on_unsent(self, message: object, error: Exception) -> None:
-        """On `engine-writer`: answer a message that can't be sent with an error. But if it has several tasks, first try
-        to send them one by one."""
+        """On `engine-writer`: handle a message that can't be encoded. Several tasks are sent one by one; a single task
+        or command gets an error as its answer."""
         if isinstance(message, Tasks):
             for task in message.tasks:
                 self._child.send(task)

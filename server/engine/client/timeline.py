@@ -1,8 +1,8 @@
 """Records which task each slot ran lately, for the web page's chart of the load.
 
-The transport's thread writes it, connection threads read it. It is derived from the engine's snapshots, so it
-costs nothing per token, but misses a task that starts and ends between two of them.
-Not taken: recording it in the engine, which would have to send it with each snapshot.
+The transport's thread writes it, connection threads read it. It is made from the engine's snapshots, so it misses a
+task that starts and ends between two of them. Not taken: recording it in the engine, which would have to send it with
+each snapshot.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Timeline:
             self._open[id_slot] = Span(id_slot, id_task, self._owner_of(id_task), phase, now)
 
     def list_since(self, seconds: float) -> tuple[float, list[Span], list[tuple[float, int]]]:
-        """The time now, the spans of the last `seconds`, and the changes of the number of waiting tasks, beginning with
-        the last change before that time."""
+        """The time now, the spans of the last `seconds`, and the changes of the number of waiting tasks, from the last
+        one before that time on."""
         with self._lock:
             now = self._clock()
             spans = [

@@ -1,10 +1,10 @@
 """The model's vocabulary in the web process: converts text to tokens and back, on any thread.
 
-A second, `vocab_only` load of the model file (20-50 MiB of memory). It is opened once the engine has read the
-vocabulary of the file without harm. libllama's tokenizer is thread-safe, so handler threads call it directly.
+It is a second, `vocab_only` load of the model file (20-50 MiB of memory), begun once an engine has read the vocabulary
+without harm. libllama's tokenizer is thread-safe.
 
 SPM's tokenizer takes quadratic time for characters without a token, so long texts are tokenized in parts. A part begins
-only with a character that no token has except as its first: no token can span such a place.
+with a character that no token has except as its first, so no token can span the cut.
 
 Not taken: sending text to the engine. All streams would wait while its thread tokenizes.
 """
@@ -49,7 +49,7 @@ def preload(folder: str) -> None:
 
 
 def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab | NoVocab:
-    """Open the vocabulary of the model at byte `offset` of the file `model`, with the libraries in `folder`."""
+    """Open the vocabulary of the model at byte `offset` of the file `model`."""
     vocab = NativeVocab(loader.load(Path(folder), with_backends=False), model, offset)
     return NoVocab(vocab) if vocab.is_none else vocab
 
@@ -86,10 +86,8 @@ class NativeVocab:
         return vocabulary.tokenize(self._libs, self._vocab, text.encode(), add_special, parse_special)
 
     def _tokenize_cut(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """The tokens of a long text, tokenized in parts.
-
-        If the model prefixes texts with a space, the tokenizer adds one to each part; all but the first lose it again.
-        """
+        """Tokenize a long text in parts. If the model prefixes texts with a space, the tokenizer adds one to each part;
+        all but the first lose it again."""
         parts = list(self._cut_parts(text))
         first = parts[-1][:1]
         pieces = [self.piece(token) for token in self._tokenize(first, False, False)]
@@ -104,7 +102,7 @@ class NativeVocab:
         return tokens + ends[n_before:]
 
     def _cut_parts(self, text: str) -> Iterator[str]:
-        """Cut a text where no token can span the cut, but never right after a token found by its name: there the
+        """Cut a text where no token can span the cut, but never right behind a token found by its name: there the
         tokenizer starts anew."""
         start = 0
         while len(text) - start > 2 * CUT_CHARACTERS:
@@ -193,8 +191,8 @@ class NativeVocab:
         raise ApiError(500, "llama.cpp's chat template is longer than llama.cpp said")
 
     def detokenize(self, tokens: Sequence[int], most: int | None = None) -> bytes:
-        """The bytes of a list of tokens, with special tokens and without placeholders of media. ApiError 400 for more
-        than `most` bytes."""
+        """The bytes of tokens, special ones included, placeholders of media left out. ApiError 400 for more than `most`
+        bytes."""
         tokens = [token for token in tokens if token >= 0]
         try:
             return vocabulary.detokenize(self._libs, self._vocab, tokens, unparse_special=True, most=most)
@@ -207,8 +205,8 @@ class NativeVocab:
 
 
 class NoVocab:
-    """The vocabulary of a file without one (`tokenizer.ggml.model` is `none`). The model takes token ids; methods that
-    need text raise ApiError 501."""
+    """The vocabulary of a file without one (`tokenizer.ggml.model` is `none`). Methods that need text raise ApiError
+    501."""
 
     def __init__(self, vocab: NativeVocab) -> None:
         self._vocab = vocab

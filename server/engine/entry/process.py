@@ -1,15 +1,15 @@
 """The main function of the engine's process: the program started with the hidden flag `--engine-process`.
 
-It reads its configuration and messages as frames from stdin, and writes frames to its original stdout. Before that,
-file descriptor 1 is redirected to stderr, so that output of native code can't get between the frames.
+It reads its configuration and messages as frames from stdin, and writes frames to its original stdout. File descriptor
+1 is redirected to stderr first, so that output of native code can't get between the frames.
 
 Threads: the main thread loads the model, runs the scheduler and sends its frames. `reader` receives messages. `writer`
-sends frames that the pipe has no room for at once. `beat` sends a heartbeat each second. When the web process ends,
-stdin ends, and so does this process, even in the middle of a decode.
+sends frames that the pipe has no room for at once. `beat` sends a heartbeat each second. When stdin ends, the web
+process is gone, and this process ends, even in the middle of a decode.
 
-May import the engine and the leaves, but nothing of HTTP, so that it starts fast.
-Not taken: `multiprocessing` (it starts processes in ways that differ per system and fail in frozen programs); sending
-all frames from `writer` (it would compete with the next decode for a core and for the GIL).
+Imports nothing of HTTP, so that it starts fast. Not taken: `multiprocessing` (it starts processes in ways that differ
+per system and fail in frozen programs); sending all frames from `writer` (it would compete with the next decode for a
+core and for the GIL).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ log = get_logger("engine")
 def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> None:
     """Run an engine over this process's stdin and stdout; never returns.
 
-    The default backend is libllama's. `hints` are its libraries' folder and CPU variant, to load them early.
+    The default backend is libllama's. `hints` are the folder and the CPU variant of libraries to load early.
     """
     gc.disable()  # until the model is loaded: imports make no garbage
     inlet, outlet = _take_pipes()
@@ -126,11 +126,10 @@ def _live_and_die_with_parent() -> None:
 
 
 class Outbox:
-    """Sends frames and log records to the web process. `put` waits while too many are unsent.
+    """Sends frames and log records to the web process.
 
     The thread that calls `put` sends its frame, if nothing else is being sent and the pipe has room. The thread
-    `writer` sends the rest. If it were woken for each step, it would compete with the next decode for a core. On
-    Windows, where pipes can't be non-blocking, `writer` sends everything.
+    `writer` sends the rest. On Windows, where pipes can't be non-blocking, `writer` sends everything.
     """
 
     def __init__(self, fd: int, codec: Codec) -> None:
@@ -184,10 +183,8 @@ class Outbox:
             self._progress.wait_for(lambda: not (self._waiting or self._rest or self._is_sending), patience_s)
 
     def _write(self, data: bytes | memoryview) -> int:
-        """Write, and return the number of bytes that the pipe took.
-
-        If the pipe is closed that is all of them: `reader` notices the closed pipe, too, and ends the process.
-        """
+        """Write, and return the number of bytes that the pipe took. If the pipe is closed, that is all of them:
+        `reader` ends the process."""
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -228,7 +225,7 @@ def _unblock(fd: int) -> bool:
 
 
 def count_probs(message: Any) -> int:
-    """The number of probabilities in a message, which bounds the size of merged frames."""
+    """The number of probabilities in a message."""
     events = message.events if type(message) is Frame else ()
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
@@ -269,7 +266,7 @@ class PipeHandler(logging.Handler):
 def write_if_room(fd: int, line: bytes) -> None:
     """Write a line to stderr, cut to `MAX_STDERR_LINE`; drop it if the pipe is full.
 
-    The descriptor stays blocking: else a full pipe would drop the message of an abort, too.
+    The descriptor stays blocking: else a full pipe would drop the message of an abort.
     """
     if sys.platform == "win32" or select.select((), (fd,), (), 0)[1]:  # Windows has no `select` for pipes
         os.write(fd, line[:MAX_STDERR_LINE] + b"\n")
@@ -364,7 +361,7 @@ class EngineProcess:
             self._outbox.flush(FLUSH_S)
 
     def _on_progress(self, progress: float) -> bool:
-        """Called for each tensor. The first event is always sent, because it means that the vocabulary is read."""
+        """Called for each tensor. The first event is always sent: it means that the vocabulary is read."""
         now = time.monotonic()
         if now - self._t_progress > PROGRESS_S or progress >= 1:
             self._t_progress = now
@@ -387,7 +384,7 @@ class EngineProcess:
         self._end()
 
     def _take_all(self, messages: Iterator[Any]) -> None:
-        """A function of its own, because the loop variable would keep a message with its files until the next one."""
+        """In `_read`, the loop variable would keep a message with its files until the next one."""
         for message in messages:
             self._take(message)
 
@@ -430,7 +427,7 @@ class EngineProcess:
 
 
 def _import_scheduler() -> None:
-    """Import the scheduler while the main thread waits: for its first message, or for libllama, which holds no GIL."""
+    """Import the scheduler while the main thread waits for its first message, or for libllama, which holds no GIL."""
     import server.engine.loop.scheduler  # noqa: F401
 
 

@@ -1,7 +1,7 @@
 """The engine as a thread of the web process (`--engine thread`): the simplest transport.
 
-`post` puts a message into the scheduler's inbox. The engine's thread calls the client with each frame. It also loads
-the model, so that the server listens during the load.
+`post` puts a message into the scheduler's inbox. The engine's thread loads the model, runs the scheduler, and calls the
+client with each frame.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = get_logger("engine")
 class ThreadTransport:
     """Runs `open_backend(config, on_progress)` and then the scheduler on one thread, `engine`.
 
-    `step_s` is the time limit of a short step (`config.step_limit_s`). If the thread exceeds it, that is only reported.
+    `step_s` is the time limit of a short step (`config.step_limit_s`). Exceeding it is only reported.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ThreadTransport:
             self._scheduler.post(message)
 
     def collect_stacks(self, timeout_s: float) -> str:
-        """An empty text: the stacks of the web process have the engine's thread already."""
+        """An empty text: the engine's thread is among the stacks of the web process."""
         return ""
 
     @property

@@ -1,9 +1,9 @@
 """Measures how long a model's steps take with one CPU plug-in. `--tune` compares plug-ins and numbers of threads.
 
-It runs on the main thread of a process of its own, which loads a single plug-in. It measures three kinds of steps with
-the user's options: one row, one row per slot (with a single slot: a token and its draft), and rows of a prompt. Each
-is measured with a short and with a longer context, because plug-ins also differ in the speed of attention. Of several
-runs the shortest counts, because noise only adds time.
+Runs on the main thread of a process of its own, which loads a single plug-in. It measures three kinds of steps with the
+user's options: one row, one row per slot (with a single slot: a token and its draft), and rows of a prompt. Each is
+measured with a short and with a longer context, because plug-ins also differ in the speed of attention. Of several runs
+the shortest counts, because other load only adds time.
 """
 
 from __future__ import annotations

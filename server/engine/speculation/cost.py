@@ -28,9 +28,9 @@ MAX_ROWS = 4096  # larger steps count as steps of this many rows
 MAX_WAIT = 1.25  # while a sequence has no draft, the others' drafts may lengthen a step by this factor
 FEW_PLAIN = 8  # a step with drafts may always take the time of this many plain ones
 MOST_ALIKE = 8  # the most tokens of drafts that are equally long for all sequences
-MIN_PROMPT_ROWS = 16 # smaller steps of prompt rows aren't measured
+MIN_PROMPT_ROWS = 16  # smaller steps of prompt rows aren't measured
 FORGET_AFTER = 2000  # steps
-TILE_ROW = 1.25 # cost of a row with logits in a step of a tile or more, relative to a prompt row
+TILE_ROW = 1.25  # cost of a row with logits in a step of a tile or more, relative to a prompt row
 FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25  # assumed cost of any draft, and of each of its rows, relative to a plain step
 ASSUMED_DRAFT = 0.2  # assumed cost of a small model's step, relative to the large one's
 
