@@ -1,10 +1,9 @@
-"""The ABI guard: checks that these bindings fit the loaded libraries. `loader` calls these functions.
+"""The ABI guard: checks that these bindings fit the loaded libraries.
 
-Structs are passed by value, so a moved field corrupts memory without an error. Before the first real call three things
-are compared: the version with a list of releases that fit, the layout of our ctypes structures with a C
-compiler's, and default parameters with their known values. Imports the standard library, `errors` and `folder`
-only. No option overrides a refusal. To use another build, run build_scripts/make_layout.py on its headers and add its
-version here.
+Structs are passed by value, so a moved field corrupts memory without an error. Before the first other call, `loader`
+has three things compared: the version with a list of releases that fit, the layout of our ctypes structures with a C
+compiler's, and default parameters with their known values. No option overrides a refusal. To use another build, run
+build_scripts/make_layout.py on its headers and add its version here.
 """
 
 from __future__ import annotations

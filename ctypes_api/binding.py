@@ -1,6 +1,6 @@
 """Turns the rows of function tables into callables: the row type and `bind()`.
 
-Runs once per library, at load, on the loading thread. Imports the standard library and `errors` only.
+Runs once per library, at load, on the loading thread.
 
 A row is one of three kinds, because releasing the GIL costs more than most of these calls (docs/architecture.md):
 - `call` releases the GIL. For functions that may block, run long, or wait for a native thread that may call back into
@@ -8,7 +8,7 @@ A row is one of three kinds, because releasing the GIL costs more than most of t
 - `quick` keeps the GIL. Only for functions that can't block and can't wait for another native thread.
 - `both` is `quick` under the C name and `call` under `call_<name>`; the caller chooses per use.
 
-The raw ctypes function is bound, without a Python wrapper, because many of them are called per token. Not taken:
+The raw ctypes function is bound, without a Python wrapper, because many functions are called per token. Not taken:
 binding at the first use. A missing symbol would be found in the middle of a request.
 """
 

@@ -1,7 +1,6 @@
 """The devices of the loaded backends, for `--list-devices` and for placing a model.
 
-Runs on the thread that loads, since asking a GPU for its memory may take a moment. Imports the standard library and
-this package only.
+Runs on the thread that loads, since asking a GPU for its memory may take a moment.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Errors of the native layer. Each message is one line with the fault and what to do about it.
 
-Raised on any thread that calls `ctypes_api`. `server/` decides which of them a client sees.
+Raised on any thread that calls `ctypes_api`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class LibsError(Exception):
 
 
 class LibsNotFound(LibsError):
-    """No folder with a libllama was found; the message lists every path tried."""
+    """A folder of libraries, or a library in it, was not found."""
 
 
 class LibsBroken(LibsError):

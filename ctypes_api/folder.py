@@ -1,9 +1,9 @@
 """Finds the folder with the native libraries, and the role of each file in it. Opens no library.
 
-Runs on the thread that loads. Imports the standard library and `errors` only. Folders are tried in order of preference.
-Files are recognised by patterns, because each packager names them differently (`libllama.so`, `libllama.so.0.5.0`,
-`libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`). Folders made by build_scripts/fetch_libs.py have a
-manifest.json with the load order. Not taken: the system's search path, which may have a libllama of another version.
+Runs on the thread that loads. Files are recognised by patterns, because each packager names them differently
+(`libllama.so`, `libllama.so.0.5.0`, `libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`). Folders made by
+build_scripts/fetch_libs.py have a manifest.json with the load order. Not taken: the system's search path, which may
+have a libllama of another version.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str]
 
 
 def list_candidates(root: Path) -> list[Path]:
-    """The possible folders of this machine's libraries, in order of preference."""
+    """The possible folders of this machine's libraries, the best first."""
     return [root / "libs" / f"{get_platform_name()}-{backend}" for backend in BACKENDS]
 
 

@@ -1,10 +1,8 @@
 """Opens the native libraries, checks that they fit, binds them and starts the backends.
 
-Runs once, before any other thread calls the libraries. Imports the standard library and this package only. The order
-matters: ggml-base, ggml and llama by absolute path with global symbols, ABI guard, log callback, backend plug-ins,
-llama_backend_init. A library can't be unloaded safely, so a process has one set; a second load of the same folder
-returns the same `Libs`. Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong in copies), an override for the
-guard.
+Runs before any other thread calls the libraries. The order matters: ggml-base, ggml and llama by absolute path with
+global symbols, ABI guard, log callback, backend plug-ins, llama_backend_init. A library can't be unloaded safely, so a
+process has one set. Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong in copies), an override for the guard.
 """
 
 from __future__ import annotations
@@ -99,7 +97,7 @@ def load(
     log_callback: LogCallback | None = None,
     with_backends: bool = True,
 ) -> Libs:
-    """Open the libraries in `folder`, or return the result of an earlier call.
+    """Open the libraries in `folder`, or return the `Libs` of an earlier call.
 
     `cpu_variant` names a `ggml-cpu-*` plug-in to use instead of the best one. `log_callback(level, line)` is called
     with every native log line, on any thread; without it nothing is logged. Without `with_backends` no plug-in is
@@ -164,7 +162,7 @@ def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
         try:
             handles[path] = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            # In builds without plug-ins libggml needs the backends' libraries: open those first if it didn't find them
+            # in builds without plug-ins libggml needs the backends' libraries: open those first if it didn't find them
             opened = [_try_open(plugin) for plugin in files.plugins.values()] if path == files.ggml else []
             if not any(opened):
                 raise LibsBroken(_explain(path, _describe_error(error))) from None
@@ -204,7 +202,7 @@ def _make_silent_callback() -> Any:
 
 
 def _guard(folder: Path, functions: Functions, where: str, structs: tuple, defaults: abi.Defaults) -> None:
-    """Compare layouts and default parameters before the first struct is passed. LibsIncompatible if one differs."""
+    """Compare layouts and default parameters. LibsIncompatible if one differs."""
     ours = abi.layout_of(structs)
     abi.check_layout(ours, LAYOUT, f"the {abi.EXPECTED} headers")
     beside = folder / abi.LAYOUT_FILE
@@ -302,7 +300,7 @@ def _load_by_hand(libs: Libs, variant: str) -> None:
 
 
 def _load_fallbacks(libs: Libs, mark: int) -> None:
-    """Load the second build of a backend, if there is one and the first didn't load (e.g. because of an old driver)."""
+    """Load the second builds of backends whose first build didn't load (e.g. because of an old driver)."""
     loaded = {Path(file).name for file in _list_plugin_files(libs, mark)}
     for path in libs.files.fallbacks.values():
         if path.name not in loaded:
@@ -332,7 +330,7 @@ def _describe_error(error: OSError) -> str:
 
 
 def _explain_skip(path: Path) -> str:
-    """Why ggml skipped a plug-in. ggml doesn't tell, so the plug-in is opened again for the system loader's message."""
+    """Why ggml skipped a plug-in: it is opened again for the system loader's message."""
     try:
         ctypes.CDLL(str(path))
     except OSError as error:

@@ -1,7 +1,7 @@
 """Owners of libmtmd's objects for a file: the decoded bitmap, and the chunks for a prompt.
 
-They can be created on any thread, since decoding and tokenising are thread-safe in libmtmd. Encoding is only allowed
-on the thread that owns the context. Imports the standard library and this package only.
+They can be made on any thread, since decoding and tokenising are thread-safe in libmtmd. Encoding is only allowed on
+the thread that owns the context.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EmptyBitmap(Owner):
     """An image or sound without data, to count the tokens that it would take."""
 
     def __init__(self, context: MtmdContext, width: int, height: int = 0) -> None:
-        """An image of this size; with height 0 a sound of `width` samples."""
+        """With height 0 a sound of `width` samples."""
         super().__init__(context.libs)
         mtmd = self.libs.mtmd
         self._own(

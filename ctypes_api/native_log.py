@@ -1,9 +1,7 @@
-"""Receives the log of llama.cpp and ggml as whole lines, instead of letting it go to stderr.
+"""Receives the log of llama.cpp and ggml as whole lines.
 
 The callback runs on any native thread (ctypes takes the GIL for it), so it only joins continuations, keeps the last
 lines and passes each line on. Because of the GIL, functions that may wait for a native thread must be bound as `call`.
-Imports the standard library and `ggml`'s types only. Not taken: a callback per context, since llama.cpp has one logger
-per process.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ _LONGEST = 1 << 16  # characters after which a line is cut
 
 
 class NativeLog:
-    """Owns the C callback and must outlive the library's use of it; `Libs` holds it."""
+    """Owns the C callback; must outlive the library's use of it."""
 
     def __init__(self, sink: LogCallback | None = None) -> None:
         self.sink = sink

@@ -1,9 +1,9 @@
 """Owners of native objects: each holds a pointer, keeps alive what C points at, and frees in the right order.
 
-Each owner has `.raw` (the address) and an idempotent `close()`, is a context manager, and can be an argument of a raw
+An owner has `.raw` (the address) and an idempotent `close()`, is a context manager, and can be an argument of a raw
 call (`libs.llama.llama_n_ctx(context)`). Closing a parent closes its children first. Not thread-safe: one thread owns a
-context and its children; several may read a model. Finalizers only warn, because the garbage collector would free on a
-random thread, in a random order. Imports the standard library and this package only.
+context and its children; several may read a model. Finalizers only warn, because the garbage collector would free on
+any thread, in any order.
 
 Keyword arguments are fields of the C parameter struct; an unknown one is a TypeError. A list for a pointer field
 becomes a zero-terminated C array that lives as long as the owner.
@@ -39,7 +39,7 @@ _NO_SAMPLER = "the native library refused to make a sampler: a grammar that does
 
 
 class Owner(ABC):
-    """Base class: a native pointer, its children, and objects that must live as long."""
+    """A native pointer, its children, and objects that must live as long."""
 
     raw: int | None = None  # on the class, so that a failed constructor is harmless
 
@@ -125,7 +125,7 @@ class Model(Owner):
 
     @property
     def desc(self) -> str:
-        """A short description such as `llama 1B Q4_1`."""
+        """A description such as `llama 1B Q4_1`."""
         return _read_string(self.libs.llama.llama_model_desc, self)
 
     @property
@@ -135,7 +135,7 @@ class Model(Owner):
 
     @property
     def n_params(self) -> int:
-        """Number of parameters."""
+        """The number of parameters."""
         return self.libs.llama.llama_model_n_params(self)
 
     def read_meta(self) -> dict[str, str]:
@@ -143,7 +143,7 @@ class Model(Owner):
         return _read_metadata(self, "llama_model_meta")
 
     def get_chat_template(self, name: str | None = None) -> str | None:
-        """The model's chat template, the default one or a named one; None if it has none."""
+        """The model's default or named chat template; None if it has none."""
         text = self.libs.llama.llama_model_chat_template(self, None if name is None else name.encode())
         return None if text is None else text.decode("utf-8", "replace")
 
@@ -152,7 +152,7 @@ class Model(Owner):
         self._close_file()
 
     def _close_file(self) -> None:
-        """Close the stream, from which llama.cpp may read tensors as long as the model lives."""
+        """Close the stream. Until the model is freed, llama.cpp may read tensors from it."""
         if self._file is not None:
             self._file.close()
 
@@ -216,8 +216,8 @@ class Context(Owner):
 class Threadpool(Owner):
     """A ggml thread pool for llama_attach_threadpool. Fields: ggml_threadpool_params (prio, poll, ...).
 
-    Close or detach its contexts before it. `cpumask` and `prio` also apply to the thread that creates the pool, since
-    that computes, too.
+    Close or detach its contexts first. `cpumask` and `prio` also apply to the thread that creates the pool, which
+    computes with it.
     """
 
     def __init__(self, libs: Libs, n_threads: int, **fields: Any) -> None:
@@ -274,7 +274,7 @@ class Batch:
         self.struct.n_tokens = count
 
     def close(self) -> None:
-        """Empty the batch. Further calls do nothing."""
+        """Empty the batch."""
         self.struct.n_tokens = 0
 
     def __enter__(self) -> Batch:

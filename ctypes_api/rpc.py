@@ -1,8 +1,7 @@
 """ggml-rpc.h: uses the devices of other machines (workers), and lends this machine's devices to others.
 
-Runs on the thread that loads; `serve` blocks its thread. Imports the standard library and this package only. The RPC
-backend is a plug-in; its functions are looked up by name. Only two are needed, because a registered worker's devices
-are used like all others.
+Runs on the thread that loads; `serve` blocks its thread. The RPC backend is a plug-in; its functions are looked up by
+name. Only two are needed, because a registered worker's devices are used like all others.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ROWS = (
 def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
     """Register the devices of the workers at `host:port` as `RPC0`, `RPC1`, ... LibsError for a worker without devices.
 
-    The library ends the process if a worker can't be reached, so the caller must check that before.
+    The library ends the process if a worker can't be reached, so the caller must check that first.
     """
     functions = _find_functions(libs)
     known = {libs.ggml.ggml_backend_reg_get(i) for i in range(libs.ggml.ggml_backend_reg_count())}
@@ -45,7 +44,7 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
 def serve(libs: Libs, address: str, cache: Path | None, n_threads: int, devices: Sequence[Device]) -> None:
     """Run a worker at `host:port`, for one client after the other. Returns only if the address can't be used.
 
-    Tensors of more than 10 MB are kept in the folder `cache`, so that they needn't be sent again.
+    Tensors of more than 10 MB are kept in the folder `cache`.
     """
     handles = (ggml_backend_dev_t * len(devices))(*(device.raw for device in devices))
     folder = os.fsencode(cache) + os.sep.encode() if cache else None

@@ -13,7 +13,7 @@ from ctypes import c_char_p, c_int, c_int64, c_long, c_void_p, c_wchar_p
 
 
 class CFile:
-    """A file opened for reading and positioned at `offset`. Pass `raw` to C; `close` is idempotent."""
+    """A file opened for reading and positioned at `offset`. `raw` is C's pointer."""
 
     def __init__(self, path: str | os.PathLike[str], offset: int) -> None:
         """OSError if the file can't be opened or positioned."""
@@ -36,7 +36,7 @@ class CFile:
             raise error
 
     def close(self) -> None:
-        """Close the stream. Memory mapped from it stays."""
+        """Close the stream; may be called again. Memory mapped from it stays."""
         raw, self.raw = self.raw, None
         if raw is not None:
             self._libc.fclose(raw)

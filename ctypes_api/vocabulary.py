@@ -1,8 +1,7 @@
 """Converts text to tokens and back, with a vocabulary pointer (`Model.vocab`).
 
 Any thread may call these functions; the C functions are thread-safe. Text is bytes, because a token may end within a
-character. Ids are checked first, because an unknown one would end the process. Imports the standard library and this
-package only.
+character. Ids are checked first, because an unknown one would end the process.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ _PIECE = ctypes.c_char * 64  # longer tokens need a second call
 
 @cache
 def _make_array_type(n: int) -> Any:
-    """The type of an array of `n` integers: ctypes takes longer to make a type than to make an array."""
+    """The type of an array of `n` integers; making it takes longer than making an array."""
     return ctypes.c_int32 * n
 
 
 def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
     """Token ids of `text`.
 
-    `add_special` adds BOS and EOS as the model has them; `parse_special` recognises control tokens such as `<|im_end|>`
-    in the text. LibsError if the text is too long for llama.cpp, or the model has no vocabulary.
+    `add_special` adds BOS and EOS as the model has them; `parse_special` recognises control tokens such as
+    `<|im_end|>`. LibsError if the text is too long for llama.cpp, or the model has no vocabulary.
     """
     _check(libs, vocab, ())
     room = len(text) + 8  # no token is shorter than a byte, plus BOS, EOS and a leading space

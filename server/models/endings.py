@@ -20,7 +20,7 @@ log = get_logger("models")
 
 
 class Endings:
-    """Ends engines. `n_ended` are gone."""
+    """Ends engines. `n_ended` of them are gone."""
 
     def __init__(self, register: Register) -> None:
         self._register = register

@@ -26,7 +26,8 @@ class RemovalError(Exception):
 def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[Path]:
     """Remove the files of a model, its projector unless another model uses it, and folders that become empty.
 
-    RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. Of a link only the link is removed."""
+    RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. A link is
+    removed without its target."""
     places = list_removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]

@@ -19,7 +19,7 @@ would be alone; then it may get less than it should have."""
 
 @record(frozen=True)
 class Resident:
-    """A model that has an engine. `t_used` is the time when it last had work; if it `is_idle` it has none."""
+    """A model that has an engine. `t_used` is when it last had work; it `is_idle` if it has none now."""
 
     name: str
     takes: Room
