@@ -1,4 +1,4 @@
-"""Loads one of several models while others serve: from its entry in the catalogue to an engine.
+"""Loads a model while the server runs: from its entry in the catalogue to an engine.
 
 Part of the composition root. Runs on the thread of a load (see `server.models.loads`).
 

@@ -45,7 +45,7 @@ class Prepared(Protocol):
 
     def start(self, is_awaited: bool) -> Model:
         """A model whose engine has begun to load. It takes as much memory as the last call of `find_fit` returned. If
-        it `is_awaited`, the load omits the warm-up; the waiting request does that."""
+        it `is_awaited`, the load omits the warm-up; the waiting request does it."""
 
     def complete(self, model: Model) -> None:
         """Prepare the system prompt, the adapters and the chat template. ApiError."""
@@ -77,13 +77,13 @@ class Entry:
     """One model.
 
     `source` is the argument of `Starter.read`. `idle_s` is the number of seconds without work after which the model
-    sleeps (0: unloads; below 0: never). `size` are the bytes of its files, `origin` says where they were found. A
-    model that `is_eager` is loaded at start. `asked` are options from a request.
+    sleeps (0: unloads; below 0: never). `size` are the bytes of its files, `origin` says where they were found. If it
+    `is_eager`, it is loaded at start. `asked` are options from a request.
 
-    `model` is the loaded model. A sleeping one keeps it for what it can tell without its engine. `load` is the load
-    that is running. `n_leases` is the number of requests that use the model, `t_used` is the time when the last one
-    ended. Once `leaves_for` is set, the model takes no new requests. `last_info` and `capabilities` are those of the
-    last load. After a failure, requests get its `reason` until `t_retry`."""
+    `model` is the loaded model. A sleeping entry keeps it for questions that need no engine. `load` is the running
+    load. `n_leases` is the number of requests that use the model, `t_used` is when the last one ended. Once
+    `leaves_for` is set, the model takes no new requests. `last_info` and `capabilities` are those of the last load.
+    After a failure, requests get its `reason` until `t_retry`."""
 
     name: str
     source: Any = None
@@ -138,8 +138,9 @@ class Entry:
 
 @record(eq=False)
 class Load:
-    """One load of a model, for which all requests for the model wait. `is_asked`: it was ordered, so it goes on without
-    waiting requests. `prepared` is set when the model's files have been read. `t_turn` is when its turn came."""
+    """One load of a model, for which all requests for the model wait. `is_asked`: `Models.begin` wants it, so it goes
+    on without waiting requests. `prepared` is set when the model's files have been read. `t_turn` is when its turn
+    came."""
 
     entry: Entry
     is_asked: bool = False
@@ -152,7 +153,7 @@ class Load:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it was ordered or a request still waits for it."""
+        """Whether `Models.begin` or a request still wants it."""
         return not self.is_cancelled and (self.is_asked or bool(self.tickets))
 
 

@@ -34,8 +34,8 @@ log = get_logger("models")
 
 
 class Loads:
-    """Loads models. At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload`,
-    only an order loads a model."""
+    """Loads models. At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload` only
+    `Models.begin` loads models."""
 
     def __init__(
         self, register: Register, endings: Endings, starter: Starter | None, n_most: int, autoload: bool
@@ -49,8 +49,8 @@ class Loads:
     # ---- called with the lock held -----------------------------------------------------------------------------------
 
     def of(self, entry: Entry, is_asked: bool = False) -> Load:
-        """The running load of this model, or a new one. `is_asked`: it was ordered, not only needed by a request.
-        ApiError if it can't begin."""
+        """The running load of this model, or a new one. `is_asked`: `Models.begin` wants it. ApiError if it can't
+        begin."""
         if entry.load is not None:
             return entry.load
         if not is_asked:
@@ -224,7 +224,7 @@ class Loads:
     # ---- the end of a load -------------------------------------------------------------------------------------------
 
     def _satisfy(self, load: Load) -> None:
-        """Give the loaded model to all waiting requests. The lock is held."""
+        """Give the loaded model to the waiting requests. The lock is held."""
         load.entry.load = None
         load.entry.t_used = self._register.clock()
         for ticket in load.tickets:
@@ -251,7 +251,7 @@ class Loads:
         return True
 
     def _fail(self, load: Load, error: Exception) -> None:
-        """Give the error to all waiting requests, and end the engine if it was started."""
+        """Give the error to the waiting requests, and end the engine if it was started."""
         entry = load.entry
         reason = reason_of(error)
         if not isinstance(error, (ApiError, StartError, OptionError, Unwanted)):

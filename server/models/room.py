@@ -39,8 +39,8 @@ class Verdict:
 
 
 def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) -> Verdict:
-    """Decide whether a model fits beside `residents`, or which of these have to leave: as few as possible, idle ones
-    before busy ones, both in the order of their last use. At most `n_most` models may have an engine; 0 for any
+    """Decide whether a model fits beside `residents`, or which of these have to leave: no more than necessary, idle
+    ones before busy ones, both in the order of their last use. At most `n_most` models may have an engine; 0 for any
     number."""
     order = sorted(residents, key=lambda one: (not one.is_idle, one.t_used))
     n_too_many = max(len(order) + 1 - n_most, 0) if n_most else 0

@@ -1,8 +1,8 @@
 """The web process's interface to the engine: submits tasks, receives their events, and has the engine's state.
 
-Connection threads use it. The transport calls `dispatch` for each frame, mostly on `engine-reader` or, in one process,
-on the thread `engine`. `dispatch` moves events into queues and never waits. A request reads the events of its tasks
-from its `Results`; leaving that early cancels the tasks.
+Connection threads use it. The transport calls `dispatch` for each frame, mostly on `engine-reader` or, with `--engine
+thread`, on the thread `engine`. `dispatch` moves events into queues and never waits. A request reads the events of its
+tasks from its `Results`; leaving that early cancels the tasks.
 
 The transport is `supervisor.ProcessTransport` or `thread.ThreadTransport`.
 """
@@ -184,7 +184,7 @@ class Results:
 
     @property
     def has_more(self) -> bool:
-        """Whether the next event can be read without waiting."""
+        """Whether an event can be read without waiting."""
         return self._n_batch > 0 or not self._queue.empty()
 
     def cancel(self, message: str = "the client closed the request", status: int = 499, reason: str = "") -> None:

@@ -8,8 +8,8 @@ that two engines in a row worked on when they died, without a token in between, 
 be started, one death is enough: all tasks that the last engine reported are suspects, or all its tasks if it reported
 none. Suspects are replayed alone, one at a time, while all others wait. A task is at fault, and fails for good, if two
 engines in a row die while they work on it alone. No other task fails. A death by chance (a kill, out of memory) fails
-no task, as long as there is progress between two deaths. More deaths within `WINDOW_S` than are needed to find the task
-at fault have another cause as well. Then three deaths alone put a task at fault, not two.
+no task, as long as there is progress between two deaths. If there are more deaths within `WINDOW_S` than are needed to
+find the task at fault, some have another cause. Then three deaths alone put a task at fault, not two.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class NativeVocab:
         return tuple(name.decode() for name in names)
 
     def apply_template(self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
-        """Render (role, content) messages by a built-in template: its name, or a Jinja text that libllama knows."""
+        """Render (role, content) messages. `template` is a built-in one's name, or a Jinja text that libllama knows."""
         chat = (llama_chat_message * len(messages))(
             *(llama_chat_message(role.encode(), content.encode()) for role, content in messages)
         )

@@ -20,7 +20,7 @@ MAX_SIZE_DIFFERENCE = 128  # tokens of padding by which the vocabularies may dif
 
 
 class Likeliest:
-    """Picks the most likely token of a batch row. It keeps no state, so one serves all sequences."""
+    """Picks the most likely token of a batch row, for all sequences."""
 
     def __init__(self, factory: SamplerFactory, ctx: Any) -> None:
         self._llama = factory.llama

@@ -153,7 +153,7 @@ class Copy:
         return self.trust.estimate_chance(self.n_matched) * (1.0 if self._n_changed else self._change.chance)
 
     def list_ahead(self) -> Iterator[tuple[int, float]]:
-        """The expected tokens, each with a factor of its chance. Behind the end of `text` they are repeated."""
+        """The expected tokens, each with a factor for its chance. Behind the end of `text` they are repeated."""
         text, place, change, n_come = self.text, self.place, self._change, self._n_changed
         size, doubts = len(text), self.changes.doubts
         tokens: list[int] = []

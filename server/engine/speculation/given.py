@@ -1,7 +1,7 @@
 """Drafts from a grammar: tokens of the text that the grammar prescribes, as the sampler foresees them.
 
 Engine thread. The text is certain except for white space, but its tokens aren't: the model may cut the same text in
-another way. How often it does is learnt from each text, with or without drafts. Mostly it is the first token, where
+another way. How often it does is learnt from each text, with or without drafts. Mostly the first token differs, where
 white space may be; after a right one the others are nearly certain.
 
 Not taken: accepting such tokens without asking the model. Another cut leads to another state of the model, so the

@@ -3,9 +3,9 @@ an earlier answer to the same owner.
 
 Engine thread, pure Python. A `Lookup` follows every token of one text. Its index maps each n tokens to the places where
 they occurred before, as chains like those of LZ77 compressors. Once a place is found, it is followed; the index is
-searched only after a miss. Each token shows whether the prediction was right, even if no draft was sent. So it is
-learnt without drafts how far they can be trusted. Earlier answers have an index of their own (`past`). After COPIED
-right predictions in a row the text counts as a copy, whose changes are learnt (`copying`).
+searched only after a miss. Each token shows whether the prediction was right, even if no draft was sent; so trust is
+learnt without drafts. Earlier answers have an index of their own (`past`). After COPIED right predictions in a row the
+text counts as a copy, whose changes are learnt (`copying`).
 
 Not taken: scanning the text for each draft, whose cost grows with the text; and drafts of a fixed length.
 """
