@@ -43,7 +43,7 @@ UNLUCKY_STRIKES = 3
 """Deaths that put a task at fault while it is the engine's only task, if engines have died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
 """Deaths that are needed to find a task at fault: `STRIKES` with other tasks, and as many alone."""
-WINDOW_S = 60.0  # in which unexplained deaths are counted
+WINDOW_S = 60.0  # seconds in which unexplained deaths are counted
 SETTINGS = ("set_lora", "system_prompt")
 """Commands whose effect outlives the engine: the latest of each is repeated after a restart."""
 NO_COUNTERS = (

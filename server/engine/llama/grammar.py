@@ -167,7 +167,7 @@ class Grammars:
     def make_given(self, text: str, root: str) -> GivenText | None:
         """A `GivenText` of this grammar, for one text; None if the grammar is too long or can't be read here."""
         from server.grammar.gbnf import GrammarError
-        from server.grammar.given import MOST_BYTES, GivenText, Places  # not at start, for few requests need it
+        from server.grammar.given import MOST_BYTES, GivenText, Places  # here, because few requests need it
 
         key = text, root
         places = self._places.pop(key, None)
