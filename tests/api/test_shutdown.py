@@ -161,6 +161,7 @@ def test_a_request_that_came_just_before_the_end_is_told_so(api):
         connection = http.client.HTTPConnection("127.0.0.1", api.server.port, timeout=PATIENCE)
         connection.request("GET", "/health")
         connection.getresponse().read()
+        wait_until(lambda: all(entry.is_idle for entry in [*server.connections.values()]), "the thread to wait again")
         may_wake_up.clear()
         connection.request("POST", "/completion", json.dumps({"prompt": "x", "n_predict": 1}))
         thread = stopping(api, PATIENCE)

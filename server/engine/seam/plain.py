@@ -37,9 +37,8 @@ def to_plain(value: Any, without: Container[str] = ()) -> Any:
 
 
 def from_plain(kind: Any, value: Any) -> Any:
-    """The reverse of `to_plain`: a value of the annotation `kind`. Unknown fields are ignored.
-
-    ValueError or TypeError for a value of another type.
+    """Make a value of the type `kind` from what `to_plain` wrote. Unknown fields are ignored, missing ones get their
+    defaults. ValueError or TypeError for a value of another type.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_record(kind):
@@ -50,6 +49,8 @@ def from_plain(kind: Any, value: Any) -> Any:
         return make(**{name: from_plain(hints[name], one) for name, one in value.items() if name in hints})
     if origin in (typing.Union, types.UnionType):
         return None if value is None else from_plain(next(one for one in arguments if one is not types.NoneType), value)
+    if origin is tuple and not isinstance(value, (list, tuple)) or origin is dict and not isinstance(value, dict):
+        raise ValueError(f"{str(value)[:40]!r} is not of the type {origin.__name__}")
     if origin is tuple:
         kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(value):
@@ -58,6 +59,8 @@ def from_plain(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {name: from_plain(arguments[1], item) for name, item in value.items()}
     if kind is float:
+        if isinstance(value, str) and value not in FLOATS:
+            raise ValueError(f"{value[:40]!r} is not a number")
         return FLOATS[value] if isinstance(value, str) else float(value)
     if kind is Any:
         return tuple(from_plain(Any, item) for item in value) if isinstance(value, list) else value

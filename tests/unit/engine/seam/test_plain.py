@@ -56,3 +56,11 @@ def test_fields_of_a_later_version_are_left_out_and_missing_ones_have_their_defa
 def test_what_is_no_such_record_is_refused(plain):
     with pytest.raises((ValueError, TypeError)):
         from_plain(Task, plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(float, "abc"), (float, "5"), (float, [1]), (dict[str, int], [1]), (tuple[str, ...], "abc")]
+)
+def test_what_is_of_another_type_is_refused(kind, value):
+    with pytest.raises((ValueError, TypeError)):
+        from_plain(kind, value)
