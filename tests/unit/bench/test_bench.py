@@ -66,10 +66,8 @@ def test_all_workloads_run_on_two_servers_and_every_metric_gets_a_value(run, tmp
         assert row["failed"] == {}
         for metric in row["metrics"]:
             assert {peer: len(runs) for peer, runs in metric["runs"].items()} == {"a": 1, "b": 1}
-            assert all(runs[0] >= 0 for runs in metric["runs"].values()), (
-                row["name"],
-                metric,
-            )  # a stream may end early
+            may_be_none = metric["name"] == "reader meanwhile"  # the fake's stream may end before the prompts come
+            assert may_be_none or all(runs[0] > 0 for runs in metric["runs"].values()), (row["name"], metric)
             assert set(metric["ratio"]) == {"b"}
     assert "6 conversations of 4 turns on 2 slots" in out and "a/b" in out
 
