@@ -105,11 +105,15 @@ def n_lines(work: Callable[[], object]) -> int:
 def child_processes(pid: int) -> list[int]:
     """Processes that `pid` has started, and theirs, while its threads come and go. Linux only."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return found  # the process has ended since
+    for task in tasks:
         try:
             children = (task / "children").read_text()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # a thread that has ended since
+            continue  # the thread has ended since
         for child in map(int, children.split()):
             found += [child, *child_processes(child)]
     return found
