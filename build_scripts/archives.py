@@ -1,7 +1,7 @@
-"""Extract the shared libraries and licences of an untrusted archive or folder.
+"""Extract the shared libraries and licences of an untrusted archive, or of the user's folder.
 
-Called by the fetching scripts on their main thread; imports the standard library and `common`. In one pass, each file
-named like a library or licence is written to a numbered file in a scratch folder; links become entries of a table.
+Called by the fetching scripts on their main thread; imports the standard library and `common`. Each file named like a
+library or licence is written to a numbered file in a scratch folder. The links of an archive become entries of a table.
 Paths from the archive are never written to, and links are never created.
 
 The way not taken: `extractall` with filters. Filters differ between Python versions, and it writes hundreds of unneeded
@@ -26,8 +26,8 @@ from common import Failure
 LIBRARY_NAME = re.compile(r"^[^/\\]+\.(?:dll|dylib|so(?:\.\d+)*)$", re.IGNORECASE)
 LICENCE_NAME = re.compile(r"^(?:LICEN[CS]E|COPYING|NOTICE|THIRD_PARTY_NOTICES)(?:[.-]\w+)?$", re.IGNORECASE)
 BUILD_NOTE = "_nlcBuildMetadata.json"  # in node-llama-cpp's packages: names the llama.cpp release
-MAX_FILES = 2000  # extracted from one source
-MAX_BYTES = 16 << 30  # extracted from one source
+MAX_FILES = 2000  # extracted from one archive or folder
+MAX_BYTES = 16 << 30  # extracted from one archive or folder
 MAX_LINK_HOPS = 8
 WALK_DEPTH = 4  # levels of subfolders that are searched
 READ_ERRORS = (
@@ -75,7 +75,7 @@ class _Collector:
         self.files[path] = target
 
     def resolve_links(self) -> dict:
-        """All files, and all links that lead to one of them; other links are left out."""
+        """All files, and the links that lead to one of them within MAX_LINK_HOPS hops."""
         found = dict(self.files)
         for path in self.links:
             end = path
@@ -89,7 +89,8 @@ class _Collector:
 
 
 def unpack(sources: list, scratch: Path) -> Unpacked:
-    """Read archives (.zip, .whl, .tar, .tar.gz, .tar.xz) and folders. Raises Failure if one is damaged or unsafe."""
+    """Read archives (.zip, .whl, .tar, .tar.gz, .tar.xz) and folders. Raises Failure if one is missing, damaged,
+    unsafe or too large."""
     found: dict = {}
     for number, source in enumerate(sources):
         folder = scratch / str(number)
@@ -152,7 +153,7 @@ def _read_zip(source: Path, collector: _Collector) -> None:
 
 
 def _read_folder(source: Path, collector: _Collector) -> None:
-    """Copy from a folder. It is the user's own: links to files are followed, nothing is changed."""
+    """Copy from the user's own folder. Links to files are followed. Licences in subfolders are left out."""
     for folder, names, files in os.walk(source):
         depth = len(Path(folder).relative_to(source).parts)
         if depth >= WALK_DEPTH:
@@ -166,7 +167,7 @@ def _read_folder(source: Path, collector: _Collector) -> None:
 
 
 def make_safe_path(name: str, source: Path) -> str:
-    """The member's path, normalised. Raises Failure for an archive with a path outside of its folder."""
+    """The member's path, normalised. Raises Failure if it is absolute or leads out of the archive."""
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith(("/", "../")) or path == ".." or re.match(r"^[A-Za-z]:", path):
         raise Failure(f"{source} contains the unsafe path {name!r}: don't use it, download it from its publisher")

@@ -1,8 +1,8 @@
 """Measure servers side by side: `python build_scripts/bench.py -m model.gguf [--server NAME=COMMAND ...] [--bare]`.
 
 A command; one thread. Imports the standard library, this folder and `server.bench`, which does the work. It measures
-any server that has /completion, /tokenize and /health; llama_srv is the default. --bare adds a loop that only decodes
-and samples, with the same libraries. docs/benchmarks.md explains how to get reliable figures.
+servers that have /completion, /tokenize and /health; llama_srv is the default. --bare adds a loop that only decodes and
+samples, with the same libraries. docs/benchmarks.md explains how to get reliable figures.
 
 The way not taken: one server after the other. Speed drifts with temperature and load, so runs alternate.
 """
@@ -30,7 +30,7 @@ from server.bench.runner import Bench, Settings, choose  # noqa: E402
 from server.bench.servers import OURS, count_cores, load_average, parse_server  # noqa: E402
 from server.bench.workloads import WORKLOADS  # noqa: E402
 
-QUICK_SCALE = 0.1  # of --quick
+QUICK_SCALE = 0.1  # the --scale of --quick
 IDLE_LOAD = 0.3  # load average above which the machine counts as busy
 
 
@@ -69,7 +69,7 @@ def parse(argv: list | None) -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Raises Failure if a setting is invalid."""
+    """Raises Failure if the model, --repeat, --threads or --scale is invalid."""
     if options.model is None or not options.model.is_file():
         raise Failure(
             f"{options.model or 'no model'}: pass a GGUF file with -m "
@@ -89,7 +89,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def describe_settings(options: argparse.Namespace, settings: Settings) -> dict:
-    """The settings, for the JSON file."""
+    """The settings and the date, for the JSON file."""
     return {
         "model": settings.model.name,
         "model_bytes": settings.model.stat().st_size,

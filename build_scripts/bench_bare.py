@@ -1,11 +1,11 @@
 """The baseline of bench.py: a loop that only decodes, samples and converts tokens to text, over `ctypes_api`.
 
 A child process of bench.py: `bench_bare.py MODEL THREADS SLOTS CTX`. One thread. Imports the standard library and
-`ctypes_api`. It reads completions as a line of JSON on stdin, computes them together (after the prompts one token each
-per step), and writes a line of answers to stdout. The difference to a server is the cost of HTTP, JSON, scheduling and
-client.
+`ctypes_api`. Each line on stdin is a JSON list of completions. The loop computes them together, one token of each per
+step once the prompts are read, and writes the answers as one line to stdout. A server's additional time is the cost of
+HTTP, JSON, scheduling and client.
 
-The way not taken: reusing the server's backend, which would slow down its own baseline.
+The way not taken: the server's backend, whose own cost would become part of the baseline.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ctypes_api.errors import LibsError  # noqa: E402
 from ctypes_api.llama_types import llama_logit_bias  # noqa: E402
 from ctypes_api.objects import Batch, Context, Model, Sampler  # noqa: E402
 
-N_BATCH, N_UBATCH = 2048, 512
+N_BATCH, N_UBATCH = 2048, 512  # rows
 ROOT = Path(__file__).resolve().parents[1]
 
 clock = time.perf_counter
 
 
 class Bare:
-    """A model with a context for `n_seqs` sequences, each with a KV stream of its own, as the server's slots have."""
+    """A model with a context for `n_seqs` sequences, each with a KV stream of its own."""
 
     def __init__(self, model: str, n_threads: int, n_seqs: int, n_ctx: int) -> None:
         self._libs = loader.load(loader.find_folder(ROOT, None))
@@ -53,7 +53,7 @@ class Bare:
         self.decode([(0, 0, max(self._llama.llama_vocab_bos(vocab), 0), True)])  # warm-up
 
     def generate(self, asks: list) -> list:
-        """Each completion's text, prompt length, and token times in seconds since the call."""
+        """Each completion's text, prompt length in tokens, and token times in seconds since the call."""
         begun = clock()
         libs, vocab = self._libs, self._model.vocab
         sample, context = self._llama.llama_sampler_sample, self._context
@@ -101,7 +101,7 @@ class Bare:
             raise LibsError(f"llama_decode failed with code {code}")
 
     def _make_sampler(self, fields: dict) -> Sampler:
-        """The sampler chain that a server builds for these request fields, without end-of-generation tokens."""
+        """The sampler chain for these request fields; it never draws an end-of-generation token."""
         llama = self._llama
         bias = (llama_logit_bias * len(self._end_tokens))(
             *(llama_logit_bias(token, -math.inf) for token in self._end_tokens)

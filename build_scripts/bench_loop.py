@@ -40,7 +40,7 @@ class BareSpec(NamedTuple):
 
 
 class BarePeer:
-    """The bare loop in its child process, which reads and writes lines of JSON."""
+    """The bare loop in a child process, which reads and writes lines of JSON."""
 
     name = BARE
 
@@ -48,7 +48,7 @@ class BarePeer:
         self._child, self._log = child, log
 
     def generate(self, asks: list[Ask]) -> list:
-        """See `HttpPeer.generate`; computes all completions in one batch."""
+        """See `HttpPeer.generate`; computes all completions together."""
         line = json.dumps([{"prompt": ask.prompt, "n_predict": ask.n_predict, "fields": ask.fields} for ask in asks])
         self._child.stdin.write(line.encode() + b"\n")
         self._child.stdin.flush()
@@ -65,7 +65,7 @@ class BarePeer:
         ]
 
     def receive(self) -> object:
-        """The next line. Raises BenchError with the end of the log if there is none."""
+        """The next line, parsed. If the child has ended, raises BenchError with the end of its log."""
         line = self._child.stdout.readline()
         if not line:
             self._child.wait()

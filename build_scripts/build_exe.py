@@ -2,10 +2,9 @@
 [--check-platform]`.
 
 A command; one thread; imports the standard library, this folder, and the server's manual page. It freezes the
-interpreter and this program with PyInstaller, in the environment of the tests, and adds the native libraries, the web
-page, the licences and the bill of materials. The folder becomes an archive (the one-folder program) and a one-file
-program. Unchanged inputs are not built again. Builds from the same inputs with the same interpreter are identical, byte
-for byte.
+interpreter and this program with PyInstaller, if necessary in the tests' environment, and adds the native libraries,
+the web page, the manual, the licences and the bill of materials. The folder becomes an archive (the one-folder program)
+and a one-file program. Unchanged inputs are not built again. The same inputs give the same bytes.
 
 The way not taken: passing libs/ and public/ to PyInstaller. It scans all files and adds each of llama.cpp's libraries a
 second time.
@@ -64,7 +63,7 @@ OUR_SCRIPTS = (
     "windows_resources.py",
     "licences",
 )
-# Fixes the order of sets and the times in archives, so that builds are reproducible.
+# Environment variables that make builds reproducible.
 REPRODUCIBLE = {
     "PYTHONHASHSEED": "0",
     "SOURCE_DATE_EPOCH": str(one_file.STAMP),
@@ -96,7 +95,7 @@ def list_source_files() -> list:
 
 
 def inputs_of(libs: Path) -> dict:
-    """All inputs of a build, as hashes and versions."""
+    """The inputs of a build, as hashes and versions."""
     scripts = [Path(__file__).with_name(name) for name in OUR_SCRIPTS]
     scripts = [file for path in scripts for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     digest = hashlib.sha256()
@@ -220,7 +219,8 @@ def run_pyinstaller(temp: Path, tree: Path, one_file_of: str, progress: Progress
 
 
 def strip(inner: Path) -> None:
-    """Remove debug information, most of the interpreter's size. Other systems than Linux keep it in separate files."""
+    """Remove the libraries' debug information, on Linux if `strip` is installed. Other systems keep it in separate
+    files."""
     program = shutil.which("strip")
     if program is None or not sys.platform.startswith("linux"):
         return
@@ -229,7 +229,7 @@ def strip(inner: Path) -> None:
 
 
 def copy_libs(libs: Path, target: Path) -> None:
-    """Copy the manifest, its files and links, and the licences."""
+    """Copy the manifest, its files and links, abi.json and the licences."""
     target.mkdir(parents=True)
     manifest = read_manifest(libs)
     extras = ["manifest.json", "abi.json", *(path.name for path in libs.glob("LICENSE*"))]
@@ -270,7 +270,8 @@ def write_sums(dest: Path) -> None:
 
 
 def run_in_environment(argv: list) -> int | None:
-    """Run this script with the tests' interpreter and return its exit code; None if this one has PyInstaller."""
+    """Run this script with the tests' interpreter and return its exit code; None if this interpreter has
+    PyInstaller."""
     import importlib.util
 
     if importlib.util.find_spec("PyInstaller"):

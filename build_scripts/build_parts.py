@@ -1,8 +1,8 @@
-"""Build a library that npm's packages lack, from the source of the installed libllama, and add it to its folder.
+"""Build a library that npm's packages lack, from the source of the installed libllama, and add it to libllama's folder.
 
-Called by fetch_libs for --with-mtmd (images and audio) and --with-rpc (workers), on its main thread, on Linux; imports
-the standard library and this folder. node-llama-cpp has the source as a git bundle. Only one target is built. Links in
-the folder lead from the names that the new library needs (`libllama.so.0`) to the installed files.
+Called by fetch_libs for libmtmd (images and audio) and libggml-rpc (workers), on its main thread, on Linux; imports the
+standard library and this folder. The npm package node-llama-cpp has the source as a git bundle. Only one target is
+built. Links in the folder lead from the names that the new library needs (`libllama.so.0`) to the installed files.
 
 The way not taken: building all of llama.cpp. That takes longer, and wouldn't give the tested libraries.
 """
@@ -73,15 +73,14 @@ sys.exit(0 if function() else 'no answer')
 
 
 class Part(NamedTuple):
-    """A library to build. `flag`: option of fetch_libs; `options`: for cmake; `function`: takes no parameters and
-    returns a pointer, to test that the library works; `role`: key in the manifest, "" for a plug-in."""
+    """A library to build."""
 
-    library: str
-    target: str
-    flag: str
-    options: dict
-    function: str
-    role: str = ""
+    library: str  # file name
+    target: str  # for cmake
+    flag: str  # option of fetch_libs
+    options: dict  # for cmake
+    function: str  # C function without parameters, called to test the library; returns a pointer
+    role: str = ""  # key in the manifest; "" for a plug-in
 
 
 MTMD = Part("libmtmd.so", "mtmd", "--with-mtmd", {"LLAMA_BUILD_MTMD": "ON"}, "mtmd_default_marker", "mtmd")
@@ -160,7 +159,7 @@ def _build(part: Part, target: Path, package: Path, cache: Path, progress: Progr
 
 
 def _describe(label: str, log: Path, seconds: float) -> str:
-    """A progress line with the build tool's own count, from the end of its output."""
+    """A progress line with the build tool's count of steps, from the end of `log`."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 4000))
         steps = STEP.findall(file.read().decode("utf-8", "replace"))

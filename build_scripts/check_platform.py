@@ -1,10 +1,14 @@
-"""Checks the libraries for the executables of other systems, which can't be built here.
+"""Checks the libraries of each variant, also for systems whose executables can't be built here.
 
 Called by build_exe --check-platform on its main thread; imports the standard library, this folder, and from ctypes_api
-the tables of C functions and the search for libraries. For each variant it fetches the libraries and checks: all files
-match the manifest; the server's search finds each role in the folder; the load order has every library before those
-that need it; each C function that the server needs is in one of the libraries. It lists the libraries that the system
-must have. Nothing is loaded, because the files are for other machines.
+the tables of C functions and the search for libraries. It fetches the libraries and checks:
+
+- All files match the manifest.
+- The load order has every library before those that need it.
+- The server's search accepts the folder, and there is a CPU backend.
+- A library of the load order has each C function that the server requires.
+
+It lists the libraries that the system must have. Nothing is loaded, because most files are for other machines.
 
 The way not taken: emulators. Each would have to be downloaded, and cover one system.
 """
@@ -62,7 +66,7 @@ def troubles_of(folder: Path) -> list:
 
 
 def order_troubles(folder: Path, manifest: dict) -> list:
-    """Libraries that are loaded before another one of the folder that they need, or without it."""
+    """Files that are no libraries, and libraries that need one of llama.cpp's that is loaded later or not at all."""
     opened: set = set()
     troubles = []
     for name in manifest["load_order"] + manifest["cpu_plugins"] + manifest["backend_plugins"]:
@@ -77,7 +81,7 @@ def order_troubles(folder: Path, manifest: dict) -> list:
 
 
 def find_role_troubles(folder: Path) -> list:
-    """Problems that the server's own search for libraries finds."""
+    """The error of the server's own search for libraries, or a missing CPU backend."""
     from ctypes_api.errors import LibsError
     from ctypes_api.folder import read_folder
 
@@ -95,7 +99,7 @@ def find_missing_functions(folder: Path, manifest: dict) -> list:
 
     data = b"".join((folder / name).read_bytes() for name in manifest["load_order"])
     rows = (*ggml.BASE_ROWS, *ggml.REGISTRY_ROWS, *llama.ROWS)
-    # Only the end of a name is compared: in ELF, names may share their ends, and Mach-O prefixes each with `_`.
+    # A longer name with this end counts, too: in ELF, names may share their ends, and Mach-O prefixes each with `_`.
     return [f"no function {row.name}" for row in rows if row.required and row.name.encode() + b"\0" not in data]
 
 
@@ -105,7 +109,7 @@ def is_ours(name: str) -> bool:
 
 
 def make_summary(folder: Path) -> str:
-    """One line: version, files, size, load order, and the libraries that the system must have."""
+    """One line: version, number of files, size, load order, and the libraries that the system must have."""
     manifest = read_manifest(folder)
     size = sum(facts["size"] for facts in manifest["files"].values())
     needed = {name for file in manifest["files"] for name in read_header(folder / file).needed if not is_ours(name)}

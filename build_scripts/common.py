@@ -91,8 +91,7 @@ def remove_stale(parent: Path, now: float | None = None) -> None:
 def swap_in(new: Path, target: Path, temp: Path) -> None:
     """Rename folder `new` to `target`. An older `target` is moved to `temp` first, and back on failure.
 
-    Not every platform can replace a non-empty folder in one system call. If another run creates `target` between the
-    two renames, that folder, with the same checked content, is moved away too.
+    If another run creates `target` between the two renames, that folder is moved away too. Raises Failure or OSError.
     """
     aside: Path | None = None
     for attempt in range(5):
@@ -127,7 +126,7 @@ def replace_file(new: Path, target: Path) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise DiskFull, before a download starts, if `needed` bytes aren't free."""
+    """Raise DiskFull if `needed` bytes aren't free on the disk of `folder`."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -175,7 +174,7 @@ def parse_version(version: str) -> tuple:
 
 
 class Progress:
-    """On a terminal one line that is overwritten, elsewhere a new line every `every` seconds."""
+    """Shows progress: on a terminal as one line that is overwritten, elsewhere as a new line every `every` seconds."""
 
     def __init__(
         self, stream=None, quiet: bool = False, every: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -263,7 +262,7 @@ def run_child(
 ) -> Outcome:
     """Run `command` in `folder`, with its output in a file there. `describe(seconds)` returns the progress line.
 
-    On POSIX the child leads a process group of its own, which is ended after an exception, such as by Ctrl-C.
+    An exception, such as KeyboardInterrupt, ends the child, on POSIX with its process group.
     """
     log = folder / "client.log"
     own_group = {"start_new_session": True} if os.name == "posix" else {}
@@ -349,9 +348,9 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_back_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first of them is delivered. An exception after
-    the start of a child and before it is in a variable would leave the child running. On other threads than the main
-    one it does nothing."""
+    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first that came is delivered. Otherwise a
+    signal's exception could come before a started child is in its variable, and the child would go on. On other threads
+    than the main one it does nothing."""
     came: list = []
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {}

@@ -1,8 +1,8 @@
-"""Writes the bill of materials and THIRD_PARTY_LICENSES of an executable.
+"""Writes LICENSE, THIRD_PARTY_LICENSES and the bill of materials of an executable.
 
 Called by build_exe and windows_resources on their main thread; imports the standard library and `common`. It must run
-in the interpreter that was frozen, because it reads versions from that. Each file of the finished folder must match a
-row of COMPONENTS, so that no library is distributed without its licence.
+in the interpreter that was frozen, because it reads that interpreter's versions. Each file of the finished folder must
+match a row of COMPONENTS, so that no library is distributed without a known licence.
 
 The way not taken: a generator for bills of materials, which would list the build's environment.
 """
@@ -28,11 +28,11 @@ OUR_OWN = "llama_srv"
 
 
 class Component(NamedTuple):
-    """A part of the program. `files`: pattern of its paths in the folder."""
+    """A part of the program."""
 
     name: str
     licence: str  # SPDX expression
-    files: str
+    files: str  # pattern of its paths in the folder, without `_internal/`
     version: Callable  # (libs folder) -> str
     texts: Callable  # (libs folder) -> list of paths
     about: str = ""
@@ -128,7 +128,7 @@ def read_server_version() -> str:
 
 
 def sort_files(folder: Path) -> dict:
-    """Component -> its files (paths below `folder`) in a finished folder. Raises Failure for an unknown file."""
+    """Component -> its files in a finished folder, as relative paths. Raises Failure for an unknown file."""
     found: dict = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -146,7 +146,7 @@ def sort_files(folder: Path) -> dict:
 
 
 def render_notices(components: dict, libs: Path) -> str:
-    """The text of THIRD_PARTY_LICENSES: each component with its licence's text."""
+    """The text of THIRD_PARTY_LICENSES: each component that isn't ours, with its licence's text."""
     parts = ["This program contains the following components. The licence of the program itself is in LICENSE.\n"]
     for component in components:
         if component.name == OUR_OWN:

@@ -2,8 +2,8 @@
 
 Called by build_exe on its main thread, on Linux; imports the standard library. glibc gives a function a new version
 when its behaviour changes, and programs require the version that they were built with. `hypot` of glibc 2.35 differs
-from that of 2.2.5 only in not calling `matherr`, a hook that programs can no longer install. It is all that Python's
-library requires from glibc 2.35. This module changes such a requirement to the older version.
+from that of 2.2.5 only in not calling `matherr`, a hook that programs can no longer install. Python's library requires
+nothing else from glibc 2.35. This module changes the requirement to the older version.
 
 The way not taken: building the interpreter on an old system. That is one more build to maintain.
 """
@@ -24,11 +24,11 @@ NEEDED, WANTED = struct.Struct("<HHIII"), struct.Struct("<IHHII")  # Verneed, Ve
 
 
 class Version(NamedTuple):
-    """A version that the file requires of a library. `place`: file offset of its Vernaux; `library`: of its Verneed."""
+    """A version that the file requires of a library, with the file offsets of its two ELF records."""
 
-    place: int
-    library: int
-    index: int
+    place: int  # offset of its Vernaux
+    library: int  # offset of its library's Verneed
+    index: int  # by which symbols refer to it
     name: bytes
 
 
@@ -38,7 +38,7 @@ def lower(path: Path) -> list[bytes]:
     if not data.startswith(ELF64):
         return []
     sections = {kind: (offset, size) for kind, offset, size in sections_of(data)}
-    if not {11, 0x6FFFFFFE, 0x6FFFFFFF} <= sections.keys():
+    if not {11, 0x6FFFFFFE, 0x6FFFFFFF} <= sections.keys():  # dynamic symbols, Verneed, each symbol's version
         return []
     strings = sections[3][0]
     versions = list(versions_of(data, sections[0x6FFFFFFE][0], strings))
@@ -86,7 +86,7 @@ def versions_of(data: bytes, place: int, strings: int) -> Iterator[Version]:
 
 
 def users_of(data: bytes, sections: dict, strings: int, index: int) -> list[bytes]:
-    """Names of the functions that the file requires in a version."""
+    """Names of the functions that the file requires in the version `index`."""
     symbols, size = sections[11]
     marks = sections[0x6FFFFFFF][0]
     return [

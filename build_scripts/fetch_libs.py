@@ -2,8 +2,8 @@
 
 A command, also called by quickstart and the build scripts through `ensure`; one thread; imports the standard library
 and this folder. VARIANTS names the packages, libs.lock.json pins their content. A variant becomes
-libs/<platform>-<backend>/ with manifest.json, put in place by one rename after all files are checked: even after a
-crash it is complete or absent.
+libs/<platform>-<backend>/ with manifest.json. The folder is checked before it is renamed into place: even after a crash
+it is complete or absent.
 
 The way not taken: committing the libraries, or a package manager of our own.
 """
@@ -57,15 +57,14 @@ ARMV7L_NOTE = (
 
 
 class Variant(NamedTuple):
-    """Libraries for a platform and backend. `npm`, `pip`: keys of the lock file, each tuple a complete set of packages;
-    `unusable`: why the variant can't be fetched."""
+    """Libraries for a platform and backend. `npm` and `pip` are alternatives."""
 
     platform: str
     backend: str
-    npm: tuple
-    pip: tuple = ()
-    note: str = ""
-    unusable: str = ""
+    npm: tuple  # keys of the lock file
+    pip: tuple = ()  # keys of the lock file
+    note: str = ""  # printed after the fetching: what the variant needs
+    unusable: str = ""  # why the variant can't be fetched
 
     @property
     def name(self) -> str:
@@ -108,7 +107,7 @@ def find_variant(platform: str, backend: str | None) -> Variant:
 
 
 def read_folder_state(folder: Path, variant: Variant | None, lock: dict) -> str:
-    """`absent`, `damaged`, `imported`, `outdated` or `current`. Checks sizes only, no hashes."""
+    """`absent`, `damaged`, `imported`, `outdated` or `current`. Files are checked by size, not by hash."""
     if not folder.is_dir():
         return "absent"
     manifest = read_manifest(folder)
@@ -138,7 +137,7 @@ def ensure(
     with_mtmd: bool = False,
     with_rpc: bool = False,
 ) -> Path:
-    """The folder of a variant, fetched unless it was imported or matches the lock file. Raises Failure."""
+    """The folder of a variant; what it lacks is fetched or built. Raises Failure."""
     variant = find_variant(platform or get_this_platform(), backend)
     lock = load_lock() if lock is None else lock
     cache = find_cache_folder() if cache is None else cache
@@ -153,7 +152,7 @@ def ensure(
             raise Failure(
                 f"no package contains libmtmd for {variant.name}: build llama.cpp with it and import that with --from"
             )
-        source = "pip"  # these packages contain libmtmd
+        source = "pip"  # pip's packages contain libmtmd
     state = read_folder_state(folder, variant, lock)
     lacks_mtmd = with_mtmd and not builds_mtmd and not (read_manifest(folder) or {}).get("mtmd")
     if lacks_mtmd and state == "imported" and not force:
@@ -181,9 +180,9 @@ def must_use_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
 
 
 def ensure_with_media(platform: str | None, backend: str | None, *, progress: Progress, **options) -> Path:
-    """`ensure` for libraries that are distributed: with libmtmd if it runs on every machine of the platform. For
-    Windows and x64 Macs only pip's packages contain it, and they need AVX2. To use them anyway, run fetch_libs.py
-    --with-mtmd first."""
+    """`ensure` for libraries that are distributed: with libmtmd if it can be had and runs on every machine of the
+    platform. For x64 Windows and Macs only pip's packages contain it, and they need AVX2. To use them anyway, run
+    fetch_libs.py --with-mtmd first."""
     variant = find_variant(platform or get_this_platform(), backend)
     if variant.platform.startswith("linux") or variant.name == "macos-arm64-metal":
         try:
@@ -223,7 +222,7 @@ def require_writable(parent: Path) -> None:
 
 
 def _fetch_archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib.ExitStack) -> tuple:
-    """(kind, rows, paths) of the first source that works. Raises one Failure with the errors of all sources."""
+    """(kind, rows, paths) of the first source that works. Raises Failure if none works or a failure is final."""
     sets = [
         (kind, [fetcher.lock[key] for key in keys])
         for kind, keys in (("npm", variant.npm), ("pip", variant.pip))
@@ -276,7 +275,7 @@ def _fetch_private_npm(fetcher: Fetcher, stack: contextlib.ExitStack) -> list:
 
 
 def load_trouble(variant: Variant, row: Archive) -> str | None:
-    """Why these files wouldn't load on this machine; None if they would, or are for another platform."""
+    """Why these files wouldn't load on this machine; None if no reason is known, or they are for another platform."""
     if variant.platform != get_this_platform():
         return None
     ours = read_glibc_version()
@@ -306,7 +305,8 @@ def install(
 ) -> tuple:
     """Unpack archives or folders, check them, and put dest/<platform>-<backend> in place; returns (folder, manifest).
 
-    Platform, backend and version default to those found in the files. Raises Failure if `platform` isn't theirs.
+    Platform, backend and version default to those found in the files. Raises Failure if the files aren't usable on
+    `platform`.
     """
     with make_temp_folder(dest, "install") as temp:
         scratch, new = temp / "scratch", temp / "new"
@@ -340,7 +340,7 @@ def import_archives(
     dest: Path = LIBS,
     progress: Progress | None = None,
 ) -> Path:
-    """Install the user's own llama.cpp release archives or build; returns the folder, which is replaced."""
+    """Install the user's own llama.cpp release archives or build; returns the folder. An older folder is replaced."""
     begun = time.monotonic()
     source = {"kind": "import", "packages": [Path(path).name for path in paths]}
     folder, manifest = install(paths, dest, platform=platform, backend=backend, source=source)
@@ -392,7 +392,8 @@ def _format_total(rows: list, field: str) -> str:
 
 
 def verify(dest: Path, only: str | None) -> int:
-    """Hash every installed file again. Returns 0; raises Failure with the names of damaged folders."""
+    """Hash the installed files again, of all folders or of the folder `only`. Returns 0; raises Failure if nothing is
+    installed or something is damaged."""
     folders = [path for path in sorted(dest.glob("*-*")) if path.is_dir() and not path.name.startswith(".")]
     folders = [path for path in folders if only in (None, path.name)]
     if not folders:

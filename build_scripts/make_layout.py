@@ -36,7 +36,7 @@ RELEASE = "{release}"
 
 
 class ProbeError(Exception):
-    """The probe could not be compiled or run."""
+    """The headers or a compiler are missing, or the probe doesn't compile."""
 
 
 def probe(source: Path, compiler: str, *flags: str) -> dict:

@@ -1,14 +1,14 @@
-"""Analyses the files of a llama.cpp build: their platform, names, dependencies and roles; reads and writes the
-manifest.
+"""Analyses the files of a llama.cpp build: platform, names, dependencies and roles; writes the folder and its manifest.
 
 Called by fetch_libs, build_parts, build_exe, packages and check_platform on their main thread; imports the standard
 library, `archives` for its result type, and `common`. From ELF, Mach-O and PE headers it reads the machine, the
-library's name and the names of those that it needs.
+library's name (not in PE) and the names of the libraries that it needs.
 
 Packagers name the files differently: `libllama.so.0`, `libllama.v0.5.0.so`, or both `libllama.0.dylib` and
 `libllama.dylib`. If a library is loaded under another name than its neighbours need, the process has two copies of it.
-So each file is installed under the name by which the others need it, and the load order follows from the headers. The
-way not taken: a table with each packager's file names.
+So a file is installed under the name by which others need it, and the load order follows from the headers.
+
+The way not taken: a table with each packager's file names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common import Failure, sha256_of
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-FALLBACK = "fallback"
+FALLBACK = "fallback"  # subfolder with second builds of a backend
 
 PLATFORMS = {  # platform -> (file format, machine)
     "linux-x64": ("elf", "x64"),
@@ -116,9 +116,9 @@ def _read_elf(data: _Bytes) -> Header:
     for index in range(count):
         fields = data.read_numbers(layout, table + index * size)
         kind, offset, address, length = (fields[number] for number in pick)
-        if kind == 1:
+        if kind == 1:  # PT_LOAD
             ranges.append((address, length, offset))
-        elif kind == 2:
+        elif kind == 2:  # PT_DYNAMIC
             dynamic = offset
     entries = []
     step = struct.calcsize("<" + entry)
@@ -126,9 +126,9 @@ def _read_elf(data: _Bytes) -> Header:
         if len(entries) > MAX_ROWS:
             raise ValueError("endless dynamic section")
         entries.append(data.read_numbers(entry, dynamic + len(entries) * step))
-    strings = next((_to_offset(value, ranges) for tag, value in entries if tag == 5), 0)
-    name = next((data.read_text(strings + value) for tag, value in entries if tag == 14), "")
-    needed = tuple(data.read_text(strings + value) for tag, value in entries if tag == 1)
+    strings = next((_to_offset(value, ranges) for tag, value in entries if tag == 5), 0)  # DT_STRTAB
+    name = next((data.read_text(strings + value) for tag, value in entries if tag == 14), "")  # DT_SONAME
+    needed = tuple(data.read_text(strings + value) for tag, value in entries if tag == 1)  # DT_NEEDED
     return Header("elf", ELF_MACHINES.get(machine, hex(machine)), posixpath.basename(name), needed)
 
 
@@ -247,7 +247,8 @@ class _Shelf:
         return [name for name, _ in self.files.values() if test(name)]
 
     def choose(self, candidates: list) -> str | None:
-        """Of a library's names the one that others need, else the one in its header, else the shortest."""
+        """Of a library's names the one that others need, else the one in its header, else the shortest; None if
+        there are no names."""
         asked = {self.fold(needed) for _, file in self.files.values() for needed in self.headers[file].needed}
         rules = (
             lambda name: self.fold(name) in asked,
@@ -261,7 +262,8 @@ class _Shelf:
         return None
 
     def with_needs(self, name: str, order: list) -> list:
-        """Append `name` to `order`, after all libraries of the archive that it needs, each once."""
+        """Append `name` to `order`, after all libraries of the archive that it needs, each once. Raises Failure if
+        one of llama.cpp's is missing."""
         if name not in order:
             order.append(name)  # marks it as visited, in case of a cycle
             for needed in self.get_header(name).needed:
@@ -279,7 +281,8 @@ class _Shelf:
 
 
 def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
-    """Choose the files to install from an archive. `origin`: the archive's name, which may contain the version."""
+    """Choose the files to install from an archive. `origin`: the archive's name, which may contain the version. Raises
+    Failure if a library is missing."""
     base = _find_base_folder(unpacked)
     form = next(
         header.format
@@ -332,7 +335,7 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
 
 
 def _find_base_folder(unpacked: Unpacked) -> str:
-    """The archive's folder with libllama; of several, the outermost."""
+    """The archive's outermost folder with libllama. Raises Failure if there is none, or more than one at that depth."""
     folders = {
         posixpath.dirname(path)
         for path, file in unpacked.libraries.items()
@@ -455,7 +458,7 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def find_missing_files(folder: Path, manifest: dict) -> list:
-    """Names of files that are missing or have another size. Hashes nothing."""
+    """Names of files that are missing or have another size, and of links without a target. Hashes nothing."""
     wrong = []
     for name, facts in manifest["files"].items():
         try:
@@ -468,10 +471,8 @@ def find_missing_files(folder: Path, manifest: dict) -> list:
 
 
 def find_changed_files(folder: Path, manifest: dict) -> list:
-    """Names of files that are missing or changed, and of libraries that aren't in the manifest. Hashes all files.
-
-    ggml would load the unknown libraries.
-    """
+    """Names of files that are missing or changed, and of llama.cpp's libraries that aren't in the manifest: ggml could
+    load them. Hashes all files."""
     wrong = set(find_missing_files(folder, manifest))
     for name, facts in manifest["files"].items():
         if name not in wrong and sha256_of(folder / name) != facts["sha256"]:

@@ -1,9 +1,9 @@
 """Packs the one-folder program as an archive, and the archive as a one-file program for Linux and macOS.
 
-Called by build_exe on its main thread; imports the standard library and `common`. The file is a shell script
-(one_file.sh, padded to a fixed length) followed by the archive. The first start compares the whole file with the
-checksum in it, and unpacks the archive to a folder in the user's cache, named after that checksum. Each start ends with
-`exec` of the program in that folder. The checksum is a sha256; systems without a tool for it use the POSIX `cksum`.
+Called by build_exe on its main thread; imports the standard library and `common`. The one-file program is a shell
+script (one_file.sh, padded to a fixed length) followed by the archive. The first start compares the file with the
+sha256 in it (or with its POSIX `cksum` on systems without a tool for sha256), and unpacks the archive to a folder in
+the user's cache, named after the sha256. Each start ends with `exec` of the program in that folder.
 
 The way not taken: PyInstaller's own one-file mode (which is used on Windows). It unpacks 50 MB at every start, keeps a
 second process to delete them, leaves them behind when killed, and fails if the temporary folder is mounted noexec.
@@ -39,7 +39,7 @@ class Packed(NamedTuple):
 
 
 def pack(folder: Path, archive: Path) -> Packed:
-    """Write `folder` as a .tar.gz whose bytes depend only on names, contents and executable flags of the files."""
+    """Write `folder` as a .tar.gz whose bytes depend only on the files' names, contents, links and executable flags."""
     unpacked, glibc = 0, None
     with open(archive, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed, tarfile.open(
         fileobj=packed, mode="w", format=tarfile.PAX_FORMAT
@@ -64,7 +64,7 @@ def pack(folder: Path, archive: Path) -> Packed:
 
 
 def find_newest_glibc(path: Path) -> int | None:
-    """N of the newest GLIBC_2.N among the symbol versions of an ELF file; None for other files."""
+    """N of the newest GLIBC_2.N among the symbol versions of an ELF file; None for other files or without any."""
     data = path.read_bytes()
     if data[:4] != b"\x7fELF":
         return None

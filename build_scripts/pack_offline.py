@@ -1,8 +1,8 @@
-"""Pack everything that a machine without a network needs: `python build_scripts/pack_offline.py [--platform NAME]`.
+"""Pack all that an offline machine with Python needs: `python build_scripts/pack_offline.py [--platform NAME]`.
 
 A command; one thread; imports the standard library and this folder. It writes one archive with the source tree, the
-libraries for the chosen platform, the small model, the packages of the tests as wheels, and OFFLINE.md with the
-commands for that machine. Run it with a network, or with --offline and a filled cache.
+libraries for the chosen platform, the small model, the packages of the tests as wheels (not with --no-tests), and
+OFFLINE.md with the commands for that machine. Run it with a network, or with --offline and a filled cache.
 
 The way not taken: a container image, which needs a container engine.
 """
@@ -34,7 +34,7 @@ from one_file import STAMP
 from packages import find_pip
 
 TOP = "llama_srv-offline"
-NOT_OURS = {".git", "__pycache__", ".pytest_cache", ".hypothesis", "build", "dist", "libs"}
+NOT_OURS = {".git", "__pycache__", ".pytest_cache", ".hypothesis", "build", "dist", "libs"}  # generated folders
 # Platform -> tags of wheels that run on it.
 WHEEL_TAGS = {
     "linux-x64": (

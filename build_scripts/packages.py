@@ -1,12 +1,13 @@
 """Downloads pinned packages from a registry to the cache, with npm or pip.
 
 Called by the other fetching scripts on their main thread; imports the standard library and this folder. Only the rows
-of libs.lock.json can be downloaded. A file is renamed to its place in the cache after its sha256 has been checked: two
-runs at once, a kill or a full disk leave the right file or none.
+of libs.lock.json can be downloaded. `Fetcher.get` renames a file to its place in the cache after it has checked its
+sha256: two runs at once, a kill or a full disk leave the right file or none.
 
-The clients are `npm pack` and `pip download`; nothing is installed. If npm is missing, Node.js with npm is extracted
-from a PyPI wheel, and deleted after use. The way not taken: addresses of registries in this file. The clients know
-mirrors, proxies and credentials.
+The clients are `npm pack` and `pip download`; nothing is installed. `unpack_private_npm` extracts Node.js with npm from
+a PyPI wheel, for machines without npm.
+
+The way not taken: addresses of registries in this file. The clients know mirrors, proxies and credentials.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ NPM_PATIENCE = (
     "1000",
     "--fetch-retry-maxtimeout",
     "8000",
-)  # milliseconds
+)  # the times are milliseconds
 
 # (words in a client's output, error, message for the user). The first match is used; `{name}` is the package.
 SYMPTOMS = (
@@ -115,7 +116,7 @@ class Archive(NamedTuple):
     llama_cpp: str = ""  # tag of the llama.cpp inside
     tag: str = ""  # pip: platform tag of the wheel, "" for any platform
     glibc: str = ""  # the oldest glibc that its files run on
-    needs: str = ""  # a system library that not every machine has
+    needs: str = ""  # a system library that its files need and not every machine has
     inner: str = ""  # if only one file is needed: its path in the archive, sha256 and size
     inner_sha256: str = ""
     inner_size: int = 0
@@ -158,7 +159,7 @@ class Fetcher:
             return False
 
     def get(self, archive: Archive, npm: list | None = None) -> Path:
-        """The archive's path in the cache; downloads it if it is missing, and always checks its sha256.
+        """The archive's path in the cache; downloads it if it is missing or damaged, and checks its sha256.
 
         `npm`: the command to use instead of the npm on PATH. Raises Failure.
         """
@@ -249,7 +250,7 @@ def has_pip_module() -> bool:
 
 
 def find_pip() -> list | None:
-    """This Python's pip, else one on PATH, else uv's."""
+    """The command of this Python's pip, else of one on PATH, else of uv's; None without any."""
     if has_pip_module():
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):
@@ -260,7 +261,7 @@ def find_pip() -> list | None:
 
 
 def _make_command(archive: Archive, temp: Path, npm: list | None) -> tuple:
-    """The client's command line and environment. All its files are below `temp`, where progress is measured."""
+    """The client's command line and environment. The client writes below `temp`, where progress is measured."""
     if archive.client == "npm":
         npm = npm or find_npm()
         if npm is None:

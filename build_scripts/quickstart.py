@@ -1,8 +1,10 @@
 """From a fresh clone to a running server: `python build_scripts/quickstart.py [options of llama_srv.py]`.
 
-A command; one thread; imports the standard library and this folder. Three steps: fetch the libraries if there are none
-for this machine; fetch the small model if neither the arguments nor the environment name a model; start the server,
-which replaces this process (on Windows it is a child process).
+A command; one thread; imports the standard library and this folder. It has three steps:
+
+1. Fetch the libraries, if there are none for this machine or --backend names some.
+2. Fetch the small model, if arguments and environment name none and the server needs one.
+3. Start the server, which replaces this process (on Windows it is a child process).
 
 The way not taken: a menu of models or a configuration file. Use -m for another model.
 """
@@ -72,7 +74,7 @@ All other options go to the server (python llama_srv.py --help). Examples:
 
 
 def split_arguments(argv: list) -> tuple:
-    """(options of this script as a dict, arguments of the server). `--backend=NAME` is accepted."""
+    """(options of this script as a dict, arguments of the server). Raises Failure if --backend has no name."""
     own: dict = {"backend": None, "offline": False, "help": False}
     rest: list = []
     arguments = iter(argv)
@@ -101,7 +103,7 @@ def has_any(arguments: list, options: tuple, environ: dict, variables: tuple = (
 
 
 def find_installed_folders(dest: Path, lock: dict) -> list:
-    """Complete folders for this machine, of any backend."""
+    """Folders of libraries for this machine, of any backend, that are up to date or imported."""
     variants = {variant.name: variant for variant in fetch_libs.VARIANTS}
     folders = sorted(dest.glob(f"{get_this_platform()}-*"))
     return [

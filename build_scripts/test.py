@@ -1,9 +1,9 @@
 """Set up the tests' environment, check the source, run the tests: `python build_scripts/test.py [--unit] [--long] ...`.
 
-A command; one thread; imports the standard library and `common`. The steps prepare an environment with the packages of
-requirements-dev.txt (in the cache folder, one for each version of that file and interpreter), the native libraries, the
-small models, browsers, load balancers and packages for Node.js. If a step isn't possible on this machine, the tests
-that need it are skipped, and a line at the end says so; with CI=true the run fails.
+A command; one thread; imports the standard library and `common`. The first step prepares an environment with the
+packages of requirements-dev.txt, in the cache folder, one for each version of that file and interpreter. Without --unit
+more steps follow: native libraries, small models, browsers, load balancers, packages for Node.js. If one of these isn't
+possible on this machine, the tests that need it are skipped, and a line at the end says so; with CI=true the run fails.
 
 Ways not taken: tox or nox (they have to be installed first), the user's site-packages (they should stay unchanged), a
 prebuilt container image (CI starts from a bare machine).
@@ -38,7 +38,7 @@ NODE_PACKAGES = (
     "ollama@0.6.4",
     "axe-core@4.10.3",
 )
-ATTEMPTS = 3  # for steps that need the network, in CI
+ATTEMPTS = 3  # for steps that need the network, in CI; for apt-get always
 NO_TESTS_RAN = 5  # pytest's exit code
 
 USAGE = """usage: python build_scripts/test.py [--unit] [--long] [pytest arguments]
@@ -102,8 +102,8 @@ def run_command(arguments: list) -> int:
 
 
 def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
-    """The arguments of each run of pytest. Tests without native libraries run on all cores at once, the others one
-    after the other."""
+    """The arguments of each run of pytest. If the user names no tests, those without native libraries run on all cores
+    at once, then the others one after the other."""
     if not is_whole:
         return [arguments]
     parts = [[*UNIT_FOLDERS, "-n", "auto", *arguments]]
@@ -119,7 +119,7 @@ def take(arguments: list, flag: str) -> bool:
 
 
 def is_test_path(argument: str) -> bool:
-    """Whether an argument names a file or folder of tests, or a test in one (`tests/unit/test_layers.py::test_x`)."""
+    """Whether an argument is a path in the repository, or names a test in one (`tests/unit/test_layers.py::test_x`)."""
     return not argument.startswith("-") and (ROOT / argument.partition("::")[0]).exists()
 
 
@@ -201,7 +201,7 @@ def get_python(folder: Path) -> Path:
 def prepare_packages(folder: Path) -> str:
     """Make the environment under another name, then rename it, so that a folder with the final name is always complete.
 
-    Its scripts contain the first name and don't work, but only `python -m` is used.
+    The environment's scripts contain the first name and don't work, but only `python -m` is used.
     """
     if get_python(folder).exists():
         return "ready"
@@ -268,7 +268,7 @@ def prepare_libraries() -> str:
 
 
 def prepare_built_libraries() -> str:
-    """Build libmtmd and libggml-rpc from source, once; then they are in the cache."""
+    """Add libmtmd and libggml-rpc to the libraries, unless LLAMA_SRV_LIBS names a folder."""
     given = os.environ.get("LLAMA_SRV_LIBS")
     return f"from {given}" if given else run_script("fetch_libs.py", "--with-mtmd", "--with-rpc")
 
@@ -325,7 +325,7 @@ def may_install(packages: str) -> bool:
 
 
 def prepare_browser() -> str:
-    """Find or install Chromium and its driver. They are installed only in CI, or if the user agrees."""
+    """Find or install Chromium and its driver."""
     return prepare_system_packages(BROWSER_PACKAGES, find_browser, "install Chromium or Chrome, and chromedriver")
 
 

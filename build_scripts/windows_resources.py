@@ -1,7 +1,9 @@
 """Writes the icon and the version resource of the Windows executables at build time.
 
-Called by build_exe on its main thread; imports the standard library and `contents`. Does nothing on other systems. The
-way not taken: binary files in the repository."""
+Called by build_exe on its main thread; imports the standard library and `contents`. Does nothing on other systems.
+
+The way not taken: binary files in the repository.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import contents
 
-SIZE = 32
+SIZE = 32  # pixels
 BLUE, WHITE, NOTHING = (0xD0, 0x5F, 0x2F, 0xFF), (0xFF, 0xFF, 0xFF, 0xFF), (0, 0, 0, 0)  # blue, green, red, alpha
 # The picture of public/icon.svg as a grid of 16 by 16.
 FACE = """
@@ -44,7 +46,7 @@ VERSION_TEXT = """VSVersionInfo(
 
 
 def write(folder: Path, system: str = sys.platform) -> dict:
-    """Write both to `folder`; returns the environment variables that tell the spec where they are."""
+    """Write icon and version resource to `folder`; returns the environment variables that tell the spec where."""
     if system != "win32":
         return {}
     icon, version = folder / "llama-srv.ico", folder / "version.txt"

@@ -1,9 +1,9 @@
 """The ABI guard: checks that these bindings fit the loaded libraries.
 
-Structs are passed by value, so a moved field corrupts memory without an error. Before the first other call, `loader`
-has three things compared: the version with a list of releases that fit, the layout of our ctypes structures with a C
+Structs are passed by value, so a moved field corrupts memory without an error. Before any other call, `loader` has
+three things compared: the version with a list of releases that fit, the layout of our ctypes structures with a C
 compiler's, and default parameters with their known values. No option overrides a refusal. To use another build, run
-build_scripts/make_layout.py on its headers and add its version here.
+build_scripts/make_layout.py on its headers and add its version to KNOWN_VERSIONS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAYOUT_FILE = "abi.json"  # optional, beside the libraries: make_layout.py's out
 Layout = Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]]
 
 _EIGHT_GIB = 8 << 30
-_F16, _TYPE_COUNT, _Q8_0 = 1, 43, 7
+_F16, _TYPE_COUNT, _Q8_0 = 1, 43, 7  # GGML_TYPE_F16, GGML_TYPE_COUNT, LLAMA_FTYPE_MOSTLY_Q8_0
 # The default parameters in every known version, by function. None: NULL.
 Defaults = Mapping[str, Mapping[str, Any]]
 LLAMA_DEFAULTS: Defaults = {
@@ -158,8 +158,8 @@ def layout_of(structs: Iterable[type[ctypes.Structure]]) -> dict[str, tuple[int,
 
 
 def check_layout(ours: Layout, theirs: Layout, where: str) -> None:
-    """LibsIncompatible if a struct of `theirs` (of the file `where`) has another size, field, offset or width in
-    `ours`."""
+    """LibsIncompatible if a struct that both have differs in its size or in a field. `where` names the source of
+    `theirs`."""
     for struct, (size, fields) in theirs.items():
         if struct not in ours:
             continue
@@ -189,7 +189,7 @@ def read_layout(path: Path) -> Layout | None:
 
 
 def check_defaults(function: str, actual: ctypes.Structure, expected: Mapping[str, Any], where: str) -> None:
-    """LibsIncompatible if a default parameter that `function` returned has another value than in known versions."""
+    """LibsIncompatible if a default parameter that `function` returned isn't as `expected`."""
     for field, value in expected.items():
         found = _make_plain(getattr(actual, field))
         if found != value:
@@ -200,7 +200,7 @@ def check_defaults(function: str, actual: ctypes.Structure, expected: Mapping[st
 
 
 def _make_plain(value: Any) -> Any:
-    """A field's value, with every kind of NULL pointer as None."""
+    """A field's value; a pointer as its address, NULL as None."""
     if isinstance(value, (int, float, bytes, type(None))):
         return value
     return ctypes.cast(value, ctypes.c_void_p).value

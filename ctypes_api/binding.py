@@ -3,13 +3,13 @@
 Runs once per library, at load, on the loading thread.
 
 A row is one of three kinds, because releasing the GIL costs more than most of these calls (docs/architecture.md):
-- `call` releases the GIL. For functions that may block, run long, or wait for a native thread that may call back into
-  Python, as every log line does: decode, load, free, state, tokenize.
-- `quick` keeps the GIL. Only for functions that can't block and can't wait for another native thread.
+- `call` releases the GIL. It is for functions that may block, run long, or wait for a native thread that may call back
+  into Python, as each log line does: decode, load, free, state, tokenize.
+- `quick` keeps the GIL. It is for functions that can't block and can't wait for another native thread.
 - `both` is `quick` under the C name and `call` under `call_<name>`; the caller chooses per use.
 
 The raw ctypes function is bound, without a Python wrapper, because many functions are called per token. Not taken:
-binding at the first use. A missing symbol would be found in the middle of a request.
+binding at the first use, which would find a missing symbol in the middle of a request.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def both(name: str, result: Any, *arguments: Any, since: str = BASELINE) -> Row:
 
 
 class Functions:
-    """Bound functions as attributes under their C names. Keeps the library open."""
+    """Bound functions as attributes under their C names."""
 
     def __init__(self, handle: object) -> None:
         self.handle = handle
@@ -82,10 +82,10 @@ def from_addresses(address_of: Callable[[bytes], int | None]) -> Resolver:
 
 
 def bind(rows: Iterable[Row], resolve: Resolver, into: Functions, *, version: str, where: str) -> None:
-    """Bind every row as an attribute of `into`.
+    """Bind the functions of the rows as attributes of `into`.
 
-    `version` and `where` name the library in messages. LibsBroken names all missing required symbols. A missing
-    optional one becomes a stub that raises LibsIncompatible when it is called.
+    `version` and `where` name the library in messages. LibsBroken names all missing required functions. A missing
+    optional function becomes a stub that raises LibsIncompatible when it is called.
     """
     missing = []
     for row in rows:
@@ -107,7 +107,7 @@ def bind(rows: Iterable[Row], resolve: Resolver, into: Functions, *, version: st
 
 
 def is_stub(function: Any) -> bool:
-    """Whether a bound function is a stub for a missing optional symbol."""
+    """Whether a bound function is a stub for a missing one."""
     return getattr(function, "is_stub", False)
 
 

@@ -1,6 +1,6 @@
 """The devices of the loaded backends, for `--list-devices` and for placing a model.
 
-Runs on the thread that loads, since asking a GPU for its memory may take a moment.
+Runs on the thread that loads. Asking a GPU for its memory may take a moment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Device(NamedTuple):
 
 
 def list_devices(libs: Libs) -> list[Device]:
-    """All devices of all loaded backends, in ggml's order of preference."""
+    """The devices of all loaded backends, in ggml's order."""
     count = libs.ggml.ggml_backend_dev_count()
     return [_read_device(libs, libs.ggml.ggml_backend_dev_get(i)) for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Errors of the native layer. Each message is one line with the fault and what to do about it.
+"""Errors of the native layer. Each message is one line; most say what to do.
 
 Raised on any thread that calls `ctypes_api`.
 """
@@ -17,15 +17,16 @@ class LibsNotFound(LibsError):
 
 
 class LibsBroken(LibsError):
-    """A library file is there but can't be opened, or lacks a part it must have."""
+    """A library or a manifest is there but can't be used, or lacks a part it must have."""
 
 
 class LibsIncompatible(LibsError):
-    """The libraries opened, but don't fit these bindings. The message names both versions."""
+    """The libraries don't fit these bindings, or need a 64-bit Python."""
 
 
 class ModelLoadError(LibsError):
-    """A model, adapter or projector file could not be loaded. The message has the last native error lines."""
+    """A model, adapter or projector file could not be loaded, or no context be created. The message has the last
+    native error lines, if there are any."""
 
 
 def choose_advice(source: str, frozen: str) -> str:

@@ -102,7 +102,7 @@ def get_platform_name(system: str | None = None, tag: str | None = None, bits: i
 
 
 def read_folder(folder: Path) -> LibraryFiles:
-    """Sort the folder's files by role. LibsBroken if a needed one is missing, or there are two different ones."""
+    """Sort the folder's files by role. LibsBroken if a needed library is missing, damaged or there in two builds."""
     manifest = _read_manifest(folder)
     order = [folder / str(name) for name in manifest.get("load_order", ())]
     try:
@@ -132,9 +132,9 @@ def read_folder(folder: Path) -> LibraryFiles:
 
 
 def _check_sizes(folder: Path, manifest: dict) -> None:
-    """LibsBroken for a truncated file, on which the system's loader might crash.
+    """LibsBroken for a file of another size than in the manifest: on a truncated one the system's loader might crash.
 
-    Only fetch_libs.py --verify compares contents: hashing would slow each start.
+    Contents are compared only by fetch_libs.py --verify: hashing would slow each start.
     """
     for name, facts in manifest.get("files", {}).items():
         try:
@@ -159,7 +159,7 @@ def _sort_out(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, l
 
 
 def _resolve_one(paths: list[Path]) -> Path:
-    """The file of a library with several names. LibsBroken unless they are symlinks, or copies of equal size."""
+    """The file of a library with several names. LibsBroken unless the names are symlinks, or copies of equal size."""
     try:
         real = {path.resolve(strict=True): path.stat().st_size for path in paths}
     except OSError as error:

@@ -1,10 +1,9 @@
 """ggml's functions for backends, devices, the log and thread pools, with their enums and structs.
 
 Raw layer: C names and C types. A row declares one C function (see `binding`), and `loader` binds it. `quick` functions
-keep the GIL, `call` functions release it. Imports the standard library and `binding` only. Source:
-ggml.h, ggml-backend.h and ggml-cpu.h of llama.cpp v0.5.0. Left out: tensors and graphs, which libllama builds. The CPU
-backend is a plug-in chosen at run time, so its functions (CPU_ROWS) are looked up with
-ggml_backend_reg_get_proc_address.
+keep the GIL, `call` functions release it. Imports the standard library and `binding` only. Source: ggml.h,
+ggml-backend.h and ggml-cpu.h of llama.cpp v0.5.0. Left out: tensors and graphs, which libllama builds. The CPU backend
+may be a plug-in, so its functions (CPU_ROWS) are looked up with ggml_backend_reg_get_proc_address.
 
 For a function pointer that is NULL pass an empty instance, e.g. `ggml_log_callback()`; None is no valid argument.
 """
@@ -225,8 +224,8 @@ REGISTRY_ROWS = (
     call("ggml_backend_load_all_from_path", None, c_char_p),
 )
 
-# Found by name in the loaded CPU backend. Creating a pool starts native threads and freeing it joins them, so both are
-# `call`.
+# Looked up by name in the loaded CPU backend. Creating a pool starts native threads and freeing it joins them, so both
+# are `call`.
 CPU_ROWS = (
     # struct ggml_threadpool *ggml_threadpool_new(struct ggml_threadpool_params *params)
     call("ggml_threadpool_new", ggml_threadpool_t, POINTER(ggml_threadpool_params)),

@@ -2,7 +2,9 @@
 
 Runs before any other thread calls the libraries. The order matters: ggml-base, ggml and llama by absolute path with
 global symbols, ABI guard, log callback, backend plug-ins, llama_backend_init. A library can't be unloaded safely, so a
-process has one set. Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong in copies), an override for the guard.
+process has one set of libraries.
+
+Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong once they are copied), an override for the guard.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ _LOADED_FROM = re.compile(r"loaded (\S+) backend from (.+)$")
 
 
 class Libs:
-    """One loaded set of libraries. `llama`, `ggml`, `mtmd` carry the C functions as attributes."""
+    """One loaded set of libraries. `llama`, `ggml` and `mtmd` carry the C functions as attributes."""
 
     def __init__(
         self,
@@ -76,10 +78,10 @@ class Libs:
         self.log = log  # keeps the C log callback alive
         self.ggml = ggml
         self.llama = llama
-        self.mtmd: Functions | None = None
+        self.mtmd: Functions | None = None  # None until `load` was called `with_mtmd`
         self.backends: tuple[str, ...] = ()  # registered backends, e.g. ("CUDA", "CPU")
         self.plugins: tuple[str, ...] = ()  # files of loaded plug-ins; empty if the backends are linked in
-        self.notes: tuple[str, ...] = ()  # a line per plug-in that could not be loaded
+        self.notes: tuple[str, ...] = ()  # a line per unused plug-in, without the CPU's
         self.cpu_variant = cpu_variant  # as the caller of `load` has set it
         self.has_backends = False  # without them only a vocabulary can be opened
         self.keep = keep  # handles that must stay open
@@ -101,8 +103,7 @@ def load(
 
     `cpu_variant` names a `ggml-cpu-*` plug-in to use instead of the best one. `log_callback(level, line)` is called
     with every native log line, on any thread; without it nothing is logged. Without `with_backends` no plug-in is
-    loaded and no GPU initialised, so only a vocabulary can be opened. Raises LibsNotFound, LibsBroken or
-    LibsIncompatible, each with one line.
+    loaded and no GPU initialised, so only a vocabulary can be opened. Raises LibsError or a subclass.
     """
     folder = Path(folder).resolve()
     with _lock:
@@ -153,7 +154,7 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
 
 
 def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
-    """Open the libraries in order. Returns their handles, and other handles that must stay open. LibsBroken."""
+    """Open the libraries in order. Returns their handles, and other handles that must stay open. Raises LibsBroken."""
     keep: list[Any] = []
     if sys.platform == "win32":
         keep.append(os.add_dll_directory(str(files.folder)))
@@ -162,7 +163,7 @@ def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
         try:
             handles[path] = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            # in builds without plug-ins libggml needs the backends' libraries: open those first if it didn't find them
+            # without plug-ins libggml needs the backends' libraries: open those first if libggml didn't find them
             opened = [_try_open(plugin) for plugin in files.plugins.values()] if path == files.ggml else []
             if not any(opened):
                 raise LibsBroken(_explain(path, _describe_error(error))) from None
@@ -252,7 +253,7 @@ def _explain(path: Path, error: str) -> str:
 
 
 def _start_backends(libs: Libs) -> None:
-    """Register the backends, and set `backends`, `plugins` and `notes`."""
+    """Register the backends, set `backends`, `plugins` and `notes`, and bind the CPU backend's functions."""
     mark = libs.log.mark()
     if sys.platform == "win32":  # ggml's LoadLibrary wouldn't search a plug-in's folder for the DLLs that it needs
         libs.keep += [_try_open(path) for name, path in libs.files.plugins.items() if not _is_cpu(name)]
@@ -287,7 +288,7 @@ def _start_backends(libs: Libs) -> None:
 
 
 def _load_by_hand(libs: Libs, variant: str) -> None:
-    """Load all plug-ins that aren't for the CPU, then, as ggml does, the chosen CPU plug-in."""
+    """Load, in ggml's order, the plug-ins that aren't for the CPU, then the chosen CPU plug-in."""
     for name, path in libs.files.plugins.items():
         if not _is_cpu(name):
             libs.ggml.ggml_backend_load(os.fsencode(path))

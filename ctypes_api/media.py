@@ -60,7 +60,7 @@ class EmptyBitmap(Owner):
 
 
 class Chunks(Owner):
-    """The text chunks and media chunks of a bitmap in a prompt, in order. Freeing it frees its chunks."""
+    """The chunks (text or media) that stand for a bitmap in a prompt, in order. Freeing this object frees them."""
 
     def __init__(self, context: MtmdContext, bitmap: Bitmap | EmptyBitmap) -> None:
         """LibsError if the projector can't use this bitmap."""
@@ -78,7 +78,7 @@ class Chunks(Owner):
         return self.libs.mtmd.mtmd_input_chunks_size(self)
 
     def __getitem__(self, index: int) -> int:
-        """A chunk's address; it lives as long as this object."""
+        """A chunk's address, valid as long as this object."""
         return self.libs.mtmd.mtmd_input_chunks_get(self, index)
 
     def get_text_tokens(self, index: int) -> list[int] | None:

@@ -306,7 +306,7 @@ ROWS = (
     #     llama_pos pos_0, size_t i)
     quick("mtmd_image_tokens_get_decoder_pos", mtmd_decoder_pos, mtmd_image_tokens_p, llama_pos, c_size_t),
 
-    # --- Tokenise and encode; mtmd_tokenize is thread-safe. Embeddings: n_tokens * llama_model_n_embd_inp.
+    # --- Tokenise and encode; mtmd_tokenize is thread-safe. Embeddings: n_tokens * llama_model_n_embd_inp floats.
 
     # int32_t mtmd_tokenize(const mtmd_context *ctx, mtmd_input_chunks *output, const mtmd_input_text *text,
     #     const mtmd_bitmap *const *bitmaps, size_t n_bitmaps)

@@ -1,7 +1,7 @@
 """Receives the log of llama.cpp and ggml as whole lines.
 
-The callback runs on any native thread (ctypes takes the GIL for it), so it only joins continuations, keeps the last
-lines and passes each line on. Because of the GIL, functions that may wait for a native thread must be bound as `call`.
+The callback runs on any native thread, so it only joins continuations, keeps the last lines and passes each line on.
+It needs the GIL, so functions that may wait for a native thread must be bound as `call`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ctypes_api.ggml import GGML_LOG_LEVEL_CONT, GGML_LOG_LEVEL_ERROR, GGML_LOG_
 
 LogCallback = Callable[[int, str], None]
 _REMEMBERED = 64  # lines kept, and as many error lines
-_LONGEST = 1 << 16  # characters after which a line is cut
+_LONGEST = 1 << 16  # characters; longer lines are cut into several
 
 
 class NativeLog:

@@ -5,7 +5,7 @@ call (`libs.llama.llama_n_ctx(context)`). Closing a parent closes its children f
 context and its children; several may read a model. Finalizers only warn, because the garbage collector would free on
 any thread, in any order.
 
-Keyword arguments are fields of the C parameter struct; an unknown one is a TypeError. A list for a pointer field
+A constructor's `fields` are those of the C parameter struct; an unknown one is a TypeError. A list for a pointer field
 becomes a zero-terminated C array that lives as long as the owner.
 """
 
@@ -152,7 +152,7 @@ class Model(Owner):
         self._close_file()
 
     def _close_file(self) -> None:
-        """Close the stream. Until the model is freed, llama.cpp may read tensors from it."""
+        """Close the stream, from which llama.cpp may read tensors until the model is freed."""
         if self._file is not None:
             self._file.close()
 
@@ -216,8 +216,8 @@ class Context(Owner):
 class Threadpool(Owner):
     """A ggml thread pool for llama_attach_threadpool. Fields: ggml_threadpool_params (prio, poll, ...).
 
-    Close or detach its contexts first. `cpumask` and `prio` also apply to the thread that creates the pool, which
-    computes with it.
+    Close or detach its contexts first. The thread that creates the pool computes, too: `cpumask` and `prio` also apply
+    to that thread.
     """
 
     def __init__(self, libs: Libs, n_threads: int, **fields: Any) -> None:
@@ -237,8 +237,8 @@ class Batch:
 
     Fill `token`, `pos`, `logits` and either `seq` (row i uses seq[i * n_seq_max ...]) or `seq_id[i][k]`, by index or
     slice; set `n_tokens`; call `llama_decode(context, batch.struct)`. `n_seq_id` is 1 in each row at first. With
-    `n_embd` the rows are embeddings instead of tokens. With `n_pos` > 1 (M-RoPE) there are n_pos * n_tokens positions,
-    by dimension. It owns no native memory, but must outlive the decode call.
+    `n_embd` fill `embd` instead of `token`. With `n_pos` > 1 (M-RoPE) there are n_pos * n_tokens positions, by
+    dimension. A batch owns no native memory, but must outlive the decode call.
     """
 
     __slots__ = ("capacity", "embd", "logits", "n_seq_id", "n_seq_max", "pos", "seq", "seq_id", "struct", "token")
@@ -324,7 +324,8 @@ class Sampler(Owner):
         """A sampler in Python. `apply(candidates)` changes a llama_token_data_array in place.
 
         For tests and experiments: over a whole vocabulary it takes milliseconds per token. The callbacks run on the
-        thread that samples. Their exceptions can't cross C; Python reports them as unraisable. Clones share them.
+        thread that samples. Their exceptions can't cross C; Python reports them as unraisable. Clones share the
+        callbacks.
         """
         label = ctypes.create_string_buffer(name.encode())
         interface = llama_sampler_i(
@@ -403,8 +404,8 @@ class MtmdContext(Owner):
 
 
 class _ProgressWatch:
-    """Sets a progress callback for one load. An exception in it can't cross C frames: it stops the load, and `check`
-    raises it."""
+    """Sets a progress callback for one load. An exception in the callback can't cross C frames: it stops the load, and
+    `check` raises it."""
 
     def __init__(self, progress: Progress | None, params: ctypes.Structure, callback_type: Any) -> None:
         self._progress: Any = progress
@@ -474,7 +475,7 @@ def _make_rows(flat: Any, count: int, width: int) -> Any:
 
 
 def _read_string(function: Callable, *arguments: Any) -> str:
-    """Call a C function that ends in (char *buf, size_t size) and returns the needed length, or -1."""
+    """The text that a C function writes to (char *buf, size_t size), its last parameters; it returns the length."""
     buffer = ctypes.create_string_buffer(256)
     length = function(*arguments, buffer, len(buffer))
     if length >= len(buffer):

@@ -1,7 +1,7 @@
 """ggml-rpc.h: uses the devices of other machines (workers), and lends this machine's devices to others.
 
 Runs on the thread that loads; `serve` blocks its thread. The RPC backend is a plug-in; its functions are looked up by
-name. Only two are needed, because a registered worker's devices are used like all others.
+name. Only two are needed, because the devices of a registered worker are used like this machine's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
 def serve(libs: Libs, address: str, cache: Path | None, n_threads: int, devices: Sequence[Device]) -> None:
     """Run a worker at `host:port`, for one client after the other. Returns only if the address can't be used.
 
-    Tensors of more than 10 MB are kept in the folder `cache`.
+    Tensors of more than 10 MB are kept in the folder `cache`, if it isn't None.
     """
     handles = (ggml_backend_dev_t * len(devices))(*(device.raw for device in devices))
     folder = os.fsencode(cache) + os.sep.encode() if cache else None

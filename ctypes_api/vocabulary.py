@@ -1,6 +1,6 @@
 """Converts text to tokens and back, with a vocabulary pointer (`Model.vocab`).
 
-Any thread may call these functions; the C functions are thread-safe. Text is bytes, because a token may end within a
+Any thread may call these functions. Text is bytes (except in `get_token_text`), because a token may end within a
 character. Ids are checked first, because an unknown one would end the process.
 """
 

@@ -45,7 +45,7 @@ class Context:
     started: int = field(default_factory=lambda: int(time.time()))
     """When the server started, in seconds since the epoch."""
     is_shared: bool = False
-    """Whether there may be several users; then none is shown another's requests."""
+    """Whether there may be several users; then no user is shown another's requests."""
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
     is_admin: Callable[[str], bool] = is_never_admin
@@ -72,8 +72,7 @@ class Context:
             raise ApiError(403, f"only a key of --admin-key may {what}")
 
     def keep_prompt(self, prompt: object) -> None:
-        """`--log-prompts-dir`: write a request's prompt (text or JSON) to a file named after the time in
-        milliseconds."""
+        """With `--log-prompts-dir`, write a request's prompt (text or JSON) to a file there. Logs a failure."""
         folder = self.options.log_prompts_dir
         if not folder:
             return

@@ -1,1 +1,1 @@
-"""Routes about the server itself: status, slots, adapters, metrics."""
+"""Routes about the server itself: status, slots, models, adapters, metrics, debugging."""

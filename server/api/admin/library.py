@@ -130,8 +130,8 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
 
 
 def make_progress_json(download: Download) -> dict[str, Any]:
-    """The progress of one file. Clients draw a bar per digest. The file's real digest isn't known yet; this one is a
-    hash of its name."""
+    """The progress of the current file. Clients draw a bar per digest. The file's digest isn't known yet, so a hash of
+    its name takes its place."""
     if not download.file:
         return {"status": "pulling manifest"}
     digest = hashlib.sha256(download.file.encode("utf-8", "replace")).hexdigest()

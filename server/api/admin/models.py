@@ -1,7 +1,7 @@
 """/models and /v1/models: lists models and their states, loads and unloads them, and sends events about changes.
 
 Runs on connection threads. Entries of the list `data` have OpenAI's fields and llama-server's `status`, those of
-`models` have Ollama's. Only the route to load a model loads or wakes one.
+`models` have Ollama's. Of these routes, only the one to load a model loads or wakes one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class ModelHandlers:
         return MODEL.reply({"success": True, "model": entry.name, "status": self._status(entry)}, body)
 
     def stream_events(self, request: Request) -> EventStream:
-        """A stream of server-sent events: first the states of all models, then every change."""
+        """A stream of server-sent events on the models that this key may use: their states, then changes and
+        downloads."""
         return EventStream(self._iterate(request.key_id))
 
     def _iterate(self, key_id: str) -> Iterator[bytes]:
@@ -88,8 +89,8 @@ class ModelHandlers:
                     yield event_of(entry, state, **({"failed": True, "reason": reason} if state == FAILED else {}))
 
     def _status(self, entry: Entry) -> dict[str, Any]:
-        """The model's state in `value`; while it loads, also `progress` (0 to 1) and its place in the queue; after a
-        failure, the reason."""
+        """The model's state in `value`. While the model loads, also `progress` (0 to 1), and its place if it waits in
+        the queue; after a failure, the reason."""
         value = self._context.models.status(entry)
         status: dict[str, Any] = {"value": value}
         if value == LOADING:

@@ -21,7 +21,7 @@ from server.models.model import PREPARING, Model
 from server.web.message import Request, Response, make_error_body, make_json_response
 
 BUILD_INFO = "llama_srv"
-NO = ("", "0", "false", "no", "off")
+NO = ("", "0", "false", "no", "off")  # values of `strict` that switch it off
 STUCK = "the engine has work but makes no progress"
 
 COMING_BACK = "the engine died and is restarting; requests are accepted and will wait"
@@ -32,8 +32,13 @@ class StatusHandlers:
         self._context = context
 
     def check_health(self, request: Request) -> Response:
-        """Answers 200 "ok", or "no slot available" (503 with `fail_on_no_slot`); 503 while loading, restarting or
-        stopping; 500 after a failed load; with `strict` 503 if the engine has work but makes no progress."""
+        """The health of a lone model:
+
+        - 200 with "ok" or "no slot available" (the latter is 503 with `fail_on_no_slot`)
+        - 503 while loading, restarting or stopping
+        - 500 if the engine has failed
+        - with `strict`, 503 if the engine has work but makes no progress
+        """
         models = self._context.models
         if models.lone is None or models.lone.state != LOADED:
             return self._health_of_many(request)
@@ -65,8 +70,8 @@ class StatusHandlers:
         return make_json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def _health_of_many(self, request: Request) -> Response:
-        """The health of several models, or of one that isn't loaded: whether they are loaded doesn't matter. Counts the
-        slots of the loaded ones."""
+        """The health of several models, or of a lone one that isn't loaded. It doesn't depend on whether they are
+        loaded. Counts the slots of loaded models."""
         models = self._context.models
         if request.query.get("strict", "0") not in NO and models.is_stuck:
             return make_json_response({"status": "error", **make_error_body(ApiError(503, STUCK))}, 503)
@@ -84,7 +89,7 @@ class StatusHandlers:
         return make_json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def check_live(self, request: Request) -> Response:
-        """Always 200: no other trouble is a reason to restart the process and lose running requests."""
+        """Always 200: an engine's trouble is no reason to restart the server and lose running requests."""
         return make_json_response({"status": "ok"})
 
     def check_ready(self, request: Request) -> Response:
@@ -177,7 +182,7 @@ class StatusHandlers:
         return PROPS.reply({"success": True}, body)
 
     def show_slots(self, request: Request) -> Response:
-        """Every slot with its latest task. With `fail_on_no_slot` answers 503 when no slot is free."""
+        """The slots with their latest tasks. With `fail_on_no_slot` answers 503 if the model has no idle slot."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         models, name = self._context.models, request.query.get("model")
@@ -189,7 +194,7 @@ class StatusHandlers:
         return make_json_response(self._list_slots(model, request))
 
     def _list_all_slots(self, request: Request) -> list[dict[str, Any]]:
-        """The slots of all loaded models, each with its model's name."""
+        """The slots of the loaded models that this key may use, each with its model's name."""
         models = self._context.models
         mine = [entry.model for entry in models.list_seen_by(request.key_id)]
         return [
@@ -257,8 +262,8 @@ def get_template_caps(model: Model) -> dict[str, Any]:
 
 
 def list_model_capabilities(model: Model) -> list[str]:
-    """What the model can do, in the terms of lists of models. Every chat model can call tools: if its template has no
-    place for them, they are described in the system message."""
+    """What the model can do, in the terms of lists of models. Each generative model counts as able to call tools: if
+    its template has no place for them, they are described in the system message."""
     info = model.info
     assert info is not None
     words = ["completion", "tools"] if info.is_generative and not model.vocab.is_none else ["embedding"]

@@ -1,6 +1,7 @@
-"""GET /slots/timeline: the tasks of each slot in the last minute, and the waiting tasks, with their owners.
+"""GET /slots/timeline: what each slot did in the last minute, how many tasks waited, and the owners of the tasks.
 
-Runs on a connection thread. Owners are shown as short hashes, salted per process: they tell users apart, nothing more.
+Runs on a connection thread. A span is a time in which a slot was in one phase of one task. Owners are shown as short
+hashes, salted per process: they tell users apart, nothing more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from server.errors import ApiError
 from server.web.message import Request, Response, make_json_response
 
 SECONDS = 60.0  # the length of the timeline
-JUST_NOW = 0.01  # seconds; the least `to` of a span that has ended, because 0 means that it goes on
+JUST_NOW = 0.01  # seconds; the least `to` of a span that has ended, because 0 means that the span goes on
 
 
 class TimelineHandler:

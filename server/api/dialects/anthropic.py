@@ -1,7 +1,7 @@
 """The dialect of POST /v1/messages, for Anthropic's clients. Runs on connection threads.
 
 A message of a request is a list of blocks. It becomes one or more messages of a `Conversation`, since each result of a
-tool is a message of its own. In an answer, a new block begins where the model changes between thinking, text and calls.
+tool is a message of its own. In an answer, a block is one call, or the text or thinking between two changes of kind.
 
 A stream begins as soon as prefill has begun, because its first event reports how much of the prompt was cached.
 `thinking` blocks have a constant signature because clients expect one; signatures in requests are ignored.
@@ -198,7 +198,7 @@ def read_system(value: object) -> list[Message]:
 
 
 def read_turns(value: object, files: Files) -> Iterator[Message]:
-    """The messages of `messages`. Messages of one role in a row are joined."""
+    """The messages of the conversation. Successive messages of one role are joined."""
     if not isinstance(value, list) or not value:
         raise ApiError(400, "messages: a non-empty list of messages is required")
     require_few(len(value))
@@ -244,7 +244,7 @@ def read_user(blocks: list[Placed], files: Files) -> Iterator[Message]:
 
 
 def read_tool_result(block: Mapping[str, Any], where: str, files: Files) -> Message:
-    """The message with a tool's result. Templates have no field for a failure, so its text mentions it."""
+    """The message with a tool's result. Templates have no field for a failure, so the text begins with `Error:`."""
     parts = [make_text_part("Error:")] if is_true(block, "is_error", where) else []
     if block.get("content") is not None:
         for inner, place in blocks_of(block["content"], f"{where}.content"):
@@ -374,7 +374,7 @@ def make_source_error(source: Mapping[str, Any], where: str) -> ApiError:
 
 
 class MessagesReply:
-    """Writes one answer. In a stream, one block is open at a time."""
+    """Writes one answer. In a stream, at most one block is open at a time."""
 
     ping = encode_named_event("ping", {"type": "ping"})
 
@@ -389,7 +389,7 @@ class MessagesReply:
         self._frame = (b"", b"")  # the bytes before and after the text of its deltas
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The JSON around a piece of text is always the same within a block, so it is encoded only once."""
+        """The JSON around a piece of text is the same within a block, so it is encoded once per block."""
         if type(event) is Text:
             return self._begin() + self._go_on("text") + self._encode_delta(event.text) if event.text else b""
         if type(event) is Reasoning:
@@ -438,7 +438,7 @@ class MessagesReply:
     # ---- blocks of a stream -------------------------------------------------------------------------------------
 
     def _begin(self, n_cached: int = 0) -> bytes:
-        """The event `message_start`, sent once."""
+        """The event `message_start`, the first time; then nothing."""
         if self._has_begun:
             return b""
         self._has_begun = True
@@ -483,7 +483,7 @@ class MessagesReply:
     def _encode_block(self, name: str, **fields: object) -> bytes:
         return encode_named_event(name, {"type": name, "index": self._index, **fields})
 
-    # ---- parts of both ------------------------------------------------------------------------------------------
+    # ---- parts of streams and of whole messages -----------------------------------------------------------------
 
     def _make_message(self) -> dict[str, Any]:
         name = self._asked.model.choose_name(self._asked.values["model"])
@@ -493,7 +493,7 @@ class MessagesReply:
         return {"type": "message_delta", "delta": self._choose_stop_reason(final), "usage": make_usage(final)}
 
     def _choose_stop_reason(self, final: Final) -> dict[str, Any]:
-        """The stop reason. Only stop words of the request count as `stop_sequence`; those of the server are a normal
+        """The stop reason. Only words of `stop_sequences` count as `stop_sequence`; other stop words are a normal
         end."""
         word, reason = None, "end_turn"
         if final.stop == STOP_LIMIT:
@@ -530,7 +530,8 @@ def make_usage_json(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str,
 
 
 def make_error_json(error: ApiError) -> dict[str, Any]:
-    """An error in this dialect's form. Clients recognise the words for a prompt that is too long, and shorten it."""
+    """An error in this dialect's form. Clients recognise the words for a prompt that is too long, and shorten the
+    prompt."""
     kind = ERROR_TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "api_error")
     message = error.message
     if error.type == "exceed_context_size_error":

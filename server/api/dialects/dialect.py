@@ -1,4 +1,4 @@
-"""The parts that every dialect has, and the collected form of an answer. `server.api.generation` uses them.
+"""The parts of a dialect, and the collected form of an answer. `server.api.generation` uses them.
 
 Runs on connection threads (events of a stream also on `engine-reader`).
 """
@@ -19,7 +19,7 @@ from server.web.message import EVENT_STREAM, ErrorShape, Request, Response, make
 
 @record
 class Call:
-    """A tool call in an answer. `parts` are pieces of the JSON text of its arguments."""
+    """A tool call in an answer. `parts` are pieces of its arguments as JSON text."""
 
     id: str
     name: str
@@ -40,10 +40,10 @@ class Section:
 
 @record
 class Answer:
-    """The answer of one task, collected from its events.
+    """The answer to one task, collected from its events.
 
-    `tokens` and `probs` belong to the text. `judged` has the events of text, reasoning and calls, from the first one
-    that has probabilities on. `sections` has texts, reasoning and calls in their order.
+    `tokens` and `probs` belong to the text. `judged` has the events of text, reasoning and calls, beginning with the
+    first that has probabilities. `sections` has texts, reasoning and calls in their order.
     """
 
     task: Task
@@ -153,6 +153,6 @@ class Dialect:
     stream_type: str = EVENT_STREAM
     """The content type of streams."""
     read_body: Callable[[Request], dict[str, Any]] = Request.read_json_object
-    """Makes an object of the body, also where the body is a form."""
+    """Makes an object of the body, which is JSON or a form."""
     waiting: Waiting | None = None
     """For streams with `return_progress`; None if the dialect can't show how a model is loaded."""

@@ -29,7 +29,8 @@ class EchoedPrompt:
         self._probs.update(enumerate(item.probs, item.start))
 
     def make_logprobs(self, n_top: int) -> dict[str, list[Any]]:
-        """OpenAI's parallel lists. The first token has no probability, since no token is before it."""
+        """OpenAI's parallel lists, and `content` in its newer form. The first token has no probability, since no token
+        is before it."""
         probs = [self._probs.get(i) for i in range(len(self._tokens))]
         return {
             "tokens": [format_token_name(self._vocab.piece(token)) for token in self._tokens],
@@ -48,8 +49,8 @@ class EchoedPrompt:
         }
 
     def _compute_offsets(self) -> list[int]:
-        """The character of the echoed text at which each token begins. The tokens may have one more space at the start
-        than the text."""
+        """The character of the echoed text at which each token begins. The tokens may begin with a space that the text
+        lacks."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         offsets, n = [], 0
         for token in self._tokens:

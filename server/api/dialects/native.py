@@ -35,7 +35,7 @@ MISSING = object()
 
 
 def read_completion(incoming: Incoming) -> TextRequest:
-    """Read POST /completion. Its `system_prompt` replaces the model's for all later requests."""
+    """Read POST /completion. Its `system_prompt` replaces the model's for this and all later requests."""
     model, body = incoming.model, incoming.body
     if body.get("system_prompt") is not None:
         model.set_system_prompt(body["system_prompt"])
@@ -83,7 +83,7 @@ class NativeReply:
         self._held = [""] * len(asked.tasks)  # text without tokens, for the last object of the stream
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The common event, text without probabilities, is formatted by hand, in a tenth of a JSON encoder's time."""
+        """Plain text, the most common event, is formatted by hand, in a tenth of a JSON encoder's time."""
         if type(event) is Text:
             if "\n" in event.text:
                 self._has_new_line[index] = True
@@ -174,7 +174,7 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
 
 
 def pick(result: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
-    """`response_fields`: keep only these fields. `a/b` picks a field of an inner object and is also its new name.
+    """`response_fields`: keep only these fields. `a/b` picks the field `b` of `a`, and is also its name in the result.
     Unknown fields are skipped; without any paths everything is kept."""
     if not paths:
         return result

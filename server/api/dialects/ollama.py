@@ -1,8 +1,8 @@
 """The dialect of POST /api/chat, for Ollama's clients: answers are lines of JSON. Runs on connection threads.
 
-`ollama_generate` uses parts of it. Tool calls in requests may lack ids: this module makes those that templates need,
-and matches results to calls by name and order. Arguments of calls are JSON objects, so a call is sent only when it is
-complete, and never if it was cut off.
+`ollama_generate` uses parts of this module. Tool calls in requests may lack ids: this module makes those that templates
+need, and matches results to calls by name and order. Arguments of calls are JSON objects, so a call is sent only when
+it is complete, and never if it was cut off.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def read_values(
 
 
 def keep_alive(model: Model, value: object) -> tuple[str, ...]:
-    """Set how long the model stays loaded without work. Returns a warning if it can't be unloaded as
-    asked. ApiError 400 for an invalid time."""
+    """Set how long the model stays loaded without work. Returns a warning if the model was to be unloaded but can't be.
+    ApiError 400 for an invalid time."""
     if value is None:
         return ()
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -199,7 +199,7 @@ def read_turns(value: object, files: Files) -> list[Message]:
 
 
 def read_turn(message: object, where: str, files: Files) -> Message:
-    """Check one message. Its calls stay as they came."""
+    """A message in OpenAI's form, but its calls as they came. ApiError 400 if it is invalid."""
     if not isinstance(message, dict):
         raise ApiError(400, f"{where} is not an object")
     role = message.get("role")
@@ -261,7 +261,8 @@ def make_chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
 
 
 class OllamaReply:
-    """Writes answers in this dialect. For /api/generate the last line has the tokens of prompt and answer."""
+    """Writes answers in this dialect. For /api/generate without files, the last line has the tokens of prompt and
+    answer."""
 
     id = ""
 
@@ -279,7 +280,7 @@ class OllamaReply:
         self.ping = self._encode_line(make_part("", "", []))
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The JSON around a piece of text is always the same, so it is encoded only once."""
+        """The JSON around a piece of text is the same in each line, so it is encoded once."""
         if type(event) is Text:
             self._tokens += event.tokens if self._has_context else ()
             return self._fill_frame(event, event.text, self._text_frame)
