@@ -1,11 +1,10 @@
-"""Extract the shared libraries and licences of an untrusted archive, or of the user's folder.
+"""Extract the libraries, licences and build notes of an untrusted archive, or of the user's folder.
 
-Called by the fetching scripts on their main thread; imports the standard library and `common`. Each file named like a
-library or licence is written to a numbered file in a scratch folder. The links of an archive become entries of a table.
-Paths from the archive are never written to, and links are never created.
+Called by the fetching scripts on their main thread; imports the standard library and `common`. Each of these files is
+written to a numbered file in a scratch folder. The links of an archive become entries of a table. Paths from the
+archive are never written to, and links are never created.
 
-The way not taken: `extractall` with filters. Filters differ between Python versions, and it writes hundreds of unneeded
-files.
+The way not taken: `extractall` with filters, which differ between Python versions.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from common import Failure
 LIBRARY_NAME = re.compile(r"^[^/\\]+\.(?:dll|dylib|so(?:\.\d+)*)$", re.IGNORECASE)
 LICENCE_NAME = re.compile(r"^(?:LICEN[CS]E|COPYING|NOTICE|THIRD_PARTY_NOTICES)(?:[.-]\w+)?$", re.IGNORECASE)
 BUILD_NOTE = "_nlcBuildMetadata.json"  # in node-llama-cpp's packages: names the llama.cpp release
-MAX_FILES = 2000  # extracted from one archive or folder
-MAX_BYTES = 16 << 30  # extracted from one archive or folder
+MAX_FILES = 2000  # extracted from one source
+MAX_BYTES = 16 << 30  # extracted from one source
 MAX_LINK_HOPS = 8
 WALK_DEPTH = 4  # levels of subfolders that are searched
 READ_ERRORS = (
@@ -50,8 +49,6 @@ class Unpacked(NamedTuple):
 
 
 class _Collector:
-    """Collects the members of one source in numbered files."""
-
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.files: dict = {}
@@ -153,7 +150,7 @@ def _read_zip(source: Path, collector: _Collector) -> None:
 
 
 def _read_folder(source: Path, collector: _Collector) -> None:
-    """Copy from the user's own folder. Links to files are followed. Licences in subfolders are left out."""
+    """Copy the files of the user's own folder. Links to files are followed. Licences in subfolders are left out."""
     for folder, names, files in os.walk(source):
         depth = len(Path(folder).relative_to(source).parts)
         if depth >= WALK_DEPTH:

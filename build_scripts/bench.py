@@ -89,7 +89,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def describe_settings(options: argparse.Namespace, settings: Settings) -> dict:
-    """The settings and the date, for the JSON file."""
     return {
         "model": settings.model.name,
         "model_bytes": settings.model.stat().st_size,

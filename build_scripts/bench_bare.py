@@ -1,4 +1,4 @@
-"""The baseline of bench.py: a loop that only decodes, samples and converts tokens to text, over `ctypes_api`.
+"""The baseline of bench.py: a loop that only tokenizes, decodes, samples and detokenizes, over `ctypes_api`.
 
 A child process of bench.py: `bench_bare.py MODEL THREADS SLOTS CTX`. One thread. Imports the standard library and
 `ctypes_api`. Each line on stdin is a JSON list of completions. The loop computes them together, one token of each per

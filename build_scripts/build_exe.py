@@ -1,10 +1,10 @@
 """Build executables for this machine's system: `python build_scripts/build_exe.py [--backend NAME]
 [--check-platform]`.
 
-A command; one thread; imports the standard library, this folder, and the server's manual page. It freezes the
-interpreter and this program with PyInstaller, if necessary in the tests' environment, and adds the native libraries,
-the web page, the manual, the licences and the bill of materials. The folder becomes an archive (the one-folder program)
-and a one-file program. Unchanged inputs are not built again. The same inputs give the same bytes.
+A command; one thread; imports the standard library, this folder, and the server's manual page. If this interpreter
+lacks PyInstaller, the script runs in the tests' environment. It freezes the interpreter and this program, and adds the
+native libraries, the web page, the manual, the licences and the bill of materials. The resulting folder becomes an
+archive (the one-folder program) and a one-file program. Except on Windows, the same inputs give the same bytes.
 
 The way not taken: passing libs/ and public/ to PyInstaller. It scans all files and adds each of llama.cpp's libraries a
 second time.
@@ -63,7 +63,7 @@ OUR_SCRIPTS = (
     "windows_resources.py",
     "licences",
 )
-# Environment variables that make builds reproducible.
+# Environment variables for reproducible builds.
 REPRODUCIBLE = {
     "PYTHONHASHSEED": "0",
     "SOURCE_DATE_EPOCH": str(one_file.STAMP),
@@ -85,7 +85,6 @@ class Built(NamedTuple):
 
 
 def list_source_files() -> list:
-    """The source files below ROOT that the program contains."""
     found = []
     for name in SOURCES:
         path = ROOT / name
@@ -95,7 +94,6 @@ def list_source_files() -> list:
 
 
 def inputs_of(libs: Path) -> dict:
-    """The inputs of a build, as hashes and versions."""
     scripts = [Path(__file__).with_name(name) for name in OUR_SCRIPTS]
     scripts = [file for path in scripts for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     digest = hashlib.sha256()

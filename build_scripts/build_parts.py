@@ -1,8 +1,8 @@
 """Build a library that npm's packages lack, from the source of the installed libllama, and add it to libllama's folder.
 
 Called by fetch_libs for libmtmd (images and audio) and libggml-rpc (workers), on its main thread, on Linux; imports the
-standard library and this folder. The npm package node-llama-cpp has the source as a git bundle. Only one target is
-built. Links in the folder lead from the names that the new library needs (`libllama.so.0`) to the installed files.
+standard library and this folder. The npm package node-llama-cpp has the source as a git bundle. Links in the folder
+lead from the names that the new library needs (`libllama.so.0`) to the installed files.
 
 The way not taken: building all of llama.cpp. That takes longer, and wouldn't give the tested libraries.
 """
@@ -76,9 +76,9 @@ class Part(NamedTuple):
     """A library to build."""
 
     library: str  # file name
-    target: str  # for cmake
+    target: str  # cmake's name of it
     flag: str  # option of fetch_libs
-    options: dict  # for cmake
+    options: dict  # of cmake
     function: str  # C function without parameters, called to test the library; returns a pointer
     role: str = ""  # key in the manifest; "" for a plug-in
 
@@ -159,7 +159,6 @@ def _build(part: Part, target: Path, package: Path, cache: Path, progress: Progr
 
 
 def _describe(label: str, log: Path, seconds: float) -> str:
-    """A progress line with the build tool's count of steps, from the end of `log`."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 4000))
         steps = STEP.findall(file.read().decode("utf-8", "replace"))

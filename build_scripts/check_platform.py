@@ -8,7 +8,7 @@ the tables of C functions and the search for libraries. It fetches the libraries
 - The server's search accepts the folder, and there is a CPU backend.
 - A library of the load order has each C function that the server requires.
 
-It lists the libraries that the system must have. Nothing is loaded, because most files are for other machines.
+Nothing is loaded, because most files are for other machines.
 
 The way not taken: emulators. Each would have to be downloaded, and cover one system.
 """
@@ -52,7 +52,6 @@ def check(name: str, cache: Path, progress: Progress, offline: bool) -> int:
 
 
 def troubles_of(folder: Path) -> list:
-    """The problems of a folder of libraries, one line each."""
     manifest = read_manifest(folder)
     if manifest is None:
         return ["no manifest"]
@@ -109,7 +108,6 @@ def is_ours(name: str) -> bool:
 
 
 def make_summary(folder: Path) -> str:
-    """One line: version, number of files, size, load order, and the libraries that the system must have."""
     manifest = read_manifest(folder)
     size = sum(facts["size"] for facts in manifest["files"].values())
     needed = {name for file in manifest["files"] for name in read_header(folder / file).needed if not is_ours(name)}

@@ -2,8 +2,7 @@
 processes.
 
 Runs on the main thread of the script that was started. Imports the standard library and `server.program`. It can be
-imported on Python 3.8, so that an old interpreter prints a clear message instead of a syntax error. Hence these scripts
-use NamedTuple instead of dataclasses with slots.
+imported on Python 3.8, so that an old interpreter prints a clear message instead of a syntax error.
 
 The way not taken: downloading with urllib. The ordinary clients (npm, pip) know the user's mirrors, proxies and
 certificates.
@@ -80,7 +79,7 @@ def make_temp_folder(parent: Path, label: str) -> Iterator[Path]:
 
 
 def remove_stale(parent: Path, now: float | None = None) -> None:
-    """Delete temporary folders of killed runs. Those of other runs in progress are younger than STALE_SECONDS."""
+    """Delete temporary folders that are older than STALE_SECONDS."""
     limit = (time.time() if now is None else now) - STALE_SECONDS
     for entry in parent.glob(TEMP_PREFIX + "*"):
         with contextlib.suppress(OSError):
@@ -89,10 +88,8 @@ def remove_stale(parent: Path, now: float | None = None) -> None:
 
 
 def swap_in(new: Path, target: Path, temp: Path) -> None:
-    """Rename folder `new` to `target`. An older `target` is moved to `temp` first, and back on failure.
-
-    If another run creates `target` between the two renames, that folder is moved away too. Raises Failure or OSError.
-    """
+    """Rename folder `new` to `target`. An older `target` is moved to `temp` first, and back on failure. Raises Failure
+    or OSError."""
     aside: Path | None = None
     for attempt in range(5):
         try:
@@ -117,7 +114,7 @@ def swap_in(new: Path, target: Path, temp: Path) -> None:
 
 
 def replace_file(new: Path, target: Path) -> None:
-    """Rename `new` to `target`, atomically. If two runs do it at once, both have the same checked content."""
+    """Rename `new` to `target`, atomically. Raises Failure if `target` is in use."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.replace(new, target)
@@ -191,7 +188,6 @@ class Progress:
         self._next = self.clock() + self.every
 
     def show(self, text: str) -> None:
-        """Show the current state. If the stream is no terminal, most states are left out."""
         if self.quiet:
             return
         if self.live:
@@ -312,7 +308,6 @@ def require_python(version: tuple | None = None) -> None:
 
 
 def explain_os_error(error: OSError) -> str:
-    """One line for an error of the file system, with advice."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return f"the disk is full{where}: free some space, or choose another disk with LLAMA_SRV_CACHE or --dest"
@@ -348,9 +343,8 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_back_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first that came is delivered. Otherwise a
-    signal's exception could come before a started child is in its variable, and the child would go on. On other threads
-    than the main one it does nothing."""
+    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first that came is delivered. So none comes
+    between a child's start and the assignment to its variable. On other threads than the main one it does nothing."""
     came: list = []
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {}

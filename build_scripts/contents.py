@@ -146,7 +146,7 @@ def sort_files(folder: Path) -> dict:
 
 
 def render_notices(components: dict, libs: Path) -> str:
-    """The text of THIRD_PARTY_LICENSES: each component that isn't ours, with its licence's text."""
+    """The text of THIRD_PARTY_LICENSES."""
     parts = ["This program contains the following components. The licence of the program itself is in LICENSE.\n"]
     for component in components:
         if component.name == OUR_OWN:
@@ -160,7 +160,7 @@ def render_notices(components: dict, libs: Path) -> str:
 
 
 def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> dict:
-    """The CycloneDX 1.5 document: components with versions, licences and hashes of their files."""
+    """The bill in CycloneDX's format 1.5."""
     rows = []
     for component, files in components.items():
         version = component.version(libs)
@@ -204,7 +204,7 @@ def _make_licence(expression: str) -> dict:
 
 
 def write_documents(folder: Path, libs: Path, name: str) -> dict:
-    """Write LICENSE, THIRD_PARTY_LICENSES and the bill of materials into a finished folder; returns the bill."""
+    """Write the three documents into a finished folder; returns the bill of materials."""
     (folder / "LICENSE").write_bytes((ROOT / "LICENSE").read_bytes())
     (folder / NOTICES).write_text(render_notices(sort_files(folder), libs), encoding="utf-8", newline="\n")
     bill = bill_of_materials(sort_files(folder), folder, libs, name)

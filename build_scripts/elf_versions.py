@@ -24,10 +24,10 @@ NEEDED, WANTED = struct.Struct("<HHIII"), struct.Struct("<IHHII")  # Verneed, Ve
 
 
 class Version(NamedTuple):
-    """A version that the file requires of a library, with the file offsets of its two ELF records."""
+    """A version that the file requires of a library."""
 
-    place: int  # offset of its Vernaux
-    library: int  # offset of its library's Verneed
+    place: int  # file offset of its Vernaux
+    library: int  # file offset of its library's Verneed
     index: int  # by which symbols refer to it
     name: bytes
 

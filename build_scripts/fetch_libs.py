@@ -137,7 +137,7 @@ def ensure(
     with_mtmd: bool = False,
     with_rpc: bool = False,
 ) -> Path:
-    """The folder of a variant; what it lacks is fetched or built. Raises Failure."""
+    """The folder of a variant. Fetches or builds what is missing, damaged or outdated. Raises Failure."""
     variant = find_variant(platform or get_this_platform(), backend)
     lock = load_lock() if lock is None else lock
     cache = find_cache_folder() if cache is None else cache
@@ -152,7 +152,7 @@ def ensure(
             raise Failure(
                 f"no package contains libmtmd for {variant.name}: build llama.cpp with it and import that with --from"
             )
-        source = "pip"  # pip's packages contain libmtmd
+        source = "pip"
     state = read_folder_state(folder, variant, lock)
     lacks_mtmd = with_mtmd and not builds_mtmd and not (read_manifest(folder) or {}).get("mtmd")
     if lacks_mtmd and state == "imported" and not force:
@@ -222,7 +222,7 @@ def require_writable(parent: Path) -> None:
 
 
 def _fetch_archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib.ExitStack) -> tuple:
-    """(kind, rows, paths) of the first source that works. Raises Failure if none works or a failure is final."""
+    """(kind, rows, paths) of the first source that works. Raises Failure."""
     sets = [
         (kind, [fetcher.lock[key] for key in keys])
         for kind, keys in (("npm", variant.npm), ("pip", variant.pip))
@@ -305,8 +305,7 @@ def install(
 ) -> tuple:
     """Unpack archives or folders, check them, and put dest/<platform>-<backend> in place; returns (folder, manifest).
 
-    Platform, backend and version default to those found in the files. Raises Failure if the files aren't usable on
-    `platform`.
+    Platform, backend and version default to those found in the files. Raises Failure.
     """
     with make_temp_folder(dest, "install") as temp:
         scratch, new = temp / "scratch", temp / "new"

@@ -40,7 +40,7 @@ def get_model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
 
 
 def is_present(path: Path, lock: dict, key: str = ROW) -> bool:
-    """Whether the file exists with the right size. Its hash was checked when it was fetched."""
+    """Whether the file exists with the right size."""
     try:
         return path.stat().st_size == lock[key].inner_size
     except OSError:

@@ -92,7 +92,7 @@ STATUS = {"ignored": "ignored", "planned": "refused for now", "refused": "refuse
 
 
 def render_options_page() -> str:
-    """The text of docs/options.md: a table for each group, the profiles, and the options without effect."""
+    """The text of docs/options.md."""
     from server.options.parser import GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, list_compat_rows
 
     heads = ("option", "default", "allowed", "environment", "what")
@@ -167,7 +167,6 @@ def render_routes_part() -> str:
 
 
 def render_fields_part() -> str:
-    """The routes with their field tables, then each table."""
     from server.api.request.fields import BODIES
 
     tables = find_field_tables()

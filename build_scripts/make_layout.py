@@ -78,7 +78,6 @@ def find_compiler(named: str | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description="Write the struct layout of a llama.cpp release to a file.")
     parser.add_argument("source", type=Path, help="a checkout of that release")
     parser.add_argument("--release", default="v0.5.0", help="name of the release, to be written to the file")

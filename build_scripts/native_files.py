@@ -1,8 +1,8 @@
 """Analyses the files of a llama.cpp build: platform, names, dependencies and roles; writes the folder and its manifest.
 
-Called by fetch_libs, build_parts, build_exe, packages and check_platform on their main thread; imports the standard
-library, `archives` for its result type, and `common`. From ELF, Mach-O and PE headers it reads the machine, the
-library's name (not in PE) and the names of the libraries that it needs.
+Called by other scripts on their main thread; imports the standard library, `archives` for its result type, and
+`common`. From ELF, Mach-O and PE headers it reads the machine, the library's name (not in PE) and the names of the
+libraries that it needs.
 
 Packagers name the files differently: `libllama.so.0`, `libllama.v0.5.0.so`, or both `libllama.0.dylib` and
 `libllama.dylib`. If a library is loaded under another name than its neighbours need, the process has two copies of it.
@@ -44,7 +44,7 @@ PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
 # A build with several of these backends is named after the first of them in this row.
 GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")
 
-MAX_ROWS = 10_000  # of a table in a header. An ELF file with more is no library; of a PE file no more are read
+MAX_ROWS = 10_000  # that are read of a table in a header
 
 _EXTENSION = r"\.(?:dll|dylib|so(?:\.\d+)*)$"
 _CORE = re.compile(r"^(?:lib)?(llama|ggml|ggml-base|mtmd)(?:\.[a-z]\w*)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.I)
@@ -424,7 +424,6 @@ def write_folder(folder: Path, layout: Layout, unpacked: Unpacked, facts: dict) 
 
 
 def _place(file: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(file, target)
     except OSError:

@@ -72,7 +72,6 @@ def find_newest_glibc(path: Path) -> int | None:
 
 
 def write_one_file(packed: Packed, title: str, target: Path) -> None:
-    """Write head and archive as one executable file."""
     values = {
         "TITLE": title,
         "HEAD": HEAD_SIZE,

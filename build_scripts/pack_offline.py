@@ -2,7 +2,7 @@
 
 A command; one thread; imports the standard library and this folder. It writes one archive with the source tree, the
 libraries for the chosen platform, the small model, the packages of the tests as wheels (not with --no-tests), and
-OFFLINE.md with the commands for that machine. Run it with a network, or with --offline and a filled cache.
+OFFLINE.md with the commands for that machine.
 
 The way not taken: a container image, which needs a container engine.
 """

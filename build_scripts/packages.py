@@ -4,10 +4,8 @@ Called by the other fetching scripts on their main thread; imports the standard 
 of libs.lock.json can be downloaded. `Fetcher.get` renames a file to its place in the cache after it has checked its
 sha256: two runs at once, a kill or a full disk leave the right file or none.
 
-The clients are `npm pack` and `pip download`; nothing is installed. `unpack_private_npm` extracts Node.js with npm from
-a PyPI wheel, for machines without npm.
-
-The way not taken: addresses of registries in this file. The clients know mirrors, proxies and credentials.
+The clients are `npm pack` and `pip download`; nothing is installed. The way not taken: addresses of registries in this
+file. The clients know mirrors, proxies and credentials.
 """
 
 from __future__ import annotations
@@ -210,7 +208,7 @@ class Fetcher:
         return arrived
 
     def unpack_private_npm(self, platform: str, temp: Path) -> list:
-        """For machines without Node.js: unpack npm from a PyPI wheel to `temp`; returns its command."""
+        """For machines without npm: unpack Node.js with npm from a PyPI wheel to `temp`; returns npm's command."""
         row = self.lock.get(f"pip:node-{platform}")
         if row is None:
             raise ClientMissing(f"no Node.js wheel is known for {platform}")
@@ -304,7 +302,6 @@ def _make_command(archive: Archive, temp: Path, npm: list | None) -> tuple:
 
 
 def _diagnose(archive: Archive, output: str) -> Failure:
-    """The Failure for a client's output."""
     for words, kind, advice in SYMPTOMS:
         if any(word in output for word in words):
             return kind(advice.format(name=archive.spec))
@@ -338,7 +335,6 @@ def relock(path: Path, cache: Path, progress: Progress) -> int:
 
 
 def _compute_unpacked_size(source: Path, temp: Path) -> int:
-    """Bytes of the libraries that would be installed."""
     names = {path.rpartition("/")[2]: file for path, file in unpack([source], temp).libraries.items()}
     return sum(file.stat().st_size for name, file in names.items() if find_core_role(name) or find_plugin_family(name))
 

@@ -2,11 +2,11 @@
 
 A command; one thread; imports the standard library and this folder. It has three steps:
 
-1. Fetch the libraries, if there are none for this machine or --backend names some.
-2. Fetch the small model, if arguments and environment name none and the server needs one.
+1. Fetch the libraries of --backend; without it the default ones, if this machine has none. --libs skips this step.
+2. Fetch the small model, if arguments and environment name no model and the server needs one.
 3. Start the server, which replaces this process (on Windows it is a child process).
 
-The way not taken: a menu of models or a configuration file. Use -m for another model.
+The way not taken: a menu of models or a configuration file.
 """
 
 from __future__ import annotations

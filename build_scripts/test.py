@@ -102,8 +102,8 @@ def run_command(arguments: list) -> int:
 
 
 def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
-    """The arguments of each run of pytest. If the user names no tests, those without native libraries run on all cores
-    at once, then the others one after the other."""
+    """The arguments of each run of pytest. If the user names no tests, the quick ones run on all cores, then the others
+    one after the other."""
     if not is_whole:
         return [arguments]
     parts = [[*UNIT_FOLDERS, "-n", "auto", *arguments]]
@@ -157,7 +157,7 @@ def retry(what: str, attempt: Callable[[], str], attempts: int | None = None) ->
 
 
 def run_checks(environment: dict) -> list:
-    """Run linter, formatter and type checker; returns the names of those that found faults."""
+    """Returns the names of the checks that found faults."""
     faulty = []
     for words in CHECKS:
         begun = time.monotonic()
@@ -175,7 +175,6 @@ def choose_code(codes: list) -> int:
 
 
 def run_pytest(arguments: list, environment: dict) -> int:
-    """Run pytest in the tests' environment; returns its exit code."""
     begun = time.monotonic()
     command_line = [str(get_python(get_environment_folder())), "-m", "pytest", *arguments]
     say("pytest " + " ".join(arguments))
@@ -188,7 +187,6 @@ def run_pytest(arguments: list, environment: dict) -> int:
 
 
 def get_environment_folder() -> Path:
-    """The folder of the environment for this interpreter and these requirements."""
     key = "\n".join((sys.version, sys.base_prefix, REQUIREMENTS.read_text(encoding="utf-8")))
     name = f"py{sys.version_info[0]}{sys.version_info[1]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     return find_cache_folder() / "test-environments" / name
@@ -313,7 +311,6 @@ def find_browser() -> str:
 
 
 def may_install(packages: str) -> bool:
-    """Whether system packages may be installed: yes in CI (CI=true); on a terminal the user is asked; otherwise no."""
     if os.environ.get("CI") == "true":
         return True
     if not (sys.stdin and sys.stdin.isatty()):
@@ -325,12 +322,10 @@ def may_install(packages: str) -> bool:
 
 
 def prepare_browser() -> str:
-    """Find or install Chromium and its driver."""
     return prepare_system_packages(BROWSER_PACKAGES, find_browser, "install Chromium or Chrome, and chromedriver")
 
 
 def prepare_firefox() -> str:
-    """Find or install Firefox, for the tests that run in both browsers."""
     return prepare_system_packages(FIREFOX_PACKAGES, find_firefox, "install Firefox")
 
 
@@ -339,12 +334,10 @@ def find_firefox() -> str:
 
 
 def prepare_balancers() -> str:
-    """Find or install nginx and HAProxy, which the examples for load balancers are tested with."""
     return prepare_system_packages(BALANCERS, find_balancers, "install nginx and HAProxy")
 
 
 def find_balancers() -> str:
-    """The paths of both load balancers if they are installed, else `""`."""
     found = [shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in BALANCERS]
     return ", ".join(found) if all(found) else ""
 
@@ -393,7 +386,7 @@ def get_node_packages_folder() -> Path:
 
 
 def prepare_node_packages() -> str:
-    """Install the packages with npm, without running their scripts. The folder is renamed when it is complete."""
+    """Install the packages with npm, without running their scripts."""
     folder, npm = get_node_packages_folder(), shutil.which("npm")
     if folder.exists():
         return "ready"

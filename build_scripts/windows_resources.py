@@ -62,7 +62,7 @@ def render_version_text(version: str) -> str:
 
 
 def make_icon_bytes() -> bytes:
-    """The content of an .ico file with one picture of 32 by 32 pixels."""
+    """The content of an .ico file with one picture."""
     rows = FACE.strip().splitlines()
     pixels = bytearray()
     for y in reversed(range(SIZE)):

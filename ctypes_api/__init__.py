@@ -1,4 +1,4 @@
-"""The bindings of llama.cpp's C interface. Nothing here knows HTTP, slots or JSON.
+"""The bindings of llama.cpp's C interface. Nothing here knows HTTP or slots.
 
 It has two layers. The raw layer has C's functions, enums and structs under their C names: `ggml`, `llama_types`,
 `llama` and `mtmd`; `binding` turns its rows into functions. The other layer opens, owns and frees: `folder` (which

@@ -35,12 +35,12 @@ class Row(NamedTuple):
 
 
 def call(name: str, result: Any, *arguments: Any, since: str = BASELINE) -> Row:
-    """A row whose function releases the GIL. Rows newer than the baseline are optional."""
+    """A row whose function releases the GIL."""
     return Row(name, result, arguments, "call", since == BASELINE, since)
 
 
 def quick(name: str, result: Any, *arguments: Any, since: str = BASELINE) -> Row:
-    """A row whose function keeps the GIL. Rows newer than the baseline are optional."""
+    """A row whose function keeps the GIL."""
     return Row(name, result, arguments, "quick", since == BASELINE, since)
 
 

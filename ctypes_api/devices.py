@@ -1,4 +1,4 @@
-"""The devices of the loaded backends, for `--list-devices` and for placing a model.
+"""The devices of the loaded backends.
 
 Runs on the thread that loads. Asking a GPU for its memory may take a moment.
 """

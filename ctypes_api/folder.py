@@ -23,7 +23,7 @@ ENVIRONMENT = "LLAMA_SRV_LIBS"
 FETCH = choose_advice(
     "run `python build_scripts/fetch_libs.py`", "download this program again (its libraries are missing or damaged)"
 )
-FALLBACK = "fallback"  # subfolder with second builds of a backend, e.g. for older drivers
+FALLBACK = "fallback"  # subfolder with second builds of a backend
 BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl", "cpu")  # best first
 SYSTEMS = {"darwin": "macos", "win32": "windows"}
 # end of sysconfig.get_platform() -> our names for a 64-bit and a 32-bit Python
@@ -61,10 +61,8 @@ class LibraryFiles(NamedTuple):
 
 
 def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder of libraries: `explicit`, else LLAMA_SRV_LIBS, else the best root/libs/<platform>-<backend>.
-
-    LibsNotFound names every folder tried.
-    """
+    """The folder of libraries: `explicit`, else LLAMA_SRV_LIBS, else the best root/libs/<platform>-<backend>. Raises
+    LibsNotFound."""
     chosen = explicit or environment.get(ENVIRONMENT)
     tried = [Path(chosen)] if chosen else list_candidates(root)
     for folder in tried:
@@ -132,10 +130,8 @@ def read_folder(folder: Path) -> LibraryFiles:
 
 
 def _check_sizes(folder: Path, manifest: dict) -> None:
-    """LibsBroken for a file of another size than in the manifest: on a truncated one the system's loader might crash.
-
-    Contents are compared only by fetch_libs.py --verify: hashing would slow each start.
-    """
+    """LibsBroken for a file of another size than in the manifest: on a truncated one the system's loader might
+    crash."""
     for name, facts in manifest.get("files", {}).items():
         try:
             size = (folder / name).stat().st_size

@@ -1,9 +1,8 @@
 """llama.h: constants, enums, structs and callback types (the functions are in `llama`).
 
 Raw layer: C names and C types. Imports the standard library and `ggml` only. Source: llama.h of llama.cpp v0.5.0.
-Structs are passed by value, so a moved field would corrupt memory. Therefore `loader` compares their sizes and offsets
-with a C compiler's (`layout.py`, made by build_scripts/make_layout.py). Enum members are module constants under their C
-names. Left out: the training interface (llama_opt_params).
+`loader` compares the structs' sizes and offsets with a C compiler's (`layout.py`). Enum members are module constants
+under their C names. Left out: the training interface (llama_opt_params).
 """
 from __future__ import annotations
 

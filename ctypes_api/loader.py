@@ -301,7 +301,7 @@ def _load_by_hand(libs: Libs, variant: str) -> None:
 
 
 def _load_fallbacks(libs: Libs, mark: int) -> None:
-    """Load the second builds of backends whose first build didn't load (e.g. because of an old driver)."""
+    """Load the second builds of backends whose first build didn't load."""
     loaded = {Path(file).name for file in _list_plugin_files(libs, mark)}
     for path in libs.files.fallbacks.values():
         if path.name not in loaded:

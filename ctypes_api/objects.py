@@ -135,7 +135,6 @@ class Model(Owner):
 
     @property
     def n_params(self) -> int:
-        """The number of parameters."""
         return self.libs.llama.llama_model_n_params(self)
 
     def read_meta(self) -> dict[str, str]:
@@ -176,11 +175,9 @@ class AbortFlag:
         self._text[0] = b"\x01"
 
     def clear(self) -> None:
-        """Allow decoding again."""
         self._text[0] = b"\x00"
 
     def is_set(self) -> bool:
-        """Whether the flag is set."""
         return self._text[0] != b"\x00"
 
 
@@ -192,7 +189,7 @@ class Context(Owner):
     ) -> None:
         """ModelLoadError with the last native error lines (usually: not enough memory).
 
-        Without a `pool` ggml starts threads for each graph. A pool may serve several contexts one after the other.
+        Without a `pool` ggml starts threads for each graph.
         """
         super().__init__(model.libs)
         params = self.libs.llama.llama_context_default_params()
@@ -324,8 +321,7 @@ class Sampler(Owner):
         """A sampler in Python. `apply(candidates)` changes a llama_token_data_array in place.
 
         For tests and experiments: over a whole vocabulary it takes milliseconds per token. The callbacks run on the
-        thread that samples. Their exceptions can't cross C; Python reports them as unraisable. Clones share the
-        callbacks.
+        thread that samples. Their exceptions can't cross C; Python reports them as unraisable.
         """
         label = ctypes.create_string_buffer(name.encode())
         interface = llama_sampler_i(
@@ -350,7 +346,7 @@ class Sampler(Owner):
         return self
 
     def clone(self) -> Sampler:
-        """A copy with the same state. A chain's copy has copies of its parts."""
+        """A copy with the same state."""
         made = Sampler(self.libs, self.libs.llama.llama_sampler_clone(self))
         made._keep += self._keep
         return made
@@ -429,7 +425,6 @@ class _ProgressWatch:
 
 
 def _open_at(path: str | os.PathLike[str], offset: int) -> CFile:
-    """Open a stream of a model within a larger file."""
     try:
         return CFile(path, offset)
     except OSError as error:

@@ -1,7 +1,7 @@
 """ggml-rpc.h: uses the devices of other machines (workers), and lends this machine's devices to others.
 
 Runs on the thread that loads; `serve` blocks its thread. The RPC backend is a plug-in; its functions are looked up by
-name. Only two are needed, because the devices of a registered worker are used like this machine's.
+name.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ log = get_logger("api")
 
 
 def is_never_admin(key_id: str) -> bool:
-    """The `is_admin` of a server without admin keys: no key is an admin's."""
+    """The `is_admin` of a server without admin keys."""
     return False
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from server.library.library import Download, Library
 
 STREAM_TYPE = "application/x-ndjson"
-TELL_EVERY_S = 5.0  # longest time without a line of progress, in seconds
+TELL_EVERY_S = 5.0  # longest time without a line of progress
 FINISHED = "finished"  # as in `library.FINISHED`; without --manage-models that module is not imported
 
 

@@ -47,8 +47,8 @@ class ModelHandlers:
         return make_json_response(self._make_entry(entry))
 
     def load(self, request: Request) -> Response:
-        """Start to load a model; `GET /models` and `/models/sse` report its progress. To pass options, the request
-        needs the rights of an admin."""
+        """Start to load a model; `GET /models` and `/models/sse` report its progress. Only an admin's request may pass
+        options."""
         body, name = read_name(request)
         options = LOAD.read(body)["options"]
         if options is not None:
@@ -153,7 +153,6 @@ def event_of(entry: Entry, value: str, **more: object) -> bytes:
 
 
 def make_meta_json(info: ModelInfo) -> dict[str, Any]:
-    """Facts about a model that has been loaded at least once."""
     return {
         "n_vocab": info.n_vocab,
         "n_ctx": info.n_ctx_slot,

@@ -1,6 +1,6 @@
 """/health, /props, /slots: the server's state and settings. Runs on connection threads.
 
-Answers to GET come from the engine's latest snapshot and don't wait for the engine.
+Answers to GET don't wait for the engine: they use its latest snapshot.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StatusHandlers:
         self._context = context
 
     def check_health(self, request: Request) -> Response:
-        """The health of a lone model:
+        """The health of a lone model that is loaded:
 
         - 200 with "ok" or "no slot available" (the latter is 503 with `fail_on_no_slot`)
         - 503 while loading, restarting or stopping
@@ -70,8 +70,7 @@ class StatusHandlers:
         return make_json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def _health_of_many(self, request: Request) -> Response:
-        """The health of several models, or of a lone one that isn't loaded. It doesn't depend on whether they are
-        loaded. Counts the slots of loaded models."""
+        """The health of several models, or of a lone one that isn't loaded. Only loaded models count."""
         models = self._context.models
         if request.query.get("strict", "0") not in NO and models.is_stuck:
             return make_json_response({"status": "error", **make_error_body(ApiError(503, STUCK))}, 503)
@@ -289,6 +288,5 @@ def list_sources(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def list_modalities(info: ModelInfo | None) -> dict[str, list[str]]:
-    """Kinds of input and output of the model, as lists of models have them."""
     taken = [] if info is None else ["image"] * info.vision + ["audio"] * info.audio
     return {"input_modalities": ["text", *taken], "output_modalities": ["text"]}

@@ -1,7 +1,7 @@
 """GET /slots/timeline: what each slot did in the last minute, how many tasks waited, and the owners of the tasks.
 
 Runs on a connection thread. A span is a time in which a slot was in one phase of one task. Owners are shown as short
-hashes, salted per process: they tell users apart, nothing more.
+hashes, salted per process.
 """
 
 from __future__ import annotations

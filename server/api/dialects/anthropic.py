@@ -1,7 +1,7 @@
 """The dialect of POST /v1/messages, for Anthropic's clients. Runs on connection threads.
 
 A message of a request is a list of blocks. It becomes one or more messages of a `Conversation`, since each result of a
-tool is a message of its own. In an answer, a block is one call, or the text or thinking between two changes of kind.
+tool is a message of its own. In an answer, each call is a block, and so is each run of text or thinking.
 
 A stream begins as soon as prefill has begun, because its first event reports how much of the prompt was cached.
 `thinking` blocks have a constant signature because clients expect one; signatures in requests are ignored.
@@ -389,7 +389,6 @@ class MessagesReply:
         self._frame = (b"", b"")  # the bytes before and after the text of its deltas
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The JSON around a piece of text is the same within a block, so it is encoded once per block."""
         if type(event) is Text:
             return self._begin() + self._go_on("text") + self._encode_delta(event.text) if event.text else b""
         if type(event) is Reasoning:
@@ -447,7 +446,7 @@ class MessagesReply:
         return encode_named_event("message_start", {"type": "message_start", "message": message})
 
     def _go_on(self, kind: str) -> bytes:
-        """Make sure that a block of this kind is open: if not, close the open one and begin a new one."""
+        """Make sure that a block of this kind is open."""
         return b"" if kind == self._kind else self._open(kind, EMPTY[kind], *DELTAS[kind])
 
     def _call(self, call: ToolCall) -> bytes:

@@ -63,7 +63,6 @@ class Answer:
 
     @property
     def reasoning(self) -> str:
-        """The whole reasoning, where the parser separates it from the text."""
         return "".join(self.thoughts)
 
     def add(self, event: Event) -> None:
@@ -145,13 +144,10 @@ class Dialect:
     read: Callable[[Incoming], TextRequest | Response]
     """Checks a body and makes the tasks; returns a Response where the model has nothing to write."""
     reply: Callable[[Context, TextRequest], Reply]
-    """Makes the object that writes the answers."""
     error: ErrorShape = make_error_body
-    """Makes the JSON of an error."""
     headers: Callable[[Sequence[str]], dict[str, str]] = make_no_headers
     """Makes the headers that carry an answer's warnings."""
     stream_type: str = EVENT_STREAM
-    """The content type of streams."""
     read_body: Callable[[Request], dict[str, Any]] = Request.read_json_object
     """Makes an object of the body, which is JSON or a form."""
     waiting: Waiting | None = None

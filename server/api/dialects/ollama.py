@@ -73,7 +73,7 @@ MakePart = Callable[[str, str, list[Message]], Message]
 
 
 def read_chat(incoming: Incoming) -> TextRequest | Response:
-    """Read a conversation. Without messages, the request only loads or unloads the model."""
+    """Without messages, the request only loads or unloads the model."""
     model, files = incoming.model, incoming.files
     own = OLLAMA_CHAT.read(incoming.body)
     unknown = OLLAMA_CHAT.list_unread(incoming.body)
@@ -98,7 +98,7 @@ def read_chat(incoming: Incoming) -> TextRequest | Response:
 def read_values(
     model: Model, own: Mapping[str, Any], warnings: Sequence[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """All values of a request for text, from its own fields and its `options`; also warnings about ignored fields."""
+    """The values of a request for text, and warnings about ignored fields."""
     given = own["options"]
     options = OLLAMA_OPTIONS.read(given, model.defaults, "options.")
     values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **options, "n_cmpl": 1}
@@ -139,7 +139,7 @@ def is_zero(value: object) -> bool:
 
 
 def make_conversation(model: Model, messages: list[Message], think: object, tools: Tools = Tools()) -> Conversation:
-    """Make the conversation of messages in OpenAI's form. If the last message is the assistant's, the answer continues
+    """The conversation of messages in OpenAI's form. If the last message is the assistant's text, the answer continues
     it."""
     wish = read_wish(think)
     values = read(wish, CHAT_FIELDS, model.defaults)
@@ -280,7 +280,6 @@ class OllamaReply:
         self.ping = self._encode_line(make_part("", "", []))
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The JSON around a piece of text is the same in each line, so it is encoded once."""
         if type(event) is Text:
             self._tokens += event.tokens if self._has_context else ()
             return self._fill_frame(event, event.text, self._text_frame)
