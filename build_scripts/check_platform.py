@@ -1,4 +1,4 @@
-"""Checks the libraries of each variant, also for systems whose executables can't be built here.
+"""Checks the libraries of each variant (platform and backend), since most executables can't be built here.
 
 Called by build_exe --check-platform on its main thread; imports the standard library, this folder, and from ctypes_api
 the tables of C functions and the search for libraries. It fetches the libraries and checks:

@@ -46,7 +46,7 @@ class ClientMissing(Failure):
 
 
 class WrongContent(Failure):
-    """A download doesn't match the lock file. No other source is tried, so that the user notices."""
+    """A file isn't what libs.lock.json says. No other source is tried, so that the user notices."""
 
     final = True
 

@@ -181,8 +181,7 @@ def must_use_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
 
 def ensure_with_media(platform: str | None, backend: str | None, *, progress: Progress, **options) -> Path:
     """`ensure` for libraries that are distributed: with libmtmd if it can be had and runs on every machine of the
-    platform. For x64 Windows and Macs only pip's packages contain it, and they need AVX2. To use them anyway, run
-    fetch_libs.py --with-mtmd first."""
+    platform. For x64 Windows and Macs only pip's packages contain it, and they need AVX2."""
     variant = find_variant(platform or get_this_platform(), backend)
     if variant.platform.startswith("linux") or variant.name == "macos-arm64-metal":
         try:

@@ -44,7 +44,7 @@ PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
 # A build with several of these backends is named after the first of them in this row.
 GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")
 
-MAX_ROWS = 10_000  # that are read of a table in a header
+MAX_ROWS = 10_000  # most rows that are read of a table in a header
 
 _EXTENSION = r"\.(?:dll|dylib|so(?:\.\d+)*)$"
 _CORE = re.compile(r"^(?:lib)?(llama|ggml|ggml-base|mtmd)(?:\.[a-z]\w*)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.I)

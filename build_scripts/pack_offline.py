@@ -34,7 +34,7 @@ from one_file import STAMP
 from packages import find_pip
 
 TOP = "llama_srv-offline"
-NOT_OURS = {".git", "__pycache__", ".pytest_cache", ".hypothesis", "build", "dist", "libs"}  # generated folders
+NOT_OURS = {".git", "__pycache__", ".pytest_cache", ".hypothesis", "build", "dist", "libs"}  # folders to leave out
 # Platform -> tags of wheels that run on it.
 WHEEL_TAGS = {
     "linux-x64": (

@@ -144,7 +144,7 @@ def run_step(step: Step, strict: bool) -> str:
 def retry(what: str, attempt: Callable[[], str], attempts: int | None = None) -> str:
     """Returns `""`, or the error of the last attempt.
 
-    Makes `attempts` attempts; by default one, in CI (CI=true) `ATTEMPTS`.
+    Makes up to `attempts` attempts; by default one, in CI (CI=true) `ATTEMPTS`.
     """
     attempts = attempts or (ATTEMPTS if os.environ.get("CI") == "true" else 1)
     for number in range(1, attempts + 1):
@@ -247,7 +247,6 @@ def get_site_packages(folder: Path) -> Path:
 
 
 def can_run(command_line: list) -> bool:
-    """Run a command without output; returns whether it succeeded."""
     return (
         subprocess.run(
             command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False

@@ -3,8 +3,8 @@
 Runs once per library, at load, on the loading thread.
 
 A row is one of three kinds, because releasing the GIL costs more than most of these calls (docs/architecture.md):
-- `call` releases the GIL. It is for functions that may block, run long, or wait for a native thread that may call back
-  into Python, as each log line does: decode, load, free, state, tokenize.
+- `call` releases the GIL. It is for functions that may block, run long, or wait for a native thread, which may call
+  Python to log a line. Examples: decode, load, free, tokenize.
 - `quick` keeps the GIL. It is for functions that can't block and can't wait for another native thread.
 - `both` is `quick` under the C name and `call` under `call_<name>`; the caller chooses per use.
 

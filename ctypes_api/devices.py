@@ -1,7 +1,4 @@
-"""The devices of the loaded backends.
-
-Runs on the thread that loads. Asking a GPU for its memory may take a moment.
-"""
+"""The devices of the loaded backends. Runs on the thread that loads."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class LibsBroken(LibsError):
 
 
 class LibsIncompatible(LibsError):
-    """The libraries don't fit these bindings, or need a 64-bit Python."""
+    """The libraries don't fit these bindings or this Python."""
 
 
 class ModelLoadError(LibsError):

@@ -1,4 +1,4 @@
-"""Finds the folder with the native libraries, and the role of each file in it. Opens no library.
+"""Finds the folder with the native libraries, and the role of each file in it (llama, ggml, ...). Opens no library.
 
 Runs on the thread that loads. Files are recognised by patterns, because each packager names them differently
 (`libllama.so`, `libllama.so.0.5.0`, `libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`). Folders made by

@@ -1,4 +1,4 @@
-"""What handlers of all routes share: the models and the server's state. `server/serving.py` makes it once."""
+"""What the handlers of all routes share: the `Context` that `server/serving.py` makes."""
 
 from __future__ import annotations
 

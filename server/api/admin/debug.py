@@ -1,4 +1,4 @@
-"""Routes for finding out why something is slow. Run on connection threads.
+"""Routes for finding out why something is slow. They run on connection threads.
 
 POST /debug/stacks returns the call stacks of all Python threads as text. It needs --debug-stacks, because stacks show
 paths of this machine. GET /debug/cache shows what the prompt cache saved in the latest requests of this owner, and why

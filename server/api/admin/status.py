@@ -261,8 +261,8 @@ def get_template_caps(model: Model) -> dict[str, Any]:
 
 
 def list_model_capabilities(model: Model) -> list[str]:
-    """What the model can do, in the terms of lists of models. Each generative model counts as able to call tools: if
-    its template has no place for them, they are described in the system message."""
+    """What the model can do, in the terms of lists of models. Each generative model can call tools: if its template has
+    no place for them, they are described in the system message."""
     info = model.info
     assert info is not None
     words = ["completion", "tools"] if info.is_generative and not model.vocab.is_none else ["embedding"]
@@ -281,8 +281,7 @@ def make_default_settings(model: Model) -> dict[str, Any]:
 
 
 def list_sources(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Where defaults come from: `model` for the model's file, `option` for the command line. Built-in ones are left
-    out."""
+    """Where defaults come from: `model` for the model's file, `option` for an option. Built-in ones are left out."""
     requests = model.options.requests
     return {name: "model" if name in requests.advised else "option" for name in requests.values if name in settings}
 

@@ -1,7 +1,7 @@
 """The dialect of POST /v1/messages, for Anthropic's clients. Runs on connection threads.
 
 A message of a request is a list of blocks. It becomes one or more messages of a `Conversation`, since each result of a
-tool is a message of its own. In an answer, each call is a block, and so is each run of text or thinking.
+tool is a message of its own. In an answer, each call is a block, and so is each stretch of text or thinking.
 
 A stream begins as soon as prefill has begun, because its first event reports how much of the prompt was cached.
 `thinking` blocks have a constant signature because clients expect one; signatures in requests are ignored.
@@ -281,7 +281,6 @@ def read_tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_later_system(blocks: list[Placed], files: Files) -> Iterator[Message]:
-    """A system message between other messages."""
     yield {
         "role": "system",
         "content": join_parts([part for block in blocks for part in read_text_parts(*block, None)]),

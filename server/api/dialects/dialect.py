@@ -19,7 +19,7 @@ from server.web.message import EVENT_STREAM, ErrorShape, Request, Response, make
 
 @record
 class Call:
-    """A tool call in an answer. `parts` are pieces of its arguments as JSON text."""
+    """A tool call in an answer. `parts`, joined, are its arguments as JSON text."""
 
     id: str
     name: str
@@ -32,7 +32,7 @@ class Call:
 
 @record
 class Section:
-    """A run of text or of reasoning. `kind` is the class of its events, `parts` are its pieces."""
+    """A stretch of text or of reasoning. `kind` is the class of its events, `parts` are their texts."""
 
     kind: type
     parts: list[str] = field(default_factory=list)

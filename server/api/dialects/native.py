@@ -1,6 +1,6 @@
 """The dialect of POST /completion (and of the answers of /infill): text for a prompt. Runs on a connection thread.
 
-Answers have the fields of llama-server's documents of 2024 and those of today's llama-server.
+Answers have the fields that llama-server had in 2024, and those that it has today.
 """
 
 from __future__ import annotations
