@@ -1,7 +1,7 @@
 """The ABI guard: checks that these bindings fit the loaded libraries.
 
-Structs are passed by value, so a moved field corrupts memory without an error. Before any other call, `loader` has
-three things compared: the version with a list of releases that fit, the layout of our ctypes structures with a C
+Structs are passed by value, so a moved field corrupts memory without an error. Before any other call, `loader` uses
+this module to compare the version with a list of releases that fit, the layout of our ctypes structures with a C
 compiler's, and default parameters with their known values. No option overrides a refusal. To use another build, run
 build_scripts/make_layout.py on its headers and add its version to KNOWN_VERSIONS.
 """

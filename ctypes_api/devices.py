@@ -12,8 +12,6 @@ _TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")  # by GGML_BACKEND_DEVICE_TYPE_
 
 
 class Device(NamedTuple):
-    """One device."""
-
     name: str
     description: str
     type: str  # CPU, GPU, IGPU, ACCEL or META

@@ -157,7 +157,7 @@ class Model(Owner):
 
 
 class AbortFlag:
-    """A flag that stops llama_decode from any thread. Pass it as `Context(..., abort=flag)`.
+    """A flag by which any thread stops llama_decode. Pass it as `Context(..., abort=flag)`.
 
     The compute threads call an abort callback before every graph node. A Python function would wait for the GIL
     hundreds of times per step, so the callback is libc's `strlen` of a one-byte text: 0 goes on, 1 aborts. Works on the

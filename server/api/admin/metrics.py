@@ -49,7 +49,7 @@ class MetricsHandler:
 
 
 def render(snapshots: Mapping[str, Snapshot]) -> Iterable[str]:
-    """The lines for these snapshots, by model name. A server with one model has it under "" and writes no label."""
+    """The lines for snapshots by model name. A server with one model has it under "" and writes no label."""
     rows = {name: list_scalars(snapshot) for name, snapshot in snapshots.items()}
     for i, (kind, metric, help, _) in enumerate(list_scalars(Snapshot())):
         yield f"# HELP {PREFIX}{metric} {help}\n# TYPE {PREFIX}{metric} {kind}\n"
