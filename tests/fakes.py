@@ -476,6 +476,10 @@ class FakeBackend:
         """The byte; nothing for special tokens, unless they are named."""
         return self.vocab.piece(token) if named or token < 256 else b""
 
+    def spell(self, text: str) -> list[int]:
+        """Its bytes."""
+        return list(text.encode())
+
     def find_likeliest(self, row: int) -> tuple[int, float]:
         """As a draft model: what it would say, with a made-up `certainty`."""
         return self.reply(self.outputs[row]), self.certainty

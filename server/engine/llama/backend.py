@@ -460,6 +460,10 @@ class LlamaBackend:
             self._pieces[token] = piece
         return piece
 
+    def spell(self, text: str) -> list[int]:
+        """See `Backend`."""
+        return self._samplers.grammars.tokenize(text)
+
     def get_letters(self, token: int) -> bytes:
         """See `Backend`."""
         is_text = token >= 0 and not self._llama.llama_vocab_is_control(self._vocab, token)

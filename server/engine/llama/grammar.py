@@ -182,16 +182,19 @@ class Grammars:
         return None if places is None else GivenText(places)
 
     def spell(self, text: str) -> list[int]:
-        """The tokens of a text that follows other text; [] if a newline before it isn't a token of its own."""
+        """`tokenize`, with the latest texts cached."""
         found = self._spelled.get(text)
         if found is None:
             if len(self._spelled) == KEPT_TEXTS:
                 self._spelled.clear()
-            found = self._spelled[text] = self._tokenize(text)
+            found = self._spelled[text] = self.tokenize(text)
         return found
 
-    def _tokenize(self, text: str) -> list[int]:
-        """Tokenize the text behind a newline, because some tokenizers add a space at the start of a text."""
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text that follows other text; [] if a newline before it isn't a token of its own.
+
+        The text is read behind a newline, because some tokenizers add a space at the start of a text.
+        """
         data = b"\n" + text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 8))()
         n = self.llama.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, False)

@@ -193,6 +193,9 @@ class Backend(Protocol):
     def piece(self, token: int, named: bool = False) -> bytes:
         """The bytes of a token as shown to users. Those of a control token are empty, or with `named` its name."""
 
+    def spell(self, text: str) -> list[int]:
+        """The tokens of a text that follows other text; [] if the tokenizer can't tell."""
+
     def get_letters(self, token: int) -> bytes:
         """The bytes of a text token; empty for every control token."""
 

@@ -17,13 +17,12 @@ from itertools import islice, repeat
 
 from server.engine.speculation.copying import Copy
 from server.engine.speculation.past import Past
-from server.engine.speculation.trust import N_GRAM, Trust
+from server.engine.speculation.trust import MIN_SURVIVAL, N_GRAM, Trust
 
 MAX_PLACES = 8  # earlier places that are compared with the end of the text
 MOST_COMPARED = 24  # tokens compared before each place
 RESUME_WITHIN = 48  # a place within this many tokens after the one just left gets a bonus
 RESUME_BONUS = 8  # the bonus, in equal tokens
-MIN_SURVIVAL = 0.05  # a draft ends where the chance of all its tokens falls below this
 COPIED = 12  # right predictions in a row
 
 

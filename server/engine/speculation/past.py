@@ -51,15 +51,15 @@ class Part:
 class Past:
     """The earlier answers of one owner, the younger part first, and what was learnt from the owner's texts.
 
-    `text`, `answers` and `copies` tell how far drafts from the text itself, from earlier answers and from copies with
-    changes can be trusted. `changes` are the changes in copies.
+    `text`, `answers`, `copies` and `rewritten` tell how far drafts from the text itself, from earlier answers, from
+    copies with changes and from text in another form can be trusted. `changes` are the changes in copies.
     """
 
-    __slots__ = ("parts", "text", "answers", "copies", "changes", "_n")
+    __slots__ = ("parts", "text", "answers", "copies", "rewritten", "changes", "_n")
 
     def __init__(self, n: int) -> None:
         self.parts = [Part(), Part()]
-        self.text, self.answers, self.copies = Trust(), Trust(), Trust()
+        self.text, self.answers, self.copies, self.rewritten = Trust(), Trust(), Trust(), Trust()
         self.changes = Changes()
         self._n = n
 

@@ -1,9 +1,9 @@
 """Speculative decoding: several tokens from one step where the next ones can be guessed.
 
 Engine thread. `extend` adds rows for drafted tokens to the row of a generating sequence. The drafts come from `lookup`,
-`past`, `given` and `draft_model`; `cost` decides how many tokens pay. The scheduler draws row by row with the task's
-own sampler chain while the drawn token equals the draft, and cuts the rest out of the KV cache. So each token is drawn
-by the same chain and with the same random numbers as without drafts.
+`past`, `rewriting`, `given` and `draft_model`; `cost` decides how many tokens pay. The scheduler draws row by row with
+the task's own sampler chain while the drawn token equals the draft, and cuts the rest out of the KV cache. So each
+token is drawn by the same chain and with the same random numbers as without drafts.
 
 Not taken: accepting a draft by the ratio of both models' probabilities. It accepts a little more, but a seed would no
 longer lead to the same text.
@@ -33,9 +33,12 @@ from server.engine.speculation.cost import (
 from server.engine.speculation.draft_model import ModelDrafts, Want
 from server.engine.speculation.given import Given
 from server.engine.speculation.lookup import Lookup
-from server.engine.speculation.past import LEAD, Pasts
+from server.engine.speculation.past import LEAD, Past, Pasts
+from server.engine.speculation.rewriting import Rewriting
 from server.engine.speculation.trust import EXPLORE, ModelTrust
 from server.records import field, record
+
+Source = Lookup | Rewriting | Given
 
 MOST_AT_ODDS = 8
 """The most drafted tokens of a step with several sequences in a split cache, unless all sequences get equally many.
@@ -52,6 +55,7 @@ class Speculation:
     """Drafts for all tasks of one engine."""
 
     def __init__(self, config: EngineConfig, backend: Backend, clock: Callable[[], float]) -> None:
+        self._backend = backend
         self._config = config.spec
         self._n_batch = backend.info.n_batch
         self._longest_s = PATIENCE * config.max_stall_ms / 1e3 or math.inf
@@ -112,6 +116,7 @@ class Speculation:
         if drafting.lookup is not None:
             for token in tokens:
                 drafting.lookup.append(token)
+                drafting.rewriting.append(token)
         if drafting.given.tokens:
             drafting.given.judge(tokens)
         if not n_draft:
@@ -139,7 +144,7 @@ class Speculation:
         room = room_alike = self._n_batch - sum(map(len, spans))
         if self._is_split and len(spans) > 1:
             room = min(room, MOST_AT_ODDS)
-        sources = [self._choose_likelier(slot, min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
+        sources = [self._choose_likeliest(slot, min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
         chances = [chances for _, chances in sources]
         if not any(chances):
             return wants
@@ -161,21 +166,24 @@ class Speculation:
                 left.append(want)
         return left
 
-    def _choose_likelier(self, slot: Slot, n_max: int) -> tuple[Lookup | Given, list[float]]:
-        """The source of drafts, grammar or text, with more likely tokens, and their chances."""
-        lookup, given = self._get_lookup(slot), slot.run.drafting.given
-        chances = lookup.estimate_chances(n_max)
-        given.foresee(slot.run.sampler.foresee())
-        sure = given.estimate_chances(n_max)
-        return (given, sure) if sum(sure) > sum(chances) else (lookup, chances)
-
-    def _get_lookup(self, slot: Slot) -> Lookup:
-        run, drafting = slot.run, slot.run.drafting
+    def _choose_likeliest(self, slot: Slot, n_max: int) -> tuple[Source, list[float]]:
+        """The source that expects the most tokens, and their chances."""
+        drafting = slot.run.drafting
         if drafting.lookup is None:
-            past = self._pasts.of(run.task.owner) if self._pasts is not None and run.task.cache_prompt else None
-            tokens: list[Any] = [*slot.tokens, run.next_token]
-            drafting.lookup = Lookup(tokens, self._config.ngram, past)
-        return drafting.lookup
+            self._read_text(slot)
+        drafting.given.foresee(slot.run.sampler.foresee())
+        sources = drafting.lookup, drafting.rewriting, drafting.given
+        return max(((source, source.estimate_chances(n_max)) for source in sources), key=lambda pair: sum(pair[1]))
+
+    def _read_text(self, slot: Slot) -> None:
+        """Make the sources of drafts from text."""
+        run, backend = slot.run, self._backend
+        tokens: list[Any] = [*slot.tokens, run.next_token]
+        is_kept = self._pasts is not None and run.task.cache_prompt
+        past = self._pasts.of(run.task.owner) if is_kept else Past(self._config.ngram)
+        run.drafting.lookup = Lookup(tokens, self._config.ngram, past)
+        run.drafting.rewriting = Rewriting(slot.tokens, backend.spell, backend.piece, past.rewritten)
+        run.drafting.rewriting.append(tokens[-1])
 
     def _from_model(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> None:
         """Add drafts from the small model, of at most the length that pays, to spans without a draft."""
@@ -273,7 +281,8 @@ class Drafting:
     p_min: float  # the small model's draft ends before a token less likely than this
     trust: ModelTrust
     given: Given = field(default_factory=Given)
-    lookup: Lookup | None = None  # made when first needed
+    lookup: Lookup | None = None  # made when first needed, as is the next
+    rewriting: Rewriting | None = None
     is_by_model: bool = False  # the latest draft was the small model's
     n_drafted: int = 0  # tokens
     n_accepted: int = 0  # tokens that proved right
