@@ -1,8 +1,6 @@
-"""Converts the messages of a conversation into the form that a chat template reads. All content is kept. Pure, on
-connection threads.
+"""Converts the messages of a conversation into the form that a chat template reads. Pure, on connection threads.
 
-Messages come in OpenAI's form. `Probe` knows which forms the template reads. A message that the template reads already
-isn't changed.
+Messages come in OpenAI's form. `Probe` knows which forms the template reads.
 """
 
 from __future__ import annotations
@@ -18,14 +16,12 @@ from server.chat.segments import is_text, read_plain_text
 
 SYSTEM_ROLES = ("system", "developer")
 BLANK_LINE = "\n\n"
-"""Separates system messages that are joined, and a system message from the user message that it is joined with.
-Templates that join a system and a user message use a blank line too. Some do so only if the last message is the user's;
-otherwise this module joins them, and the same separator keeps the text of earlier turns the same."""
+"""Separates the messages that `place_system` joins, as in templates that join system and user messages themselves."""
 SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
 def adapt(messages: Sequence[Message], probe: Probe) -> list[dict[str, Any]]:
-    """The messages in the template's form. The given messages aren't changed."""
+    """The messages in the template's form, as a new list."""
     named = name_results(place_system(rename_developer(messages, probe), probe))
     named = split_calls(shorten_ids(named, probe), probe)
     return [adapt_content(adapt_calls(adapt_reasoning(message, probe), probe), probe) for message in named]
@@ -39,8 +35,8 @@ def rename_developer(messages: Sequence[Message], probe: Probe | None) -> list[M
 
 
 def place_system(messages: list[Message], probe: Probe) -> list[Message]:
-    """Put system messages where the template renders them. If it renders only a first one, all system messages at the
-    beginning are joined; the others become user messages, joined with a user message next to them."""
+    """Put system messages where the template renders them. If it renders only a first one, the system messages at the
+    beginning become one. All other system messages become user messages, joined with those next to them."""
     is_system = [message.get("role") in SYSTEM_ROLES for message in messages]
     n_first = (*is_system, False).index(False)
     is_question = not messages or messages[-1].get("role") == "user"
@@ -80,7 +76,8 @@ def name_results(messages: Sequence[Message]) -> list[Message]:
 
 
 def split_calls(messages: list[Message], probe: Probe) -> list[Message]:
-    """If the template renders only one call per message, split messages: one for each call, followed by its result."""
+    """If the template renders only one call per message, split messages with several calls: one message for each call,
+    followed by the call's results."""
     if all(len(message.get("tool_calls") or ()) < 2 for message in messages) or probe.reads_many_calls:
         return messages
     split: list[Message] = []
@@ -100,7 +97,7 @@ def split_calls(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def _is_result_of(result: Message, call: Message, calls: Sequence[Message], i: int) -> bool:
-    """A result with an unknown id belongs to the last call."""
+    """Whether a result belongs to `call`, which is `calls[i]`. One with an unknown id belongs to the last call."""
     result_id = result.get("tool_call_id")
     if any(one.get("id") == result_id for one in calls):
         return result_id == call.get("id")
@@ -108,8 +105,7 @@ def _is_result_of(result: Message, call: Message, calls: Sequence[Message], i: i
 
 
 def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:
-    """If the template accepts only call ids of nine letters and digits, replace all other ids. A conversation that
-    began with another model has such ids."""
+    """If the template accepts only call ids of nine letters and digits, replace all others (as from another model)."""
     ids = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
     strange = {call_id for call_id in ids if isinstance(call_id, str) and not SHORT_ID.fullmatch(call_id)}
     if not strange or not probe.wants_short_ids:
@@ -127,7 +123,8 @@ def _replace_ids(message: Message, ids: Mapping[str, str]) -> Message:
 
 
 def adapt_reasoning(message: Message, probe: Probe) -> Message:
-    """Put the assistant's reasoning under the key that the template reads."""
+    """Put the assistant's reasoning under the key that the template reads. If the template refuses reasoning beside
+    text and calls, the text is appended to the reasoning."""
     if message.get("role") != "assistant":
         return message
     reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) and isinstance(message[key], str)), "")
@@ -142,7 +139,8 @@ def adapt_reasoning(message: Message, probe: Probe) -> Message:
 
 
 def adapt_calls(message: Message, probe: Probe) -> Message:
-    """Make the arguments of tool calls an object or JSON text, whichever the template renders correctly."""
+    """Make the arguments of tool calls an object or JSON text, and empty content "" or None, whichever the template
+    renders correctly."""
     calls = message.get("tool_calls")
     if not calls:  # an empty list is removed, since some templates only test whether the key exists
         return {key: message[key] for key in message if key != "tool_calls"} if "tool_calls" in message else message
@@ -166,8 +164,8 @@ def _adapt_call(call: Mapping[str, Any], wants_object: bool) -> Mapping[str, Any
 
 
 def read_object(arguments: object) -> object:
-    """Parse JSON text to an object. Other text, such as the arguments of a call that was cut off, is returned
-    unchanged; the template then renders or refuses it."""
+    """Parse JSON text to an object. Anything else is returned unchanged, as the arguments of a call that was cut
+    off."""
     if not isinstance(arguments, str):
         return arguments
     try:
@@ -179,7 +177,7 @@ def read_object(arguments: object) -> object:
 
 
 def adapt_content(message: Message, probe: Probe) -> dict[str, Any]:
-    """Make the content a list of parts if the template needs a list, or if the client sent a list without media and the
+    """Make text a list of parts if the template needs a list, or if the client sent a list without media and the
     template reads lists. Any other list of texts becomes one text."""
     content = message.get("content")
     if isinstance(content, str) and probe.wants_parts:

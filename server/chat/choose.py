@@ -1,4 +1,7 @@
-"""Chooses the chat template: the user's, else the model's, else ChatML. On connection threads; reads a file."""
+"""Chooses the chat template: the one from the options, else the model's, else ChatML.
+
+Runs on connection threads; may read a file.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ log = get_logger("chat")
 
 
 def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | BuiltinTemplate:
-    """The template from `--chat-template-file`, `--chat-template` or the model's metadata, where a second one may be
-    for conversations with tools; else ChatML, with a warning.
+    """The template from `--chat-template-file`, `--chat-template` or the model's metadata, which may have a second one
+    for conversations with tools. Without any, ChatML and a warning.
 
-    ApiError 500 if the template can't be compiled (with line and column), or if llama.cpp doesn't know its name.
+    ApiError 500 if the file can't be read, the template can't be compiled, or llama.cpp doesn't know its name.
     """
     source, tool_source = options.chat_template or "", ""
     if options.chat_template_file:
@@ -51,8 +54,8 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
 
 
 def make_builtin(source: str, vocab: Any) -> BuiltinTemplate:
-    """The template built into libllama that `source` names or resembles. It is tried once, so that an unsupported one
-    fails here and not with each chat. ApiError 500."""
+    """The template built into libllama that `source` names or resembles. ApiError 500 if there is none; rendering one
+    message finds this out here instead of in each chat."""
     template = BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
     try:
         template.render([{"role": "user", "content": "x"}], True, {})

@@ -1,6 +1,4 @@
-"""Finds known calls in a text, and how they are written. Part of `find_format`.
-
-Pure, on connection threads. Imports the formats of `server.chat.output`."""
+"""Finds given calls in a text, and how they are written, for `find_format`. Pure, on connection threads."""
 
 from __future__ import annotations
 
@@ -22,21 +20,22 @@ from server.chat.output.formats import (
 from server.chat.output.write_calls import WrittenCall
 from server.records import record, replace
 
+# a mark: a tag or the text of a special token, such as <tool_call>, [TOOL_CALLS] or ]<]minimax[>[
 MARK = re.compile(r"\]<\]\w+\[>\[|<[^<>\s][^<>]*>|\[/?[A-Z_]+\]")
-MAX_CANDIDATES = 40  # at most so many opening braces are tried as the beginning of an object
+MAX_CANDIDATES = 40  # opening braces before a call's name that are tried as the beginning of its object
 Span = tuple[int, int]
 
 
 @record(frozen=True)
 class Found:
-    """Calls found in a text: their kind, and the span (start, end) of each."""
+    """Calls found in a text: how they are written, and the span (start, end) of each."""
 
     call: Call
     spans: tuple[Span, ...]
 
 
 def find_calls(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Find where these calls are in the text, and the kind in which they are written; None if no kind fits."""
+    """Find these calls in the text; None if they are written in no known way."""
     for find in (find_objects, find_named, find_python, find_quoteless, find_parameters):
         found = find(text, calls)
         if found is not None:
@@ -96,7 +95,8 @@ def find_named(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def _split_around_number(heads: Sequence[str]) -> tuple[str, str]:
-    """The text before and after a call's number; "" and the whole text if there is no number."""
+    """The texts before and after the number in the first head; "" and the whole head if it has none, or if all heads
+    are the same."""
     if len(set(heads)) == 1:
         return "", heads[0]
     match = re.search(r"\d+", heads[0])
@@ -143,7 +143,7 @@ def find_parameters(text: str, calls: Sequence[WrittenCall]) -> Found | None:
         if not (kind.before_key and kind.after_key and kind.after_value and all(kind.string_mark)) or (
             kind.string_mark and not kind.after_mark
         ):
-            return None  # the end of a name or a value can't be found
+            return None  # a parser couldn't find the end of a name or value
         kinds.append(kind)
         spans.append((places[0][0], places[-1][1] + len(kinds[-1].after_value.replace(KEY, second))))
     before, after = _split_around_number([kind.after_name for kind in kinds])
@@ -187,7 +187,7 @@ def _split_around_marks(one: str, other: str) -> tuple[str, tuple[str, ...], str
 
 
 def read_object(text: str, at: int) -> tuple[dict[str, object] | None, int]:
-    """The JSON object that begins at `at`, and its end; None if there is none."""
+    """The JSON object that begins at `at`, and its end; (None, `at`) if there is none."""
     try:
         value, end = json.JSONDecoder().raw_decode(text, at)
     except (ValueError, RecursionError):

@@ -1,10 +1,10 @@
 """Finds the `CallFormat` of a chat template by rendering made-up calls with it.
 
-Conversations with one or two calls are rendered. Their words occur in no template, so the text around these words is
-the format. A format counts only if it writes the calls as the template did. `named_formats` has the formats that can't
-be found like this. Pure, on connection threads. It costs a dozen renderings of small conversations, once per template.
+The words in these calls occur in no template, so the text around the words is the format. A format that was found like
+this counts only if it writes the calls as the template did, except for white space. `named_formats` has the formats
+that can't be found like this. Pure, on connection threads.
 
-Not taken: a row for each known model. Users edit templates, and most new models use known formats.
+Not taken: a table of all known models. Users edit templates, and most new models use known formats.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ TOOLS = [
     for name in (NAME, SECOND_NAME)
 ]
 USER = {"role": "user", "content": QUESTION}
-ANSWER = "~b9f6probe"  # no mark and no name begins with ~
+ANSWER = "~b9f6probe"  # no mark and no name begins with ~, so calls differ from it in their first character
 PLAIN = {"role": "assistant", "content": ANSWER}
 
 
 def find_format(probe: Probe) -> CallFormat:
-    """The format of a template's calls and reasoning. A template without a format of calls gets `GENERIC`."""
+    """The format of a template's calls and reasoning; based on `GENERIC` if no format of calls is found."""
     details = {"reasoning": find_reasoning(probe), **find_named_details(probe.source)}
     found = find_named_format(probe.source) or probe_format(probe, details["reasoning"]) or GENERIC
     missing = {name: value for name, value in details.items() if not getattr(found, name)}
@@ -77,7 +77,7 @@ def find_reasoning(probe: Probe) -> Tags | None:
 
 
 def find_ids(probe: Probe, found: CallFormat) -> IdForm:
-    """The form of call ids that a template requires or renders."""
+    """The form of call ids that a template requires or renders; else the default form."""
     if found.ids != IdForm():
         return found.ids
     call = found.call
@@ -87,7 +87,7 @@ def find_ids(probe: Probe, found: CallFormat) -> IdForm:
 
 
 def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
-    """The format in which the template renders calls; None if it renders none, or in an unknown format."""
+    """The format in which the template renders calls; None if it renders none, or if the format is unknown."""
     if probe.call_form is None:
         return None
     calls = CALLS if probe.reads_many_calls else CALLS[:1]
@@ -105,7 +105,8 @@ def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
 
 
 def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
-    """Add the marks of each type of value, if they differ, and the quotes that may be around strings."""
+    """Add a mark for each type of value, if there are more than two marks, and the quotes that may be around
+    strings."""
     call = replace(call, quotes=next((quotes for quotes in QUOTES if quotes[0] in probe.source), ()))
     marks = list(call.string_mark)
     for value in VALUES if marks else ():
@@ -118,8 +119,8 @@ def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
 
 
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
-    """The rendered text of the assistant's turn with these calls, without its role. It ends where the renderings with
-    and without the calls' results begin to differ. None if the template refuses the conversation."""
+    """The rendered text of the assistant's turn with these calls, without its role. Its end is usually where renderings
+    with and without the calls' results begin to differ. None if the template refuses the conversation."""
     text = _render(probe, _make_conversation(calls))
     plain = _render(probe, [USER, PLAIN])
     if text is None or plain is None:
@@ -132,7 +133,7 @@ def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
 
 
 def _make_conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: str = "") -> list[dict[str, Any]]:
-    """A question, the assistant's calls or answer, and the results of the calls."""
+    """A question, the assistant's answer and calls, and the results of the calls."""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
         message["tool_calls"] = [
@@ -156,14 +157,14 @@ def _render(probe: Probe, messages: list[dict[str, Any]]) -> str | None:
 
 
 def _remove_reasoning(text: str, reasoning: Tags | None) -> str:
-    """Remove the empty reasoning that some templates write before calls."""
+    """Remove everything up to the end of the (empty) reasoning that some templates write before calls."""
     close = reasoning.close.strip() if reasoning else ""
     return text.rpartition(close)[2].lstrip() if close else text
 
 
 def _find_stops(probe: Probe) -> list[str]:
-    """Texts that end an answer: the text after an answer without calls; the marks before it, with which the next turn
-    may begin; `END_MARKS`."""
+    """Texts that end an answer: the first mark or word after an answer without calls, the marks before the answer
+    (another turn may begin with them), and `END_MARKS`."""
     text = _render(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
     header, _, behind = text.partition(ANSWER)
     end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
@@ -201,7 +202,8 @@ def split_marks(text: str, found: Found, stops: Sequence[str]) -> CallFormat:
 
 
 def move_space(made: CallFormat) -> CallFormat:
-    """Move white space from the edges of calls to the text between them, and remove it at the outer edges."""
+    """Move white space from the outer edges of each call to the texts around it, and remove it at the edges of the
+    whole text."""
     before_call, after_call = made.before_call.lstrip(), made.after_call.rstrip()
     space = made.before_call[: len(made.before_call) - len(before_call)]
     behind = made.after_call[len(after_call) :]
@@ -216,7 +218,8 @@ def move_space(made: CallFormat) -> CallFormat:
 
 
 def move_name_marks(made: CallFormat) -> CallFormat:
-    """If two marks precede a name, the second one becomes `before_name`, and its closing mark `after_arguments`."""
+    """If two marks precede a name, the second one becomes `before_name`, and the text before the last mark of
+    `after_call` becomes `after_arguments`."""
     call = made.call
     at = made.before_call.rfind("<")
     to = max((match.start() for match in MARK.finditer(made.after_call)), default=0)

@@ -1,8 +1,10 @@
 """Formats of calls and reasoning that `find_format` can't find: tables, looked up by a text in the template's source.
+Pure.
 
-Pure data. A row is here for one of three reasons: the template doesn't render calls, although its model was trained
-with a format; the marks of calls and text are headers of messages, which `find_format` would take for the template's;
-or the template doesn't render the reasoning of messages.
+`find_format` can't find a format by rendering if
+- the template doesn't render calls, although its model was trained with a format;
+- the marks of calls and text look like the template's own heads of messages;
+- the template doesn't render the reasoning of messages.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ FORMATS = (
     ("xml_tools", HERMES),
 )
 
-# a text in a template's source -> fields of its format that are added to those found; the first row for a field counts
+# a text in a template's source -> fields that its format gets if they are empty; the first row for a field counts
 DETAILS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("<|inner_prefix|>", {"reasoning": Tags("<|inner_prefix|>", "<|inner_suffix|>")}),
     (
@@ -111,7 +113,7 @@ DETAILS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("<|START_TEXT|>", {"content": Tags("<|START_TEXT|>", "<|END_TEXT|>")}),
     ("between <response></response>", {"content": Tags("<response>", "</response>")}),
 )
-# opening and closing tags of reasoning, for templates that only remove it from earlier answers
+# opening and closing tags of reasoning, for templates that don't render it
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 # quotes that may be around an argument
 QUOTES = (("<![CDATA[", "]]>"),)
@@ -151,7 +153,7 @@ FAMILIES = (
 
 
 def find_named_format(source: str) -> CallFormat | None:
-    """The format from the table; None if `find_format` has to find it."""
+    """The first format in the table that fits; None if there is none."""
     return next((found for mark, found in FORMATS if mark in source), None)
 
 
@@ -164,8 +166,8 @@ def find_named_details(source: str) -> dict[str, Any]:
 
 
 def guess_reasoning(source: str, prompt: str) -> Tags | None:
-    """The tags of reasoning, if the template doesn't render it but removes it from earlier answers, or opens it at the
-    end of a prompt."""
+    """The tags of reasoning, if the source has the closing tag (to remove reasoning from earlier answers), or the
+    prompt ends with the opening tag."""
     for opening, closing in THINKING:
         if closing in source or prompt.rstrip().endswith(opening):
             is_bare = prompt.endswith(opening)
@@ -174,5 +176,5 @@ def guess_reasoning(source: str, prompt: str) -> Tags | None:
 
 
 def family_of(written: str) -> str:
-    """The family of models that writes calls like this one."""
+    """The family of models that writes calls like this one; "other" if it is unknown."""
     return next((name for mark, name in FAMILIES if mark in written), "other")

@@ -1,6 +1,6 @@
-"""Simplifies the schemas of tools for templates that render schemas in their own way. Pure, on connection threads.
+"""Simplifies the schemas of tools for templates that fail with the original ones. Pure, on connection threads.
 
-Such templates read `description`, `type` and `parameters` without checking that they exist, or recurse endlessly in a
+Some templates read `description`, `type` and `parameters` without checking that they exist, or recurse endlessly in a
 schema without a type. OpenAI's API requires none of these fields. Only the schema shown to the model is simplified; the
 arguments that it may generate follow the original.
 """
@@ -16,8 +16,7 @@ ANY: dict[str, Any] = {"type": "string", "description": ""}
 
 
 def simplify_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tools with missing fields added: each function has a description and parameters, each schema a type and a
-    description."""
+    """The tools with simplified schemas. Each function gets a description and parameters if it has none."""
     plain = []
     for tool in tools:
         function = tool.get("function")
@@ -31,7 +30,8 @@ def simplify_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def simplify_schema(schema: object, depth: int = 0) -> dict[str, Any]:
-    """The schema with exactly one type on each level. Of alternatives (`anyOf` etc.) the first with a type counts."""
+    """The schema with a description and exactly one type on each level. If it has no type, the first alternative
+    (`anyOf` etc.) with one is merged into it."""
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return dict(ANY)
     ways = [way for name in ("anyOf", "oneOf", "allOf") for way in _list(schema.get(name))]

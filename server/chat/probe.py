@@ -1,12 +1,12 @@
 """Finds out which input a chat template reads, by rendering made-up conversations with it.
 
 Templates differ in the input they expect: text or a list of parts; the arguments of a call as an object or as JSON
-text; a system message at the beginning or anywhere; reasoning under one key or another. Each question is answered by
-rendering a conversation with words that occur in no template, and looking for these words in the prompt. It is answered
-when first needed and then kept; two threads at the same time find the same answer. Pure, on connection threads.
+text; a system message at the beginning or anywhere; reasoning under one key or another. Most answers are found by
+rendering a conversation with words that occur in no template, and looking for these words in the prompt. An answer is
+found when first needed, and then kept. Two threads may find it at the same time. Pure, on connection threads.
 
-Not taken: searching the template's source for names. Templates mention roles in prose, and read keys without rendering
-them.
+Not taken: only searching the template's source for names. Templates mention roles in prose, and read keys without
+rendering them.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ ASSISTANT = {"role": "assistant", "content": "x"}
 CALL_ID, SECOND_ID = "a9f6probe", "a9f7probe"  # nine letters and digits, as some templates require
 RESULT = {"role": "tool", "tool_call_id": CALL_ID, "name": NAME, "content": "x"}
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
-LIMITS = Limits(steps=100_000)
+LIMITS = Limits(steps=100_000)  # of one rendering
 
 
 class Probe:
-    """Answers questions about one template. `base(tools)` returns the template's variables for these tools."""
+    """Answers questions about one template. `base(tools)` returns its variables other than the messages."""
 
     def __init__(self, template: Template, base: Callable[[Sequence[Message]], Mapping[str, Any]]) -> None:
         self.source = template.source
@@ -145,8 +145,8 @@ class Probe:
         )
 
     def find_effort(self, name: str, effort: str) -> str | None:
-        """The value of the variable `name` for a reasoning effort; None if the template has none. Efforts other than
-        "none" and those in NEAREST_EFFORTS stay unchanged."""
+        """The value of the variable `name` for a reasoning effort; None if the template has none. Efforts that aren't
+        "none" or in NEAREST_EFFORTS stay unchanged."""
         if effort not in NEAREST_EFFORTS:
             return effort if effort != "none" else next((one for one in NO_EFFORT if self._has_quoted_text(one)), None)
         if (name, effort) not in self._efforts:
@@ -168,7 +168,7 @@ class Probe:
 
     @cached_property
     def reads_many_calls(self) -> bool:
-        """Whether the template renders all calls of a message; true if it renders no calls."""
+        """Whether the template renders two calls in one message; true if it renders no calls at all."""
         [first], [second] = self._call()["tool_calls"], _call(*self._make_form(OTHER))["tool_calls"]
         both = {**self._call(), "tool_calls": [first, {**second, "id": SECOND_ID}]}
         results = [RESULT, {**RESULT, "tool_call_id": SECOND_ID}]
@@ -176,7 +176,7 @@ class Probe:
 
     @cached_property
     def wants_short_ids(self) -> bool:
-        """Whether call ids must be nine letters and digits, as in Mistral's templates."""
+        """Whether the template refuses the call id "x", as Mistral's do. They want nine letters and digits."""
         refused = {**self._call(), "tool_calls": [{**self._call()["tool_calls"][0], "id": "x"}]}
         return self.call_form is not None and self.render([USER, refused, {**RESULT, "tool_call_id": "x"}]) is None
 
@@ -211,7 +211,8 @@ class Probe:
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), variables: Mapping[str, Any] | None = None
     ) -> str | None:
-        """The prompt; None if the template refuses the conversation. A conversation with calls gets `TOOLS`."""
+        """The prompt; None if the template refuses the conversation. Without `tools`, a conversation with calls gets
+        `TOOLS`."""
         if not tools and any("tool_calls" in message for message in messages):
             tools = TOOLS
         context = {**self._base(tools), **(variables or {}), "messages": messages, "add_generation_prompt": True}

@@ -1,8 +1,8 @@
 """Writes tools, calls and results as plain text, for templates that don't render them. Pure, on connection threads.
 
-The model must see the whole conversation: a system message lists the tools and explains how to call one; earlier calls
-are part of the assistant's text, in the form that the model is asked to write; results are part of the user's text. All
-but the explanation and the marks around calls is marked as users' text.
+The model must see the whole conversation. A system message lists the tools and explains how to call one. Earlier calls
+become part of the assistant's text, in the form that the model is asked to write. Results become part of the user's
+text. Only the explanation and the marks around calls may become special tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def explain_calls(format: CallFormat) -> str:
 
 
 def show_tools(messages: Sequence[Message], tools: Sequence[Message], format: CallFormat) -> list[Message]:
-    """Put a system message with the tools at the beginning. The client's own system message is appended to it."""
+    """Put a system message with the tools at the beginning. If the first message is a system message, its text is
+    appended."""
     lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
     has_system = bool(messages) and messages[0].get("role") in SYSTEM_ROLES
     own = read_plain_text(messages[0].get("content")) if has_system else ""
@@ -78,5 +79,5 @@ def _to_written_call(call: Message, index: int) -> WrittenCall:
     function = function if isinstance(function, dict) else {}
     arguments = read_object(function.get("arguments") or {})
     if not isinstance(arguments, dict):
-        arguments = {"arguments": arguments}  # text that isn't a JSON object, as from an answer that was cut off
+        arguments = {"arguments": arguments}  # not a JSON object, as in an answer that was cut off
     return WrittenCall(str(function.get("name", "")), arguments, str(call.get("id") or ""), index)

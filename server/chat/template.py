@@ -2,7 +2,7 @@
 
 Pure, on connection threads. `ChatTemplate` renders Jinja. `BuiltinTemplate` uses a template built into libllama (named
 by `--chat-template`, or with `--no-jinja`). Both return segments (text, whether it came from a user), so that the
-tokenizer makes no special tokens of users' text. Not taken: one string, in which a user could write a special token.
+tokenizer makes no special tokens of users' text. Not taken: returning one string.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-UNMARKED_KEY = "role"  # templates make special tokens of it; handlers have checked its characters
+UNMARKED_KEY = "role"  # templates make special tokens of roles; handlers have checked their characters
 MARKED_VARIABLES = ("tools", "xml_tools", "functions", "documents")
 Message = Mapping[str, Any]
 WHITESPACE = " \t\n\v\f\r"  # libllama's templates trim these characters
@@ -52,7 +52,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
         """The prompt for `messages` in segments. `extra` has further variables (tools, enable_thinking, ...).
 
-        Raises `TemplateError` with the position in the template and the index of the message.
+        Raises `TemplateError` with the position in the template and, if known, the index of the message.
         """
         if self._for_tools is not None and (extra.get("tools") or has_calls(messages)):
             return self._for_tools.render(messages, add_generation_prompt, extra)
@@ -77,7 +77,7 @@ class ChatTemplate:
             return self._template.render_segments(context)
         except TemplateError as error:
             if len(adapted) != len(messages):
-                error.message_index = None  # it counts the adapted messages, not the client's
+                error.message_index = None  # it was an index of the adapted messages, not the client's
             raise
 
     def _spell(self, messages: Sequence[Message], tools: Sequence[Message]) -> Sequence[Message]:
@@ -101,13 +101,13 @@ class ChatTemplate:
         return self._for_tools.call_format if self._for_tools is not None else find_format(self._probe)
 
     def find_reasoning_tags(self, prompt: str, prefill: str = "") -> Tags | None:
-        """The tags of the reasoning in an answer that begins after `prompt` and `prefill`. `is_opened` is true if the
-        prompt has opened the reasoning already. None if the model has no reasoning."""
+        """The tags of the reasoning in an answer that begins after `prompt` and `prefill`. `is_opened` is true if these
+        have opened the reasoning already. None if the model has no reasoning."""
         return find_reasoning_tags(self.call_format, prompt, prefill)
 
     @cached_property
     def capabilities(self) -> dict[str, bool]:
-        """What the template can render by itself; found when first needed."""
+        """What the template and its format of calls support; found when first needed."""
         probe, form = (self._for_tools or self)._probe, self.call_format
         call_form = probe.call_form
         return {
@@ -123,7 +123,7 @@ class ChatTemplate:
         }
 
     def list_unread(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Those of these variables (by their names in requests) that the template doesn't read."""
+        """The variables, by their names in requests, that neither this template nor the one for tools reads."""
         mine = tuple(name for name in names if not is_read(name, self._template.names))
         return self._for_tools.list_unread(mine) if self._for_tools is not None else mine
 
@@ -131,8 +131,8 @@ class ChatTemplate:
 class BuiltinTemplate:
     """A template built into libllama, called by `apply(messages, add_generation_prompt) -> text`.
 
-    Such templates read only roles and plain text. To find users' text in the result, each content is replaced by a
-    random key before rendering. White space around contents stays, since some of these templates trim it.
+    Such templates read only roles and plain text. To find users' text in the result, each message's text is replaced by
+    a random key before rendering. White space around the text stays, since some of these templates trim it.
     """
 
     def __init__(self, source: str, apply: Callable[[Sequence[tuple[str, str]], bool], str]) -> None:
@@ -167,8 +167,7 @@ class BuiltinTemplate:
 
 
 def find_reasoning_tags(format: CallFormat, prompt: str, prefill: str = "") -> Tags | None:
-    """See `ChatTemplate.find_reasoning_tags`. Only the end of the prompt counts, since users may write such tags
-    too."""
+    """See `ChatTemplate.find_reasoning_tags`. Of the prompt only the end counts, since users may write tags too."""
     tags = format.reasoning
     if tags is None:
         return None

@@ -1,10 +1,10 @@
 """The variables that templates read besides the messages. Pure except for the date; on connection threads.
 
 Templates have different names for the same variable. Requests use `enable_thinking` and `reasoning_effort`; this module
-converts them to the names and values that the template knows. Thinking is on by default. Of the request's
-`chat_template_kwargs`, only efforts are changed.
+converts them to the names and values that the template knows. Of the request's `chat_template_kwargs`, only efforts are
+changed.
 
-Dates have no time of day, so a conversation has the same prompt all day and its cached prefix is reused.
+Dates have no time of day, so that a conversation's cached prefix can be reused all day.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ SWITCHES: dict[str, tuple[object, object]] = {
     "thinking_mode": ("enabled", "disabled"),
 }
 OFF_SWITCHES: dict[str, object] = {"thinking_budget": 0, "reasoning": False}  # set only to turn thinking off
-ON_BY_DEFAULT = ("enable_thinking", "thinking")  # on by default; if the others are unset, the model decides
+ON_BY_DEFAULT = ("enable_thinking", "thinking")  # if the other switches are unset, the model decides
 EFFORTS = ("reasoning_effort", "reasoning_strength", "thinking_effort")
 ALIASES = {"enable_thinking": (*SWITCHES, *OFF_SWITCHES), "reasoning_effort": EFFORTS}
-# effort -> values of the same meaning; effort -> the nearest values, for templates that refuse it
+# effort -> values of the same meaning
 SAME_EFFORTS = {"minimal": ("minimal", "low"), "xhigh": ("xhigh", "max"), "max": ("max", "xhigh")}
+# effort -> the nearest values, for templates that refuse the effort
 NEAREST_EFFORTS = {
     "minimal": ("low", "medium", "high"),
     "low": ("medium", "high"),
@@ -35,14 +36,14 @@ NEAREST_EFFORTS = {
     "xhigh": ("high", "medium"),
     "max": ("high", "medium"),
 }
-NO_EFFORT = ("no_think", "none", "minimal")
+NO_EFFORT = ("no_think", "none", "minimal")  # values for the effort "none"
 
 
 def find_variables(
     names: Collection[str], given: Mapping[str, Any], find_effort: Callable[[str, str], str | None]
 ) -> dict[str, Any]:
-    """The variables for a template that reads `names`; `given` are the request's. `find_effort(name, effort)` returns
-    the value of a variable for an effort, or None."""
+    """The variables for a template that reads `names`. `given` are the request's variables. `find_effort` is that of
+    `Probe`."""
     found: dict[str, Any] = {}
     today = datetime.datetime.now()
     found |= {name: today.strftime(form) for name, form in DATES.items() if name in names}

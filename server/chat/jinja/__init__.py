@@ -1,17 +1,16 @@
-"""An interpreter for the language of chat templates: the part of Jinja2 that they use. A hostile template can do no
-harm.
+"""An interpreter for the part of Jinja2 that chat templates use. A hostile template can't reach Python's objects, nor
+exceed its limits of time and memory.
 
 `Template(source).render(context)` returns the prompt. `render_segments(context)` returns it in segments that tell which
-text users wrote (strings that went through `mark`). All errors are `TemplateError`s. The output is the same, byte for
-byte, as that of Hugging Face's transformers with jinja2.
+text users wrote (strings that went through `mark`). Errors are `TemplateError`s. Prompts are the same, byte for byte,
+as those of Hugging Face's transformers with jinja2.
 
 Runs on connection threads; may import the standard library and `server.records`. From source to prompt: `lexer` ->
 `stream` -> `expressions`, `parser` (tree of `nodes`) -> `scopes` (which variable a name means) -> `evaluate`, `execute`
 (closures) -> `template`. At run time: `limits`, `values`, `marked` (strings), `text`, `formatting`, `attributes`,
 `operators`, `filters`, `sequences`, `tests`, `globals`.
 
-Not taken: jinja2. It is a dependency, and its templates can reach all of Python, so its sandbox must close every hole.
-Here templates can reach no Python object.
+Not taken: jinja2. It is a dependency, and its sandbox must forbid each way from a template to Python's objects.
 """
 
 from .errors import (

@@ -1,10 +1,9 @@
 """The attributes, methods and items of values: `value.name` and `value[key]`.
 
-Runs on the thread that renders the template. The tables below are the sandbox: a name that isn't in the table of the
-value's type is undefined, so a template never reaches an attribute of a Python object. As in jinja2, `value.name` looks
-first for an attribute of the type, `value[key]` first for an item. Methods that change a list or dictionary exist only
-if `run.mutable`; otherwise they are undefined, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of
-forbidden names.
+Runs on the thread that renders the template. The tables below are the sandbox: attributes of a type that aren't in its
+table are undefined, so a template never reaches an attribute of a Python object. As in jinja2, `value.name` looks first
+for an attribute of the type, `value[key]` first for an item. Methods that change a list or dictionary may be used only
+if `run.mutable`, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of forbidden names.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, 
 
 Method = Callable[..., Any]
 
-# names that exist in Python and that templates may not use; `dict.name` doesn't read a key of such a name
+# Python's names with an underscore, which templates may not use; `dict.name` doesn't read a key of such a name
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
 TEXT_METHODS = (
@@ -65,7 +64,7 @@ PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
 
 
 def get_attribute(run: Run, owner: Any, name: str) -> Any:
-    """`owner.name`: first the attributes of the type, then the item of that name."""
+    """`owner.name`: first the attributes of the type, then a dictionary's item of that name."""
     found = find_type_attribute(run, owner, name)
     if found is not None:
         return found[0]
@@ -89,7 +88,8 @@ def get_item(run: Run, owner: Any, key: Any) -> Any:
 
 
 def find_type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
-    """The attribute or method `name` of the value's type, in a tuple of one; None if there is none."""
+    """The attribute or method `name` of the value's type, in a tuple of one; None if there is none. A forbidden one is
+    an `Undefined`."""
     kind = type(owner)
     if kind is Namespace:
         if name in owner.values:

@@ -1,8 +1,7 @@
-"""The errors of templates: one family of exceptions, each with a position in the source.
+"""The errors of templates: one family of exceptions.
 
-Pure data, any thread. `Template(...)` and its `render` methods raise nothing but `TemplateError`. Not taken: raising
-Python's own exceptions for type errors in templates. The caller couldn't tell a fault of the template from a bug of
-this interpreter.
+Pure data, any thread. `Template(...)` and its `render` methods raise nothing but `TemplateError`. Not taken: letting
+Python's own exceptions through, which have no position in the template.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class TemplateRuntimeError(TemplateError):
 
 
 class UndefinedError(TemplateRuntimeError):
-    """The template used an undefined value for more than printing or testing it."""
+    """The template used an undefined value in an operation that needs a value."""
 
 
 class SecurityError(TemplateRuntimeError):
@@ -45,7 +44,7 @@ class SecurityError(TemplateRuntimeError):
 
 
 class TemplateLimitError(TemplateRuntimeError):
-    """The template exceeds a limit of steps, time, depth or text."""
+    """The template exceeds a limit of time or memory."""
 
 
 class TemplateRaised(TemplateRuntimeError):

@@ -2,7 +2,7 @@
 
 Compiles on any thread; the closures run on the thread that renders the template. A closure that can fail has its
 position in the source as the default of its parameter `at`. After an exception, `template` finds the innermost `at` in
-the traceback, so successful calls pay nothing. Not taken: handling exceptions in each closure.
+the traceback. Not taken: handling exceptions in each closure, which costs time in successful calls too.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _compile_application(
 
 
 def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[..., Any]:
-    """The filter or test. An unknown one is an error, but inside an `if` only when it is called."""
+    """The filter or test. An unknown one is a syntax error, but inside an `if` an error only when it is called."""
     table = place.filters if kind == "filter" else place.tests
     function = table.get(node.name)
     if function is not None:

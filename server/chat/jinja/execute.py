@@ -1,8 +1,8 @@
 """Compiles statements: from the syntax tree to closures.
 
 Compiles on any thread; the closures run on the thread that renders the template. As in `evaluate`, `at` is the position
-in the source. A block enters its scope (initializes its variables), runs, and leaves the scope (clears them). Not
-taken: exceptions for `break` and `continue`. A returned word is as clear and doesn't change tracebacks.
+in the source. Entering a scope initializes its variables, leaving it clears them. `break` and `continue` are signals: a
+closure returns the word. Not taken: exceptions for them.
 """
 
 from __future__ import annotations
@@ -369,7 +369,7 @@ def _compile_otherwise(statements: list[Node], place: Place, function: Function)
 
 
 def _compile_loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[Any]], Iterator[Any]]:
-    """A generator of the items that pass the loop's `if`. It has its own copy of the loop's variables."""
+    """A generator function of the items that pass the loop's `if`. Its frame has copies of the loop's variables."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
     declare_target(scope, node.target)
@@ -473,7 +473,7 @@ def _compile_macro_maker(
 def _find_special_parameters(
     node: nodes.MacroNode | nodes.CallBlock, parameters: tuple[str, ...], place: Place
 ) -> frozenset[str]:
-    """Those of `caller`, `kwargs` and `varargs` that the body uses as special variables."""
+    """Those of `caller`, `kwargs` and `varargs` that the body reads as special variables."""
     used = find_mentioned(node.body, ("caller", "kwargs", "varargs"))
     if "caller" in used and "caller" in parameters[: len(parameters) - len(node.defaults)]:
         raise place.source.make_error("the special parameter 'caller' needs a default", node.offset)

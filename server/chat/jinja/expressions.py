@@ -1,9 +1,8 @@
 """Parses expressions: from tokens to the syntax tree.
 
 Pure functions, any thread; the base of `parser`. There is one method per level of precedence, from the loosest to the
-tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter binds tighter than all operators except signs
-and attribute access (`-x|abs` negates first). Not taken: a table of precedences; the irregular levels (`is`, filters,
-signs) would need many special cases.
+tightest binding. The order is jinja2's: `~` binds tighter than `+`, and a filter tighter than all operators except
+signs (`-x|abs` negates first). Not taken: a table of precedences; `is`, filters and signs would be special cases.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class ExpressionParser:
         return nodes.TupleNode(items, offset=offset)
 
     def parse_target(self, use: str = "store", until: str | None = None, namespaces: bool = False) -> Node:
-        """Parse the target of an assignment: a name, a tuple of names, or an attribute of a namespace."""
+        """Parse the target of an assignment: a name, a tuple of names, or with `namespaces` an attribute of one."""
         offset = self.stream.current.offset
         target = self.parse_tuple_or_expression(simple=True, until=until, namespaces=namespaces)
         if not self._make_target(target, use):

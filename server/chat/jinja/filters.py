@@ -2,8 +2,7 @@
 
 Run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
 of jinja2. `tojson` is that of Hugging Face's transformers. jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and
-`xmlattr` are left out, since prompts don't need them. Not taken: registering filters by decorator, which hides the
-list.
+`xmlattr` are left out. Not taken: registering filters by decorator, which hides the list.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from .text import JsonStyle, to_json, to_soft_text, to_text
 from .values import Undefined
 
 MAX_PRECISION = 400  # most decimal places for `round`; more would change no float
-MAX_DIGITS = 4300  # most digits of a string that is converted to an integer; Python's own limit
+MAX_DIGITS = 4300  # most characters of a string that is converted to an integer; Python's own limit
 WORD_STARTS = re.compile(r"([-\s({\[<]+)")
 WORDS = re.compile(r"\w+")
 
 
 def do_default(run: Run, value: Any, /, default_value: Any = "", boolean: bool = False) -> Any:
-    """The value, or `default_value` if the value is undefined (with `boolean`: or false)."""
+    """The value, or `default_value` if the value is undefined (with `boolean`: if it is false)."""
     return default_value if type(value) is Undefined or (boolean and not value) else value
 
 
@@ -52,8 +51,8 @@ def do_tojson(
     separators: Any = None,
     sort_keys: Any = False,
 ) -> str:
-    """The value as JSON, without escaping for HTML. Unless the template is strict, the lazy result of a filter is
-    written as a list; templates made for llama.cpp rely on this."""
+    """The value as JSON, not escaped for HTML. Unless the template is strict, the lazy result of a filter is written as
+    a list, as in llama.cpp."""
     if run.mutable and isinstance(value, GeneratorType):
         value = do_list(run, value)
     return to_json(run, value, JsonStyle(ensure_ascii, indent, separators, sort_keys))
@@ -173,7 +172,7 @@ def do_wordcount(run: Run, value: Any, /) -> int:
 
 
 def do_striptags(run: Run, value: Any, /) -> str:
-    """The text without HTML tags and comments, and with single spaces."""
+    """The text without HTML tags and comments, with HTML entities as characters, and with single spaces."""
     text = to_text(run, value)
     parts, position = [], 0
     while (start := text.find("<", position)) >= 0:
@@ -188,7 +187,7 @@ def do_striptags(run: Run, value: Any, /) -> str:
 
 
 def do_urlencode(run: Run, value: Any, /) -> str:
-    """The text, or the pairs of a dictionary, encoded for a URL."""
+    """The text, or the pairs of a dictionary or list, encoded for a URL."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return _quote(run, value, "/")
     pairs = value.items() if type(value) is dict else value
@@ -249,7 +248,7 @@ def do_format(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> str:
 
 
 def do_attr(run: Run, value: Any, /, name: Any) -> Any:
-    """The attribute of that name; items don't count."""
+    """The attribute of that name, never an item."""
     found = find_type_attribute(run, value, name)
     return found[0] if found is not None else Undefined(owner=value, name=name)
 

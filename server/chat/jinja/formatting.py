@@ -22,7 +22,7 @@ PERCENT = re.compile(
     r"[hlL]?(?P<kind>.)",
     re.S,
 )
-MAX_WIDTH = 100_000  # most characters of a field's width or precision
+MAX_WIDTH = 100_000  # characters; the largest width and precision of a field
 NUMBERS = re.compile(r"\d+")
 Access = tuple[Callable[[Run, Any, str], Any], Callable[[Run, Any, Any], Any]]
 
@@ -74,7 +74,7 @@ def _bound(width: int) -> None:
 
 
 def _escape(run: Run, values: Any) -> Any:
-    """HTML's special characters escaped, as a safe template needs it."""
+    """The values with HTML's special characters escaped, for a template string that is `safe`."""
     if isinstance(values, dict):
         return {key: _escape(run, value) for key, value in values.items()}
     if isinstance(values, tuple):

@@ -2,8 +2,8 @@
 
 Pure functions, any thread. The rules are regular expressions, tried in a fixed order as in jinja2. For example,
 `{{-1}}` prints 1, because the minus sign belongs to the brackets. Each token has its offset in the normalized source;
-lines and columns are computed only for errors. Not taken: a hand-written scanner, which would be as long and differ
-from jinja2 more often.
+lines and columns are computed only for errors. Not taken: a hand-written scanner, which would differ from jinja2 more
+often.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Token(NamedTuple):
 
 
 class Source:
-    """A template's text with normalized line ends and without the last one, as in jinja2."""
+    """A template's text with normalized line ends. If it ends with a line end, that is removed, as in jinja2."""
 
     def __init__(self, text: str) -> None:
         text = NEWLINES.sub("\n", text)

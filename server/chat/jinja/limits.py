@@ -1,8 +1,8 @@
 """The limits of one rendering, and the counter that enforces them.
 
-A `Run` belongs to one `render` call on one thread. The interpreter counts everything that can repeat (loop items, macro
-calls, items of lazy sequences) and every operation whose cost grows with its values. The size of the template bounds
-everything else. Not taken: a watchdog thread, which can't stop Python code in another thread.
+A `Run` belongs to one `render` call on one thread. The interpreter counts what can repeat (loop items, macro calls,
+items of lazy sequences) and operations on large values. Not taken: a watchdog thread, which can't stop Python code in
+another thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .errors import TemplateLimitError
 
 LARGE_TEXT = 4096  # characters; shorter texts aren't counted
 TEXT_PER_STEP = 256  # characters of a large text per step
-ITEMS_PER_STEP = 16  # items of a sequence made at once per step
+ITEMS_PER_STEP = 16  # items per step, of a sequence that is made at once
 STEPS_PER_LOOK = 32  # steps from one look at the clock to the next
 
 

@@ -1,18 +1,16 @@
 """Strings that record which of their characters come from a user.
 
 Pure values, any thread. A template's own text may have special tokens such as `<|im_end|>`; the same characters from a
-user must stay plain text. So users' text enters the template as `Marked` strings, every operation keeps the marks, and
-the tokenizer learns which segments of the prompt are user input. (llama.cpp's Jinja engine has the same idea, "input
-marking"; this code is independent of it.)
+user must stay plain text. So users' text enters the template as `Marked` strings, operations keep the marks, and the
+tokenizer learns which segments of the prompt are user input.
 
 An operation that copies characters copies their marks. One that makes new characters from marked ones, or replaces
-these, marks the new ones. If following each character isn't worth the code, the whole result is marked: a mark too many
-may cost a special token, a mark too few would let a user forge one. The text of a result is always that of Python's
-`str`.
+marked ones, marks the new ones. If following each character isn't worth the code, the whole result is marked: a mark
+too many may cost a special token, a mark too few would let a user forge one.
 
 `Marked` also has `safe`, the flag of the `safe` and `escape` filters. A safe string escapes text that is added to it,
-as jinja2's `Markup` does even without autoescaping. Not taken: a class not derived from `str`, which would need a
-conversion for each comparison, dictionary lookup and test.
+as jinja2's `Markup` does. Not taken: a class not derived from `str`, which would need a conversion for each comparison,
+dictionary lookup and test.
 """
 
 from __future__ import annotations

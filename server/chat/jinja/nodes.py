@@ -2,7 +2,7 @@
 
 Plain data; `parser` makes it, `scopes`, `evaluate` and `execute` read it. `scopes` visits the names in a node in the
 order of the node's fields, so this order matters. `offset` is the position in the source. Not taken: one generic node
-with a kind; it is shorter here, but type checkers can't tell the kinds apart.
+with a kind; type checkers couldn't tell the kinds apart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Parses statements: from tokens to the syntax tree.
 
-Pure functions, any thread. A recursive-descent parser; `expressions` parses expressions. Tags of jinja2 that need other
-templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`) are refused by name. Not taken: a parser
-generator; this small grammar needs two tokens of look-ahead in only two places.
+Pure functions, any thread. It is a recursive-descent parser; `expressions` parses expressions. Tags of jinja2 that need
+other templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`) are refused by name. Not taken: a
+parser generator for this small grammar.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _Parser(ExpressionParser):
             self._tags["do"] = lambda offset: nodes.Do(self.parse_tuple_or_expression(), offset=offset)
 
     def parse_body(self, ends: tuple[str, ...]) -> list[Node]:
-        """Parse statements up to one of the end tags, whose name is then the current token. Without `ends`, parse up to
-        the end of the template."""
+        """Parse statements up to one of the end tags, whose name is then the current token; without `ends`, up to the
+        end of the template."""
         statements: list[Node] = []
         output = nodes.Output([], offset=self.stream.current.offset)
         while not self.stream.is_at(END):
@@ -91,7 +91,6 @@ class _Parser(ExpressionParser):
         return statement
 
     def _parse_block(self, *ends: str) -> list[Node]:
-        """Parse the statements after the current tag, up to an end tag, whose name is then the current token."""
         self.stream.skip(":")
         self.stream.expect(TAG_END)
         return self.parse_body(ends)

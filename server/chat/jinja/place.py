@@ -28,8 +28,8 @@ Execute = Callable[[Frame], "str | None"]  # returns "break" or "continue", or N
 class Place:
     """The surroundings of a node.
 
-    `soft`: the node is directly inside an `if`, where an unknown filter is an error only when it is reached. `in_loop`:
-    the node may `break`. `captured`: index of the variable with the text of the block around a filter without a value.
+    `soft`: the node is directly inside an `if`, where an unknown filter or test is an error only when it is reached.
+    `in_loop`: the node may `break`. `captured`: for a filter without a value, the index of the variable with its text.
     """
 
     source: Source

@@ -2,10 +2,10 @@
 
 Pure functions, any thread. jinja2's scoping rules follow from its compilation to Python functions. A block such as a
 loop body starts with copies of the outer variables that it assigns. A macro is a closure that sees later changes of
-outer variables. A variable that a block (not an `if`) assigns before reading it isn't looked up in the context, even by
-an inner block that runs before the assignment. Templates rely on these rules. Each block is a `Scope`, each variable a
-`Slot` in the frame of the enclosing `Function` (the template, a macro, a recursive loop). Not taken: dictionaries of
-names at run time, which are slower and differ in unusual cases.
+outer variables. If a block (not an `if`) assigns a variable before reading it, the variable isn't looked up in the
+context, not even by an inner block that runs before the assignment. Each block is a `Scope`, each variable a `Slot` in
+the frame of the enclosing `Function` (the template, a macro, a recursive loop). Not taken: dictionaries of names at run
+time, which are slower and differ in unusual cases.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Load(NamedTuple):
 
 
 class Function:
-    """A part of the template with frames of its own. `parent` is the function around it."""
+    """A part of the template with frames of its own, inside the function `parent`."""
 
     def __init__(self, parent: Function | None = None) -> None:
         self.parent = parent
@@ -105,7 +105,7 @@ class Scope:
         return copy
 
     def merge(self, branches: Iterable[Scope]) -> None:
-        """Take over the names of the branches. A variable that a branch assigns gets an initial value."""
+        """Take over the names of the branches. A variable that a branch assigns begins with its outer value."""
         branches = list(branches)
         stores = set().union(*(branch.stores for branch in branches)) - self.stores
         for branch in branches:

@@ -2,7 +2,7 @@
 
 Run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
 of jinja2. As in jinja2, many are lazy: their results are true even if empty, have no length, and can be iterated only
-once. Not taken: returning lists everywhere; some templates depend on lazy results by accident.
+once. Not taken: returning lists everywhere; some templates depend on lazy results.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def do_last(run: Run, value: Any, /) -> Any:
 
 
 def do_reverse(run: Run, value: Any, /) -> Any:
-    """A string reversed, or an iterator over the items from the last to the first."""
+    """A string reversed, or the items from the last to the first."""
     if isinstance(value, str):
         return value[::-1]
     try:

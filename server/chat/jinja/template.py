@@ -1,6 +1,6 @@
 """`Template`: compiled once, rendered many times, on any thread.
 
-Not taken: a cache of compiled templates; the owner of a template keeps it as long as it needs it.
+Not taken: a cache of compiled templates; a template's owner keeps it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ DEFAULT_LIMITS = Limits()
 class Template:
     """A compiled chat template. The constructor raises `TemplateSyntaxError`.
 
-    `strict`: exactly the language of Hugging Face's transformers. Otherwise there are extensions that published
-    templates need: methods that change lists and dictionaries, the tag `do`, the filter `from_json`, and `tojson` for
-    the lazy results of filters. `names`: all variables that the template reads, even those it sets.
+    `strict`: only the language of Hugging Face's transformers. Otherwise there are extensions that published templates
+    need: methods that change lists and dictionaries, the tag `do`, the filter `from_json`, and `tojson` for the lazy
+    results of filters. `names`: all variables that the template reads, even those it sets.
     """
 
     def __init__(self, source: str, name: str = "chat template", *, strict: bool = False) -> None:
@@ -82,14 +82,14 @@ class Template:
             raise self._make_error(error, variables) from error
 
     def _make_error(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
-        """A `TemplateRuntimeError` for a Python exception, with its position. It isn't made in `_run`: that frame is in
-        its traceback, so a variable there would make a reference cycle."""
+        """A `TemplateRuntimeError` for a Python exception, with its position. `_run` doesn't make it, because the frame
+        of `_run` is in its traceback, so a variable there would make a reference cycle."""
         located = TemplateRuntimeError(_describe_error(error)).with_traceback(error.__traceback__)
         self._locate(located, variables)
         return located
 
     def _locate(self, error: TemplateError, variables: Mapping[str, Any]) -> None:
-        """Find the position in the template and the message for an error, from its traceback."""
+        """Set an error's position in the template and its message index, from its traceback."""
         messages = variables.get("messages")
         numbers: dict[int, int] = {}
         if type(messages) is list:

@@ -3,8 +3,7 @@
 Runs on the thread that renders the template. Python's own `str`, `repr` and `json` make the text. If the value has
 marked strings, the same text is composed again from its parts, to find the spans of user input. A container can have
 the same list as an item many times, so a few steps of a template can describe more text than fits into memory; `weigh`
-counts first. Not taken: marking all of a container's text. That is simpler, but would mark the template's own strings
-in it.
+counts first. Not taken: marking all of a container's text, which would mark the template's own strings in it.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ JSON_WORDS = {None: "null", True: "true", False: "false"}
 
 @record
 class Weight:
-    """The size of a value: `nodes` values in `depth` levels, `length` characters, and whether any of them is
-    `marked`."""
+    """The size of a value: `nodes` values in `depth` levels, `length` characters of strings, some of them `marked`."""
 
     nodes: int = 0
     depth: int = 0
@@ -74,7 +72,7 @@ def weigh(run: Run, value: Any) -> Weight:
 
 
 def guard(run: Run, *values: Any) -> None:
-    """Check the size of these values before Python compares, sorts or hashes them."""
+    """Check the size of containers before Python compares, sorts or hashes them."""
     for value in values:
         if type(value) in CONTAINERS:
             weigh(run, value)

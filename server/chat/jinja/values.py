@@ -1,8 +1,8 @@
-"""The types of values in templates, besides Python's None, bool, int, float, str, list, tuple, dict and range.
+"""The types of values in templates, besides Python's own types and `Marked`.
 
-Only the thread that renders the template uses them. Templates never access Python attributes: `attributes` has a table
-of names for each type. The double-underscore methods give Python's operators the meaning that they have in jinja2. Not
-taken: jinja2's sandbox, which gives templates real Python objects and filters their operations.
+The thread that renders a template uses them. `attributes` has tables of the names that templates may access. The
+double-underscore methods give Python's operators the meaning that they have in jinja2. Not taken: jinja2's sandbox,
+which gives templates real Python objects and filters their operations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ MISSING = Missing()
 
 
 class Undefined:
-    """The value of an undefined name or attribute. It prints as nothing, is false and empty; other operations fail."""
+    """The value of an undefined name or attribute. It prints as nothing, is false and empty, and equals other undefined
+    values; arithmetic, order and access fail."""
 
     __slots__ = ("_hint", "_owner", "_name", "_error")
 
@@ -124,9 +125,8 @@ class BoundMethod:
 class Macro:
     """A macro or the body of a call block. `body(arguments)` renders it.
 
-    The arguments are the `parameters` in order (`MISSING` if not given), then `caller`, then a dict of the remaining
-    named arguments, then a tuple of the remaining positional ones. Each of the last three is there only if the body
-    uses it.
+    The arguments are the `parameters` in order (`MISSING` if not given), then, if the body uses them, `caller`, a dict
+    of the remaining named arguments, and a tuple of the remaining positional ones.
     """
 
     __slots__ = ("name", "parameters", "body", "takes_caller", "takes_kwargs", "takes_varargs")
