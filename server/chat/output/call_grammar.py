@@ -1,7 +1,7 @@
 """Makes the grammar that forces valid tool calls, from a format, the tools and the tool choice.
 
-Pure functions on connection threads. Results are cached, so an agent's next request costs only a look-up. This module
-writes the text around calls, `call_texts` each call. `make_affordable` checks the grammar's cost.
+Pure functions on connection threads. The last results are cached, since an agent's next request has the same tools.
+This module writes the text around calls, `call_texts` each call.
 
 Not taken: one schema with a branch for each tool. Most formats aren't JSON, and a warning should name its tool.
 """
@@ -88,8 +88,8 @@ def call_constraint(
 
 
 def _find_taken_name(form: CallFormat) -> str:
-    """The name that no tool may have, since the model's text begins like a call of it (Functionary's `all`); "" if
-    there is none."""
+    """The name that no tool may have, since visible text begins like a call of it (Functionary's `all`); "" if there is
+    none."""
     if form.content is None or not isinstance(form.call, NamedCall):
         return ""
     mark, before = form.content.open.strip(), form.before_all + form.before_call + form.call.before_name
@@ -172,7 +172,7 @@ class _Frame:
         self.call = texts.builder.define("call", make_factored(texts.calls))
 
     def answer(self) -> str:
-        """Calls from the first token on, after the reasoning."""
+        """An answer that consists of calls."""
         form = self.form
         if isinstance(form.call, ChannelCall):
             return make_sequence(

@@ -1,8 +1,7 @@
 """The grammar of single calls: one expression per tool, in the model's format.
 
 Pure, on connection threads. For arguments in JSON, the schema of each tool is converted to a grammar, and the tool's
-name is put before the names of its rules. In other formats, the expression is composed from the properties of the
-schema. Optional arguments come in the order of the schema.
+name is put before the names of its rules. In other formats, the expression is composed from the schema's properties.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ _BARE_KEY = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _NUMBER = '("0" | [1-9] [0-9]{0,2})'
 _PYTHON = {"boolean": '"True" | "False"', "null": '"None"'}
 _MARKED_KINDS = ("string", "number", "boolean", "null", "object", "array")
-_INLINE_MAX = 60
+_INLINE_MAX = 60  # characters; a longer expression becomes a rule
 _SPACES = ("ws", "gap")
 _FREE = re.compile(rf"{FREE}(-[0-9]+)?")
 
 
 class ToolSchemaError(SchemaError):
-    """A schema is refused. `tool` is the tool's name, "" if all schemas together are too large."""
+    """A schema is refused. `tool` is the tool's name, "" if the reason isn't a single tool."""
 
     def __init__(self, tool: str, message: str, pointer: str) -> None:
         super().__init__(message, pointer)
@@ -55,7 +54,7 @@ def make_text_literal(text: str) -> str:
 
 
 def read_arguments_schema(parameters: Any) -> Any:
-    """The schema of a function's arguments, which must be an object. Without `parameters` there are no arguments."""
+    """The schema of a function's arguments. SchemaError if it isn't for an object."""
     if not parameters:
         return {"type": "object", "properties": {}}
     kinds = parameters.get("type", ["object"])
@@ -76,9 +75,9 @@ class CallTexts:
     """`calls` has an expression for each tool, without the texts around each call; `builder` has their rules. `tools`
     maps names to (parameters, whether keywords that can't be enforced are refused).
 
-    The white space in JSON is that of templates: the call comes back in the next prompt, and its tokens are in the
-    cache only if its text is the same. If `is_lazy`, other white space is allowed, since a model may have begun the
-    call before the grammar applies.
+    The white space in JSON is that of templates: the call comes back in the next prompt, and its cached tokens are
+    reused only if its text is the same. If `is_lazy`, other white space is allowed, since the model begins the call
+    without the grammar.
     """
 
     def __init__(self, form: CallFormat, tools: Mapping[str, tuple[Any, bool]], is_lazy: bool) -> None:
@@ -157,7 +156,7 @@ class CallTexts:
         return make_sequence(make_literal("{"), blank, before, named, keyed, behind, blank, make_literal("}"))
 
     def make_named_call(self, shape: NamedCall, name: str, arguments: str) -> str:
-        """A name with an id or a number, and the arguments."""
+        """The name, an id or a number if the format has one, and the arguments."""
         identity = make_sequence(make_literal(shape.before_id), self.make_id(name)) if shape.before_id else ""
         named = make_literal(shape.before_name + name)
         first = (identity, named) if shape.id_first else (named, identity)
@@ -227,7 +226,7 @@ class CallTexts:
         return start
 
     def shorten(self, expression: str) -> str:
-        """Make a rule of a long expression, so that it isn't repeated."""
+        """Make a rule of a long expression, so that it can be used twice."""
         return self.builder.define("members", expression) if len(expression) > _INLINE_MAX else expression
 
     def make_member(self, member: Member, names: Mapping[str, str]) -> str:

@@ -1,8 +1,8 @@
-"""Reads tool calls in all formats: first the head, then the arguments, which are passed on as JSON while they arrive.
+"""Reads tool calls: first the head, then the arguments, which are passed on as JSON, mostly while they arrive.
 
 Pure. `CallReader` is the base class of `reader.Reader`. A call is certain once its head with the name of a known tool
-has been read. If the head of a first call doesn't fit, the text so far becomes visible text, and reading goes on where
-the head failed: this text isn't searched for another head.
+has been read. If the head of a first call doesn't fit, the text up to there becomes visible text and isn't searched for
+another head.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Sink = Callable[[str], object]
 
 
 class CallReader(Cursor):
-    """`read_calls` reads consecutive calls. `tools` has the schema of the arguments of each tool, by its name."""
+    """`read_calls` reads consecutive calls. `tools` has the schema of each tool's arguments, by the tool's name."""
 
     def __init__(
         self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], reasoning: str, new_id: Callable[[], str]
@@ -85,9 +85,8 @@ class CallReader(Cursor):
         return self.read_arguments
 
     def read_calls(self, head: Head) -> Generator[None, None, bool]:
-        """Read consecutive calls. Returns False if there is no call; the text of the failed head then becomes visible
-        text. It is dropped if a limit or an abort ended the answer inside the head, after its marker. A broken head is
-        never dropped: without a call, its text is all that the client gets."""
+        """Read consecutive calls. Returns False if there is no call: the text of the failed head becomes visible text,
+        or is dropped if a limit or an abort cut the head off after its marker."""
         self.hold()
         try:
             yield from self.read_head(head)
@@ -114,7 +113,7 @@ class CallReader(Cursor):
         return True
 
     def has_next_call(self, in_group: bool) -> Generator[None, None, bool]:
-        """Whether another call follows. If so, its head is read. If the text after all calls follows, it is skipped."""
+        """Whether another call follows. If so, read its head; skip the text after all calls if that follows instead."""
         between = find_first_word(self.form.between)
         self.hold()
         try:
@@ -132,9 +131,9 @@ class CallReader(Cursor):
             return False
 
     def is_call_cut_off(self, own: str) -> bool:
-        """Whether a limit or an abort has ended the answer inside a head with the fixed texts `own`, which might have
-        become a call. A head with other marks (another opening, or the end of the call) is broken: a quote is missing,
-        and the reader has taken the marks for a part of a string."""
+        """Whether a limit or an abort has ended the answer inside a head. `own` are the head's fixed texts. If the
+        unread text has more marks than these, the head isn't cut off but broken: a quote is missing, and marks were
+        read as a part of a string."""
         unread = self.text[self.at :]
         return self.is_cut_off and all(unread.count(mark) <= own.count(mark) for mark in self.marks)
 
@@ -151,7 +150,7 @@ class CallReader(Cursor):
     # Heads
 
     def read_head(self, head: Head) -> Steps:
-        """Read the head of a call; after it the call is certain. Raises `NoCall` if the text isn't a call."""
+        """Read the head of a call. Raises `NoCall` if the text isn't a call."""
         self.name, self.call_id, self.given = "", "", None
         for part in head.parts:
             yield from self.skip_space()
@@ -175,7 +174,7 @@ class CallReader(Cursor):
             self.announce()
 
     def must_wait_for_id(self) -> bool:
-        """Whether the id follows the arguments, which then wait for it."""
+        """Whether the call's id follows its arguments, which then wait for the id."""
         call = self.form.call
         return isinstance(call, JsonCall) and bool(call.id_key) and not call.id_first and not self.call_id
 
@@ -204,8 +203,8 @@ class CallReader(Cursor):
             yield from self.wait()
 
     def read_object_head(self) -> Steps:
-        """Read the object of a call after its `{`. Stops before the arguments if the name is known by then; otherwise
-        reads the whole object."""
+        """Read the object of a call after its `{`: up to the arguments if the name is known by then, else the whole
+        object."""
         call = self.form.call
         while True:
             yield from self.skip_space()
@@ -298,7 +297,8 @@ class CallReader(Cursor):
                 self.call_id = _decode_plain(value)
 
     def read_arguments(self, sink: Sink | None = None) -> Steps:
-        """Read the arguments as an object. Missing arguments and null become {}; a string may hold the object."""
+        """Read the arguments as an object. Missing arguments and null become {}. In JSON, a string may contain the
+        object."""
         sink = sink or self.write
         yield from self.skip_space()
         char = self.text[self.at : self.at + 1]
@@ -312,7 +312,8 @@ class CallReader(Cursor):
             sink("{}")
 
     def scan(self, scanner: Scanner, sink: Sink) -> Steps:
-        """Pass the text through the scanner, up to the end of its value."""
+        """Pass the text through the scanner, up to the end of the scanner's value. If the model ends its answer early,
+        missing brackets are added."""
         while True:
             part, self.at = scanner.feed(self.text, self.at)
             if part:
@@ -345,7 +346,6 @@ class CallReader(Cursor):
     # Arguments with a tag for each
 
     def read_parameters(self) -> Steps:
-        """Read arguments with a tag for each."""
         call = self.form.call
         assert isinstance(call, ParameterCall)
         start = "{"
@@ -386,7 +386,7 @@ class CallReader(Cursor):
         return True
 
     def read_parameter(self, call: ParameterCall, key: str, mark: str) -> Steps:
-        """Read the value of one argument. A string is passed on while it arrives, another value at its end."""
+        """Read the value of one argument. If it must be a string, pass it on while it arrives, else at its end."""
         is_text = mark == call.string_mark[0] if mark else False
         root = self.tools[self.name]
         kinds = None if mark else kinds_of(property_of(root, key), root)
@@ -459,7 +459,7 @@ class CallReader(Cursor):
 
 
 class _Value:
-    """Makes the JSON of one argument that the model writes as plain text. A string is passed on at once; text that may
+    """Makes the JSON of one argument that the model writes as plain text. A string is passed on at once. Text that may
     be another value waits for its end, at most VALUE_MAX characters."""
 
     def __init__(self, write: Sink, is_text: bool) -> None:
@@ -497,6 +497,6 @@ def _decode_plain(json_text: str) -> str:
 
 
 def _unwrap_object(json_text: str) -> str:
-    """The JSON of an object that may be inside a JSON string; {} for null."""
+    """The JSON of an object that may be inside a JSON string; {} for null and ""."""
     text = _decode_plain(json_text).strip()
     return "{}" if text in ("", "null") else text

@@ -2,7 +2,7 @@
 
 Pure; the base of `calls` and `reader`. Methods that read are generators, so that the code for a format goes from top to
 bottom. `yield` waits for more text (`is_end`: there will be none). Text that may be a call is held: the code looks at
-it, but it stays unread until it is known to be a call.
+the text, which stays unread until it is known to be a call.
 
 Not taken: regular expressions over the whole text so far. They take quadratic time and can't report parts of a call.
 """
@@ -47,7 +47,7 @@ class Cursor:
         self.out: list[Text | Reasoning | ToolCall] = []
         self.parts: list[str] = []  # texts of the last event
         self.text = beginning
-        self.n_unsaid = len(beginning)  # characters at the front that belong to the prompt, not to the answer
+        self.n_unsaid = len(beginning)  # characters at the front that aren't in the answer
         self.at = 0
         self.cursor = 0
         self.is_held = False
@@ -75,7 +75,7 @@ class Cursor:
             self.extend(Reasoning, text)
 
     def skip_to(self, end: int) -> None:
-        """Skip the text up to `end`, which belongs to the tags of reasoning. It stays visible if reasoning does."""
+        """Skip the text up to `end`, which belongs to the tags of reasoning. It is visible if reasoning is."""
         if self.reasoning != "split":
             self.say(self.text[self.at : end])
         self.n_unsaid = 0
@@ -138,7 +138,8 @@ class Cursor:
         self.is_held, self.cursor = False, 0
 
     def wait(self) -> Steps:
-        """Wait for more text. Raises `NoCall` or `Over` if none will come, or if the held text is too long."""
+        """Wait for more text. Raises `NoCall` (while text is held) or `Over` if none will come, or if too much is
+        held."""
         if self.is_end or self.cursor > HELD_MAX:
             raise NoCall if self.is_held else Over
         yield
@@ -165,7 +166,7 @@ class Cursor:
             yield
 
     def skip_texts(self, texts: Iterable[str]) -> Steps:
-        """Skip these texts and the white space before them, up to the first one that is missing."""
+        """Skip these texts and the white space before each, up to the first one that is missing."""
         for text in texts:
             self.hold()
             try:
@@ -179,7 +180,7 @@ class Cursor:
                 return
 
     def drop_rest(self, *texts: str) -> None:
-        """At the end of the answer, drop the rest if it is the beginning of one of these texts."""
+        """At the end of the answer, drop the unread text if it is the beginning of one of these texts."""
         rest = self.text[self.at :].strip() if self.is_end else ""
         if rest and any(text.startswith(rest) for text in texts):
             self.at = len(self.text)
@@ -198,7 +199,7 @@ class Cursor:
             yield from self.wait()
 
     def start_of_space(self, end: int) -> int:
-        """The beginning of the white space that ends at `end`."""
+        """The beginning of the white space that ends at `end`, at most SPACE_MAX characters before."""
         start, least = end, max(self.at, end - SPACE_MAX)
         while start > least and self.text[start - 1] in " \t\r\n":
             start -= 1

@@ -1,10 +1,9 @@
 """The events of one answer, in order: `Start`, then any of `Reasoning`, `Text` and `ToolCall`, then `End`. Dialects
 write answers from them.
 
-Plain data. `parser` makes the same events for streamed and for collected answers. Two of the engine's messages are
-events too: `Progress` (of the prefill) and `PromptProbs` (probabilities of the prompt's tokens). Once `parser` has
-returned an event, nothing changes it. Events aren't frozen records, since those are slower to make, and each token
-needs one.
+Plain data. Two of the engine's messages are events too: `Progress` (of the prefill) and `PromptProbs` (probabilities of
+the prompt's tokens). Once `parser` has returned an event, nothing changes it. Events aren't frozen records, since those
+are slower to make, and each token needs one.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from server.records import record
 
 @record
 class Start:
-    """The first event: the model has begun to write."""
+    """The first event, except for `PromptProbs`."""
 
 
 @record
 class Text:
-    """The next part of the visible text. `tokens` arrived with it; the text of some of them may come with a later
-    event, and the last text before `End` may have no tokens. `probs` (the tokens' probabilities) and `timings` are
+    """The next part of the visible text. `tokens` arrived with it. The text of some of them may come with a later
+    event, so the last text before `End` may have no tokens. `probs` (the tokens' probabilities) and `timings` are
     present if the request asks for them."""
 
     text: str

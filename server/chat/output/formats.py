@@ -1,9 +1,8 @@
-"""Describes how models write tool calls and reasoning. Both the parser that finds calls in text (`parser`) and the
-grammar that forces valid calls (`call_grammar`) follow one `CallFormat`.
+"""Describes how models write tool calls and reasoning. The parser that finds calls in text (`parser`) and the grammar
+that forces valid calls (`call_grammar`) follow one `CallFormat`.
 
-Pure data. `find_format` finds the format of a model from its chat template. All texts here are written by the model,
-with special tokens as text. The grammar writes white space at the edges of these texts exactly as it is here; the
-parser accepts more or less of it.
+Pure data. `find_format` finds the format of a model from its chat template. The texts here are written by the model,
+with special tokens as text. The parser accepts more or less white space at their edges.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ NAME, KEY = "{name}", "{key}"
 
 @record(frozen=True)
 class Tags:
-    """The texts around reasoning or visible text. `is_opened`: the generation prompt of the template ends with `open`.
-    `ends_at` is the beginning of a call, if a call ends the reasoning without `close`; "" otherwise."""
+    """The texts around reasoning or visible text. `is_opened`: the answer begins inside the reasoning. `ends_at` is the
+    beginning of a call, if a call ends the reasoning without `close`; "" otherwise."""
 
     open: str
     close: str
@@ -27,8 +26,8 @@ class Tags:
 @record(frozen=True)
 class JsonCall:
     """A JSON object: {"name": "f", "arguments": {...}}. `id_key` is "" if calls have no id. The id comes after the
-    arguments, or before the name with `id_first`. `id_is_number`: the id is only the call's number as a string ("0"),
-    so clients get another id."""
+    arguments, with `id_first` before the name. `id_is_number`: the id is only the call's number as a string ("0"), so
+    clients get another id."""
 
     name_key: str = "name"
     arguments_key: str = "arguments"
@@ -118,7 +117,7 @@ Call = JsonCall | KeyedCall | NamedCall | ParameterCall | PythonCall | Quoteless
 @record(frozen=True)
 class IdForm:
     """The form of the call ids that this server makes: `prefix` and `n_letters` random letters and digits. If `pattern`
-    isn't "", it is the whole id instead, with `{name}` and `{index}` replaced by the call's name and number."""
+    isn't "", it is the whole id, with the call's name and number for `{name}` and `{index}`."""
 
     prefix: str = "call_"
     n_letters: int = 24
@@ -136,9 +135,8 @@ class CallFormat:
     before a call.
 
     `content` has the tags around visible text, for families that have such (Command-R's <|START_RESPONSE|>). `silent`
-    has further texts that are removed from visible text. If the prompt already ends with the beginning of the first
-    mark, `opening` is this beginning; the marks of reasoning, content and calls are given whole here, with `opening`.
-    `is_native` is False for the generic format, which templates don't know and a system message explains.
+    has further texts that are removed from visible text. `opening` is the beginning of marks that the prompt ends with
+    already; the marks here include it. `is_native` is False for the generic format, which no template shows.
     """
 
     family: str

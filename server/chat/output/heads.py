@@ -19,7 +19,7 @@ MARKER_MIN = 4  # characters; a shorter text is too common to be a marker
 
 @record(frozen=True)
 class Part:
-    """A fixed `text`, or a variable part of a `kind`: NAME, ID, INDEX, or OBJECT (the rest is JSON)."""
+    """A fixed `text`, or a variable part of a `kind`: NAME, ID, INDEX, or OBJECT (the rest of a JSON object)."""
 
     text: str = ""
     kind: str = ""
@@ -27,7 +27,7 @@ class Part:
 
 @record(frozen=True)
 class Head:
-    """The parts of a call's beginning. `in_group`: the text before all calls precedes it."""
+    """The parts of a call's beginning. `in_group`: the text before all calls comes first."""
 
     parts: tuple[Part, ...]
     in_group: bool
@@ -86,7 +86,7 @@ def join_fixed_parts(head: Head) -> str:
 
 
 def find_marks(form: CallFormat, *ends: str) -> list[str]:
-    """The fixed texts around calls that can't be a name or a key: those of heads, silent texts and these `ends`."""
+    """Those fixed texts of heads, silent texts and `ends` that can't be a name or a key."""
     texts = [part.text for part in (*start_head(form).parts, *make_fixed_parts(*form.also_before, *form.silent))]
     return [text for text in {*texts, *ends} if is_mark(text)]
 

@@ -1,10 +1,10 @@
 """Finds the types that a tool's schema allows for an argument, and makes JSON of arguments that models write as plain
 text or as nested elements. Pure.
 
-The schema only tells strings from other values, and lists from objects; the grammar checks whether a value fits. Nested
-elements have a tag for each key, in formats whose closing tags name the key. Elements that are all called `item` are a
-list, unless the schema allows objects and no lists. Blank text is an empty list or object, or null, if the schema
-allows no string.
+The schema only serves to tell strings from other values, and lists from objects. Nested elements have a tag for each
+key, in formats whose closing tags name the key. Elements that are all called `item` are a list, unless the schema
+allows objects and no lists. In such formats, blank text is an empty list or object, or null, if the schema allows no
+string.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Kinds = frozenset[str] | None
 
 
 def kinds_of(schema: object, root: Schema) -> Kinds:
-    """The JSON types that a schema allows; None if it allows any."""
+    """The JSON types that a schema allows; None if it doesn't restrict them."""
     return _find_kinds(schema, root, {}, 0)
 
 
@@ -94,8 +94,8 @@ def _kind_of(value: object) -> str:
 
 
 def make_fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
-    """The JSON for an argument's plain text: text becomes a JSON string, JSON stays. If the schema allows strings, JSON
-    strings and JSON of types that it doesn't allow count as text, unless the model has marked them as JSON
+    """The JSON for an argument's plain text. JSON stays, other text becomes a JSON string. If the schema allows
+    strings, JSON strings and JSON of types that it doesn't allow are text too, unless the model has marked them as JSON
     (`is_json`)."""
     value = read_value(text)
     if value is None:

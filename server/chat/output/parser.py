@@ -1,9 +1,9 @@
 """Makes the events of one answer from the engine's messages.
 
-Pure: no thread, no clock, no I/O. One parser per answer. The events don't depend on how the text is cut into pieces,
+Pure: no thread, no clock, no I/O. One parser per answer. However the text is cut into pieces, the events are the same,
 except that one event may become several of the same kind. `reader` finds reasoning and calls; this module adds tokens,
-probabilities and timings. Text bypasses the reader if nothing is to be found in it, or if a piece has no character with
-which a marker could begin.
+probabilities and timings. A piece bypasses the reader if the reader holds nothing back and no marker can begin in the
+piece.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class OutputParser:
         return (Start(), *self._go_on(message))
 
     def _read(self, message: Message) -> Sequence[Event]:
-        """`feed` for a model with a format, once its answer has begun."""
+        """`feed` with a reader, once the answer has begun."""
         reader = self._reader
         if type(message) is Piece:
             if reader.is_plain and not reader.may_begin(message.text):
@@ -73,7 +73,7 @@ class OutputParser:
 
 
 def go_on(message: Message) -> Sequence[Event]:
-    """`feed` for a model without a format, once its answer has begun."""
+    """`feed` without a reader, once the answer has begun."""
     if type(message) is Piece:
         return (Text(message.text, message.tokens, message.probs, message.timings),)
     if isinstance(message, Final):

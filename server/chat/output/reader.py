@@ -1,8 +1,7 @@
 """Finds reasoning and calls in the text of one answer, piece by piece, and makes events without tokens.
 
-Pure; `parser` uses one `Reader` per answer. Text is passed on at once. Only these are held back until it is certain
-what they are, each up to a limit: white space, the beginning of a marker, the head of a call, and an argument that may
-be a string or another value.
+Pure; `parser` uses one `Reader` per answer. Most text is passed on at once. Held back are white space, the beginning of
+a marker, the head of a call, an argument that may be a string or another value, and arguments before the call's id.
 """
 
 from __future__ import annotations
@@ -91,8 +90,7 @@ class Reader(CallReader):
         return len(self.text) - start < self.longest and self.text[start:] in self.prefixes
 
     def find_held_start(self) -> int:
-        """The offset from which on text is held back: it may be the beginning of a marker, with the white space before
-        it."""
+        """The offset from which on text is held back, as the beginning of a marker or white space before a marker."""
         end = len(self.text)
         for start in range(max(self.at, end - self.longest + 1), end):
             if self.text[start:] in self.prefixes:
@@ -101,8 +99,8 @@ class Reader(CallReader):
         return self.start_of_space(end) if self.tools else end
 
     def read_reasoning(self, is_opened: bool) -> Steps:
-        """Read reasoning, if it comes next. After it the model may leave out the `opening` of the next mark, as at the
-        beginning of the answer."""
+        """Read reasoning, if it comes next. After the reasoning, the model may leave out the `opening` of the next
+        mark."""
         tags = self.form.reasoning
         if tags is None:
             return
@@ -202,7 +200,7 @@ class Reader(CallReader):
 
     def read_message_head(self, call: ChannelCall) -> Generator[None, None, str]:
         """Read the head of a message and hold it; returns "" if there is none. A head that a limit or an abort cuts off
-        is dropped, unless it has marks of other messages: then it is broken, and visible text."""
+        is dropped. If it has marks of other messages, it is broken and becomes visible text."""
         marks = (call.start, call.channel, *call.ends)
         self.hold()
         while True:

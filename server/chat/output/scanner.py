@@ -3,8 +3,8 @@ writes them as JSON.
 
 Pure; imports only the standard library. JSON is passed on unchanged. Common deviations are corrected: single quotes,
 True and None, keys without quotes, raw line ends in strings, escapes that JSON doesn't have, a comma too many. So one
-scanner serves all kinds of calls, and models that mix them. Work is linear in the text. Only an unfinished word or
-escape (at most WORD_MAX characters) waits for the next piece.
+scanner serves all kinds of calls, and models that mix them. Only a comma and an unfinished word, escape or quote wait
+for the next piece.
 
 Not taken: Python's `json` and `ast`, which need the whole text.
 """
@@ -86,8 +86,8 @@ class Scanner:
         return out, at
 
     def end(self, rest: str) -> str | None:
-        """At the end of the answer: the JSON of `rest`, which `feed` has left, with all open brackets closed. None if
-        more than brackets is missing."""
+        """At the end of the answer: the JSON of `rest` (the text that `feed` hasn't read) with all open brackets
+        closed. None if more than brackets is missing."""
         part, _ = self.feed(f"{rest} ")
         if self._step != self._read_after or not self._stack:
             return None
@@ -150,7 +150,7 @@ class Scanner:
         return end
 
     def _read_argument(self, text: str, at: int) -> int:
-        """Read the name of an argument of a Python call. Arguments without a name get one by their position."""
+        """Read the name of an argument of a Python call. An argument without a name gets one by its position."""
         for name in self._odd_names:
             if name.startswith(text[at : at + len(name)]):
                 end = _MAYBE_SPACE.match(text, at + len(name)).end()
@@ -326,7 +326,7 @@ class Scanner:
 
 
 def read_value(text: str) -> str | None:
-    """The JSON of a text that is one value; None if it isn't one. Of words without quotes, only WORDS count."""
+    """The JSON of a text that is one value; None for any other text. Of words without quotes, only WORDS are values."""
     text = text.strip()
     try:
         json.loads(text, parse_constant=_refuse)
