@@ -1,1 +1,1 @@
-"""What the program does when its first word is a command, such as `models`, `pull` or `run`. No server imports this."""
+"""What the program does when its first word is a command, such as `models`, `pull` or `run`."""

@@ -1,8 +1,8 @@
 """`batch IN.jsonl OUT.jsonl -m MODEL`: answers the requests of a file without a server.
 
-The main thread shows the progress; threads `batch` run the lines through the routes' handlers, and an engine process
-computes them as in a server. The answers' files are the journal (`server.batches.journal`): after any interruption, the
-same command continues.
+The main thread shows the progress. Threads `batch` run the lines through the routes' handlers, and an engine computes
+them as in a server. The files of answers and errors are the journal (`server.batches.journal`): after an interruption,
+the same command continues.
 
 Way not taken: a child server over HTTP, which would add time to each line.
 """
@@ -42,12 +42,12 @@ MIN_AT_ONCE, MAX_AT_ONCE = 16, 64  # lines that run at the same time
 MAX_SHOWN = 10  # faults of the input that are printed
 POLL_S = 0.1  # seconds between two updates of the progress
 STOPPED = 130  # exit code after Ctrl-C
-LEAVE_S = 10.0  # longest wait for running lines after Ctrl-C
+LEAVE_S = 10.0  # seconds; longest wait for running lines after Ctrl-C
 SWITCH_INTERVAL_S = 0.0005  # of Python's threads, as in a server
 
 
 def run(call: Call) -> int:
-    """Answer all remaining lines. Returns the exit code: 1 if there are errors. OptionError, StartError."""
+    """Answer all remaining lines. Returns the exit code. OptionError, StartError."""
     source, target = Path(call.names[0]), Path(call.names[1])
     words = [word for _, word in call.options]
     options = group(parse([*words, *([] if call.settings.is_set("parallel") else ["-np", str(SLOTS)])], os.environ))
@@ -100,7 +100,7 @@ def get_errors_path(target: Path) -> Path:
 
 
 def open_work(source: Path, target: Path, lines: list[Line]) -> Work:
-    """The work that remains. OptionError if the files have answers to other requests."""
+    """The work that remains. OptionError if the files have answers to other requests, or `target` is `source`."""
     if target.resolve() == source.resolve():
         raise OptionError("the answers can't be written to the file with the requests: name another file")
     journal = Journal(target, get_errors_path(target))
@@ -171,7 +171,7 @@ def ask_all(asking: Asking, work: Work, n_at_once: int, stop: threading.Event, b
 def show_until_done(
     work: Work, threads: Iterable[threading.Thread], stop: threading.Event, faults: list[OSError], bar: Bar
 ) -> None:
-    """Show the progress until the threads end. Ctrl-C stops them."""
+    """Show the progress until the threads end. Ctrl-C and faults stop them."""
     while any(thread.is_alive() for thread in threads) and not faults and not stop.wait(POLL_S):
         if bar.is_due():
             n_done = work.n_completed + work.n_failed

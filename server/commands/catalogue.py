@@ -1,7 +1,4 @@
-"""The models of this machine, for commands: find one by name, download one, remove one. Main thread.
-
-The catalogue itself is `server.models.catalogue`.
-"""
+"""The models of this machine (`server.models.catalogue`), for commands: find, download or remove one. Main thread."""
 
 from __future__ import annotations
 
@@ -76,7 +73,8 @@ def pull(call: Call) -> int:
 
 
 def fetch(settings: Settings, name: str) -> Path:
-    """Download a model and its repository's projector. Returns the model's path. OptionError, PassingError."""
+    """Download a model, and its repository's projector if there is one. Returns the model's path. OptionError,
+    PassingError."""
     from server.download import DownloadError, fetch_model, fetch_projector
 
     repo = parse_repository(name)

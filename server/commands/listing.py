@@ -1,6 +1,6 @@
 """Lists models and whether they fit into memory, describes one, and lists the models of a running server. Main thread.
 
-The server's planner (`memory_plan`) tells whether a model fits. Without the native libraries the answer is "unknown".
+The server's planner (`memory_plan`) tells whether a model fits, if the native libraries are there.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def _make_row(call: Call, entry: ModelEntry) -> tuple[str, ...]:
 
 
 def format_size(n: int) -> str:
-    """Bytes in decimal units, as in file managers."""
+    """Bytes in decimal units."""
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def type_of(entry: ModelEntry, headers: Sequence[Gguf]) -> str:
-    """The quantisation: from the file's name, or else the type with the most bytes."""
+    """The quantisation: from the file's name, or else the type of tensors with the most bytes; "" if unknown."""
     found: Counter[int] = Counter()
     for header in headers:
         for tensor in header.tensors.values():
@@ -72,7 +72,7 @@ def type_of(entry: ModelEntry, headers: Sequence[Gguf]) -> str:
 
 
 def context_of(header: Gguf) -> str:
-    """The context that the model was trained with."""
+    """The number of tokens that the model was trained with; "" if unknown."""
     n = header.metadata.get(f"{header.metadata.get('general.architecture')}.context_length")
     return str(n) if isinstance(n, int) else ""
 
@@ -85,7 +85,7 @@ def plan_of(call: Call, entry: ModelEntry) -> EngineConfig:
 
 
 def fit_text(call: Call, entry: ModelEntry) -> str:
-    """`yes`, `yes` with the context that fits, or `no` or `unknown` with the reason."""
+    """`yes`, `yes` with the context that fits, `no` with the reason, or `unknown`."""
     try:
         plan = backend.plan_of(plan_of(call, entry))
     except (StartError, OptionError) as error:

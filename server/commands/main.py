@@ -1,6 +1,6 @@
-"""Reads the command line of a command and runs it. Main thread, instead of serving.
+"""Reads the command line of a command and runs it. Main thread.
 
-A command has the rows of the server's table that it uses; `run` and `batch` have all that are about a model. Errors are
+A command has those options of the server that it uses; `run` and `batch` have all that are about a model. An error is
 reported in one line, with the server's exit codes.
 
 Way not taken: options instead of commands (`--pull`). People know commands from other programs.

@@ -21,7 +21,7 @@ from server.model_sources import find_libs_folder
 from server.options.groups import EngineOptions, Settings
 from server.records import replace
 
-STEP_S = 60.0  # longest time of one step, after which the engine counts as hanging
+STEP_S = 60.0  # seconds of one step after which the engine counts as hanging
 
 
 def verify(call: Call) -> int:
@@ -30,8 +30,8 @@ def verify(call: Call) -> int:
 
 
 def run_again(call: Call) -> int:
-    """Print a line for each answer that differs. Returns the exit code: 0 if all are identical. RecordError if the
-    record was changed."""
+    """Print a line for each answer that differs. Returns the exit code: 0 if none does. RecordError if the record was
+    changed; StartError."""
     verdicts = replay.Verdicts()
     for about, requests in replay.read(Path(call.names[0])):
         config = adapt_to_here(call.settings, replay.config_of(about))

@@ -1,8 +1,8 @@
 """`run NAME`: a chat in the terminal, or one answer for a script, with a server of its own or a running one.
 
-Main thread. Its own server is a child process that ends with it, even after a crash. `docs/models.md` lists the words
-and keys. Way not taken: an engine in this process. Ctrl-C during a step would be hard to tell from Ctrl-C at the
-prompt, and a crash would lose the conversation.
+Main thread. A server of its own is a child process that ends with the command, even if that crashes. `docs/models.md`
+lists the words and keys. Way not taken: an engine in this process. Ctrl-C during a step would be hard to tell from
+Ctrl-C at the prompt, and a crash would lose the conversation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from server.options.parser import OptionError
 from server.records import field, record
 
 READY = re.compile(r"is ready: (\S+)")
-MOST_INPUT = 16 << 20  # bytes of a message from stdin
+MOST_INPUT = 16 << 20  # characters of a message from stdin
 QUOTES = '"""'
 OWN_FIELDS = ("messages", "model", "stream")  # fields that /set can't change
 NOT_FOR_A_CHILD = re.compile(
@@ -36,7 +36,7 @@ NOT_FOR_A_CHILD = re.compile(
     "|LLAMA_ARG_(SSL|API)_.*"
     "|LLAMA_API_KEY"
 )
-"""Environment variables of the user's server, which a server of our own must not get."""
+"""Environment variables for other servers, which a server of our own must not get."""
 GREY, PLAIN = "\x1b[2m", "\x1b[0m"
 HELP = """\
   /set              show the fields that are set
@@ -82,7 +82,7 @@ class Chat:
 
 
 class Screen:
-    """Shows answers; reasoning only on a terminal, in grey."""
+    """Shows answers; reasoning only on a terminal."""
 
     def __init__(self, out: TextIO, is_terminal: bool) -> None:
         self._out = out
@@ -110,8 +110,8 @@ class Screen:
 
 
 def run(call: Call) -> int:
-    """Chat until the user leaves; if the command line or stdin has a message, answer only that. Returns the exit
-    code."""
+    """Chat until the user leaves; if the command line or stdin has a message, answer only that. Returns the exit code.
+    OptionError, PassingError."""
     for stream in (sys.stdin, sys.stdout):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -174,8 +174,8 @@ def make_child_words(entry: ModelEntry, call: Call) -> list[str]:
 
 @contextlib.contextmanager
 def start_own_server(words: list[str]) -> Iterator[Peer]:
-    """Start a server of our own and wait until it is ready; it ends with the block. Its stderr goes to the terminal.
-    SystemExit with its exit code if it can't start."""
+    """Start a server of our own and wait until it is ready; it ends with the block. Its stderr goes to the terminal. If
+    it can't start, SystemExit with the server's exit code."""
     key = secrets.token_hex(16)
     environment = {name: text for name, text in os.environ.items() if not NOT_FOR_A_CHILD.fullmatch(name)}
     environment |= {"LLAMA_API_KEY": key, program.OWNED: "1"}

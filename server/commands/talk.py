@@ -1,7 +1,7 @@
 """Asks a server for its models and for streamed chat answers, with the standard library's HTTP client. Main thread.
 
 The server may be any with OpenAI's chat API. Its output is not trusted: `make_visible` removes control characters from
-names, states and errors, and in `run` from answers.
+names, states and error messages, and in `run` from answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def make_visible(text: str) -> str:
 
 @record(frozen=True)
 class Running:
-    """A model of a server. `state` is the value from /models, `size` is in bytes, `context` in tokens, as text."""
+    """A model of a server. `state` is the value from /models; `size` is in bytes, 0 if unknown; `context` is in tokens,
+    as text, "" if unknown."""
 
     name: str
     state: str
@@ -49,7 +50,7 @@ class Peer:
         return cls((settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/"), next(iter(settings.api_key), ""))
 
     def list_models(self) -> list[Running]:
-        """Its models in its own order."""
+        """The server's models, in its order."""
         answer = self._fetch_json("GET", "/models", None)
         found = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(found, list):

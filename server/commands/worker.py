@@ -1,7 +1,7 @@
 """The command `rpc-worker`: lends this machine's devices to a server on another machine, by llama.cpp's RPC backend.
 
-A thread stays in the library, which serves one client after the other; the main thread waits for Ctrl-C. A worker has
-no model, engine or HTTP. Way not taken: restarting a worker that a client has crashed; service managers do that.
+A thread stays in the library, which serves one client after the other; the main thread waits for Ctrl-C. Way not taken:
+restarting a worker that a client has crashed; service managers do that.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ OPEN_TO_OTHERS = (
     "WARNING: every machine that can reach {address} can use this worker without a key, and can crash it: let only "
     "your server's machine through the firewall, or use a tunnel (docs/rpc.md)"
 )
-LOOK_EVERY_S = 0.5  # on Windows, Ctrl-C doesn't wake a waiting thread
+LOOK_EVERY_S = 0.5  # seconds; on Windows, Ctrl-C doesn't wake a waiting thread
 
 
 def serve(call: Call) -> int:
-    """Serve until Ctrl-C. Returns the exit code. LibsError; PassingError if the address is in use."""
+    """Serve until Ctrl-C. Returns the exit code if the worker ends. LibsError, StartError; PassingError if the address
+    can't be used."""
     settings = call.settings
     folder = loader.find_folder(program.ROOT, settings.libs)
     libs = loader.load(folder, cpu_variant=settings.cpu_variant)
@@ -46,7 +47,8 @@ def serve(call: Call) -> int:
 
 
 def choose_lent_devices(found: list[Device], names: tuple[str, ...] | None) -> list[Device]:
-    """The devices with these names; without names all but the CPU, or else the CPU."""
+    """The devices with these names; without names all but CPUs and ACCELs, or else the CPU. StartError for an unknown
+    name."""
     by_name = {device.name: device for device in found if device.backend != "RPC"}
     for name in names or ():
         if name not in by_name:
@@ -67,7 +69,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. Names other than localhost count as reachable by others."""
+    """Whether only this machine can reach an address. Of names, only localhost counts as such."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

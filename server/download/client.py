@@ -1,7 +1,7 @@
 """HTTP for downloads: urllib with stricter redirects, and errors that say what to do.
 
 Runs where `fetch` runs. Even after redirects, a token is sent only to the hub, and a password in a URL only to that
-URL's host. urllib would send both to other hosts.
+URL's host.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.records import field, record
 STALL_S = 60.0  # seconds without data after which a connection is given up
 MAX_TRIES = 4
 """Tries in a row without any new data."""
-MAX_WAIT_S = 60.0  # longest wait after a Retry-After
+MAX_WAIT_S = 60.0  # seconds; longest wait after a Retry-After
 MAX_LISTING = 32 << 20  # bytes of a repository's file list
 MAX_SHOWN = 200  # characters of a URL in a message
 RETRY_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -61,7 +61,7 @@ def split_url(url: str) -> SplitResult | None:
 
 
 def parse_origin(url: str) -> Origin:
-    """Scheme, host and port of a checked URL. Tokens are bound to them."""
+    """Scheme, host and port of a checked URL. Credentials are bound to them."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)
 
@@ -75,7 +75,7 @@ def describe_url(url: str) -> str:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Keeps the hub's headers about the file, and sends credentials only to their own host."""
+    """Keeps the hub's headers about the file, and sends credentials only to their own origin."""
 
     def __init__(self, credentials: Mapping[Origin, str]) -> None:
         self._credentials = credentials
@@ -164,8 +164,8 @@ class Client:
         raise DownloadError(f"{describe_url(url)} is not a list of files: check MODEL_ENDPOINT")
 
     def persist(self, step: Callable[[], T], measure: Callable[[], int], label: str) -> T:
-        """Call `step` until it succeeds, and return its result. DownloadError after MAX_TRIES times Trouble in a row
-        without progress, which `measure` returns."""
+        """Call `step` until it succeeds, and return its result. `measure` returns the bytes that have arrived.
+        DownloadError after MAX_TRIES Troubles in a row without new bytes."""
         best, n_failed = measure(), 0
         while True:
             try:

@@ -1,7 +1,6 @@
 """Provides a model's files: chooses them, checks which exist, and downloads the others.
 
-Runs on the caller's thread. A lock for each file keeps processes apart: the second finds the file that the first has
-downloaded.
+Runs on the caller's thread. Each file has a lock, so that two processes don't download it at the same time.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def fetch_projector(
 
 
 def list_cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """A line for each downloaded model: its size, and the options that name it."""
+    """A line for each downloaded file: its size, and the options that name it; else a line that there is none."""
     folder = find_cache_folder(environ) / "models"
     lines = []
     for path in sorted(folder.rglob("*.gguf")):
@@ -123,7 +122,7 @@ def _files_of_url(url: str, cache: Path, target: Path | None) -> list[Wanted]:
     parts = check_url(url, "--model-url")
     base, _, last = parts.path.rpartition("/")
     names = split_names(last)
-    # files with the same name at different URLs must not be confused
+    # files with the same name at different URLs get different folders
     first = urlunsplit(parts._replace(path=f"{base}/{names[0]}"))
     digest = hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     folder = cache / make_safe_name(parts.hostname or "") / digest

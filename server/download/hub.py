@@ -28,7 +28,7 @@ from server.records import record
 REVISION = "main"
 NO_PROJECTOR = ".no-mmproj"
 """This file in a repository's folder notes that the repository has no projector: the hub isn't asked again."""
-MAX_PAGES = 100  # of a repository's file list
+MAX_PAGES = 100  # pages of a repository's file list
 N_SHOWN = 8  # names of files in an error
 
 Listing = Mapping[str, tuple[str, "int | None"]]
@@ -45,7 +45,8 @@ class Hub:
     offline: bool
 
     def find_files(self, file: str | None, target: Path | None) -> list[Wanted]:
-        """The files of the model: `file`, or else the best one. Asks the hub only if the cache doesn't suffice."""
+        """The files of the model: `file`, or else the best one, with all its parts. Asks the hub only if the cache
+        doesn't suffice."""
         repo, _, quant = self.name.partition(":")
         if len(repo) > MAX_REPO or not REPO.fullmatch(repo):
             raise DownloadError(f"--hf-repo takes user/repo or user/repo:quant, not {self.name[:80]!r}")
@@ -67,8 +68,8 @@ class Hub:
         return files
 
     def find_projector(self, model: Path) -> Wanted | None:
-        """The projector for a model of this repository; None if there is none. Asks the hub unless the cache has the
-        answer."""
+        """The projector for a model of this repository; None if there is none. Asks the hub (unless `offline`) if the
+        cache doesn't have the answer."""
         repo = self.name.partition(":")[0]
         folder = self.cache.joinpath(*map(make_safe_name, repo.split("/")))
         name = model.relative_to(folder).as_posix() if model.is_relative_to(folder) else model.name

@@ -51,7 +51,7 @@ class Trouble(Exception):
 
 
 def make_safe_name(text: str) -> str:
-    """A file name for the cache, without folders, that is ordinary on all systems."""
+    """A file name for the cache, without folders, that all systems allow."""
     name = BAD_IN_NAMES.sub("_", text).strip(" ").rstrip(". ")
     name = "_" + name if not name or name[0] == "." or DEVICE_NAME.fullmatch(name) else name
     while len(name.encode("utf-8")) > MAX_NAME_BYTES:
@@ -97,7 +97,8 @@ def describe_disk_error(error: OSError, path: Path) -> str:
 
 @contextlib.contextmanager
 def hold_exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
-    """Hold the lock file `path` during the block. First wait while another process holds it; a crash releases it."""
+    """Hold the lock file `path` during the block. First wait while another process holds the lock; a crash releases
+    it."""
     file = _open_locked(path, waiting, sleep)
     try:
         yield
@@ -154,7 +155,8 @@ def format_megabytes(n: int) -> str:
 
 
 class Bar:
-    """Shows progress: a line that is overwritten on a terminal, elsewhere a line every ten seconds. Never raises.
+    """Shows progress: on a terminal a line that is overwritten, elsewhere a line every ten seconds. Errors of the
+    stream are ignored.
 
     `stream` is stderr by default. `say` gets the lines instead of the stream. `clock` returns seconds.
     """

@@ -1,9 +1,8 @@
 """Downloads one file.
 
 Runs where `fetch` runs, while the file's lock is held. The data is written to `NAME.part`; `NAME.part.json` says which
-version of the file it is. The file gets its name when it is complete and checked. The server's length, range, entity
-tag and checksum must be consistent. After a broken connection the download continues if the server still has that
-version, otherwise it starts again.
+version of the file it is. The file gets its name when it is complete and checked. After a broken connection the
+download continues if the server still has that version, otherwise it starts again.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ class Transfer:
     part: Part = field(init=False)
 
     def run(self) -> str:
-        """Download the file and give it its name. Return its sha256. DownloadError; the part that has arrived is kept
-        for the next time."""
+        """Download the file and give it its name. Return its sha256. DownloadError; after network errors the part that
+        has arrived is kept."""
         self.part = Part(self.wanted)
         try:
             self.client.persist(self._try, lambda: self.part.size, self.wanted.target.name)
@@ -127,7 +126,7 @@ class Transfer:
                 self._receive(answer)
 
     def _check(self, answer: Answer, facts: Facts) -> None:
-        """DownloadError if the headers show a wrong file, before it is downloaded."""
+        """DownloadError if the headers show that the download would fail."""
         name, wanted = self.wanted.target.name, self.wanted
         packed = answer.header("Content-Encoding")
         if packed not in ("", "identity"):
@@ -150,7 +149,8 @@ class Transfer:
             check_space(wanted.target.parent, facts.size - (self.part.size if answer.status == 206 else 0))
 
     def _is_continuation(self, answer: Answer, facts: Facts) -> bool:
-        """Whether a partial answer continues the part that has arrived, in the same version of the file."""
+        """Whether a 206 continues the part that has arrived, or a 416 shows it to be complete, in the same version of
+        the file."""
         part, before = self.part, self.part.facts
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
         if found is None or facts.sha256 and before.sha256 not in ("", facts.sha256):
@@ -222,7 +222,8 @@ class Part:
         return self.size > 0 and self.size == self.facts.size
 
     def resume_headers(self) -> dict[str, str]:
-        """The headers that ask for the rest; empty if the server couldn't show that it is of the same version."""
+        """The headers that ask for the missing data; empty if all is missing, or if nothing could show that the answer
+        is of the same version."""
         validator = self.facts.validator
         if not self.size or not (validator or self._wanted.sha256):
             return {}
@@ -230,7 +231,7 @@ class Part:
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
 
     def begin(self, facts: Facts) -> None:
-        """Write the note, before any of the version's data is written."""
+        """Write the note about the version whose data follows."""
         before = self.facts
         self.facts = Facts(facts.size, facts.validator or before.validator, facts.sha256 or before.sha256)
         note = {"url": self._url, **dataclasses.asdict(self.facts)}

@@ -1,13 +1,12 @@
 """The prompt cache outside the KV cache, in memory and on disk. It keeps what slots give up, and restores it.
 
-Engine thread only, except for `scan`. States are moved block by block (`block_moves`), so saving can stop after each
-block, and a prefix that many texts share is kept once. With a disk cache, a block that leaves memory stays on disk.
-`open` is called once the model's identity is known and the folder has been scanned; it writes the blocks in memory to
-disk.
+Engine thread only, except for `scan`. Keys and values are moved block by block (`block_moves`), so saving can stop
+after each block, and a prefix that many texts share is kept once. With a disk cache, blocks are written to disk when
+they are saved. `open` is called once the model's identity is known and the folder has been scanned.
 
 The cache works only with models whose sequences can share cells and be cut, and not with self-extend or `--exact`. It
-keeps a sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the first
-context shift (later cells depend on dropped tokens).
+keeps a sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the place of
+a context shift (cells behind it depend on dropped tokens).
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ log = get_logger("engine")
 
 
 def compute_ram_limit(mib: int | None) -> int:
-    """Bytes for --cache-ram: -1 is no limit; None is 8 GiB, but at most half of the memory free when the model is
-    loaded."""
+    """Bytes for --cache-ram: a negative number is no limit; None is 8 GiB, but at most half of the free memory."""
     if mib is not None:
         return UNLIMITED if mib < 0 else mib * MIB
     free = host_memory.read_available()
@@ -63,7 +61,7 @@ class BlockCache:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is kept."""
+        """Whether blocks are kept now, in memory or on disk."""
         return self._ram.limit > 0 or self._files is not None
 
     @property
@@ -86,7 +84,7 @@ class BlockCache:
         return [] if self._folder is None else self._folder.scan(facts)
 
     def open(self, found: list[StoredBlock]) -> None:
-        """Use the disk from now on, with the blocks that `scan` has found."""
+        """Use the disk from now on, with the blocks that `scan` has found. Blocks in memory are written to it."""
         self._files = self._folder
         if self._files is None:
             return
@@ -109,13 +107,13 @@ class BlockCache:
         log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
 
     def count_known(self, lora: Lora, tokens: list[int]) -> int:
-        """How many of the first `tokens` are kept here, or by another server in the same folder."""
+        """The length of the longest prefix of `tokens` that is kept, also by other servers in the same folder."""
         self._adopt(lora, tokens)
         return self._tree.find(lora, tokens)[1]
 
     def find_nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
-        """The owner's kept text with the longest prefix of `tokens`. [] if that prefix ends inside a block of another
-        owner."""
+        """The longest kept prefix of `tokens`, then the owner's latest text behind it. [] if the prefix ends inside a
+        block of another owner."""
         path, n = self._tree.find(lora, tokens)
         block: Block | None = path[-1] if path else self._tree.get_root(lora)
         rest = block.tokens[n - sum(len(one.tokens) for one in path[:-1]) :]
@@ -156,9 +154,9 @@ class BlockCache:
 
     def restore(self, slot: Slot, prompt: list[int], limit: int, room: Callable[[int], bool]) -> tuple[int, str]:
         """Give the slot what it lacks of the first `limit` tokens of `prompt`, as far as it is kept here. Returns how
-        many tokens it has then, and the source of the new ones.
+        many tokens the slot has then, and the source of the new ones ("" if there are none).
 
-        `room(n)` makes room for `n` cells; it returns False if that fails.
+        `room(n)` makes room for `n` cells of a unified cache; it returns False if that fails.
         """
         path, n = self._tree.find(slot.lora, prompt)
         n, at, source = min(n, limit), 0, ""
@@ -177,8 +175,8 @@ class BlockCache:
         return len(slot.tokens), source
 
     def save_idle(self, slots: list[Slot]) -> bool:
-        """Write one more block to disk, while the engine is idle. False if none is left, or without a disk cache: cells
-        are saved to memory when a slot gives them up."""
+        """Save another block of idle slots, while the engine is idle. False if none is left, or without a disk cache:
+        cells are saved to memory when a slot gives them up."""
         if self._files is None:
             return False
         return any(not self.save(slot, UNLIMITED, 1) for slot in slots if slot.run is None)
@@ -240,7 +238,7 @@ class BlockCache:
         return block
 
     def _write(self, block: Block, lora: Lora, state: bytearray | memoryview | None = None) -> None:
-        """Write a block to disk, unless the disk is too slow."""
+        """Have a block written to disk, unless too many are waiting."""
         state = block.state if state is None else state
         block.key = self._files.make_key(lora, block.parent.key, block.tokens)
         block.path = self._files.put(block.key, block.parent.key, block.tokens, lora, state)  # type: ignore[arg-type]
@@ -266,7 +264,7 @@ class BlockCache:
             n += len(block.tokens)
             self._touch(block)
         if n < len(tokens) and len(states) < len(path):
-            self._forget(self._tree.remove(path[len(states)]))  # its file was damaged or is gone
+            self._forget(self._tree.remove(path[len(states)]))  # the block's file was damaged or is gone
         tokens = tokens[:n]
         if len(tokens) <= len(slot.tokens):
             return len(slot.tokens), ""
@@ -280,7 +278,7 @@ class BlockCache:
         return block.state if block.state is not None else self._files.get(block.path)
 
     def _touch(self, block: Block | None) -> None:
-        """Note the use of a block, then of those before it, so that they are given up after it."""
+        """Note the use of a block, then of the blocks before it, which are thus given up later."""
         while block is not None:
             self._ram.touch(block)
             self._disk.touch(block)

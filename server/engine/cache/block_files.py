@@ -5,11 +5,11 @@ its end. Its format is that of `slot_files`, which writes a file whole or not at
 earlier format are removed when found. Files with other names aren't touched.
 
 Several servers may use one folder without a lock: a name determines a file's content, a file appears whole, and a
-missing one is computed again. Other servers' blocks are found by name (`find`). The limit of bytes is for the whole
-folder, and each server removes the least recently used files.
+missing block is computed again. Other servers' blocks are found by name (`find`). The limit of bytes is for the whole
+folder; each server removes the least recently used files.
 
-`scan` is called first, on any thread; the rest on the engine's. `put` never waits: if the disk can't keep up, blocks
-are left out. Not taken: a database or an index file, which would need locks and repairs.
+`scan` is called first, on any thread; then the engine's thread calls the other methods. `put` never waits: if the disk
+can't keep up, blocks are left out. Not taken: a database or an index file, which would need locks and repairs.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from server.records import record
 SUFFIX = ".kvblock"
 MAX_PENDING = 256 << 20  # bytes that wait to be written
 CLOSE_S = 3.0  # seconds to finish writing at the end
-LEFTOVER_S = 3600.0  # a temporary file is removed after this many seconds
-YOUNG_S = 60.0  # younger files without a parent stay: the parent may have been written during the scan
+LEFTOVER_S = 3600.0  # seconds after which a temporary file is removed
+YOUNG_S = 60.0  # seconds; younger files without a parent stay: the parent may have been written during the scan
 TRIM_PART = 32  # the folder's size is checked whenever 1 / TRIM_PART of its limit was written
 
 log = get_logger("engine")
@@ -55,7 +55,7 @@ class StoredBlock:
 
 
 def key_of(identity: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
-    """The name of a block: the same for the same tokens after the same prefix, on the same model and libraries."""
+    """The key of a block: the same for the same tokens after the same prefix, with the same identity and adapters."""
     about = f"{identity}\n{lora!r}\n{parent}\n".encode()
     import hashlib  # here, because only a cache on disk needs it
 
@@ -107,7 +107,7 @@ class BlockFiles:
         ]
 
     def make_key(self, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
-        """The name of a block with this engine's identity."""
+        """The key of a block with this engine's identity."""
         return key_of(self._identity, lora, parent, tokens)
 
     def find(self, key: str, parent: str) -> tuple[str, int] | None:
@@ -180,7 +180,8 @@ class BlockFiles:
     def _with_parents(
         self, block: StoredBlock, found: dict[str, tuple[float, StoredBlock]], seen: set[str]
     ) -> Iterator[StoredBlock]:
-        """The block and those before it that aren't in `seen`, in order. Blocks whose parent is missing are removed."""
+        """The block and those before it that aren't in `seen`, in order. If one of their parents is missing, there are
+        none, and their files are removed (unless they are young)."""
         path = [block]
         while path[-1].parent and path[-1].parent not in seen:
             if path[-1].parent not in found:
@@ -209,7 +210,7 @@ class BlockFiles:
             with self._lock:
                 self._n_pending -= len(state)
             self._n_written += len(state)
-            if self._n_written > self._limit // TRIM_PART and self._jobs.empty():  # the queue may have removals
+            if self._n_written > self._limit // TRIM_PART and self._jobs.empty():  # after removals that wait
                 self.trim()
 
     def trim(self) -> None:

@@ -25,14 +25,14 @@ class ThroughScratch:
         self._scratch = scratch
 
     def copy_out(self, slot: Slot, start: int, end: int) -> memoryview:
-        """A copy of the state of the slot's tokens [start, end)."""
+        """A copy of the keys and values of the slot's tokens [start, end)."""
         self._backend.seq_cp(slot.seq, self._scratch, start, end)
         state = self._backend.read_state(self._scratch)
         self._backend.seq_rm(self._scratch, -1, -1)
         return state
 
     def finish(self, slot: Slot) -> None:
-        """No more blocks of this slot are needed."""
+        """Nothing is kept after `copy_out`."""
 
     def copy_into(self, slot: Slot, state: State | None, end: int) -> bool:
         """Give the slot the tokens that it lacks up to `end`, from a block that begins at the slot's end or before."""
@@ -52,7 +52,8 @@ class InParts:
         self._parts: StateParts | None = None
 
     def copy_out(self, slot: Slot, start: int, end: int) -> memoryview | None:
-        """A copy of the state of the slot's tokens [start, end); None if this model's states can't be cut."""
+        """A copy of the keys and values of the slot's tokens [start, end); None if this model's states can't be
+        cut."""
         if self._of != _get_contents(slot):
             self._of, self._parts = _get_contents(slot), self._backend.read_parts(slot.seq)
         try:
@@ -61,7 +62,7 @@ class InParts:
             return None
 
     def finish(self, slot: Slot) -> None:
-        """No more blocks of this slot are needed."""
+        """Free the state that `copy_out` has read."""
         if self._of == _get_contents(slot):
             self._of = self._parts = None
 

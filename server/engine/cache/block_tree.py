@@ -5,8 +5,7 @@ their keys and values as bytes, in memory (`state`), on disk (`path`), or both. 
 kept once, and a longer version of a text adds only its new tokens. The least recently used block is given up first. A
 use of a block counts for all blocks before it, so texts are given up from their ends.
 
-Not taken: whole sequences as entries. Ten conversations would keep one system prompt ten times, and each turn would
-copy the whole conversation.
+Not taken: whole sequences as entries, which would keep a common prefix in each of them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from server.records import field, record
 
 BLOCK = 128  # tokens
 
-Lora = tuple[tuple[int, float], ...]
+Lora = tuple[tuple[int, float], ...]  # the adapters in use: (index, scale)
 
 
 @record(eq=False)
@@ -67,7 +66,7 @@ class Shelf:
             self.size -= block.size
 
     def list_excess(self) -> Iterator[Block]:
-        """Yields the blocks to give up until the rest keeps the limit, the least recently used first. The caller
+        """Yield the blocks to give up until the others keep the limit, the least recently used first. The caller
         discards each."""
         while self.size > self.limit and self._blocks:
             yield next(iter(self._blocks))
@@ -108,8 +107,8 @@ class BlockTree:
         return path, n
 
     def find_missing(self, lora: Lora, tokens: Sequence[int]) -> tuple[Block, int]:
-        """The last block of those that hold exactly a beginning of `tokens`, and the index of the first unknown
-        token."""
+        """The last of the blocks that hold exactly a beginning of `tokens`, and the index of the first token behind
+        it."""
         block, n = self.get_root(lora), 0
         while (following := block.children.get(tuple(tokens[n : n + BLOCK]))) is not None:
             block, n = following, n + len(following.tokens)
@@ -118,7 +117,7 @@ class BlockTree:
         return block, n
 
     def add(self, parent: Block, tokens: tuple[int, ...]) -> tuple[Block, list[Block]]:
-        """Add a block. Returns it and the blocks that it replaces: shorter ones with the same beginning."""
+        """Add a block. Returns it and the blocks that it replaces: shorter ones that are a beginning of it."""
         needless = [
             child
             for child in parent.children.values()
@@ -130,7 +129,7 @@ class BlockTree:
         return block, needless
 
     def remove(self, block: Block) -> list[Block]:
-        """Remove a block and all behind it. Returns them."""
+        """Remove a block and all behind it. Returns the removed blocks."""
         if block.parent is not None and block.parent.children.get(block.tokens) is block:
             del block.parent.children[block.tokens]
         removed = [block]
