@@ -20,8 +20,8 @@ log = get_logger("chat")
 
 
 def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | BuiltinTemplate:
-    """The template from `--chat-template-file`, `--chat-template` or the model's metadata, which may have a second one
-    for conversations with tools. Without any, ChatML and a warning.
+    """The template from `--chat-template-file`, `--chat-template` or the model's metadata (perhaps with a second one
+    for conversations with tools), else ChatML.
 
     ApiError 500 if the file can't be read, the template can't be compiled, or llama.cpp doesn't know its name.
     """
@@ -54,8 +54,7 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
 
 
 def make_builtin(source: str, vocab: Any) -> BuiltinTemplate:
-    """The template built into libllama that `source` names or resembles. ApiError 500 if there is none; rendering one
-    message finds this out here instead of in each chat."""
+    """The template built into libllama that `source` names or resembles. ApiError 500 if it can't render a message."""
     template = BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
     try:
         template.render([{"role": "user", "content": "x"}], True, {})

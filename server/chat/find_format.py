@@ -1,8 +1,8 @@
 """Finds the `CallFormat` of a chat template by rendering made-up calls with it.
 
-The words in these calls occur in no template, so the text around the words is the format. A format that was found like
-this counts only if it writes the calls as the template did, except for white space. `named_formats` has the formats
-that can't be found like this. Pure, on connection threads.
+The words in these calls occur in no template, so the text around the words is the format. It counts only if it writes
+the calls as the template did, except for white space. `named_formats` has formats that can't be found like this. Pure,
+on connection threads.
 
 Not taken: a table of all known models. Users edit templates, and most new models use known formats.
 """
@@ -87,7 +87,7 @@ def find_ids(probe: Probe, found: CallFormat) -> IdForm:
 
 
 def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
-    """The format in which the template renders calls; None if it renders none, or if the format is unknown."""
+    """The format in which the template renders calls; None if it renders none, or in an unknown format."""
     if probe.call_form is None:
         return None
     calls = CALLS if probe.reads_many_calls else CALLS[:1]
@@ -119,8 +119,8 @@ def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
 
 
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
-    """The rendered text of the assistant's turn with these calls, without its role. Its end is usually where renderings
-    with and without the calls' results begin to differ. None if the template refuses the conversation."""
+    """The rendered text of the assistant's turn with these calls, without its role: usually up to the place where
+    renderings with and without results begin to differ. None if the template refuses the conversation."""
     text = _render(probe, _make_conversation(calls))
     plain = _render(probe, [USER, PLAIN])
     if text is None or plain is None:

@@ -3,7 +3,7 @@
 Templates differ in the input they expect: text or a list of parts; the arguments of a call as an object or as JSON
 text; a system message at the beginning or anywhere; reasoning under one key or another. Most answers are found by
 rendering a conversation with words that occur in no template, and looking for these words in the prompt. An answer is
-found when first needed, and then kept. Two threads may find it at the same time. Pure, on connection threads.
+found when first needed, perhaps by two threads at once, and then kept. Pure, on connection threads.
 
 Not taken: only searching the template's source for names. Templates mention roles in prose, and read keys without
 rendering them.
@@ -211,8 +211,7 @@ class Probe:
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), variables: Mapping[str, Any] | None = None
     ) -> str | None:
-        """The prompt; None if the template refuses the conversation. Without `tools`, a conversation with calls gets
-        `TOOLS`."""
+        """The prompt; None if the template refuses the conversation. `TOOLS` is the default if there are calls."""
         if not tools and any("tool_calls" in message for message in messages):
             tools = TOOLS
         context = {**self._base(tools), **(variables or {}), "messages": messages, "add_generation_prompt": True}

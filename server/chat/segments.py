@@ -1,6 +1,6 @@
 """The input and output of chat templates: content parts of messages, and prompts that mark users' text.
 
-Imports nothing of the project, since handlers need it for every prompt, even without a template.
+Imports nothing of the project, since handlers need it even without a template.
 """
 
 from __future__ import annotations

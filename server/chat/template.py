@@ -131,8 +131,8 @@ class ChatTemplate:
 class BuiltinTemplate:
     """A template built into libllama, called by `apply(messages, add_generation_prompt) -> text`.
 
-    Such templates read only roles and plain text. To find users' text in the result, each message's text is replaced by
-    a random key before rendering. White space around the text stays, since some of these templates trim it.
+    It reads only roles and plain text. To find users' text in the result, each message's text is replaced by a random
+    key before rendering. White space around the text stays, since some templates trim it.
     """
 
     def __init__(self, source: str, apply: Callable[[Sequence[tuple[str, str]], bool], str]) -> None:

@@ -42,8 +42,7 @@ NO_EFFORT = ("no_think", "none", "minimal")  # values for the effort "none"
 def find_variables(
     names: Collection[str], given: Mapping[str, Any], find_effort: Callable[[str, str], str | None]
 ) -> dict[str, Any]:
-    """The variables for a template that reads `names`. `given` are the request's variables. `find_effort` is that of
-    `Probe`."""
+    """The variables for a template that reads `names`. `given` are the request's; `find_effort` is the `Probe`'s."""
     found: dict[str, Any] = {}
     today = datetime.datetime.now()
     found |= {name: today.strftime(form) for name, form in DATES.items() if name in names}

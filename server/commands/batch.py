@@ -1,8 +1,8 @@
 """`batch IN.jsonl OUT.jsonl -m MODEL`: answers the requests of a file without a server.
 
 The main thread shows the progress. Threads `batch` run the lines through the routes' handlers, and an engine computes
-them as in a server. The files of answers and errors are the journal (`server.batches.journal`): after an interruption,
-the same command continues.
+them. The files of answers and errors are the journal (`server.batches.journal`): after an interruption, the same
+command continues.
 
 Way not taken: a child server over HTTP, which would add time to each line.
 """
@@ -43,7 +43,7 @@ MAX_SHOWN = 10  # faults of the input that are printed
 POLL_S = 0.1  # seconds between two updates of the progress
 STOPPED = 130  # exit code after Ctrl-C
 LEAVE_S = 10.0  # seconds; longest wait for running lines after Ctrl-C
-SWITCH_INTERVAL_S = 0.0005  # of Python's threads, as in a server
+SWITCH_INTERVAL_S = 0.0005  # seconds; of Python's threads, as in a server
 
 
 def run(call: Call) -> int:

@@ -73,8 +73,7 @@ def pull(call: Call) -> int:
 
 
 def fetch(settings: Settings, name: str) -> Path:
-    """Download a model, and its repository's projector if there is one. Returns the model's path. OptionError,
-    PassingError."""
+    """Download a model, with a projector if there is one. Returns the model's path. OptionError, PassingError."""
     from server.download import DownloadError, fetch_model, fetch_projector
 
     repo = parse_repository(name)

@@ -3,7 +3,7 @@
 A command has those options of the server that it uses; `run` and `batch` have all that are about a model. An error is
 reported in one line, with the server's exit codes.
 
-Way not taken: options instead of commands (`--pull`). People know commands from other programs.
+Way not taken: options instead of commands (`--pull`).
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Chat:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def answer(self, text: str, show: Callable[[str, str], None]) -> None:
-        """Send a message and show the answer as it comes. The conversation keeps the text of an answer that is stopped
-        or breaks off; without text it doesn't keep the message either."""
+        """Send a message and show the answer as it comes. The conversation keeps both, even if the answer breaks off,
+        unless the answer has no text."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         asked = [*self.messages, {"role": "user", "content": text}]
         said = ""
@@ -110,7 +110,7 @@ class Screen:
 
 
 def run(call: Call) -> int:
-    """Chat until the user leaves; if the command line or stdin has a message, answer only that. Returns the exit code.
+    """Chat until the user leaves, or answer the message from the command line or stdin. Returns the exit code.
     OptionError, PassingError."""
     for stream in (sys.stdin, sys.stdout):
         if stream is not None and hasattr(stream, "reconfigure"):

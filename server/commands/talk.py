@@ -17,8 +17,8 @@ from server.options.groups import Settings
 from server.options.parser import OptionError
 from server.records import record
 
-CONNECT_S = 10.0  # longest wait for a connection
-MOST = 64 << 20  # most bytes of an answer, or of a line of a stream
+CONNECT_S = 10.0  # seconds; longest wait for a connection
+MOST = 64 << 20  # bytes of an answer, or of a line of a stream
 TEXT, THOUGHT = "text", "thought"
 
 
@@ -50,7 +50,6 @@ class Peer:
         return cls((settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/"), next(iter(settings.api_key), ""))
 
     def list_models(self) -> list[Running]:
-        """The server's models, in its order."""
         answer = self._fetch_json("GET", "/models", None)
         found = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(found, list):

@@ -26,8 +26,7 @@ LOOK_EVERY_S = 0.5  # seconds; on Windows, Ctrl-C doesn't wake a waiting thread
 
 
 def serve(call: Call) -> int:
-    """Serve until Ctrl-C. Returns the exit code if the worker ends. LibsError, StartError; PassingError if the address
-    can't be used."""
+    """Serve until Ctrl-C. Returns the exit code if the library returns. LibsError, StartError, PassingError."""
     settings = call.settings
     folder = loader.find_folder(program.ROOT, settings.libs)
     libs = loader.load(folder, cpu_variant=settings.cpu_variant)
@@ -47,8 +46,7 @@ def serve(call: Call) -> int:
 
 
 def choose_lent_devices(found: list[Device], names: tuple[str, ...] | None) -> list[Device]:
-    """The devices with these names; without names all but CPUs and ACCELs, or else the CPU. StartError for an unknown
-    name."""
+    """The devices with these names; without names all except types CPU and ACCEL, or else the CPU. StartError."""
     by_name = {device.name: device for device in found if device.backend != "RPC"}
     for name in names or ():
         if name not in by_name:

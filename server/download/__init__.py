@@ -4,8 +4,7 @@ Runs on the main thread before the server listens, on the thread of a load or of
 `fetch` (chooses files, checks whether they exist), `hub` (the file list of a repository), `transfer` (downloads one
 file), `client` (HTTP), `local` (disk, lock, progress).
 
-Not taken: the layout of the Hugging Face cache (blobs, and snapshots made of links). That layout may change, and links
-need special rights on Windows.
+Not taken: the layout of the Hugging Face cache, whose links need special rights on Windows.
 """
 
 from server.download.fetch import fetch_model, fetch_projector, list_cached_models

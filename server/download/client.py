@@ -164,8 +164,8 @@ class Client:
         raise DownloadError(f"{describe_url(url)} is not a list of files: check MODEL_ENDPOINT")
 
     def persist(self, step: Callable[[], T], measure: Callable[[], int], label: str) -> T:
-        """Call `step` until it succeeds, and return its result. `measure` returns the bytes that have arrived.
-        DownloadError after MAX_TRIES Troubles in a row without new bytes."""
+        """Call `step` until it succeeds, and return its result. DownloadError after MAX_TRIES Troubles in a row without
+        progress. `measure` returns the bytes that have arrived."""
         best, n_failed = measure(), 0
         while True:
             try:

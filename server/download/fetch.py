@@ -94,7 +94,7 @@ def fetch_projector(
 
 
 def list_cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """A line for each downloaded file: its size, and the options that name it; else a line that there is none."""
+    """A line for each downloaded file: its size, and the options that name it; or one line if there is none."""
     folder = find_cache_folder(environ) / "models"
     lines = []
     for path in sorted(folder.rglob("*.gguf")):

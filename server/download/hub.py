@@ -45,8 +45,8 @@ class Hub:
     offline: bool
 
     def find_files(self, file: str | None, target: Path | None) -> list[Wanted]:
-        """The files of the model: `file`, or else the best one, with all its parts. Asks the hub only if the cache
-        doesn't suffice."""
+        """The files of the model: `file` or else the best one, with its parts. Asks the hub if the cache doesn't
+        suffice."""
         repo, _, quant = self.name.partition(":")
         if len(repo) > MAX_REPO or not REPO.fullmatch(repo):
             raise DownloadError(f"--hf-repo takes user/repo or user/repo:quant, not {self.name[:80]!r}")
@@ -68,8 +68,8 @@ class Hub:
         return files
 
     def find_projector(self, model: Path) -> Wanted | None:
-        """The projector for a model of this repository; None if there is none. Asks the hub (unless `offline`) if the
-        cache doesn't have the answer."""
+        """The projector for a model of this repository; None if there is none. Asks the hub if the cache doesn't
+        suffice, unless `offline`."""
         repo = self.name.partition(":")[0]
         folder = self.cache.joinpath(*map(make_safe_name, repo.split("/")))
         name = model.relative_to(folder).as_posix() if model.is_relative_to(folder) else model.name

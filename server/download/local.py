@@ -61,7 +61,7 @@ def make_safe_name(text: str) -> str:
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a file may be stored under this path in a folder: `make_safe_name` would change no part of it."""
+    """Whether a file may have this path below a folder: `make_safe_name` would change no part of it."""
     return len(path) <= MAX_PATH_CHARS and all(make_safe_name(part) == part for part in path.split("/"))
 
 
@@ -177,12 +177,10 @@ class Bar:
         self._begun = self._now = self._next = 0.0
 
     def begin(self) -> None:
-        """Start to measure the time."""
         self._begun = self._now = self._clock()
         self._next = self._begun + (0.0 if self._is_live else LINE_EVERY_S)
 
     def is_due(self) -> bool:
-        """Whether it is time to `draw`."""
         self._now = self._clock()
         return self._now >= self._next
 

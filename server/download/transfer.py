@@ -70,7 +70,7 @@ class Facts:
 
 @record
 class Transfer:
-    """Downloads one file that doesn't exist yet. The caller holds the file's lock."""
+    """The download of one file that doesn't exist yet."""
 
     client: Client
     wanted: Wanted
@@ -193,8 +193,7 @@ class Transfer:
 class Part:
     """The data of a file that has arrived: `NAME.part`, and a note that says which version it is.
 
-    Disk errors become DownloadError, so as not to count as network errors. `is_pieced`: the data came through several
-    connections.
+    Disk errors become DownloadError. `is_pieced`: the data came through several connections.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -222,8 +221,8 @@ class Part:
         return self.size > 0 and self.size == self.facts.size
 
     def resume_headers(self) -> dict[str, str]:
-        """The headers that ask for the missing data; empty if all is missing, or if nothing could show that the answer
-        is of the same version."""
+        """The headers that ask for the missing data; empty if all is missing, or if the answer's version couldn't be
+        checked."""
         validator = self.facts.validator
         if not self.size or not (validator or self._wanted.sha256):
             return {}
@@ -254,7 +253,7 @@ class Part:
         self._reset()
 
     def flush(self) -> None:
-        """Sync to the disk, before the file gets its name."""
+        """Sync to the disk."""
         with self._guard_disk():
             os.fsync(self._file.fileno())
 

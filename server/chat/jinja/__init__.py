@@ -1,16 +1,16 @@
-"""An interpreter for the part of Jinja2 that chat templates use. A hostile template can't reach Python's objects, nor
-exceed its limits of time and memory.
+"""An interpreter for the part of Jinja2 that chat templates use. Templates can't reach Python's internals, nor exceed
+their `Limits`.
 
 `Template(source).render(context)` returns the prompt. `render_segments(context)` returns it in segments that tell which
-text users wrote (strings that went through `mark`). Errors are `TemplateError`s. Prompts are the same, byte for byte,
-as those of Hugging Face's transformers with jinja2.
+text users wrote (strings that went through `mark`). Errors are `TemplateError`s. Prompts are the same as those of
+Hugging Face's transformers with jinja2.
 
 Runs on connection threads; may import the standard library and `server.records`. From source to prompt: `lexer` ->
 `stream` -> `expressions`, `parser` (tree of `nodes`) -> `scopes` (which variable a name means) -> `evaluate`, `execute`
 (closures) -> `template`. At run time: `limits`, `values`, `marked` (strings), `text`, `formatting`, `attributes`,
 `operators`, `filters`, `sequences`, `tests`, `globals`.
 
-Not taken: jinja2. It is a dependency, and its sandbox must forbid each way from a template to Python's objects.
+Not taken: jinja2, a dependency whose sandbox must forbid each way from a template to Python's internals.
 """
 
 from .errors import (

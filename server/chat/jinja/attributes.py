@@ -20,7 +20,7 @@ from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, 
 
 Method = Callable[..., Any]
 
-# Python's names with an underscore, which templates may not use; `dict.name` doesn't read a key of such a name
+# Python's names with an underscore, which templates may not use, even as `dict.name` for a key
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
 TEXT_METHODS = (

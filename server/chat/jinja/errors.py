@@ -28,7 +28,7 @@ class TemplateError(Exception):
 
 
 class TemplateSyntaxError(TemplateError):
-    """The source can't be parsed."""
+    """The source can't be compiled."""
 
 
 class TemplateRuntimeError(TemplateError):

@@ -94,7 +94,6 @@ def raise_exception(run: Run, message: Any = "", /) -> None:
 
 
 def strftime_now(run: Run, format: str, /) -> str:
-    """The local time."""
     if len(format) > MAX_TIME_FORMAT:
         raise TemplateLimitError(f"a time format has more than {MAX_TIME_FORMAT} characters")
     return mark_if(datetime.datetime.now().strftime(format), format)

@@ -15,7 +15,7 @@ from server.records import record
 
 from .errors import TemplateLimitError
 
-LARGE_TEXT = 4096  # characters; shorter texts aren't counted
+LARGE_TEXT = 4096  # characters; only longer texts are counted
 TEXT_PER_STEP = 256  # characters of a large text per step
 ITEMS_PER_STEP = 16  # items per step, of a sequence that is made at once
 STEPS_PER_LOOK = 32  # steps from one look at the clock to the next

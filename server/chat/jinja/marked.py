@@ -214,7 +214,7 @@ def spans_of(text: str) -> Spans:
 
 
 def is_safe(value: Any) -> TypeGuard[Marked]:
-    """Whether the value is a result of `safe` or `escape`."""
+    """Whether the value is a safe string."""
     return type(value) is Marked and value.safe
 
 
@@ -276,7 +276,6 @@ def escape(value: str) -> str:
 
 
 def make_unsafe(text: str) -> str:
-    """The string without its `safe` flag."""
     return build(text, text.spans) if is_safe(text) else text
 
 
@@ -288,8 +287,7 @@ def mark_if(text: str, *sources: Any) -> str:
 def mark(value: Any, plain: Collection[str] = ()) -> Any:
     """Copy JSON-like data and mark all strings in it, even keys, as user input.
 
-    Strings in `plain` aren't marked: roles, for example, of which templates make special tokens. `Marked` strings
-    aren't changed.
+    `Marked` strings and those in `plain` aren't changed.
     """
     if isinstance(value, str):
         return value if value in plain or type(value) is Marked else Marked(value)

@@ -32,7 +32,6 @@ def add(run: Run, left: Any, right: Any) -> Any:
 
 
 def subtract(run: Run, left: Any, right: Any) -> Any:
-    """`left - right`, for numbers."""
     if type(left) in CONTAINERS:
         raise TypeError("unsupported operand type(s) for -")
     return left - right

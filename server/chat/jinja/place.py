@@ -3,7 +3,7 @@
 Pure data, any thread. The compiler turns each node into a Python closure that takes a frame. A frame is a list: the
 `Run`, the list that collects output, the frame of the enclosing function, then the variables that `scopes` numbered.
 The closures have no state, so one compiled template serves many threads. Not taken: generating Python source, as jinja2
-does. That is faster, but an error in quoting would let templates execute code.
+does; an error in quoting would let templates execute code.
 """
 
 from __future__ import annotations

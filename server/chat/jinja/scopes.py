@@ -1,11 +1,10 @@
 """Finds the variable that each name means, by the scoping rules of jinja2, before the template runs.
 
-Pure functions, any thread. jinja2's scoping rules follow from its compilation to Python functions. A block such as a
-loop body starts with copies of the outer variables that it assigns. A macro is a closure that sees later changes of
-outer variables. If a block (not an `if`) assigns a variable before reading it, the variable isn't looked up in the
-context, not even by an inner block that runs before the assignment. Each block is a `Scope`, each variable a `Slot` in
-the frame of the enclosing `Function` (the template, a macro, a recursive loop). Not taken: dictionaries of names at run
-time, which are slower and differ in unusual cases.
+Pure functions, any thread. A block such as a loop body starts with copies of the outer variables that it assigns. A
+macro is a closure that sees later changes of outer variables. If a block (not an `if`) assigns a variable before
+reading it, the variable isn't looked up in the context, not even by an inner block that runs before the assignment.
+Each block is a `Scope`, each variable a `Slot` in the frame of the enclosing `Function` (the template, a macro, a
+recursive loop). Not taken: dictionaries of names at run time, which are slower.
 """
 
 from __future__ import annotations

@@ -66,7 +66,6 @@ class TokenStream:
 
 
 def describe(token: Token) -> str:
-    """The name of a token in messages."""
     return repr(token.value) if token.type == NAME else _quote(token.type)
 
 

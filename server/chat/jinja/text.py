@@ -142,7 +142,7 @@ def _spell(value: Any) -> Iterator[str]:
 
 @record(frozen=True)
 class JsonStyle:
-    """The options of `tojson`; they are those of `json.dumps`."""
+    """The options of `tojson`, as in `json.dumps`."""
 
     ensure_ascii: bool = False
     indent: int | str | None = None

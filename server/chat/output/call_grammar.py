@@ -224,8 +224,8 @@ class _Frame:
         return make_factored(ways)
 
     def allow_space_after_marker(self, text: str) -> str:
-        """A text of the format. White space after its first word is free, since the token that ends the word may
-        contain some."""
+        """A text of the format. If white space may follow its first word, that is free, since the token that ends the
+        word may contain some."""
         marker = find_first_word(text)
         rest = text[text.index(marker) + len(marker) :]
         if rest[:1].isspace() or marker and not rest and isinstance(self.form.call, (JsonCall, KeyedCall)):
@@ -233,7 +233,7 @@ class _Frame:
         return make_text_literal(text.lstrip())
 
     def make_channel_ways(self, call: ChannelCall) -> str:
-        """Harmony's calls with both orders of recipient and channel."""
+        """Harmony's calls, with the recipient before or after the channel."""
         addressed = make_literal(_find_recipient(call))
         start = make_optional(make_sequence(make_literal(call.start), make_literal(" ")))
         usual = self.texts.builder.define("usual", make_factored(self.texts.make_channel_calls("")))

@@ -1,7 +1,7 @@
 """The grammar of single calls: one expression per tool, in the model's format.
 
-Pure, on connection threads. For arguments in JSON, the schema of each tool is converted to a grammar, and the tool's
-name is put before the names of its rules. In other formats, the expression is composed from the schema's properties.
+Pure, on connection threads. For arguments in JSON, the schema of each tool is converted to a grammar, whose rules get
+the tool's name as a prefix. In other formats, the expression is composed from the schema's properties.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class CallTexts:
         return start
 
     def shorten(self, expression: str) -> str:
-        """Make a rule of a long expression, so that it can be used twice."""
+        """Make a rule of a long expression."""
         return self.builder.define("members", expression) if len(expression) > _INLINE_MAX else expression
 
     def make_member(self, member: Member, names: Mapping[str, str]) -> str:

@@ -1,8 +1,8 @@
 """Reads tool calls: first the head, then the arguments, which are passed on as JSON, mostly while they arrive.
 
 Pure. `CallReader` is the base class of `reader.Reader`. A call is certain once its head with the name of a known tool
-has been read. If the head of a first call doesn't fit, the text up to there becomes visible text and isn't searched for
-another head.
+has been read. If the head of a first call doesn't fit, its text becomes visible text and isn't searched for another
+head.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class CallReader(Cursor):
             return False
 
     def is_call_cut_off(self, own: str) -> bool:
-        """Whether a limit or an abort has ended the answer inside a head. `own` are the head's fixed texts. If the
-        unread text has more marks than these, the head isn't cut off but broken: a quote is missing, and marks were
-        read as a part of a string."""
+        """Whether a limit or an abort has ended the answer inside a head with the fixed texts `own`. If the unread text
+        has more marks than these, the head is broken instead: a quote is missing, and marks were read as a part of a
+        string."""
         unread = self.text[self.at :]
         return self.is_cut_off and all(unread.count(mark) <= own.count(mark) for mark in self.marks)
 

@@ -2,8 +2,8 @@
 write answers from them.
 
 Plain data. Two of the engine's messages are events too: `Progress` (of the prefill) and `PromptProbs` (probabilities of
-the prompt's tokens). Once `parser` has returned an event, nothing changes it. Events aren't frozen records, since those
-are slower to make, and each token needs one.
+the prompt's tokens). Once `parser` has returned an event, nothing changes it. Events aren't frozen, since frozen
+records are slower to make.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class Reasoning:
 @record
 class ToolCall:
     """The next part of a call. Only the first part for each `index` has `id` and `name`. The `arguments` of all parts
-    for an index, joined, are the JSON text of an object, in every format; if the call was cut off, the beginning of
-    that text."""
+    for an index, joined, are JSON text in every format; if the call was cut off or is broken, the beginning of it."""
 
     index: int
     id: str = ""

@@ -3,8 +3,8 @@ text or as nested elements. Pure.
 
 The schema only serves to tell strings from other values, and lists from objects. Nested elements have a tag for each
 key, in formats whose closing tags name the key. Elements that are all called `item` are a list, unless the schema
-allows objects and no lists. In such formats, blank text is an empty list or object, or null, if the schema allows no
-string.
+allows objects and no lists. In such formats, if the schema allows no string, blank text is an empty list or object, or
+null.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Makes the events of one answer from the engine's messages.
 
 Pure: no thread, no clock, no I/O. One parser per answer. However the text is cut into pieces, the events are the same,
-except that one event may become several of the same kind. `reader` finds reasoning and calls; this module adds tokens,
-probabilities and timings. A piece bypasses the reader if the reader holds nothing back and no marker can begin in the
-piece.
+except that one may become several of the same kind. `reader` finds reasoning and calls; this module adds tokens,
+probabilities and timings. A piece bypasses the reader if nothing is held back and no marker can begin in the piece.
 """
 
 from __future__ import annotations

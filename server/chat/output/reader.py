@@ -99,8 +99,7 @@ class Reader(CallReader):
         return self.start_of_space(end) if self.tools else end
 
     def read_reasoning(self, is_opened: bool) -> Steps:
-        """Read reasoning, if it comes next. After the reasoning, the model may leave out the `opening` of the next
-        mark."""
+        """Read reasoning, if it comes next. After it, the model may leave out the next mark's `opening`."""
         tags = self.form.reasoning
         if tags is None:
             return
@@ -200,7 +199,7 @@ class Reader(CallReader):
 
     def read_message_head(self, call: ChannelCall) -> Generator[None, None, str]:
         """Read the head of a message and hold it; returns "" if there is none. A head that a limit or an abort cuts off
-        is dropped. If it has marks of other messages, it is broken and becomes visible text."""
+        is dropped, unless it has marks of other messages: then it is visible text."""
         marks = (call.start, call.channel, *call.ends)
         self.hold()
         while True:

@@ -1,7 +1,7 @@
 """Writes calls in a `CallFormat`, as the model would write them.
 
-Pure. Used for templates that don't show a model how to call or don't render earlier calls, and to check that a format
-found for a template is correct.
+Pure. Used for templates that don't show a model how to call or don't render earlier calls, and to check the format that
+was found for a template.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The prompt cache outside the KV cache, in memory and on disk. It keeps what slots give up, and restores it.
 
 Engine thread only, except for `scan`. Keys and values are moved block by block (`block_moves`), so saving can stop
-after each block, and a prefix that many texts share is kept once. With a disk cache, blocks are written to disk when
-they are saved. `open` is called once the model's identity is known and the folder has been scanned.
+after each block, and a prefix that many texts share is kept once. With a disk cache, a saved block is written to disk
+at once. `open` is called once the model's identity is known and the folder has been scanned.
 
 The cache works only with models whose sequences can share cells and be cut, and not with self-extend or `--exact`. It
 keeps a sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the place of
@@ -40,8 +40,6 @@ def compute_ram_limit(mib: int | None) -> int:
 
 
 class BlockCache:
-    """Saves blocks from slots and restores them."""
-
     def __init__(self, backend: Backend, config: EngineConfig, clock: Callable[[], float]) -> None:
         self._backend = backend
         self._clock = clock
@@ -61,7 +59,7 @@ class BlockCache:
 
     @property
     def is_on(self) -> bool:
-        """Whether blocks are kept now, in memory or on disk."""
+        """Whether blocks are kept now."""
         return self._ram.limit > 0 or self._files is not None
 
     @property
@@ -71,7 +69,6 @@ class BlockCache:
 
     @property
     def has_memory(self) -> bool:
-        """Whether blocks are kept in memory."""
         return self._ram.limit > 0
 
     @property
@@ -175,8 +172,8 @@ class BlockCache:
         return len(slot.tokens), source
 
     def save_idle(self, slots: list[Slot]) -> bool:
-        """Save another block of idle slots, while the engine is idle. False if none is left, or without a disk cache:
-        cells are saved to memory when a slot gives them up."""
+        """Save another block of idle slots, while the engine is idle. False if none is left, or without a disk
+        cache."""
         if self._files is None:
             return False
         return any(not self.save(slot, UNLIMITED, 1) for slot in slots if slot.run is None)
@@ -264,7 +261,7 @@ class BlockCache:
             n += len(block.tokens)
             self._touch(block)
         if n < len(tokens) and len(states) < len(path):
-            self._forget(self._tree.remove(path[len(states)]))  # the block's file was damaged or is gone
+            self._forget(self._tree.remove(path[len(states)]))  # its file was damaged or is gone
         tokens = tokens[:n]
         if len(tokens) <= len(slot.tokens):
             return len(slot.tokens), ""
@@ -278,7 +275,7 @@ class BlockCache:
         return block.state if block.state is not None else self._files.get(block.path)
 
     def _touch(self, block: Block | None) -> None:
-        """Note the use of a block, then of the blocks before it, which are thus given up later."""
+        """Note the use of a block, then of the blocks before it, so that these are given up later."""
         while block is not None:
             self._ram.touch(block)
             self._disk.touch(block)

@@ -180,8 +180,8 @@ class BlockFiles:
     def _with_parents(
         self, block: StoredBlock, found: dict[str, tuple[float, StoredBlock]], seen: set[str]
     ) -> Iterator[StoredBlock]:
-        """The block and those before it that aren't in `seen`, in order. If one of their parents is missing, there are
-        none, and their files are removed (unless they are young)."""
+        """The block and those before it that aren't in `seen`, in order; none if a parent is missing. Their files are
+        then removed, unless they are young."""
         path = [block]
         while path[-1].parent and path[-1].parent not in seen:
             if path[-1].parent not in found:

@@ -1,4 +1,4 @@
-"""Moves blocks of tokens between slots and the host's memory, in one way for each layout of the KV cache.
+"""Moves blocks between slots and the host's memory, in one way for each layout of the KV cache.
 
 Engine thread only; `block_cache` decides what is moved. In a unified cache, blocks go through a scratch sequence
 (`ThroughScratch`), and a slot gets only the cells it lacks. In a split cache a sequence's state is cut and joined in
@@ -52,8 +52,7 @@ class InParts:
         self._parts: StateParts | None = None
 
     def copy_out(self, slot: Slot, start: int, end: int) -> memoryview | None:
-        """A copy of the keys and values of the slot's tokens [start, end); None if this model's states can't be
-        cut."""
+        """A copy of the keys and values of the slot's tokens [start, end); None if this model's state can't be cut."""
         if self._of != _get_contents(slot):
             self._of, self._parts = _get_contents(slot), self._backend.read_parts(slot.seq)
         try:

@@ -28,7 +28,7 @@ class Block:
     tokens: tuple[int, ...]
     parent: Block | None
     key: str = ""  # its name on disk
-    size: int = 0  # bytes of its state
+    size: int = 0  # bytes, with its file's header
     state: bytearray | memoryview | None = None  # None if it isn't in memory
     path: str = ""  # "" if it isn't on disk
     owner: str | None = None  # whose text it is; None if unknown
@@ -66,8 +66,7 @@ class Shelf:
             self.size -= block.size
 
     def list_excess(self) -> Iterator[Block]:
-        """Yield the blocks to give up until the others keep the limit, the least recently used first. The caller
-        discards each."""
+        """Yield the least recently used blocks until the others keep the limit. The caller discards each."""
         while self.size > self.limit and self._blocks:
             yield next(iter(self._blocks))
 
@@ -107,8 +106,7 @@ class BlockTree:
         return path, n
 
     def find_missing(self, lora: Lora, tokens: Sequence[int]) -> tuple[Block, int]:
-        """The last of the blocks that hold exactly a beginning of `tokens`, and the index of the first token behind
-        it."""
+        """The last of the blocks that hold exactly a beginning of `tokens`, and the index of the next token."""
         block, n = self.get_root(lora), 0
         while (following := block.children.get(tuple(tokens[n : n + BLOCK]))) is not None:
             block, n = following, n + len(following.tokens)
@@ -129,7 +127,7 @@ class BlockTree:
         return block, needless
 
     def remove(self, block: Block) -> list[Block]:
-        """Remove a block and all behind it. Returns the removed blocks."""
+        """Remove a block and all behind it, and return them."""
         if block.parent is not None and block.parent.children.get(block.tokens) is block:
             del block.parent.children[block.tokens]
         removed = [block]
