@@ -35,8 +35,8 @@ def rename_developer(messages: Sequence[Message], probe: Probe | None) -> list[M
 
 
 def place_system(messages: list[Message], probe: Probe) -> list[Message]:
-    """Put system messages where the template renders them. If it renders only a first one, the system messages at the
-    beginning become one. All other system messages become user messages, joined with those next to them."""
+    """Unless the template renders all system messages: join those at the beginning into one message, if the template
+    renders that, and make user messages of all others, joined with user messages next to them."""
     is_system = [message.get("role") in SYSTEM_ROLES for message in messages]
     n_first = (*is_system, False).index(False)
     is_question = not messages or messages[-1].get("role") == "user"
@@ -105,7 +105,7 @@ def _is_result_of(result: Message, call: Message, calls: Sequence[Message], i: i
 
 
 def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:
-    """If the template accepts only call ids of nine letters and digits, replace all others (as from another model)."""
+    """If the template accepts only call ids of nine letters and digits, replace all others, such as another model's."""
     ids = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
     strange = {call_id for call_id in ids if isinstance(call_id, str) and not SHORT_ID.fullmatch(call_id)}
     if not strange or not probe.wants_short_ids:
@@ -164,7 +164,7 @@ def _adapt_call(call: Mapping[str, Any], wants_object: bool) -> Mapping[str, Any
 
 
 def read_object(arguments: object) -> object:
-    """Parse JSON text to an object. Anything else is returned unchanged, as the arguments of a call that was cut
+    """Parse JSON text to an object. Anything else is returned unchanged, such as the arguments of a call that was cut
     off."""
     if not isinstance(arguments, str):
         return arguments

@@ -95,8 +95,8 @@ def find_named(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def _split_around_number(heads: Sequence[str]) -> tuple[str, str]:
-    """The texts before and after the number in the first head; "" and the whole head if it has none or all are
-    equal."""
+    """The texts before and after the number in the first head; "" and the whole head if it has no number, or if all
+    heads are equal."""
     if len(set(heads)) == 1:
         return "", heads[0]
     match = re.search(r"\d+", heads[0])

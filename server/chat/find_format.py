@@ -105,8 +105,8 @@ def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
 
 
 def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
-    """Add a mark for each type of value, if there are more than two marks, and the quotes that may be around
-    strings."""
+    """Add the marks of other types of values, if they differ from the two known marks, and the quotes that may be
+    around strings."""
     call = replace(call, quotes=next((quotes for quotes in QUOTES if quotes[0] in probe.source), ()))
     marks = list(call.string_mark)
     for value in VALUES if marks else ():

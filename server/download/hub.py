@@ -27,7 +27,7 @@ from server.records import record
 
 REVISION = "main"
 NO_PROJECTOR = ".no-mmproj"
-"""This file in a repository's folder notes that the repository has no projector: the hub isn't asked again."""
+"""A file with this name in a repository's folder: the repository has no projector, so the hub isn't asked again."""
 MAX_PAGES = 100  # pages of a repository's file list
 N_SHOWN = 8  # names of files in an error
 

@@ -29,7 +29,7 @@ class Place:
     """The surroundings of a node.
 
     `soft`: the node is directly inside an `if`, where an unknown filter or test is an error only when it is reached.
-    `in_loop`: the node may `break`. `captured`: for a filter without a value, the index of the variable with its text.
+    `in_loop`: the node may `break`. `captured`: for a filter without a value, the index of the variable that it reads.
     """
 
     source: Source

@@ -26,8 +26,8 @@ class Slot(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The initial value of a slot when its scope is entered: 'param' (set by the construct itself), 'context' (look up
-    `name`), 'alias' (the value of the outer `slot`) or 'missing'."""
+    """The initial value of a slot when its scope is entered: 'param' (set by the loop or macro itself), 'context' (look
+    up `name`), 'alias' (the value of the outer `slot`) or 'missing'."""
 
     kind: str
     name: str = ""
@@ -93,7 +93,7 @@ class Scope:
             self._define(name, Load("alias", slot=outer) if outer else Load("missing"))
 
     def declare_parameter(self, name: str) -> Slot:
-        """`name` is set by the construct that the scope belongs to."""
+        """`name` is set by the loop, macro or `with` that the scope belongs to."""
         self.stores.add(name)
         return self._define(name, Load("param"))
 

@@ -31,7 +31,7 @@ JSON_WORDS = {None: "null", True: "true", False: "false"}
 
 @record
 class Weight:
-    """The size of a value: `nodes` values in `depth` levels, `length` characters of strings, some of them `marked`."""
+    """The size of a value: `nodes` values in `depth` levels, `length` characters; and whether any is `marked`."""
 
     nodes: int = 0
     depth: int = 0

@@ -42,9 +42,9 @@ class CallConstraint:
     """The grammar for an answer with calls.
 
     With `anchored`, the grammar applies to the whole answer after the reasoning. Otherwise it applies from a trigger to
-    the end: one of the `triggers` anywhere in the visible text, or one of the `start_triggers` at its beginning (white
-    space ignored). `warnings`: what the grammar doesn't enforce, one line each, with the tool's name and the JSON
-    pointer.
+    the end: one of the `triggers` anywhere in the visible text, or one of the `start_triggers` at the beginning of this
+    text (white space ignored). `warnings`: what the grammar doesn't enforce, one line each, with the tool's name and
+    the JSON pointer.
     """
 
     grammar: str

@@ -130,9 +130,9 @@ class CallFormat:
 
     `family` is its name in the documentation and in /props. Each call is between `before_call` and `after_call`; all
     calls of an answer are between `before_all` and `after_all`, with `between` from one call to the next.
-    `can_be_many`: an answer may have several calls. `at_start`: calls have no mark of their own, so they are recognized
-    only at the beginning of the answer (after the reasoning). `also_before` has further texts that a model may write
-    before a call.
+    `can_be_many`: an answer may have several calls. `also_before` has further texts that a model may write before a
+    call. `at_start`: calls have no mark of their own, so without such a text they are recognized only at the beginning
+    of the answer (after the reasoning).
 
     `content` has the tags around visible text, for families that have such (Command-R's <|START_RESPONSE|>). `silent`
     has further texts that are removed from visible text. `opening` is the beginning of marks that the prompt ends with

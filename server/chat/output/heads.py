@@ -1,5 +1,4 @@
-"""The beginnings of calls (heads) in each format: fixed texts, with variable parts between them. Pure; made once per
-answer.
+"""The beginnings of calls (heads) in each format: fixed texts, with variable parts between them. Pure.
 
 A head is a list of parts, which `reader` compares with the text in order. Fixed texts are split at line ends and before
 a `[` at the end of a line, since models vary the white space there.
@@ -27,7 +26,7 @@ class Part:
 
 @record(frozen=True)
 class Head:
-    """The parts of a call's beginning. `in_group`: the text before all calls comes first."""
+    """The parts of a call's beginning. `in_group`: the text before all calls is among them or came earlier."""
 
     parts: tuple[Part, ...]
     in_group: bool

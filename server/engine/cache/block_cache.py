@@ -2,7 +2,7 @@
 
 Engine thread only, except for `scan`. Keys and values are moved block by block (`block_moves`), so saving can stop
 after each block, and a prefix that many texts share is kept once. With a disk cache, a saved block is written to disk
-at once. `open` is called once the model's identity is known and the folder has been scanned.
+too. `open` is called once the model's identity is known and the folder has been scanned.
 
 The cache works only with models whose sequences can share cells and be cut, and not with self-extend or `--exact`. It
 keeps a sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the place of
