@@ -1,7 +1,6 @@
-"""Formats of calls and reasoning that `find_format` can't find: tables, looked up by a text in the template's source.
-Pure.
+"""Formats of calls and reasoning that `find_format` can't find by rendering, and the names of families. Pure.
 
-`find_format` can't find a format by rendering if
+Most tables are looked up by a text in the template's source. A format can't be found by rendering if
 - the template doesn't render calls, although its model was trained with a format;
 - the marks of calls and text look like the template's own heads of messages;
 - the template doesn't render the reasoning of messages.

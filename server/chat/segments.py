@@ -1,4 +1,4 @@
-"""The input and output of chat templates: content parts of messages, and prompts that mark users' text.
+"""The input and output of chat templates: content parts of messages, and prompts in which users' text is marked.
 
 Imports nothing of the project, since handlers need it even without a template.
 """

@@ -104,7 +104,7 @@ def hold_exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[flo
         yield
     finally:
         if os.name == "posix":
-            path.unlink(missing_ok=True)  # before it is released: another process's lock must not be removed
+            path.unlink(missing_ok=True)  # while the lock is held, so that no other process's lock is removed
         file.close()
         if os.name != "posix":
             with contextlib.suppress(OSError):  # Windows keeps a file that another process has open

@@ -1,7 +1,7 @@
 """The filters for single values, and the table of all filters.
 
 Run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
-of jinja2. `tojson` is that of Hugging Face's transformers. jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and
+of jinja2. `tojson` follows Hugging Face's transformers. jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and
 `xmlattr` are left out. Not taken: registering filters by decorator, which hides the list.
 """
 
@@ -68,7 +68,7 @@ def do_string(run: Run, value: Any, /) -> str:
 
 
 def do_safe(run: Run, value: Any, /) -> str:
-    """The text as a safe string, which isn't escaped."""
+    """The text as a safe string."""
     text = to_soft_text(run, value)
     return build(text, spans_of(text), True)
 

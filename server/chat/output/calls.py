@@ -255,7 +255,7 @@ class CallReader(Cursor):
     # Arguments as JSON
 
     def read_object_body(self) -> Steps:
-        """Read the rest of a call's object, after the key of the arguments."""
+        """Read a call's object from the arguments' value on."""
         if self.given is not None:
             self.take_id(self.given)
             return
@@ -274,7 +274,7 @@ class CallReader(Cursor):
             self.take_id("".join(parts))
 
     def take_id(self, arguments: str) -> None:
-        """Add the arguments of the call. Announce it first if it has waited for its id."""
+        """Write the arguments of the call. First announce a call that has waited for its id."""
         if self.is_waiting:
             self.announce()
         self.write(arguments)

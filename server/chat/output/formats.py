@@ -135,8 +135,8 @@ class CallFormat:
     of the answer (after the reasoning).
 
     `content` has the tags around visible text, for families that have such (Command-R's <|START_RESPONSE|>). `silent`
-    has further texts that are removed from visible text. `opening` is the beginning of marks that the prompt ends with
-    already; the marks here include it. `is_native` is False for the generic format, which no template shows.
+    has further texts that are removed from visible text. `opening` is a text with which the prompt ends already, and
+    with which the marks here begin. `is_native` is False for the generic format, which no template shows.
     """
 
     family: str

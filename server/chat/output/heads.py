@@ -1,6 +1,6 @@
 """The beginnings of calls (heads) in each format: fixed texts, with variable parts between them. Pure.
 
-A head is a list of parts, which `reader` compares with the text in order. Fixed texts are split at line ends and before
+A head is a list of parts, which `calls` compares with the text in order. Fixed texts are split at line ends and before
 a `[` at the end of a line, since models vary the white space there.
 """
 

@@ -54,8 +54,8 @@ def escape_text(text: str) -> str:
 
 
 class Scanner:
-    """Reads one value. `feed` returns its JSON and how far it has read. Then either the value has ended (`is_done`), or
-    the next text can't be read (`is_broken`), or more text is needed.
+    """Reads one value. `feed` returns JSON and how far it has read. Then either the value has ended (`is_done`), or the
+    next text can't be read (`is_broken`), or more text is needed.
 
     `quote` is the text around strings, if it isn't a quote character; such strings have no escapes.
     """

@@ -5,8 +5,8 @@ after each block, and a prefix that many texts share is kept once. With a disk c
 too. `open` is called once the model's identity is known and the folder has been scanned.
 
 The cache works only with models whose sequences can share cells and be cut, and not with self-extend or `--exact`. It
-keeps a sequence's tokens before the first image or sound (placeholder ids don't tell positions) and before the place of
-a context shift (cells behind it depend on dropped tokens).
+keeps a sequence's tokens before the first image or sound, and before the place of a context shift (cells behind it
+depend on dropped tokens).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.log import get_logger
 from server.model_files import host_memory
 
 MIB = 1 << 20
-MAX_RAM_MIB = 8192  # the most that the default may be
+MAX_RAM_MIB = 8192  # MiB; the largest default
 UNLIMITED = 1 << 62
 
 log = get_logger("engine")
