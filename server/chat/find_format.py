@@ -4,7 +4,7 @@ The words in these calls occur in no template, so the text around the words is t
 the calls as the template did, except for white space. `named_formats` has formats that can't be found like this. Pure,
 on connection threads.
 
-Not taken: a table of all known models. Users edit templates, and most new models use known formats.
+Not taken: a table of all known models. Users edit templates, and new models appear.
 """
 
 from __future__ import annotations

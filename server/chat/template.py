@@ -97,7 +97,7 @@ class ChatTemplate:
 
     @cached_property
     def call_format(self) -> CallFormat:
-        """The format of the model's calls and reasoning; found when first needed."""
+        """The format of the model's calls and reasoning."""
         return self._for_tools.call_format if self._for_tools is not None else find_format(self._probe)
 
     def find_reasoning_tags(self, prompt: str, prefill: str = "") -> Tags | None:
@@ -107,7 +107,7 @@ class ChatTemplate:
 
     @cached_property
     def capabilities(self) -> dict[str, bool]:
-        """What the template and its format of calls support; found when first needed."""
+        """What the template and its format of calls support."""
         probe, form = (self._for_tools or self)._probe, self.call_format
         call_form = probe.call_form
         return {

@@ -76,6 +76,6 @@ def is_read(name: str, names: Collection[str]) -> bool:
 
 
 def write_functions(tools: Sequence[Mapping[str, Any]]) -> str:
-    """The tools as JSON text, for templates that print it."""
+    """The tools as JSON text."""
     functions = [tool.get("function", tool) for tool in tools]
     return json.dumps(functions, indent=4, ensure_ascii=False)

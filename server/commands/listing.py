@@ -57,7 +57,6 @@ def _make_row(call: Call, entry: ModelEntry) -> tuple[str, ...]:
 
 
 def format_size(n: int) -> str:
-    """Bytes in decimal units."""
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
