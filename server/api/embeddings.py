@@ -1,8 +1,8 @@
 """POST /embedding, /embeddings and /v1/embeddings: vectors of texts. Runs on a connection thread.
 
-All three compute the same and differ in the answer's shape. `/embedding` answers one string with an object (as
-llama-server did in 2024), several with a list; `/embeddings` always answers with that list; `/v1/embeddings` has
-OpenAI's shape. Vectors are cut and normalised here, not on the engine's thread.
+The routes differ in the answer's shape. `/embedding` answers one string with an object (as llama-server did in 2024),
+other input with a list. `/embeddings` always answers with that list, `/v1/embeddings` in OpenAI's shape. Vectors are
+cut and normalised here, not on the engine's thread.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from server.web.message import Items, Request, Response
 MAX_INPUTS = 2048  # OpenAI's limit
 MAX_INT16 = 32760.0  # with embd_normalize 0, vectors are scaled to this largest absolute value, as in llama.cpp
 EUCLIDEAN = 2  # the value of embd_normalize for vectors of length 1
-NUMBER_BYTES = 32  # memory for one number of a vector: as received, as normalised, and in the answer
-MAX_BYTES = 512 << 20  # memory for the vectors of one request
+NUMBER_BYTES = 32  # bytes of memory for one number of a vector: as received, as normalised, and in the answer
+MAX_BYTES = 512 << 20  # bytes of memory for the vectors of one request
 FORMATS = ("float", "base64")
 FORMS = "give a string, a list of strings, a list of token ids, or a list of lists of token ids"
 
@@ -54,7 +54,7 @@ class EmbeddingHandlers:
         return EMBEDDING.reply(self._answer(request, model, body), body)
 
     def answer_openai(self, request: Request) -> Response:
-        """Answers in OpenAI's shape; a body with `content` instead of `input` is answered as by `list`."""
+        """Answers in OpenAI's shape; but a body with `content` instead of `input` as `list` does."""
         model, body = self._read(request)
         if body.get("input") is None and body.get("content") is not None:
             return EMBEDDING.reply(self._answer(request, model, body), body)
@@ -190,7 +190,7 @@ def _read_input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
 
 
 def number_inputs(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
-    """The token ids of each input. Negative ids stand for files, which are renumbered to count through all inputs."""
+    """The token ids of each input. Negative ids stand for files; they are made unique among all inputs."""
     n_media, found = 0, []
     for prompt in inputs:
         found.append(
@@ -207,7 +207,7 @@ def compute_mean(rows: Sequence[array]) -> array:
 
 
 def rows_of(result: Embedded) -> list[list[array]]:
-    """The engine's bytes as vectors: for each input a list of them."""
+    """The engine's bytes as a list of vectors for each input. ApiError 500 for numbers that aren't finite."""
     numbers = array("f", result.vectors)
     if not math.isfinite(sum(numbers)):
         raise ApiError(500, "the model computed numbers that are not finite")
@@ -219,7 +219,7 @@ def rows_of(result: Embedded) -> list[list[array]]:
 
 
 def normalise(row: array, kind: int) -> array:
-    """Scale a vector as `embd_normalize` says. A zero vector stays as it is."""
+    """Scale a vector. `kind` is a value of `embd_normalize`. A zero vector stays as it is."""
     if kind < 0:
         return row
     if kind == 0:

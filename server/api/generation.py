@@ -1,8 +1,8 @@
 """Runs requests for text: submits their tasks, and turns the engine's messages into events, streamed or collected.
 
-Runs on connection threads, and on the threads `stream` and `response` (`server/api/stored`). While a stream's
-connection thread sleeps, the thread `engine-reader` runs `feed` and writes the events (`Stream.divert`). Streamed and
-whole answers are made of the same events.
+Runs on connection threads, on the threads `stream` and `response` (`server/api/stored`) and on `batch` threads. While a
+stream's connection thread sleeps, the thread `engine-reader` runs `feed` and writes the events (`Stream.divert`).
+Streamed and whole answers are made of the same events.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Generation:
 
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:
-        """Submit the tasks and yield their `Results`; leaving the block frees the engine. The tasks are cancelled when
+        """Submit the tasks and yield their `Results`. Tasks that haven't ended are cancelled when the block is left or
         the client disconnects, and finished by POST /v1/abort."""
         request = self._request
         request.require_client(self._stream)
@@ -251,11 +251,12 @@ class Stream:
         return next(self._chunks)
 
     def divert(self, writer: Writer) -> None:
-        """From now on, the thread that brings a message sends it itself while `__next__` waits (see `EventStream`)."""
+        """From now on, while `__next__` waits, the thread that brings messages writes their events (see
+        `EventStream`)."""
         self._results.divert(lambda messages: writer.offer(b"".join(self._encode_messages(messages))), writer.drain)
 
     def finish(self) -> bool:
-        """End the answer with the text so far. Any thread may call this."""
+        """End the answer with the text so far; False if it has ended. Any thread may call this."""
         return self._results.finish()
 
     def close(self) -> None:
@@ -273,11 +274,11 @@ class Stream:
         return parts
 
     def _iterate(self, ping_s: float | None, reply: Reply) -> Iterator[bytes]:
-        """Yield chunks. An error before the first chunk is raised, so that the answer gets its status; a later one is
-        sent as an event.
+        """Yield chunks. An ApiError before the first event is raised, so that the answer gets the error's status. A
+        later one is sent as an event, unless the client has gone.
 
-        Events that are ready at the same time are sent together, the last of them with the end of the stream, because
-        each send costs a system call and wakes the client.
+        Events that are ready at the same time are sent together, the last ones with the end of the stream, because each
+        send costs a system call and wakes the client.
         """
         is_open = False
         parts: list[bytes] = []
@@ -358,8 +359,8 @@ class EarlyStream:
             yield self._fail(error)
 
     def _report_progress(self) -> Iterator[bytes]:
-        """Report how far the loading is when that has changed, and every few seconds: only sending detects some
-        disconnected clients."""
+        """Report the load's progress and place in the queue when they have changed, and every REPEAT_S: only sending
+        detects some disconnected clients."""
         start = t_told = time.monotonic()
         before = None
         while not self._models.wait(self._ticket, LOOK_S):

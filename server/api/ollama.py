@@ -160,7 +160,7 @@ def format_iso_time(seconds: float) -> str:
 
 
 def list_tagged_names(entry: Entry) -> list[str]:
-    """The model's names with a tag. A model without an alias is named after its file."""
+    """The model's names with a tag. A loaded model without an alias is named after its file."""
     names, model = entry.names, entry.model
     if model is not None and not model.options.aliases:
         names = (re.split(r"[\\/]", model.own_name)[-1].removesuffix(".gguf"),)
@@ -178,7 +178,7 @@ def make_model_info(model: Model, is_verbose: bool) -> dict[str, Any]:
 
 
 def parse_typed(text: str) -> object:
-    """A metadata value as JSON; llama.cpp returns them all as text."""
+    """A metadata value with its JSON type; llama.cpp returns all values as text."""
     if WHOLE.fullmatch(text):
         return int(text)
     if DECIMAL.fullmatch(text):
@@ -194,7 +194,7 @@ def list_capabilities(model: Model) -> list[str]:
 
 
 def list_shown_parameters(model: Model) -> list[str]:
-    """The defaults set by the user or the model's file, one line each."""
+    """The context's size and the defaults set by the user or the model's file, one line each."""
     values = {"num_ctx": model.info.n_ctx_slot}
     values |= {name: model.defaults[name] for name in SHOWN_DEFAULTS if name in model.defaults}
     return [f"{name:<30} {value}" for name, value in values.items()]

@@ -2,7 +2,7 @@
 
 The prompt becomes the user's message of a chat, except in three cases: the request has its own `template`, sends the
 complete text (`raw`), or wants the text before a `suffix`. Of Ollama's template language, only `.System`,
-`.Prompt`, `.Response` and conditions on them are supported; loops over messages are refused.
+`.Prompt`, `.Response` and conditions on them are supported.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_DEPTH = 16  # conditions within each other
 
 
 def read_generate(incoming: Incoming) -> TextRequest | Response:
-    """Read a prompt. Without one, the request only loads or unloads the model."""
+    """Read a request. Without prompt and suffix, it only loads or unloads the model."""
     model, body, files = incoming.model, incoming.body, incoming.files
     own = OLLAMA_GENERATE.read(body)
     if not own["prompt"] and not own["suffix"]:
@@ -77,7 +77,7 @@ def make_turns(own: Mapping[str, Any], files: Files) -> list[Message]:
 
 
 def make_written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: Files) -> tuple[Prompt, str]:
-    """The prompt of a request that doesn't use the model's chat template; also its text."""
+    """The prompt of a request that doesn't use the model's chat template, and the text that answers show of it."""
     if own["suffix"]:
         if own["images"]:
             raise ApiError(400, "images can't be used together with a suffix")
@@ -93,8 +93,8 @@ def make_written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, fi
 
 
 def fill_template(source: str, values: Mapping[str, str]) -> Segments:
-    """Fill a template of Ollama's with these variables, up to where the answer begins. ApiError 400 for unsupported
-    parts."""
+    """Fill a template of Ollama's with these variables, up to where the answer begins. ApiError 400 for a template that
+    is too long, has unsupported parts or lacks an `end`."""
     if len(source) > MAX_TEMPLATE:
         raise ApiError(400, f"template: {len(source)} characters are too many, at most {MAX_TEMPLATE} are allowed")
     segments: Segments = []
@@ -129,7 +129,7 @@ def fill_template(source: str, values: Mapping[str, str]) -> Segments:
 
 
 def put_behind(context: object, prompt: Prompt, model: Model) -> Prompt:
-    """The prompt after the tokens of an earlier answer (`context`)."""
+    """The tokens in `context`, which an earlier answer returned, and then the prompt's."""
     if not context:
         return prompt
     if not isinstance(context, list):

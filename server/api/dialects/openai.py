@@ -1,6 +1,6 @@
-"""The common part of OpenAI's chat and text dialects: fields, envelopes, chunks, usage. Runs on connection threads.
+"""The common part of OpenAI's chat and text dialects: chunks, whole answers, usage. Runs on connection threads.
 
-Requests may have most native fields besides OpenAI's. A `Form` makes what differs between the two dialects.
+A `Form` makes what differs between the two dialects.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MARK = secrets.token_hex(16)  # placeholder for the text of a chunk; random, so 
 Part = Text | Reasoning | ToolCall
 
 PlacedToken = tuple[TokenProbs, int]
-"""A token, and the character of the text at which it begins."""
+"""A token, and the index of the character at which it begins in the text."""
 
 
 class Form(Protocol):
@@ -46,7 +46,7 @@ class Form(Protocol):
     chunk_name: str
     id_prefix: str
     n_echoed: list[int] | None
-    """The characters of each choice's prompt; None unless the prompt's tokens get logprobs (see `TokenPlaces`)."""
+    """The number of characters of each choice's prompt; None unless the prompt's tokens get logprobs."""
     calls_finish: str
     """The `finish_reason` of a choice that calls tools."""
 
@@ -54,10 +54,10 @@ class Form(Protocol):
         """The choice of the first chunk, before any text; None if there is no such chunk."""
 
     def make_delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
-        """The choice of a chunk with a part of the answer, or of the last chunk, which has no part."""
+        """The choice of a chunk with a part of the answer. `part` is None in the last chunk and for progress."""
 
     def make_choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
-        """A whole choice. `rest` are the logprobs of control tokens."""
+        """A whole choice. `rest` is the `logprobs` object of control tokens, or None."""
 
     def make_logprobs(self, tokens: Sequence[PlacedToken]) -> object:
         """The `logprobs` object of tokens and their places."""
@@ -96,7 +96,7 @@ class OpenAiReply:
     # ---- streams ----------------------------------------------------------------------------------------------
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The JSON around a plain piece of text is always the same, so it is encoded only once."""
+        """The JSON around plain text is the same in all chunks of a choice, so it is encoded only once."""
         if type(event) is Text:
             if not self._has_probs and event.timings is None:
                 if not event.text:
@@ -124,14 +124,15 @@ class OpenAiReply:
         return b"" if opening is None else sse_event(self._make_chunk([opening]))
 
     def _encode_frame(self, key: object, index: int, part: Part) -> tuple[bytes, bytes]:
-        """Encode a chunk once: the bytes before and after its text. `part` has MARK as its text."""
+        """Encode a chunk whose `part` has MARK as text or arguments; keep the bytes before and behind MARK in
+        `_frames`."""
         data = sse_event(self._make_chunk([self._form.make_delta(index, part, None, None)]))
         before, _, behind = data.partition(to_json(MARK))
         self._frames[key] = before, behind
         return before, behind
 
     def _fill_frame(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
-        """A chunk with reasoning or arguments. `key` finds the encoded JSON around the text."""
+        """A chunk with reasoning or arguments. `key` is the key of its JSON in `_frames`."""
         if not text:
             return b""
         if part.timings is not None:
@@ -208,10 +209,10 @@ class OpenAiReply:
     # ---- parts of both ----------------------------------------------------------------------------------------
 
     def _take_tokens(self, index: int, part: Part) -> list[PlacedToken]:
-        """The tokens of the next part of a choice's text, or none if the part isn't text."""
+        """Note a part's tokens. Returns the tokens of the part's text; none if it is reasoning or a call."""
         places = self._places[index]
         places.add(part.probs)
-        if type(part) is Reasoning and not self._is_legacy:  # in the legacy format it is a part of the text, too
+        if type(part) is Reasoning and not self._is_legacy:  # in the legacy format the text contains it, too
             places.take(part.text)
         return places.take(part.text) if type(part) is Text else []
 
@@ -270,7 +271,8 @@ def encode_error_event(error: ApiError) -> bytes:
 
 
 def make_waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
-    """For streams that begin while a model is loaded: chunks with its progress and an empty `choice`."""
+    """Writes the beginning of streams whose model is still loading: chunks with the load's progress. `choice` has the
+    dialect's empty fields of a choice."""
 
     def encode_progress(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
         return sse_event(
@@ -291,11 +293,11 @@ class TokenPlaces:
     """Finds the tokens that a text consists of, and the character at which each begins.
 
     Tokens come before their text does: half a character, or what may become a stop word, is held back, and a stop word
-    is never sent. Control tokens, such as EOS, have no text. They are kept for `rest` if the text follows an echoed
-    prompt of `n_echoed` characters: then every token has an entry.
+    is never sent. Control tokens have no text, except those in `preserved`. If the text follows an echoed prompt of
+    `n_echoed` characters, every token needs an entry, so control tokens are kept for `rest`.
 
-    If the markers of calls and reasoning were removed from the text (`is_parsed`), it is searched for in the text of
-    the tokens, including the control tokens in `preserved`.
+    If a parser removes the markers of calls and reasoning from the text (`is_parsed`), each part of the text is
+    searched for in the text of the tokens.
     """
 
     def __init__(
@@ -338,12 +340,12 @@ class TokenPlaces:
         return taken
 
     def rest(self) -> list[PlacedToken]:
-        """At the end: the control tokens."""
+        """The control tokens that were kept. Called at the end."""
         rest, self._control = self._control, []
         return rest
 
 
 def make_likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, Any]:
-    """A token as chat answers write it, with the most likely alternatives."""
+    """A token as chat answers write it, with at most `n_top` of the most likely tokens."""
     top = [make_token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
     return {**make_token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}

@@ -71,7 +71,7 @@ class ChatForm:
         return {"tool_calls": [{"index": part.index, **head, "function": function}]}
 
     def make_choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
-        """The whole message. Its content is null if it has calls and no text."""
+        """The message's content is null if it has calls and no text."""
         text, reasoning = answer.text, answer.reasoning
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not answer.calls else None}
         if reasoning:

@@ -1,7 +1,7 @@
 """The dialect of POST /v1/completions: continues prompts. Runs on connection threads.
 
-With `suffix` the model fills in the text between prompt and suffix. With `echo` the answer begins with the prompt; with
-`echo` and `logprobs` the prompt's tokens have logprobs, too, and offsets count from the start of the prompt.
+With `suffix` the model fills in the text between prompt and suffix. With `echo` the answer begins with the prompt. If
+the answer's tokens have logprobs, the echoed prompt's have them, too, and offsets count from the start of the prompt.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TextForm:
             self.n_echoed = [len(text) for text in self._prompts]
 
     def make_opening(self, index: int) -> dict[str, Any] | None:
-        """The prompt, if the request has `echo`."""
+        """The choice with the prompt; None without `echo`."""
         if self._prompts is None:
             return None
         logprobs = self._judged[index].make_logprobs(self._n_top) if self._judged else None
@@ -116,7 +116,7 @@ class TextForm:
 
 
 def list_prompt_texts(asked: TextRequest) -> list[str]:
-    """What `echo` writes before each choice: the prompt's text as it came, or else the text of its tokens."""
+    """What `echo` writes before each choice: the prompts as they came if all are strings, else their tokens' text."""
     given: list[Any] = asked.shown if isinstance(asked.shown, list) else [asked.shown]
     if all(isinstance(prompt, str) for prompt in given) and len(given) * asked.n == len(asked.tasks):
         return [prompt for prompt in given for _ in range(asked.n)]

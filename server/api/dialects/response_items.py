@@ -2,9 +2,9 @@
 
 Runs on connection threads and on those of background responses. The dialect (`responses.py`) and the store use it.
 
-For each item of the output the stream has an event when it begins, one when its part with the text begins, deltas, and
-at the end events with the complete text. Every event has a number. `replay` makes the same stream from a stored
-response, so a client that lost the stream can continue after the last number that it received.
+For each item of the output, the stream has events when the item begins and when its part with the text begins (calls
+have no such part), deltas, and at the end events with the complete text. Every event has a number. `replay` makes the
+stream of a stored response, so a client that lost the stream can continue after the last number that it received.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Placed = tuple[Any, str]
 """An item, and its place in the request, which error messages name."""
 
 N_TOKEN = 24  # random bytes in an id
-PREFIXES = {
+PREFIXES = {  # of an item's id, by the item's type
     "message": "msg",
     "function_call": "fc",
     "function_call_output": "fco",
@@ -71,12 +71,13 @@ FUNCTION_CALL = Kind("function_call", "fc", "response.function_call_arguments", 
 CUSTOM_CALL = Kind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
 KINDS = (MESSAGE, SUMMARY, REASONING, FUNCTION_CALL, CUSTOM_CALL)
 LOGPROBS, SEALED = "message.output_text.logprobs", "reasoning.encrypted_content"  # values of `include`
-PROB_BYTES = 2000  # memory for one logprob of an answer
+PROB_BYTES = 2000  # bytes of memory for one logprob of an answer
 NO_RESULTS = dict.fromkeys(("usage", "error", "incomplete_details", "completed_at")) | {"output": []}
 RESULTS = (*NO_RESULTS, "timings", "cache", "warnings")
-"""Fields that only a finished response has."""
-CODES = {429: "rate_limit_exceeded"}
+"""Fields that get their values when a response ends."""
+CODES = {429: "rate_limit_exceeded"}  # of errors, by HTTP status
 NO_TEXT: dict[str, dict[str, Any]] = {"message": {"role": "assistant"}, "reasoning": {"summary": []}}
+"""Fields of an item by its type."""
 
 
 @record(frozen=True)
@@ -99,7 +100,7 @@ class Exchange:
     is_background: bool = False
     """Whether the response is made even without a client."""
     is_streamed: bool = False
-    """Whether the client of a background response gets its stream."""
+    """Whether the request has `stream`."""
 
     @property
     def id(self) -> str:
@@ -140,7 +141,7 @@ class Item:
 
 
 def read_custom_input(arguments: str) -> str:
-    """The text for a tool that takes text; "" if the call was cut off."""
+    """The text in the JSON of a custom call; "" if there is none, for example because the call was cut off."""
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -159,7 +160,7 @@ def seal(text: str) -> str:
 
 
 def unseal(text: object) -> str:
-    """Unpack the result of `seal`; "" for other texts."""
+    """Unpack the result of `seal`; "" for anything else."""
     import base64
 
     if not isinstance(text, str) or not text.startswith(SEAL):
@@ -172,7 +173,7 @@ def unseal(text: object) -> str:
 
 class EventWriter:
     """Writes the events of one response, whose JSON without output is `response`. Events up to the number `after` are
-    counted but not written. One item is open at a time."""
+    counted but not written. At most one item is open at a time."""
 
     def __init__(self, response: Mapping[str, Any], after: int = -1) -> None:
         self.items: list[Item] = []
@@ -190,7 +191,7 @@ class EventWriter:
         return self._write_state("created", QUEUED) + self._write_state(QUEUED, QUEUED)
 
     def write_progress(self) -> bytes:
-        """The event for the engine's beginning; only a background response has it."""
+        """The event that says that the engine has begun; b"" unless the response is in the background."""
         return self._write_state(IN_PROGRESS, IN_PROGRESS) if self._response["background"] else b""
 
     def open(self, item: Item) -> bytes:
@@ -212,8 +213,9 @@ class EventWriter:
         return closed + added
 
     def write_delta(self, text: str, logprobs: Sequence[Any] = ()) -> bytes:
-        """Add text to the open item. Only the number changes in the JSON around a plain piece, so the rest is encoded
-        once. Text for a tool that takes text is sent when the item is closed, because the model writes it as JSON."""
+        """Add text to the open item. Around text without logprobs, only the event's number changes, so `open` has
+        encoded the JSON around it. The text of a custom call is sent when the item is closed, because the model writes
+        it as JSON."""
         item = self._open
         assert item is not None
         if not text:
@@ -262,8 +264,8 @@ class EventWriter:
 
 def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun: bool, after: int) -> Iterator[bytes]:
     """The stream of a finished response, after the event with the number `after`. `cuts` has the lengths (characters)
-    of the deltas of each item; text beyond them is sent as one delta. `was_begun` is whether the engine had begun with
-    it."""
+    of the deltas of each item; text beyond them is sent as one delta. `was_begun`: the engine had begun with the
+    response."""
     before = {name: value for name, value in response.items() if name not in RESULTS}
     writer = EventWriter({**before, **NO_RESULTS}, after)
     yield writer.begin()
@@ -283,7 +285,7 @@ def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun
 
 
 def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
-    """An item from its JSON, and its text: the reverse of `Item.as_json`."""
+    """An item made from its JSON, and its text (for a custom call: JSON, as the model writes it)."""
     kind = next(kind for kind in KINDS if kind.type == found["type"] and found.get(kind.field) not in (None, []))
     text = found[kind.field][0]["text"] if kind.part else found[kind.field]
     fields = {name: found[name] for name in ("name", "call_id") if name in found}
@@ -295,8 +297,8 @@ def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
 
 
 def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]:
-    """The items in `field` in their full form, each with an id: its own, or one made of `token`, by which it can be
-    found."""
+    """The items in `field`, with short forms written out. An item without id gets one made of `token`, by which
+    `find_referred_item` finds it. ApiError 400."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -334,7 +336,8 @@ def read_conversation_id(value: object) -> str:
 
 
 def find_earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
-    """The items that a request continues from. ApiError 404 if they aren't stored for this key."""
+    """The items that a request continues from. ApiError 404 if they aren't stored for this key, 400 if the request
+    names two sources or a response that hasn't ended."""
     conversation, previous = read_conversation_id(values["conversation"]), values["previous_response_id"]
     if conversation and previous:
         raise ApiError(400, "conversation and previous_response_id can't be used together")
@@ -350,7 +353,7 @@ def find_earlier_items(context: Context, key_id: str, values: Mapping[str, Any])
 
 
 def find_earlier_records(context: Context, key_id: str, id_: str) -> list[dict[str, Any]]:
-    """A stored response and all that it continues from, the oldest first."""
+    """A stored response and all that it continues from, the oldest first. ApiError 404 if one isn't stored."""
     found: dict[str, dict[str, Any]] = {}
     while id_:
         one = context.stored.get(id_, key_id) if id_ not in found else None
@@ -370,8 +373,9 @@ def items_of_record(found: Mapping[str, Any]) -> list[Any]:
 def find_referred_item(
     context: Context, key_id: str, item: Mapping[str, Any], where: str, pool: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Find the stored item that a reference names. The id tells which response or conversation to read. Items that were
-    read stay in `pool`, but each can be referred to only once, so a request can't multiply stored data."""
+    """Find the stored item that a reference names. The id tells which response or conversation to read. `pool` keeps
+    the items that were read. Each can be referred to only once, so a request can't multiply stored data. ApiError
+    404."""
     id_ = require_text(item, "id", where)
     token = id_.partition("_")[2][: 2 * N_TOKEN]
     if token not in pool:

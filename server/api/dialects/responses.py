@@ -1,11 +1,11 @@
 """The dialect of POST /v1/responses, OpenAI's newer API. Runs on connection threads.
 
-Input and output are lists of items: messages, calls, results of calls, reasoning. Consecutive items of the model become
-one message of a `Conversation`. A response can continue from an earlier response or a conversation, whose items are
-stored (`server/api/stored`); an `Exchange` has what the store needs to know of a request.
+Input and output consist of items: messages, calls, results of calls, reasoning. Input items become the messages of a
+`Conversation`. A response can continue from a stored response or conversation (`server/api/stored`). An `Exchange` has
+what the store needs to know of a request.
 
-A `custom` tool takes text; to the model it is a function with one argument. Reasoning is sent as a summary if the
-request asks for one, because such clients show nothing else. The summary is the full text of the reasoning.
+A `custom` tool takes text; to the model it is a function with one argument. If the request asks for a summary of the
+reasoning, the reasoning's full text is sent as the summary, because such clients show nothing else.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def read_response(incoming: Incoming) -> TextRequest:
 
 
 def make_fitting_prompt(model: Model, chat: Conversation, files: Files, n_predict: int) -> ChatPrompt:
-    """The prompt of a conversation. If it doesn't fit into the context, the oldest turns are left out, but never the
-    system messages at the start or the latest turn."""
+    """The prompt of a conversation. If it leaves too little of the context for the answer, the oldest turns are left
+    out, but never the system messages at the start or the latest turn."""
     n_ctx = model.info.n_ctx_slot
     room = n_ctx - min(n_predict if n_predict > 0 else n_ctx, n_ctx // 4)
     roles = [message["role"] for message in chat.messages]
@@ -181,7 +181,7 @@ def make_fitting_prompt(model: Model, chat: Conversation, files: Files, n_predic
 
 
 def read_fields(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the dialect's own fields, each checked by itself."""
+    """The values of the body's fields. ApiError 400."""
     values = RESPONSES.read(body, model.defaults)
     if values["prompt"] is not None:
         raise ApiError(400, "prompt: this server stores no prompts; send the text as instructions and input")
@@ -209,7 +209,7 @@ def read_conversation(
     context: Context, model: Model, values: Mapping[str, Any], files: Files
 ) -> tuple[Conversation, frozenset[str]]:
     """The conversation of a request, including the items that it continues from, and the names of the tools that take
-    text. ApiError 400 names the wrong part."""
+    text. ApiError 400 or 404 names the wrong part."""
     tools, customs, warnings = read_tools(values["tools"], values["tool_choice"], values["parallel_tool_calls"])
     before = find_earlier_items(context, files.request.key_id, values)
     messages, left_out = read_messages(context, values, before, files)
@@ -257,7 +257,7 @@ def read_messages(
 
 
 def read_wish(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of reasoning, under the names that all chat dialects share."""
+    """The settings of reasoning and template, under the names that all chat dialects share."""
     names = ("enable_thinking", "reasoning_budget_tokens", "chat_template_kwargs")
     wish = {name: values[name] for name in names if values[name] is not None}
     effort = (values["reasoning"] or {}).get("effort")
@@ -335,7 +335,7 @@ def make_custom_function(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """`tool_choice`: the kind of choice, and the names of the allowed tools."""
+    """The kind of choice in `tool_choice`, and the names of the tools that it allows (for NONE: all)."""
     if choice is None:
         return AUTO, names
     if not isinstance(choice, dict):
@@ -362,7 +362,7 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
 
 
 def add_message(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """Add a message. A user's or assistant's joins the last message if that has the same role."""
+    """Add a message. One of the user or the assistant joins the last message if that has the same role."""
     role = one_of(ROLES, item.get("role"), f"{where}.role")
     parts = read_content_parts(item.get("content"), f"{where}.content", files)
     if role == "assistant":
@@ -427,7 +427,7 @@ ITEMS: dict[str, Callable[[list[Message], Mapping[str, Any], str, Files], None]]
 
 
 def read_content_parts(content: object, where: str, files: Files) -> list[Part]:
-    """The parts of a message's content: texts, and markers of images and sounds."""
+    """The parts of a message's content: texts, and markers of images and sounds. ApiError 400."""
     if isinstance(content, str):
         return [make_text_part(content)]
     if not isinstance(content, list):
@@ -455,7 +455,7 @@ def read_sound_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
 
 
 def read_file_part(part: Mapping[str, Any], where: str, files: Files) -> Part:
-    """The part of a text file, which begins with the file's name."""
+    """A part with the name (if given) and the text of a file. ApiError 400 unless the file is text."""
     if part.get("file_data") is None:
         raise ApiError(400, f"{where}: this server can't fetch files; send the content as file_data")
     data = decode(part["file_data"], where, "file_data")
@@ -479,8 +479,8 @@ FILES: dict[str, Callable[[Mapping[str, Any], str, Files], Part]] = {
 
 
 class ResponsesReply:
-    """Writes one response. Stores it at its end, unless `is_copy`. Events up to the number `after` are left out of the
-    stream."""
+    """Writes one response, and stores it at its end if the request asks for that. With `is_copy` it stores nothing.
+    Events up to the number `after` are left out of the stream."""
 
     ping = PING
 
@@ -509,7 +509,7 @@ class ResponsesReply:
         return begun + self._write_more(event) if isinstance(event, (Text, Reasoning, ToolCall)) else begun
 
     def begin(self) -> bytes:
-        """The first events, once."""
+        """The first events; b"" if they have been written."""
         if self._is_open:
             return b""
         self._is_open = True
@@ -586,7 +586,7 @@ class ResponsesReply:
         }
 
     def _keep_response(self, response: dict[str, Any]) -> dict[str, Any]:
-        """Store the response and extend its conversation, as asked. Returns it, with a warning if there was no room."""
+        """Store the response and extend its conversation, as asked. Returns it, with warnings if that failed."""
         exchange, stored = self._exchange, self._context.stored
         if self._is_copy:
             return response

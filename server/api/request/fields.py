@@ -1,8 +1,8 @@
-"""The tables of all request fields, for reading bodies, reporting unknown fields and writing docs/api.md.
+"""The tables of request fields, for reading bodies, reporting unknown fields and writing docs/api.md.
 
 Connection thread. An unknown field is ignored, because clients send many, but the answer names it: in its `warnings`,
-or in the header X-Warnings if the answer's JSON has no place for them. The log names it once. The fields that all
-requests for text have are in `schema`, all others here.
+or in the header X-Warnings if the answer's JSON has no place for them. The fields that all requests for text have are
+in `schema`, all others here.
 
 Not taken: refusing unknown fields. The server would refuse every client that is newer than these tables.
 """
@@ -491,7 +491,7 @@ class Body:
 
     def list_unread(self, body: object) -> tuple[str, ...]:
         """Warnings about fields of a request (an object, or a list of them) that have no effect: a line for all unknown
-        fields, which is also logged, and a line for each idle field."""
+        fields, which is also logged, and a line for each field of IDLE_FIELDS that isn't at its default."""
         objects = [part for part in (body if isinstance(body, list) else [body]) if isinstance(part, dict)]
         values = {
             name: value
@@ -512,7 +512,7 @@ class Body:
         )
 
     def reply(self, answer: object, body: object, warnings: tuple[str, ...] = ()) -> Response:
-        """An answer as JSON. All warnings are in it, or in a header if the answer is a list."""
+        """An answer as JSON, with all warnings: in the answer if it is an object, else in a header."""
         warnings = (*warnings, *self.list_unread(body))
         if not warnings:
             return make_json_response(answer)

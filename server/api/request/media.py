@@ -1,8 +1,8 @@
 """Images and sound in requests: makes a `Media` from base64, a data: URL, a file of `--media-path` or a network URL.
 
-Connection thread. A file is checked here by its header, and decoded by the engine. An error names its place in the
-request, such as `messages[1].content[0]`. Until a text is tokenised, a marker stands for each file in it. Markers can't
-be guessed, so a marker that a user types stays text.
+Connection thread. An image's header is checked, a sound's file is rewritten (`media_sounds`); the engine decodes both.
+An error names the file's place in the request, such as `messages[1].content[0]`. Until a text is tokenised, a marker
+stands for each file in it. Markers can't be guessed, so a marker that a user types stays text.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds
 class Files:
     """The files of one request, in the order in which they were found. The methods `add_*` return the marker of a file.
 
-    Their bytes count into the memory of all requests (`server.memory`). A file that occurs twice is read once. Files
-    from the disk or network may have `--max-body` bytes together. Before each file the request ends if the client has
-    left.
+    The files' bytes count into the memory of all requests (`server.memory`). The same base64 text or URL is read once.
+    Files from the disk or network may have `--max-body` MiB together. ApiError if the client has left.
     """
 
     model: Model
@@ -94,7 +93,7 @@ class Files:
         return f"<__media_{self._key}_{len(self.media) - 1}__>"
 
     def _read(self, kind: str | None, data: bytes, where: str) -> Media:
-        """Check a file by its header."""
+        """The checked `Media` of a file. ApiError 400."""
         import hashlib  # here, because most models take no media
 
         name = hashlib.sha256(data).hexdigest()

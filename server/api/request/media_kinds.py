@@ -1,10 +1,9 @@
 """Recognises the format of an image or sound, and reads from an image's header what decoding will cost.
 
 Pure functions, any thread. Only formats that libmtmd itself decodes are known. A file of a few bytes can claim to be an
-image of gigabytes, or one that takes minutes to decode. stb_image believes a header, and once it decodes it can't be
-stopped. So the functions here accept only headers that stb_image reads in the same way. They return the image's size,
-how much more work it is than a plain image of that size, and how many bytes the file must have at least. The engine
-checks whether a PNG inflates to the size in its header (`slots/png.py`). Sounds are checked in `media_sounds`.
+image of gigabytes, or one that takes minutes to decode. stb_image, which decodes for libmtmd, believes a header and
+can't be stopped. So the functions here accept only headers that stb_image reads in the same way. The engine checks
+whether a PNG inflates to the size in its header (`slots/png.py`). Sounds are checked in `media_sounds`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from server.records import record
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 GIFS = (b"GIF87a", b"GIF89a")
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-BMP_HEADERS = (12, 40, 56, 108, 124)
-BMP_BITS = (1, 4, 8, 16, 24, 32)
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+BMP_HEADERS = (12, 40, 56, 108, 124)  # bytes
+BMP_BITS = (1, 4, 8, 16, 24, 32)  # of a pixel
 BMP_PLAIN = (0, 3)  # compression methods without compression
 NO_SIZE = (0xC4, 0xC8, 0xCC)  # the markers from 0xC0 to 0xCF of a JPEG that have no size
 SCANS = 12  # scans of a progressive JPEG; encoders make no more
-GIF_DATA = 1 << 18  # bytes of a frame; each may cost the decoder a thousand steps
+GIF_DATA = 1 << 18  # most bytes of a frame; each may cost the decoder a thousand steps
 MAX_PARTS = 10_000  # of a header
 
 # The most pixels (PNG: bytes) that one byte of a file can become.
@@ -37,8 +36,8 @@ class BadFile(ValueError):
 @record(frozen=True)
 class Size:
     """An image's size from its header. `work` is the decoder's work, as a multiple of that for a plain image of the
-    same size. The file must have `n_least` bytes. `n_unpacked` is the number of bytes that its data unpacks to, if
-    these aren't just the pixels, else 0."""
+    same size. The file must have at least `n_least` bytes. `n_unpacked` is the number of bytes that the file's data may
+    unpack to, 0 for just the pixels."""
 
     width: int
     height: int

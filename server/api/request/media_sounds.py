@@ -3,7 +3,7 @@
 Pure functions, any thread. miniaudio, which decodes for libmtmd, allocates as many samples as a file claims to have. It
 reads a file that is neither WAV nor FLAC as MP3, wherever in the bytes a frame begins. So the decoder gets a rewritten
 file without the parts that decoders read differently: a WAV gets a plain header before its samples, a FLAC keeps only
-the description of its stream and its frames, an MP3 keeps only its frames, and never claims more of them.
+the description of its stream and its frames, an MP3 keeps only its frames, and doesn't claim to have more of them.
 
 Not taken: checking files and passing them on unchanged. Each difference between the check and the decoder would be a
 vulnerability.
@@ -16,19 +16,19 @@ import struct
 from server.api.request.media_kinds import BadFile, count_parts
 
 MAX_SECONDS = 3600  # of a sound
-WAV_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # PCM, float, A-law, mu-law
+WAV_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # of a sample, by format: PCM, float, A-law, mu-law
 WAV_EXTENSIBLE = 0xFFFE
-MAX_RATE, MAX_CHANNELS = 384_000, 32
+MAX_RATE, MAX_CHANNELS = 384_000, 32  # the rate in Hz
 FLAC_BLOCK, FLAC_FRAME = 65_535, 10  # the most samples, and the fewest bytes, of one frame
 
-MP3_KBPS = {
+MP3_KBPS = {  # by whether the rate isn't halved
     True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-MP3_RATES = (44_100, 48_000, 32_000)
+MP3_RATES = (44_100, 48_000, 32_000)  # Hz
 MP3_VERSIONS = {0xFA: (1152, 0), 0xF2: (576, 1), 0xE2: (576, 2)}  # samples of a frame, and how often the rate is halved
 MP3_STRAY = 1 << 16  # bytes that may lie between frames
-TAGS = (b"Xing", b"Info")
+TAGS = (b"Xing", b"Info")  # in the first frame, with the number of frames
 
 
 def make_plain_sound(data: bytes, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
@@ -136,7 +136,8 @@ MAX_FRAME = max(FRAME_SIZES.values())
 
 
 def _make_plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
-    """All frames of the same kind as the first one. If that claims too many frames, the number is corrected."""
+    """All frames of the first one's kind. If a tag in the first frame claims too many frames, the number is
+    corrected."""
     end = _find_tags(data, start)
     pieces: list[tuple[int, int]] = []
     kind, n_frames, seconds, n_stray, at = None, 0, 0.0, 0, start

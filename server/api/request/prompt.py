@@ -1,7 +1,7 @@
 """Converts prompts to token ids. Connection thread.
 
-The first half reads the `prompt` of a request in all its forms. The second half tokenises prompts and rendered
-conversations, with files between texts, so that users' text can't become special tokens of the chat template.
+The first half reads the `prompt` of a request in all its forms. The second half tokenises rendered conversations so
+that users' text can't become special tokens, and joins texts and files.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Source(Protocol):
 
     def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
         """The field of the text `n_same` bytes behind `pieces`, the bytes of the prompt's first tokens (None for a
-        file). None if the field can't be found."""
+        file). Returns None if the field can't be found."""
 
 
 @record(frozen=True)
 class Prompt:
     """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on.
-    `may_respell`: it contains earlier answers of the model as text; see `Task`. Without a `source` its text comes
-    from the request's field `prompt`."""
+    `may_respell`: it contains earlier answers of the model as text; see `Task`. Without a `source`, `place` finds the
+    field `prompt`."""
 
     tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()
@@ -73,12 +73,12 @@ def read_prompts(
     require_room: Callable[[int], None],
     image_data: object = None,
 ) -> tuple[list[Prompt], bool]:
-    """All prompts, and whether they came as a list; the answer is then a list. `require_room` gets their number before
-    they are tokenised, and may refuse it.
+    """All prompts, and whether they came as a list; the answer is then a list. `require_room` gets the number of listed
+    prompts before they are tokenised, and may refuse it.
 
     A list of strings and ids is one prompt. A list that contains lists or objects is a list of prompts. A list of
-    strings alone is one prompt in the 2024 documents (`strings_are_one`) and a list of prompts today. Files come in an
-    object's `multimodal_data`, or in the body's `image_data` if the prompt is one string.
+    several strings is one prompt in llama-server's documents of 2024 (`strings_are_one`) and a list of prompts today.
+    Files come in an object's `multimodal_data`, or in the body's `image_data` if the prompt is one string.
     """
     if image_data:
         if not isinstance(prompt, str):
@@ -121,10 +121,10 @@ def strip_files(prompt: object) -> object:
 
 
 def tokenize_prompt(prompt: object, vocab: Vocab, add_special: bool = True) -> tuple[int, ...]:
-    """The tokens of one prompt: a string, or a list of strings and token ids.
+    """The tokens of one prompt: a string, an object with `prompt_string`, or a list of strings and token ids.
 
-    BOS and other tokens that the model's metadata asks for are added if the first element is a string. Names of special
-    tokens in the text become these tokens.
+    With `add_special`, BOS and other tokens that the model's metadata asks for are added if the prompt begins with a
+    string. Names of special tokens in the text become these tokens. ApiError 400.
     """
     if isinstance(prompt, dict):
         prompt = prompt.get("prompt_string")

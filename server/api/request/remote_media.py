@@ -2,7 +2,8 @@
 
 Connection thread, only with `--media-urls`. A host name is resolved once. All its addresses must be public, and the
 connection goes to the address that was checked, so that a second answer of the name server can't redirect it. The same
-holds for each redirect. Size and time of the whole download, with its redirects, are limited.
+holds for each redirect. Size and time of the whole download, with its redirects, are limited, except for the time of
+name lookups.
 
 Not taken: `urllib.request`, which resolves names itself, follows redirects by itself, and uses proxies from the
 environment.
@@ -44,8 +45,7 @@ PRIVATE_IPV4 = tuple(
     )
 )
 GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
-"""All addresses that IANA has assigned so far. Loopback, link-local, unique local, site-local and multicast addresses
-aren't among them."""
+"""All global unicast addresses that IANA has assigned so far."""
 PRIVATE_IPV6 = tuple(
     map(
         ipaddress.IPv6Network,
@@ -73,8 +73,8 @@ def fetch(
     is_allowed: Callable[[str], bool] | None = None,
     bring: Callable[[int], None] = lambda n_bytes: None,
 ) -> bytes:
-    """The content of `url`, at most `limit` bytes. FetchError. `bring` gets the size of each block that has arrived; an
-    exception that it raises ends the download. `is_allowed(address)` is for tests."""
+    """The content of `url`. FetchError, also for more than `limit` bytes. `bring` gets the size of each block that has
+    arrived; an exception that it raises ends the download. `is_allowed(address)` is for tests."""
     deadline = time.monotonic() + timeout_s
     for _ in range(MAX_REDIRECTS + 1):
         parts = check_url(url)
@@ -136,8 +136,8 @@ def check_url(url: str) -> SplitResult:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is public, also an IPv4 address inside an IPv6 address. It uses its own tables, because
-    `ipaddress.is_global` differs between versions of Python."""
+    """Whether an address is public; for an IPv4 address inside an IPv6 address, whether the former is. Not taken:
+    `ipaddress.is_global`, which differs between versions of Python."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -105,7 +105,7 @@ def read_penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
 
 
 def read_sampler_names(names: object) -> tuple[str, ...]:
-    """The names in `samplers`, a list or a string of letters, with aliases resolved. ApiError for an unknown one."""
+    """The names in `samplers`, a list or a string of letters, with aliases resolved. ApiError 400."""
     if isinstance(names, str) and names not in SAMPLER_NAMES and names not in SAMPLER_ALIASES:
         names = [SAMPLER_LETTERS.get(letter, letter) for letter in names]
     known = []
@@ -118,7 +118,7 @@ def read_sampler_names(names: object) -> tuple[str, ...]:
 
 
 def read_strings(name: str, value: object) -> tuple[str, ...]:
-    """A list of strings. A string is a list of one. ApiError for other values."""
+    """A list of strings; a single string becomes a list. ApiError 400 for other values and too many strings."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
         raise ApiError(400, f"{name}: {shorten(value)} is not a list of strings")

@@ -1,8 +1,8 @@
 """Reads the fields of grammars that apply to a part of the text only: `grammar_lazy`, `grammar_triggers` and
 `preserved_tokens`, in llama.cpp's format.
 
-Connection thread; pure. The size of each trigger and of all together is limited, because the engine searches for them
-after each token, and all requests wait for that.
+Connection thread; pure. Number and size of the triggers are limited, because the engine searches for them after each
+token, and all requests wait for that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from server.records import replace
 
 KINDS = (TOKEN, WORD, PATTERN, FULL)
 """The kinds of triggers; a kind's index is its number in requests."""
+# Triggers, bytes of a text, patterns among the triggers, transitions of all patterns, preserved tokens.
 MAX_TRIGGERS, MAX_BYTES, MAX_PATTERNS, MAX_MOVES, MAX_PRESERVED = 100, 1000, 8, 1000, 1000
 
 
@@ -89,7 +90,7 @@ def _make_pattern(name: str, kind: str, text: str) -> Trigger:
 
 
 def _read_preserved(value: object, vocab: Vocab) -> tuple[int, ...]:
-    """The ids in the list, and the tokens of texts that are one token. Other texts are ordinary text anyway."""
+    """The ids in the list, and the tokens of texts that are one token. Other texts need no mention: they are shown."""
     tokens = []
     for item in _list("preserved_tokens", value, MAX_PRESERVED):
         if not isinstance(item, str):

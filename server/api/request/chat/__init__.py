@@ -1,1 +1,1 @@
-"""Reads the parts of a body that only chats have: messages, tools, reasoning. Connection threads."""
+"""Reads the parts of a body that only chats have: messages, tools, reasoning."""

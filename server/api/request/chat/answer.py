@@ -1,7 +1,7 @@
 """The form of a chat's answer: tool calls, reasoning, and the constraint of the text. Connection thread.
 
-The model's template determines the format of calls and reasoning (`CallFormat`). From the format come both the grammar
-that enforces it and the parser that separates calls and reasoning from the text.
+The model's template determines the format of calls and reasoning (`CallFormat`). The grammar that enforces the format
+and the parser that separates calls and reasoning from the text are made from it.
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ def _make_constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> C
 
 
 def make_thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish, has_tools: bool = False) -> Thinking | None:
-    """The engine's settings for the reasoning of an answer; None without a reasoning format. The prompt may already
-    contain the opening tag."""
+    """The engine's settings for the reasoning of an answer; None without a reasoning format."""
     tags = form.reasoning
     if tags is None:
         return None

@@ -50,8 +50,8 @@ class Conversation:
 
 @record(frozen=True)
 class ChatPrompt:
-    """A rendered conversation. The answer begins with `prefill`. `warnings` name parts of the request that the template
-    ignores."""
+    """A rendered conversation. The answer begins with `prefill`. `warnings` name parts of the request that have no
+    effect."""
 
     text: str
     prompt: Prompt
@@ -63,7 +63,7 @@ class ChatPrompt:
 
 
 def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Conversation:
-    """The conversation of a request in OpenAI's format. ApiError 400 names a message that is wrong."""
+    """The conversation of a request in OpenAI's format. ApiError 400."""
     values = read(body, CHAT_FIELDS, model.defaults)
     tools = read_tools(values)
     messages = with_tool_calls(check_messages(values["messages"], files))
@@ -104,10 +104,8 @@ def make_chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatProm
 
 
 def check_messages(messages: object, files: Files | None = None) -> list[dict[str, Any]]:
-    """`messages`, checked: a list of objects with a role and content. ApiError 400 names the first wrong one.
-
-    Images and sounds are added to `files`, and replaced by a text with their marker.
-    """
+    """`messages`, checked: a list of objects with a role and content. ApiError 400. Images and sounds are added to
+    `files`, and replaced by a text with their marker."""
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: give a non-empty list of messages")
     require_few(len(messages))
@@ -193,7 +191,7 @@ def _get_arguments(call: Mapping[str, Any]) -> str:
 
 
 def _mark_part(part: object, where: str, files: Files | None) -> object:
-    """The part of a message. An image or a sound becomes a text with its marker."""
+    """A part of a message. An image or a sound becomes a text with its marker."""
     if files is not None and isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in PARTS:
         return {"type": "text", "text": files.add_part(part, where), "is_media": True}
     return part
@@ -214,7 +212,7 @@ def make_template_variables(
 
 def list_unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
     """Warnings about fields and variables that the template doesn't read. There is none for turning reasoning off if
-    the engine can end it where it begins, without the template's help."""
+    the engine can end it at its beginning."""
     template, given = model.chat_template, body.get("chat_template_kwargs") or {}
     is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"
     asked = [name for name in ("reasoning_effort", "enable_thinking") if body.get(name)]

@@ -1,9 +1,9 @@
-"""Finds the field of a request, such as a message's content, from which a position in its rendered prompt comes.
+"""Finds the field of a request, such as a message's content, from which a position in the rendered prompt comes.
 
 Connection thread, only to report where a prompt differs from the cached one. The conversation is rendered a second
-time. In each text of the request all letters and digits are replaced by one letter that occurs nowhere else. This
-letter at the position in the rendered text then identifies the field, whatever the template has done with its text.
-Other characters stay, and so do names in tags, roles and ids, because templates depend on them. A position at such a
+time. For that, all letters and digits in each text of the request are replaced by one letter that occurs nowhere else.
+The letter at the position in the rendered text then identifies the field, whatever the template has done with the text.
+Other characters stay, and so do roles, ids and names in tags, because templates depend on them. A position at such a
 character belongs to the text around it.
 
 Not taken: searching the prompt for the texts of the request. They often occur several times, or are cut, joined or
@@ -47,7 +47,8 @@ class Leaf:
 
 
 class Rewriter:
-    """Replaces the letters of each text by one letter that isn't in `text`, and remembers which text has which one."""
+    """Replaces the letters of each text by a letter of its own that isn't in `text`; `leaves` has the texts by
+    letter."""
 
     def __init__(self, text: str) -> None:
         self.leaves: dict[str, Leaf] = {}
@@ -90,7 +91,7 @@ def _rewrite_within(pattern: re.Pattern[str], text: str, rewrite: Callable[[str]
 @record(frozen=True)
 class Origin:
     """A rendered conversation: its `text`, with markers instead of files, and `render`, which makes such a text of
-    messages and variables. A position behind its end belongs to the next message, the answer."""
+    messages and variables. A position behind the text's end belongs to the next message, the answer."""
 
     messages: Sequence[Mapping[str, Any]]
     variables: Mapping[str, Any]
@@ -156,8 +157,8 @@ def _find_word_at(text: str, at: int) -> str:
 
 
 def find_offset(text: str, pieces: Iterable[bytes | None], n_more: int = 0) -> int | None:
-    """The number of characters of a text that these first tokens cover, plus `n_more` bytes. A token is given as its
-    bytes; None is a file, for which the text has a marker. None if the tokens don't match the text."""
+    """The number of characters of a text that its first tokens and `n_more` further bytes cover. A piece is a token's
+    bytes, or None for a file, for which the text has a marker. Returns None if the pieces don't match the text."""
     data, at, n_strange = text.encode("utf-8", "surrogatepass"), 0, 0
     for piece in pieces:
         if piece is None:

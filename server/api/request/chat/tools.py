@@ -17,7 +17,7 @@ from server.records import record
 
 AUTO, NONE, REQUIRED = "auto", "none", "required"
 MAX_TOOLS = 1024
-MAX_CHARACTERS = 2 << 20  # of all names, descriptions and schemas, as JSON
+MAX_CHARACTERS = 2 << 20  # of all tools together, as JSON
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # call formats mark the ends of names with other characters
 FIELD_TYPES = {"description": (str, "a string"), "parameters": (dict, "an object"), "strict": (bool, "true or false")}
 
@@ -117,7 +117,8 @@ def index_tools(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
 
 
 def _read_choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The choice in `tool_choice` or `function_call`, and the functions that it allows. ApiError 400."""
+    """The choice in `tool_choice` or `function_call`, and the functions that it allows (for NONE: all). ApiError
+    400."""
     known = (AUTO, NONE) if field == "function_call" else (AUTO, NONE, REQUIRED)
     if value is None:
         return AUTO, names
