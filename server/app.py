@@ -1,8 +1,8 @@
 """The composition root, first part: from the options to an engine that loads its model.
 
-Runs on the main thread; only `launch` calls it. Order at start: check the model's files and tell the engine what to
-load; while it loads, import `serving` (HTTP, JSON, templates), which listens and waits for the engine. Only what every
-start needs before the engine can load is imported at the top; all else inside functions.
+Runs on the main thread; only `launch` calls it. A server of one model checks the model's files and tells the engine
+what to load. While the engine loads, it imports `serving` (HTTP, JSON, templates), which listens and waits for the
+engine. Only what every start needs before the engine can load is imported at the top; all else inside functions.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measure(options: Options, names: str, argv: Sequence[str]) -> int:
 
 
 def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, config: EngineConfig) -> int:
-    """Run `--tune`. A named CPU variant is measured in this process, else each in a child process."""
+    """Run `--tune`. A named CPU variant is measured in this process, else each variant in a child process."""
     from ctypes_api.folder import read_folder
     from server.errands import tune
 
@@ -146,7 +146,8 @@ def describe_version(options: EngineOptions) -> str:
 
 
 def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
-    """Load the model, listen, and serve until a signal comes. Return the exit code. For the parameters see `run`."""
+    """Load the model, listen, and serve until a signal comes; or run --tune or --dry-run. Return the exit code. For the
+    parameters see `run`."""
     set_up_logging(options.logging, options.warnings)
     unpacked = program.UnpackedFolder(program.find_unpacked_folder())
     is_tuning, model = options.errands.tune, options.model
@@ -251,8 +252,8 @@ def make_starter(
 
 
 def take_signals() -> tuple[threading.Event, list[Callable[[], None]]]:
-    """Return the event that the first signal sets, and the list of functions to call when a second signal ends the
-    program."""
+    """Handle the signals of STOPPING from now on. Return the event that the first signal sets, and the list of
+    functions to call when a second signal ends the program."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     leave: list[Callable[[], None]] = []

@@ -1,7 +1,7 @@
-"""Ollama's routes other than /api/chat and /api/generate: lists of models, and embeddings. Runs on connection threads.
+"""Ollama's routes for lists of models and for embeddings. Runs on connection threads.
 
-Routes that would create or change models are refused. Ollama's names have tags, `name:latest`; clients add `:latest` to
-a name without one.
+Requests to create, copy or push models are refused. Ollama's names have tags, `name:latest`; clients add `:latest` to a
+name without one.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from server.model_files.rerankers import TEMPLATE_KEY
 from server.models.model import Model, Vocab
 from server.web.message import Request, Response
 
-TOKEN_BYTES = 8  # memory for each repetition of a token id: a reference to an int that exists already
+TOKEN_BYTES = 8  # bytes of memory for each repetition of a token id: a reference to an existing int
 PLACES = re.compile(r"(\{query\}|\{document\})")
 
 

@@ -1,4 +1,4 @@
-"""The table of all routes, the only place that maps URLs to handlers. Built once, when the server starts."""
+"""The table that maps URLs to handlers. Built once, when the server starts."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def refuse_without_folder(request: Request) -> Response:
 
 
 def make_vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
-    """The health and prediction routes that Vertex AI sets in the environment. StartError if `predict` is in use."""
+    """The health and prediction routes that Vertex AI sets in the environment. StartError if the latter is in use."""
     health, predict = context.options.health_route, context.options.predict_route
     taken = {(route.method, route.path) for route in table}
     if ("POST", predict) in taken:

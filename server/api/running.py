@@ -56,7 +56,7 @@ class RunningRequests:
                         del self._entries[id_]
 
     def abort(self, id_: str, key_id: str) -> bool:
-        """End the requests with this id and API key. Returns whether there were any."""
+        """End the requests with this id and API key. Returns whether it ended any."""
         return any([entry.finish() for entry in self._find(id_, key_id)])
 
     def end_thinking(self, id_: str, key_id: str) -> bool:

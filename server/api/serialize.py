@@ -1,6 +1,5 @@
-"""Writes the engine's messages and settings as JSON. Runs on the thread that writes the answer.
-
-Except in `cache`, the names of fields are llama-server's.
+"""Writes the engine's messages and settings as JSON, mostly with llama-server's names of fields. Runs on the thread that
+writes the answer.
 """
 
 from __future__ import annotations
@@ -195,7 +194,7 @@ def make_token_json(token: int, vocab: Vocab, **numbers: float | None) -> dict[s
 
 
 def _choose_own(value: float, default: float) -> float:
-    """The task's own value, or the server's default where that is negative."""
+    """The task's value, or the server's default if the task's is negative."""
     return default if value < 0 else value
 
 

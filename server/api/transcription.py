@@ -1,7 +1,7 @@
 """The dialect of POST /v1/audio/transcriptions and /v1/audio/translations: the text of a sound file. Connection thread.
 
-The request becomes a chat: a user message with an instruction and the sound. Chat models don't report when something
-was said, so there are no subtitles and no timestamps.
+The request becomes a chat with an instruction and the sound. Chat models don't report when something was said, so there
+are no subtitles and no timestamps.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from server.web.sse import DONE, PING, encode_named_event
 from server.web.sse import encode_event as sse_event
 
 WISHES = {"transcribe": "Transcribe audio to text", "translate": "Translate audio to English text"}
-"""The instruction to the model, by the kind of task."""
+"""The instruction to the model, by what the route does."""
 SYSTEMS = {"<|tool_list_start|>": "Perform ASR."}
-"""System prompts that replace it, by a text in the chat templates of models that were trained with them
-(LFM2-Audio)."""
+"""System prompts that replace the instruction to transcribe, by a text in the chat templates of models that were
+trained with them (LFM2-Audio)."""
 FORMATS = ("json", "text", "verbose_json")
 NO_TIMES = "this server can't tell when something was said"
 
@@ -56,7 +56,7 @@ def read_form(request: Request) -> dict[str, Any]:
 
 
 def _read_value(part: Part, kind: type) -> Any:
-    """The value of a field that isn't a file: parsed as JSON unless the field is a text."""
+    """The value of a field that isn't a file: parsed as JSON unless the field is a text or a list."""
     text = part.decode_text()
     if kind is str or part.name.endswith("[]"):
         return text

@@ -1,8 +1,8 @@
 """Vertex AI's predictions: one request that holds several requests for other routes.
 
 Runs on a connection thread, which starts threads for the instances. An instance is the body for another route. Its
-field `@requestFormat` names the route by its path, or by a word made of the path ("chatCompletions"); without it the
-route follows from the fields. An error of an instance becomes its prediction.
+field `@requestFormat` names the route by its path, or by a word made of the path ("chatCompletions"). Without this
+field, an instance with `messages` is a chat, others go to /v1/completions. An instance's error becomes its prediction.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Stores data of a key between its requests: responses, conversations, files, streams. Runs on connection threads."""
+"""Stores data of a key between its requests: responses, conversations, files, streams."""

@@ -28,7 +28,7 @@ from server.web.sse import PING
 MAX_RUNS, MAX_RUNS_OF_KEY = 64, 16  # responses at the same time, of all keys and of one
 WAIT_S = 30.0  # longest wait for the end of a response that is cancelled
 PING_S = 15.0  # default: seconds without an event after which a stream sends a ping
-EVENT_BYTES = 300  # memory per event until the response has ended
+EVENT_BYTES = 300  # bytes of memory per event until the response has ended
 
 log = get_logger("api")
 
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def response(self) -> dict[str, Any]:
-        """The response so far. It has no output until it has ended."""
+        """The response so far, without output until it has ended."""
         response = self._reply.response
         return (
             {**response, "status": IN_PROGRESS} if self._reply.was_begun and response["status"] == QUEUED else response

@@ -1,7 +1,7 @@
-"""Remembers how much of each request's prompt was cached, and where an owner's prompts keep differing.
+"""Remembers how much of each answer's prompt was cached, and where an owner's prompts keep differing from the cache.
 
-Connection threads fill and read it, under a lock. It is kept in memory, for a bounded number of owners and requests. An
-owner sees only its own requests.
+Any thread, under a lock. The notes are kept in memory, for a bounded number of owners and answers. An owner sees only
+its own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 MAX_OWNERS = 100
 MAX_NOTES = 50  # per owner
-MIN_SAME = 3  # requests that must differ in one place before a hint mentions it
+MIN_SAME = 3  # notes that must have a difference in one place before a hint mentions it
 SHOWN = ("model", "field", "message", "role", "position", "before", "prompt", "cached")
 
 Note = Mapping[str, Any]
-"""One request: `time`, `id`, `path`, `model`, `prompt_n`, `cache_n`, and its answer's object `cache`."""
+"""One answer to a request: `time`, `id`, `path`, `model`, `prompt_n`, `cache_n`, and the answer's object `cache`."""
 
 
 class CacheNotes:
@@ -33,7 +33,7 @@ class CacheNotes:
                 self._notes.popitem(last=False)
 
     def report(self, owner: str, model: str | None = None) -> dict[str, Any]:
-        """The latest requests of this owner (to one model, or to all), the newest first, with sums and hints."""
+        """The owner's notes (of one model, or of all), the newest first, with sums and hints."""
         with self._lock:
             notes = list(reversed(self._notes.get(owner, ())))
         notes = [note for note in notes if model in (None, note["model"])]
@@ -41,7 +41,7 @@ class CacheNotes:
 
 
 def compute_sums(notes: Sequence[Note]) -> dict[str, Any]:
-    """The sums over these requests: tokens reused, tokens computed, tokens lost by differences."""
+    """Sums over the notes: tokens computed, tokens reused, tokens lost by differences, and the loss in ms."""
     lost = [note["cache"]["first_difference"] or {} for note in notes]
     return {
         "requests": len(notes),
@@ -53,8 +53,8 @@ def compute_sums(notes: Sequence[Note]) -> dict[str, Any]:
 
 
 def find_hints(notes: Sequence[Note]) -> list[dict[str, Any]]:
-    """Places where most requests to a model differ from the cache, so that the rest of the cached text is lost each
-    time. The most expensive place comes first. `notes` has the newest request first."""
+    """Places where most prompts for a model differ from the cache, so that the cached text behind the place is lost each
+    time. The most expensive place comes first, as the newest note has it."""
     n_asked: dict[str, int] = {}
     places: dict[tuple[str, str | None, int], list[dict[str, Any]]] = {}
     for note in notes:

@@ -48,7 +48,7 @@ class ConversationHandlers:
         return make_json_response(self._find(request)["conversation"])
 
     def update(self, request: Request) -> Response:
-        """Replace its metadata."""
+        """Replace the conversation's metadata."""
         body = request.read_json_object()
         values = CONVERSATION.read(body)
         check_metadata(values["metadata"])

@@ -2,10 +2,10 @@
 
 If a request for a stream has the header `X-Conversation-Id`, a thread `stream` writes the answer into a `Recording`,
 and the connection only reads from it. A broken connection doesn't end the answer, and GET /v1/stream continues at any
-byte. Routes, header and fields are llama-server's. Of each conversation of a key, only the latest stream is kept.
+kept byte. Routes, header and fields are llama-server's. Of each conversation of a key, only the latest stream is kept.
 
-There are bounds on the number of streams, their bytes (a long stream loses its beginning), their age after the end, and
-the time that a stream is written without a reader.
+Bounded are the number of streams, the bytes of each (a long stream loses its beginning), the time that a finished
+stream is kept, and the time that a stream goes on without a reader.
 
 Way not taken: event ids and `Last-Event-ID`. Not every dialect sends server-sent events, and a connection may break
 inside an event. A client always knows how many bytes it has received.
@@ -26,8 +26,8 @@ from server.errors import ApiError
 from server.log import get_logger, inherit
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response
 
-MAX_STREAMS, MAX_OF_KEY = 32, 16
-MAX_BYTES = 4 << 20  # kept per stream; it may grow by a quarter more before its beginning is cut off
+MAX_STREAMS, MAX_OF_KEY = 32, 16  # kept streams, of all keys and of one
+MAX_BYTES = 4 << 20  # kept of a stream; it may grow by a quarter more before its beginning is cut off
 KEPT_S = 300.0  # how long a finished stream is kept
 ALONE_S = 3600.0  # how long a stream goes on without a reader
 READ_BYTES = 1 << 16  # most bytes that a reader takes at a time
@@ -231,7 +231,7 @@ class Recordings:
         return recording
 
     def find_matching(self, key_id: str, ids: list[str]) -> list[tuple[str, Recording]]:
-        """The streams of these conversations. A client that uses several models calls them `ID::...`."""
+        """The streams of these conversations, also of those named `ID::...` by a client that uses several models."""
         starts = tuple(id_ + "::" for id_ in ids)
         with self._lock:
             self._expire()
@@ -317,7 +317,7 @@ class StreamHandlers:
         return EventStream(Reader(recording, request, int(text), is_late=True), dict(recording.headers))
 
     def stop(self, request: Request) -> Response:
-        """It is no error if there is no stream."""
+        """End and forget a stream. A missing stream is no error."""
         self._recordings.stop(request.key_id, self._read_id(request))
         return Response(204)
 

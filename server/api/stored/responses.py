@@ -1,5 +1,5 @@
-"""Routes of stored responses: GET, DELETE, /input_items and /cancel under /v1/responses/{id}. Run on connection
-threads.
+"""Routes of stored responses: GET, DELETE, /input_items and /cancel under /v1/responses/{id}; also
+/v1/responses/input_tokens. Run on connection threads.
 
 To a client, responses of another key don't exist. A response that was running when its server ended counts as failed.
 """
@@ -51,7 +51,7 @@ class ResponseHandlers:
         return EventStream(replay(found["response"], found.get("cuts", ()), found["was_begun"], after))
 
     def delete(self, request: Request) -> Response:
-        """Delete a response; a running one is ended first."""
+        """Delete a response; a running one is ended first. ApiError 503 if that takes too long."""
         id_ = request.params["id"]
         run = self._runs.get(id_, request.key_id)
         if run is not None and not run.cancel():
@@ -72,7 +72,7 @@ class ResponseHandlers:
         return make_json_response(response)
 
     def list_input_items(self, request: Request) -> Response:
-        """Lists the items of its input and of all responses that it continues from."""
+        """Lists the items of the response's input, and before them those of all responses that it continues from."""
         *before, own = find_earlier_records(self._context, request.key_id, self._require(request))
         items = [item for found in before for item in items_of_record(found)]
         return make_json_response(make_page(request, [*items, *own["input"]]))
@@ -121,7 +121,7 @@ def make_page(request: Request, items: Sequence[Any], default: int = LIMIT, most
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """A number from the query. ApiError 400 if it is none, or out of range."""
+    """A number from the query, or the default. ApiError 400 for other texts and a number out of range."""
     text = request.query.get(name)
     if text is None:
         return default

@@ -1,10 +1,9 @@
 """The store of responses and conversations, in memory or in a folder. An API key gets only things that were stored
 with it.
 
-Runs on connection threads, under a lock. The number, bytes and age of things are bounded. When the store is full, the
-API key with the most bytes loses its least recently used thing. In a folder each thing is a file, written whole or not
-at all, readable for this user only, and named after its id and its API key's hash. Checksums find damaged files, which
-count as deleted.
+Any thread, under a lock. The number, bytes and age of things are bounded. When the store is full, the API key with the
+most bytes loses its least recently used thing. In a folder each thing is a file, written whole or not at all, readable
+for this user only, and named after its id and its API key's hash. Checksums find damaged files, which count as deleted.
 
 Way not taken: a database. All look-ups are by id.
 """
@@ -30,7 +29,7 @@ from server.web.message import parse_json, to_json
 MAX_THINGS = 20_000
 MAX_AGE_S = 30 * 86400
 SWEEP_S = 3600  # seconds between two searches for things that are too old
-THING_BYTES = 500  # memory for a thing besides its JSON
+THING_BYTES = 500  # bytes of memory for a thing besides its JSON
 FILE = re.compile(r"((?:resp|conv)_[0-9a-f]{1,64})\.([0-9a-f]{0,64})\.json")
 BINARY = getattr(os, "O_BINARY", 0)
 
