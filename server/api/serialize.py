@@ -1,5 +1,5 @@
-"""Writes the engine's messages and settings as JSON, mostly with llama-server's names of fields. Runs on the thread that
-writes the answer.
+"""Writes the engine's messages and settings as JSON, mostly with llama-server's names of fields. Runs on the thread
+that writes the answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs one line of a batch through the handler of its route, like a client's request but without a connection.
 
-Runs on the threads `batch`. The handler validates the request as usual. As no client waits, there are no streams, and a
-`Client` leaves when the batch is cancelled.
+Runs on the threads `batch`. The handler validates the request as usual. There are no streams, and a `Client` stands in
+for the client.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Client(Presence):
     """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
     A line waits, at most `MAX_WAIT_S`, until the line before it has been submitted to the engine (`before`), so that
-    they arrive in order. `is_in` is set when this one has been submitted.
+    lines arrive in order. `is_in` is set when this line has been submitted or has ended.
     """
 
     __slots__ = ("before", "is_in")

@@ -48,7 +48,7 @@ class Asked:
     endpoint: str
     metadata: Mapping[str, str]
     age_s: int = MAX_AGE_S
-    """Seconds after which its files are deleted."""
+    """Seconds after which the files with the answers are deleted."""
 
 
 class Batch:
@@ -191,7 +191,7 @@ class Batch:
         return self._now() >= self.about["expires_at"]
 
     def complete(self) -> None:
-        """End the batch once no line is running, and turn its answers into files. OSError."""
+        """End the batch, of which no line may be running, and turn its answers into files. OSError."""
         work, last = self.work, COMPLETED
         if self.fault:
             self.fail([Fault(None, "server_error", self.fault)])
@@ -236,6 +236,6 @@ class Batch:
         write_whole(self._path, json.dumps({"about": self.about, "own": self.own}).encode())
 
     def forget(self) -> None:
-        """Delete its description. Its files are kept until they expire."""
+        """Delete the batch's description. The files with its answers are kept until they expire."""
         with suppress(OSError):
             self._path.unlink()

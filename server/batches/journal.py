@@ -2,8 +2,8 @@
 
 The files are both the result for the client and the journal: a line has been answered once one of them holds its answer
 completely. After a crash they are read, a half-written last line is cut off, and only the missing lines are run. Each
-answer is a single write at the end of a file. `fsync` is called at most once a second, so a power failure costs the
-latest answers, which are computed again.
+answer is written at the end of a file. `fsync` is called at most once a second, so a power failure may cost the latest
+answers, which are computed again.
 
 Way not taken: a database or a separate journal. Two places could contradict each other.
 """
@@ -127,7 +127,7 @@ class AnswerFile:
 
 
 def lock(descriptor: int, path: Path) -> None:
-    """Lock a file for this process until it is closed, except on Windows. Raises Busy."""
+    """Lock a file for this process until it is closed, where the system can do that. Raises Busy."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -59,7 +59,8 @@ class Fault:
 
 
 def read_lines(stream: BinaryIO, endpoint: str = "") -> tuple[list[Line], list[Fault]]:
-    """All lines of a file, and its faults. If `endpoint` is given, every line must have it. Empty lines are skipped."""
+    """The lines of a file, and at most MAX_FAULTS of its faults. If `endpoint` is given, every line must have it. Empty
+    lines are skipped."""
     lines: list[Line] = []
     faults: list[Fault] = []
     seen: set[str] = set()

@@ -1,8 +1,8 @@
 """The batches of a server, and the threads that run their lines beside other requests.
 
-Connection threads create, read and cancel batches. Threads `batch` do the work; they exist only while there is some,
-and their number is that of the lines that run at the same time. Keys take turns line by line; of each key the oldest
-batch is worked on. Reading the input of a batch and ending it are jobs for the same threads.
+Connection threads create, read and cancel batches. Threads `batch` do the work: they run lines, read a batch's input
+and end it. They exist only while a batch is open, and there is one for each line that may run at the same time. Keys
+take turns line by line; of a key's batches the oldest one with waiting lines is next.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Job = Callable[[], None]
 
 
 class Batches:
-    """All batches. `files` holds their inputs and outputs, `n_at_once` lines run at the same time, and only while
-    `is_ready` says that a model can answer."""
+    """All batches. `files` holds their inputs and outputs. At most `n_at_once` lines run at the same time. Lines are
+    begun only while `is_ready` says that a model can answer."""
 
     def __init__(
         self,

@@ -100,8 +100,8 @@ class Work:
         return asking.ask(line.id, line.url, body, key_id, asked.client)
 
     def answer(self, asked: Asked, answer: Answer) -> None:
-        """Write the answer to a line. The line waits again instead if it was stopped, if the server was busy (up to
-        `MAX_TRIES` times; then no line is taken for a while), or if the answer can't be written (OSError)."""
+        """Write the answer to a line. The line waits again instead if it was stopped, if the answer can't be written
+        (OSError), or if the server was busy, up to `MAX_TRIES` tries. A busy server gets no line for a while."""
         line, waits_again = asked.line, True
         try:
             if answer.is_left or answer.has_given_way:

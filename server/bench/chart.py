@@ -11,7 +11,7 @@ from html import escape
 from server.bench.report import Outcome, compute_figures, number
 from server.bench.workloads import LESS
 
-WIDTH, LABEL, BAR, ROW = 920, 330, 400, 14
+WIDTH, LABEL, BAR, ROW = 920, 330, 400, 14  # pixels
 COLOURS = ("#2f6f4f", "#c46b2d", "#4a6fa5", "#8a5a83", "#7a7a3a")
 
 

@@ -2,7 +2,7 @@
 
 Runs in the measuring process, with a thread for each running request. Imports the standard library only. The client
 shares the machine with the server, so it only timestamps reads and counts events while answers arrive; JSON is parsed
-at the end. Works with any server that has llama.cpp's /completion, /tokenize and /health.
+at the end. Works with any server that has llama-server's routes.
 
 Way not taken: an event loop. Threads with http.client cost a few microseconds more per event, the same for every
 server.
@@ -30,7 +30,7 @@ class BenchError(Exception):
 
 
 class Ask(NamedTuple):
-    """A completion of exactly `n_predict` tokens. `fields` are additional request fields."""
+    """A completion of `n_predict` tokens. `fields` are additional request fields."""
 
     prompt: str
     n_predict: int
@@ -40,8 +40,8 @@ class Ask(NamedTuple):
 
 class Answer(NamedTuple):
     """The result of a completion. Times are in seconds since the common start of all requests. `arrivals` are the times
-    of events, empty without a stream. `n_evaluated` of the `n_prompt` prompt tokens were computed, the others
-    cached."""
+    of a stream's events, except for the last one, which has no token. `n_evaluated` of the `n_prompt` prompt tokens
+    were computed, the others cached."""
 
     arrivals: tuple
     ended: float

@@ -1,8 +1,8 @@
 """Turns runs into medians, ratios, a text summary and a JSON file.
 
 Pure, except for the facts about the machine. Imports the standard library and `workloads`. A ratio is the first
-server's value over the other's, for every metric: the median over the repetitions, each with a run of every server. The
-JSON file has every single run.
+server's value over another's in the same repetition; the median over the repetitions is shown. The JSON file has every
+single run.
 
 Way not taken: means. One disturbed run shifts a mean, and such runs are common on a desktop.
 """

@@ -1,8 +1,8 @@
 """Runs workloads on servers in turns, and collects the results.
 
-Main thread of the measuring process. Imports the standard library and this package. All servers of a workload stay
-loaded, and each repetition begins with another one, so that a throttling machine or other programs affect all alike.
-Way not taken: one server after the other.
+Main thread of the measuring process. Imports the standard library and this package. Each repetition of a workload runs
+on all servers and begins with another one, so that a throttling machine or other programs affect all alike. Way not
+taken: one server after the other.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ KEYS = "title author publisher country language genre summary audience setting h
 
 
 def list_schema(properties: dict) -> dict:
-    """The schema of an endless list of objects with these keys in this order."""
+    """The schema of a long list of objects with these keys in this order."""
     return {
         "type": "array",
         "minItems": 60,

@@ -53,8 +53,8 @@ def compute_sums(notes: Sequence[Note]) -> dict[str, Any]:
 
 
 def find_hints(notes: Sequence[Note]) -> list[dict[str, Any]]:
-    """Places where most prompts for a model differ from the cache, so that the cached text behind the place is lost each
-    time. The most expensive place comes first, as the newest note has it."""
+    """Places where most prompts for a model differ from the cache, so that the cached text behind the place is lost
+    each time. The most expensive place comes first. `notes` has the newest note first."""
     n_asked: dict[str, int] = {}
     places: dict[tuple[str, str | None, int], list[dict[str, Any]]] = {}
     for note in notes:
