@@ -54,7 +54,7 @@ class EmbeddingHandlers:
         return EMBEDDING.reply(self._answer(request, model, body), body)
 
     def answer_openai(self, request: Request) -> Response:
-        """Answers in OpenAI's shape; but a body with `content` instead of `input` as `list` does."""
+        """Answers `input` in OpenAI's shape, `content` as `list` does."""
         model, body = self._read(request)
         if body.get("input") is None and body.get("content") is not None:
             return EMBEDDING.reply(self._answer(request, model, body), body)
@@ -87,8 +87,8 @@ class EmbeddingHandlers:
     def compute_vectors(
         self, request: Request, model: Model, values: dict[str, Any]
     ) -> tuple[Sequence[Sequence[array]], int]:
-        """Compute the vectors of each input, cut and normalised; also returns the number of tokens of all inputs.
-        Vectors of tokens (without pooling) and scores (of a reranker) aren't normalised."""
+        """Compute each input's vectors, cut and normalised; also returns the number of tokens of all inputs. Vectors of
+        tokens (without pooling) and a reranker's scores aren't normalised."""
         files = Files(model, request)
         inputs = read_inputs(values["input"], model.vocab, files, values["image_data"])
         if files.media and model.info.pooling == "rank":
@@ -130,7 +130,7 @@ def read_embedding_fields(model: Model, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def embed(context: Context, model: Model, request: Request, inputs: Sequence[Prompt]) -> Embedded:
-    """Let the engine compute the vectors, and wait for them. A client that disconnects cancels this."""
+    """Let the engine compute the vectors, and wait. A client that disconnects cancels this."""
     request.require_client()
     task = Embed(
         model.engine.make_id(),

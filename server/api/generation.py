@@ -76,7 +76,6 @@ class TextHandler:
         return asked
 
     def _begin(self, model: Model, request: Request, **read: Any) -> Stream:
-        """Start the stream once its model has been loaded."""
         asked = self.read(model, request, **read)
         assert isinstance(asked, TextRequest)
         return Stream(Generation(self._context, asked, request), self._dialect.reply(self._context, asked))
@@ -84,8 +83,7 @@ class TextHandler:
     def _make_early_stream(
         self, make: Callable[..., EarlyStream], ticket: Ticket, request: Request, n_bytes: int
     ) -> EventStream:
-        """A stream that begins before its model is loaded. One that may outlive its connection has a ticket of its
-        own."""
+        """A stream that begins before its model is loaded. If it may outlive its connection, it has its own ticket."""
         place = max(self._context.models.place(ticket.entry), 1)
         headers = {"X-Queue-Position": str(place), "Content-Type": self._dialect.stream_type}
         conversation = read_conversation_id(request)
@@ -162,8 +160,8 @@ class Generation:
 
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:
-        """Submit the tasks and yield their `Results`. Tasks that haven't ended are cancelled when the block is left or
-        the client disconnects, and finished by POST /v1/abort."""
+        """Submit the tasks and yield their `Results`. Leaving the block, or the client's leaving, cancels the tasks;
+        POST /v1/abort finishes them."""
         request = self._request
         request.require_client(self._stream)
         with (
@@ -177,7 +175,7 @@ class Generation:
             yield results
 
     def feed(self, message: Message) -> tuple[int, Sequence[Event]]:
-        """Take one message of the engine. Returns the index of its answer, and the answer's new events."""
+        """Take a message of the engine. Returns its answer's index and new events."""
         index, parser = self._answers[message.id]
         if type(message) is Final:
             self._note_cache(self._tasks[index], message)
@@ -260,7 +258,6 @@ class Stream:
         return self._results.finish()
 
     def close(self) -> None:
-        """Called once the stream has ended, for whatever reason."""
         self._stack.close()
 
     def _encode_messages(self, messages: Iterable[Message]) -> list[bytes]:
@@ -300,8 +297,7 @@ class Stream:
 
 class EarlyStream:
     """A stream that reports the loading of its model (`tell`) and then continues with the stream that `begin` makes. An
-    error after the first chunk becomes an event (`fail`). `request` takes the model that `ticket` waits for, and holds
-    it until the request ends."""
+    error after the first chunk becomes an event (`fail`). `request` takes the model that `ticket` waits for."""
 
     def __init__(
         self,
@@ -359,8 +355,8 @@ class EarlyStream:
             yield self._fail(error)
 
     def _report_progress(self) -> Iterator[bytes]:
-        """Report the load's progress and place in the queue when they have changed, and every REPEAT_S: only sending
-        detects some disconnected clients."""
+        """Report the load's progress and place in the queue when they change, and every REPEAT_S: only sending detects
+        some disconnected clients."""
         start = t_told = time.monotonic()
         before = None
         while not self._models.wait(self._ticket, LOOK_S):
@@ -393,5 +389,4 @@ def case_of(asked: TextRequest, request: Request) -> Case:
 
 
 def make_logged_body(body: Mapping[str, Any], shown: object) -> dict[str, Any]:
-    """A body as it is logged: without large fields, with the rendered prompt."""
     return {**{name: value for name, value in body.items() if name not in UNLOGGED}, "prompt": shown}

@@ -129,8 +129,8 @@ class OllamaHandlers:
     def _compute_vectors(
         self, request: Request, model: Model, texts: list[str], n: int | None, kind: int
     ) -> tuple[list[list[float]], int]:
-        """A vector for each text, and the number of all their tokens. A single empty text gets no vector: clients send
-        it only to load the model."""
+        """A vector for each text, and the number of all tokens. A single empty text gets no vector: clients send it
+        only to load the model."""
         if texts in ([], [""]):
             return [], 0
         if model.info.pooling == "none":
@@ -168,7 +168,7 @@ def list_tagged_names(entry: Entry) -> list[str]:
 
 
 def make_model_info(model: Model, is_verbose: bool) -> dict[str, Any]:
-    """The metadata of the model's file. The metadata of the tokenizer is long, and included only if `is_verbose`."""
+    """The metadata of the model's file; the tokenizer's, which is long, only if `is_verbose`."""
     meta = {
         key: text if key.startswith("general.") and key not in GENERAL_NUMBERS else parse_typed(text)
         for key, text in model.info.meta.items()
@@ -187,7 +187,6 @@ def parse_typed(text: str) -> object:
 
 
 def list_capabilities(model: Model) -> list[str]:
-    """What the model can do, in Ollama's terms."""
     has_middle = {"pre", "suf", "mid"} <= model.vocab.fim.keys()
     words = list_model_capabilities(model)
     return [*(word for word in CAPABILITIES if word in words), *["insert"] * has_middle]

@@ -77,7 +77,7 @@ def make_turns(own: Mapping[str, Any], files: Files) -> list[Message]:
 
 
 def make_written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: Files) -> tuple[Prompt, str]:
-    """The prompt of a request that doesn't use the model's chat template, and the text that answers show of it."""
+    """The prompt of a request that doesn't use the model's chat template, and the text of it that answers show."""
     if own["suffix"]:
         if own["images"]:
             raise ApiError(400, "images can't be used together with a suffix")
@@ -93,8 +93,7 @@ def make_written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, fi
 
 
 def fill_template(source: str, values: Mapping[str, str]) -> Segments:
-    """Fill a template of Ollama's with these variables, up to where the answer begins. ApiError 400 for a template that
-    is too long, has unsupported parts or lacks an `end`."""
+    """Fill a template of Ollama's with these variables, up to where the answer begins. ApiError 400."""
     if len(source) > MAX_TEMPLATE:
         raise ApiError(400, f"template: {len(source)} characters are too many, at most {MAX_TEMPLATE} are allowed")
     segments: Segments = []

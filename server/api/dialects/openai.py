@@ -1,7 +1,4 @@
-"""The common part of OpenAI's chat and text dialects: chunks, whole answers, usage. Runs on connection threads.
-
-A `Form` makes what differs between the two dialects.
-"""
+"""The common part of OpenAI's chat and text dialects: chunks, whole answers, usage. Runs on connection threads."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ PlacedToken = tuple[TokenProbs, int]
 
 
 class Form(Protocol):
-    """Makes the choices of one dialect for one request."""
+    """Makes what differs between the two dialects, for one request."""
 
     object_name: str
     chunk_name: str
@@ -67,8 +64,6 @@ class Form(Protocol):
 
 
 class OpenAiReply:
-    """Writes answers in either dialect."""
-
     ping = PING
 
     def __init__(self, context: Context, asked: TextRequest, make_form: Callable[[TextRequest], Form]) -> None:
@@ -96,7 +91,6 @@ class OpenAiReply:
     # ---- streams ----------------------------------------------------------------------------------------------
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """The JSON around plain text is the same in all chunks of a choice, so it is encoded only once."""
         if type(event) is Text:
             if not self._has_probs and event.timings is None:
                 if not event.text:
@@ -124,15 +118,14 @@ class OpenAiReply:
         return b"" if opening is None else sse_event(self._make_chunk([opening]))
 
     def _encode_frame(self, key: object, index: int, part: Part) -> tuple[bytes, bytes]:
-        """Encode a chunk whose `part` has MARK as text or arguments; keep the bytes before and behind MARK in
-        `_frames`."""
+        """Encode a chunk whose `part` has MARK as its text, and keep the bytes around MARK for further chunks."""
         data = sse_event(self._make_chunk([self._form.make_delta(index, part, None, None)]))
         before, _, behind = data.partition(to_json(MARK))
         self._frames[key] = before, behind
         return before, behind
 
     def _fill_frame(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
-        """A chunk with reasoning or arguments. `key` is the key of its JSON in `_frames`."""
+        """A chunk with reasoning or arguments. `key` is that of its JSON in `_frames`."""
         if not text:
             return b""
         if part.timings is not None:
@@ -160,7 +153,6 @@ class OpenAiReply:
         return sse_event(chunk)
 
     def _make_last_chunk(self, index: int, final: Final) -> dict[str, Any]:
-        """The last chunk of a choice, with its `finish_reason` and no text."""
         choice = self._form.make_delta(index, None, self._rest(index), self._finish(index, final))
         last = self._make_chunk([{**choice, **self._asked.extras.get(index, {})}])
         last |= self._make_numbers(final)
@@ -217,11 +209,10 @@ class OpenAiReply:
         return places.take(part.text) if type(part) is Text else []
 
     def _make_logprobs(self, tokens: Sequence[PlacedToken]) -> object:
-        """The `logprobs` object of tokens; None unless the request asks for it."""
         return self._form.make_logprobs(tokens) if self._has_probs else None
 
     def _rest(self, index: int) -> object:
-        """The `logprobs` object of control tokens such as EOS; None if none were kept."""
+        """The `logprobs` object of control tokens; None if none were kept."""
         rest = self._places[index].rest()
         return self._form.make_logprobs(rest) if rest else None
 
@@ -266,13 +257,12 @@ class OpenAiReply:
 
 
 def encode_error_event(error: ApiError) -> bytes:
-    """An `error` event. The stream ends after it."""
     return encode_named_event("error", make_error_body(error))
 
 
 def make_waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
-    """Writes the beginning of streams whose model is still loading: chunks with the load's progress. `choice` has the
-    dialect's empty fields of a choice."""
+    """For streams whose model is still loading: chunks with the load's progress. `choice` has the dialect's own fields
+    of an empty choice."""
 
     def encode_progress(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
         return sse_event(

@@ -63,7 +63,6 @@ class ChatForm:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
     def _call_delta(self, part: ToolCall) -> dict[str, Any]:
-        """A delta that begins a call, or continues its arguments."""
         function = {**({"name": part.name} if part.name else {}), "arguments": part.arguments}
         if self._is_old:
             return {"function_call": function}

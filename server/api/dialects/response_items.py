@@ -2,9 +2,9 @@
 
 Runs on connection threads and on those of background responses. The dialect (`responses.py`) and the store use it.
 
-For each item of the output, the stream has events when the item begins and when its part with the text begins (calls
-have no such part), deltas, and at the end events with the complete text. Every event has a number. `replay` makes the
-stream of a stored response, so a client that lost the stream can continue after the last number that it received.
+The stream of a response has, for each item of the output, events at the beginning, deltas, and at the end events with
+the complete text. Every event has a number. `replay` makes the stream of a stored response, so a client that lost the
+stream can continue after the last number that it received.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MARK = secrets.token_hex(16)  # placeholder for the text of a delta; random, so 
 QUEUED, IN_PROGRESS, COMPLETED = "queued", "in_progress", "completed"
 INCOMPLETE, FAILED, CANCELLED = "incomplete", "failed", "cancelled"
 LAST_EVENTS = {COMPLETED: "response.completed", FAILED: "response.failed"}
-"""The last event by the status of the response; for other statuses it is `response.incomplete`."""
+"""The last event by the response's status; for other statuses it is `response.incomplete`."""
 
 
 @record(frozen=True)
@@ -48,17 +48,17 @@ class Kind:
 
     type: str
     prefix: str
-    """The beginning of their ids."""
+    """The beginning of the items' ids."""
     events: str
-    """The names of the events with their text begin with this."""
+    """The names of events with text begin with this."""
     field: str
     """The field with the text."""
     part: str = ""
-    """The type of the part that holds the text in a list; "" if the field is the text itself."""
+    """The type of the part with the text, if the field is a list; "" if it is the text itself."""
     index: str = "content_index"
-    """The field of events that has the part's index in that list."""
+    """The field of events that has the part's index in the list."""
     part_events: str = "response.content_part"
-    """The names of the events about the part begin with this."""
+    """The names of events about the part begin with this."""
 
 
 MESSAGE = Kind("message", "msg", "response.output_text", "content", "output_text")
@@ -85,14 +85,14 @@ class Exchange:
     """What the store needs to know of a request for a response."""
 
     token: str
-    """The common part of the ids of the response and its items."""
+    """The part that the ids of the response and its items share."""
     key_id: str
     created: int
     """Seconds since the epoch."""
     items: tuple[Any, ...]
-    """The items of the input, each with an id."""
+    """The input."""
     customs: frozenset[str]
-    """The names of the tools that take text instead of JSON."""
+    """The names of tools that take text instead of JSON."""
     conversation: str = ""
     """The id of the conversation that input and output are added to; "" for none."""
     is_stored: bool = False
@@ -141,7 +141,7 @@ class Item:
 
 
 def read_custom_input(arguments: str) -> str:
-    """The text in the JSON of a custom call; "" if there is none, for example because the call was cut off."""
+    """The text in a custom call's JSON; "" if the call was cut off."""
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -185,13 +185,13 @@ class EventWriter:
         self._frame = (b"", b"")  # the bytes before and after the text of a delta
 
     def begin(self) -> bytes:
-        """The first two events, which say `queued` for a background response."""
+        """The first two events."""
         if not self._response["background"]:
             return self._write_state("created", IN_PROGRESS) + self._write_state(IN_PROGRESS, IN_PROGRESS)
         return self._write_state("created", QUEUED) + self._write_state(QUEUED, QUEUED)
 
     def write_progress(self) -> bytes:
-        """The event that says that the engine has begun; b"" unless the response is in the background."""
+        """The event of a background response when the engine has begun; else b""."""
         return self._write_state(IN_PROGRESS, IN_PROGRESS) if self._response["background"] else b""
 
     def open(self, item: Item) -> bytes:
@@ -213,9 +213,8 @@ class EventWriter:
         return closed + added
 
     def write_delta(self, text: str, logprobs: Sequence[Any] = ()) -> bytes:
-        """Add text to the open item. Around text without logprobs, only the event's number changes, so `open` has
-        encoded the JSON around it. The text of a custom call is sent when the item is closed, because the model writes
-        it as JSON."""
+        """Add text to the open item. A custom call's text is sent when the item is closed, because the model writes it
+        as JSON."""
         item = self._open
         assert item is not None
         if not text:
@@ -264,8 +263,7 @@ class EventWriter:
 
 def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun: bool, after: int) -> Iterator[bytes]:
     """The stream of a finished response, after the event with the number `after`. `cuts` has the lengths (characters)
-    of the deltas of each item; text beyond them is sent as one delta. `was_begun`: the engine had begun with the
-    response."""
+    of each item's deltas; text beyond them is sent as one delta. `was_begun`: the engine had begun with it."""
     before = {name: value for name, value in response.items() if name not in RESULTS}
     writer = EventWriter({**before, **NO_RESULTS}, after)
     yield writer.begin()
@@ -285,7 +283,7 @@ def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun
 
 
 def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
-    """An item made from its JSON, and its text (for a custom call: JSON, as the model writes it)."""
+    """An item from its JSON, and its text as the model writes it (for a custom call: JSON)."""
     kind = next(kind for kind in KINDS if kind.type == found["type"] and found.get(kind.field) not in (None, []))
     text = found[kind.field][0]["text"] if kind.part else found[kind.field]
     fields = {name: found[name] for name in ("name", "call_id") if name in found}
@@ -297,8 +295,7 @@ def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
 
 
 def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]:
-    """The items in `field`, with short forms written out. An item without id gets one made of `token`, by which
-    `find_referred_item` finds it. ApiError 400."""
+    """The items in `field`, with short forms written out. An item without id gets one made of `token`. ApiError 400."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -336,8 +333,7 @@ def read_conversation_id(value: object) -> str:
 
 
 def find_earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
-    """The items that a request continues from. ApiError 404 if they aren't stored for this key, 400 if the request
-    names two sources or a response that hasn't ended."""
+    """The items that a request continues from. ApiError 404 if they aren't stored for this key, else 400."""
     conversation, previous = read_conversation_id(values["conversation"]), values["previous_response_id"]
     if conversation and previous:
         raise ApiError(400, "conversation and previous_response_id can't be used together")
@@ -373,9 +369,8 @@ def items_of_record(found: Mapping[str, Any]) -> list[Any]:
 def find_referred_item(
     context: Context, key_id: str, item: Mapping[str, Any], where: str, pool: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Find the stored item that a reference names. The id tells which response or conversation to read. `pool` keeps
-    the items that were read. Each can be referred to only once, so a request can't multiply stored data. ApiError
-    404."""
+    """The stored item that a reference names; its id tells which response or conversation to read. `pool` keeps the
+    items that were read. Each can be referred to only once, so a request can't multiply stored data. ApiError 404."""
     id_ = require_text(item, "id", where)
     token = id_.partition("_")[2][: 2 * N_TOKEN]
     if token not in pool:

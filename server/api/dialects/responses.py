@@ -208,8 +208,8 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> None:
 def read_conversation(
     context: Context, model: Model, values: Mapping[str, Any], files: Files
 ) -> tuple[Conversation, frozenset[str]]:
-    """The conversation of a request, including the items that it continues from, and the names of the tools that take
-    text. ApiError 400 or 404 names the wrong part."""
+    """The conversation of a request, with the items that it continues from, and the names of tools that take text.
+    ApiError 400 or 404."""
     tools, customs, warnings = read_tools(values["tools"], values["tool_choice"], values["parallel_tool_calls"])
     before = find_earlier_items(context, files.request.key_id, values)
     messages, left_out = read_messages(context, values, before, files)
@@ -230,8 +230,7 @@ def read_conversation(
 def read_messages(
     context: Context, values: Mapping[str, Any], before: list[Placed], files: Files
 ) -> tuple[list[Message], tuple[str, ...]]:
-    """The messages of the items in `before` and of the request, and a warning about items that only OpenAI's servers
-    can use."""
+    """The messages of the items in `before` and of the request, and a warning about FOREIGN items."""
     messages: list[Message] = []
     if values["instructions"]:
         messages.append({"role": "system", "content": [make_text_part(values["instructions"])]})
@@ -288,8 +287,8 @@ def read_format(text: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> 
 
 
 def read_tools(value: object, choice: object, is_parallel: bool) -> tuple[Tools, frozenset[str], tuple[str, ...]]:
-    """The tools and the choice among them, the names of tools that take text, and a warning about tools that only
-    OpenAI's servers have."""
+    """The tools and the choice among them, the names of tools that take text, and a warning about tools of other
+    types."""
     tools, customs, strange = [], [], []
     for tool, where in list_items(value, "tools"):
         if not isinstance(tool, dict):
@@ -374,7 +373,7 @@ def add_message(messages: list[Message], item: Mapping[str, Any], where: str, fi
 
 
 def add_reasoning(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """Add reasoning to a message of the assistant; if the last one already has text or calls, begin a new one."""
+    """Add reasoning to the assistant's message. If that already has text or calls, begin a new one."""
     texts = [
         require_text(part if isinstance(part, dict) else {}, "text", f"{place}")
         for name in ("content", "summary")
@@ -479,8 +478,8 @@ FILES: dict[str, Callable[[Mapping[str, Any], str, Files], Part]] = {
 
 
 class ResponsesReply:
-    """Writes one response, and stores it at its end if the request asks for that. With `is_copy` it stores nothing.
-    Events up to the number `after` are left out of the stream."""
+    """Writes one response, and at its end stores it as asked, but not if `is_copy`. Events up to the number `after` are
+    left out of the stream."""
 
     ping = PING
 
@@ -606,7 +605,6 @@ class ResponsesReply:
 
 
 def make_response_head(asked: TextRequest) -> dict[str, Any]:
-    """A response without output: the settings that it runs with."""
     values, sampling = asked.values, asked.tasks[0].sampling
     exchange: Exchange = asked.own
     reasoning = values["reasoning"] or {}

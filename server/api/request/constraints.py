@@ -72,8 +72,8 @@ class Wanted:
 
 
 def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Wanted | None:
-    """The constraint that a request asks for, or else the one in `defaults`, from the command line; None for none.
-    ApiError 400 for two constraints at once."""
+    """The constraint that a request asks for, or else the command line's, in `defaults`; None for none. ApiError 400
+    for two constraints at once."""
     given = [Wanted(name, body[name], kind=kind) for name, kind in KINDS.items() if body.get(name) not in (None, "")]
     given += _read_guided(body, "", GUIDED)
     given += read_structured(body.get("structured_outputs"))
@@ -106,8 +106,7 @@ def constraint_of(wanted: Wanted | None) -> Constraint:
 
 
 def read_structured(value: Any) -> list[Wanted]:
-    """The constraints in vLLM's `structured_outputs`. ApiError 400 for a wrong object, and for structural tags, which
-    this server doesn't support."""
+    """The constraints in vLLM's `structured_outputs`. ApiError 400, also for structural tags."""
     if value is None:
         return []
     if not isinstance(value, dict):

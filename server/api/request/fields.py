@@ -491,7 +491,7 @@ class Body:
 
     def list_unread(self, body: object) -> tuple[str, ...]:
         """Warnings about fields of a request (an object, or a list of them) that have no effect: a line for all unknown
-        fields, which is also logged, and a line for each field of IDLE_FIELDS that isn't at its default."""
+        fields, which is also logged, and a line for each of IDLE_FIELDS that isn't at its default."""
         objects = [part for part in (body if isinstance(body, list) else [body]) if isinstance(part, dict)]
         values = {
             name: value
@@ -523,12 +523,11 @@ class Body:
 
 @lru_cache(maxsize=256)
 def _log_unknown(route: str, names: str) -> None:
-    """Log unknown fields of a request. The cache keeps a client that repeats them from filling the log."""
+    """The cache keeps a client that repeats unknown fields from filling the log."""
     log.info("%s: unknown and ignored: %s", route, names)
 
 
 def make_warning_header(warnings: Sequence[str]) -> dict[str, str]:
-    """The header with warnings, for answers whose JSON has no place for them."""
     return {"X-Warnings": "; ".join(warnings)[:MAX_HEADER]} if warnings else {}
 
 

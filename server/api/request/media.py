@@ -53,7 +53,7 @@ class Files:
     _key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def add_part(self, part: Mapping[str, Any], where: str) -> str:
-        """Add the file of a part of a chat message (`image_url`, `input_image`, `input_audio`)."""
+        """Add the file of a chat message's part."""
         kind = PARTS[part["type"]]
         self._require(kind, where)
         value = part.get("input_audio" if kind is AUDIO else "image_url")
@@ -123,7 +123,6 @@ class Files:
             raise ApiError(400, f"{where}: this model can't {VERBS[kind]}{advice}")
 
     def _load(self, url: str, where: str) -> bytes:
-        """The bytes at a URL: of a data: URL, of a file in --media-path, or from the network."""
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
             head, comma, text = url.partition(",")
@@ -154,8 +153,8 @@ class Files:
     # ---- texts with markers -----------------------------------------------------------------------------------
 
     def split(self, segments: Segments) -> list[Segments | int]:
-        """Split segments at the markers into runs of segments and indexes of files. ApiError unless each marker is
-        there exactly once."""
+        """Split segments at the markers into runs of segments and indexes of files. ApiError unless each file is there
+        exactly once."""
         pattern = re.compile(f"<__media_{self._key}_([0-9]+)__>")
         found: list[Segments | int] = [[]]
         for text, is_user in segments:
@@ -204,8 +203,8 @@ def _decode_pieces(text: str) -> Iterator[bytes]:
 
 
 def read_file(folder: str | None, url: str, bring: Callable[[int], None], where: str) -> bytes:
-    """The bytes of a file in the folder of `--media-path`. Links that lead out of the folder aren't followed. `bring`
-    gets the size before the file is read, and may refuse it."""
+    """The bytes of a file in the folder of `--media-path`, without links that lead out of it. `bring` gets the size
+    before the file is read, and may refuse it. ApiError 400."""
     if not folder:
         raise ApiError(400, f"{where}: this server reads no files for requests (--media-path is not set)")
     name = url[len("file:") :].lstrip("/")

@@ -108,7 +108,7 @@ def _find_control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
 
 
 def _list_texts(value: object) -> Iterator[str]:
-    """All texts in a record, including those in nested records and tuples."""
+    """All texts in a record, its nested records and tuples."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, tuple):

@@ -184,7 +184,6 @@ def with_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _get_arguments(call: Mapping[str, Any]) -> str:
-    """The arguments of a tool call if they are a text, else ""."""
     function = call.get("function")
     arguments = function.get("arguments") if isinstance(function, dict) else None
     return arguments if isinstance(arguments, str) else ""
@@ -200,8 +199,8 @@ def _mark_part(part: object, where: str, files: Files | None) -> object:
 def make_template_variables(
     model: Model, values: Mapping[str, Any], body: Mapping[str, Any], tools: Tools
 ) -> dict[str, Any]:
-    """The template's variables besides the messages: tools, the settings of reasoning and the `chat_template_kwargs` of
-    the server and of the request."""
+    """The template's variables besides the messages: tools, settings of reasoning, and the `chat_template_kwargs` of
+    server and request."""
     given = values["chat_template_kwargs"]
     ours = {**model.template_kwargs, **make_reasoning_variables(read({}, CHAT_FIELDS, model.defaults))}
     variables = {**ours, **(given or {}), **make_reasoning_variables(read(body, CHAT_FIELDS))}
@@ -230,7 +229,7 @@ def list_unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
 def render(
     model: Model, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
 ) -> Segments:
-    """The segments that the template renders. ApiError 400 for an error of the template."""
+    """The rendered segments. ApiError 400 for an error of the template."""
     template = model.chat_template
     from server.chat.jinja import TemplateError  # here: `chat_template` has loaded it
 

@@ -1,9 +1,9 @@
 """Finds the field of a request, such as a message's content, from which a position in the rendered prompt comes.
 
-Connection thread, only to report where a prompt differs from the cached one. The conversation is rendered a second
-time. For that, all letters and digits in each text of the request are replaced by one letter that occurs nowhere else.
-The letter at the position in the rendered text then identifies the field, whatever the template has done with the text.
-Other characters stay, and so do roles, ids and names in tags, because templates depend on them. A position at such a
+Connection thread, only to report where a prompt differs from the cached one. The conversation is rendered again, after
+all letters and digits in each text of the request have been replaced by one letter that occurs nowhere else. The letter
+at the position in the rendered text then identifies the field, whatever the template has done with the text. Other
+characters stay, and so do roles, ids and names in tags, because templates depend on them. A position at such a
 character belongs to the text around it.
 
 Not taken: searching the prompt for the texts of the request. They often occur several times, or are cut, joined or
@@ -38,8 +38,7 @@ MAX_KEY, MAX_FIELD = 60, 200  # characters of a key, and of a whole field's path
 
 @record(frozen=True)
 class Leaf:
-    """A text of the request: the path of its field, and its unchanged characters before the first and behind the last
-    replaced one."""
+    """A text of the request: its field's path, and its characters before the first and behind the last replaced one."""
 
     path: Path
     head: str
@@ -47,8 +46,7 @@ class Leaf:
 
 
 class Rewriter:
-    """Replaces the letters of each text by a letter of its own that isn't in `text`; `leaves` has the texts by
-    letter."""
+    """Replaces each text's letters by one letter that isn't in `text`; `leaves` has the texts by their letters."""
 
     def __init__(self, text: str) -> None:
         self.leaves: dict[str, Leaf] = {}
@@ -56,7 +54,7 @@ class Rewriter:
         self._letters = (letter for letter in map(chr, range(FIRST, LAST + 1)) if letter not in taken)
 
     def rewrite(self, value: Any, path: Path) -> Any:
-        """A copy of JSON data with replaced letters. Each text keeps its number of characters."""
+        """A copy of JSON data with replaced letters. Each text keeps its length."""
         if isinstance(value, str):
             return self._rewrite_text(value, path)
         if isinstance(value, (list, tuple)):
@@ -79,8 +77,7 @@ class Rewriter:
 
 
 def _replace_between(pattern: re.Pattern[str], text: str, letter: str) -> str:
-    """The text with all letters and digits replaced by `letter`, except in matches of the pattern, which is one
-    group."""
+    """The text with all letters and digits replaced, except in matches of the pattern, which is one group."""
     return "".join(part if i % 2 else WORD.sub(letter, part) for i, part in enumerate(pattern.split(text)))
 
 
@@ -157,8 +154,8 @@ def _find_word_at(text: str, at: int) -> str:
 
 
 def find_offset(text: str, pieces: Iterable[bytes | None], n_more: int = 0) -> int | None:
-    """The number of characters of a text that its first tokens and `n_more` further bytes cover. A piece is a token's
-    bytes, or None for a file, for which the text has a marker. Returns None if the pieces don't match the text."""
+    """The number of characters of a text that its first tokens and `n_more` further bytes cover; None if the tokens
+    don't match the text. A piece is a token's bytes, or None for a file, which the text has a marker for."""
     data, at, n_strange = text.encode("utf-8", "surrogatepass"), 0, 0
     for piece in pieces:
         if piece is None:

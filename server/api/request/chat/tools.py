@@ -39,7 +39,7 @@ class Tools:
 
 
 def read_tools(values: Mapping[str, Any]) -> Tools:
-    """The tools of a chat with these fields, and the calls that are allowed. ApiError 400."""
+    """The tools of a chat with these fields. ApiError 400."""
     is_old = values["functions"] not in (None, [])
     if is_old and values["tools"]:
         raise ApiError(400, "tools and functions exclude each other; give tools")
@@ -78,7 +78,7 @@ def list_items(value: object, field: str) -> list[tuple[Any, str]]:
 
 
 def check_tool(tool: object, where: str, function_where: str) -> Tool:
-    """A tool, checked. ApiError 400."""
+    """The tool with its type. ApiError 400 for a wrong one."""
     if not isinstance(tool, dict):
         raise ApiError(400, f"{where} is not an object")
     if tool.get("type", "function") != "function":
@@ -117,8 +117,7 @@ def index_tools(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
 
 
 def _read_choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The choice in `tool_choice` or `function_call`, and the functions that it allows (for NONE: all). ApiError
-    400."""
+    """The choice in `field`, and the functions that it allows (for NONE: all). ApiError 400."""
     known = (AUTO, NONE) if field == "function_call" else (AUTO, NONE, REQUIRED)
     if value is None:
         return AUTO, names
