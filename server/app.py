@@ -136,7 +136,7 @@ def tune_model(options: ModelOptions, argv: Sequence[str], model: ModelPlace, co
 
 
 def describe_version(options: EngineOptions) -> str:
-    """The text of `--version`: this program's version, llama.cpp's, and the libraries to use."""
+    """The text of `--version`."""
     from server.engine.llama import backend
 
     try:
@@ -146,7 +146,7 @@ def describe_version(options: EngineOptions) -> str:
 
 
 def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
-    """Load the model, listen, and serve until a signal comes; or run --tune or --dry-run. Return the exit code. For the
+    """Load the model and serve until a signal comes; or run --tune or --dry-run. Return the exit code. For the
     parameters see `run`."""
     set_up_logging(options.logging, options.warnings)
     unpacked = program.UnpackedFolder(program.find_unpacked_folder())
@@ -252,8 +252,8 @@ def make_starter(
 
 
 def take_signals() -> tuple[threading.Event, list[Callable[[], None]]]:
-    """Handle the signals of STOPPING from now on. Return the event that the first signal sets, and the list of
-    functions to call when a second signal ends the program."""
+    """Handle the signals of STOPPING from now on. Return the event that the first one sets, and the list of functions
+    to call when a second one ends the program."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
@@ -272,7 +272,6 @@ def preload_vocab(options: EngineOptions, libs: str) -> None:
 
 
 def set_up_logging(options: LoggingOptions, warnings: Sequence[str]) -> None:
-    """Set up the log, then log the warnings that the options have collected."""
     level = (
         logging_setup.VERBOSE
         if options.verbose

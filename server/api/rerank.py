@@ -67,7 +67,7 @@ class RerankHandler:
 
 
 def make_result_json(model: Model, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, Any]:
-    """The result of one document, with the scores of all classes if the model names its classes."""
+    """The result of one document, with all classes' scores if the model names its classes."""
     result: dict[str, Any] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
     if text is not None:
         result |= {"text": text} if is_tei else {"document": {"text": text}}
@@ -77,8 +77,7 @@ def make_result_json(model: Model, index: int, scores: list[float], text: str | 
 
 
 def read_document_texts(documents: object) -> list[str]:
-    """The texts of the documents, which are strings or objects with a `text`. ApiError 400 names the first wrong
-    one."""
+    """The texts of the documents, which are strings or objects with a `text`. ApiError 400."""
     if not isinstance(documents, list) or not documents:
         raise ApiError(400, "documents: give a non-empty list of strings")
     if len(documents) > MAX_INPUTS:

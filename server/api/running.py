@@ -69,7 +69,7 @@ class RunningRequests:
 
 
 class RunningHandlers:
-    """Handlers of the two routes. To a client, requests of another key don't exist."""
+    """To a client, requests of another key don't exist."""
 
     def __init__(self, running: RunningRequests) -> None:
         self._running = running

@@ -33,7 +33,7 @@ log = get_logger("api")
 
 
 def make_settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
-    """`generation_settings`: the settings that a task ran with."""
+    """`generation_settings`: a task's settings."""
     params = make_sampling_json(task.sampling)
     if task.sampling.ignore_eos:
         params["logit_bias"] += [[token, False] for token in model.info.eog_tokens]
@@ -74,8 +74,7 @@ def make_sampling_json(params: SamplingParams) -> dict[str, Any]:
 
 
 def trigger_json(trigger: Trigger) -> dict[str, Any]:
-    """A grammar trigger in llama.cpp's form. Its `type` is 0 for a token, 1 for a word, 2 for a pattern, and 3 for a
-    pattern that matches from the beginning of the text."""
+    """A grammar trigger in llama.cpp's form."""
     if trigger.kind == TOKEN:
         return {"type": 0, "token": trigger.token}
     if trigger.kind == WORD:
@@ -136,8 +135,8 @@ def make_cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
 
 def _make_difference_json(difference: Difference, asked: TextRequest, final: Final) -> dict[str, Any]:
     """Where prompt and cached tokens differ: the text before, then both sides token by token, since equal text can have
-    different tokens. Tokens of an image or a sound (negative ids) are shown as `[file]`. `cost_ms` estimates
-    the lost rows' prefill time from this prompt's."""
+    different tokens. Files (negative ids) are shown as `[file]`. `cost_ms` estimates the lost rows' prefill time from
+    this prompt's."""
     before, prompt, cached = (
         [b"[file]" if token < 0 else asked.model.vocab.piece(token) for token in tokens]
         for tokens in (difference.before, difference.prompt, difference.cached)

@@ -98,7 +98,6 @@ class TokenHandlers:
         return CHAT.reply(answer, body, chat.warnings)
 
     def count_messages(self, request: Request) -> Response:
-        """Counts the tokens of a chat's prompt, in Anthropic's dialect."""
         body = request.read_json_object()
         model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
@@ -110,8 +109,8 @@ class TokenHandlers:
 
 
 def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request) -> int:
-    """The number of tokens of a prompt. Only the engine can decode files, so a prompt with files becomes a task and
-    waits its turn. ApiError 400 if a file can't be decoded or is too long."""
+    """The number of tokens of a prompt. A prompt with files becomes a task and waits its turn, because only the engine
+    can decode files. ApiError 400 for a bad file."""
     if not prompt.media:
         return len(prompt.tokens)
     model = models.get(model.name, request)

@@ -56,7 +56,7 @@ def read_form(request: Request) -> dict[str, Any]:
 
 
 def _read_value(part: Part, kind: type) -> Any:
-    """The value of a field that isn't a file: parsed as JSON unless the field is a text or a list."""
+    """The value of a field, parsed as JSON unless the field is a text or a list."""
     text = part.decode_text()
     if kind is str or part.name.endswith("[]"):
         return text
@@ -90,7 +90,7 @@ def read_transcription(incoming: Incoming, task: str) -> TextRequest:
 
 
 def make_messages(model: Model, values: Mapping[str, Any], task: str, sound: str) -> list[dict[str, Any]]:
-    """The messages of the chat. `sound` is the marker that stands for the file."""
+    """`sound` is the marker that stands for the file."""
     source, system = model.chat_template.source, ""
     if task == "transcribe" and not values["prompt"]:
         system = next((text for mark, text in SYSTEMS.items() if mark in source), "")
@@ -133,7 +133,6 @@ class TranscriptReply:
         self._parts: list[str] = []
 
     def encode_event(self, index: int, event: Event) -> bytes:
-        """Events of a stream: pieces of text, and at the end the whole text."""
         if type(event) is Text and event.text:
             self._parts.append(event.text)
             return sse_event({"type": "transcript.text.delta", "delta": event.text})

@@ -81,7 +81,6 @@ class Asking:
         self._budget = Budget(MAX_HELD)
 
     def ask(self, id_: str, url: str, body: dict[str, Any], key_id: str, client: Client) -> Answer:
-        """Run a request, and return its answer or its error."""
         route, share = self._routes[url], Share(self._budget)
         if client.before is not None:
             client.before.wait(MAX_WAIT_S)
@@ -120,7 +119,7 @@ def as_batched(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def line_of(id_: str, custom_id: str, answer: Answer | None, code: str = "", message: str = "") -> bytes:
-    """A line of the file of answers or of the file of errors: with an answer, or with the reason why there is none."""
+    """A line for the file of answers or errors: with an answer, or the reason why there is none."""
     response = b"null"
     if answer is not None:
         response = b'{"status_code":%d,"request_id":%b,"body":%b}' % (answer.status, to_json(id_), answer.body)

@@ -5,9 +5,9 @@
         |-> cancelling -> cancelled          (also from in_progress)
         `-> failed                           (from any unfinished state)
 
-An ended batch keeps its answers so far. The threads `batch` call `prepare` and `complete`, one thread at a time per
-batch (see `runner.py`). The file is written whole at each change of state, so after a crash the next server continues
-each batch from its last state.
+An ended batch keeps its answers so far. The threads `batch` (`runner.py`) call `prepare` and `complete`, one at a time
+per batch. The file is written whole at each change of state, so after a crash the next server continues each batch
+from its last state.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Batch:
             self.work.stop()
 
     def check_room(self, work: Work) -> None:
-        """Count the bytes of its answers. ApiError 413 if the store is full."""
+        """Note the bytes of the answers. ApiError 413 if the store is full."""
         for file, id_ in zip((work.journal.answered, work.journal.failed), self.growing):
             self._files.grow(id_, file.n_bytes)
 

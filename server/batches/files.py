@@ -1,9 +1,8 @@
 """Uploaded files and the files that batches write, in a folder. A key gets back only its own files.
 
 Runs on connection threads and the threads `batch`, under a lock. A file is its content (`ID.jsonl`) and its description
-(`ID.json`). The description is written last and deleted first. Content without one is deleted at the next start, unless
-a batch is writing it. Number, bytes and age of files are bounded. If there is no room, uploads are refused and batches
-fail.
+(`ID.json`), which is written last and deleted first. Number, bytes and age of files are bounded. If there is no room,
+uploads are refused and batches fail.
 """
 
 from __future__ import annotations

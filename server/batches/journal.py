@@ -57,8 +57,7 @@ class Journal:
         return id_ in self.answered.ids or id_ in self.failed.ids
 
     def add(self, id_: str, data: bytes, is_failed: bool) -> None:
-        """Add the answer to a line; `data` must be a single line. OSError if it can't be written; then nothing of it is
-        kept."""
+        """Add the answer to a line; `data` is a single line. OSError if it can't be written; nothing of it is kept."""
         with self._lock:
             (self.failed if is_failed else self.answered).add(id_, data)
             now = self._clock()
@@ -117,7 +116,7 @@ class AnswerFile:
         self._is_changed = True
 
     def sync(self) -> None:
-        """Have the system write it to the disk."""
+        """Have the system write the file to the disk."""
         if self._is_changed:
             self._is_changed = False
             os.fsync(self._descriptor)

@@ -110,7 +110,7 @@ class Batches:
         self._asking = Asking(table)
 
     def close(self) -> None:
-        """Stop running lines, so that the server can end. The next server continues with the rest."""
+        """Stop running lines, so that the server can end. The next server runs them again."""
         with self._changed:
             if self._is_closed:
                 return

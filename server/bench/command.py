@@ -35,8 +35,8 @@ def measure(
     repeat: int = REPEAT,
     scale: float = 1.0,
 ) -> int:
-    """Return the exit code: 0 if all workloads could be measured. `program` and `argv` started this program; options
-    for address, threads, slots and context are replaced. BenchError for unknown workloads."""
+    """Return the exit code: 0 if all workloads could be measured. `program` and `argv` started this program. BenchError
+    for unknown workloads."""
     workloads = choose(names)
     settings = Settings(Path(model or "model"), threads if threads > 0 else count_cores(), repeat, scale)
     spec = ServerSpec("ours", (*program, *without_bench(argv), *PLACES), {}, key)

@@ -126,7 +126,7 @@ def number(value: float | None) -> str:
 
 
 def json_of(outcomes: list, peers: list, settings: dict) -> dict:
-    """All settings, facts about the machine, and every run, for a JSON file."""
+    """The JSON file: settings, facts about the machine, and every run."""
     rows = []
     for outcome in outcomes:
         metrics = []

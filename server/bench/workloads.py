@@ -184,13 +184,12 @@ def measure_long_context(peer: Any, plan: Plan) -> tuple:
 
 
 def measure_memory(peer: Any, plan: Plan) -> tuple:
-    """Peak memory after eight long requests at once, so that all buffers have been used."""
+    """The requests are long and at once, so that all buffers have been used."""
     peer.generate([Ask(plan.make_text(600, "memory", i), plan.count(32), SAMPLED) for i in range(8)])
     return (peer.read_peak_memory(),)
 
 
 def measure_disturbed_reader(peer: Any, plan: Plan) -> tuple:
-    """One stream, while four long prompts arrive at once."""
     reader = peer.read_along(Ask(plan.make_text(30, "reader"), 3600, SAMPLED))
     try:
         reader.wait_for(16)
@@ -210,7 +209,6 @@ def measure_disturbed_reader(peer: Any, plan: Plan) -> tuple:
 
 
 def measure_shared_prefix(peer: Any, plan: Plan) -> tuple:
-    """Sixteen questions about one long text, at once."""
     prefix = plan.make_text(900, "prefix")
     answers = peer.generate(
         [Ask(f"{prefix}\n\n{plan.make_text(12, 'question', i)}", plan.count(16), SAMPLED) for i in range(16)]
@@ -222,7 +220,7 @@ def measure_shared_prefix(peer: Any, plan: Plan) -> tuple:
 
 
 def measure_conversations(peer: Any, plan: Plan) -> tuple:
-    """Six conversations of four turns on two slots, all at the same turn, each with its whole history."""
+    """All conversations are at the same turn; each prompt has the whole history."""
     said = [plan.make_text(250, "opening", i) for i in range(6)]
     seconds, n_evaluated = 0.0, 0
     for turn in range(4):
@@ -275,13 +273,11 @@ def measure_schema(peer: Any, plan: Plan) -> tuple:
 
 
 def ask_alone(peer: Any, prompt: str, n_tokens: int, fields: dict) -> Any:
-    """One plain request while no other is running."""
     (answer,) = peer.generate([Ask(prompt, n_tokens, fields, stream=False)])
     return answer
 
 
 def measure_embeddings(peer: Any, plan: Plan) -> tuple:
-    """Embeddings of thirty-two texts of 60 words in one request."""
     texts = [plan.make_text(60, "embed", i) for i in range(32)]
     return (len(texts) / peer.embed(texts),)
 

@@ -66,8 +66,8 @@ def kind_of(data: bytes) -> str:
 
 
 def check_image(data: bytes, max_pixels: int) -> Size:
-    """The image's size. BadFile if the header is wrong, if the image has more than `max_pixels` pixels or takes more
-    work than that many plain pixels, or if the file is too short for it."""
+    """The image's size. BadFile for a wrong header, for more pixels or more work than `max_pixels` plain pixels, and
+    for a file that is too short."""
     try:
         size = _read_size(data)
     except (struct.error, IndexError):
@@ -115,8 +115,8 @@ def _size_of_png(data: bytes) -> Size:
 
 
 def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
-    """Read the size from the frame header, which follows segments that begin with their length. A progressive JPEG may
-    have any number of scans, and the decoder processes the whole image in each of them."""
+    """Read the size from the frame header, which follows segments that begin with their length. For each scan of a
+    progressive JPEG, of which there may be any number, the decoder processes the whole image."""
     at = 2
     for _ in count_parts():
         if data[at] != 0xFF:
@@ -157,7 +157,7 @@ def _count_palette_bytes(flags: int) -> int:
 
 
 def _skip_blocks(data: bytes, at: int) -> int:  # type: ignore[return]
-    """The position behind the blocks of a GIF. Each block begins with its length; the last one has length 0."""
+    """The position behind a GIF's blocks. Each begins with its length; the last one has length 0."""
     for _ in count_parts():
         if not data[at]:
             return at + 1
@@ -165,7 +165,6 @@ def _skip_blocks(data: bytes, at: int) -> int:  # type: ignore[return]
 
 
 def _size_of_bmp(data: bytes) -> Size:
-    """Read the size from the header. The rows are uncompressed and begin at a given position."""
     start, n_header = struct.unpack_from("<II", data, 10)
     if n_header == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)

@@ -120,7 +120,7 @@ def _make_plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes
 
 
 def _compute_frame_sizes() -> dict[int, int]:
-    """The size of a layer III frame in bytes, by the two bytes of its header that determine it."""
+    """The size of an MP3 frame in bytes, by the two bytes of its header that determine it."""
     sizes: dict[int, int] = {}
     for version, (n_samples, halvings) in MP3_VERSIONS.items():
         for i, rate in enumerate(MP3_RATES):
@@ -136,8 +136,7 @@ MAX_FRAME = max(FRAME_SIZES.values())
 
 
 def _make_plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
-    """All frames of the first one's kind. If a tag in the first frame claims too many frames, the number is
-    corrected."""
+    """All frames of the first one's kind. If the first one's tag claims too many frames, the number is corrected."""
     end = _find_tags(data, start)
     pieces: list[tuple[int, int]] = []
     kind, n_frames, seconds, n_stray, at = None, 0, 0.0, 0, start
@@ -186,7 +185,7 @@ def _read_kind(data: bytes, at: int) -> tuple[int, int, bool]:
 
 
 def _tag(data: bytes, at: int) -> int | None:
-    """The position of this frame's tag that has the number of all frames; None if it has no such tag."""
+    """The position of a tag of TAGS in this frame; None without one."""
     version, _, is_mono = _read_kind(data, at)
     n_side = (17 if is_mono else 32) if version == 0xFA else 9 if is_mono else 17
     place = at + 4 + (0 if data[at + 1] & 1 else 2) + n_side

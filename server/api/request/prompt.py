@@ -53,8 +53,7 @@ class Prompt:
     source: Source | None = None
 
     def place(self, vocab: Vocab, at: int, n_same: int) -> Place | None:
-        """The field that contains the text `n_same` bytes behind the beginning of token `at`; None if it can't be
-        found."""
+        """The field of the text `n_same` bytes behind the beginning of token `at`; None if it can't be found."""
         if self.tokens[at] < 0:
             where = self.media[-1 - self.tokens[at]].where
             found = MESSAGE.match(where)

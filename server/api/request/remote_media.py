@@ -2,8 +2,8 @@
 
 Connection thread, only with `--media-urls`. A host name is resolved once. All its addresses must be public, and the
 connection goes to the address that was checked, so that a second answer of the name server can't redirect it. The same
-holds for each redirect. Size and time of the whole download, with its redirects, are limited, except for the time of
-name lookups.
+holds for each redirect. Size and time of the whole download, with its redirects, are limited; name lookups may take
+longer.
 
 Not taken: `urllib.request`, which resolves names itself, follows redirects by itself, and uses proxies from the
 environment.

@@ -1,9 +1,8 @@
 """Background responses: they are made even if no client waits, and clients may stream them at any time.
 
 Each response has a thread, `response`, that takes the engine's events, keeps them and finally stores the response.
-Every client gets a stream written from the same events on its own connection thread, with the same numbers. When the
-response has ended the events are dropped: a stream can then be made from the stored response and the lengths of its
-deltas (`replay`).
+Every client's connection thread writes a stream from the same events, with the same numbers. When the response has
+ended, the events are dropped: `replay` makes a stream from the stored response and the lengths of its deltas.
 """
 
 from __future__ import annotations
@@ -187,7 +186,7 @@ class Runs:
 
 
 class ResponseHandler(TextHandler):
-    """Handles POST /v1/responses, including background responses."""
+    """Handles POST /v1/responses."""
 
     def __init__(self, context: Context, runs: Runs, dialect: Any) -> None:
         super().__init__(context, dialect)

@@ -4,8 +4,7 @@ If a request for a stream has the header `X-Conversation-Id`, a thread `stream` 
 and the connection only reads from it. A broken connection doesn't end the answer, and GET /v1/stream continues at any
 kept byte. Routes, header and fields are llama-server's. Of each conversation of a key, only the latest stream is kept.
 
-Bounded are the number of streams, the bytes of each (a long stream loses its beginning), the time that a finished
-stream is kept, and the time that a stream goes on without a reader.
+Number, size and age of streams are bounded; a long stream loses its beginning.
 
 Way not taken: event ids and `Last-Event-ID`. Not every dialect sends server-sent events, and a connection may break
 inside an event. A client always knows how many bytes it has received.
@@ -52,8 +51,7 @@ class Source(Protocol):
 
 
 class Recording:
-    """The bytes of one stream; `headers` are those of its answer. One thread writes, any number of readers read from
-    any byte on."""
+    """The bytes of one stream, and its answer's headers. One thread writes; readers begin at any kept byte."""
 
     def __init__(self, headers: dict[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         self.headers = headers
@@ -135,8 +133,7 @@ class Recording:
 
     def read(self, offset: int, is_open: Callable[[], bool]) -> bytes:
         """Wait for the next bytes from `offset` on; b"" at the end. Raises the stream's ApiError if it failed before
-        its first byte, and one with status 499 if it failed later, if bytes are lost, or if the reader has left
-        (`is_open`)."""
+        its first byte; an ApiError 499 if it failed later, bytes are lost, or the reader isn't open any more."""
         with self._changed:
             while is_open() and offset == self.n_bytes and not self.is_done:
                 self._changed.wait()
@@ -149,7 +146,6 @@ class Recording:
             return data
 
     def wake(self) -> None:
-        """Wake all readers, so that they check whether they are still open."""
         with self._changed:
             self._changed.notify_all()
 
