@@ -160,8 +160,8 @@ class Generation:
 
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:
-        """Submit the tasks and yield their `Results`. Leaving the block, or the client's leaving, cancels the tasks;
-        POST /v1/abort finishes them."""
+        """Submit the tasks and yield their `Results`. Leaving the block cancels the tasks, as does a client that
+        disconnects; POST /v1/abort finishes them."""
         request = self._request
         request.require_client(self._stream)
         with (
@@ -232,7 +232,7 @@ class Generation:
 
 
 class Stream:
-    """The chunks of one streamed answer. Closing it at any point frees the engine and then calls `at_end`."""
+    """The chunks of one streamed answer. Closing it cancels unfinished tasks and then calls `at_end`."""
 
     def __init__(self, generation: Generation, reply: Reply, at_end: Callable[[], None] = lambda: None) -> None:
         self._stack = ExitStack()

@@ -38,7 +38,6 @@ class OllamaHandlers:
         self._embeddings = embeddings
 
     def show_version(self, request: Request) -> Response:
-        """The API's version; clients compare it with the one they need."""
         return make_json_response({"version": VERSION})
 
     def list_tags(self, request: Request) -> Response:

@@ -118,5 +118,4 @@ def _keep_when(is_wanted: bool, token: int) -> tuple[int, ...]:
 
 
 def _end(vocab: Vocab) -> int:
-    """EOS, or SEP in a vocabulary without EOS."""
     return vocab.eos if vocab.eos >= 0 else vocab.sep

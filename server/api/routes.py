@@ -190,7 +190,7 @@ def refuse_without_folder(request: Request) -> Response:
 
 
 def make_vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
-    """The health and prediction routes that Vertex AI sets in the environment. StartError if the latter is in use."""
+    """The health and prediction routes that Vertex AI sets in the environment. StartError if `predict` is taken."""
     health, predict = context.options.health_route, context.options.predict_route
     taken = {(route.method, route.path) for route in table}
     if ("POST", predict) in taken:

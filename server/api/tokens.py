@@ -131,7 +131,7 @@ def _tokenize_chat(model: Model, body: dict[str, Any], request: Request) -> Resp
 
 
 def make_counted(model: Model, tokens: Sequence[int], with_texts: bool) -> dict[str, Any]:
-    """Tokens and their number in vLLM's form; `with_texts` adds the text of each token."""
+    """Tokens and their number in vLLM's form."""
     answer = {"count": len(tokens), "max_model_len": model.info.n_ctx_slot, "tokens": Items(tokens, TOKENS_AT_ONCE)}
     if with_texts:
         texts = (model.vocab.piece(token).decode("utf-8", "replace") for token in tokens)

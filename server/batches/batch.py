@@ -5,9 +5,9 @@
         |-> cancelling -> cancelled          (also from in_progress)
         `-> failed                           (from any unfinished state)
 
-An ended batch keeps its answers so far. The threads `batch` (`runner.py`) call `prepare` and `complete`, one at a time
-per batch. The file is written whole at each change of state, so after a crash the next server continues each batch
-from its last state.
+An ended batch keeps its answers so far. Threads `batch` (`runner.py`) call `prepare` and `complete`, one thread at a
+time per batch. The file is written whole at each change of state, so after a crash the next server continues each
+batch from its last state.
 """
 
 from __future__ import annotations

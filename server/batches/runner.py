@@ -1,8 +1,8 @@
 """The batches of a server, and the threads that run their lines beside other requests.
 
-Connection threads create, read and cancel batches. Threads `batch` do the work: they run lines, read a batch's input
-and end it. They exist only while a batch is open, and there is one for each line that may run at the same time. Keys
-take turns line by line; of a key's batches the oldest one with waiting lines is next.
+Connection threads create, read and cancel batches. Threads `batch` do the work: they read the input of batches, run
+lines and end batches. They exist only while a batch is open, one for each line that may run at the same time. Keys take
+turns line by line; of a key's batches the oldest one with waiting lines is next.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
 
 
 def describe_machine() -> dict:
-    """Facts about the machine for comparing results, nothing personal."""
+    """Facts about the machine, nothing personal."""
     return {
         "system": platform.system(),
         "release": platform.release(),

@@ -41,7 +41,6 @@ class Settings:
 
 
 class Bench:
-    """The servers and settings of one benchmark."""
 
     def __init__(self, specs: list, settings: Settings, folder: Path, show: Callable[[str], None]) -> None:
         self.specs = specs

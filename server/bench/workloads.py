@@ -184,7 +184,7 @@ def measure_long_context(peer: Any, plan: Plan) -> tuple:
 
 
 def measure_memory(peer: Any, plan: Plan) -> tuple:
-    """The requests are long and at once, so that all buffers have been used."""
+    """The requests are long and run at once, so that all buffers are used."""
     peer.generate([Ask(plan.make_text(600, "memory", i), plan.count(32), SAMPLED) for i in range(8)])
     return (peer.read_peak_memory(),)
 

@@ -77,7 +77,7 @@ def make_turns(own: Mapping[str, Any], files: Files) -> list[Message]:
 
 
 def make_written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: Files) -> tuple[Prompt, str]:
-    """The prompt of a request that doesn't use the model's chat template, and the text of it that answers show."""
+    """The prompt of a request that doesn't use the model's chat template, and the prompt's text."""
     if own["suffix"]:
         if own["images"]:
             raise ApiError(400, "images can't be used together with a suffix")
@@ -128,7 +128,7 @@ def fill_template(source: str, values: Mapping[str, str]) -> Segments:
 
 
 def put_behind(context: object, prompt: Prompt, model: Model) -> Prompt:
-    """The tokens in `context`, which an earlier answer returned, and then the prompt's."""
+    """The prompt behind the tokens in `context`, which an earlier answer returned. ApiError 400."""
     if not context:
         return prompt
     if not isinstance(context, list):

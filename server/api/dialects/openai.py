@@ -125,7 +125,7 @@ class OpenAiReply:
         return before, behind
 
     def _fill_frame(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
-        """A chunk with reasoning or arguments. `key` is that of its JSON in `_frames`."""
+        """A chunk with reasoning or arguments; b"" without text. `key` finds the chunk's JSON in `_frames`."""
         if not text:
             return b""
         if part.timings is not None:
@@ -204,7 +204,7 @@ class OpenAiReply:
         """Note a part's tokens. Returns the tokens of the part's text; none if it is reasoning or a call."""
         places = self._places[index]
         places.add(part.probs)
-        if type(part) is Reasoning and not self._is_legacy:  # in the legacy format the text contains it, too
+        if type(part) is Reasoning and not self._is_legacy:  # in the legacy format the text contains reasoning, too
             places.take(part.text)
         return places.take(part.text) if type(part) is Text else []
 
@@ -261,8 +261,8 @@ def encode_error_event(error: ApiError) -> bytes:
 
 
 def make_waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
-    """For streams whose model is still loading: chunks with the load's progress. `choice` has the dialect's own fields
-    of an empty choice."""
+    """Writes the beginning of a stream whose model is still loading: chunks with the load's progress. `choice` has the
+    dialect's own fields of an empty choice."""
 
     def encode_progress(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
         return sse_event(

@@ -2,9 +2,9 @@
 
 Runs on connection threads and on those of background responses. The dialect (`responses.py`) and the store use it.
 
-The stream of a response has, for each item of the output, events at the beginning, deltas, and at the end events with
-the complete text. Every event has a number. `replay` makes the stream of a stored response, so a client that lost the
-stream can continue after the last number that it received.
+For each item of the output, the stream has events at the item's beginning, deltas, and events with the complete text at
+its end. Every event has a number. `replay` makes the stream of a stored response, so a client that lost the stream can
+continue after the last number that it received.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Item:
 
 
 def read_custom_input(arguments: str) -> str:
-    """The text in a custom call's JSON; "" if the call was cut off."""
+    """The text in a custom call's JSON; "" if there is none, as in a call that was cut off."""
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -191,7 +191,7 @@ class EventWriter:
         return self._write_state("created", QUEUED) + self._write_state(QUEUED, QUEUED)
 
     def write_progress(self) -> bytes:
-        """The event of a background response when the engine has begun; else b""."""
+        """The event of a background response when the engine has begun; b"" for other responses."""
         return self._write_state(IN_PROGRESS, IN_PROGRESS) if self._response["background"] else b""
 
     def open(self, item: Item) -> bytes:
@@ -333,7 +333,7 @@ def read_conversation_id(value: object) -> str:
 
 
 def find_earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
-    """The items that a request continues from. ApiError 404 if they aren't stored for this key, else 400."""
+    """The items that a request continues from. ApiError 404 if they aren't stored for this key, or 400."""
     conversation, previous = read_conversation_id(values["conversation"]), values["previous_response_id"]
     if conversation and previous:
         raise ApiError(400, "conversation and previous_response_id can't be used together")

@@ -361,7 +361,7 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
 
 
 def add_message(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
-    """Add a message. One of the user or the assistant joins the last message if that has the same role."""
+    """Add a message. The user's and the assistant's join the last message if it has the same role."""
     role = one_of(ROLES, item.get("role"), f"{where}.role")
     parts = read_content_parts(item.get("content"), f"{where}.content", files)
     if role == "assistant":
@@ -478,8 +478,8 @@ FILES: dict[str, Callable[[Mapping[str, Any], str, Files], Part]] = {
 
 
 class ResponsesReply:
-    """Writes one response, and at its end stores it as asked, but not if `is_copy`. Events up to the number `after` are
-    left out of the stream."""
+    """Writes one response and, unless `is_copy`, stores it at its end as asked. Events up to the number `after` aren't
+    sent."""
 
     ping = PING
 
@@ -570,7 +570,7 @@ class ResponsesReply:
         return [make_likely_json(item, n_top, vocab) for item, _ in tokens]
 
     def _make_ended(self, final: Final) -> dict[str, Any]:
-        """The finished response without its output. Its status is `cancelled` if it was aborted."""
+        """The finished response without its output."""
         status = {STOP_LIMIT: INCOMPLETE, STOP_ABORT: CANCELLED}.get(final.stop, COMPLETED)
         warnings = {"warnings": list(self._asked.warnings)} if self._asked.warnings else {}
         return {

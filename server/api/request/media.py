@@ -203,8 +203,8 @@ def _decode_pieces(text: str) -> Iterator[bytes]:
 
 
 def read_file(folder: str | None, url: str, bring: Callable[[int], None], where: str) -> bytes:
-    """The bytes of a file in the folder of `--media-path`, without links that lead out of it. `bring` gets the size
-    before the file is read, and may refuse it. ApiError 400."""
+    """The bytes of a file in the folder of `--media-path`. `bring` gets the size before the file is read, and may
+    refuse it. ApiError 400, also for a link that leads out of the folder."""
     if not folder:
         raise ApiError(400, f"{where}: this server reads no files for requests (--media-path is not set)")
     name = url[len("file:") :].lstrip("/")

@@ -21,7 +21,7 @@ WAV_EXTENSIBLE = 0xFFFE
 MAX_RATE, MAX_CHANNELS = 384_000, 32  # the rate in Hz
 FLAC_BLOCK, FLAC_FRAME = 65_535, 10  # the most samples, and the fewest bytes, of one frame
 
-MP3_KBPS = {  # by whether the rate isn't halved
+MP3_KBPS = {  # kbit/s; True: of versions that don't halve the rate
     True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }

@@ -53,8 +53,7 @@ def make_sampling_params(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     constraint: Constraint = FREE,
 ) -> tuple[SamplingParams, ...]:
-    """The `SamplingParams` of each answer to a prompt. They differ in their seeds. `values` are the checked fields of a
-    request for text."""
+    """The `SamplingParams` of each answer to a prompt. They differ in their seeds. ApiError 400."""
     samplers = read_sampler_names(values["samplers"])
     if defaults.get("penalties_first") and "penalties" not in samplers:
         samplers = ("penalties", *samplers)

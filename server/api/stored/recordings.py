@@ -26,7 +26,7 @@ from server.log import get_logger, inherit
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response
 
 MAX_STREAMS, MAX_OF_KEY = 32, 16  # kept streams, of all keys and of one
-MAX_BYTES = 4 << 20  # kept of a stream; it may grow by a quarter more before its beginning is cut off
+MAX_BYTES = 4 << 20  # bytes kept of a stream; a quarter more may come before its beginning is cut off
 KEPT_S = 300.0  # how long a finished stream is kept
 ALONE_S = 3600.0  # how long a stream goes on without a reader
 READ_BYTES = 1 << 16  # most bytes that a reader takes at a time

@@ -46,7 +46,7 @@ class Leaf:
 
 
 class Rewriter:
-    """Replaces each text's letters by one letter that isn't in `text`; `leaves` has the texts by their letters."""
+    """Replaces each text's letters by a letter of its own, which isn't in `text`. `leaves` has the texts by letter."""
 
     def __init__(self, text: str) -> None:
         self.leaves: dict[str, Leaf] = {}

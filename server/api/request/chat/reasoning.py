@@ -15,7 +15,8 @@ MAX_MESSAGE = 10_000  # characters of `reasoning_budget_message`
 @record(frozen=True)
 class ReasoningWish:
     """How a request wants reasoning. `form` is the parser's: "none" leaves it in the text, "split" takes it out,
-    "legacy" does both. `budget` is the most tokens of reasoning, -1 for no limit; behind them `message` ends it."""
+    "legacy" does both. `budget` is the most tokens of reasoning, -1 for no limit. After them, `message` ends the
+    reasoning."""
 
     form: str
     budget: int
