@@ -74,8 +74,6 @@ class Client(Presence):
 
 
 class Asking:
-    """Runs lines through the routes of a server."""
-
     def __init__(self, table: Iterable[Route]) -> None:
         self._routes = {route.path: route for route in table if route.method == "POST" and route.path in ENDPOINTS}
         self._budget = Budget(MAX_HELD)

@@ -4,8 +4,8 @@ Only reads files; any thread may call it. A line is an object with `custom_id`, 
 only the model's name and hashes of the prompt's beginning stay in memory.
 
 Lines whose prompts begin alike are run one after the other, because the engine then computes the common prefix once.
-Hashes of a prompt's first 256, 512, 1024, ... bytes show how much it shares with others. Groups are in the order of
-their first lines.
+Hashes of a prompt's first 256, 512, 1024, ... bytes show how much it shares with others. Groups of such lines are in
+the order of their first lines.
 
 Way not taken: sorting the texts, because all of them would have to be in memory.
 """

@@ -1,6 +1,6 @@
 """The workload `agent`: the steps of `agent_loop`, one request after the other, each with the whole history.
 
-Main thread of the measuring process. Each prompt has the session's history, whatever the model answers, and each answer
+Main thread of the measuring process. Whatever the model answers, each prompt has the session's history, and each answer
 is as long as the session's. Only a model that gives the session's answers (`python -m tests.recited_loop` makes one of
 any size) shows the gain from speculative decoding.
 """

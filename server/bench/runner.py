@@ -41,7 +41,6 @@ class Settings:
 
 
 class Bench:
-
     def __init__(self, specs: list, settings: Settings, folder: Path, show: Callable[[str], None]) -> None:
         self.specs = specs
         self.names = [spec.name for spec in specs]

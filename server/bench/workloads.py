@@ -1,9 +1,9 @@
 """The table of workloads: what each asks of a server, and the resulting metrics.
 
 Main thread of the measuring process. Imports the standard library and this package. The function of a workload gets a
-peer (a server, or the bare loop) and a `Plan`, and returns a value for each metric. Texts are common words from a
-seeded generator: the same for all peers in a repetition, new in each repetition, so that caches help only where
-intended.
+peer and a `Plan`, and returns a value for each metric. A peer is a server or the bare loop
+(`build_scripts/bench_bare.py`), which only decodes and samples. Texts are common words from a seeded generator: the
+same for all peers in a repetition, new in each repetition, so that caches help only where intended.
 
 Way not taken: recorded conversations, whose length would be fixed. Only `agent` has a fixed session: random words can't
 imitate the repetitions of agents.

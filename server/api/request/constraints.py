@@ -2,9 +2,8 @@
 `choice`, and vLLM's names for them.
 
 Pure; connection threads. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it,
-because llama.cpp's parser overflows its stack on deep nesting. Parsed grammars, converted schemas and compiled regular
-expressions are cached. The modules that make and parse grammars would add a tenth to the start's time, so they are
-imported when first needed, or by `prepare` after the start.
+because llama.cpp's parser overflows its stack on deep nesting. The modules that make and parse grammars would add a
+tenth to the start's time, so they are imported when first needed, or by `prepare` after the start.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Pure functions, any thread. Only formats that libmtmd itself decodes are known. A file of a few bytes can claim to be an
 image of gigabytes, or one that takes minutes to decode. stb_image, which decodes for libmtmd, believes a header and
 can't be stopped. So the functions here accept only headers that stb_image reads in the same way. The engine checks
-whether a PNG inflates to the size in its header (`slots/png.py`). Sounds are checked in `media_sounds`.
+whether a PNG inflates to the size in its header (`slots/png.py`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Pure functions, any thread. miniaudio, which decodes for libmtmd, allocates as many samples as a file claims to have. It
 reads a file that is neither WAV nor FLAC as MP3, wherever in the bytes a frame begins. So the decoder gets a rewritten
-file without the parts that decoders read differently: a WAV gets a plain header before its samples, a FLAC keeps only
-the description of its stream and its frames, an MP3 keeps only its frames, and doesn't claim to have more of them.
+file without the parts that decoders read differently. A WAV gets a plain header before its samples. A FLAC keeps only
+the description of its stream and its frames. An MP3 keeps only its frames, and claims no more of them.
 
 Not taken: checking files and passing them on unchanged. Each difference between the check and the decoder would be a
 vulnerability.

@@ -1,7 +1,8 @@
 """Converts prompts to token ids. Connection thread.
 
 The first half reads the `prompt` of a request in all its forms. The second half tokenises rendered conversations so
-that users' text can't become special tokens, and joins texts and files.
+that users' text can't become special tokens, and joins texts and files. A segment is a text, and whether a user wrote
+it.
 """
 
 from __future__ import annotations

@@ -60,9 +60,8 @@ class TextRequest:
     `values` are the checked fields of its dialect, `shown` is the prompt as answers show it. There is a task for each
     of the `n` answers to each prompt, in the order of the prompts. With `is_list` the client gets a list of answers.
     `warnings` name parts of the request that have no effect. `new_parser` makes the parser of calls and reasoning; None
-    if answers are only text. `own` is further data of the dialect. `body` is the request's JSON. `extras` are further
-    fields of an answer by its index: evidence, which is made when the answer has ended. `cache` is what the cache did,
-    by the task's id."""
+    if answers are only text. `own` is further data of the dialect. `extras` are further fields of an answer by its
+    index: evidence, which is made when the answer has ended. `cache` is what the cache did, by the task's id."""
 
     model: Model
     values: Mapping[str, Any]

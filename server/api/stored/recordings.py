@@ -132,8 +132,8 @@ class Recording:
                 raise ApiError(400, f"Stream offset lost, please restart: it starts at byte {self._n_lost} now")
 
     def read(self, offset: int, is_open: Callable[[], bool]) -> bytes:
-        """Wait for the next bytes from `offset` on; b"" at the end. Raises the stream's ApiError if it failed before
-        its first byte; an ApiError 499 if it failed later, bytes are lost, or the reader isn't open any more."""
+        """Wait for the next bytes from `offset` on; b"" at the end. Raises the stream's ApiError if the stream failed
+        before its first byte. ApiError 499 if it failed later, if bytes are lost, or if the reader has left."""
         with self._changed:
             while is_open() and offset == self.n_bytes and not self.is_done:
                 self._changed.wait()

@@ -121,7 +121,7 @@ def make_page(request: Request, items: Sequence[Any], default: int = LIMIT, most
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """A number from the query, or the default. ApiError 400 for other texts and a number out of range."""
+    """A number from the query, or the default. ApiError 400."""
     text = request.query.get(name)
     if text is None:
         return default
