@@ -249,8 +249,8 @@ class Stream:
         return next(self._chunks)
 
     def divert(self, writer: Writer) -> None:
-        """From now on, while `__next__` waits, the thread that brings messages writes their events (see
-        `EventStream`)."""
+        """From now on, while `__next__` waits, the thread that brings messages writes their events, except a task's end
+        (see `EventStream`)."""
         self._results.divert(lambda messages: writer.offer(b"".join(self._encode_messages(messages))), writer.drain)
 
     def finish(self) -> bool:

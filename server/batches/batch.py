@@ -48,12 +48,12 @@ class Asked:
     endpoint: str
     metadata: Mapping[str, str]
     age_s: int = MAX_AGE_S
-    """Seconds after which the files with the answers are deleted."""
+    """Seconds after which the files that the batch writes are deleted."""
 
 
 class Batch:
-    """A batch. `about` is its description for clients; `own` has its key and the ids of the files it will write. `work`
-    is None unless lines are being run."""
+    """A batch. `about` is its description for clients; clients don't see `own`. `work` is None unless lines are
+    being run."""
 
     def __init__(
         self, path: Path, files: Files, about: dict[str, Any], own: dict[str, Any], now: Callable[[], float]
@@ -127,7 +127,7 @@ class Batch:
 
     @property
     def growing(self) -> tuple[str, ...]:
-        """The ids of the files that it is writing."""
+        """The ids of the files that the batch is writing."""
         return (self.own["answers"], self.own["errors"]) if self.is_open else ()
 
     def as_json(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class Batch:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether it has to wait for another process."""
+        """Whether the batch has to wait for another process."""
         return self._now() < self.t_next
 
     @property

@@ -77,7 +77,7 @@ RESULTS = (*NO_RESULTS, "timings", "cache", "warnings")
 """Fields that get their values when a response ends."""
 CODES = {429: "rate_limit_exceeded"}  # of errors, by HTTP status
 NO_TEXT: dict[str, dict[str, Any]] = {"message": {"role": "assistant"}, "reasoning": {"summary": []}}
-"""Fields of an item by its type."""
+"""Further fields of an item, by the item's type."""
 
 
 @record(frozen=True)
