@@ -1,4 +1,4 @@
-"""The table that maps URLs to handlers. Built once, when the server starts."""
+"""The table that maps URLs to handlers. Built at the start."""
 
 from __future__ import annotations
 

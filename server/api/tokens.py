@@ -1,7 +1,7 @@
 """POST /tokenize, /detokenize, /apply-template and the routes that count tokens; GET /tokenizer_info.
 
-Runs on connection threads. The engine is used only to count the tokens of files. Requests may have llama-server's form
-(`content`) or vLLM's (`prompt`, or the `messages` of a chat).
+Runs on connection threads. The engine is used only to count the tokens of files. Requests to /tokenize may have
+llama-server's form (`content`) or vLLM's (`prompt`, or the `messages` of a chat).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.models.model import Model
 from server.models.models import Models
 from server.web.message import Items, Request, Response, make_json_response
 
-TOKENS_AT_ONCE = 4096  # tokens that are turned into JSON at a time
+TOKENS_AT_ONCE = 4096  # tokens turned into JSON at a time
 SPECIAL = {"pad_token": "padding", "unk_token": "unknown"}
 """Names in the answer, and the names that GGUF files have for these tokens."""
 
@@ -31,8 +31,8 @@ class TokenHandlers:
         self._models = models
 
     def tokenize(self, request: Request) -> Response:
-        """`{"tokens": [...]}`. With `with_pieces` each token is `{"id", "piece"}`. Requests in vLLM's form get `count`,
-        too."""
+        """`{"tokens": [...]}`. With `with_pieces` each token is `{"id", "piece"}`. For vLLM's form see
+        `make_counted`."""
         body = request.read_json_object()
         model = self._models.spell(body.get("model"), request)
         given = [name for name in ("content", "prompt", "messages") if body.get(name) is not None]
@@ -61,7 +61,7 @@ class TokenHandlers:
         return DETOKENIZE.reply({"content": text, "prompt": text}, body)
 
     def show_info(self, request: Request) -> Response:
-        """The fields of a tokenizer's configuration, as in vLLM. A field is null where the model has no such token."""
+        """The fields of a tokenizer's configuration, as in vLLM. A field is null where the model has none."""
         model = self._models.spell(request.query.get("model"), request)
         info, vocab = model.info, model.vocab
         special = {name: find_special_token(model, key) for name, key in SPECIAL.items()}

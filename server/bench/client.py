@@ -1,6 +1,6 @@
 """The client of a measured server: sends completions over HTTP and notes when their events arrive.
 
-Runs in the measuring process, with a thread for each running request. Imports the standard library only. The client
+Runs in the measuring process, with a thread for each completion. Imports the standard library only. The client
 shares the machine with the server, so it only timestamps reads and counts events while answers arrive; JSON is parsed
 at the end. Works with any server that has llama-server's routes.
 

@@ -69,7 +69,7 @@ def compute_pairwise(ours: list, theirs: list) -> list:
 
 
 def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
-    """The target and the result, such as `>= 1.00 reached` or `<= 0.20 missed`; "" without any.
+    """The target and the result, such as `>= 1.00 reached` or `<= 0.20 missed`; "" without a target.
 
     The target is the first that is set and can be compared: a bound for the value, one for the ratio to the best other
     server, one for the ratio to the bare loop.
@@ -109,7 +109,7 @@ def text_of(outcome: Outcome, peers: list) -> list:
 
 
 def format_ratio(found: Figures, peer: str) -> str:
-    """The ratio to a peer, and the range of the repetitions: `1.315 (1.25-1.40)`; `-` without any."""
+    """The ratio to a peer, and the range of the repetitions: `1.315 (1.25-1.40)`; `-` if there is none."""
     if peer not in found.ratios:
         return "-"
     low, high = found.ranges[peer]

@@ -75,7 +75,7 @@ class Bench:
         )
 
     def _start_all(self, rows: list, stack: contextlib.ExitStack) -> tuple:
-        """Start all servers. Returns the running ones by name, and the reasons why others failed."""
+        """Start the servers that `rows` need. Returns the running ones by name, and the reasons why others failed."""
         peers, troubles = {}, {}
         for spec in self.specs:
             if spec.name == BARE and not any(row.bare for row in rows):
@@ -111,7 +111,7 @@ class Bench:
         return Outcome(workload, runs, troubles, compute_foreign_share(before, read_cpu_seconds()))
 
     def _run_once(self, workload: Workload, spec: Any, peer: Any, plan: Plan) -> tuple:
-        time.sleep(PAUSE_S)  # compute threads of the server before spin for a while, then sleep
+        time.sleep(PAUSE_S)  # the previous server's compute threads spin for a while, then sleep
         if peer is not None:
             return workload.run(peer, plan)
         with self._start(spec, workload) as fresh:

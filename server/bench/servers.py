@@ -2,7 +2,7 @@
 
 Main thread of the measuring process. Imports the standard library, this package and `server.program`. A command is
 split like a shell's and may begin with VAR=value words. Placeholders such as {model} are filled in after that, so paths
-with spaces need no quotes. Each server has its own process group and a log, whose end is shown if it fails.
+with spaces need no quotes. Each server has its own process group and a log, whose end is shown if the start fails.
 
 Way not taken: a configuration file. A line in the shell's history is enough.
 """

@@ -30,7 +30,7 @@ from server.web.message import Request
 MAX_FILES = 256  # in a request
 SAMPLE_BYTES = 4 * 16_000  # of a second of decoded sound
 MIB = 1 << 20
-STEP = 1 << 20  # characters of base64 that are decoded at once
+STEP = 1 << 20  # characters of base64 decoded at once
 PARTS = {"image_url": IMAGE, "input_image": IMAGE, "input_audio": AUDIO}
 DEFAULT_MARKER = "<__media__>"  # the marker that clients write into `prompt_string`, and that answers show
 NOUNS = {IMAGE: "an image", AUDIO: "a sound"}

@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 TIMEOUT_S = 10.0  # for a whole download
 MAX_REDIRECTS = 3
 MAX_URL = 4096  # characters
-BLOCK = 1 << 16  # bytes that are read at once
+BLOCK = 1 << 16  # bytes read at once
 PRIVATE_IPV4 = tuple(
     map(
         ipaddress.IPv4Network,

@@ -82,7 +82,7 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
     _define("grammar", str, "GBNF grammar that the text must match"),
 )
 
-# Fields that become fields of Task, or that determine the format of the answer.
+# Fields that become other settings of a task, or that determine the format of the answer.
 COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("n_predict", int, -1, "most tokens to generate; -1 for no limit; with 0 the prompt is only computed and "
           "cached; of several of these names, the first one counts", -1, INT_MAX,

@@ -67,7 +67,7 @@ class Run:
         self._context.models.share(self.asked.model, self._detached)
 
     def work(self) -> None:
-        """Run the response to its end. The main function of its thread."""
+        """Run the response to its end. The thread's main function."""
         memory.use(self._share)
         try:
             if self._share is not None:

@@ -41,7 +41,7 @@ class CacheNotes:
 
 
 def compute_sums(notes: Sequence[Note]) -> dict[str, Any]:
-    """Sums over the notes: tokens computed, tokens reused, tokens lost by differences, and the loss in ms."""
+    """The number of notes, and sums: tokens computed, reused, and lost by differences, and the loss in ms."""
     lost = [note["cache"]["first_difference"] or {} for note in notes]
     return {
         "requests": len(notes),

@@ -1,6 +1,6 @@
 """/v1/files: uploads, lists, sends and deletes the files of batches. Runs on connection threads.
 
-Needs a folder for them (--store-dir). To a client, files of another key don't exist.
+Needs --store-dir. To a client, files of another key don't exist.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Co
 
 
 def make_chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
-    """Render a conversation with the model's template and tokenise it. ApiError 400 if the template refuses it."""
+    """Render a conversation with the model's template and tokenise it. ApiError 400, also for the template's errors."""
     segments = render(model, chat.messages, chat.add_generation_prompt, chat.variables)
     end = "".join(part for part, is_user in segments[-3:] if not is_user)
     tags = model.chat_template.find_reasoning_tags(end, chat.prefill)
@@ -211,7 +211,7 @@ def make_template_variables(
 
 def list_unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
     """Warnings about fields and variables that the template doesn't read. There is none for turning reasoning off if
-    the engine can end it at its beginning."""
+    the engine can end it where it begins."""
     template, given = model.chat_template, body.get("chat_template_kwargs") or {}
     is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"
     asked = [name for name in ("reasoning_effort", "enable_thinking") if body.get(name)]
