@@ -1,4 +1,4 @@
-"""Ollama's routes for lists of models and for embeddings. Runs on connection threads.
+"""Ollama's routes for models and embeddings. Runs on connection threads.
 
 Requests to create, copy or push models are refused. Ollama's names have tags, `name:latest`; clients add `:latest` to a
 name without one.

@@ -4,7 +4,7 @@ If a request for a stream has the header `X-Conversation-Id`, a thread `stream` 
 and the connection only reads from it. A broken connection doesn't end the answer, and GET /v1/stream continues at any
 kept byte. Routes, header and fields are llama-server's. Of each conversation of a key, only the latest stream is kept.
 
-Number, size and age of streams are bounded; a long stream loses its beginning.
+Number and size of streams are bounded; a long stream loses its beginning.
 
 Way not taken: event ids and `Last-Event-ID`. Not every dialect sends server-sent events, and a connection may break
 inside an event. A client always knows how many bytes it has received.
