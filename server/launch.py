@@ -1,8 +1,7 @@
 """The first steps of the program: read the options, start the engine's process if one is needed, go on to `app`.
 
-Main thread. To keep the start short, the engine's process is started before this one imports the web's half: both
-import at the same time, for a tenth of a second. This module imports little, and the garbage collector is off until the
-server serves.
+Main thread. To keep the start short, the engine's process is started before this one imports the web's half, so both
+import at the same time. This module imports little.
 
 Not taken: starting the engine before the options are read. Every --help would start one.
 """
@@ -82,7 +81,7 @@ def _fail(why: str, code: int = FAILED) -> int:
 
 
 def _end_with_input() -> None:
-    """Stop the server once its standard input ends, because the process that started it has ended. It reads the
+    """Stop the server once its standard input ends, because the process that started it has ended. Reads the
     descriptor: a thread that waits inside `sys.stdin` would block the interpreter's exit."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
@@ -151,7 +150,7 @@ def find_own_bundle() -> Bundle | None:
 
 
 def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
-    """Start the engine's process, which then waits for its configuration. None unless it is surely needed."""
+    """Start the engine's process, which waits for its configuration. None if it may not be needed, or can't start."""
     sources = options.model.sources
     is_at_hand = (own or sources.model) and not sources.must_fetch
     if not is_at_hand or options.engines.engine == "thread" or options.errands:

@@ -1,10 +1,10 @@
 """The server's log: the standard library's `logging` below one root name, as text for people or JSON for programs.
 
-A leaf, used by every thread. A record is one line. In JSON a traceback is a field; in text it follows as indented
-lines. Lines are written whole, so several processes can append to one file. llama.cpp's lines come through the logger
-"llama", the access log through "access". Control characters are escaped, so that text from clients can't forge lines or
-control a terminal. Secrets are masked. If the disk is full, stderr is closed or nobody reads it, lines are lost, but a
-thread that logs never waits and gets no exception (see `log_output`). `app` and the command `batch` call `set_up`.
+A leaf, used by every thread. A record is one line, in text with a traceback as indented lines below. Lines are written
+whole, so several processes can append to one file. llama.cpp's lines come through the logger "llama", the access log
+through "access". Control characters are escaped, so that text from clients can't forge lines or control a terminal.
+Secrets are masked. If the disk is full, stderr is closed or nobody reads it, lines are lost, but a thread that logs
+never waits and gets no exception (see `log_output`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ MAX_DEPTH = 20  # levels of nested values in a field
 SAY_S = 0.2  # seconds that `say` waits for earlier log lines
 REOPEN_S = 2.0  # seconds that `reopen` waits for each file
 QUIET_ENDINGS = ("/health", "/health/live", "/health/ready", "/metrics")
-"""Routes that monitoring asks for every few seconds: logged only from DEBUG on, unless they fail."""
+"""Routes that monitoring asks for every few seconds: logged at DEBUG, unless they fail."""
 STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
 """Files of the web page, logged in the same way."""
 # Patterns, as texts: compiling them takes time, and the engine's process imports this module but formats no lines.
@@ -73,7 +73,7 @@ TOKENS = (
     (r"\b(hf_|sk-)[\w-]{10,}", r"\1***"),
     (r"(://)[^/\s\"@]+@", r"\1***@"),
 )
-TOKEN_MARK = r"(?i)bearer|hf_|sk-|://"  # what a line that one of these patterns matches has in any case
+TOKEN_MARK = r"(?i)bearer|hf_|sk-|://"  # each line that one of TOKENS matches has this
 NATIVE_FUNCTION = r"(\w+): "
 PLAIN_WORD = r"[\w./:+%-]+"
 
@@ -145,7 +145,7 @@ def make_profile_settings(
     """The arguments of `set_up` that follow from `--compat`, `--log-disable`, `--log-format` and `--log-file`. None
     means that an option wasn't given.
 
-    With `--compat 2024` the log is JSON on stdout and in `llama.log`, and `--log-disable` leaves out the file.
+    With `--compat 2024` the default is JSON on stdout and in `llama.log`, and `--log-disable` leaves out the file.
     Otherwise it is text on stderr, and `--log-disable` leaves out the whole log, as in today's llama-server.
     """
     row = PROFILES[profile]
@@ -175,7 +175,7 @@ def reopen() -> None:
 
 
 def hide(*secrets: str) -> None:
-    """Mask further secrets, for example API keys from a file that was read again."""
+    """Mask further secrets."""
     for handler in _list_handlers():
         handler.formatter.mask.add(secrets)
 
@@ -209,7 +209,7 @@ def count_lost() -> int:
 
 
 def note_lost(n: int) -> None:
-    """Add to `count_lost` lines that the engine's process has lost."""
+    """Add lines that an engine's process has lost to `count_lost`."""
     with _lost_lock:
         _lost_elsewhere[0] += n
 
@@ -276,10 +276,7 @@ def inherit(target: Callable[..., None]) -> Callable[..., None]:
 
 
 def log_access(record: AccessRecord) -> None:
-    """Log one answered request; the HTTP server calls this as its `access_log`.
-
-    Server errors are warnings. The path has no query, which may hold secrets.
-    """
+    """Log one answered request; server errors are warnings. The path has no query, which may hold secrets."""
     is_quiet = record.status < 400 and (
         record.path.rstrip("/").endswith(QUIET_ENDINGS) or record.path.endswith(STATIC_ENDINGS)
     )
@@ -322,11 +319,7 @@ def is_verbose() -> bool:
 
 
 def log_verbose(message: str, **fields: object) -> None:
-    """With `--verbose`, log a whole request, prompt or answer. `fields` are values that JSON can hold.
-
-    A request for text: `log_verbose("request", id=..., body=..., tokens=...)`, with the token ids of each prompt. Its
-    answer, unless it is a stream: `log_verbose("response", id=..., body=...)`.
-    """
+    """At level VERBOSE, log a whole request, prompt or answer. `fields` are values that JSON can hold."""
     get_logger("verbose").log(VERBOSE, "%s", message, extra={"fields": fields}, stacklevel=2)
 
 
@@ -403,7 +396,7 @@ class JsonFormatter(logging.Formatter):
         message = _format_message(record)
         function, line = record.funcName, record.lineno
         if record.name == f"{ROOT}.llama":
-            # llama.cpp's lines begin with the name of a C function: that one is logged, not our callback
+            # llama.cpp's lines begin with the name of a C function: it is logged instead of our callback
             found = re.match(NATIVE_FUNCTION, message)
             function, line = found[1] if found else "", 0
         entry = {

@@ -5,11 +5,8 @@ The output's thread, `log`, writes the lines in order, many at once. A line that
 disk or a closed stream refuses, is lost and counted; the next successful write reports the count. Closing an output
 waits for its lines, up to `FLUSH_S`.
 
-A dying process writes to stderr directly, not through this module: Python's fault handler, an uncaught exception,
-ggml's abort.
-
-Not taken: writing on the thread that logs if the output is ready (a disk can't tell), and one thread for all outputs (a
-reader of stderr that doesn't read would keep lines from the file).
+Not taken: writing on the thread that logs if the output is ready, because a disk can't tell; one thread for all
+outputs, because a stderr that nobody reads would keep lines from the file.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TextIO
 
-FILE_MODE = 0o640  # not for other users: verbose lines hold prompts
+FILE_MODE = 0o640  # of a new file; not for other users, because verbose lines hold prompts
 APPEND = 0x4 | 0x80 | 0x100000  # FILE_APPEND_DATA, FILE_READ_ATTRIBUTES, SYNCHRONIZE
 SHARE_ALL, OPEN_ALWAYS, NORMAL = 7, 4, 0x80
 MAX_WAITING = 8 << 20
@@ -272,7 +269,7 @@ class FileSink(Sink):
 
 
 def open_private(path: str, flags: int) -> int:
-    """Open a file that other users can't read. Return its descriptor."""
+    """Open a file; a new one gets FILE_MODE. Return its descriptor."""
     return os.open(path, flags, FILE_MODE)
 
 

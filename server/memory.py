@@ -1,8 +1,8 @@
-"""One bound on the memory that all requests together hold. A leaf.
+"""One bound on the memory that the large objects of all requests take together. A leaf.
 
 Used on connection threads. The HTTP edge tells for which request a thread works (`use`). Code that makes a large object
-for it counts the size (`hold`, `keep_held`), before the object is made if possible. The request gives all back when its
-answer has been written.
+counts its size (`hold`, `keep_held`), if possible before. The request gives all bytes back when its answer has been
+written.
 
 Not taken: passing the request to all code that allocates. The JSON reader and the tokenizer don't know requests.
 """
@@ -84,8 +84,8 @@ class Share:
 def return_large_blocks() -> None:
     """Have the C library return freed blocks of 1 MiB or more to the system at once.
 
-    glibc raises its threshold up to 32 MiB as a program frees larger blocks, and then keeps the smaller ones that each
-    thread has freed, up to half a gigabyte. Other C libraries need no such setting."""
+    When a program frees larger blocks, glibc raises its threshold for that, up to 32 MiB. It then keeps smaller blocks
+    that threads have freed, up to half a gigabyte."""
     if sys.platform == "linux":
         import ctypes  # here, so that the engine starts first
 

@@ -1,7 +1,7 @@
 """Counters of the web process for `/metrics`, beside the engine's own. A leaf, used by any thread.
 
 The label of a refused request is `ApiError.reason`, one of `REASONS`, so the metric always has the same lines. Not
-taken: a label with the route or the API key. The number of lines would grow with the clients.
+taken: a label with the route or the API key, because the number of lines would grow.
 """
 
 from __future__ import annotations

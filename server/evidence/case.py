@@ -1,7 +1,7 @@
 """The record of one request, for --record and for certificates: its tasks, their tokens and how each ended.
 
-Runs on a connection thread, `make_line` on the recorder's. A stream's tokens may be noted on the engine's reader
-thread, never on both at once. All that determines a task's answer is recorded, the files of a prompt as hashes.
+A connection thread makes the record. The thread that parses the answer (a connection thread or `engine-reader`, never
+both at once) calls `note`; the recorder's thread calls `make_line`. A prompt's files are recorded as hashes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ NEUTRAL = frozenset(
         *("progress", "timings", "stream", "resume", "resume_ms", "media"),
     )
 )
-"""Prompt and media are recorded apart; the other fields don't affect the answer."""
+"""Fields of a task that aren't settings. Prompt and media are recorded apart; the others don't affect the answer."""
 FILE_KEYS = frozenset(
     ("data", "url", "file_data", "input_audio", "image_url", "images", "image_data", "multimodal_data")
 )
 SECRET_KEYS = frozenset(("api_key", "authorization_token"))
-MIN_DATA = 256  # characters from which base64 counts as a file; shorter texts may be words
+MIN_DATA = 256  # characters; a shorter text in one of FILE_KEYS may be words
 
 
 def fix_tasks(model: Model, tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """Make the tasks independent of the server's state: the prompt's tokens stay as they are, and tasks without
-    adapters get the ones that the server uses now."""
+    """Make the tasks independent of the server's state: the prompt's tokens stay as they are, and tasks that
+    don't choose adapters get those that the server uses now."""
     if not model.info.adapters:
         return tuple(replace(task, may_respell=False) for task in tasks)
     adapters = model.engine.run_command("get_lora")["adapters"]
@@ -47,7 +47,6 @@ class Case:
     system_prompt: str
     request_id: str
     path: str
-    """The path of its route."""
     body: Mapping[str, Any]
     body_sha256: str
     key_id: str
@@ -58,10 +57,10 @@ class Case:
     finals: dict[int, Final] = field(default_factory=dict)
     """How each task ended, by id. A task without an entry was stopped before its end."""
     ends_thinking: dict[int, int] = field(default_factory=dict)
-    """For tasks whose reasoning was ended by request: the number of tokens before that, by id."""
+    """For tasks whose reasoning was ended by request: the number of tokens before that, by task id."""
 
     def note(self, message: object) -> None:
-        """Note a message of the engine about one of the tasks."""
+        """Note a message of the engine about a task."""
         if type(message) is Piece:
             self.tokens.setdefault(message.id, []).extend(message.tokens)
         elif type(message) is Final:
@@ -69,7 +68,7 @@ class Case:
 
     @property
     def size(self) -> int:
-        """Its estimated size in memory in bytes."""
+        """The estimated size in memory, in bytes."""
         n_tokens = sum(len(task.prompt) for task in self.tasks[:1]) + sum(map(len, self.tokens.values()))
         return 2000 + 36 * n_tokens + _estimate_size(self.body)
 
@@ -85,7 +84,7 @@ class Case:
         return {"sha256": sha256_of(parts), **parts}
 
     def make_line(self, model_hash: str) -> dict[str, Any]:
-        """The request as a line of the record. Settings that its tasks share are written once."""
+        """The request as a line of the record. Prompts and settings that its tasks share are written once."""
         prompts: list[Any] = []
         settings: list[Any] = []
         answers = []
@@ -126,7 +125,7 @@ class Case:
 
 
 def mask_secrets(value: Any, key: str = "") -> Any:
-    """A body with hashes in place of its files and secrets."""
+    """A body with hashes and lengths in place of its files and secrets."""
     if isinstance(value, dict):
         return {name: mask_secrets(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -144,7 +143,7 @@ def sha256_of(value: Any) -> str:
 
 
 def _place(values: list[Any], value: Any) -> int:
-    """The index of a value in a list; it is added if it isn't there."""
+    """The index of a value in a list. Adds the value if it is missing."""
     if value not in values:
         values.append(value)
     return values.index(value)

@@ -2,10 +2,10 @@
 
 A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}`. Its number `n` is
 one more than that of the line before. Changing any byte breaks a hash or the format. A full file is renamed to FILE.1,
-that to FILE.2 and so on, and the chain continues in a new file. A line that is half written because the machine stopped
-is followed by a line of the kind `torn` with the fragment's hash.
+FILE.1 to FILE.2, and FILE.2 replaces FILE.3. The chain continues in a new file. If the machine stopped within a line, a
+line of the kind `torn` follows, with the fragment's hash.
 
-`Chain` writes, for one thread and process at a time; `check` and `read_lines` read.
+Only one thread may use a `Chain`.
 
 Way not taken: signing with a key. Whoever can write the file can usually read the key. To prove that the end of the
 file wasn't replaced, keep the last hash elsewhere.
@@ -26,12 +26,12 @@ from server.errors import StartError
 from server.records import record
 
 START = "0" * 64  # `prev` of the first line
-N_FILES = 4  # the file that grows, and older ones
+N_FILES = 4  # the file that grows, and three older ones
 MAX_LINE = 32 << 20  # bytes
 TAIL = re.compile(rb',"prev":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"\}\n')
-N_HASH = len(',"hash":""}\n') + 64
-N_TAIL = len(',"prev":""') + 64 + N_HASH
-BLOCK = 1 << 16
+N_HASH = len(',"hash":""}\n') + 64  # bytes of a line from `hash` on
+N_TAIL = len(',"prev":""') + 64 + N_HASH  # bytes of a line from `prev` on
+BLOCK = 1 << 16  # bytes
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -43,8 +43,9 @@ class RecordError(StartError):
 @record(frozen=True)
 class Line:
     path: Path
-    """The file that it is in."""
+    """The file that has this line."""
     number: int
+    """Its number in this file, from 1."""
     content: dict[str, Any]
     hash: str
 
@@ -58,7 +59,7 @@ class Sums:
     n_lost: int = 0
     """Requests that couldn't be recorded."""
     n_unclosed: int = 0
-    """Starts of the server without a stop after them."""
+    """Starts of the server whose next start comes without a stop between them."""
     n_torn: int = 0
     """Half-written lines."""
     first: int = 0
@@ -76,7 +77,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def cut(line: bytes) -> tuple[dict[str, Any], str, str] | None:
-    """The content, `prev` and hash of a line; None if it was changed."""
+    """The content, `prev` and hash of a line; None if the line was changed."""
     found = TAIL.fullmatch(line[-N_TAIL:])
     if found is None:
         return None
@@ -100,7 +101,7 @@ def join(content: dict[str, Any], prev: str) -> tuple[bytes, str]:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield all lines of a record. RecordError at the first changed line, or if there are none."""
+    """Yield the lines of a record. RecordError at the first changed line, or if there are no lines."""
     files = files_of(path)
     if not files:
         raise RecordError(f"{path}: this file doesn't exist")
@@ -135,7 +136,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def check(path: Path) -> Sums:
-    """Read a whole record. RecordError if any byte was changed."""
+    """Read a whole record. RecordError as in `read_lines`."""
     sums, is_open = Sums(), False
     for line in read_lines(path):
         content, kind = line.content, line.content.get("kind")
@@ -152,7 +153,7 @@ def check(path: Path) -> Sums:
 
 
 def report(path: Path) -> str:
-    """The output of `verify FILE`. RecordError if any byte was changed."""
+    """The output of `verify FILE`. RecordError as in `read_lines`."""
     sums = check(path)
     lines = [f"{path}: {sums.n_lines} lines, {sums.n_requests} requests; nothing was changed"]
     notes = (
@@ -177,13 +178,13 @@ def _compute_sha256(data: bytes) -> str:
 
 
 class Chain:
-    """A record that grows, to about `most` bytes in all its files. RecordError if the file is not a record, or if
-    another server writes it."""
+    """Appends to a record whose files have about `most` bytes together. RecordError if the file can't be used, is not
+    a record, or (not noticed on Windows) is written by another server."""
 
     def __init__(self, path: Path, most: int) -> None:
         self._path = path
         self._most = most // N_FILES
-        self.is_new = True  # whether the file has no line yet
+        self.is_new = True  # whether this object has added no line to the file yet
         self._n, self._prev = 0, START
         self._file = self._size = -1
         try:
@@ -218,7 +219,7 @@ class Chain:
         os.close(self._file)
 
     def _open(self) -> None:
-        """Find the end of the chain, and close a half-written line."""
+        """Find the end of the chain, and end a half-written line."""
         self._file = _open_locked(self._path)
         try:
             self._size = os.fstat(self._file).st_size

@@ -1,7 +1,7 @@
 """Identifies what computes a model's answers: the content of its files, settings, libraries and their CPU build.
 
-Any thread of the web process may call it. The engine hashes the files (`model_files.identity`), and is asked again
-after a restart, because they may have changed.
+Any thread may call it. The engine hashes the files (`model_files.identity`). It is asked again after a restart, because
+the files may have changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class KnownModels:
         self._known: WeakKeyDictionary[Engine, tuple[int, str, dict[str, Any]]] = WeakKeyDictionary()
 
     def get(self, model: Model) -> tuple[str, dict[str, Any]]:
-        """The hash of a model's identity, and the facts that it covers. ApiError if the files can't be read."""
+        """The hash of a model's identity, and its line in the record. ApiError if the files can't be read."""
         n_restarts = model.engine.snapshot.n_restarts
         known = self._known.get(model.engine)
         if known is None or known[0] != n_restarts:
@@ -31,11 +31,11 @@ class KnownModels:
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:
-    """The facts: files, CPU build and the engine's configuration. ApiError if the files can't be read."""
+    """An engine's files, configuration, CPU build and tokens per slot. ApiError if the files can't be read."""
     found, info = engine.run_command("identity"), engine.info
     return {**found, "variant": info.variant, "n_ctx_slot": info.n_ctx_slot}
 
 
 def hash_of(about: Mapping[str, Any]) -> str:
-    """The hash of an identity. Machines with equal files, settings and CPU build have the same one."""
+    """The hash of an identity: of its facts and the CPU build."""
     return sha256_of({"facts": about["facts"], "variant": about["variant"]})

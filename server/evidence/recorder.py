@@ -1,8 +1,8 @@
 """`--record FILE`: a thread of its own writes one line per request, with the request and its answers.
 
 Connection threads call `add`, which never waits. If the bounded queue is full, or a line can't be written, the request
-is not recorded, and the next line tells how many are missing. In each file, the first line about a model identifies it;
-for that the thread asks the engine, which may have to hash the model's files.
+is not recorded, and a later line tells how many are missing. In each file, a line that identifies a model comes before
+the model's first request. For that line the thread asks the engine, which may have to hash the model's files.
 
 Way not taken: writing on connection threads. A slow disk would delay answers.
 """
@@ -36,7 +36,7 @@ class Recorder:
         self._known = known
         self._about = about
         self._queue: SimpleQueue = SimpleQueue()
-        self._lock = threading.Lock()  # protects the two fields below
+        self._lock = threading.Lock()  # protects `_n_bytes` and `_n_lost`
         self._n_bytes = self._n_lost = 0
         self._is_troubled = False
         self._told: set[str] = set()  # hashes of models that this file identifies already
@@ -44,7 +44,7 @@ class Recorder:
         self._thread.start()
 
     def add(self, case: Case) -> None:
-        """Record a request that has ended. Any thread may call this."""
+        """Record a request that has ended."""
         size = case.size
         with self._lock:
             if self._n_bytes + size > MOST_WAITING:

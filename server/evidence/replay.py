@@ -42,7 +42,7 @@ class Verdicts:
 
 
 def read(path: Path) -> list[tuple[Content, list[Content]]]:
-    """The recorded identity of each model, and the requests to it. RecordError if the record was changed."""
+    """Each recorded model's identity and requests. RecordError if the record was changed or has no requests."""
     abouts: dict[str, Content] = {}
     requests: dict[str, list[Content]] = {}
     for line in read_lines(path):
@@ -57,7 +57,7 @@ def read(path: Path) -> list[tuple[Content, list[Content]]]:
 
 
 def config_of(about: Content) -> EngineConfig:
-    """The configuration of an engine like the recorded one, but with `exact`. RecordError if it can't be read."""
+    """The recorded configuration, reduced to what an exact replay needs. RecordError if it can't be read."""
     try:
         config = from_plain(EngineConfig, about["config"])
     except (ValueError, TypeError, KeyError) as error:
@@ -87,7 +87,7 @@ def describe_other_model(recorded: Content, ours: Content) -> str:
 
 
 def run(engine: Engine, requests: list[Content], verdicts: Verdicts) -> Iterator[str]:
-    """Run the requests, and yield a line about each answer that isn't identical."""
+    """Run the requests and count the verdicts. Yields a line for each answer that differs or can't be run."""
     for request in requests:
         for i, answer in enumerate(request["answers"]):
             where = f"{request['n']}: {request['path']} {request['id']}" + (f", answer {i}" if i else "")
@@ -132,7 +132,6 @@ def _generate_tokens(engine: Engine, task: Task) -> list[int]:
 
 
 def _describe_difference(recorded: list[int], ours: list[int], vocab: Vocab) -> str:
-    """The first difference between two answers, as text."""
     n = next((i for i, pair in enumerate(zip(recorded, ours)) if pair[0] != pair[1]), min(len(recorded), len(ours)))
     was, now = (vocab.detokenize(tokens[n : n + N_SHOWN]).decode("utf-8", "replace") for tokens in (recorded, ours))
     return f"token {n} of {len(recorded)} differs: recorded {was!r}, now {now!r}"

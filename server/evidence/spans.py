@@ -1,7 +1,6 @@
 """Cuts the texts of a request into sentences, and finds their tokens in the prompt.
 
-Pure functions; connection threads call them. A text that the template has changed has no spans. Offsets count the
-characters of the text.
+Pure functions; connection threads call them. A text that the template has changed has no spans.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ class Span:
 
     text: str
     start: int
-    """Its first character in the text."""
+    """The offset of its first character in the text of the request."""
     end: int
-    """The character after its last one."""
+    """The offset after its last character."""
     message: int | None
     """The index of its message; None if the request has a prompt instead."""
     first: int
     """Its first token in the prompt."""
     last: int
-    """The token after its last one."""
+    """The token after the last one that ends in it."""
 
 
 def texts_of(body: Mapping[str, Any]) -> list[tuple[int | None, str]]:
@@ -61,7 +60,7 @@ def find_sentences(text: str) -> Iterable[tuple[int, int]]:
 
 
 def find_wanted_places(text: str, wanted: Sequence[str]) -> Iterable[tuple[int, int]]:
-    """Start and end of each wanted text, at its first occurrence."""
+    """Start and end of the first occurrence of each wanted text, if there is one."""
     for one in wanted:
         at = text.find(one)
         if at >= 0:
@@ -71,7 +70,7 @@ def find_wanted_places(text: str, wanted: Sequence[str]) -> Iterable[tuple[int, 
 def find_spans(
     texts: Sequence[tuple[int | None, str]], pieces: Sequence[bytes], wanted: Sequence[str] | None = None
 ) -> list[Span]:
-    """The spans of the texts in a prompt whose tokens are `pieces`: its sentences, or the `wanted` texts."""
+    """The spans in a prompt whose tokens have the bytes `pieces`: sentences of the texts, or `wanted` parts of them."""
     prompt, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
     spans, at = [], 0
     for message, text in texts:

@@ -1,7 +1,7 @@
 """Finite automata over Unicode characters, for patterns, formats and number ranges.
 
 Pure functions on connection threads; imports the standard library and `server.records`. With a grammar made from a
-deterministic automaton, llama.cpp's sampler has one parse stack at a time. Intersection and complement express what
+deterministic automaton, llama.cpp's sampler has only one parse stack. Intersection and complement express what
 GBNF can't: a text that matches two patterns, or a pattern and a length; all keys except some.
 
 A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata over
@@ -101,9 +101,9 @@ def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
 
 @record
 class Nfa:
-    """A nondeterministic automaton with free moves (moves that read nothing). `steps[s]`: (index into `sets`,
-    target); `free[s]`: (condition, target). The condition is ALWAYS, AT_START (before the first character) or AT_END
-    (after the last). `limit`: the most states."""
+    """A nondeterministic automaton. `steps[s]` has the moves of state s that read a character, as (index into `sets`,
+    target). `free[s]` has its moves that read nothing, as (condition, target): ALWAYS, AT_START (before the first
+    character) or AT_END (after the last). `limit`: the most states."""
 
     steps: list[list[tuple[int, int]]] = field(default_factory=list)
     free: list[list[tuple[int, int]]] = field(default_factory=list)
@@ -130,7 +130,7 @@ class Nfa:
         self.free[source].append((condition, target))
 
     def compute_closure(self, states: set[int], conditions: tuple[int, ...]) -> set[int]:
-        """All states that free moves with these conditions reach from `states`."""
+        """The `states`, and all that free moves with these conditions reach from them."""
         reached = set(states)
         stack = list(states)
         while stack:
@@ -193,8 +193,8 @@ def determinise(
     nfa: Nfa, start: int, final: int, limit: int, keep: Callable[[set[int]], set[int]] = lambda states: states
 ) -> Dfa:
     """The deterministic automaton of an NFA (subset construction). `keep` may drop redundant states from a subset.
-    Raises `TooLarge` beyond `limit` states, or if the subsets have more than 100 * `limit` members in all, where each
-    subset counts once for each move that leads to it."""
+    Raises `TooLarge` beyond `limit` states, or if the sizes of all moves' target subsets add up to more than 100 *
+    `limit`."""
     pieces = partition(nfa.sets)
     first = keep(nfa.compute_closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}
@@ -225,8 +225,8 @@ def determinise(
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that a subset's moves can read, in groups. A group's key is a bit mask of the moves'
-    sets that contain its pieces."""
+    """The pieces of the alphabet that a subset's moves can read, in groups. A group's key is the bit mask of the
+    moves' sets that contain the group's pieces."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -300,8 +300,8 @@ def make_words(texts: list[str]) -> Dfa:
 
 
 def make_avoiding(text: str) -> Dfa:
-    """All texts that don't contain the non-empty `text`. In state n the input so far ends with the first n characters
-    of `text`."""
+    """All texts that don't contain the non-empty `text`. A state is the length of the longest beginning of `text` that
+    ends the input so far."""
     moves = []
     for n in range(len(text)):
         here: dict[int, list[str]] = {}
@@ -324,8 +324,8 @@ def make_length_between(least: int, most: int | None) -> Dfa:
 
 
 def minimise(dfa: Dfa) -> Dfa:
-    """The smallest automaton that accepts the same texts. It has no dead states; states are numbered in the order of
-    the first visit."""
+    """The smallest automaton that accepts the same texts. Each state reaches an accepting one, except the
+    start state of an empty automaton. States are numbered in the order of the first visit."""
     dfa = _trim(dfa)
     block = _compute_blocks(dfa)
     numbers = {block[0]: 0}

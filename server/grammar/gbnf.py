@@ -2,8 +2,8 @@
 
 Runs on connection threads, before native code sees the text. llama.cpp parses grammars by recursion without a depth
 limit, follows leftmost rule references without remembering visited ones (exponential for some grammars), misses some
-left recursions and loops forever on `{5,2}`. This module reads the same dialect (llama.cpp v0.5.0,
-`src/llama-grammar.cpp`) without recursion and checks it in time linear in the text.
+left recursions and loops forever on `{5,2}`. This module reads the notation of llama.cpp v0.5.0
+(`src/llama-grammar.cpp`) without recursion and in nearly linear time.
 
 Not taken: a lenient reader that repairs grammars. What llama.cpp would refuse is refused here, with line and column.
 """
@@ -49,11 +49,11 @@ class Limits:
     text_bytes: int = 1 << 20
     depth: int = 200  # nested parentheses
     rules: int = 100_000  # once repetitions and groups are expanded, as llama.cpp does
-    elements: int = 500_000  # likewise
+    elements: int = 500_000  # elements of these rules
     repetitions: int = 2_000  # copies of one item; llama.cpp's own limit
     chain: int = 1_000  # levels of native recursion
     visits: int = 2_000_000  # native calls of llama.cpp's search for left recursion
-    width: int = 1_000  # alternatives open at one place; for each token llama.cpp tests the whole vocabulary on each
+    width: int = 1_000  # alternatives open at one place; llama.cpp tests the vocabulary against each of them
 
 
 class Item(NamedTuple):
@@ -113,7 +113,8 @@ def read(text: str, *, root: str = "root", limits: Limits = Limits()) -> Grammar
 @record
 class _Group:
     """A rule or parenthesis that is still open while parsing. `sizes[i]`: native elements of `items[i]`. `factor`
-    mirrors llama.cpp's n_prev_rules: the native rules that the last item stands for, which limit its repetition."""
+    mirrors llama.cpp's n_prev_rules: the native rules that the last item stands for. They limit how often it may be
+    repeated."""
 
     rule: int
     offset: int
@@ -196,7 +197,7 @@ class _Parser:
         self.skip_space(lines=True)
 
     def read_item(self) -> bool:
-        """Reads one item, operator or bracket; False at the end of the rule."""
+        """Reads one item, operator or parenthesis; False at the end of the rule."""
         if self.position >= len(self.text):
             return False
         char = self.text[self.position]
@@ -327,7 +328,7 @@ class _Parser:
 
     def close_group(self) -> _Group:
         """Ends the innermost rule or group. Of two rules with the same name the later one counts, as in llama.cpp. The
-        native grammar keeps the earlier one, so it is kept and checked here."""
+        earlier one stays in the native grammar, so it is checked as well."""
         group = self.groups.pop()
         group.alternatives.append(group.items)
         if self.grammar.rules[group.rule] is not None:
@@ -420,7 +421,7 @@ _READERS = {
 
 
 def find_nullable_rules(grammar: Grammar) -> list[bool]:
-    """For each rule whether it can match the empty text. Takes linear time."""
+    """For each rule whether it can match the empty text."""
     nullable = [False] * len(grammar.rules)
     waiting: dict[int, list[tuple[int, int]]] = {}
     missing: list[int] = []
@@ -466,8 +467,9 @@ def _is_empty(item: Item, nullable: list[bool]) -> bool:
 
 
 class _Edge(NamedTuple):
-    """A possible leftmost item of a rule: a reference, or a terminal (rule None). For one call of the rule, llama.cpp
-    reaches it `times` times, `levels` calls deep, and makes `visits` calls for repetitions."""
+    """A possible leftmost item of a rule: a reference, or a terminal (rule None). For one call of the
+    containing rule, llama.cpp reaches the item `times` times, `levels` calls deep, and makes `visits` calls for
+    repetitions."""
 
     rule: int | None
     offset: int
@@ -560,8 +562,7 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
 
 
 def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limits: Limits) -> None:
-    """Refuses places where more than `limits.width` alternatives are open. `order` is the result of `_check_chains`: a
-    rule comes after the rules that it can begin with."""
+    """Refuses places where more than `limits.width` alternatives are open. `order` is the result of `_check_chains`."""
     widths = [0] * len(grammar.rules)
     for rule in order:
         begins = [next(_count_widths(items, nullable, widths), 0) for items in grammar.rules[rule]]

@@ -65,10 +65,10 @@ def _make_printable(char: str) -> str:
 
 @lru_cache(maxsize=1024)
 def make_char_class(chars: Charset) -> str:
-    """The GBNF class of a non-empty character set, never in the form `[^...]` or `.`.
+    """The GBNF class of a non-empty character set; a single character is a literal.
 
-    With a negated class llama.cpp accepts half surrogates, and refuses a token that ends inside a character if
-    one of the characters that could result is excluded. Plain ranges avoid both.
+    The class is never negated. With `[^...]` llama.cpp accepts half surrogates, and refuses a token that ends inside a
+    character if that could become an excluded one.
     """
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
         return make_literal(chr(chars[0][0]))
@@ -131,8 +131,8 @@ def make_choice(parts: Iterable[str]) -> str:
 def make_factored(parts: Iterable[str], depth: int = 0) -> str:
     """The parts as alternatives, with common beginnings written once.
 
-    The sampler tests the vocabulary on every open alternative. Without this, thirty objects that begin with the same
-    key would cost thirty times as much until their values differ.
+    The sampler tests the vocabulary on every open alternative, so thirty objects with the same first key would cost
+    thirty times as much.
     """
     unique = list(dict.fromkeys(parts))
     heads: dict[str, list[tuple[str, ...]]] = {}
@@ -182,7 +182,7 @@ def make_optional(expression: str) -> str:
 
 @record
 class Builder:
-    """Collects rules; equal bodies share one. `check` is called for each rule and may raise to stop."""
+    """Collects rules; `define` gives equal bodies one rule. `check` is called for each rule and may raise to stop."""
 
     check: Callable[[], None] = lambda: None
     rules: dict[str, str | None] = field(default_factory=dict)
@@ -190,7 +190,7 @@ class Builder:
     next_number: dict[str, int] = field(default_factory=dict)
 
     def reserve(self, hint: str) -> str:
-        """Returns a new name whose body is set later (`rules[name] = body`): for rules that refer to themselves."""
+        """Returns a new name whose body is set later: for rules that refer to themselves."""
         self.check()
         base = _UNSAFE_NAME.sub("-", hint[:100]).strip("-")[:40] or "rule"
         number = self.next_number.get(base, 1)
@@ -287,17 +287,17 @@ def exclude_words(builder: Builder, texts: list[str], char: str, class_of: Calla
 
 
 def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
-    """The expression of a minimal automaton. `class_of` writes one character set. The language must not be empty
-    (`Dfa.is_empty`).
+    """The expression of a minimal automaton. `class_of` writes one character set. The automaton must not be
+    empty.
 
-    A state with one use is written in place, a run of one class as a count, a move to the same state as '*'; every
-    other state becomes a rule.
+    A state with one use is written in place, a run of one class as a count, a move to the same state as '*'. Most other
+    states become rules.
     """
     return _Printer(builder, dfa, hint, class_of).run()
 
 
 def count_rules(dfa: Dfa) -> int:
-    """The number of rules that `print_dfa` writes."""
+    """The number of rules that `print_dfa` writes, without those of character sets."""
     builder = Builder()
     print_dfa(builder, dfa, "rule", lambda chars: "x")
     return len(builder.rules)
@@ -346,13 +346,13 @@ class _Printer:
         return self.names[state]
 
     def render_target(self, state: int, depth: int) -> str:
-        """What follows a move to `state`: its rule's name, or its body in place."""
+        """What follows a move to `state`: a reference, or the body in place."""
         if self.uses[state] > 1 or depth >= _INLINE_DEPTH:
             return self.render_reference(state)
         return self.render_body(state, depth)
 
     def render_body(self, state: int, depth: int) -> str:
-        """The expression of the texts from `state` on. States with a single move are followed in a loop."""
+        """The expression of the texts from `state` on."""
         parts: list[str] = []
         while True:
             if self.tails[state] is not None:
@@ -390,9 +390,9 @@ class _Printer:
 
 
 def _find_counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
-    """For each state from which the texts are `class{0,n}` and then those of another state: (class, n, other state).
+    """For each state whose texts are `class{0,n}` and then a text of a base state: (class, n, base state); else None.
 
-    Such a state has the moves of the other one and one more. Other states have None.
+    Such a state has the moves of its base and one more.
     """
     tails: list[tuple[Charset, int, int] | None] = [None] * len(dfa.moves)
     moves = [frozenset(here) for here in dfa.moves]

@@ -4,13 +4,13 @@ llama.cpp's sampler keeps one parse stack for each way to read the text so far. 
 each stack, and each character of a token can multiply the stacks. An ambiguous grammar of 40 bytes can take minutes for
 one token, and a sampler can't be interrupted.
 
-This module builds the same stacks. It starts at each place of the grammar that has a choice, and reads the characters
-that keep the most stacks alive. It goes on only where two or more stacks read the same character, so a deterministic
-grammar costs almost no work.
+This module builds the same stacks. It starts at each place of the grammar that may have a choice, and reads the
+characters that keep the most stacks alive. It goes on only where two or more stacks read the same character, so a
+deterministic grammar costs almost no work. The work is bounded.
 
-Pure functions on connection threads; `given` uses `Stacks` on the engine thread. Imports `gbnf` only. The work is
-bounded. Not taken: an exact bound (there are infinitely many texts; the engine's time limits stop a grammar whose cost
-was underestimated); trying the tokens of the real vocabulary (slower than the sampler).
+Pure functions on connection threads; `given` uses `Stacks` on the engine thread. Imports `gbnf` only. Not taken: an
+exact bound, because there are infinitely many texts; trying the real vocabulary, which is slower than the sampler. The
+engine's time limits stop a grammar whose cost was underestimated.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ LIMIT = 1000.0
 MIXED = (1.0, 1.0, 0.12, 0.12, 0.09, 0.06, 0.04, 0.02)
 WORDS = (1.0, 1.0, 0.95, 0.87, 0.75, 0.60, 0.48, 0.36, 0.26, 0.18, 0.11, 0.07, 0.04, 0.02, 0.01) + (0.005,) * 9
 RUNS = (1.0, 0.02, 0.01) + (0.006,) * 9 + (0.005,) * 12 + (0.001,) * 24 + (0.0003,) * 32
-"""For each of three kinds of tokens: the share of a vocabulary's tokens that are of this kind and have more than 0, 1,
-2, ... characters. WORDS: tokens of letters, after a first character of any kind. RUNS: tokens that repeat one
-character. MIXED: the others. A share of 1.0 stands for all tokens, because nothing distinguishes the kinds there yet.
-Small shares are raised, because a stack costs something even if few tokens are tested on it."""
+"""For each of three kinds of tokens: element n is the share of all tokens that are of this kind and have more than n
+characters. WORDS: tokens of letters, after a first character of any kind. RUNS: tokens that repeat one character.
+MIXED: the others. A share of 1.0 stands for all tokens, whose kinds don't differ yet."""
 
 WAY, RARE = 0.002, 0.005
-"""WAY: the cost of passing one stack between two characters, if the share of tokens is RARE or more; a smaller share
-costs proportionally less. RARE is also the least share that counts as not yet stopped by the grammar (if the whole
-share is smaller, that one)."""
+"""WAY: the cost of passing one stack between two characters. It is lower, in proportion, where the share of tokens is
+below RARE. RARE is also the least share of tokens that counts as not yet stopped by the grammar, unless the whole share
+is smaller."""
 
 WIDE = 100
 """For more stacks than this the cost is estimated even if no two of them read the same character."""
 
 WORK, WORK_TOKEN, WORK_ENDS = 50_000, 50_000, 1_000_000
-"""Limits of steps. WORK: for the search after the first look at each place; it ends there. WORK_TOKEN: for one token.
-WORK_ENDS: to find what may follow each alternative. A grammar that exceeds one of the last two is refused."""
+"""Limits of steps. WORK: for the search after the first look at each place; the search ends there. WORK_TOKEN: for one
+token. WORK_ENDS: to find what may follow each alternative. A grammar that exceeds one of the last two is refused."""
 
 Run = tuple[tuple[int, int], ...]
 _LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))
@@ -56,8 +55,8 @@ _ANY_TOKEN = 1 << 33
 
 
 def compute_cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
-    """(cost of the most expensive token found, in the unit of LIMIT; where that token begins, as an offset in the
-    grammar's text). The search stops at the first token above `limit`."""
+    """(cost of the most expensive token found, in the unit of LIMIT; offset in the grammar's text at which it begins).
+    At the first token above `limit` the search stops, and the cost is infinite."""
     search = _Search(grammar, limit)
     offset = search.run()
     return search.dearest, offset
@@ -72,8 +71,7 @@ class Stacks:
 
     `nodes[n]`: (top frame, stack below). Stack 0 is END, the empty one. `frames[f]`: a place in an alternative, as
     (alternative, item index, state). The state of a literal is the number of characters read. The state of a repetition
-    is (least, most, whether an optional round has been read): the rounds that must and may follow, and a flag because
-    llama.cpp continues optional rounds in a rule of their own.
+    is (rounds that must follow, rounds that may follow, whether an optional round has been read).
     """
 
     def __init__(self, grammar: Grammar) -> None:
@@ -137,7 +135,7 @@ class Stacks:
         return self.walk(stack)[0] if found is None else found
 
     def walk(self, stack: int) -> tuple[tuple[int, ...], set[int]]:
-        """(the result of `close`, all stacks on the way to it, with both ends)."""
+        """(the result of `close`; all stacks passed, with this one and the result)."""
         todo, passed, ends = [stack], set(), []
         while todo:
             one = todo.pop()
@@ -285,7 +283,7 @@ class _Search:
         return self.dearest_offset
 
     def look(self, offset: int, alternative: int, situation: Iterable[int], todo: deque) -> None:
-        """Estimates the cost of a situation, and adds it to `todo` if it has to be followed."""
+        """Estimates the cost of a situation, and adds the situation to `todo` if it has to be followed."""
         situation = frozenset(situation)
         self.stacks.ends_at = self.stacks.work + WORK_TOKEN
         if (alternative, situation) in self.seen or len(situation) < 2:
@@ -308,8 +306,8 @@ class _Search:
         return found
 
     def is_covered(self, place: int, alternative: int) -> bool:
-        """Whether a look at this place would find nothing new: other places lead to all its stacks, and whatever may
-        follow its alternative may follow theirs."""
+        """Whether a look at this place would find nothing new. Then other places lead to all its stacks, and what may
+        follow its alternative may also follow theirs."""
         others = {self.covered.get(way) for way in self.stacks.list_ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
         return None not in others and all(
@@ -325,7 +323,7 @@ class _Search:
             yield alternative, {stack for one in matching for stack in self.stacks.list_after(one)}
 
     def find_places(self) -> Iterator[tuple[int, int, Any]]:
-        """Each place with a choice. Fills `users`: for each alternative the places where the text goes on after it."""
+        """Each reference and repetition. Fills `users`: for each alternative, the places after its uses."""
         stacks = self.stacks
         todo, seen = list(stacks.of_rule[stacks.grammar.root]), {stacks.grammar.root}
         while todo:
@@ -450,7 +448,7 @@ class _Search:
 
     def choose_busiest(self, ways: dict[int, int], run: Run | None) -> tuple[list[int], float]:
         """Chooses the character of `run` that leads to the most stacks. Returns (the stacks that read it, the share of
-        tokens that go on). A token with another character counts in proportion to the stacks that this character leads
+        tokens that go on). A token with another character counts in proportion to the stacks that its character leads
         to."""
         stacks = self.stacks
         changes: dict[int, int] = {}
@@ -481,8 +479,7 @@ class _Search:
 
 
 def _estimate_mass(code: int) -> float:
-    """The share of tokens whose character at a given place is below `code`. It is an upper estimate: all shares add up
-    to more than 1."""
+    """The share of tokens whose character at a given place is below `code`: an upper estimate, so it can exceed 1."""
     return _MASSES[code] if code < 128 else _MASSES[127] + min(code / 0x3000, 1.0) * 0.2
 
 

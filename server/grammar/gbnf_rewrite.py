@@ -33,7 +33,7 @@ STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
 
 
 def make_affordable(text: str) -> str:
-    """The grammar if it is cheap enough, else an equivalent cheaper one. Raises `GrammarError` if there is none."""
+    """The grammar if it is cheap enough, else an equivalent cheaper one. Raises `GrammarError` if none is found."""
     grammar = gbnf.read(text)
     try:
         gbnf.check_loops(grammar)
@@ -159,10 +159,10 @@ _NOTHING = _Part([], [], True)
 
 
 class _Automaton:
-    """The automaton of regular items. Each state means that one of the grammar's characters was just read.
+    """The automaton of regular items. Each state but start and end means that one of the grammar's characters was read.
 
     `places[s]`: (place, optional rounds done in each of the repetitions around it). Of two states at the same place,
-    the one with fewer rounds done accepts all texts that the other does.
+    one that has done no more rounds in any repetition accepts all texts that the other does.
     """
 
     def __init__(self, grammar: Grammar) -> None:
@@ -173,7 +173,6 @@ class _Automaton:
         self.n_moves = 0
 
     def make_dfa(self, items: list[Item]) -> Dfa:
-        """The minimal deterministic automaton of a run of items."""
         start, final = (self.add_state((), (), ()) for _ in range(2))
         part = self.add_sequence(items, (), (), 0)
         self.connect([start], part.first)
@@ -238,7 +237,7 @@ class _Automaton:
         return _Part([state], [state], False)
 
     def add_choice(self, alternatives: list[list[Item]], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
-        """The strings that alternatives begin with become a prefix tree, because there may be thousands."""
+        """Literals at the beginning of alternatives become a prefix tree, because there may be thousands."""
         begun: dict[str, int] = {}
         first: list[int] = []
         last: list[int] = []

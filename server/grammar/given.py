@@ -1,11 +1,11 @@
 """Finds text that a grammar forces, such as keys, punctuation and constants, to draft the next tokens.
 
-Engine thread; pure. It follows the stacks of `gbnf_cost` along a text. `Places` keeps the results for all texts of the
-grammar, so a character usually costs one dictionary look-up. White space before a forced character doesn't count as a
+Engine thread; pure. It follows the stacks of `gbnf_cost` along a text. `Places` shares the results between all texts of
+a grammar, so a character usually costs one dictionary look-up. White space before a forced character doesn't count as a
 choice: the draft repeats the white space that the text had the last time between the same two characters.
 
-The model and the sampler's grammar check every draft, so a wrong one does no harm. What takes too long is dropped. Not
-taken: asking llama.cpp about each possible next byte, which is far slower.
+The model and the sampler's grammar check every draft, so a wrong one does no harm. A search that takes too long drafts
+nothing. Not taken: asking llama.cpp about each possible next byte, which is far slower.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SPACED = ":,"  # a space is expected after these, or none if the text had none t
 
 
 class Place:
-    """What may follow a text. `after`: the place after each next character seen so far, None for a character that may
-    not come. `only`: the forced next character, "" if there are several. `is_gap`: white space may come before it."""
+    """What may follow a text. `after`: the results of `Places.find_behind`, by character. `only`: the forced next
+    character, "" if there are several. `is_gap`: white space may come before `only`."""
 
     __slots__ = ("stacks", "after", "only", "is_gap")
 
@@ -48,7 +48,7 @@ class Places:
             self.start = None
 
     def find_behind(self, place: Place, char: str) -> Place | None:
-        """The place after the next character; None if the character may not come, or the search takes too long."""
+        """The place after the next character; None if the character may not come, or a limit is reached."""
         try:
             return place.after[char]
         except KeyError:

@@ -1,9 +1,9 @@
 """Converts regular expressions and lists of choices to grammars: the request fields `regex` and `choice`, and `pattern`
 of JSON schema.
 
-Runs on connection threads; imports only the standard library and its neighbours in `server.grammar`. A pattern becomes
-a minimal automaton, and that becomes the grammar. So the sampler keeps one parse stack, even for an ambiguous pattern.
-A pattern whose automaton would be too large is translated piece by piece.
+Runs on connection threads; imports only `server.grammar`. A pattern becomes a minimal automaton, and that becomes the
+grammar. So the sampler keeps one parse stack, even for an ambiguous pattern. A pattern whose automaton would be too
+large is translated piece by piece.
 
 Not taken: copying the pattern's characters into GBNF, which has other escapes and no anchors.
 """
@@ -100,7 +100,7 @@ def compile_pattern(pattern: str, *, search: bool) -> Dfa:
 
 @lru_cache(maxsize=256)
 def search_states(pattern: str) -> tuple[tuple[tuple[int, ...], ...], bool]:
-    """(the automaton of a pattern's matches as rows, see `Trigger`; whether it begins with `^`). Raises
+    """(the automaton of a pattern's matches as rows, see `Trigger`; whether the pattern begins with `^`). Raises
     `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
     node = parse(pattern)
     items = list(node[1]) if node[0] == "cat" else [node]
@@ -263,7 +263,7 @@ def _build_repetition(nfa: Nfa, node: Node, entry: int, leave: int) -> None:
 def make_pattern_pieces(
     builder: Builder, pattern: str, hint: str, class_of: Callable[[Charset], str], *, search: bool
 ) -> str:
-    """A pattern translated piece by piece, because its automaton would be too large. With `search` any text may stand
+    """A pattern translated piece by piece. With `search` any text may stand
     at an end without an anchor. Raises `Unsupported`."""
     return _make_piece(builder, _make_whole(parse(pattern), search), hint, class_of)
 

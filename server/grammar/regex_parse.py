@@ -1,11 +1,11 @@
 """Parses regular expressions into a small tree: the syntax that ECMA-262 and Python's `re` share.
 
-Pure functions on connection threads; imports only the standard library and `automaton`. Where the two dialects differ,
-the narrower meaning holds (`\\d` is ASCII, `.` matches no line end), so that generated text matches in both. Not taken:
-Python's `re._parser`, which is private and knows only Python's dialect.
+Pure functions on connection threads; imports only the standard library and `automaton`. Where the two differ, the
+narrower meaning holds (`\\d` is ASCII, `.` matches no line end), so that generated text matches in both. Not taken:
+Python's `re._parser`, which is private and knows only Python's syntax.
 
 Nodes are tuples: ("set", charset), ("cat", [nodes]), ("alt", [nodes]), ("rep", node, least, most or None), ("start",),
-("end",), ("look", is_negative, node).
+("end",), ("look", is_negative, node). `regex_gbnf` adds ("dfa", automaton).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SPACE = make_charset(
     (0xFEFF, 0xFEFF),
 )
 DOT = complement(make_charset((10, 10), (13, 13), (0x2028, 0x2029)))
-# Characters that are white space in only one of the two dialects: neither \s nor \S contains them.
+# Characters that are white space in only one of the two languages: neither \s nor \S contains them.
 _DISPUTED = make_charset((0x1C, 0x1F), (0x85, 0x85), (0xFEFF, 0xFEFF))
 
 _CLASS_ESCAPES = {
@@ -113,8 +113,7 @@ class _Parser:
         return items[0] if len(items) == 1 else ("cat", items)
 
     def parse_quantified(self, node: Node, start: int) -> Node:
-        """The node with its quantifier. A lazy quantifier matches the same texts as a greedy one, so it gives the same
-        node."""
+        """The node with its quantifier. A lazy one gives the same node as a greedy one."""
         where = self.position
         counts = self.parse_quantifier()
         if counts is None:

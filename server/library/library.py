@@ -62,9 +62,9 @@ class Download:
 
 
 class Library:
-    """All downloads. `changed` is called when a model has arrived, `tell` at each change of a download. `cache` is the
-    folder of downloads, `folders` are further folders in which models may be removed. `token` is the access token for
-    the hub. If `is_offline`, downloads are refused."""
+    """The running downloads. `changed` is called when a model has arrived, `tell` at each change of a download. `cache`
+    is the folder of downloads, `folders` are further folders in which models may be removed. `token` is the access
+    token for the hub."""
 
     def __init__(
         self,
@@ -109,8 +109,8 @@ class Library:
             return list(self._running.values())
 
     def watch(self, download: Download, timeout_s: float) -> Generator[None]:
-        """Yield at each change, and after `timeout_s` seconds without one, until the download has ended. Closing the
-        last iterator of a download stops it, unless it `is_kept`."""
+        """Yield now, at each change, and after `timeout_s` seconds without one, until the download has ended. Closing
+        the last iterator of a download stops it, unless it `is_kept`."""
         with self._news:
             download.n_watchers += 1
         n_seen = -1
@@ -154,7 +154,7 @@ class Library:
             raise ApiError(500, str(error)) from None
 
     def close(self) -> None:
-        """Stop all downloads, because the server stops."""
+        """Stop all downloads."""
         for download in self.list_running():
             download.must_stop.set()
 
@@ -203,7 +203,7 @@ class Report(Progress):
         self._update(self._download, file=label, done=done, total=size or 0)
 
     def show(self, done: int) -> None:
-        """Update the number of bytes, in steps of a thousandth of the file, but at least a megabyte."""
+        """Update the number of bytes, in steps of a thousandth of the file, but at least 1 MiB."""
         if self._download.must_stop.is_set():
             raise Stopped
         step = max(self._download.total // 1000, 1 << 20)

@@ -65,8 +65,8 @@ class Memory:
 
 
 def files_of(options: ModelOptions) -> tuple[Source, ...]:
-    """All files on which the result of reading a model depends. Empty if some may have to be downloaded, or are in a
-    bundle."""
+    """All files on which the result of reading a model depends. Empty if a file may have to be downloaded, is in a
+    bundle or can't be read."""
     sources = options.sources
     if not sources.model or sources.must_fetch:
         return ()

@@ -69,8 +69,8 @@ class Starter:
     memory: Memory = field(default_factory=Memory)
 
     def list_entries(self) -> list[Entry]:
-        """All models that the options name. OptionError for wrong presets. A request that names a model gets the fault
-        of its files."""
+        """All models that the options name. OptionError for wrong presets. An entry with faulty files has the state
+        FAILED."""
         found = find_models(self.options.catalogue, program.find_cache_folder(), lambda line: log.warning("%s", line))
         return [self._make_entry(one) for one in found]
 
@@ -89,13 +89,12 @@ class Starter:
         )
 
     def read_idle_s(self, source: ModelEntry, asked: Mapping[str, Any]) -> float:
-        """See `models.entry.Starter`."""
         return float(self._read_options(replace(source, asked=asked)).sleep_idle_seconds)
 
     def read(
         self, source: ModelEntry | None, before: Model | None, asked: Mapping[str, Any] = MappingProxyType({})
     ) -> PreparedModel:
-        """See `models.entry.Starter`. `source` is None for a lone model."""
+        """`source` is None for a lone model."""
         options = self.options.model
         if source is not None:
             source = replace(source, asked=asked)
@@ -111,7 +110,6 @@ class Starter:
         return PreparedModel(self, options, known, before, list_worker_places(config.rpc))
 
     def tick(self, is_busy: bool) -> None:
-        """See `models.entry.Starter`: start a new spare process when it is due."""
         self.spare.tick(is_busy)
 
     def measure_room(self) -> Room:
@@ -122,8 +120,8 @@ class Starter:
 
 @record
 class PreparedModel:
-    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. The engine would count
-    mapped weights of other models as free memory."""
+    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. The engine
+    can't find it: it would count mapped weights of other models as free memory."""
 
     starter: Starter
     options: ModelOptions
@@ -138,8 +136,8 @@ class PreparedModel:
         return self.known.found[1]
 
     def find_fit(self, room: Room, is_alone: bool) -> Room | None:
-        """See `room.Fits`. Unless it is alone, a model fits only with a useful context and, if there is a GPU, with all
-        layers on it."""
+        """See `room.Fits`. Unless it is alone, a model fits only with a useful context and with all layers on GPUs, if
+        there are any and the options don't say otherwise."""
         plan = self._plan(room)
         if plan is None:
             n_bytes = os.path.getsize(self.config.model)
@@ -157,12 +155,11 @@ class PreparedModel:
         return {row.place.name: row.used for row in plan.rows}
 
     def explain_refusal(self, room: Room) -> str:
-        """See `models.entry.Prepared`: the error of the memory plan."""
         plan = self._plan(room)
         return plan.fault if plan is not None else "the model doesn't fit into memory"
 
     def start(self, is_awaited: bool) -> Model:
-        """See `models.entry.Prepared`. The engine uses the spare process if that has loaded the same libraries."""
+        """The engine uses the spare process if that has loaded the same libraries."""
         shared, turns = self.starter.options, self.starter.turns
         config = replace(self.config, n_ctx=self.n_ctx, warmup=self.config.warmup and not is_awaited, turns=turns)
         make_folders(self.options)
@@ -176,7 +173,7 @@ class PreparedModel:
         return Model(engine, self.options, shared.media, place.name or place.path)
 
     def complete(self, model: Model) -> None:
-        """See `models.entry.Prepared`. The system prompt and the adapters of the last load are set again."""
+        """The system prompt and the adapters of the last load are set again."""
         before = self.before
         prompt = read_prompt_file(self.options.system_prompt_file) if before is None else before.system_prompt
         if prompt not in (None, SystemPrompt()):
@@ -215,7 +212,7 @@ DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
 
 def find_gpus(libs: str) -> tuple[Place, ...]:
     """The GPUs and their free memory. A child process asks the driver, because asking takes GPU memory until the
-    process ends."""
+    asking process ends."""
     has_gpu_plugin = any(not name.startswith(("cpu-", "rpc")) for name in read_folder(Path(libs)).plugins)
     if sys.platform != "darwin" and not has_gpu_plugin:
         return ()
@@ -300,7 +297,7 @@ class Spare:
 
 
 def hints_of(config: EngineConfig) -> tuple[str, ...]:
-    """The libraries that a spare process for this configuration loads in advance."""
+    """The libraries' folder and CPU variant, for a spare process for this configuration."""
     return (config.libs, config.cpu_variant) if config.cpu_variant else (config.libs,)
 
 
@@ -320,7 +317,6 @@ def make_folder_name(name: str) -> str:
 
 
 def make_folders(options: ModelOptions) -> None:
-    """Create the model's subfolders."""
     for folder in (options.slot_save_path, options.cache_disk):
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)

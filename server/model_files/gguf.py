@@ -3,9 +3,9 @@
 Imports the standard library, `tensor_types` and `server.records`. The web process runs it before libllama reads the
 file, the engine only for a few models.
 
-It doesn't read the tensors' data. It skips long arrays (a vocabulary has up to half a million texts) without objects
-for their items. It checks counts, lengths, types, offsets and alignment, compares sizes with the file's size, and
-refuses duplicate names. A fault raises `GgufError`, one line with the fault and its place.
+It doesn't read the tensors' data. It skips long arrays of numbers, and arrays of texts that the caller doesn't keep (a
+vocabulary has up to half a million texts). It checks counts, lengths, types, offsets and alignment, compares sizes with
+the file's size, and refuses duplicate names. A fault raises `GgufError`.
 
 Layout, little endian, after https://github.com/ggml-org/ggml/blob/master/docs/gguf.md:
     "GGUF", u32 version, u64 tensors, u64 pairs
@@ -141,7 +141,8 @@ def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, in
 
 
 def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> list[Gguf]:
-    """The headers of a file and, if it is the first of a split model, of all parts. GgufError if a part is missing."""
+    """The headers of a file and, if it is the first of a split model, of all parts. GgufError if a part is missing
+    or the file is a later part."""
     first = read(path, keep, span)
     count = first.number("split.count", 0)
     if count <= 1:
@@ -243,7 +244,7 @@ class _Source:
         return self._data[self._at - n : self._at].decode("utf-8", "replace")
 
     def skip_texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
-        """Skip `count` texts. Returns the set of the texts and one that occurs twice; both empty unless `is_kept`.
+        """Skip `count` texts. Returns the set of the texts, and one that occurs twice; both are empty unless `is_kept`.
 
         Written for speed: reading a header spends most of its time here.
         """

@@ -1,10 +1,10 @@
 """The number of cores that this process may use. Standard library only.
 
 Used by both processes: for the default of `-t`, and to warn if `-t` is larger. The affinity limits the cores, a
-container's quota their time. A part of a core doesn't count: compute threads spin while they wait for each other, so a
-thread without a core costs far more than it saves.
+container's quota their time. `count_usable_cores` rounds down: compute threads spin while they wait for each
+other, so a thread without a whole core costs far more than it saves.
 
-Not taken: the number of physical cores. The use of hyper-threads depends on the machine; `--tune` measures it.
+Not taken: the number of physical cores. The benefit of hyper-threads depends on the machine; `--tune` measures it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def count_usable_cores() -> int:
 
 
 def count_available() -> float:
-    """The number of cores with fractions."""
+    """The number of cores, with fractions."""
     return min([float(count_allowed_cores()), *QUOTAS.get(sys.platform, lambda: ())()])
 
 
@@ -75,7 +75,7 @@ def find_control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path
 
 
 def read_windows_affinity() -> int:
-    """The number of processors in the affinity mask; 0 if the process may use more than one group of 64."""
+    """The number of processors in the affinity mask; 0 if it is unknown, as for several groups of 64."""
     import ctypes  # here, because other systems have files for this
 
     kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]

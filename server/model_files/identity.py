@@ -1,13 +1,13 @@
 """The identity of a model's KV cache: hashes of all files that keys and values depend on, and the settings.
 
-Saved slots and blocks on disk have the identity, so that no other model loads them; records name it. Each part of the
-model, each adapter, the projector and the native libraries are hashed as a whole. That takes about a second per
-gigabyte, so it is done only when one of these needs it, on the thread `identity`. The cache folder keeps the hashes by
-each file's mark (device, inode, size, times). The mark is taken before the model is loaded and after the file has been
-hashed: if it differs, there is no identity.
+Saved slots and blocks on disk contain the identity, so that no other model loads them; records name it. Each part of
+the model, each adapter, the projector and the native libraries are hashed as a whole. That takes about a second per
+gigabyte, so it is done only on demand, on the thread `identity`. The cache folder keeps the hashes by each file's mark
+(device, inode, size, times). A mark is taken before the model is loaded and after the file has been hashed. If the two
+differ, there is no identity.
 
 All else runs on the engine's thread; the web process only takes marks, and `replay` calls `describe_difference`. Not
-taken: hashing samples (they miss changes between them), or size and times alone (a copy of a model is the same model).
+taken: hashing samples, which misses changes between them; size and times alone, which differ in a copy of a model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from server.records import record
 MIB = 1 << 20
 READ_BYTES = 4 * MIB
 REST = 10  # while tasks run: the pause after each read, as a multiple of the time that the read took
-SETTLED_S = 2.0  # the coarsest clock of a file system: a file changed since then may change again with the same time
+SETTLED_S = 2.0  # a file that was changed so recently may change again with the same time
 MOST_REMEMBERED = 256  # hashes in the cache folder
 NO_FILES = "none"
 MOST_SHOWN = 200  # characters of a saved identity in a message
@@ -88,7 +88,7 @@ def make_source(path: str | os.PathLike[str], offset: int = 0, size: int = 0) ->
 
 
 def list_model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
-    """The files of all parts of a model."""
+    """The files of all parts of a model that are there."""
     if offset or size or "-of-" not in path:
         return [make_source(path, offset, size)]
     from server.model_files.gguf import SPLIT_NAME  # here, because few models have parts

@@ -1,13 +1,13 @@
 """Plans a model's memory: the size of the context and the number of layers on GPUs with which the model fits.
 
-Pure. Runs in the engine before a load, and for `--dry-run`. It chooses like llama.cpp's `--fit`. Values set by the user
-stay. Without `--ctx-size` the context is the model's own if there is room, else smaller, down to `fit_ctx` tokens per
-slot. If even that doesn't fit the GPUs, and the user set no number of layers, some layers stay on the CPU. The last try
-is `MIN_CTX_SLOT` tokens per slot. A model that can't fit is refused: else loading would fail after minutes, or the
-machine would swap.
+Pure. Runs before a load, in the engine or (with several models) the web process, and for `--dry-run`. It chooses like
+llama.cpp's `--fit`. Values set by the user stay. Without `--ctx-size` the context is the model's own if there is room,
+else smaller, down to `fit_ctx` tokens per slot. If even that doesn't fit the GPUs, and the user set no number of
+layers, some layers stay on the CPU. The last try is `MIN_CTX_SLOT` tokens per slot. A model that can't fit is refused:
+otherwise loading would fail after minutes, or the machine would swap.
 
-The KV cache's size is exact. That of llama.cpp's compute buffers is estimated at three moments of a step
-(`compute_bytes`, fitted to v0.5.0). The margin covers the program and the libraries.
+The size of llama.cpp's compute buffers is estimated (`compute_bytes`, fitted to v0.5.0). The margin covers the program
+and the libraries.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from server.records import record, replace
 __all__ = ["MIB", "Place", "Plan", "Wish", "count_cache_bytes", "compute_bytes", "plan"]
 
 MIB = 1 << 20
-CELLS = 256  # llama.cpp rounds contexts up to a multiple
+CELLS = 256  # tokens; llama.cpp rounds contexts up to a multiple of this
 DEFAULT_MARGIN = 1024 * MIB
-MARGIN_PART = 8  # the margin is at most an eighth of a memory
+MARGIN_PART = 8  # the margin is at most an eighth of a memory's free bytes
 CONTEXT_PART = 2  # without --ctx-size the context takes at most half of what weights leave of the host's memory
 MIN_CTX_SLOT = 256  # tokens
 USEFUL_CTX = 1 << 20  # tokens of a slot; only --ctx-size allows more
@@ -89,7 +89,7 @@ class Plan:
 
     n_ctx: int  # tokens of all slots together
     n_slots: int
-    n_gpu_layers: int  # with the head as one
+    n_gpu_layers: int  # the head counts as one
     rows: tuple[Row, ...]  # the host's first
     notes: tuple[str, ...] = ()
     fault: str = ""  # why the model can't fit; "": it fits
@@ -216,7 +216,7 @@ def _refuse_plan(plan_: Plan, wish: Wish) -> Plan:
 def _make_rows(
     shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_layers: int, n_ctx: int
 ) -> tuple[Row, ...]:
-    """The host first, then each GPU. llama.cpp puts the last layers and the head on the GPUs, split by free memory."""
+    """The host's row, then each GPU's. llama.cpp puts the last layers and the head on the GPUs, split by free memory."""
     first = len(shape.layers) - max(n_layers - 1, 0)  # the head counts as a layer, the first to go to a GPU
     staying, going = shape.layers[:first], shape.layers[first:]
     compute = compute_bytes(shape, wish, n_ctx)
@@ -252,7 +252,7 @@ def _draft_bytes(wish: Wish, n_ctx: int) -> tuple[int, int]:
 
 
 def _compute_shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Place, tuple[Layer, ...], bool]]:
-    """(GPU, its layers, whether it has the head). Layers are contiguous, in proportion to free memory."""
+    """(GPU, its layers, whether it has the head). Layers are contiguous, in proportion to the GPUs' free memory."""
     total = sum(gpu.free for gpu in gpus) or 1
     shares, at, reached = [], 0, 0
     for gpu in gpus:
@@ -284,12 +284,14 @@ def _count_row_bytes(n: int, kind: int) -> int:
 
 
 def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
-    """Bytes of llama.cpp's compute buffers on a device and of its buffer of logits, at the largest moment.
+    """Bytes of llama.cpp's compute buffers on a device and of its buffer of logits, at the largest moment of a step.
 
-    Per row of a ubatch, in numbers of 4 bytes. Feed-forward: three times its width and four times the model's width
-    (two if the feed-forward is narrow, which reuses freed memory). Attention: three times the model's width, twice the
-    queries, the keys; without flash attention also the values and a row of scores per head. End: the logits. During
-    the first two also masks, with 4 bytes per KV cell (2 with flash attention).
+    Numbers of 4 bytes for a row of a ubatch:
+    - feed-forward: three times its width, four times the model's width (twice if the feed-forward is no wider);
+    - attention: three times the model's width, twice the queries, the keys; without flash attention also the values,
+      and per head a score for each KV cell;
+    - end: the logits and twice the model's width, for rows with logits.
+    Feed-forward and attention also have masks, of 4 bytes per KV cell (2 with flash attention).
     """
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)

@@ -1,8 +1,8 @@
 """Finds faults in a projector's header that make libmtmd crash instead of reporting an error; see `header_checks`.
 
 Pure functions of `gguf.Gguf`. Web process, before anything is loaded. libmtmd reports most missing tensors, but treats
-as optional some that a kind of projector needs, and reads a null pointer. The table has the common kinds; each entry
-was found by leaving the tensor out (llama.cpp v0.5.0). Any other crash ends only the engine's process.
+as optional some that a kind of projector needs, and then reads a null pointer. `NEEDED` has the common kinds; each
+entry was found by leaving the tensor out (llama.cpp v0.5.0). Any other crash ends only the engine's process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find_projector_faults(parts: list[Gguf]) -> Iterator[str]:
 
 
 def _find_block_faults(gguf: Gguf) -> Iterator[str]:
-    """Check that every block of an encoder has queries, keys and values, in one tensor or in three."""
+    """Find missing queries, keys and values (in one tensor or three) of an encoder's blocks, and audio norms."""
     for name in gguf.tensors:
         if found := BLOCK.fullmatch(name):
             prefix = found[1]

@@ -2,7 +2,7 @@
 
 Pure; used by the web process before it loads a model, and by the engine. The template is in the model's metadata as
 `tokenizer.chat_template.rerank`, where llama.cpp's converter writes it. Older conversions of Qwen's rerankers lack it
-and are recognised by name.
+and are recognised by architecture and name.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Writes the objects and arrays of a JSON schema as grammar.
 
 Runs on connection threads. Keys come in the order of the schema, additional keys after them. If a schema lists
-properties and doesn't mention others, objects get no others (as in llama.cpp, because models invent keys). The same
-holds for an array that lists its first items.
+properties and doesn't mention others, objects get others only to reach minProperties (models invent keys). The same
+holds for arrays that list their first items, and minItems.
 
 The rules are written from the last member or item to the first, so that long lists need no recursion. Lists such as
 `some` are indexed by the number of members before, as far as minProperties and maxProperties depend on it. Not taken:
-members in any order, because n! orders need n! rules.
+members in any order, because n members would need 2^n rules.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PREFIX_MAX = 500  # items of an array that a schema lists one by one
 _STATES_MAX = 2000  # rules of one object or array that counts its members
 _ANY_ORDER_MAX = 6  # distinct values that may come in any order
 _PATTERNS_MAX = 4  # patterns of keys; every subset of them is a case of its own
-_KEY_STATES_MAX = 1000  # of the automaton of additional keys
+_KEY_STATES_MAX = 1000  # states of the automaton of additional keys
 
 
 class Converter(Protocol):
@@ -61,7 +61,7 @@ class Converter(Protocol):
         """The expression of a schema; None if no value fits."""
 
     def make_key_dfa(self, part: Part) -> Dfa | None:
-        """The automaton of the keys that fit a schema; None if it can't restrict them."""
+        """The automaton of the keys that fit a schema; None if keys can't be restricted."""
 
     def make_common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
         """The intersection of the automata; None if there are none."""
@@ -75,14 +75,14 @@ class Converter(Protocol):
 
 @record
 class _Member:
-    """A declared property. `text` is its expression without the opening quote, which all members share."""
+    """A declared property. `text` is the expression of key and value, without the opening quote."""
 
     text: str
     is_required: bool
 
 
 def make_object_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """A shape's objects; None if there are none. Adds to `needs` what every object contains."""
+    """A shape's objects; None if there are none. Adds to `needs` the schemas of what every object contains."""
     if not shape.forbidden_keys and all(_NO_OBJECT(part.schema) for part in shape.parts):
         return add_core(converter.builder, "object")
     members = _make_members(converter, shape, needs)
@@ -135,7 +135,7 @@ def _is_open(shape: Shape) -> bool:
 
 
 def _make_further_members(converter: Converter, shape: Shape) -> str | None:
-    """A member with an additional key, without its opening quote; None if none is allowed."""
+    """A member with an additional key, without the opening quote; None if no such key is allowed."""
     patterns = _list_key_patterns(converter, shape)
     is_open = _is_open(shape)
     if not patterns and not is_open:
@@ -154,7 +154,7 @@ def _make_further_members(converter: Converter, shape: Shape) -> str | None:
 
 
 def _list_key_patterns(converter: Converter, shape: Shape) -> list[str]:
-    """The patterns of patternProperties that have an automaton, without duplicates."""
+    """The first _PATTERNS_MAX patterns of patternProperties that have an automaton. Warns of the others."""
     found: dict[str, None] = {}
     for part in shape.list_having("patternProperties"):
         for pattern in part.schema["patternProperties"]:
@@ -186,7 +186,7 @@ def _make_further_values(converter: Converter, shape: Shape, matched: list[str])
 
 
 def _make_further_key(converter: Converter, shape: Shape, patterns: list[str], matched: list[str]) -> str | None:
-    """The text of an additional key after its opening quote; None if no key is left."""
+    """The text of an additional key between its quotes; None if no key is left."""
     builder = converter.builder
     taken = list(dict.fromkeys([*list_declared_keys(shape), *sorted(shape.forbidden_keys)]))
     names = [part.get_at("propertyNames") for part in shape.list_having("propertyNames")]
@@ -209,7 +209,7 @@ def _make_further_key(converter: Converter, shape: Shape, patterns: list[str], m
 
 
 def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member], further: str | None) -> str | None:
-    """The whole object. `some[c]`: at least one more member, after `c` members."""
+    """The whole object; None if there is none. `some[c]`: at least one more member, after `c` members."""
     builder = converter.builder
     least, most = _compute_member_counts(converter, shape, members, further)
     cap = least if most is None else most
@@ -227,7 +227,7 @@ def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member],
 def _join_in_order(
     builder: Builder, members: list[_Member], some: list[str | None], comma: str, least: int, most: int | None
 ) -> str | None:
-    """At least one of the members, each at most once and in this order, then `some`; None if that is impossible."""
+    """At least one member: `members`, each at most once and in this order, then `some`; None if that is impossible."""
     cap = least if most is None else most
     needed = 0
     for index in range(len(members) - 1, -1, -1):
@@ -282,7 +282,7 @@ def _make_further_run(
 def _compute_member_counts(
     converter: Converter, shape: Shape, members: list[_Member], further: str | None
 ) -> tuple[int, int | None]:
-    """minProperties and maxProperties: 0 and None if the members ensure them or they can't be enforced."""
+    """minProperties and maxProperties as far as they have to be and can be enforced; (0, None): not at all."""
     least, most = shape.find_largest("minProperties"), shape.find_smallest("maxProperties")
     if least <= sum(member.is_required for member in members):
         least = 0
@@ -313,7 +313,7 @@ def _compute_room(members: list) -> int:
 
 
 def make_array_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """A shape's arrays; None if there are none. Adds to `needs` what every array contains."""
+    """A shape's arrays; None if there are none. Adds to `needs` the schemas of what every array contains."""
     if all(_NO_ARRAY(part.schema) for part in shape.parts):
         return add_core(converter.builder, "array")
     least, most = shape.find_largest("minItems"), shape.find_smallest("maxItems")
@@ -464,8 +464,8 @@ class _ContainsLayout:
         return table[0]
 
     def make_cell(self, index: int, found: int, count: int, after: list[Any], row: list[Any]) -> str | None:
-        """What may follow `index` items of which `found` fit `contains`. `row` is the row of `index`, `after` that of
-        index + 1. The last row of an unbounded array repeats itself."""
+        """What may follow `index` items of which `found` were written to fit `contains`. `row` is the row of `index`,
+        `after` that of index + 1. The last row of an unbounded array repeats itself."""
         may_end = index >= self.least and found == count
         builder = self.converter.builder
         item, both = self.pick(self.items, index), self.pick(self.found, index)

@@ -2,7 +2,7 @@
 
 Runs on connection threads. Results are cached by the text of the schema.
 
-Constraints that a context-free grammar can't express are not enforced, with a warning that names the JSON pointer; with
+Constraints that a grammar of acceptable size can't express are not enforced. A warning names the JSON pointer; with
 `strict` the schema is refused instead. Objects and arrays are queued and written one after the other, so a recursive
 schema becomes recursive rules. Alternatives without a finite value (such as an object that must contain itself) are
 found at the end and left out in another round. Not taken: translating each keyword on its own while walking the schema,
@@ -53,17 +53,17 @@ __all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
 DEPTH_MAX = 128  # nested levels of a schema
 TEXT_MAX = 1 << 19  # characters of a schema
 GRAMMAR_MAX = 1 << 20  # characters of a grammar
-_BITS_MAX = 3321  # of a number with 1,000 digits
+_BITS_MAX = 3321  # bits of an integer with 1,000 digits
 _POINTERS_MAX = 50_000_000  # characters in the JSON pointers of all parts
 _ROUNDS_MAX = 8  # conversions, each without the endless alternatives found by the one before
-_RULES_MAX = 5000  # different schemas in one
+_RULES_MAX = 5000  # different subschemas
 _ONE_OF_MAX = 60  # branches that are compared in pairs
 _INLINE_MAX = 60  # characters; longer expressions become rules
 _SHARED_LENGTH = 32  # characters; llama.cpp unrolls counted repetitions, so strings with larger counts become rules
 _UNROLLED_MAX = 50_000  # sum of all repetition counts above which the grammar is checked for llama.cpp's limits
-_TEXT_STATES_MAX = 4000  # of the automaton of a string with several conditions
-_TEXT_RULES_MAX = 500  # of such an automaton; above, a pattern with limited repetitions is tried first
-_RULES_MOST = 1600  # of such an automaton, after that has failed
+_TEXT_STATES_MAX = 4000  # states of the automaton of a string with several conditions
+_TEXT_RULES_MAX = 500  # rules of such an automaton; if it needs more, `make_bounded` is tried
+_RULES_MOST = 1600  # rules of such an automaton, after `make_bounded` has failed
 _SHORTER = (2000, 1000, 500, 200, 100)  # lengths to try if a pattern can't be combined with the schema's maxLength
 _COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
@@ -77,21 +77,21 @@ ANY_OBJECT = {"type": "object"}
 
 @record(frozen=True)
 class Conversion:
-    """A grammar with the rule `root`. `warnings`: what it does not enforce, one line each, JSON pointer first."""
+    """A grammar with the rule `root`. `warnings`: how it differs from the schema, one line each, JSON pointer first."""
 
     grammar: str
     warnings: list[str]
 
 
 def convert(schema: object, *, strict: bool = False) -> Conversion:
-    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` if it is no schema or no value fits; with
-    `strict` also if a constraint can't be enforced."""
+    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` if it is no schema or too large, or if
+    no value fits; with `strict` also if a constraint can't be enforced."""
     grammar, warnings = _convert_text(make_checked_text(schema), strict)
     return Conversion(grammar, list(warnings))
 
 
 def make_checked_text(schema: object) -> str:
-    """A schema as JSON text. Raises `SchemaError` if it is no JSON value or too large."""
+    """A schema as JSON text. Raises `SchemaError` if it is no JSON object or boolean, or too large."""
     _check_json(schema)
     text = json.dumps(schema, ensure_ascii=True, separators=(",", ":"))
     if len(text) > TEXT_MAX:
@@ -256,9 +256,9 @@ class Converter:
     def make_alternatives(
         self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
     ) -> list[str]:
-        """The expressions of merged shapes. Adds to `needs`, for each, the conjunctions that its values must contain.
-        If only one shape has objects or arrays, a shape of one part becomes a reference to that part's rule, unless
-        that is `key`. Other shapes are written in place, where common beginnings can be shared."""
+        """The expressions of merged shapes. Adds to `needs`, for each expression, the conjunctions that its values
+        must contain. If only one shape has objects or arrays and has one part, it becomes a reference to the part's
+        rule (unless that is `key`). Other shapes are written in place, where common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
@@ -386,7 +386,7 @@ class Converter:
         return make_text_class(self.builder, chars)
 
     def make_text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
-        """The texts of a shape: an automaton, or an expression if that would be too large; None if only the length
+        """The texts of a shape: an automaton, or an expression if that is too large; None if only the length
         counts. A format is an annotation, so one that can't be combined with the other conditions is left out."""
         text = self.make_asserted_text(shape, refused, least, most, hint)
         for name, pointer in shape.formats:
@@ -461,7 +461,7 @@ class Converter:
     def make_large_pattern(
         self, pattern: str, pointer: str, is_negative: bool, large: tuple[str, str] | None, hint: str
     ) -> tuple[str, str] | None:
-        """(pattern, expression) of a pattern that is too large for an automaton, if it is the first one."""
+        """(pattern, expression) of the first pattern that is too large for an automaton; `large` for later ones."""
         try:
             if not is_negative and large is None:
                 return pattern, make_pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
@@ -516,7 +516,7 @@ class Converter:
         return self.intersect_dfas(dfa, automaton.make_length_between(least, most), rules_max)
 
     def make_key_dfa(self, part: Part) -> Dfa | None:
-        """The automaton of the keys that fit a schema; None if it can't restrict them."""
+        """The automaton of the keys that fit a schema; None if keys can't be restricted."""
         shapes = [shape for shape in self.document.make_shapes((part,)) if "string" in shape.types]
         if not shapes:
             return automaton.make_words([])
@@ -559,7 +559,7 @@ class Converter:
 
 
 def _find_plain_type(conjunction: Conjunction) -> str | None:
-    """The type of a schema without other constraints: the fast path for most schemas."""
+    """The type of a schema without other constraints."""
     schema = conjunction[0].schema if len(conjunction) == 1 else None
     if not isinstance(schema, dict) or not _TYPE_ONLY.issuperset(schema):
         return None

@@ -1,10 +1,9 @@
 """Converts the properties of an object one by one, for tool call formats whose arguments aren't a JSON object. Strings
 get a grammar of plain text that ends at a given closing text, other values one of JSON.
 
-Runs on connection threads; imports only the standard library and its neighbours. Results are cached. Plain text with a
-length or pattern never contains the first character of the closing text: both would have to be combined with all
-beginnings of that text. Free strings inside JSON values contain it only as an escape. The caller decides on the order
-and number of properties.
+Runs on connection threads; imports only grammar modules and `records`. Results are cached. Plain text with a length or
+pattern never contains the first character of the closing text. Free strings inside JSON values contain that character
+only as an escape. The caller decides on the order and number of properties.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Members:
 def convert_members(schema: object, close: str, *, is_marked: bool, strict: bool) -> Members:
     """The properties of the objects that fit a schema. `close` ends plain text and is no part of it; if it is "",
     strings are JSON. With `is_marked` the format marks which values are strings; otherwise a string must not look like
-    a value of another type. Raises `SchemaError`."""
+    a value of another type that fits. Raises `SchemaError`."""
     return _convert_text(make_checked_text(schema), close, is_marked, strict)
 
 
@@ -143,7 +142,7 @@ class _MemberConverter(Converter):
         return found
 
     def warn_of_counts(self, shape: Shape, least: int, most: int) -> None:
-        """Warns of bounds of the number of properties, which aren't enforced, unless they always hold."""
+        """Warns that bounds of the number of properties aren't enforced, unless they always hold."""
         for keyword, is_kept in {
             "minProperties": shape.find_largest("minProperties") <= least,
             "maxProperties": most <= (shape.find_smallest("maxProperties") or 0),
@@ -184,7 +183,7 @@ class _MemberConverter(Converter):
         return Member(key, is_required, rule, rules)
 
     def add_value(self, value: object, texts: list[str], found: dict[str, list[str]]) -> None:
-        """Adds one value of an enum to `texts` or, as JSON, to `found`."""
+        """Adds one value of an enum to `texts` (unless it contains `close`) or, as JSON, to `found`."""
         if not isinstance(value, str) or not self.close:
             kind = kind_of(value)
             found["number" if kind == "integer" else kind].append(make_value_expression(self.builder, value))

@@ -1,9 +1,11 @@
 """Automata over the digits of JSON numbers: numbers between bounds, and multiples of a number.
 
-Pure functions on connection threads; imports only the standard library and its neighbours. Bounds are exact decimals of
-any length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
-exponent and at most DIGITS digits on either side of the point (more if a bound has more; fewer decimals if a float
-would be rounded to an excluded bound). If zero is the only bound, decimals may have exponents. Integers are never `-0`.
+Pure functions on connection threads; imports only grammar modules and `records`. Bounds are exact decimals of any
+length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
+exponent, unless zero is the only bound. They have at most DIGITS digits on either side of the point. There are more if
+a bound has more, and fewer decimals if a float would be rounded to an excluded bound. Multiples without an upper bound
+have any number of digits. Integers are never `-0`.
+
 Not taken: floats, which are wrong for 0.1 at a bound; regular expressions, which would repeat a bound's beginning for
 each of its digits.
 """
@@ -25,7 +27,7 @@ FLOAT_DIGITS = 15
 """Digits that a 64-bit float always preserves. A number with more could be read as the excluded bound next to it."""
 FEWEST_PLACES = 6  # decimals that are allowed even beside excluded bounds with very many digits
 _STATES_MAX = 500  # of the automaton of multiples within bounds
-_PRODUCT_MAX = 4000  # states before it is minimised
+_PRODUCT_MAX = 4000  # states of such an automaton before it is minimised
 _PLACES_MAX = 12  # decimals of `multipleOf`
 _ENUMERATE_MAX = 256  # multiples that are written one by one
 
@@ -153,7 +155,7 @@ def _make_between(wanted: Range, places: int) -> Dfa:
 
 
 class _Bound:
-    """The digits of a bound, without sign. `order` says how the number read so far compares to it: -1 below, 0 equal, 1
+    """The digits of a bound, without sign. `order` compares the number read so far to the bound: -1 below, 0 equal, 1
     above. In the whole part only digits are compared until its length is known; then a different length decides."""
 
     def __init__(self, bound: Decimal) -> None:
@@ -192,7 +194,7 @@ def _make_unsigned(
     least: Decimal, least_open: bool, most: Decimal | None, most_open: bool, places: int, multiple: Fraction | None
 ) -> Dfa:
     """The decimals without sign between `least` and `most`, both taken without sign. Without `most` they have at most
-    DIGITS digits before the point, or one more than `least`; any number if there is a multiple.
+    DIGITS digits before the point, or one more than `least`; with a multiple, any number of digits.
 
     A state is (phase, digits so far in this phase, order to `least`, order to `most`).
     """

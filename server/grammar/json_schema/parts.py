@@ -94,6 +94,7 @@ class Part:
 
 
 Conjunction = tuple[Part, ...]
+"""Schemas that a value must all fit."""
 
 
 def escape(key: str | int) -> str:

@@ -1,9 +1,9 @@
 """Analyses a JSON schema before any grammar is written: follows references, multiplies out combinations, merges
 constraints.
 
-Runs on connection threads; imports only the standard library, its neighbours and `records`. The unit is a
-*conjunction*: a tuple of schema parts that must all hold. `Document.list_alternatives` expands its combinators into
-lists of parts; each branch of anyOf becomes a list of its own. `Document.make_shapes` merges each list into a `Shape`.
+Runs on connection threads; imports only its folder and `records`. The unit is a *conjunction*: a tuple of schema parts
+that must all hold. `Document.list_alternatives` expands its combinators (such as allOf) into lists of parts; each
+branch of anyOf becomes a list of its own. `Document.make_shapes` merges each list into a `Shape`.
 Even a recursive schema has a finite number of conjunctions. Parts are expanded with an explicit stack, because a
 hostile schema could exhaust Python's.
 
@@ -36,7 +36,7 @@ from server.grammar.json_schema.parts import (
 from server.records import field, record, replace
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_FREE = len(TYPES) - 1  # types of a shape that allows all of them: merging drops "integer" beside "number"
+_FREE = len(TYPES) - 1  # number of types if all are allowed: merging drops "integer" beside "number"
 ALTERNATIVES_MAX = 300  # of one conjunction
 SECONDS_MAX = 5  # of CPU time for a conversion
 _STEPS_MAX = 6000  # to find the alternatives of one conjunction
@@ -109,7 +109,7 @@ FORBIDDEN_KEYS = object()
 @record
 class Shape:
     """The merged constraints of one alternative. Keywords of objects and arrays stay in `parts`, whose combinators are
-    expanded; the others become the other fields. If `types` is empty, no value fits."""
+    expanded; other keywords become the other fields. If `types` is empty, no value fits."""
 
     pointer: str
     parts: Conjunction
@@ -219,7 +219,7 @@ class Document:
 
     def check_time(self) -> None:
         """Raises `SchemaError` when the conversion takes too long. Long loops call it, so that two calls are less than
-        a second apart. Loops over one part or alternative needn't."""
+        a second apart."""
         if time.thread_time() > self.deadline:
             raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the schema", "#")
 
@@ -408,8 +408,8 @@ class Document:
         return shape
 
     def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
-        """Warns where `unevaluated...` may not be exact: it should skip what its own schema evaluates, but skips what
-        any merged part does. The two are the same if it is in the only part, without a condition beside it."""
+        """Warns where `unevaluated...` may not be exact. It should skip what its own schema evaluates, but skips what
+        any merged part evaluates. That is the same in a part that is the only one and has no condition."""
         for part in parts:
             for keyword in sorted(_UNEVALUATED & part.schema.keys()):
                 if len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys():

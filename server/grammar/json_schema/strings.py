@@ -1,9 +1,9 @@
 """The grammar of JSON itself: fixed rules for any value, string contents with escapes, and named formats.
 
-Pure functions on connection threads; imports only the standard library and its neighbours. White space is limited to
-one space, or one line end and 20 blanks, because some models would write blanks without end. In patterns, keys and enum
-values, characters that don't need an escape are never escaped. Free strings allow every JSON escape except half
-surrogate pairs. Not taken: numbers of any length, for the same reason.
+Pure functions on connection threads; imports only grammar modules. White space is limited to one space, or one line end
+and 20 blanks, because some models would write blanks without end. Numbers are limited for the same reason. In patterns,
+keys and enum values, characters that don't need an escape are never escaped. Free strings allow every JSON escape
+except half surrogate pairs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.grammar.regex_gbnf import compile_pattern
 
 # name: (body, names of the rules in it)
 CORE_RULES = {
-    "ws": ('(" " | "\\n" [ \\t]{0,20})?', ()),  # inside brackets
+    "ws": ('(" " | "\\n" [ \\t]{0,20})?', ()),  # beside brackets and braces
     "gap": ('(" " | "\\n" [ \\t]{0,20})?', ()),  # behind commas and colons
     "hex": ("[0-9a-fA-F]", ()),
     "escape": (
@@ -83,7 +83,7 @@ _PATH = rf"(/{_URI_CHAR}*)*"
 _TAIL = rf"(\?({_URI_CHAR}|[/?])*)?(#({_URI_CHAR}|[/?])*)?"
 _DURATION_TIME = r"T(\d+H(\d+M)?(\d+S)?|\d+M(\d+S)?|\d+S)"
 
-# Formats as patterns of the whole text. Other formats are annotations, as in the standard.
+# Formats as patterns of the whole text. Other formats are not enforced.
 FORMATS = {
     "date": _DATE,
     "time": _TIME,
@@ -97,7 +97,7 @@ FORMATS = {
     "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(//{_AUTHORITY}{_PATH}|/?({_URI_CHAR}+{_PATH})?){_TAIL}",
 }
 
-# Formats for texts of limited length. Unbounded repetitions share it, so most are bounded.
+# Formats for texts of limited length. Unbounded repetitions share the length, so there are few.
 _PLAIN = "[A-Za-z0-9._~!$&'()*+,;=:@/?-]"
 _REST = rf"({_PLAIN}*|({_PLAIN}|%[0-9A-Fa-f]{{2}})*)"
 _SHORT_LABEL = "[A-Za-z0-9]{1,12}(-[A-Za-z0-9]{1,12})?"
