@@ -146,7 +146,7 @@ def make_profile_settings(
     means that an option wasn't given.
 
     With `--compat 2024` the default is JSON on stdout and in `llama.log`, and `--log-disable` leaves out the file.
-    Otherwise it is text on stderr, and `--log-disable` leaves out the whole log, as in today's llama-server.
+    Otherwise it is text on stderr, and `--log-disable` leaves out the whole log.
     """
     row = PROFILES[profile]
     return {
@@ -483,8 +483,8 @@ LOST = "%d log lines were lost: %s"  # and why
 
 
 class Handler(logging.Handler):
-    """Formats a record on the thread that logs it, and passes the line to its output. `logging` holds the
-    handler's lock around `emit`."""
+    """Formats a record on the thread that logs it, and passes the line to its output. `logging` holds the handler's
+    lock around `emit`."""
 
     formatter: TextFormatter | JsonFormatter
 

@@ -1,9 +1,9 @@
 """The outputs of the log: a stream or a file, each with a queue and a thread of its own. A leaf, used by `log`.
 
 A thread that logs only puts the line into the bounded queue, so it never waits for a reader of stderr or for a disk.
-The output's thread, `log`, writes the lines in order, many at once. A line that finds the queue full, or that a full
-disk or a closed stream refuses, is lost and counted; the next successful write reports the count. Closing an output
-waits for its lines, up to `FLUSH_S`.
+The output's thread, `log`, writes the lines in order. A line that finds the queue full, or that a full disk or a closed
+stream refuses, is lost and counted; the next successful write reports the count. Closing an output waits for its lines,
+up to `FLUSH_S`.
 
 Not taken: writing on the thread that logs if the output is ready, because a disk can't tell; one thread for all
 outputs, because a stderr that nobody reads would keep lines from the file.
@@ -225,8 +225,8 @@ class StreamSink(Sink):
 
 
 class FileSink(Sink):
-    """A file that is appended to, without a buffer. LogFileError if it can't be opened. With `is_followed` (on
-    Windows, which has no SIGHUP) a write after the file was moved makes a new one."""
+    """A file that is appended to, without a buffer. LogFileError if it can't be opened. With `is_followed` (on Windows,
+    which has no SIGHUP) a write after the file was moved makes a new one."""
 
     def __init__(self, path: str | os.PathLike[str], is_followed: bool = os.name == "nt") -> None:
         super().__init__()

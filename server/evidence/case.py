@@ -31,8 +31,8 @@ MIN_DATA = 256  # characters; a shorter text in one of FILE_KEYS may be words
 
 
 def fix_tasks(model: Model, tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """Make the tasks independent of the server's state: the prompt's tokens stay as they are, and tasks that
-    don't choose adapters get those that the server uses now."""
+    """Make the tasks independent of the server's state: the prompt's tokens stay as they are, and tasks that don't
+    choose adapters get those that the server uses now."""
     if not model.info.adapters:
         return tuple(replace(task, may_respell=False) for task in tasks)
     adapters = model.engine.run_command("get_lora")["adapters"]

@@ -59,7 +59,7 @@ class Sums:
     n_lost: int = 0
     """Requests that couldn't be recorded."""
     n_unclosed: int = 0
-    """Starts of the server whose next start comes without a stop between them."""
+    """Starts of the server that another start follows without a stop."""
     n_torn: int = 0
     """Half-written lines."""
     first: int = 0
@@ -178,8 +178,8 @@ def _compute_sha256(data: bytes) -> str:
 
 
 class Chain:
-    """Appends to a record whose files have about `most` bytes together. RecordError if the file can't be used, is not
-    a record, or (not noticed on Windows) is written by another server."""
+    """Appends to a record whose files have about `most` bytes together. RecordError if the file can't be used, is not a
+    record, or (not noticed on Windows) is written by another server."""
 
     def __init__(self, path: Path, most: int) -> None:
         self._path = path

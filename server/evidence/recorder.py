@@ -1,8 +1,8 @@
 """`--record FILE`: a thread of its own writes one line per request, with the request and its answers.
 
-Connection threads call `add`, which never waits. If the bounded queue is full, or a line can't be written, the request
-is not recorded, and a later line tells how many are missing. In each file, a line that identifies a model comes before
-the model's first request. For that line the thread asks the engine, which may have to hash the model's files.
+Any thread may call `add`, which never waits. If the bounded queue is full, or a line can't be written, the request is
+not recorded, and a later line tells how many are missing. In each file, a line that identifies a model comes before the
+model's first request. For that line the thread asks the engine, which may have to hash the model's files.
 
 Way not taken: writing on connection threads. A slow disk would delay answers.
 """

@@ -1,8 +1,8 @@
 """Finite automata over Unicode characters, for patterns, formats and number ranges.
 
 Pure functions on connection threads; imports the standard library and `server.records`. With a grammar made from a
-deterministic automaton, llama.cpp's sampler has only one parse stack. Intersection and complement express what
-GBNF can't: a text that matches two patterns, or a pattern and a length; all keys except some.
+deterministic automaton, llama.cpp's sampler has only one parse stack. Intersection and complement express what GBNF
+can't: a text that matches two patterns, or a pattern and a length; all keys except some.
 
 A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata over
 UTF-8 bytes. Their tables are smaller, but the grammars made from them are far larger.
@@ -144,7 +144,7 @@ class Nfa:
 @record
 class Dfa:
     """A deterministic automaton with start state 0. `moves[s]`: (characters, target); no character is in two moves of a
-    state. A character without a move is refused."""
+    state."""
 
     accept: list[bool]
     moves: list[list[tuple[Charset, int]]]
@@ -225,8 +225,8 @@ def determinise(
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that a subset's moves can read, in groups. A group's key is the bit mask of the
-    moves' sets that contain the group's pieces."""
+    """The pieces of the alphabet that a subset's moves can read, in groups. A group's key is the bit mask of the moves'
+    sets that contain the group's pieces."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -324,8 +324,8 @@ def make_length_between(least: int, most: int | None) -> Dfa:
 
 
 def minimise(dfa: Dfa) -> Dfa:
-    """The smallest automaton that accepts the same texts. Each state reaches an accepting one, except the
-    start state of an empty automaton. States are numbered in the order of the first visit."""
+    """The smallest automaton that accepts the same texts. Each state reaches an accepting one, except the start state
+    of an empty automaton. States are numbered in the order of the first visit."""
     dfa = _trim(dfa)
     block = _compute_blocks(dfa)
     numbers = {block[0]: 0}

@@ -467,9 +467,8 @@ def _is_empty(item: Item, nullable: list[bool]) -> bool:
 
 
 class _Edge(NamedTuple):
-    """A possible leftmost item of a rule: a reference, or a terminal (rule None). For one call of the
-    containing rule, llama.cpp reaches the item `times` times, `levels` calls deep, and makes `visits` calls for
-    repetitions."""
+    """A possible leftmost item of a rule: a reference, or a terminal (rule None). For one call of the containing rule,
+    llama.cpp reaches the item `times` times, `levels` calls deep, and makes `visits` calls for repetitions."""
 
     rule: int | None
     offset: int

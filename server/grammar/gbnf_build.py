@@ -1,8 +1,8 @@
 """Writes GBNF: quoting, rules, counted repetition, shared beginnings of alternatives, and automata as rules.
 
-All modules that make grammars use it, on connection threads. Expressions are strings. Their class says how they may be
-combined: `Text` is one quoted string, `Sequence` is items in a row, `Choice` has a '|' outside of parentheses. Not
-taken: a tree of nodes, because no expression is changed once it is written.
+Runs on connection threads. Expressions are strings. Their class says how they may be combined: `Text` is one quoted
+string, `Sequence` is items in a row, `Choice` has a '|' outside of parentheses. Not taken: a tree of nodes, because no
+expression is changed once it is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ATOM = re.compile(r"[A-Za-z0-9-]+|\.|\[(?:[^\]\\]|\\.)*\]")
 _UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.", re.DOTALL)
 _INLINE_DEPTH = 6  # nested parentheses; deeper parts become rules
 _TAIL_INLINE = 64  # characters of a counted tail; longer tails become rules
-_UNROLLED_MAX = 4000  # characters in all counted tails of one automaton; for a long number they grow quadratically
+_UNROLLED_MAX = 4000  # characters in all counted tails of one automaton; further tails become rules
 _CLASS_RANGES_MAX = 6  # ranges of a class; larger classes become rules
 
 
@@ -287,8 +287,7 @@ def exclude_words(builder: Builder, texts: list[str], char: str, class_of: Calla
 
 
 def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
-    """The expression of a minimal automaton. `class_of` writes one character set. The automaton must not be
-    empty.
+    """The expression of a minimal automaton. `class_of` writes one character set. The automaton must not be empty.
 
     A state with one use is written in place, a run of one class as a count, a move to the same state as '*'. Most other
     states become rules.

@@ -104,7 +104,7 @@ class _Rewriting:
         return print_dfa(self.builder, dfa, "part", self.builder.make_char_class)
 
     def rewrite_item(self, item: Item) -> str:
-        """An item that isn't regular. A repetition is written again, with automata for the regular runs inside it."""
+        """An item that isn't regular. In a repetition, runs of regular items become automata."""
         if item.kind == REFERENCE:
             if item.value not in self.names:
                 self.names[item.value] = self.builder.reserve("rule")

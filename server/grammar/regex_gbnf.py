@@ -85,8 +85,8 @@ def _is_text(text: str) -> bool:
 
 @lru_cache(maxsize=256)
 def compile_pattern(pattern: str, *, search: bool) -> Dfa:
-    """The minimal automaton of a pattern. With `search` it accepts texts that contain a match, as JSON schema
-    requires. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
+    """The minimal automaton of a pattern. With `search` it accepts texts that contain a match, as JSON schema requires.
+    Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
     looks, node = _split_looks(parse(pattern))
     dfa = _make_automaton(node, search)
     for negative, inner in looks:
@@ -263,8 +263,8 @@ def _build_repetition(nfa: Nfa, node: Node, entry: int, leave: int) -> None:
 def make_pattern_pieces(
     builder: Builder, pattern: str, hint: str, class_of: Callable[[Charset], str], *, search: bool
 ) -> str:
-    """A pattern translated piece by piece. With `search` any text may stand
-    at an end without an anchor. Raises `Unsupported`."""
+    """A pattern translated piece by piece. With `search` any text may stand at an end without an anchor. Raises
+    `Unsupported`."""
     return _make_piece(builder, _make_whole(parse(pattern), search), hint, class_of)
 
 
@@ -278,8 +278,8 @@ def make_bounded_pieces(
     least: int,
     most: int,
 ) -> str | None:
-    """A pattern's texts of `least` to `most` characters, translated piece by piece; None if that is not possible.
-    Each unbounded repetition gets a fixed upper count, so some long texts are lost. Raises `Unsupported`."""
+    """A pattern's texts of `least` to `most` characters, translated piece by piece; None if that is not possible. Each
+    unbounded repetition gets a fixed upper count, so some long texts are lost. Raises `Unsupported`."""
     node = _make_whole(parse(pattern), search)
     longest, n_open = _compute_extent(node)
     if longest > most or _compute_shortest(node) < least:

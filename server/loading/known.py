@@ -1,8 +1,9 @@
 """Caches what has been read of models' files, so that loading a model again reads no header.
 
-Runs on the thread of a load. A cached result is used while all files, including that of --tune's results, keep their
-device, inode, size and times. The vocabulary of a sleeping model is used again. A vocabulary that was opened before is
-opened while the engine loads; a new one only after the engine has read it without crashing.
+Runs on the thread of a load. A cached result is used while the entry stays the same and all files, including that of
+--tune's results, keep their device, inode, size and times. The vocabulary of a sleeping model is used again. A
+vocabulary that was opened before is opened while the engine loads; a new one only after the engine has read it without
+crashing.
 
 Not taken: keeping the vocabularies of unloaded models, which take 20 to 50 MiB each.
 """

@@ -1,9 +1,6 @@
 """Loads a model while the server runs: from its entry in the catalogue to an engine.
 
 Part of the composition root. Runs on the thread of a load (see `server.models.loads`).
-
-A spare engine process makes loads fast: it has imported its half of the program and loaded the libraries, and waits for
-its configuration.
 """
 
 from __future__ import annotations
@@ -120,8 +117,8 @@ class Starter:
 
 @record
 class PreparedModel:
-    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. The engine
-    can't find it: it would count mapped weights of other models as free memory."""
+    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. An engine would count
+    mapped weights of other models as free memory, so it doesn't choose this."""
 
     starter: Starter
     options: ModelOptions
@@ -194,7 +191,6 @@ class PreparedModel:
 
     @property
     def wish(self) -> memory_plan.Wish:
-        """What the options want from the memory plan."""
         return wish_of(self.config, bool(self.config.shape and self.config.shape.window))
 
 
@@ -211,8 +207,8 @@ DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
 
 
 def find_gpus(libs: str) -> tuple[Place, ...]:
-    """The GPUs and their free memory. A child process asks the driver, because asking takes GPU memory until the
-    asking process ends."""
+    """The GPUs and their free memory. A child process asks the driver, because asking takes GPU memory until the asking
+    process ends."""
     has_gpu_plugin = any(not name.startswith(("cpu-", "rpc")) for name in read_folder(Path(libs)).plugins)
     if sys.platform != "darwin" and not has_gpu_plugin:
         return ()

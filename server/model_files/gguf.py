@@ -141,8 +141,8 @@ def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, in
 
 
 def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> list[Gguf]:
-    """The headers of a file and, if it is the first of a split model, of all parts. GgufError if a part is missing
-    or the file is a later part."""
+    """The headers of a file and, if it is the first of a split model, of all parts. GgufError if a part is missing or
+    the file is a later part."""
     first = read(path, keep, span)
     count = first.number("split.count", 0)
     if count <= 1:

@@ -1,8 +1,8 @@
 """Finds faults in a model's header that make libllama end the process instead of reporting an error.
 
 Pure functions of `gguf.Gguf`. Web process, before anything is loaded. libllama reports most faults itself. But it
-asserts some conditions, and its tokenizer throws C++ exceptions: both end the process without a message. The tokenizer
-also runs in the web process (`client.vocab`). Comments name the functions of llama.cpp v0.5.0 that assert.
+asserts some conditions, and its tokenizer throws C++ exceptions: both end the process. The tokenizer also runs in the
+web process (`client.vocab`). Comments name the functions of llama.cpp v0.5.0 that assert.
 
 Not taken: checking the tensors of all 130 architectures. For those not in `COMMON`, libllama's message about a missing
 key or tensor is good enough.

@@ -1,8 +1,8 @@
 """The number of cores that this process may use. Standard library only.
 
 Used by both processes: for the default of `-t`, and to warn if `-t` is larger. The affinity limits the cores, a
-container's quota their time. `count_usable_cores` rounds down: compute threads spin while they wait for each
-other, so a thread without a whole core costs far more than it saves.
+container's quota their time. `count_usable_cores` rounds down: compute threads spin while they wait for each other, so
+a thread without a whole core costs far more than it saves.
 
 Not taken: the number of physical cores. The benefit of hyper-threads depends on the machine; `--tune` measures it.
 """

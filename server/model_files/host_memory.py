@@ -1,7 +1,7 @@
 """The available memory of this machine: the system's figure, or a container's if that is less.
 
-Both processes use it before a load. On Linux the page cache counts as available, and of the control groups the one with
-the least room decides.
+Both processes use it. On Linux the page cache counts as available, and of the control groups the one with the least
+room decides.
 
 Not taken: ggml's figure for the CPU, the machine's total memory.
 """

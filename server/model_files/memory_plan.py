@@ -216,7 +216,7 @@ def _refuse_plan(plan_: Plan, wish: Wish) -> Plan:
 def _make_rows(
     shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_layers: int, n_ctx: int
 ) -> tuple[Row, ...]:
-    """The host's row, then each GPU's. llama.cpp puts the last layers and the head on the GPUs, split by free memory."""
+    """The host's row, then the GPUs'. llama.cpp puts the last layers and the head on the GPUs, split by free memory."""
     first = len(shape.layers) - max(n_layers - 1, 0)  # the head counts as a layer, the first to go to a GPU
     staying, going = shape.layers[:first], shape.layers[first:]
     compute = compute_bytes(shape, wish, n_ctx)
@@ -284,15 +284,8 @@ def _count_row_bytes(n: int, kind: int) -> int:
 
 
 def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
-    """Bytes of llama.cpp's compute buffers on a device and of its buffer of logits, at the largest moment of a step.
-
-    Numbers of 4 bytes for a row of a ubatch:
-    - feed-forward: three times its width, four times the model's width (twice if the feed-forward is no wider);
-    - attention: three times the model's width, twice the queries, the keys; without flash attention also the values,
-      and per head a score for each KV cell;
-    - end: the logits and twice the model's width, for rows with logits.
-    Feed-forward and attention also have masks, of 4 bytes per KV cell (2 with flash attention).
-    """
+    """Bytes of llama.cpp's compute buffers on a device and of its buffer of logits, at the largest moment of a step:
+    the feed-forward or the attention of a ubatch, or the end, for rows with logits."""
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)
     is_recurrent = any(layer.state for layer in shape.layers)  # without attention, if no layer has keys

@@ -7,8 +7,6 @@ from server.records import record
 
 @record(frozen=True)
 class Layer:
-    """One layer of a model."""
-
     weights: int  # bytes
     k: int = 0  # numbers of a key per KV cell
     v: int = 0  # numbers of a value per KV cell
@@ -18,8 +16,6 @@ class Layer:
 
 @record(frozen=True)
 class Shape:
-    """A model."""
-
     layers: tuple[Layer, ...]
     input: int  # bytes of the embeddings
     output: int  # bytes of the head; 0: it uses the embeddings

@@ -1,8 +1,8 @@
 """Writes the objects and arrays of a JSON schema as grammar.
 
 Runs on connection threads. Keys come in the order of the schema, additional keys after them. If a schema lists
-properties and doesn't mention others, objects get others only to reach minProperties (models invent keys). The same
-holds for arrays that list their first items, and minItems.
+properties and doesn't mention others, objects get others only if minProperties requires it, because models invent keys.
+The same holds for arrays that list their first items, with minItems.
 
 The rules are written from the last member or item to the first, so that long lists need no recursion. Lists such as
 `some` are indexed by the number of members before, as far as minProperties and maxProperties depend on it. Not taken:
@@ -282,7 +282,7 @@ def _make_further_run(
 def _compute_member_counts(
     converter: Converter, shape: Shape, members: list[_Member], further: str | None
 ) -> tuple[int, int | None]:
-    """minProperties and maxProperties as far as they have to be and can be enforced; (0, None): not at all."""
+    """minProperties and maxProperties; 0 and None if the members ensure them or they would need too many rules."""
     least, most = shape.find_largest("minProperties"), shape.find_smallest("maxProperties")
     if least <= sum(member.is_required for member in members):
         least = 0

@@ -59,7 +59,7 @@ _ROUNDS_MAX = 8  # conversions, each without the endless alternatives found by t
 _RULES_MAX = 5000  # different subschemas
 _ONE_OF_MAX = 60  # branches that are compared in pairs
 _INLINE_MAX = 60  # characters; longer expressions become rules
-_SHARED_LENGTH = 32  # characters; llama.cpp unrolls counted repetitions, so strings with larger counts become rules
+_SHARED_LENGTH = 32  # characters; longer strings become rules, because llama.cpp unrolls counts
 _UNROLLED_MAX = 50_000  # sum of all repetition counts above which the grammar is checked for llama.cpp's limits
 _TEXT_STATES_MAX = 4000  # states of the automaton of a string with several conditions
 _TEXT_RULES_MAX = 500  # rules of such an automaton; if it needs more, `make_bounded` is tried
@@ -84,8 +84,8 @@ class Conversion:
 
 
 def convert(schema: object, *, strict: bool = False) -> Conversion:
-    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` if it is no schema or too large, or if
-    no value fits; with `strict` also if a constraint can't be enforced."""
+    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` if it is no schema or too large, or if no
+    value fits; with `strict` also if a constraint can't be enforced."""
     grammar, warnings = _convert_text(make_checked_text(schema), strict)
     return Conversion(grammar, list(warnings))
 
@@ -256,9 +256,9 @@ class Converter:
     def make_alternatives(
         self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
     ) -> list[str]:
-        """The expressions of merged shapes. Adds to `needs`, for each expression, the conjunctions that its values
-        must contain. If only one shape has objects or arrays and has one part, it becomes a reference to the part's
-        rule (unless that is `key`). Other shapes are written in place, where common beginnings can be shared."""
+        """The expressions of merged shapes. Adds to `needs`, for each expression, the conjunctions that its values must
+        contain. If only one shape has objects or arrays, a shape of one part becomes a reference to the part's rule,
+        unless the part is `key`. Other shapes are written in place, where common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
@@ -386,8 +386,8 @@ class Converter:
         return make_text_class(self.builder, chars)
 
     def make_text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
-        """The texts of a shape: an automaton, or an expression if that is too large; None if only the length
-        counts. A format is an annotation, so one that can't be combined with the other conditions is left out."""
+        """The texts of a shape: an automaton, or an expression if that is too large; None if only the length counts. A
+        format is an annotation, so one that can't be combined with the other conditions is left out."""
         text = self.make_asserted_text(shape, refused, least, most, hint)
         for name, pointer in shape.formats:
             better: Dfa | str | None = None

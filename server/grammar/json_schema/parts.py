@@ -94,7 +94,7 @@ class Part:
 
 
 Conjunction = tuple[Part, ...]
-"""Schemas that a value must all fit."""
+"""Schemas, all of which a value must fit."""
 
 
 def escape(key: str | int) -> str:

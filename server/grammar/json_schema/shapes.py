@@ -3,13 +3,11 @@ constraints.
 
 Runs on connection threads; imports only its folder and `records`. The unit is a *conjunction*: a tuple of schema parts
 that must all hold. `Document.list_alternatives` expands its combinators (such as allOf) into lists of parts; each
-branch of anyOf becomes a list of its own. `Document.make_shapes` merges each list into a `Shape`.
-Even a recursive schema has a finite number of conjunctions. Parts are expanded with an explicit stack, because a
-hostile schema could exhaust Python's.
+branch of anyOf becomes a list of its own. `Document.make_shapes` merges each list into a `Shape`. Even a recursive
+schema has a finite number of conjunctions. Parts are expanded with an explicit stack, because a hostile schema could
+exhaust Python's.
 
-`Document.loosen` is called for constraints that can't be enforced. It adds a warning. With `strict` it refuses the
-schema, except where a call says `fatal=False`. Not taken: rewriting the schema into another one first, because the JSON
-pointers would be lost.
+Not taken: rewriting the schema into another one first, because the JSON pointers would be lost.
 """
 
 from __future__ import annotations

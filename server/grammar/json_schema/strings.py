@@ -1,9 +1,9 @@
 """The grammar of JSON itself: fixed rules for any value, string contents with escapes, and named formats.
 
 Pure functions on connection threads; imports only grammar modules. White space is limited to one space, or one line end
-and 20 blanks, because some models would write blanks without end. Numbers are limited for the same reason. In patterns,
-keys and enum values, characters that don't need an escape are never escaped. Free strings allow every JSON escape
-except half surrogate pairs.
+and 20 blanks, because some models would write blanks without end. Numbers have limited digits for the same reason. In
+patterns, keys and enum values, characters that don't need an escape are never escaped. Free strings allow every JSON
+escape except half surrogate pairs.
 """
 
 from __future__ import annotations

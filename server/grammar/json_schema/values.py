@@ -1,8 +1,8 @@
 """Checks whether a value fits a merged shape, and whether two shapes share a value: for enums, fixed keys and oneOf.
 
-Pure functions on connection threads; imports only grammar modules and `records`. This is no general
-validator: it checks values that the schema itself contains. Not taken: Python's `re`, which a hostile pattern can
-stall; patterns are matched by automaton.
+Pure functions on connection threads; imports only grammar modules and `records`. This is no general validator: it
+checks values that the schema itself contains. Not taken: Python's `re`, which a hostile pattern can stall; patterns are
+matched by automaton.
 """
 
 from __future__ import annotations
