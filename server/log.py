@@ -112,7 +112,7 @@ def set_up(
 ) -> None:
     """Send all lines of at least `level` (a key of LEVELS, or a number) to `stream` (stderr) and `file`.
 
-    `quiet` leaves out the stream. `colors` is on, off or auto (on a terminal, unless NO_COLOR is set). `secrets` of 5
+    `quiet` leaves out the stream. `colors` is on, off or auto (if the terminal can show them). `secrets` of 5
     characters or more are masked in every line. LogFileError if the file can't be opened; with `file_optional` the log
     has a warning instead. Another call replaces the settings.
     """
@@ -159,7 +159,7 @@ def make_profile_settings(
 
 
 def reopen() -> None:
-    """Open the log files again by their names, after they have been moved. The main loop calls it at SIGHUP."""
+    """Open the log files again by their names, after they have been moved."""
     for handler in _list_handlers():
         if not isinstance(handler.sink, FileSink):
             continue
@@ -314,7 +314,7 @@ def handle_foreign(
 
 
 def is_verbose() -> bool:
-    """Whether `verbose` logs anything. Ask this before computing its arguments."""
+    """Whether `log_verbose` logs anything. Ask before computing its arguments."""
     return logging.getLogger(ROOT).isEnabledFor(VERBOSE)
 
 
@@ -502,7 +502,7 @@ class Handler(logging.Handler):
             self.output.lose(str(error))
 
     def flush(self) -> None:
-        """Wait until the lines so far are written. `logging` calls it when the program ends."""
+        """Wait until the lines so far are written."""
         self.output.flush()
 
     def close(self) -> None:

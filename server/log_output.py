@@ -2,8 +2,7 @@
 
 A thread that logs only puts the line into the bounded queue, so it never waits for a reader of stderr or for a disk.
 The output's thread, `log`, writes the lines in order. A line that finds the queue full, or that a full disk or a closed
-stream refuses, is lost and counted; the next successful write reports the count. Closing an output waits for its lines,
-up to `FLUSH_S`.
+stream refuses, is lost and counted; the next successful write reports the count.
 
 Not taken: writing on the thread that logs if the output is ready, because a disk can't tell; one thread for all
 outputs, because a stderr that nobody reads would keep lines from the file.
@@ -70,7 +69,6 @@ class Output:
 
     @property
     def n_lost(self) -> int:
-        """How many lines were lost so far."""
         return self._n_refused + self._n_failed
 
     def put(self, text: str) -> None:

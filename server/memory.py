@@ -1,8 +1,8 @@
 """One bound on the memory that the large objects of all requests take together. A leaf.
 
-Used on connection threads. The HTTP edge tells for which request a thread works (`use`). Code that makes a large object
-counts its size (`hold`, `keep_held`), if possible before. The request gives all bytes back when its answer has been
-written.
+Used on connection threads. The HTTP edge tells for which request a thread works (`use`). Code counts the size of a
+large object (`hold`, `keep_held`), if possible before making it. The request gives all bytes back when its answer has
+been written.
 
 Not taken: passing the request to all code that allocates. The JSON reader and the tokenizer don't know requests.
 """

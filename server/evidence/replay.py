@@ -2,7 +2,7 @@
 
 Main thread; `server/commands/records.py` starts an engine for each model of the record. An answer that was cut short
 (the client left, or a time limit) is compared as far as it goes. Requests with images or sound are skipped: the record
-has only their hashes. A changed record isn't run.
+has only their hashes.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ deterministic automaton, llama.cpp's sampler has only one parse stack. Intersect
 can't: a text that matches two patterns, or a pattern and a length; all keys except some.
 
 A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata over
-UTF-8 bytes. Their tables are smaller, but the grammars made from them are far larger.
+UTF-8 bytes, because the grammars made from them are far larger.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def has_code(chars: Charset, code: int) -> bool:
 
 
 def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
-    """Splits the union of `sets` into pieces, so that each set contains a piece wholly or not at all. Returns (bit mask
-    of the sets that contain the piece, piece) for each."""
+    """Splits the union of `sets` into pieces, so that each set contains each piece wholly or not at all. Returns (bit
+    mask of the sets that contain the piece, piece) for each."""
     toggles: dict[int, int] = {}
     for index, chars in enumerate(sets):
         for low, high in chars:

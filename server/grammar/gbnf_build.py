@@ -289,8 +289,7 @@ def exclude_words(builder: Builder, texts: list[str], char: str, class_of: Calla
 def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
     """The expression of a minimal automaton. `class_of` writes one character set. The automaton must not be empty.
 
-    A state with one use is written in place, a run of one class as a count, a move to the same state as '*'. Most other
-    states become rules.
+    A state with one use is written in place, a run of one class as a count, a move to the same state as '*'.
     """
     return _Printer(builder, dfa, hint, class_of).run()
 

@@ -9,8 +9,7 @@ characters that keep the most stacks alive. It goes on only where two or more st
 deterministic grammar costs almost no work. The work is bounded.
 
 Pure functions on connection threads; `given` uses `Stacks` on the engine thread. Imports `gbnf` only. Not taken: an
-exact bound, because there are infinitely many texts; trying the real vocabulary, which is slower than the sampler. The
-engine's time limits stop a grammar whose cost was underestimated.
+exact bound, because there are infinitely many texts; trying the real vocabulary, which is slower than the sampler.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ characters. WORDS: tokens of letters, after a first character of any kind. RUNS:
 MIXED: the others. A share of 1.0 stands for all tokens, whose kinds don't differ yet."""
 
 WAY, RARE = 0.002, 0.005
-"""WAY: the cost of passing one stack between two characters. It is lower, in proportion, where the share of tokens is
-below RARE. RARE is also the least share of tokens that counts as not yet stopped by the grammar, unless the whole share
-is smaller."""
+"""WAY: the cost of passing one stack between two characters, lower in proportion where the share of tokens is below
+RARE. RARE is also the least share that counts as not yet stopped by the grammar, unless the whole share is smaller."""
 
 WIDE = 100
 """For more stacks than this the cost is estimated even if no two of them read the same character."""

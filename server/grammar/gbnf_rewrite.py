@@ -4,8 +4,7 @@ Parts of a grammar without recursion and tokens are regular. Each becomes a mini
 one way to read each text, and is written as rules again. So nested counts, alternatives with common beginnings and
 `("a"*)*` cost no more than a simple spelling of the same language.
 
-Pure functions on connection threads. Cheap grammars are not changed. Not taken: rules for special cases; the minimal
-automaton covers them.
+Pure functions on connection threads. Not taken: rules for special cases; the minimal automaton covers them.
 """
 
 from __future__ import annotations

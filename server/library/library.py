@@ -104,7 +104,6 @@ class Library:
             return found
 
     def list_running(self) -> list[Download]:
-        """The downloads that haven't ended."""
         with self._news:
             return list(self._running.values())
 

@@ -117,8 +117,7 @@ class Starter:
 
 @record
 class PreparedModel:
-    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits. An engine would count
-    mapped weights of other models as free memory, so it doesn't choose this."""
+    """See `models.entry.Prepared`. `n_ctx` is the context, in tokens, with which the model fits."""
 
     starter: Starter
     options: ModelOptions
@@ -273,7 +272,7 @@ class Spare:
                     self._process = self._start(spawn.make_engine_command(*self._hints))
 
     def refill_later(self) -> None:
-        """Have `tick` start a spare process after `LATER_S`; until then the model can begin its first answer."""
+        """Have `tick` start a spare process after `LATER_S`."""
         with self._lock:
             self._t_due = time.monotonic() + LATER_S
 

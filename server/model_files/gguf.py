@@ -122,7 +122,7 @@ def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, in
     """Read and check the header of one file. GgufError for a fault, OSError as `open` raises it.
 
     `keep` has the keys of arrays of texts whose items are to be kept. `span` is the offset and size of a GGUF file in a
-    larger file; with size 0 it goes to the end of that file.
+    larger file; size 0: to the end.
     """
     with open(path, "rb") as stream:
         size = span[1] or os.fstat(stream.fileno()).st_size - span[0]

@@ -4,8 +4,8 @@ Runs on connection threads. Keys come in the order of the schema, additional key
 properties and doesn't mention others, objects get others only if minProperties requires it, because models invent keys.
 The same holds for arrays that list their first items, with minItems.
 
-The rules are written from the last member or item to the first, so that long lists need no recursion. Lists such as
-`some` are indexed by the number of members before, as far as minProperties and maxProperties depend on it. Not taken:
+The rules are written from the last member or item to the first, so that long lists need no recursion. In lists such as
+`some`, the index is the number of members before, counted as far as minProperties and maxProperties need it. Not taken:
 members in any order, because n members would need 2^n rules.
 """
 
@@ -126,7 +126,7 @@ def _make_members(converter: Converter, shape: Shape, needs: list[Conjunction]) 
 
 
 def _is_open(shape: Shape) -> bool:
-    """Whether keys may appear that the schema doesn't name, unless the schema of their values is false."""
+    """Whether keys may appear that the schema doesn't name. The schema of their values may still be false."""
     for keyword in ("additionalProperties", "unevaluatedProperties"):
         if shape.list_having(keyword):
             return True

@@ -186,7 +186,7 @@ class Converter:
         self.strings: dict[tuple, str | None] = {}
 
     def note_contradiction(self, pointer: str, message: str) -> None:
-        """Remembers the first reason why no value fits, for the error if none fits the root."""
+        """Remembers the first reason why no value fits."""
         self.contradiction = self.contradiction or (message, pointer)
 
     def run(self) -> str | None:

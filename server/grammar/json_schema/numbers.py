@@ -64,7 +64,7 @@ class Range:
 
 
 def make_exact_decimal(value: int | float) -> Decimal:
-    """The number as written in JSON, not as stored in binary."""
+    """The shortest decimal that stands for the number, not its binary value."""
     return Decimal(value) if isinstance(value, int) else Decimal(repr(value))
 
 

@@ -222,7 +222,7 @@ class Document:
             raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the schema", "#")
 
     def check_keywords(self, part: Part) -> None:
-        """Raises `SchemaError` for a keyword whose value has the wrong type. Checks each part once."""
+        """Raises `SchemaError` for a keyword whose value has the wrong type."""
         if part.pointer in self.checked or isinstance(part.schema, bool):
             return
         self.checked.add(part.pointer)
@@ -415,7 +415,7 @@ class Document:
 
     def _absorb(self, shape: Shape, part: Part) -> bool:
         """Merges one part into the shape; returns whether it says which types fit: by `type`, `const`, `enum` or a
-        `not` that implies one. If no part does, the other keywords imply the types."""
+        `not` that implies one."""
         schema = part.schema
         if FORBIDDEN_KEYS in schema:
             shape.forbidden_keys.update(schema[FORBIDDEN_KEYS])
