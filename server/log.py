@@ -502,7 +502,6 @@ class Handler(logging.Handler):
             self.output.lose(str(error))
 
     def flush(self) -> None:
-        """Wait until the lines so far are written."""
         self.output.flush()
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from server.errors import ApiError
 
-M_MMAP_THRESHOLD = -3
+M_MMAP_THRESHOLD = -3  # a parameter of `mallopt`
 LARGE_BLOCK = 1 << 20  # bytes
 
 _here = threading.local()

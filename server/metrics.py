@@ -41,6 +41,5 @@ class Refusals:
                 self._numbers[reason] += 1
 
     def get_numbers(self) -> dict[str, int]:
-        """The counts so far, by reason."""
         with self._lock:
             return dict(self._numbers)

@@ -1,8 +1,8 @@
 """Finite automata over Unicode characters, for patterns, formats and number ranges.
 
-Pure functions on connection threads; imports the standard library and `server.records`. With a grammar made from a
-deterministic automaton, llama.cpp's sampler has only one parse stack. Intersection and complement express what GBNF
-can't: a text that matches two patterns, or a pattern and a length; all keys except some.
+Pure functions on connection threads; imports the standard library and `server.records`. In a grammar made from a
+deterministic automaton, at most one of llama.cpp's parse stacks reads each character. Intersection and complement
+express what GBNF can't: a text that matches two patterns, or a pattern and a length; all keys except some.
 
 A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: automata over
 UTF-8 bytes, because the grammars made from them are far larger.
@@ -102,8 +102,8 @@ def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
 @record
 class Nfa:
     """A nondeterministic automaton. `steps[s]` has the moves of state s that read a character, as (index into `sets`,
-    target). `free[s]` has its moves that read nothing, as (condition, target): ALWAYS, AT_START (before the first
-    character) or AT_END (after the last). `limit`: the most states."""
+    target). `free[s]` has its moves that read nothing, as (condition, target). Conditions: ALWAYS, AT_START (before the
+    first character), AT_END (after the last). `limit`: the most states."""
 
     steps: list[list[tuple[int, int]]] = field(default_factory=list)
     free: list[list[tuple[int, int]]] = field(default_factory=list)
@@ -225,8 +225,8 @@ def determinise(
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that a subset's moves can read, in groups. A group's key is the bit mask of the moves'
-    sets that contain the group's pieces."""
+    """The pieces of the alphabet that a subset's moves can read, grouped by the bit mask of the moves' sets that
+    contain the piece."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -300,8 +300,8 @@ def make_words(texts: list[str]) -> Dfa:
 
 
 def make_avoiding(text: str) -> Dfa:
-    """All texts that don't contain the non-empty `text`. A state is the length of the longest beginning of `text` that
-    ends the input so far."""
+    """All texts that don't contain the non-empty `text`. State n means that the input so far ends with the first n
+    characters of `text`, and with no longer beginning of it."""
     moves = []
     for n in range(len(text)):
         here: dict[int, list[str]] = {}

@@ -304,8 +304,8 @@ class _Search:
         return found
 
     def is_covered(self, place: int, alternative: int) -> bool:
-        """Whether a look at this place would find nothing new. Then other places lead to all its stacks, and what may
-        follow its alternative may also follow theirs."""
+        """Whether a look at this place would find nothing new. Then other alternatives have covered all its stacks, and
+        what may follow its alternative may also follow those."""
         others = {self.covered.get(way) for way in self.stacks.list_ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
         return None not in others and all(

@@ -2,8 +2,8 @@
 of JSON schema.
 
 Runs on connection threads; imports only `server.grammar`. A pattern becomes a minimal automaton, and that becomes the
-grammar. So the sampler keeps one parse stack, even for an ambiguous pattern. A pattern whose automaton would be too
-large is translated piece by piece.
+grammar. So at most one parse stack of the sampler reads each character, even for an ambiguous pattern. A pattern whose
+automaton would be too large is translated piece by piece.
 
 Not taken: copying the pattern's characters into GBNF, which has other escapes and no anchors.
 """

@@ -156,7 +156,7 @@ def _make_between(wanted: Range, places: int) -> Dfa:
 
 class _Bound:
     """The digits of a bound, without sign. `order` compares the number read so far to the bound: -1 below, 0 equal, 1
-    above. In the whole part only digits are compared until its length is known; then a different length decides."""
+    above. While the whole part goes on, only digits are compared; at its end, a different length decides."""
 
     def __init__(self, bound: Decimal) -> None:
         self.whole, _, decimals = format(bound.copy_abs(), "f").partition(".")
