@@ -32,7 +32,7 @@ MAX_WRITE = 1 << 16
 FLUSH_S = 1.0  # seconds that `flush` and `close` wait at most
 GATHER_S = 0.02
 """Seconds that a line waits for further ones. Otherwise each line would wake the output's thread."""
-WOULD_BLOCK_WAIT_S = 0.02  # seconds between two tries to write to a stream that is full
+WOULD_BLOCK_WAIT_S = 0.02  # seconds between two tries to write to a full stream
 TOO_FAST = "they come faster than they are read or written"
 
 

@@ -24,7 +24,7 @@ _here = threading.local()
 
 
 class Budget:
-    """The bound for all requests together: `n_used` of `n_max` bytes are in use."""
+    """`n_used` of `n_max` bytes are in use."""
 
     def __init__(self, n_max: int) -> None:
         self._lock = threading.Lock()  # protects n_used

@@ -1,7 +1,7 @@
-"""The record of one request, for --record and for certificates: its tasks, their tokens and how each ended.
+"""The record of one request, for --record, certificates and attributions: its tasks, their tokens and how each ended.
 
-A connection thread makes the record. The thread that parses the answer (a connection thread or `engine-reader`, never
-both at once) calls `note`; the recorder's thread calls `make_line`. A prompt's files are recorded as hashes.
+The handler's thread makes the record. The thread that parses the answer (the handler's or `engine-reader`, never both
+at once) calls `note`; the recorder's thread calls `make_line`. A prompt's files are recorded as hashes.
 """
 
 from __future__ import annotations

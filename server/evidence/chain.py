@@ -31,7 +31,7 @@ MAX_LINE = 32 << 20  # bytes
 TAIL = re.compile(rb',"prev":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"\}\n')
 N_HASH = len(',"hash":""}\n') + 64  # bytes of a line from `hash` on
 N_TAIL = len(',"prev":""') + 64 + N_HASH  # bytes of a line from `prev` on
-BLOCK = 1 << 16  # bytes that are read at once, at least
+BLOCK = 1 << 16  # bytes of the first read at a file's end
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 

@@ -61,7 +61,7 @@ def compute_cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
 
 
 class TooDear(Exception):
-    """There are too many ways to read a single token."""
+    """The grammar costs too much, or a limit of steps is exceeded."""
 
 
 class Stacks:

@@ -1,6 +1,7 @@
 """Loads a model while the server runs: from its entry in the catalogue to an engine.
 
-Part of the composition root. Runs on the thread of a load (see `server.models.loads`).
+Part of the composition root. A load runs on a thread of its own (see `server.models.loads`); the main thread lists
+entries and GPUs, and starts spare processes.
 """
 
 from __future__ import annotations
@@ -264,7 +265,7 @@ class Spare:
         return process
 
     def refill(self) -> None:
-        """Start a spare process if there is none. Only the main thread calls it."""
+        """Start a spare process if there is none."""
         with self._lock:
             self._t_due = math.inf
             if self._process is None and not self._is_closed:

@@ -146,7 +146,7 @@ def describe_difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> st
 
 
 class Identity:
-    """`facts` is plain JSON, None until it is known; `fault` says why it can't be computed."""
+    """`facts` are plain JSON, None until they are known; `fault` says why they can't be computed."""
 
     def __init__(self, files: Mapping[str, Sequence[Source]] = NOTHING, about: Mapping[str, Any] = NOTHING) -> None:
         """`files` are the files to hash by their names in `facts`; `about` are facts known without reading them."""
