@@ -55,7 +55,7 @@ log = get_logger("models")
 class Starter:
     """See `models.entry.Starter`. The options of each model are read from `argv`, `environ` and the bundle `own`.
     `gpus` are the devices for layers, with the memory that was free on them before any model was loaded. `turns` is the
-    file for the turns of engines (`seam.turns`), "" for none."""
+    file for engines' turns (`seam.turns`), "" for none."""
 
     options: Options
     argv: Sequence[str]
