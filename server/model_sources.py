@@ -1,7 +1,7 @@
 """Turns a model's options into its files and its engine's configuration (`read_model`).
 
-Part of the composition root. Runs on the main thread at start, or on the thread that loads a model. The downloader,
-which imports an HTTP client, is imported inside functions: few starts need it.
+Part of the composition root. Runs on the main thread, or on the thread that loads a model. The downloader, which
+imports an HTTP client, is imported inside functions, because few starts need it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_model(
     must_recall: bool = True,
 ) -> tuple[ModelPlace, EngineConfig, dict[str, Any]]:
     """The model's place, the configuration of its engine, and the sampling settings that its file recommends.
-    OptionError, StartError or LibsError if the model can't be served. For `must_recall` see `make_engine_config`."""
+    OptionError, StartError, BundleError or LibsError if the model can't be served."""
     place, headers = find_model(options, downloads, own)
     draft_model = find_draft_model(options, downloads)
     libs = find_libs_folder(engines)
@@ -68,7 +68,7 @@ def find_libs_folder(options: EngineOptions) -> str:
 
 def find_model(options: ModelOptions, downloads: DownloadOptions, own: Bundle | None) -> tuple[ModelPlace, list[Gguf]]:
     """The model's place, and the checked headers of its files. A model from a URL or a repository is downloaded first.
-    If the options name none, it is the one in the bundle `own`."""
+    Without a model in the options, it is that of the bundle `own`."""
     sources = options.sources
     if sources.model_url or sources.hf_repo:
         place = ModelPlace(
@@ -107,8 +107,7 @@ def find_draft_model(options: ModelOptions, downloads: DownloadOptions) -> str:
 
 
 def find_projector(options: SourceOptions, downloads: DownloadOptions, libs: str, model: ModelPlace) -> str:
-    """The path of the projector, "" for none: from an option, the model's repository or its bundle, downloaded first if
-    need be."""
+    """The path of the projector, "" for none. It comes from an option, the model's repository or the model's bundle."""
     if not options.mmproj_auto:
         return ""
     if not (options.mmproj or options.mmproj_url):
@@ -123,10 +122,8 @@ def find_projector(options: SourceOptions, downloads: DownloadOptions, libs: str
 
 
 def fetch_repository_projector(repo: str, downloads: DownloadOptions, model: str, libs: str) -> str:
-    """The projector in the model's repository, downloaded as llama-server does; "" for none.
-
-    If it can't be downloaded or doesn't work here, the model is served without it.
-    """
+    """The path of the downloaded projector of the model's repository. "" if there is none, if it can't be downloaded or
+    is faulty, or without libmtmd."""
     if not any("mtmd" in path.name for path in Path(libs).iterdir()):
         log.info(
             "not looking for a projector in %s: there is no libmtmd here%s",
@@ -171,12 +168,12 @@ def fetch(
 
 
 def get_tunable(options: SourceOptions, model: ModelPlace) -> str:
-    """The file under whose path `--tune` keeps its result; "" for a model in this executable."""
+    """The file under whose path `--tune` keeps its result; "" for a model in the program's own bundle."""
     return options.model or ("" if model.bundle else model.path)
 
 
 def collect_advice(header: Gguf) -> dict[str, Any]:
-    """The sampling settings that a model's file recommends, by field name. Wrong ones are logged and left out."""
+    """The sampling settings that a model's file recommends, by request field. Wrong ones are logged and left out."""
     advice, faults = read_advice(header.metadata)
     if faults:
         log.warning("%s recommends settings that can't be used: %s", header.path, make_printable("; ".join(faults)))
@@ -195,8 +192,8 @@ def make_engine_config(
     mmproj: str = "",
     must_recall: bool = True,
 ) -> EngineConfig:
-    """`headers` are those of the model's files; without them the engine reads them itself. With `must_recall` the
-    result of --tune sets what the options leave open."""
+    """`headers` are those of the model's files; without them the engine reads the files itself. With `must_recall` the
+    result of --tune sets the CPU plug-in and the threads, unless the options do."""
     tuned = choose_tuned(options, get_tunable(options.sources, place) if must_recall else "", Path(libs))
     if tuned != choose_tuned(options, "", Path(libs)):
         log.info("using %s, which --tune has found to be faster", tuned)
@@ -249,7 +246,7 @@ def make_engine_config(
 
 
 def read_shape(headers: Sequence[Gguf], model_params: Mapping[str, Any]) -> Shape | None:
-    """The model's sizes for the memory plan; None if the headers don't tell them. The engine then reports why."""
+    """The model's sizes for the memory plan; None if the headers don't tell them."""
     try:
         return shape_of(headers, list_pinned_patterns(model_params)) if headers else None
     except GgufError:

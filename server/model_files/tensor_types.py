@@ -1,9 +1,9 @@
 """The types of tensors, with their names, numbers and sizes.
 
-No imports: the table of options reads it at every start, and the engine plans memory with it.
+It imports nothing, because the table of options needs it at every start.
 """
 
-# type of a tensor -> (name, elements in a block, bytes of a block); ggml.c of llama.cpp v0.5.0
+# number of a type -> (name, elements in a block, bytes of a block), as in ggml.c of llama.cpp v0.5.0
 TYPES = {
     0: ("f32", 1, 4),
     1: ("f16", 1, 2),

@@ -1,8 +1,7 @@
 """Lists the models in folders, in a file of presets, in the download cache and on the command line.
 
-It reads names and the first bytes of each file, on the main thread at start, and on a connection thread when the list
-is made again. It may import `server.options` and `folders`. Headers of models are read when a model is loaded
-(`server.model_files`).
+It reads presets, names and the first bytes of each model, on the main thread or, when a request renews the list, on a
+connection thread. It may import `server.options` and `folders`. A model's header is only read when the model is loaded.
 
 Not taken: an index file. It would have to be updated whenever other programs change the folders.
 """
@@ -25,19 +24,19 @@ MAGIC = b"GGUF"
 FOR_ALL = "*"
 EAGER = "load-on-startup"
 PRESET_ONLY = ("version", "stop-timeout")
-"""Keys of llama-server's presets that have no effect here: this server stops no model that is working."""
-MAX_TOLD = 20  # lines about faults
+"""Keys of llama-server's presets that are ignored here."""
+MAX_TOLD = 20  # lines about faults that are passed on
 
 
 @record(frozen=True)
 class ModelEntry:
     """One model that can be served, and its names.
 
-    `path` is its file, or the first of several `parts`; "" for a model that has to be downloaded first (`changes` say
-    from where). `mmproj` is its projector, "" for none. `size` is the number of bytes of all parts. `source` is "dir",
-    "preset", "cache" or "option". `changes` are values of the model's own options by `Option.key`. `asked` are such
-    values from a request; they override `changes`. `is_eager`: the model is loaded at start. `keeper`: see `Found`.
-    `fault` is why the model can't be served, in one line, "" if no fault is known.
+    `path` is its file, or the first of several `parts`; "" if it isn't on this machine. `mmproj` is its projector, ""
+    for none. `size` is the number of bytes of all parts. `source` is "dir", "preset", "cache" or "option". `changes`
+    are values of the model's own options, by `Option.key`. `asked` are such values from a request; they override
+    `changes`. `is_eager`: the model is loaded at start. `keeper`: see `Found`. `fault` is why the model can't be
+    served, in one line; "" if no fault is known.
     """
 
     name: str
@@ -57,7 +56,7 @@ class ModelEntry:
 
 @record(frozen=True)
 class _Preset:
-    """One section of a file of presets: its name, the place where it begins, and its options."""
+    """One section of a file of presets. `place` is where it begins, `values` are its options with those of [*]."""
 
     name: str
     place: str
@@ -68,8 +67,8 @@ class _Preset:
 def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], None]) -> list[ModelEntry]:
     """All models: first those of -m, then those of presets, of --models-dir, and of `cache`, the folder of downloads.
 
-    Each name and alias is unique. `tell` gets a line about each folder that can't be searched, each model left out, and
-    each option without effect. OptionError for wrong presets.
+    Names and aliases are unique. `tell` gets lines about folders that can't be searched, models that are left out and
+    options that have no effect. OptionError for wrong presets.
     """
     tell = _make_bounded(tell)
     presets = read_presets(options.models_preset, tell) if options.models_preset else []
@@ -87,8 +86,7 @@ def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], No
 def read_model_options(
     entry: ModelEntry, argv: Sequence[str], environ: Mapping[str, str], bundled: Sequence[tuple[str, str]] = ()
 ) -> ModelOptions:
-    """The options of one model: its own, and those of all models from the command line, the environment and the config
-    file. OptionError. For the parameters see `parser.parse`."""
+    """The options of one model: its own, and those that all models share (see `parser.parse`). OptionError."""
     model = group(parse(argv, environ, bundled=bundled, own=entry.changes, asked=entry.asked)).model
     sources = model.sources
     if entry.path:
@@ -97,7 +95,7 @@ def read_model_options(
 
 
 def _make_bounded(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """A function that passes at most `MAX_TOLD` lines to `tell`."""
+    """A function that passes `MAX_TOLD` lines to `tell`, and says once that it drops further ones."""
     told: list[str] = []
 
     def tell_some(line: str) -> None:
@@ -154,7 +152,7 @@ def _find_fault(path: Path, last: Path, source: str) -> str:
 
 
 def read_presets(path: str, tell: Callable[[str], None]) -> list[_Preset]:
-    """The sections of an INI file, each with the options of [*]. OptionError names file, line and section."""
+    """The named sections of an INI file, each with the options of [*]. OptionError."""
     presets: list[_Preset] = []
     places: dict[str, str] = {}
     for_all: Mapping[str, Any] = {}
@@ -188,7 +186,7 @@ def _is_eager(settings: Iterable[Setting]) -> bool:
 
 
 def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list[ModelEntry]:
-    """The entries with the options of the presets. Models with a preset of their own come right behind those of -m."""
+    """The entries with the options of the presets. Models with a section of their own come right behind those of -m."""
     for_all = next((preset for preset in presets if preset.name == FOR_ALL), None)
     if for_all:
         entries = [
@@ -205,8 +203,8 @@ def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list
 
 
 def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[ModelEntry]) -> ModelEntry:
-    """The model of a section: the file that the section names, or a model that was found (`named`, or one from the
-    section's repository in the cache), or one that has to be downloaded."""
+    """The entry of a section: for the file that it names, else for the entry with the name of its repository, else for
+    the entry with its own name (`named`), else for a model to download."""
     values = dict(preset.values)
     base = named or ModelEntry(preset.name)
     files, repo = values.get("files", ()), values.get("hf_repo")
@@ -235,7 +233,7 @@ def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[M
 
 
 def _make_unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
-    """The entries of one folder. If two have the same name, the second gets its spare name."""
+    """The entries of one folder. An entry whose name is taken gets its spare name, or is left out."""
     found: dict[str, ModelEntry] = {}
     for entry, spare in entries:
         name = entry.name if entry.name not in found else clean_name(spare)
@@ -266,8 +264,8 @@ def _merge_entries(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
 
 
 def _settle_names(entries: Sequence[ModelEntry], tell: Callable[[str], None]) -> list[ModelEntry]:
-    """The entries with unique names. The first entry with a name keeps it. An alias that is another entry's name is
-    removed; otherwise the first entry with the alias keeps it."""
+    """The entries with unique names and aliases. Of entries with the same name, the first is kept. An alias that is a
+    name, or an earlier entry's alias, is removed."""
     named: dict[str, ModelEntry] = {}
     for entry in entries:
         if entry.name in named:

@@ -1,8 +1,8 @@
-"""Ends the engines of models: on request, to make room for other models, when idle, or after the engine has died.
+"""Ends the engines of models: on request, to make room for other models, when idle, or after a failure.
 
-All methods are called with the register's lock held. A thread per engine (`model-end`) ends it, and takes the lock when
-the engine is gone. Until then the engine's memory counts as used, and the model isn't loaded again, because the engine
-may still write files.
+The public methods are called with the register's lock held. A thread per engine (`model-end`) ends the engine, and then
+takes the lock. Until then the engine's memory counts as used, and the model isn't loaded again, because the engine may
+still write files.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ log = get_logger("models")
 
 
 class Endings:
-    """Ends engines. `n_ended` of them are gone."""
+    """Ends engines. `n_ended` counts those that are gone."""
 
     def __init__(self, register: Register) -> None:
         self._register = register
-        self._going: dict[int, tuple[Entry, Room]] = {}  # by the model's id(): its entry, and the engine's memory
+        self._going: dict[int, tuple[Entry, Room]] = {}  # by id() of the model: its entry, and its engine's memory
         self.n_ended = 0
 
     def list_rooms(self) -> list[Room]:
@@ -36,7 +36,7 @@ class Endings:
         return any(other is entry for other, _ in self._going.values())
 
     def see_off(self) -> None:
-        """End the engines of all models that are to leave and have no work."""
+        """End the engines of all models that are to leave and are idle."""
         for entry in self._register.entries:
             if entry.leaves_for is not None and entry.state == LOADED and entry.is_idle:
                 model, is_asleep = entry.model, entry.leaves_for == SLEEPING
@@ -50,7 +50,7 @@ class Endings:
                     self._register.set(entry, LOADING)
 
     def bury(self, entry: Entry) -> None:
-        """Mark a model as failed if its engine has died for good, unless it is lone."""
+        """Mark a model as failed if its engine has died for good, unless it is the server's only model."""
         model = entry.model
         if self._register.lone is None and entry.state == LOADED and model is not None and model.engine.state == DEAD:
             entry.leaves_for = None

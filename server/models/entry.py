@@ -1,8 +1,7 @@
-"""The state of one model of a server, and of the requests that wait for it. Data only.
+"""The state of one model of a server, and of the requests that wait for it.
 
-An entry is made for each model, at start or when a folder is read again, and lives until it leaves the list. The lock
-of the `Register` guards it. Each load makes a new `model`. A request has a `Ticket` from the moment when it names a
-model until its answer has been written.
+An entry is made for each model in the list of models. The lock of the `Register` guards it. Each load makes a new
+`model`. A request that needs the engine has a `Ticket` until its answer has been written.
 
 Not taken: counting the engine's tasks. A request has none until its prompt is tokenised.
 """
@@ -41,32 +40,32 @@ class Prepared(Protocol):
         """See `room.Fits`."""
 
     def explain_refusal(self, room: Room) -> str:
-        """Why the model doesn't fit into `room`, with numbers, in one line."""
+        """Why the model doesn't fit into `room`, in one line."""
 
     def start(self, is_awaited: bool) -> Model:
-        """A model whose engine has begun to load. It takes as much memory as the last call of `find_fit` returned. If
-        it `is_awaited`, the load omits the warm-up; the waiting request does it."""
+        """A model whose engine has begun to load, in the room that the last call of `find_fit` returned. If a request
+        waits for it (`is_awaited`), the load omits the warm-up."""
 
     def complete(self, model: Model) -> None:
-        """Prepare the system prompt, the adapters and the chat template. ApiError."""
+        """Set the system prompt and the adapters, and compile the chat template. ApiError, OptionError."""
 
 
 class Starter(Protocol):
     """Loads the models of entries. The composition root implements it."""
 
     def list_entries(self) -> Sequence[Entry]:
-        """All models that can be found now."""
+        """All models that can be found now. OptionError for wrong presets."""
 
     def read_idle_s(self, source: Any, asked: Mapping[str, Any]) -> float:
         """The value of `Entry.idle_s` with options from a request. OptionError if these are wrong."""
 
     def read(self, source: Any, before: Model | None, asked: Mapping[str, Any]) -> Prepared:
         """Read and check a model's files. `asked` are options from a request, which override the model's own. `before`
-        is the same model when it was loaded last; what requests have set in it is kept. StartError or OptionError if
-        the model can't be served."""
+        is the model if it sleeps: its system prompt and adapters are kept. StartError or OptionError if the model can't
+        be served."""
 
     def measure_room(self) -> Room:
-        """The free memory; on GPUs, before any load."""
+        """The host's free memory, and for GPUs what was free before any load."""
 
     def tick(self, is_busy: bool) -> None:
         """Do postponed work, preferably while no engine `is_busy`. The main thread calls it about twice a second."""
@@ -76,14 +75,14 @@ class Starter(Protocol):
 class Entry:
     """One model.
 
-    `source` is the argument of `Starter.read`. `idle_s` is the number of seconds without work after which the model
-    sleeps (0: unloads; below 0: never). `size` are the bytes of its files, `origin` says where they were found. If it
-    `is_eager`, it is loaded at start. `asked` are options from a request.
+    `source` is passed to `Starter.read`. `idle_s` is the number of seconds without work after which the model sleeps
+    (0: unloads; below 0: never). `size` are the bytes of its files, `origin` is `ModelEntry.source`. `is_eager`: it is
+    loaded at start. `asked` are options from a request.
 
     `model` is the loaded model. A sleeping entry keeps it for questions that need no engine. `load` is the running
-    load. `n_leases` is the number of requests that use the model, `t_used` is when the last one ended. Once
-    `leaves_for` is set, the model takes no new requests. `last_info` and `capabilities` are those of the last load.
-    After a failure, requests get its `reason` until `t_retry`."""
+    load, `progress` its finished part (0 to 1). `n_leases` is the number of requests that use the model, `t_used` is
+    when it was last used. Once `leaves_for` is set, to the next state or to a load that needs the memory, the model
+    takes no new requests. After a failure, requests get its `reason` until `t_retry`."""
 
     name: str
     source: Any = None
@@ -122,12 +121,12 @@ class Entry:
 
     @property
     def info(self) -> ModelInfo | None:
-        """The engine's description of the model; None if it has never been loaded."""
+        """The engine's description of the model; None before the end of its first load."""
         return self.last_info if self.model is None else self.model.info
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes new requests now."""
+        """Whether it is loaded and is to stay."""
         return self.state == LOADED and self.leaves_for is None
 
     @property
@@ -153,13 +152,13 @@ class Load:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether `Models.begin` or a request still wants it."""
+        """Whether `Models.begin` or a request wants it, and it isn't cancelled."""
         return not self.is_cancelled and (self.is_asked or bool(self.tickets))
 
 
 @record(eq=False)
 class Ticket:
-    """A request's claim on a model: first a place among the waiting requests, then the model."""
+    """A request's hold on a model: first a place among the waiting requests, then the `model` or an `error`."""
 
     entry: Entry
     model: Model | None = None

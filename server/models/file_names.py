@@ -1,8 +1,8 @@
-"""Reads from names of model files their parts, projectors and quantisation, and chooses one of several files.
+"""What names of model files tell: a model's parts, projector and quantisation, and which of several files to choose.
 
-Pure functions on names, for folders and for the file list of a repository. Imports the standard library only. The rules
-are llama.cpp's. Not taken: reading the files. Those in a repository's list aren't on the disk yet, and the headers of a
-hundred models are a gigabyte.
+Pure functions on names, for folders and for the file list of a repository. Imports the standard library only. Not
+taken: reading the files. Those in a repository's list aren't on the disk yet, and the headers of a hundred models are a
+gigabyte.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def quant_of(name: str) -> str:
 
 
 def parse_repository(name: str) -> str | None:
-    """USER/MODEL[:QUANT] if the name is a hub's repository, with or without the hub's address; None for other names."""
+    """USER/MODEL[:QUANT] if the name has this form, perhaps behind Hugging Face's address; None for other names."""
     found = HUBS.fullmatch(name[:MAX_REPO])
     name = found[1] if found else name
     repo, colon, quant = name.partition(":")
@@ -48,7 +48,8 @@ def parse_repository(name: str) -> str | None:
 
 
 def base_of(name: str) -> str:
-    """A name without quantisation and `mmproj`. It is the same for all variants of a model and for its projector."""
+    """A file's name without suffix, quantisation and `mmproj`, in lower case: the part that a model and its projector
+    usually share."""
     return re.sub(rf"[-._]*{PROJECTOR}[-._]*", "", QUANT.sub("", "." + stem_of(name))).strip("-._").lower()
 
 
@@ -85,15 +86,15 @@ def choose_file(paths: Iterable[str], quant: str) -> str:
 
 
 def count_bits(path: str) -> int:
-    """The bits per weight in a file's name: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if it has none."""
+    """The bits per weight in a file's name: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if the name has none."""
     tag = TAG.search(path)
     digits = re.search(r"[0-9]+", tag[1]) if tag else None
     return int(digits[0][:4]) if digits else 0
 
 
 def choose_projector(paths: Iterable[str], model: str) -> str:
-    """The projector that llama.cpp would choose for a model of the same repository; "" if there is none. It is in the
-    model's folder or the nearest one above it, and its bits per weight are closest to the model's."""
+    """The projector that llama.cpp would choose for a model of the same repository; "" if there is none. In the model's
+    folder, or else the nearest folder above, it is the one whose bits per weight are closest to the model's."""
     folder = model.split("/")[:-1]
 
     def is_fitting(path: str) -> bool:

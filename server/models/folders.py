@@ -1,8 +1,8 @@
 """Finds models in folders of four layouts: plain folders, `USER/MODEL/...`, Hugging Face's cache, Ollama's folder.
 
-Runs where the catalogue is made. It reads names and small files, never a model. It handles folders that contain
-themselves, have a million files or can't be read, and manifests with paths as checksums. Imports only `file_names` and
-`server.records`. Not taken: asking the other programs for their models. They may not be running.
+Runs where the catalogue is made. It reads names and small files, never a model. It bounds the search of large or
+circular folders, and doesn't trust manifests. Imports only `file_names` and `server.records`. Not taken: asking the
+other programs for their models. They may not be running.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Tell = Callable[[str], None]
 
 @record(frozen=True)
 class Found:
-    """A model's files. `spare` is its name if another model has the same `name`. `keeper` is the other program that
-    owns the folder, "" for none. `lora` is an adapter that belongs to the model."""
+    """A model that was found. `path` is its file or first part. `spare` is its name if `name` is taken. `keeper` is the
+    other program that owns the folder, "" for none. `lora` is an adapter that belongs to the model."""
 
     path: Path
     name: str
@@ -64,16 +64,14 @@ class _Walk:
     n_looked: int = 0
     seen: set[tuple[int, int]] = field(default_factory=set)
     repos: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)
-    """The GGUF files of each repository, as (path in the repository, path) pairs. "" has the files of the folder
-    itself."""
+    """The GGUF files of each repository, as (path in the repository, path) pairs; under "" those directly in `root`."""
     hub: set[str] = field(default_factory=set)
     """Repositories in Hugging Face's cache."""
     others: list[Found] = field(default_factory=list)
 
 
 def find_in(root: Path, tell: Tell) -> list[Found]:
-    """All models below `root`. `tell` gets a line about each unusable folder or manifest, and about too many files or
-    models."""
+    """The models below `root`, at most `MAX_MODELS`. `tell` gets lines about what can't be used or is left out."""
     walk = _Walk(root, tell)
     _look(walk, root, (), "")
     if walk.n_looked > MAX_LOOKED:
@@ -88,8 +86,8 @@ def find_in(root: Path, tell: Tell) -> list[Found]:
 
 
 def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
-    """Search a folder and its subfolders. `above` names the folders from the root to it. The first two are the
-    repository, unless `repo` is."""
+    """Search a folder and its subfolders. `above` has the names of the folders from the root down to it. If `repo` is
+    "", the first two of these name the repository."""
     entries = list(_list_entries(walk, folder))
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     if {"manifests", "blobs"} <= folders.keys():
@@ -112,7 +110,7 @@ def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
 
 
 def _list_entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The sorted entries of a folder; none if it was searched before or can't be read."""
+    """The sorted entries of a folder; none if it was searched before or can't be read, or after `MAX_LOOKED` names."""
     try:
         status = os.stat(folder)
         key = status.st_dev, status.st_ino
@@ -136,7 +134,7 @@ def _list_entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _list_models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterator[Found]:
-    """The models of one repository, or, with an empty `repo`, of none."""
+    """The models of one repository; `repo` is "" for files that are in none."""
     paths = [path for path, _ in files]
     models = [path for path in paths if is_model_file(path)]
     places = dict(files)
@@ -164,7 +162,7 @@ def _list_models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> I
 
 
 def _find_projector(model: str, models: list[str], paths: list[str], is_repo: bool) -> str:
-    """The projector beside a model; "" for none. If different models are beside it, its name must match the model's."""
+    """The projector for a model; "" for none. If other models could own it, its name must match the model's."""
     projectors = [path for path in paths if PROJECTOR in path.rpartition("/")[2]]
     if not projectors:
         return ""
@@ -176,7 +174,7 @@ def _find_projector(model: str, models: list[str], paths: list[str], is_repo: bo
 
 
 def clean_name(name: str) -> str:
-    """A printable name for any bytes in a file's name; "" if it is too long."""
+    """The name with unprintable characters replaced; "" if it is too long."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(char if char.isprintable() else "?" for char in name) if len(name) <= MAX_NAME else ""
 
@@ -185,7 +183,7 @@ def clean_name(name: str) -> str:
 
 
 def _snapshot(repo: Path) -> Path | None:
-    """The folder of the version of `main`, else the newest; None if there is none."""
+    """The folder of the snapshot to which `main` points, else of the newest; None if there is none."""
     try:
         names = [entry.name for entry in os.scandir(repo / "snapshots") if entry.is_dir()]
     except OSError:
@@ -237,7 +235,7 @@ def _list_files_below(walk: _Walk, folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _read_layers(manifest: Path) -> dict[str, str]:
-    """The checksums in a manifest by kind of layer: the first one of each kind."""
+    """The first checksum of each kind of layer in a manifest; none if it can't be read."""
     found: dict[str, str] = {}
     try:
         with open(manifest, "rb") as stream:
@@ -265,8 +263,8 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def list_identities(path: Path) -> list[object]:
-    """The identities of a file. Two names of one file have one in common, and so have two files with the same content,
-    if their checksums are known from another program's file name or from a download's note."""
+    """Keys that identify a file: its inode or path, and its checksum if that is its name or in a download's note. Paths
+    with a common key have the same content."""
     try:
         status = os.stat(path)
         target = os.path.realpath(path)

@@ -1,8 +1,8 @@
 """Loads models: each load has a thread of its own (`model-load`), and loads that need memory wait in one queue.
 
 A load reads its model's files, waits for its turn and for room in memory, starts the engine, and waits until the engine
-has loaded the model. All requests for the model wait for the same load. Loads get room in the order of the queue. While
-a load waits, busy models continue to work; after `TURN_S` those that have to leave take no new requests.
+has loaded the model. All requests for the model wait for the same load. The first load in the queue that is ready gets
+room next. While it waits, busy models continue to work; after `TURN_S` those that have to leave take no new requests.
 
 Not taken: one thread for all loads. A hanging disk would block them all.
 """
@@ -25,7 +25,7 @@ from server.models.room import Resident, Room, add_rooms, choose_lesser, judge, 
 from server.options.row import OptionError
 
 TURN_S = 10.0
-"""Seconds that a load waits for busy models before they take no new requests."""
+"""Seconds that the next load waits for busy models before they take no new requests."""
 POLL_S = 0.1  # seconds between two looks at an engine, or at the memory
 
 STOPPING = "the server is shutting down"
@@ -34,8 +34,8 @@ log = get_logger("models")
 
 
 class Loads:
-    """Loads models. At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload` only
-    `Models.begin` loads models."""
+    """Loads models. At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload`
+    requests load no model, unless it is the only one."""
 
     def __init__(
         self, register: Register, endings: Endings, starter: Starter | None, n_most: int, autoload: bool
@@ -44,7 +44,7 @@ class Loads:
         self._changed = register.changed
         self._n_most, self._autoload = n_most, autoload
         self._queue: deque[Load] = deque()  # loads that have no room yet, in order
-        self._budget: Room | None = None  # the memory that is free without any model
+        self._budget: Room | None = None  # the memory that was free when last no model had an engine
 
     # ---- called with the lock held -----------------------------------------------------------------------------------
 
@@ -77,11 +77,11 @@ class Loads:
 
     @property
     def are_waiting(self) -> bool:
-        """Whether a load waits for room."""
+        """Whether a load has no room yet."""
         return bool(self._queue)
 
     def place(self, entry: Entry) -> int:
-        """A model's place in the queue of loads, from 1 on; 0 if it doesn't wait."""
+        """A model's place in the queue of loads, from 1 on; 0 if it isn't there."""
         load = entry.load
         return self._queue.index(load) + 1 if load is not None and load in self._queue else 0
 
@@ -106,8 +106,8 @@ class Loads:
             self._succeed(load, model)
 
     def _prepare(self, load: Load) -> tuple[Prepared, Room | None]:
-        """Read the model's files and wait for room. Return the prepared model, and what it may take; None if it is
-        loaded already. ApiError, StartError."""
+        """Read the model's files and wait for room. Return the prepared model, and its room; None if it is loaded
+        already."""
         assert self._starter is not None
         entry = load.entry
         try:
@@ -137,12 +137,12 @@ class Loads:
                 self._queue.remove(load)
                 for other in self._register.entries:
                     if other.leaves_for is load:
-                        other.leaves_for = None  # it needn't leave any more
+                        other.leaves_for = None  # no longer needed
                 self._changed.notify_all()
 
     def _start(self, load: Load, prepared: Prepared) -> Model:
-        """Start the engine, and return the model when it is loaded. If the engine dies during the load, another is
-        started once."""
+        """Start the engine, and return the model when it is loaded. If the engine dies, another is started once, unless
+        it would fail in the same way. ApiError."""
         is_second = False
         while True:
             model = prepared.start(bool(load.tickets))
@@ -157,7 +157,7 @@ class Loads:
             is_second = True
 
     def _watch(self, load: Load, model: Model) -> None:
-        """Wait until the engine has loaded the model or has failed."""
+        """Wait until the engine has loaded the model or failed. ApiError if the load is cancelled, or at a stop."""
         while not model.engine.wait_until_loaded(POLL_S):
             load.entry.progress = model.engine.progress
             with self._changed:
@@ -176,8 +176,7 @@ class Loads:
         return next((load for load in self._queue if load.prepared and not self._endings.is_of(load.entry)), None)
 
     def _step(self, load: Load, measured: Room) -> Room | None:
-        """What this load may take now. None if it has to wait for its turn, or for models to leave. ApiError 503 if the
-        model can't fit."""
+        """The room that this load may take now; None if it has to wait. ApiError 503 if the model can't fit."""
         if self._turn() is not load:
             return None
         now = self._register.clock()
@@ -244,14 +243,14 @@ class Loads:
             self._satisfy(load)
 
     def keep(self, entry: Entry, seconds: float) -> bool:
-        """Set the seconds without work after which a model sleeps. With 0 it is unloaded as soon as it is idle, below 0
-        it stays loaded. Returns True; see `Model`."""
+        """Set `Entry.idle_s`. Returns True; see `Model.keep`."""
         with self._changed:
             entry.idle_s = seconds
         return True
 
     def _fail(self, load: Load, error: Exception) -> None:
-        """Give the error to the waiting requests, and end the engine if it was started."""
+        """Give the error to the waiting requests, end a started engine, and mark the model as failed unless the load
+        was dropped."""
         entry = load.entry
         reason = reason_of(error)
         if not isinstance(error, (ApiError, StartError, OptionError, Unwanted)):
@@ -269,7 +268,7 @@ class Loads:
             self._changed.notify_all()
 
     def _require_wanted(self, load: Load) -> None:
-        """ApiError if the load was cancelled or the server stops, Unwanted if no request waits for it. The lock is
+        """ApiError if the load was cancelled or the server stops, Unwanted if nothing wants it any more. The lock is
         held."""
         if self._register.is_closed:
             raise ApiError(503, STOPPING)
@@ -280,7 +279,7 @@ class Loads:
             raise Unwanted
 
     def _forget(self, load: Load) -> None:
-        """Detach the load from its entry. The lock is held."""
+        """Detach the load from its entry, which gets its old state. The lock is held."""
         entry = load.entry
         if entry.load is load:
             entry.load = None
@@ -289,7 +288,7 @@ class Loads:
 
 
 class Unwanted(Exception):
-    """No request waits for this load any more."""
+    """Nothing wants this load any more."""
 
 
 def reason_of(error: Exception) -> str:

@@ -1,8 +1,7 @@
 """A model as handlers use it: its engine, vocabulary, template, defaults and system prompt.
 
-Each load makes a new one; all connection threads use it. A handler gets the model that a request names from
-`Models.get` and passes it on. Not taken: handlers that get the engine, the options and the template from three places.
-With several models they would have to find the right one three times.
+Each load makes a new `Model`; all connection threads use it. A handler gets the model that a request names from
+`Models` and passes it on. Not taken: handlers that get the engine, the options and the template from three places.
 """
 
 from __future__ import annotations
@@ -26,10 +25,11 @@ log = get_logger("app")
 
 
 class Vocab(Protocol):
-    """Converts text to tokens and back, on any thread. `fim` has its fill-in-the-middle tokens.
+    """Converts text to tokens and back, on any thread.
 
-    `bos`, `eos` and `sep` are -1 if the vocabulary has no such token; `add_*` says whether the model expects them
-    around a text. If `is_none`, the model's file has no vocabulary, and methods for texts raise ApiError 501.
+    `bos`, `eos` and `sep` are -1 if the vocabulary has no such token; `add_*` says whether the model expects this token
+    around a text. `fim` has the fill-in-the-middle tokens. If `is_none`, the model's file has no vocabulary, and
+    methods for texts raise ApiError 501.
     """
 
     n_tokens: int
@@ -52,7 +52,7 @@ class Vocab(Protocol):
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:
         """Token ids of `text`. ApiError 400 if it has too many bytes, or with `must_fit` more tokens than the context.
-        `may_cut`: the text is a prompt, whose middle the server may drop."""
+        `may_cut`: the text is a prompt, of which the server may drop the middle instead."""
 
     def measure(self, text: str) -> int:
         """The number of bytes of a text. ApiError 400 if it is too long for `tokenize`."""
@@ -71,7 +71,7 @@ class Vocab(Protocol):
 
 
 class Engine(Protocol):
-    """The part of `engine.client.EngineClient` that handlers use."""
+    """The part of `engine.client.EngineClient` that this folder and the handlers use."""
 
     state: str
     error: str
@@ -107,7 +107,7 @@ class Engine(Protocol):
         """Send tasks to the engine. Return their `Results`."""
 
     def get_task(self, id_task: int) -> Task | None:
-        """An open or recent task; None for others."""
+        """The open or recent task with this id; None if there is none."""
 
     def get_latest_text(self, id_task: int) -> str:
         """The end of the text that was generated for a task."""
@@ -144,8 +144,8 @@ def _refuse_stay(seconds: float) -> bool:
 @record
 class Model:
     """One model. `media` limits the images and sounds in its requests. `own_name` is its name if it has no alias.
-    `lora` are the scales of adapters if a request has set them. `keep` sets how many seconds it stays loaded without
-    work, and returns False if that can't be set."""
+    `lora` are the (adapter, scale) pairs that a request has set; None if none has. `keep` sets how many seconds it
+    stays loaded without work, and returns False if that can't be set."""
 
     engine: Engine
     options: ModelOptions
@@ -265,7 +265,7 @@ def read_system_prompt(value: object) -> SystemPrompt:
 
 
 def read_prompt_file(path: str | None) -> object:
-    """The checked object in `--system-prompt-file`; None without a file. OptionError."""
+    """The checked value in `--system-prompt-file`; None without a file. OptionError."""
     if not path:
         return None
     try:

@@ -1,10 +1,9 @@
-"""All models of a server: finds the model that a request names, loads it on demand, and ends it when it is idle.
+"""All models of a server: finds the model that a request names, loads it on demand, and ends it after idle time.
 
 Connection threads call `get`, the main thread calls `tick` about twice a second. `loads` loads models, `endings` ends
 their engines, and `register` has all models by name, with the lock that guards the state of all three.
 
-A request takes its model under that lock and gives it back when its answer has been written. A model that a request
-uses never counts as idle.
+A model that a request uses never counts as idle.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ log = get_logger("models")
 class Models:
     """All models of a server. `lone`: the server has one model, which it loads at start and uses for every name.
 
-    At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload` only `load` loads
-    models. `may_use` says whether a key may use a model. `is_prepared` is False while `serving` prepares the system
-    prompt and the chat template of a lone model."""
+    At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload` requests load no
+    model, unless it is lone. `may_use` says whether a key may use a model. `is_prepared` is False while `serving`
+    prepares the system prompt and the chat template of a lone model."""
 
     def __init__(
         self,
@@ -107,7 +106,7 @@ class Models:
         return self.register.find(name, key_id)
 
     def status(self, entry: Entry) -> str:
-        """The state of a model. That of a lone model follows from its engine's."""
+        """The state of a model. If it is loaded, that follows from its engine's."""
         if entry.state == LOADED and entry.model is not None:
             state = entry.model.engine.state
             if state == STARTING or not self.is_prepared:
@@ -117,7 +116,7 @@ class Models:
 
     @property
     def are_wanted(self) -> bool:
-        """Whether a load waits for room. Batches then pause, so that their models can leave."""
+        """Whether a load has no room yet. Batches then pause, so that their models can leave."""
         return self._loads.are_waiting
 
     def place(self, entry: Entry) -> int:
@@ -133,12 +132,12 @@ class Models:
 
     def get(self, name: object, request: Asking) -> Model:
         """The model for a request whose field `model` is `name`, until the request's end. Loads the model if necessary.
-        ApiError 404 for an unknown name, 400 without `autoload`, 503 while a lone model starts or if there is no room,
-        500 if the load fails, 499 if the client leaves."""
+        ApiError 404 for an unknown name, 400 if it is no text or requests may not load the model, 503 while the server
+        starts or stops or if there is no room, 500 if the load fails, 499 if the client leaves."""
         return self.take(self.ask(name, request), request)
 
     def ask(self, name: object, request: Asking) -> Ticket:
-        """The first half of `get`, which doesn't wait. The ticket of a loaded model has it already."""
+        """The first half of `get`, which doesn't wait. If the model is loaded, the ticket has it already."""
         entry = self.find(name, request.key_id)
         ticket = Ticket(entry)
         with self._changed:
@@ -178,7 +177,7 @@ class Models:
             self._changed.notify_all()
 
     def share(self, model: Model, request: Asking) -> None:
-        """Let another request use a model that a request uses."""
+        """Let a second request use a model that another request has."""
         with self._changed:
             ticket = Ticket(next(entry for entry in self.entries if entry.model is model))
             ticket.grant()
@@ -232,8 +231,8 @@ class Models:
     # ---- for the routes that manage models ---------------------------------------------------------------------------
 
     def load(self, name: object, key_id: str, options: Mapping[str, object] | None = None) -> Entry:
-        """Begin to load a model, also one that has failed, unless it is loaded. `options` become the model's own; None
-        leaves them unchanged. ApiError 400 for wrong options, 409 if the model is loaded with others."""
+        """Begin to load a model, also one that has failed, unless it is loaded. `options` override its own; with None
+        nothing changes. ApiError 404, 400 for wrong options, 409 if the model is loaded with others."""
         entry = self.find(name, key_id)
         if options is not None:
             self._give_options(entry, options)
@@ -267,7 +266,7 @@ class Models:
                 self._loads.of(entry, is_asked=True).is_asked = True
 
     def unload(self, name: object, key_id: str) -> Entry:
-        """Cancel a model's load, or end its engine when its work is done. Later requests load it again."""
+        """Cancel a model's load, or end its engine when its work is done. ApiError 404 or 501."""
         entry = self.find(name, key_id)
         if self._starter is None:
             raise ApiError(501, "this server has one model, which can't be unloaded")
@@ -286,8 +285,8 @@ class Models:
         return entry
 
     def renew(self, entries: Iterable[Entry]) -> None:
-        """Take over a new list of models: new ones are added, and those that are gone are removed if they are unloaded
-        or failed. The others keep their state, but one that had failed gets that of the new entry."""
+        """Take over a new list of models. An entry that isn't in it is removed if it is unloaded or failed. Others keep
+        their state, but a failed one, or an unloaded one with another path, gets that of the new entry."""
         if self.lone is not None:
             return
         with self._changed:
@@ -317,7 +316,8 @@ class Models:
     # ---- the main thread ---------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """End models that have been idle for long enough, and mark those whose engine has died as failed."""
+        """End models that have been idle for long enough, mark those whose engine has died as failed, and do the
+        starter's postponed work."""
         if self._starter is not None:
             self._starter.tick(any(model.engine.is_busy for model in self.list_running()))
         with self._changed:
@@ -331,7 +331,7 @@ class Models:
             self._endings.see_off()
 
     def close(self, grace_s: float = 0.0) -> None:
-        """End all engines. Running tasks have `grace_s` seconds to finish. No model is loaded any more."""
+        """End all engines. Running tasks have `grace_s` seconds to finish. From now on no model is loaded."""
         with self._changed:
             self.register.is_closed = True
             engines = [entry.model.engine for entry in self.entries if entry.model is not None]
@@ -355,7 +355,7 @@ class Models:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the server can serve: False while a lone model loads at start, or if it can't be loaded."""
+        """False while a lone model loads at start, or if that has failed; else True."""
         model = self.lone.model if self.lone is not None and self.lone.state == LOADED else None
         if model is None:
             return True

@@ -19,7 +19,7 @@ from server.models.file_names import find_names_like
 from server.models.news import News
 
 RETRY_S = 10.0
-"""Seconds after a failed load in which requests get the reason of the failure. A later request loads again."""
+"""Seconds after a failed load in which requests get the reason of the failure."""
 
 NONE_HERE = "this server has no model that this key may use"
 
@@ -33,8 +33,8 @@ def may_anybody(key_id: str, names: Iterable[str]) -> bool:
 
 class Register:
     """All models by name. `lone`: there is one model, which is used for every name. `may_use` says whether a key may
-    use a model. `news` gets (entry, new state, reason) tuples, and other events as dicts. Once it `is_closed`, no model
-    is loaded."""
+    use a model. `news` gets (entry, new state, reason) tuples, and other events as dicts. Once `is_closed` is set, no
+    model is loaded."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class Register:
         return [entry for entry in self.entries if self.may_use(key_id, entry.names)]
 
     def find(self, name: object, key_id: str) -> Entry:
-        """The model with this name, or without a name the first one that the key may use. ApiError 404 names similar
-        models. Unless the model is `lone`, further log lines of this thread have its name."""
+        """The model with this name, or without a name the first one that the key may use; always the `lone` one. Unless
+        it is `lone`, further log lines of this thread have its name. ApiError 404 or 400."""
         if self.lone is not None:
             if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)
@@ -103,8 +103,8 @@ class Register:
         self.changed.notify_all()
 
     def fail(self, entry: Entry, reason: str, is_passing: bool = False) -> None:
-        """Mark a model as failed. Requests get the reason for `RETRY_S`; if the failure `is_passing`, the next request
-        loads again."""
+        """Mark a model as failed. If the failure `is_passing`, the next request loads again; else requests get the
+        reason for `RETRY_S`."""
         entry.t_retry = 0.0 if is_passing else self.clock() + RETRY_S
         entry.model = None
         self.set(entry, FAILED, reason)

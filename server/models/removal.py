@@ -24,10 +24,10 @@ class RemovalError(Exception):
 
 
 def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[Path]:
-    """Remove the files of a model, its projector unless another model uses it, and folders that become empty.
+    """Remove the files of a model, its projector unless another model uses it, and folders that become empty. A link is
+    removed without its target. Return the removed files.
 
-    RemovalError, before anything is removed, if a file isn't below `roots` or belongs to another program. A link is
-    removed without its target."""
+    RemovalError: before anything is removed, if a file isn't below `roots` or belongs to another program."""
     places = list_removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]

@@ -19,7 +19,7 @@ would be alone; then it may get less than it should have."""
 
 @record(frozen=True)
 class Resident:
-    """A model that has an engine. `t_used` is when it last had work; it `is_idle` if it has none now."""
+    """A model that has an engine, or room for one. `t_used` is when it last had work. `is_idle`: it can leave now."""
 
     name: str
     takes: Room
@@ -30,8 +30,8 @@ class Resident:
 @record(frozen=True)
 class Verdict:
     """`takes` is the room for the new model, if it can be loaded now. Otherwise `leaving` are the models that have to
-    leave first, and `busy` are those among them that are still working. If both are empty, the new model doesn't fit
-    even without all others."""
+    leave first, and `busy` are those of them that aren't idle. If there are none, the new model doesn't fit even
+    without all others."""
 
     takes: Room | None = None
     leaving: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) ->
         if fits(without(free, order[:n]), n == len(order)) is None:
             continue
         leaving = order[:n]
-        for one in order[:n]:  # a model that leaves may not make a difference
+        for one in order[:n]:  # keep those that needn't leave
             fewer = [other for other in leaving if other is not one]
             if len(fewer) >= n_too_many and fits(without(free, fewer), len(fewer) == len(order)) is not None:
                 leaving = fewer
