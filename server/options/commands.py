@@ -42,9 +42,9 @@ class Command:
     """One command. `words` are its arguments as the help shows them, `n_words` is how many are required. With
     `takes_text` more words may follow.
 
-    `options` are names of options in the table, `own` are options that only this command has. `about` is the text of
-    `COMMAND --help`. Lines in it that begin with blanks are examples; {program} stands for the program's name. A
-    command with `has_url` can ask a running server."""
+    `options` are names of options in the table, `own` are options that only this command has. With
+    `takes_model_options` it also takes a model's options. `about` is the text of `COMMAND --help`. Lines in it that
+    begin with blanks are examples; {program} stands for the program's name. `has_url`: it can ask a running server."""
 
     name: str
     words: str
@@ -176,5 +176,5 @@ COMMANDS = {
 
 
 def is_command(argv: Sequence[str]) -> bool:
-    """Whether the command line begins with a command. If a file of that name exists, the word is a model's file."""
+    """Whether the command line begins with a command, and not with the name of an existing file."""
     return bool(argv) and argv[0] in COMMANDS and not os.path.isfile(argv[0])

@@ -2,10 +2,10 @@
 
 In an INI file a comment begins with `#` or `;` at the beginning of a line or behind a blank, but not inside double
 quotes. Sections have no meaning, except in a file of presets, which has one for each model (`read_sections`). JSON
-values become the texts that the command line would have. An `OptionError` names the file and the line or place.
+values become the texts that the command line would have. An `OptionError` names the file, and where in it the fault is.
 
-Not taken: `configparser`. It reports no line numbers, treats `%` and `:` in values as syntax, and converts keys to
-lower case (`-C`).
+Not taken: `configparser`. It doesn't tell a setting's line, treats `%` and `:` as syntax, and converts keys to lower
+case (`-C`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The options as typed, immutable groups. Each part of the server gets only the groups that it needs.
 
-`group` makes them from the parser's result, on the main thread at start or on a thread that loads a model. `SCOPES`
-says which options belong to the server, to a model, or to an errand (something to do instead of serving). Each model
-has its own `ModelOptions`. Values that depend on several options, such as the parameters of llama.cpp's structs, are
-computed here.
+`group` makes them from the parser's result, on any thread. `scope_of` says which options belong to the server, to a
+model, or to an errand (something to do instead of serving). Each model has its own `ModelOptions`. The parameters of
+llama.cpp's structs, which depend on several options, are computed here.
 
 Not taken: `record`. Compiling its `__init__` for so many fields would take two milliseconds at every start.
 """
@@ -67,7 +66,7 @@ SHARED_WITH_DRAFT = (
     "offload_kqv",
     "op_offload",
 )
-"""Parameters that the draft model of speculative decoding takes from those of the large model."""
+"""Parameters that the draft model of speculative decoding takes from the large model, unless options set its own."""
 
 TARGETS = ("model", "context", "pool", "mmproj", "draft_model", "draft_context", "request")
 EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
@@ -82,7 +81,7 @@ def scope_of(option: Option) -> str | None:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Group:
-    """Some options; annotations are their names and types. Values can't be changed."""
+    """Some options. A subclass annotates their names and types. They can't be set again."""
 
     def __init__(self, **values: object) -> None:
         self.__dict__.update(values)
@@ -98,9 +97,10 @@ G = TypeVar("G", bound=Group)
 
 
 class Settings(Group):
-    """The parser's result: the values of all options by name.
+    """The parser's result: the values of all options by `Option.key`.
 
-    `given` are the names of options that the user has set, `warnings` are lines to log once the log is set up.
+    `given` are the keys of options that the user or a bundle has set. `warnings` are lines to log once the log is set
+    up.
     """
 
     given: frozenset[str]
@@ -152,7 +152,7 @@ class ErrandOptions(Group):
 
 
 class HttpOptions(Group):
-    """Where to listen, who may connect, and how much a client may send."""
+    """Where to listen, who may connect, and limits for clients."""
 
     host: tuple[str, ...]
     port: int
@@ -175,7 +175,7 @@ class HttpOptions(Group):
 
 
 class ApiOptions(Group):
-    """What routes show and allow, and the format of their answers."""
+    """What routes show, allow and store, and the format of their answers."""
 
     compat: str
     slots: bool
@@ -208,7 +208,7 @@ class MediaOptions(Group):
 
 
 class ServiceOptions(Group):
-    """How the server tells the system its state, and how it stops."""
+    """How the server tells its state, opens its page, and stops."""
 
     pid_file: str | None
     state_file: str | None
@@ -218,7 +218,7 @@ class ServiceOptions(Group):
 
 
 class LoggingOptions(Group):
-    """What is logged, in which format, and where. `secrets` are masked."""
+    """What is logged or recorded, in which format, and where. `secrets` are masked."""
 
     verbose: bool
     log_verbosity: int
@@ -459,8 +459,7 @@ def _of(kind: type[G], settings: Settings, **derived: object) -> G:
 def _collect_targets(s: Settings) -> dict[str, Params]:
     """The values of all options with a `target` that the user or the profile has set, by struct and field.
 
-    Enums are numbers, lists are tuples (`devices`, `kv_overrides`, `tensor_buft_overrides`, and the CPU numbers of
-    `cpumask`), from which the backend makes C structs.
+    Enums are numbers. Lists (such as `devices`) are tuples, from which the backend makes C structs.
     """
     found: dict[str, Params] = {kind: {} for kind in TARGETS}
     for option in OPTIONS:
@@ -491,7 +490,7 @@ def _make_context_params(s: Settings, targets: dict[str, Params]) -> Params:
 
 
 def _draft_model_params(s: Settings, targets: dict[str, Params]) -> Params:
-    """The draft model's parameters; those about the machine are the large model's."""
+    """The draft model's parameters."""
     large = _make_model_params(s, targets)
     params = {name: large[name] for name in SHARED_WITH_DRAFT if name in large} | targets["draft_model"]
     buffers = (*s.spec_draft_override_tensor, *_on_cpu(s.spec_draft_cpu_moe, s.spec_draft_n_cpu_moe))

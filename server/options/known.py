@@ -1,7 +1,7 @@
-"""Options of llama-server or of the 2024 documents that this server doesn't have.
+"""Options of llama-server, of today or 2024, that this server doesn't have.
 
-If a user sets one, the server either warns that it has no effect (`IGNORED`, for options about speed, memory or looks),
-or refuses to start and says why (`PLANNED` and `REFUSED`).
+If a user sets one, the server either warns that it has no effect (`IGNORED`), or refuses to start and says why
+(`PLANNED` and `REFUSED`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Reads the options from the command line, the environment and the config file, and writes `--help`.
 
 Used by `launch` at start and where a model's options are read. The value of an option comes from the first of these
-places that sets it: command line, environment (`LLAMA_ARG_*`), config file, bundle, the default of the profile that
-`--compat` chooses (but see `asked` and `vertex`). Errors are an `OptionError`: one line that names the option, the
-value and what is allowed.
+places that sets it: command line, environment, config file, bundle, the default of the profile that `--compat` chooses.
+(`parse` and `vertex` have exceptions.) Errors are an `OptionError` with one line for the user.
 
-Not taken: argparse. It can't parse `-np` and `-ngl` beside `-n`, can't tell set values from defaults, and can't refuse
-known options.
+Not taken: argparse. It can't tell set values from defaults, nor read files and the environment by the same rows.
 """
 
 from __future__ import annotations
@@ -156,7 +154,7 @@ def _list_texts(option: Option, place: str, value: object) -> list[str]:
 
 
 class _Source:
-    """The options of one source: `values` by attribute, and warnings about options without effect."""
+    """The options of one source: `values` by `Option.key`, and warnings about options without effect."""
 
     def __init__(self, table: Sequence[Option]) -> None:
         self.table = table
@@ -188,8 +186,8 @@ def _refuse(option: Option, source: str) -> None:
 def read_command(
     argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option]
 ) -> tuple[Settings, list[str], list[tuple[str, str]]]:
-    """The options of a command, the words that aren't options, and the options as (name, word) pairs in order. After
-    `--` no word is an option. OptionError."""
+    """The options of a command, the words that aren't options, and the words of the options, as (`Option.name`, word)
+    pairs in order. After `--` no word is an option. OptionError."""
     end = argv.index("--") if "--" in argv else len(argv)
     line, variables = _Source(table), _Source(table)
     words: list[str] = []
@@ -202,7 +200,7 @@ def read_command(
 
 def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = None) -> list[tuple[str, str]]:
     """Read the options into `source`. A word that isn't an option is added to `words`; without `words` it is the
-    model's file. Return the options as (name, word) pairs in order."""
+    model's file. Return the words of the options, as (`Option.name`, word) pairs in order."""
     rest = list(reversed(argv))
     given: list[tuple[str, str]] = []
     while rest:
@@ -293,7 +291,7 @@ def _index_by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
 
 
 def _read_settings(source: _Source, settings: Iterable[config_file.Setting], scope: str = "") -> None:
-    """Read the settings of a file. With a `scope`, options of other scopes are refused."""
+    """Set the options of a file or a bundle. With a `scope`, OptionError for options of other scopes."""
     by_name = _index_by_name(source)
     seen: dict[str, str] = {}
     for key, texts, where in settings:
@@ -403,7 +401,7 @@ SHAPES_2024 = (
 
 
 def list_compat_rows() -> list[tuple[str, str, str, str]]:
-    """All differences that `--compat` makes, in the same columns."""
+    """All differences that `--compat` makes, in the columns of `SHAPES_2024`."""
     rows = []
     for option in OPTIONS:
         if option.default_2024 is not SAME:

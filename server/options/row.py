@@ -1,6 +1,6 @@
 """A row of the option table, and the functions that convert texts to its values.
 
-Converters are functions of a text; some read the file that it names. They raise ValueError, or `BadValue` with words
+A converter takes a text; some converters read the file that it names. They raise ValueError, or `BadValue` with words
 that follow the option's name: `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
 
 Not taken: a class for each kind of option. A row is data, and kinds differ only in their converter.
@@ -78,7 +78,7 @@ class Option:
     2024`. `dest` is the attribute that the option sets, if it isn't `name`. `choices` maps the allowed words to values.
     `bare` is the text that is used if no value follows. With `repeat` the type returns tuples, which are concatenated.
     `target` is where `groups` puts the value: `KIND:FIELD`, with a kind of `groups.TARGETS`. `note` says why an option
-    has no effect. The value of a `secret` option is never shown.
+    is ignored or refused. `secret`: the value must not appear in the log.
     """
 
     name: str
@@ -109,8 +109,8 @@ class Option:
 
     @property
     def is_plain(self) -> bool:
-        """Whether requests may set it: the value is a number, a switch, a word of a list, or a text that names no file,
-        library or address."""
+        """Whether the value is a number, a switch, a word of a list, or a text that names no secret, file, library or
+        address."""
         return not self.secret and (
             self.type in (None, int, float) or self.choices is not None or self.metavar in PLAIN_VALUES
         )
@@ -152,7 +152,7 @@ def convert(option: Option, source: str, text: str) -> object:
 
 
 def switch(source: str, text: str) -> bool:
-    """The value of a switch in the environment or in a file. OptionError."""
+    """The value of a switch that is set by a text. OptionError."""
     if text.lower() not in SWITCH_WORDS:
         raise OptionError(f"{source}: '{text}' is neither on nor off")
     return SWITCH_WORDS[text.lower()]
@@ -278,7 +278,7 @@ def is_number(text: str) -> bool:
 
 
 def wrap_text(text: str) -> tuple[str, ...]:
-    """The text itself, for options that may be repeated."""
+    """A tuple of the text, for options that may be repeated."""
     return (text,)
 
 
@@ -466,8 +466,8 @@ def lower_items(text: str) -> tuple[str, ...]:
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
-# The names are those of server.engine.seam.task, the letters those of server.api.request.sampling. They can't be
-# imported here; a test compares them.
+# The names are those of server.engine.seam.task, the letters those of server.api.request.sampling. This module can't
+# import either; a test compares them.
 SAMPLER_LETTERS = {
     "e": "penalties",
     "d": "dry",

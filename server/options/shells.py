@@ -1,4 +1,4 @@
-"""Completion scripts for shells and the manual page, made from the option table.
+"""Completion scripts for shells and the manual page, made from the tables of options and commands.
 
 Pure functions for `--completion` and `--man`.
 
@@ -217,7 +217,7 @@ WRITERS: dict[str, Callable[[Sequence[str]], str]] = {
 
 
 def render_manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
-    """The page for section 1, in macros that every `man` understands."""
+    """The manual page (section 1), in man macros."""
     lines = [
         f'.TH LLAMA-SRV 1 "" "llama_srv {version}" "User Commands"',
         ".SH NAME",

@@ -21,7 +21,7 @@ TYPES: dict[str, tuple[str, ...]] = {
 HEADS = ("draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
 KV_TYPES = {name: NUMBERS[name] for name in CACHE_TYPES}
 MAX_THREADS = 512       # GGML_MAX_N_THREADS
-MAX_DRAFT = 1024
+MAX_DRAFT = 1024        # tokens
 
 
 def parse_spec_types(text: str) -> tuple[str, ...]:

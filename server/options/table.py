@@ -1,7 +1,7 @@
-"""The table of options, from which parsing, `--help`, the environment, config files and docs/options.md are made.
+"""The table of options. The parser uses it; `--help` and docs/options.md are made from it.
 
-Data only. Options of the two documents of 2024 and of llama-server v0.5.0 keep their flags, variables and meanings.
-Rows are in the order of `--help`. Options that this server lacks are in `known`. The numbers of `choices` are values of
+Data only. Options of llama-server v0.5.0, and of its documents of 2024, keep their flags, variables and meanings. Rows
+are in the order of `--help`. Options that this server lacks are in `known`. Numbers in `choices` are values of
 llama.cpp's enums; a native test compares them with the bindings.
 """
 
@@ -33,11 +33,11 @@ LAZY_MODES = {"off": 0, "auto": 1, "on": 2}
 
 
 class Preference(NamedTuple):
-    """What follows from `--prefer`, unless `--max-stall-ms` is set."""
+    """What follows from `--prefer`. `--max-stall-ms` overrides the first number."""
 
     max_stall_ms: float
     group_part: int
-    """Of short prompts that came together, one in `group_part` shares a step."""
+    """A step takes one in `group_part` of the short prompts that came together."""
 
 
 PREFERENCES = {
