@@ -1,9 +1,9 @@
 """The program itself: where it is, what it is called, how it starts itself again, where it keeps its cache.
 
 A leaf, used on any thread. It imports little, because every start needs it. The one-file program
-(build_scripts/one_file.sh) unpacks itself into `<folder>/<id>` and passes its own path in LLAMA_SRV_FILE. A running
-program holds a shared lock on its folder. This module removes folders of other versions that haven't been used for two
-weeks and aren't locked.
+(build_scripts/one_file.sh) unpacks itself into `<folder>/<id>` and passes its own path in LLAMA_SRV_FILE. While it
+runs, it holds a shared lock on that folder. It removes folders of other versions that haven't been used for two weeks
+and aren't locked.
 
 Not taken: removing the folder when the program ends. The next start would unpack again, and a killed program can't
 remove it.
@@ -70,8 +70,8 @@ def find_cache_folder(environ: Mapping[str, str] | None = None, system: str = sy
 
 
 def keep_bytecode() -> None:
-    """If the program's folder can't be written, have Python keep compiled modules in the cache folder. Compiling them
-    takes a tenth of a second."""
+    """If Python can't keep compiled modules in the program's folder, have it keep them in the cache folder. Compiling
+    them takes a tenth of a second."""
     is_kept = (ROOT / "server" / "__pycache__").is_dir() or os.access(ROOT, os.W_OK)
     if not (is_kept or is_frozen() or sys.dont_write_bytecode or sys.pycache_prefix):
         with contextlib.suppress(OSError):
@@ -186,7 +186,7 @@ def _remove_if_unused(folder: Path, now: float) -> None:
 
 
 def _try_lock(folder: Path, *, shared: bool) -> int | None:
-    """A descriptor that holds the lock of `folder`; None if another process has it, or the system has no such locks."""
+    """A descriptor that holds the lock of `folder`; None if the lock can't be had."""
     try:
         import fcntl
 

@@ -1,8 +1,8 @@
-"""The composition root, second part: HTTP, JSON and templates around an engine that loads its model.
+"""The composition root, second part: HTTP, JSON and templates around the models.
 
-Runs on the main thread. `app` calls it while the engine's process loads the model. Order at start: listen, wait for the
-engine, serve until a signal comes. Order at stop: stop listening, let running requests finish, end the engine (requests
-that still run get the end of their answers), close the connections that are left.
+Runs on the main thread. `app` calls it, for a single model while the engine's process loads it. Order at start: listen,
+wait for the engine of a single model, serve until a signal comes. Order at stop: stop listening, let running requests
+finish, end the engines (requests that still run get the end of their answers), close the connections that are left.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def serve(
     leave: list[Callable[[], None]],
     starter: Starter | None = None,
 ) -> int:
-    """Listen, wait for `engine`, serve until `stop` is set. Return the exit code. `model` is the name of its model.
-    Functions in `leave` are called when a second signal ends the process. `starter` loads a sleeping model again.
-    OptionError or PassingError if the server can't start."""
+    """Listen, wait for `engine`, serve until `stop` is set. Return the exit code.
+
+    `model` is the model's name if it has no alias. Functions in `leave` are called when a second signal ends the
+    process. `starter` loads a sleeping model again. OptionError or PassingError if the server can't start."""
     prompt_file = options.model.system_prompt_file
     try:
         system_prompt = read_prompt_file(prompt_file)
@@ -110,7 +111,7 @@ def _serve(
     leave: list[Callable[[], None]],
     begin: Callable[[Context, Housekeeping], None],
 ) -> int:
-    """Listen, call `begin`, serve until `stop` is set. Return the exit code."""
+    """Listen, call `begin`, and serve; see `serve`."""
     http, models = options.http, context.models
     path = options.model.sources.model or ""
     try:
@@ -253,7 +254,7 @@ def _wait_for_engine(
     house: Housekeeping,
 ) -> None:
     """Wait until the lone model is ready or has failed, in short intervals, because on Windows a signal can't interrupt
-    a long wait."""
+    a long wait. Then prepare its system prompt and chat template."""
     from server.chat import choose  # noqa: F401  (imported while the engine loads; the template needs it afterwards)
 
     models = context.models
@@ -283,7 +284,7 @@ def _wait_for_engine(
 
 
 def _wait(options: ServiceOptions, models: Models, house: Housekeeping, stop: threading.Event) -> int:
-    """Wait for a signal, or for the end of the lone engine. Return the exit code: 0 after a signal, else 1 or 2."""
+    """Tick until `stop` is set, and return 0. If the lone model can't be loaded, return exit code 1 or 2."""
     if models.is_alive and not stop.is_set() and (models.lone is None or models.default.info.is_generative):
         constraints.prepare()  # last, because few first requests have a constraint
     while not stop.is_set() and models.is_alive:
@@ -299,7 +300,7 @@ def _wait(options: ServiceOptions, models: Models, house: Housekeeping, stop: th
 
 
 def _stand_by(seconds: float, server: HttpServer, house: Housekeeping, models: Models) -> None:
-    """Serve on until load balancers have noticed that this server is stopping."""
+    """Serve on for `seconds`, in which load balancers notice that this server is stopping."""
     if seconds:
         server.wind_down()
     end = time.monotonic() + seconds

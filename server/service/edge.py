@@ -1,7 +1,7 @@
-"""Sets up the HTTP edge from the options: address, limits, keys, TLS, CORS, static files.
+"""Sets up the HTTP server from the options: address, limits, keys, TLS, CORS, static files.
 
-Main thread, at the start. Later, its loop calls `KeyFiles.refresh`, so changed keys take effect without a restart.
-Imports nothing about models.
+Main thread. While the server runs, `Housekeeping` calls `KeyFiles.refresh`, so changed keys take effect without a
+restart. Imports nothing about models.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from server.web.router import Router
 from server.web.static import StaticFiles
 
 BODY_SHARE, TEXT_SHARE = 12, 180
-"""A body takes 12 times its size in memory while it is parsed; a text takes 180 times its size while it is tokenized.
-The memory limit must be enough for the largest body or the longest text, not for both at once."""
+"""A body may take 12 times its size in memory while it is parsed; a text, 180 times its size while it is tokenized. The
+memory limit must be enough for the largest body or the longest text, not for both at once."""
 
 log = get_logger("http")
 
 
 class KeyFiles:
-    """The API keys of the command line and of `--api-key-file`, which is read again when it changes."""
+    """The API keys of the command line and of `--api-key-file`."""
 
     def __init__(self, options: HttpOptions) -> None:
         self._given: tuple[str | Grant, ...] = (
@@ -94,7 +94,7 @@ def make_tls_context(options: HttpOptions) -> ssl.SSLContext | None:
 
 
 def read_limits(options: HttpOptions) -> Limits:
-    """The limits of the edge. `--timeout`, if it has a value, replaces the times for a body and for a send."""
+    """The limits of the HTTP server. `--timeout` replaces the times for a body and for a send."""
     made = Limits(body_bytes=options.max_body << 20, n_connections=make_room_for_connections(options.max_connections))
     least = max(BODY_SHARE * options.max_body, TEXT_SHARE * options.max_text) << 20
     made = replace(made, all_requests_bytes=max(made.all_requests_bytes, least))
@@ -104,7 +104,7 @@ def read_limits(options: HttpOptions) -> Limits:
 
 
 def make_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Path, refusals: Refusals) -> HttpServer:
-    """Create and bind the server, without starting it. BindError if the address can't be used."""
+    """Create and bind the server, without starting it. BindError if the address can't be used; OptionError."""
     folder = Path(options.path) if options.path else public
     if not folder.is_dir():
         raise OptionError(f"--path {folder}: this folder doesn't exist")
@@ -131,7 +131,8 @@ def is_shared(options: HttpOptions) -> bool:
 
 
 def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_verbose: bool) -> None:
-    """Warn if the whole network can use the server, and if its log shows users' texts."""
+    """Log a warning if the whole network can use the server, and if the log shows several users' texts. Log a hint if
+    requests must name this machine."""
     if not server.is_local and not len(keys.ring):
         log.warning(
             "listening on %s without an API key: every machine that reaches this one can use the model "

@@ -26,7 +26,7 @@ from server.service.systemd import Notifier
 from server.stacks import collect_stacks
 from server.web.httpd import HttpServer
 
-TICK_S = 0.5  # seconds between two calls of `tick`
+TICK_S = 0.5  # most seconds between two calls of `tick`
 EXTEND_US = 60_000_000
 """Microseconds that systemd is asked to wait longer whenever a load has made progress."""
 

@@ -1,9 +1,9 @@
 """Removes the UNIX sockets of a server that was killed. A small process waits for the server's end.
 
-`Janitor` is the server's side (main thread, only if it listens on such sockets), `main` is the process, started with
-the hidden flag `--janitor`. The process reads from a pipe that the server holds open, so it notices the server's end
-however it died. Then it removes the sockets that are still the server's; another server may have created its own in the
-same place.
+`Janitor` is the server's side (main thread), `main` is the process, started with the hidden flag `--janitor` if the
+server listens on such sockets. The process reads from a pipe that the server holds open, so it notices any end of the
+server. Then it removes the sockets that are still the server's; another server may have created its own in the same
+place.
 
 Not taken: doing this in the engine's process, which on Linux is killed together with the server; doing it at the
 next start, which may never come.
@@ -25,10 +25,10 @@ END_S = 5.0  # longest wait for the process when the server ends
 
 
 class Janitor:
-    """The process while the server runs. Without paths, none is started."""
+    """The server's side. Without paths, no process is started."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        """OSError if it can't be started."""
+        """OSError if the process can't be started."""
         rows = [
             f"{status.st_dev}:{status.st_ino}:{os.path.abspath(path)}" for path in paths for status in [os.lstat(path)]
         ]

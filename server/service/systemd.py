@@ -1,7 +1,7 @@
-"""Tells systemd that the service is ready, alive or stopping. Main thread; imports nothing of the program.
+"""Tells systemd the state of the service. Main thread; imports nothing of the program.
 
-The protocol (sd_notify(3)) sends a datagram of `NAME=value` lines to the socket in `NOTIFY_SOCKET`. That needs no
-library. Without that variable or UNIX sockets, nothing is sent.
+The protocol (sd_notify(3)) sends a datagram of `NAME=value` lines to the socket in `NOTIFY_SOCKET`. Without that
+variable or UNIX sockets, nothing is sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Notifier:
         self._t_alive = -1e9
 
     def send(self, **fields: object) -> bool:
-        """Send one message. Returns False if it could not be sent, since the service must go on."""
+        """Send one message. Returns False if it could not be sent."""
         if not self.is_wanted:
             return False
         text = "\n".join(f"{name}={value}" for name, value in fields.items())
@@ -50,7 +50,7 @@ class Notifier:
 
 
 def _read_watchdog_s(environ: Mapping[str, str]) -> float:
-    """systemd's interval, if it is meant for this process."""
+    """systemd's interval in seconds; 0 if there is none for this process."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = environ.get("WATCHDOG_USEC", "")

@@ -1,7 +1,7 @@
 """Access control: API keys, the Host header (DNS rebinding), the Origin header (CORS and cross-site writes).
 
-Connection threads run the checks, which decide from header values alone and raise `ApiError`. Everything is immutable
-except for `KeyRing`, whose `replace` swaps its table of keys."""
+Connection threads run the checks, which raise `ApiError`. Everything is immutable except for `KeyRing`, whose `replace`
+swaps its keys."""
 
 from __future__ import annotations
 
@@ -60,9 +60,8 @@ class KeyRing:
         return sum(not grant.is_admin for grant in self._grants.values())
 
     def check(self, headers: Headers) -> str:
-        """The id of the request's key, "" if the request has none and needs none; ApiError 401 otherwise. The key comes
-        as `Authorization: Bearer K`, `Authorization: K` or `X-Api-Key: K`. The comparison takes the same time for every
-        key, right or wrong."""
+        """The id of the request's key; "" if the request has no accepted key and needs none; ApiError 401 otherwise.
+        The key comes as `Authorization: Bearer K`, `Authorization: K` or `X-Api-Key: K`."""
         found = self.find(headers)
         if not found and len(self):
             raise ApiError(401, "Invalid API Key", headers={"WWW-Authenticate": "Bearer"})
@@ -195,8 +194,8 @@ class CorsPolicy:
         return authority.lower() == (host or "").lower() or is_loopback(split_host(authority))
 
     def check(self, method: str, headers: Headers, host: str | None) -> None:
-        """ApiError 403 if a page of a foreign origin sent a request that may change something. Browsers send such a
-        request without a preflight if it looks like a form."""
+        """ApiError 403 if a page whose origin isn't allowed sent a request that may change something. Browsers send
+        such a request without a preflight if it looks like a form."""
         origin = headers.get("origin")
         if method in SAFE_METHODS or origin is None or self.is_allowed(origin, host):
             return

@@ -1,8 +1,8 @@
 """One client connection on its own thread: read a request, check it, run its handler, write the answer, repeat.
 
-Only the loop (`handle`) and the Date format come from `BaseHTTPRequestHandler`. Its reading and writing are not used:
-its parser is lax, it ignores `Transfer-Encoding`, it answers errors in HTML, and it sends a packet for each write.
-Cheap checks come first. Every check that needs only the head is done before the body is read.
+Only the loop (`handle`) comes from `BaseHTTPRequestHandler`. Its reading and writing are not used: its parser is lax,
+it ignores `Transfer-Encoding`, and it answers errors in HTML. Cheap checks come first. Every check that needs only the
+head is done before the body is read.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class AccessRecord:
 
 @record
 class Exchange:
-    """One request and its answer. All state of a request is here; none of it stays on the connection."""
+    """One request and its answer."""
 
     head: Head
     id: str
@@ -115,9 +115,10 @@ class StartedStream:
 
 @record(eq=False)
 class Connection:
-    """The server's entry for one connection. The connection thread replaces `sock` when TLS starts. The server's lock
-    protects `is_idle` (the connection waits for a request, so `stop` may cut it at once) and `t_silent` (the time since
-    which the client has sent no whole request head; None while a request is served)."""
+    """The server's entry for one connection. The connection thread replaces `sock` when TLS starts.
+
+    `is_idle`: the connection waits for a request, so `stop` may end it at once. `t_silent` is since when the client has
+    sent no whole request head; None while a request is served. The server's lock protects both."""
 
     sock: socket.socket
     client: str
@@ -317,7 +318,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         return answer
 
     def _admit(self, head: Head, route: Route) -> str:
-        """The id of the request's API key, "" if none is needed; ApiError 401 or 429."""
+        """The id of the request's API key, "" if it has none and needs none; ApiError 401 or 429."""
         auth, rate = self.server.auth, self.server.rate
         try:
             find = None if auth is None else auth.find if route.public else auth.check

@@ -35,7 +35,7 @@ from server.web.static import StaticFiles
 from server.web.watcher import Watcher
 
 POLL_S = 0.25
-"""Period of the accept loop: the longest time that `stop` waits for it, and how often refused sockets are closed."""
+"""Longest time between two rounds of the accept loop."""
 REFUSED_KEEP_S = 1.0
 """How long a refused connection is kept open, so that the client can read the refusal."""
 REFUSED_PART = 4
@@ -169,8 +169,7 @@ class WebServer(ThreadingHTTPServer):
             self._refuse(request, FULL)
 
     def _has_room(self) -> bool:
-        """Whether there is room for one more connection, possibly after `_cut_silent`: otherwise silent connections
-        could block the server. Called with the lock held."""
+        """Whether one more connection is accepted, possibly after `_cut_silent`. Called with the lock held."""
         return len(self.connections) < self.limits.n_connections or self._cut_silent()
 
     def _cut_silent(self) -> bool:
@@ -205,7 +204,7 @@ class WebServer(ThreadingHTTPServer):
         get_logger("http").exception("connection thread failed")
 
     def service_actions(self) -> None:
-        """Accept thread: close refused connections whose clients have had time to read the refusal."""
+        """Accept thread: close refused connections that are too old or too many."""
         self._close_refused(max(self.limits.n_connections // REFUSED_PART, 1))
 
     def _close_refused(self, n_kept: int) -> None:
@@ -339,14 +338,13 @@ class HttpServer:
         self._thread.start()
 
     def wind_down(self) -> None:
-        """From now on close each connection after its next answer. Keep-alive clients then reconnect elsewhere, and
-        don't send a request into a connection that is being closed."""
+        """From now on close each connection after its next answer, so that keep-alive clients reconnect elsewhere."""
         self._server.is_winding_down = True
 
     def stop(self, deadline_s: float = 10.0, conclude: Callable[[], None] | None = None) -> int:
-        """Stop accepting, end idle connections, and wait `deadline_s` for running requests. Then call `conclude`, which
-        must end the answers of those still running, and cut the connections whose clients don't read that end in time.
-        Returns the number of connections cut. Idempotent."""
+        """Stop accepting, end idle connections, and wait at most `deadline_s` for running requests. Then call
+        `conclude`, which must end the answers of requests that still run, and cut the connections that are still open
+        `ANSWER_S` later. Returns their number. Idempotent."""
         server = self._server
         with server.lock:
             server.is_stopping = server.is_winding_down = True
@@ -381,8 +379,8 @@ class HttpServer:
 
 
 def get_client_name(address: object) -> str:
-    """The peer's address without its port, for logs and fair shares. IPv4 addresses of IPv6 sockets lose their
-    prefix."""
+    """The peer's address without its port, for logs and fair shares; "unix" for a UNIX socket. IPv4 addresses of IPv6
+    sockets lose their prefix."""
     if not isinstance(address, tuple):
         return "unix"
     return address[0].removeprefix("::ffff:")
@@ -412,7 +410,8 @@ def _cut(sock: socket.socket) -> None:
 
 
 def _end_reading(sock: socket.socket) -> None:
-    """End a connection that waits for a request. Except on Windows, one that has arrived can still be answered."""
+    """End a connection that waits for a request. Except on Windows, a request that has arrived can still be
+    answered."""
     if os.name == "nt":
         _cut(sock)
     else:

@@ -1,4 +1,4 @@
-"""The limits of the HTTP edge: sizes, counts and times. Every thread reads them.
+"""The limits of the HTTP server: sizes, counts and times. Any thread reads them.
 
 `service.edge` sets some fields from options. Not taken: one timeout for everything. A slow head, a slow body and a
 quiet keep-alive connection need different ones."""

@@ -1,4 +1,4 @@
-"""The data that handlers work with: `Request`, `Response`, `EventStream`, and JSON. Used on connection threads.
+"""The data that handlers work with: `Request`, `Response`, `EventStream`, and JSON. Any thread.
 
 Of `server.web`, it imports only `presence` and the parsers of `http1`."""
 
@@ -24,14 +24,14 @@ from server.web.http1.multipart import Part
 from server.web.presence import Presence
 
 CLIENT_CLOSED = 499
-"""Only in the access log, as in nginx's: the client left before it was answered."""
+"""A status that is never sent: the client left before it was answered. The access log shows it, as nginx's does."""
 JSON_TYPE = "application/json; charset=utf-8"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
-JSON_DEPTH = 256
+JSON_DEPTH = 256  # levels
 JSON_VALUES = 2_000_000
 """Most values in a body. Python's JSON reader holds the GIL until it is done, and all streams wait for it."""
 VALUE_BYTES, PART_BYTES = 64, 256
-"""Memory of a value besides its characters; memory of an array, an object or a key."""
+"""Bytes in memory: of a value besides its characters; of an array, an object or a key."""
 JSON_PARTS = 250_000
 """Most arrays, objects and keys of objects in a body; they cost more memory than other values."""
 JSON_FAULTS = {
@@ -47,7 +47,7 @@ JSON_FAULTS = {
     "Invalid \\": "unknown escape sequence",
 }
 """Beginnings of the standard library's messages, and our words for them."""
-LARGE = 1 << 17  # bytes; in larger bodies integers are converted by a Python function, so that other threads can run
+LARGE = 1 << 17  # bytes; in larger bodies a Python function converts integers, so that other threads can run
 WIDEST = 4  # most bytes of a character in memory
 ROUGH_BYTES = 64 << 20  # bytes; above this estimate the values are counted exactly
 _one_large = threading.Lock()  # only one large body is parsed at a time
@@ -75,10 +75,13 @@ ESCAPE = re.compile(
 
 @record
 class Request:
-    """One request with its whole body. `path` is decoded; `query` has the last value of each name; `client` is the
-    peer's address without its port ("unix" for a UNIX socket); `id` is safe to print; `params` are the `{name}` parts
-    of the route; `form` has the parts of a form. `key_id` identifies the API key ("" without one) and doesn't reveal
-    it. With `in_background` all other requests have priority. Fields that may hold secrets are not in the repr."""
+    """One request with its whole body.
+
+    `path` is decoded. `query` has the last value of each name. `client` is the peer's address without its port ("unix"
+    for a UNIX socket). `id` is safe to print. `params` are the `{name}` parts of the route. `form` has the parts of a
+    form. `key_id` identifies the API key ("" without one) and doesn't reveal it. `endings` are called once the request
+    has ended. With `in_background` all other requests have priority. Fields that may hold secrets are not in the repr.
+    """
 
     method: str
     path: str
@@ -100,12 +103,12 @@ class Request:
 
     @property
     def owner(self) -> str:
-        """The client that the request counts for in fair shares: its API key, or else its address."""
+        """The client that the request counts for in fair shares: the id of its API key, or else its address."""
         return self.key_id or self.client
 
     def read_json(self) -> object:
-        """The body parsed as JSON, whatever its content type; ApiError 400 with the position of the first error. Can be
-        called only once: it frees the raw body, which may be large."""
+        """The body parsed as JSON, whatever its content type; ApiError 400. Can be called only once: it frees the raw
+        body, which may be large."""
         body, self.body = self.body, b""
         try:
             return parse_json(body)
@@ -122,10 +125,9 @@ class Request:
     def on_disconnect(
         self, callback: Callable[[], None], on_end: Callable[[], None] | None = None
     ) -> AbstractContextManager[object]:
-        """A context in which `callback` is called at most once: on the watcher's thread when the client leaves, or at
-        once if it has left. The callback must be quick and not raise. Leaving the block doesn't wait for a call
-        that has begun. A stream passes `on_end`, which is called when the client has only ended its sending side: write
-        something soon to find out whether it still reads."""
+        """See `Presence.on_disconnect`. The callbacks, mostly called on the watcher's thread, must be quick and not
+        raise. Leaving the block doesn't wait for a call that has begun. After `on_end`, a stream should write something
+        soon, to find out whether the client still reads."""
         return self.presence.on_disconnect(callback, on_end)
 
     def call_at_end(self, callback: Callable[[], None]) -> None:
@@ -143,15 +145,15 @@ class Request:
         return Request(self.method, self.path, client=self.client, id=self.id, key_id=self.key_id)
 
     def require_client(self, stream: bool = False) -> None:
-        """ApiError 499, which is never sent, if the client has left. Handlers call this between two phases of their
-        work. `stream`: the answer is a stream."""
+        """ApiError 499 if the client has left (`Presence.is_lost`). Handlers call this between two phases of their
+        work."""
         if self.presence.is_lost(stream):
             raise ApiError(CLIENT_CLOSED, "the client closed the request")
 
 
 @record
 class Response:
-    """An answer with its whole body. The connection adds Content-Length, Date, Server, CORS and X-Request-Id."""
+    """An answer with its whole body. The connection adds further headers."""
 
     status: int = 200
     body: bytes = b""
@@ -159,10 +161,10 @@ class Response:
 
 
 class Writer(Protocol):
-    """Sends chunks of a stream on another thread than the connection's; see `server/web/http1/direct.py`."""
+    """Sends chunks of a stream for the connection's thread; see `server/web/http1/direct.py`."""
 
     def offer(self, data: bytes) -> bool:
-        """Send without waiting. False if some bytes are left, which `drain` must send."""
+        """Any thread: send without waiting. False if some bytes are left, which `drain` must send."""
 
     def drain(self) -> None:
         """The connection thread: send the bytes that are left."""
@@ -173,9 +175,10 @@ class EventStream:
     """A streamed answer: server-sent events (`server.web.sse`), unless its headers have another content type.
 
     The first chunk is fetched before the head is written, so an ApiError until then becomes an ordinary error answer.
-    An empty first chunk sends the head at once. `chunks.close()` is always called, also when the client has left.
+    An empty first chunk sends the head at once. If `chunks` has a method `close`, it is called at the end, also when
+    the client has left.
 
-    If `chunks` has a method `divert(writer)`, it is called after the first chunk. Then, while the iterator waits in
+    If `chunks` has a method `divert(writer)`, it may be called after the first chunk. Then, while the iterator waits in
     `next`, any thread may send chunks with `writer.offer`. If an offer was not sent completely, the iterator calls
     `writer.drain` before it goes on."""
 
@@ -258,7 +261,7 @@ def _replace_nonfinite(obj: object) -> object:
 
 def parse_json(body: bytes | bytearray) -> object:
     """Parse strict JSON in UTF-8 (a BOM is skipped): no NaN, no infinity in any spelling, no lone surrogates, at most
-    `JSON_DEPTH` levels. The last of duplicate keys wins. ApiError 400 names the position."""
+    `JSON_DEPTH` levels. The last of duplicate keys wins. ApiError 400."""
     if not body or body.isspace():
         raise ApiError(400, "The request body is empty; expected JSON.")
     with _one_large if len(body) > LARGE else nullcontext():

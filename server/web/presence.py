@@ -1,11 +1,12 @@
-"""Whether the client of one request is still connected. The watcher's thread sets it, the handler reads it.
+"""Whether the client of one request still waits for its answer. The watcher's thread sets it, the handler reads it.
 
-A request with a body is watched from the end of its body to the end of its answer, also while the handler computes. A
-call that can't be interrupted (the tokenizer in C) runs on; its result is dropped.
+A POST, PUT or PATCH request is watched from the end of its body to the end of its answer. A call that can't be
+interrupted (the tokenizer in C) runs on; its result is dropped.
 
-A client that ends its sending side may have closed the connection, or may still wait for its answer. A stream finds out
-by writing. While a plain answer is computed, such a client counts as gone, unless the server has `half_close`. Not
-taken: an interim answer (100) as a probe; old proxies can't handle it.
+A client that closes the connection and one that only ends its sending side look the same at first (`has_ended`). A
+stream finds out by writing: a closed connection is then reset (`is_gone`). While a plain answer is computed, an end
+counts as leaving, unless the server has `half_close`. Not taken: an interim answer (100) as a probe; old proxies can't
+handle it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from contextlib import AbstractContextManager, contextmanager
 
 Callback = Callable[[], None]
 Watch = Callable[[Callback, Callback], AbstractContextManager[object]]
-"""Takes two callbacks and returns a context. Inside it, the first is called once when the connection is closed or
-reset, the second once when the client has ended its sending side."""
+"""Takes two callbacks and returns a context. Inside it, the first is called once for GONE, the second once for ENDED
+(see `watcher.find_peer_state`)."""
 
 
 class Presence:
-    """`is_gone`: the connection is closed or reset. `has_ended`: the client has ended its sending side. If `watch` is
-    None, the client never leaves. With `half_close`, a client that has ended its sending side still waits for any kind
-    of answer."""
+    """`is_gone`: the connection was reset. `has_ended`: the client has closed it, or has only ended its sending side.
+    If `watch` is None, the client never leaves. With `half_close`, a client that `has_ended` counts as waiting."""
 
     __slots__ = ("is_gone", "has_ended", "_half_close", "_watch", "_watching", "_lock", "_callbacks")
 
@@ -48,15 +48,14 @@ class Presence:
             self._watching = self._watch = None
 
     def is_lost(self, stream: bool) -> bool:
-        """Whether the client no longer waits for the answer, as far as can be known. `stream`: the answer is a
-        stream."""
+        """Whether the client counts as having left. `stream`: the answer is a stream."""
         return self.is_gone or (self.has_ended and not (stream or self._half_close))
 
     @contextmanager
     def on_disconnect(self, on_gone: Callback, on_end: Callback | None = None) -> Iterator[None]:
-        """Inside the block, `on_gone` is called once when the client leaves, or at once if it has left already.
-        `on_end`, which streams pass, is called once if the client ends its sending side; without it, an end counts as
-        leaving unless the server has `half_close`."""
+        """Inside the block, `on_gone` is called once when the client `is_gone`, and `on_end`, which streams pass, once
+        when it `has_ended`; at once if that is so already. Without `on_end`, `on_gone` is called in either case, with
+        `half_close` only for `is_gone`."""
         self.begin()
         if on_end is None:
             on_end = _ignore if self._half_close else on_gone

@@ -1,8 +1,9 @@
-"""The rate limit: a token bucket for each API key, or for each address where no key is used. Connection threads.
+"""The rate limit: a token bucket for each API key, or for each network (`network_of`) where no key is used. Connection
+threads.
 
-Requests whose method allows a body (POST and the like) are counted, before it is read, unless their route `is_free`.
-Requests that are refused for their key count for their address, so that guessing keys is slow. Memory is bounded: full
-buckets are forgotten, and beyond `N_BUCKETS` the buckets that have been unused for longest.
+POST, PUT and PATCH requests are counted before their body is read, unless their route `is_free`. Requests that are
+refused for their key count for their network, so that guessing keys is slow. Memory is bounded: full buckets are
+forgotten, and beyond `N_BUCKETS` the buckets that have been unused for longest.
 
 Not taken: sliding windows (they store every request), and trusting `X-Forwarded-For` (any client can write it).
 """
@@ -49,7 +50,7 @@ class RateLimiter:
             )
 
     def _forget(self, now: float) -> None:
-        """Remove the oldest buckets if they are full or too many. Removing two per request keeps the table bounded."""
+        """Remove the two oldest buckets if they are full or too many. Two per request keep the table bounded."""
         for _ in range(2):
             owner = next(iter(self._full_at))
             if self._full_at[owner] > now and len(self._full_at) <= N_BUCKETS:
@@ -60,8 +61,8 @@ class RateLimiter:
 
 
 def network_of(client: str) -> str:
-    """The network that an address is counted for. One IPv6 client usually has 2^64 addresses, so its /64 network
-    counts."""
+    """The network that an address is counted for: an IPv4 address itself, but the /64 network of an IPv6 address,
+    because one IPv6 client usually has 2^64 addresses."""
     try:
         address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:

@@ -39,8 +39,8 @@ class _Node:
 
 class Router:
     """`prefix` (for example `/llm`) is put before every path. HEAD requests go to the GET route. `hints` maps a path to
-    a sentence. The 404 answer for an unknown path at or below it, with or without the prefix, includes this sentence.
-    `{prefix}` in a sentence is replaced."""
+    a sentence for the 404 answer to unknown paths at or below it, with or without the prefix. `{prefix}` in a sentence
+    is replaced."""
 
     def __init__(
         self, routes: Iterable[Route], prefix: str = "", hints: Mapping[str, str] = MappingProxyType({})

@@ -1,4 +1,4 @@
-"""Server-sent events: pure functions from objects to bytes. Each event is sent as one chunk."""
+"""Server-sent events: pure functions from objects to bytes."""
 
 from __future__ import annotations
 

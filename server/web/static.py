@@ -15,7 +15,7 @@ from pathlib import Path
 from server.web.http1.head import Headers
 from server.web.message import Response
 
-FILE_BYTES_MAX = 64 * 1024 * 1024
+FILE_BYTES_MAX = 64 * 1024 * 1024  # larger files are not served
 
 MIME_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -65,7 +65,7 @@ class StaticFiles:
         self._prefix = prefix.rstrip("/")
 
     def respond(self, path: str, headers: Headers) -> Response | None:
-        """200 with the file, 304 if the client has it already, None if there is no such file. `path` is decoded."""
+        """200 with the file, 304 if the client has it already, None if it can't be served. `path` is decoded."""
         file = self.find(path)
         if file is None:
             return None

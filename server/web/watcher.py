@@ -8,9 +8,9 @@ Handlers wait for the engine, not for the socket. Without the watcher, a client 
 queued or in prefill would occupy a slot until its first token is written. Not taken: polling in each handler. That
 wakes hundreds of threads a second and detects nothing during a long call.
 
-A socket belongs to its connection thread; the watcher only peeks at it. All selector calls happen on the watcher's
-thread; other threads put changes into a queue and wake it. Once woken, it waits for `GATHER_S`. A request that is
-answered within that time isn't registered, and further requests don't wake the thread again."""
+A socket belongs to its connection thread; the watcher only peeks at it. Other threads put changes into a queue and wake
+the watcher's thread, which alone uses the selector. Once woken, it waits for `GATHER_S`. A request that is answered
+within that time isn't registered, and further requests don't wake the thread again."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from collections.abc import Callable
 from server.log import get_logger
 
 GATHER_S = 0.02
-"""A client that leaves at the beginning of its request is noticed up to this many seconds later."""
+"""Seconds that the woken thread waits for further changes."""
 QUIET, DATA, ENDED, GONE = "quiet", "data", "ended", "gone"  # see `find_peer_state`
 TLS_ALERT, TLS_DATA = 0x15, 0x17
 TLS13_ALERT_BYTES = 19
-"""Size of an encrypted alert of TLS 1.3: 2 bytes of alert, 1 of type, 16 of tag. No HTTP data is that short."""
+"""Size of an encrypted alert of TLS 1.3: 2 bytes of alert, 1 of type, 16 of tag. HTTP data is hardly ever that
+short."""
 
 
 class _Watch:
@@ -57,9 +58,8 @@ class _Watch:
 
 
 class Watcher:
-    """`watch(sock, on_gone)` returns a context. Inside it, `on_gone` is called once if the client resets or closes the
-    connection, or ends its sending side. If `on_end` is passed, it is called instead for ENDED (see `find_peer_state`),
-    and `on_gone` only for GONE."""
+    """`watch(sock, on_gone)` returns a context. Inside it, `on_gone` is called once for ENDED or GONE (see
+    `find_peer_state`). If `on_end` is passed, it is called once for ENDED, and `on_gone` only for GONE."""
 
     def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
@@ -81,7 +81,7 @@ class Watcher:
         return _Watch(self, sock, on_gone, on_end)
 
     def stop(self) -> None:
-        """End the thread. The callbacks of later watches are never called. Idempotent."""
+        """End the thread. Afterwards no callback is called. Idempotent."""
         with self._lock:
             self._is_stopped = True
             thread = self._thread
@@ -204,9 +204,12 @@ def _call(callback: Callable[[], None]) -> None:
 
 
 def find_peer_state(sock: socket.socket) -> str:
-    """The state of a connection: GONE if the peer has reset it or this side has closed it, ENDED if the peer has ended
-    its sending side or has closed the connection, DATA if unread bytes are waiting, else QUIET. Reads nothing from the
-    socket.
+    """The state of a connection, without reading from the socket:
+
+    - GONE: the peer has reset it, or this side has closed it;
+    - ENDED: the peer has closed it, or has only ended its sending side;
+    - DATA: unread bytes are waiting;
+    - QUIET: none of these.
 
     With TLS it peeks at the encrypted bytes, since SSLSocket.recv refuses MSG_PEEK.
     """
@@ -223,7 +226,7 @@ def find_peer_state(sock: socket.socket) -> str:
 
 
 def is_tls_closing(record_head: bytes) -> bool:
-    """Whether the first 5 bytes of a TLS record announce an alert. During a request that is a close_notify."""
+    """Whether the first 5 bytes of a TLS record announce an alert. During a request that counts as a close_notify."""
     if len(record_head) < 5:
         return False
     n_bytes = int.from_bytes(record_head[3:5], "big")

@@ -1,7 +1,7 @@
 """Decoders for request bodies with a Content-Length or in the chunked coding. Pure: they are fed with bytes.
 
 Chunks are decoded strictly, to prevent request smuggling (see `head.py`). Chunk extensions and trailers are checked and
-dropped. The body limit bounds memory and time; bodies of very many tiny chunks are refused (`N_CHUNKS_FREE`)."""
+dropped. Bodies of very many tiny chunks are refused (`N_CHUNKS_FREE`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from server.web.http1.head import SINGLE_HEADERS, Framing, make_too_large_error,
 from server.web.limits import Limits
 
 SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-LINE_BYTES = 4 * 1024
-TRAILER_BYTES = 8 * 1024
+LINE_BYTES = 4 * 1024  # most bytes of a line
+TRAILER_BYTES = 8 * 1024  # most bytes of the trailer
 N_CHUNKS_FREE = 16 * 1024
 """A body may have this many chunks of any size, and one more for every `MEAN_BYTES` of its data."""
 MEAN_BYTES = 64
@@ -25,7 +25,7 @@ def make_body_decoder(framing: Framing, limits: Limits) -> LengthDecoder | Chunk
 
 
 class Decoder:
-    """What both decoders have: the decoded `body`, and in `rest` the bytes after it."""
+    """What both decoders have: `body`, as decoded since the last `take`, and in `rest` the bytes after the body."""
 
     def __init__(self) -> None:
         self.body = bytearray()
@@ -37,7 +37,7 @@ class Decoder:
         return self._n_taken + len(self.body)
 
     def take(self) -> bytearray:
-        """Take out the part of the body that was decoded since the last call."""
+        """Take the decoded bytes out of `body`."""
         part, self.body = self.body, bytearray()
         self._n_taken += len(part)
         return part
@@ -68,7 +68,7 @@ class ChunkedDecoder(Decoder):
         self.done = False
         self._limits = limits
         self._pending = bytearray()
-        self._n_left = 0  # of the current chunk
+        self._n_left = 0  # missing bytes of the current chunk
         self._n_chunks = 0
         self._n_trailer = 0
         # A plain function, not a bound method: no reference cycle keeps an old body alive.

@@ -1,10 +1,10 @@
 """Lets the thread that receives tokens from the engine write a stream itself, so that no token has to wake the
 connection thread.
 
-The connection thread lends its socket to that thread, which serves all streams of an engine, and sleeps. An `offer`
-never waits. Bytes that the client's socket doesn't accept are kept, and the connection thread wakes up to send them,
-with its usual deadline. A lock in `server/engine/client/engine_client.py` prevents both threads from writing at the
-same time.
+The connection thread sleeps and lends its socket to that thread, which serves all streams of an engine. An `offer`
+doesn't wait for the client. Bytes that the client's socket doesn't accept are kept, and the connection thread wakes up
+to send them, with its usual deadline. A lock in `server/engine/client/engine_client.py` prevents both threads from
+writing at the same time.
 
 Not for TLS, since two threads can't use one TLS object. Not taken: an event loop for all streams. Handlers, limits and
 the watcher would have to change, and streams over TLS would need a second way.
@@ -32,7 +32,7 @@ class DirectWriter:
         self._rest = b""
 
     def offer(self, data: bytes) -> bool:
-        """Any thread; see `Writer`.
+        """Any thread; see `message.Writer`.
 
         On an error nothing counts as sent: the connection thread will get the same error and handle it.
         """
@@ -51,7 +51,7 @@ class DirectWriter:
         return not self._rest
 
     def drain(self) -> None:
-        """The connection thread; see `Writer`. ClientGone if the client has left or reads too slowly."""
+        """The connection thread; see `message.Writer`. ClientGone if the client has left or reads too slowly."""
         rest, self._rest = self._rest, b""
         if rest:
             self._wire.send(rest)

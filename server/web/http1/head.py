@@ -232,7 +232,7 @@ def decode_percent(text: str, part: str) -> str:
 
 
 def parse_query(query: str) -> dict[str, str]:
-    """`a=1&b&a=2` -> {"a": "2", "b": ""}. ApiError 400 for control characters, also line breaks."""
+    """`a=1&b&a=2` -> {"a": "2", "b": ""}. ApiError 400 as in `decode_percent`."""
     fields = {}
     for field in query.split("&"):
         if field:

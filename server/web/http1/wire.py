@@ -1,7 +1,7 @@
 """One client's socket. Every read and write has a deadline; bytes after a request are kept for the next one.
 
-Used by one connection thread. Errors of the socket become `ClientGone` (closed, reset, or reads too slowly) or
-`ClientSlow`, so that an OSError of a handler is never mistaken for the client's."""
+Used by one connection thread (`direct.py` writes to the socket for it). Errors of the socket become `ClientGone` or
+`ClientSlow`, so that an OSError of a handler isn't mistaken for the client's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN_HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
 
 class ClientGone(Exception):
-    """The connection can't be used any more."""
+    """The connection can't be used any more: it is closed or reset, or the client reads too slowly."""
 
 
 class ClientSlow(Exception):
@@ -125,7 +125,7 @@ class Wire:
 
     def close(self, linger: bool) -> None:
         """Close the connection gracefully. With `linger` the client may still be sending. Closing at once would then
-        reset the connection and lose the answer, so incoming bytes are dropped for `linger_s` first."""
+        reset the connection and lose the answer, so incoming bytes are dropped first, for at most `linger_s`."""
         try:
             if isinstance(self.sock, ssl.SSLSocket) and not linger:
                 self.sock.settimeout(0)
