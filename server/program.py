@@ -40,7 +40,7 @@ def is_frozen() -> bool:
 
 
 def choose_advice(source: str, frozen: str) -> str:
-    """`source` or, in an executable, which has no scripts, `frozen`."""
+    """`frozen` in an executable, which has no scripts; else `source`."""
     return frozen if is_frozen() else source
 
 
@@ -70,8 +70,7 @@ def find_cache_folder(environ: Mapping[str, str] | None = None, system: str = sy
 
 
 def keep_bytecode() -> None:
-    """If Python can't keep compiled modules in the program's folder, have it keep them in the cache folder. Compiling
-    them takes a tenth of a second."""
+    """If Python can't keep compiled modules in the program's folder, have it keep them in the cache folder."""
     is_kept = (ROOT / "server" / "__pycache__").is_dir() or os.access(ROOT, os.W_OK)
     if not (is_kept or is_frozen() or sys.dont_write_bytecode or sys.pycache_prefix):
         with contextlib.suppress(OSError):
@@ -96,7 +95,7 @@ def open_standard_streams() -> None:
 
 
 def can_show_progress() -> bool:
-    """Whether stderr is a terminal. A program without a console has no stderr."""
+    """Whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 

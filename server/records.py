@@ -4,7 +4,7 @@ The two processes define about two hundred such classes before a server is ready
 methods for each, which takes half a millisecond, and importing it takes four. A record's `__init__` is compiled at its
 first call. `__eq__` and `__hash__` are closures; the other methods are shared. `dataclasses` is imported only when its
 functions are used on a record, or when a frozen one refuses a change. `fields`, `replace`, `asdict`, `is_dataclass`,
-pattern matching, copying and pickling work. Records always have slots.
+pattern matching, copying and pickling work.
 
 Not taken: named tuples, which equal any tuple with the same items and can't be changed; fewer, larger classes; a lazy
 import of `inspect`, which isn't safe when two threads use it first.

@@ -46,8 +46,7 @@ if TYPE_CHECKING:
     from server.library.library import Library
 
 LINES_AT_ONCE, MOST_LINES_AT_ONCE = 16, 64
-"""Least and most lines of batches that run at the same time; between them, twice the number of slots, so that no slot
-waits."""
+"""Least and most lines of batches that run at the same time; between them, twice the number of slots."""
 PUBLIC = program.ROOT / "public"
 
 log = get_logger("app")

@@ -76,13 +76,13 @@ class Entry:
     """One model.
 
     `source` is passed to `Starter.read`. `idle_s` is the number of seconds without work after which the model sleeps
-    (0: unloads; below 0: never). `size` are the bytes of its files, `origin` is `ModelEntry.source`. `is_eager`: it is
-    loaded at start. `asked` are options from a request.
+    (0: unloads; below 0: never). `size` is the number of bytes of its files, `origin` is `ModelEntry.source`.
+    `is_eager`: it is loaded at start. `asked` are options from a request.
 
-    `model` is the loaded model. A sleeping entry keeps it for questions that need no engine. `load` is the running
-    load, `progress` its finished part (0 to 1). `n_leases` is the number of requests that use the model, `t_used` is
-    when it was last used. Once `leaves_for` is set, to the next state or to a load that needs the memory, the model
-    takes no new requests. After a failure, requests get its `reason` until `t_retry`."""
+    `model` is the loaded model. A sleeping entry keeps it for questions that need no engine. `takes` is the memory of
+    the engine. `load` is the running load, `progress` its finished part (0 to 1). `n_leases` is the number of requests
+    that use the model, `t_used` is when it was last used. Once `leaves_for` is set, to the next state or to a load that
+    needs the memory, the model takes no new requests. After a failure, requests get its `reason` until `t_retry`."""
 
     name: str
     source: Any = None

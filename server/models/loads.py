@@ -1,8 +1,9 @@
 """Loads models: each load has a thread of its own (`model-load`), and loads that need memory wait in one queue.
 
 A load reads its model's files, waits for its turn and for room in memory, starts the engine, and waits until the engine
-has loaded the model. All requests for the model wait for the same load. The first load in the queue that is ready gets
-room next. While it waits, busy models continue to work; after `TURN_S` those that have to leave take no new requests.
+has loaded the model. All requests for the model wait for the same load. The first load in the queue whose files have
+been read gets room next. While it waits, busy models continue to work; after `TURN_S` those that have to leave take no
+new requests.
 
 Not taken: one thread for all loads. A hanging disk would block them all.
 """

@@ -2,8 +2,7 @@
 
 Any thread. `Models`, `Loads` and `Endings` share the register. The lock is that of the condition `changed`. A thread
 holds it to change the register or an entry (except `Entry.progress`), and notifies the condition if others wait for the
-change. Nothing slow is done under the lock. Not taken: a lock per model. Which model may be loaded depends on all of
-them.
+change. Not taken: a lock per model. Which model may be loaded depends on all of them.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ class Register:
         return [entry for entry in self.entries if self.may_use(key_id, entry.names)]
 
     def find(self, name: object, key_id: str) -> Entry:
-        """The model with this name, or without a name the first one that the key may use; always the `lone` one. Unless
-        it is `lone`, further log lines of this thread have its name. ApiError 404 or 400."""
+        """The `lone` model if there is one; else the one with this name, or without a name the first one that the key
+        may use. In these two cases further log lines of this thread have the model's name. ApiError 404 or 400."""
         if self.lone is not None:
             if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)

@@ -27,7 +27,8 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
     """Remove the files of a model, its projector unless another model uses it, and folders that become empty. A link is
     removed without its target. Return the removed files.
 
-    RemovalError: before anything is removed, if a file isn't below `roots` or belongs to another program."""
+    RemovalError: before anything is removed, if a file isn't below `roots` or belongs to another program; later if the
+    system refuses."""
     places = list_removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]

@@ -1,1 +1,1 @@
-"""The options of the command line: their table, and how they are read. See docs/architecture.md."""
+"""The options of the command line: their table, and how they are read."""

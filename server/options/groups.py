@@ -1,4 +1,4 @@
-"""The options as typed, immutable groups. Each part of the server gets only the groups that it needs.
+"""The options as typed, immutable groups.
 
 `group` makes them from the parser's result, on any thread. `scope_of` says which options belong to the server, to a
 model, or to an errand (something to do instead of serving). Each model has its own `ModelOptions`. The parameters of

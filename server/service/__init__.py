@@ -1,1 +1,1 @@
-"""The server as a service: settings of the HTTP edge, run files, systemd, housekeeping."""
+"""The server as a service: settings of the HTTP server, run files, systemd, housekeeping."""

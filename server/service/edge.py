@@ -23,8 +23,8 @@ from server.web.router import Router
 from server.web.static import StaticFiles
 
 BODY_SHARE, TEXT_SHARE = 12, 180
-"""A body may take 12 times its size in memory while it is parsed; a text, 180 times its size while it is tokenized. The
-memory limit must be enough for the largest body or the longest text, not for both at once."""
+"""A body may take 12 times its size in memory while it is parsed, a text 180 times its size while it is tokenized. The
+memory limit must be enough for the largest body or the longest text."""
 
 log = get_logger("http")
 
@@ -73,7 +73,7 @@ class KeyFiles:
 
 
 def stamp_of(path: Path) -> tuple[float, int]:
-    """Time and size of a file, to notice that it has changed."""
+    """A file's time of change, and its size."""
     status = path.stat()
     return status.st_mtime, status.st_size
 

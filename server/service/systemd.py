@@ -38,7 +38,7 @@ class Notifier:
         return True
 
     def report_alive(self) -> None:
-        """Send a sign of life, at most twice in `watchdog_s`. Call it often."""
+        """Send a sign of life, at most twice in `watchdog_s`."""
         now = self._clock()
         if self.watchdog_s and now - self._t_alive >= self.watchdog_s / 2:
             self._t_alive = now

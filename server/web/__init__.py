@@ -1,1 +1,1 @@
-"""The HTTP edge: sockets, request heads and bodies, routes, static files, API keys. It knows nothing about models."""
+"""The HTTP server: sockets, request heads and bodies, routes, static files, API keys. It knows nothing about models."""

@@ -191,7 +191,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             raise ClientGone(error.message) from None
 
     def finish(self) -> None:
-        """Close the socket. After a refusal, first give the client time to read it."""
+        """Close the socket. After a refusal, first give the client time to read the refusal."""
         self.wire.close(self.must_linger)
 
     def handle_one_request(self) -> None:
@@ -242,7 +242,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
     # -- from the request to an answer
 
     def _answer(self, exchange: Exchange) -> Response | StartedStream:
-        """The handler's answer, or the error answer in the route's shape. Raises only ClientGone."""
+        """The answer; an error has the route's shape. Raises only ClientGone."""
         try:
             self._check_head(exchange)
             if self.server.is_stopping:
@@ -318,7 +318,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         return answer
 
     def _admit(self, head: Head, route: Route) -> str:
-        """The id of the request's API key, "" if it has none and needs none; ApiError 401 or 429."""
+        """The id of the request's API key; "" if it has no accepted one and needs none; ApiError 401 or 429."""
         auth, rate = self.server.auth, self.server.rate
         try:
             find = None if auth is None else auth.find if route.public else auth.check

@@ -117,8 +117,7 @@ class WebServer(ThreadingHTTPServer):
             _shut(listener)
 
     def _accept(self, listener: Any) -> None:
-        """Accept one connection. If the process is out of file descriptors, cut a silent connection, and wait a moment,
-        since the listening socket stays readable."""
+        """Accept one connection. If the process is out of file descriptors, make room and wait a moment."""
         try:
             sock, address = listener.accept()
         except OSError as error:
@@ -133,7 +132,7 @@ class WebServer(ThreadingHTTPServer):
             self.shutdown_request(sock)
 
     def _make_room(self, error: OSError) -> None:
-        """Accept thread: close connections, since the process has no free file descriptor."""
+        """Accept thread: close refused connections and cut a silent one, since no file descriptor is free."""
         self._close_refused(0)
         with self.lock:
             self._cut_silent()

@@ -25,7 +25,7 @@ class Limits:
     all_requests_bytes: int = 768 * MIB
     """Memory that all requests together may hold, as `server.memory` counts it. Beyond it, requests get 503."""
     n_connections: int = 512
-    """Connections at the same time, each with a thread. Further ones get 503 and are closed."""
+    """Connections at the same time, each with a thread. Further ones get 503, unless a silent one makes room."""
     n_backlog: int = 128  # connections of a listening socket that wait to be accepted
 
     idle_s: float = 75.0
@@ -75,8 +75,8 @@ def make_room_for_connections(wanted: int) -> int:
 
 
 def raise_limit(needed: int, soft: int, hard: int) -> int:
-    """Raise the soft limit to `needed`, but not above the hard limit, and return it. If the system refuses (macOS
-    allows less than its hard limit says), return the old one."""
+    """Raise the soft limit to `needed`, but not above the hard limit, and return it. If the system refuses, return the
+    old one."""
     import resource
 
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

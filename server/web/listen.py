@@ -86,8 +86,7 @@ def _set_options(sock: socket.socket) -> None:
 
 
 def resolve(host: str, port: int) -> tuple[int, Any]:
-    """The address family and address of a host name; IPv4 if it has both, since users expect `localhost` to be
-    127.0.0.1."""
+    """The address family and address of a host name; IPv4 if it has both. BindError."""
     if not 0 <= port <= 65535:
         raise BindError(f"Port {port} does not exist: choose a --port from 1 to 65535, or 0 for a free one.")
     if not host:

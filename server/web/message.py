@@ -29,7 +29,7 @@ JSON_TYPE = "application/json; charset=utf-8"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 JSON_DEPTH = 256  # levels
 JSON_VALUES = 2_000_000
-"""Most values in a body. Python's JSON reader holds the GIL until it is done, and all streams wait for it."""
+"""Most values in a body. While Python's JSON reader holds the GIL, all streams wait."""
 VALUE_BYTES, PART_BYTES = 64, 256
 """Bytes in memory: of a value besides its characters; of an array, an object or a key."""
 JSON_PARTS = 250_000
@@ -79,9 +79,8 @@ class Request:
 
     `path` is decoded. `query` has the last value of each name. `client` is the peer's address without its port ("unix"
     for a UNIX socket). `id` is safe to print. `params` are the `{name}` parts of the route. `form` has the parts of a
-    form. `key_id` identifies the API key ("" without one) and doesn't reveal it. `endings` are called once the request
-    has ended. With `in_background` all other requests have priority. Fields that may hold secrets are not in the repr.
-    """
+    form. `key_id` identifies the API key ("" without one) and doesn't reveal it. With `in_background` all other
+    requests have priority. Fields that may hold secrets are not in the repr."""
 
     method: str
     path: str
@@ -190,7 +189,7 @@ class EventStream:
 @record
 class Items:
     """A long list in an answer. Its values are made and encoded `n_at_once` at a time, so that other threads can run in
-    between, and only a few values are in memory at once."""
+    between."""
 
     values: Iterable[object]
     n_at_once: int = 1
@@ -230,8 +229,7 @@ def make_error_response(error: ApiError, shape: ErrorShape = make_error_body) ->
 
 
 def to_json(obj: object) -> bytes:
-    """Compact UTF-8 JSON without raw line breaks. NaN and infinities become null and lone surrogates `?`, so that
-    strict clients can read the output of any model or driver."""
+    """Compact UTF-8 JSON without raw line breaks. NaN and infinities become null, lone surrogates `?`."""
     try:
         text = ENCODE(obj)
     except ValueError:

@@ -8,7 +8,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def encode_event(obj: object) -> bytes:
-    """`data: {json}` and an empty line. JSON escapes line breaks, so one data line is enough."""
+    """`data: {json}` and an empty line."""
     return b"data: " + to_json(obj) + b"\n\n"
 
 

@@ -2,8 +2,8 @@
 folders are not served.
 
 If the user has set a folder, it comes first; files that it lacks (`/completion.js`) come from the built-in folder. Text
-is compressed anew for each answer, so no cache can be outdated. Not taken: streaming files. Those of a page are small,
-and `Response` takes whole bodies."""
+is compressed for each answer. Not taken: streaming files. Those of a page are small, and `Response` takes whole
+bodies."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ COMPRESSED_SUFFIXES = frozenset(
     (".css", ".htm", ".html", ".js", ".json", ".map", ".md", ".mjs", ".svg", ".txt", ".webmanifest")
 )
 COMPRESSED_BYTES_MIN = 1024
-"""Smaller files gain nothing by compression."""
+"""Smaller files are not compressed."""
 
 BUILTIN_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Referrer-Policy": "no-referrer"}
-"""Headers of the built-in pages; a meta element can't set `frame-ancestors`. Pages in the user's folder get neither."""
+"""Headers of the built-in pages. Pages in the user's folder get neither."""
 
 
 class StaticFiles:

@@ -63,9 +63,8 @@ class Watcher:
 
     def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
-        # Protects is_live of all watches, _changes, _thread, _is_stopped, _is_woken. Held while a socket is peeked at.
-        # A connection thread drops its watch before it reads, and waits for this lock: if it read the bytes before
-        # the peek, the peek would block.
+        # Guards is_live of all watches. Held while a socket is peeked at: a connection thread, which drops its watch
+        # before it reads, must not take the bytes away first, or the peek would block.
         self._lock = threading.Lock()
         self._changes: deque[_Watch] = deque()
         self._thread: threading.Thread | None = None

@@ -7,7 +7,7 @@ to send them, with its usual deadline. A lock in `server/engine/client/engine_cl
 writing at the same time.
 
 Not for TLS, since two threads can't use one TLS object. Not taken: an event loop for all streams. Handlers, limits and
-the watcher would have to change, and streams over TLS would need a second way.
+the watcher would have to change.
 """
 
 from __future__ import annotations

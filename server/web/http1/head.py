@@ -1,9 +1,9 @@
 """Parses request heads from bytes to `Head`. Pure.
 
 The parser is strict to prevent request smuggling, which needs two servers that read the same bytes as different
-requests. It refuses a bare LF, folded headers, a space before a colon, and a second length. Time and memory are linear
-in the bytes fed. The first malformed line raises `ApiError` without waiting for the rest. Not taken:
-`BaseHTTPRequestHandler.parse_request`, whose e-mail parser accepts all of these."""
+requests. It refuses a bare LF, folded headers, a space before a colon, and a second length. The first malformed line
+raises `ApiError` without waiting for the rest. Not taken: `BaseHTTPRequestHandler.parse_request`, whose e-mail parser
+accepts all of these."""
 
 from __future__ import annotations
 

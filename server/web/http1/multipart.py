@@ -1,5 +1,5 @@
-"""Parses forms with files (multipart/form-data, RFC 7578). It is fed with the body as it arrives, so the body isn't
-kept as well. Pure; connection threads.
+"""Parses forms with files (multipart/form-data, RFC 7578). It is fed with the body as it arrives. Pure; connection
+threads.
 
 The parser is strict like `head.py`: another server must not read the same bytes as a different form. Text before the
 first boundary is bounded; text after the last one is dropped. Refused: lines without CRLF, forms within a form, parts

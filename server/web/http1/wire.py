@@ -41,8 +41,7 @@ class Wire:
         self._idle_s = limits.head_s  # for the first request; a keep-alive connection may wait longer
 
     def start_tls(self, context: ssl.SSLContext) -> ssl.SSLSocket:
-        """Wrap the socket in TLS. The handshake is a separate call, so that the server can note the new socket
-        first."""
+        """Wrap the socket in TLS, without the handshake. ClientGone."""
         try:
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
         except (OSError, ValueError) as error:
@@ -50,8 +49,8 @@ class Wire:
         return self.sock
 
     def shake_hands(self) -> None:
-        """Do the TLS handshake within `head_s`. ClientGone if it fails (a port scanner, a wrong version). If the client
-        speaks plain HTTP, the socket is made a plain one again for the answer: ApiError 400."""
+        """Do the TLS handshake within `head_s`. ClientGone if it fails. If the client speaks plain HTTP, ApiError 400;
+        the socket is then a plain one again, for the answer."""
         try:
             self.sock.settimeout(self._limits.head_s)
             self.sock.do_handshake()  # type: ignore[attr-defined]
