@@ -1,7 +1,7 @@
 """Turns a model's options into its files and its engine's configuration (`read_model`).
 
-Part of the composition root. Runs on the main thread, or on the thread that loads a model. The downloader, which
-imports an HTTP client, is imported inside functions, because few starts need it.
+Part of the composition root. Runs on the main thread, or on the thread that loads a model. The downloader is imported
+inside functions, because few starts need its HTTP client.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read_model(
 
 
 def find_libs_folder(options: EngineOptions) -> str:
-    """The folder of the libraries to use. LibsError names the folders that were searched."""
+    """The folder of the libraries to use. LibsError."""
     return str(find_folder(program.ROOT, options.libs))
 
 

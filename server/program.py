@@ -45,7 +45,7 @@ def choose_advice(source: str, frozen: str) -> str:
 
 
 def describe_program() -> str:
-    """How the user starts this program, for help and messages."""
+    """How the user starts this program."""
     return find_own_file().name if is_frozen() else "python llama_srv.py"
 
 

@@ -168,8 +168,7 @@ def make_context(
     keys: edge.KeyFiles,
     starter: Starter | None = None,
 ) -> Context:
-    """The context of a server with one model. `name` is the model's name if it has no alias. `stop` is set when the
-    server is to stop."""
+    """The context of a server with one model. `name` is the model's name if it has no alias."""
     model = Model(engine, options.model, options.media, name)
     return context_of(options, Models.from_one(model, starter, keys.ring.may_use), stop)
 

@@ -50,7 +50,8 @@ class Endings:
                     self._register.set(entry, LOADING)
 
     def bury(self, entry: Entry) -> None:
-        """Mark a model as failed if its engine has died for good, unless it is the server's only model."""
+        """If a model's engine has died for good, end it and mark the model as failed, unless it is the server's only
+        model."""
         model = entry.model
         if self._register.lone is None and entry.state == LOADED and model is not None and model.engine.state == DEAD:
             entry.leaves_for = None

@@ -68,7 +68,7 @@ class Starter(Protocol):
         """The host's free memory, and for GPUs what was free before any load."""
 
     def tick(self, is_busy: bool) -> None:
-        """Do postponed work, preferably while no engine `is_busy`. The main thread calls it about twice a second."""
+        """Main thread: do postponed work, preferably while no engine `is_busy`."""
 
 
 @record(eq=False)

@@ -86,8 +86,8 @@ def find_in(root: Path, tell: Tell) -> list[Found]:
 
 
 def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
-    """Search a folder and its subfolders. `above` has the names of the folders from the root down to it. If `repo` is
-    "", the first two of these name the repository."""
+    """Search a folder and its subfolders. `above` has the names of the folders from the root (or the snapshot) down to
+    it. If `repo` is "", the first two of these name the repository."""
     entries = list(_list_entries(walk, folder))
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     if {"manifests", "blobs"} <= folders.keys():

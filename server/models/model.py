@@ -51,8 +51,8 @@ class Vocab(Protocol):
     def tokenize(
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:
-        """Token ids of `text`. ApiError 400 if it has too many bytes, or with `must_fit` more tokens than the context.
-        `may_cut`: the text is a prompt, of which the server may drop the middle instead."""
+        """Token ids of `text`. ApiError 400 if it is too long to tokenize, or if `must_fit` and a long text has more
+        tokens than the context. `may_cut`: the text is a prompt; the server may drop its middle instead."""
 
     def measure(self, text: str) -> int:
         """The number of bytes of a text. ApiError 400 if it is too long for `tokenize`."""

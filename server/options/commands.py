@@ -43,8 +43,9 @@ class Command:
     `takes_text` more words may follow.
 
     `options` are names of options in the table, `own` are options that only this command has. With
-    `takes_model_options` it also takes a model's options. `about` is the text of `COMMAND --help`. Lines in it that
-    begin with blanks are examples; {program} stands for the program's name. `has_url`: it can ask a running server."""
+    `takes_model_options` it also takes a model's options. `about` is the text above the options in `COMMAND --help`.
+    Lines in it that begin with blanks are examples; {program} stands for the program's name. `has_url`: it can ask a
+    running server."""
 
     name: str
     words: str

@@ -66,7 +66,7 @@ class OptionError(Exception):
 
 
 class BadValue(ValueError):
-    """Why a text is not a value of an option. The message follows the option's name."""
+    """Why a text is not a value of an option."""
 
 
 @record(frozen=True)
@@ -466,8 +466,8 @@ def lower_items(text: str) -> tuple[str, ...]:
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
-# The names are those of server.engine.seam.task, the letters those of server.api.request.sampling. This module can't
-# import either; a test compares them.
+# The names are those of server.engine.seam.task, the letters those of server.api.request.sampling, which this module
+# can't import.
 SAMPLER_LETTERS = {
     "e": "penalties",
     "d": "dry",

@@ -168,7 +168,7 @@ def render_fish(commands: Sequence[str]) -> str:
 
 
 def render_powershell(commands: Sequence[str]) -> str:
-    """A native completer with a table of flags. PowerShell completes paths."""
+    """A native completer with a table of flags."""
     rows, words = [f"    '{PEER_FLAG}' = 'ask a running server'"], []
     for option in OPTIONS:
         text = make_summary(option).replace("'", "''")

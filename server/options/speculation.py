@@ -1,7 +1,6 @@
 """The options of speculative decoding, which `table` includes.
 
-Names and variables are those of llama-server, v0.5.0 and earlier. Drafts are on by default, because this server stops
-drafting where drafts don't make it faster.
+Drafts are on by default, because this server stops drafting where drafts don't make it faster.
 """
 
 from __future__ import annotations

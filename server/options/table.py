@@ -2,7 +2,7 @@
 
 Data only. Options of llama-server v0.5.0, and of its documents of 2024, keep their flags, variables and meanings. Rows
 are in the order of `--help`. Options that this server lacks are in `known`. Numbers in `choices` are values of
-llama.cpp's enums; a native test compares them with the bindings.
+llama.cpp's enums.
 """
 
 from __future__ import annotations

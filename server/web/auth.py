@@ -156,8 +156,8 @@ class HostPolicy:
 
     @classmethod
     def make_for_bind(cls, hosts: Collection[str], extra: Iterable[str] = ()) -> HostPolicy:
-        """The policy of a server that listens on `hosts`. `extra` are further allowed names, for example of a reverse
-        proxy; `*` switches the check off."""
+        """The policy of a server that listens on `hosts`. `extra` are further allowed names; `*` switches the check
+        off."""
         names = frozenset(name.lower() for name in extra)
         addresses = [host for host in hosts if not host.endswith(".sock")]  # no browser speaks to a UNIX socket
         is_local = bool(addresses) and all(map(is_loopback, addresses))

@@ -1,8 +1,8 @@
 """One client connection on its own thread: read a request, check it, run its handler, write the answer, repeat.
 
 Only the loop (`handle`) comes from `BaseHTTPRequestHandler`. Its reading and writing are not used: its parser is lax,
-it ignores `Transfer-Encoding`, and it answers errors in HTML. Cheap checks come first. Every check that needs only the
-head is done before the body is read.
+it ignores `Transfer-Encoding`, and it answers errors in HTML. Every check that needs only the head is done before the
+body is read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Whether the client of one request still waits for its answer. The watcher's thread sets it, the handler reads it.
 
-A POST, PUT or PATCH request is watched from the end of its body to the end of its answer. A call that can't be
-interrupted (the tokenizer in C) runs on; its result is dropped.
+A POST, PUT or PATCH request is watched from the end of its body to the end of its answer.
 
 A client that closes the connection and one that only ends its sending side look the same at first (`has_ended`). A
 stream finds out by writing: a closed connection is then reset (`is_gone`). While a plain answer is computed, an end

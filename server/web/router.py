@@ -16,8 +16,8 @@ Handler = Callable[[Request], "Response | EventStream"]
 class Route:
     """One row of the route table. In `path`, `{name}` stands for one segment and a last `{name...}` for all remaining
     segments. `public`: needs no API key. `is_free`: not counted by the rate limit. `body_optional`: a POST may have no
-    body and no Content-Length (`curl -X POST` sends none). `takes_form`: the body is a form with files. `error_shape`
-    makes the JSON of all errors of this path, also of errors before the handler is called."""
+    body and no Content-Length. `takes_form`: the body is a form with files. `error_shape` makes the JSON of all errors
+    of this path, also of errors before the handler is called."""
 
     method: str
     path: str

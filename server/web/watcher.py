@@ -4,9 +4,9 @@ A client that ends its sending side (FIN, `shutdown(SHUT_WR)`) may still be read
 sends the same FIN; only its reset, after the server has sent something, shows the difference. So an end and a reset are
 reported separately.
 
-Handlers wait for the engine, not for the socket. Without the watcher, a client that hangs up while its request is
-queued or in prefill would occupy a slot until its first token is written. Not taken: polling in each handler. That
-wakes hundreds of threads a second and detects nothing during a long call.
+Without the watcher, a client that hangs up while its request is queued or in prefill would occupy a slot until its
+first token is written. Not taken: polling in each handler. That wakes hundreds of threads a second and detects nothing
+during a long call.
 
 A socket belongs to its connection thread; the watcher only peeks at it. Other threads put changes into a queue and wake
 the watcher's thread, which alone uses the selector. Once woken, it waits for `GATHER_S`. A request that is answered
