@@ -203,8 +203,8 @@ def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list
 
 
 def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[ModelEntry]) -> ModelEntry:
-    """The entry of a section: for the file that it names, else for the entry with the name of its repository, else for
-    the entry with its own name (`named`), else for a model to download."""
+    """The entry of a section. Its model is the file that the section names; else that of the entry with the
+    repository's name; else that of `named`, the entry with the section's name; else one to download."""
     values = dict(preset.values)
     base = named or ModelEntry(preset.name)
     files, repo = values.get("files", ()), values.get("hf_repo")

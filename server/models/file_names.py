@@ -1,4 +1,4 @@
-"""What names of model files tell: a model's parts, projector and quantisation, and which of several files to choose.
+"""Rules for names of model files: a model's parts, projector and quantisation, and which of several files to choose.
 
 Pure functions on names, for folders and for the file list of a repository. Imports the standard library only. Not
 taken: reading the files. Those in a repository's list aren't on the disk yet, and the headers of a hundred models are a

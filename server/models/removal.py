@@ -77,7 +77,7 @@ def _remove(path: Path) -> bool:
 
 
 def _tidy(folder: Path, root: Path) -> None:
-    """Remove folders below `root` that have become empty."""
+    """Remove `folder` and its parents below `root`, as far as they are empty but for `MARKS`."""
     folder = _resolve_real(folder)
     with contextlib.suppress(OSError):
         while root in folder.parents:

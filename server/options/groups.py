@@ -99,8 +99,7 @@ G = TypeVar("G", bound=Group)
 class Settings(Group):
     """The parser's result: the values of all options by `Option.key`.
 
-    `given` are the keys of options that the user or a bundle has set. `warnings` are lines to log once the log is set
-    up.
+    `given` are the keys of the options that are set. `warnings` are lines to log once the log is set up.
     """
 
     given: frozenset[str]
@@ -184,7 +183,7 @@ class ApiOptions(Group):
     manage_models: bool
     debug_stacks: bool
     sse_ping_interval: int  # seconds
-    native_ping_interval: int  # seconds, for streams of /completion
+    native_ping_interval: int  # seconds, for streams of /completion; -1 for never
     log_prompts_dir: str | None
     health_route: str  # for Vertex AI; "" for none
     predict_route: str  # for Vertex AI; "" for none
@@ -194,7 +193,7 @@ class ApiOptions(Group):
 
     @property
     def is_2024(self) -> bool:
-        """Whether the server behaves as the 2024 documents say (`--compat 2024`)."""
+        """Whether `--compat 2024` is set."""
         return self.compat == "2024"
 
 

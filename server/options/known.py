@@ -1,4 +1,4 @@
-"""Options of llama-server, of today or 2024, that this server doesn't have.
+"""Options of llama-server (v0.5.0 or of 2024) that this server doesn't have.
 
 If a user sets one, the server either warns that it has no effect (`IGNORED`), or refuses to start and says why
 (`PLANNED` and `REFUSED`).

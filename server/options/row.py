@@ -3,7 +3,7 @@
 A converter takes a text; some converters read the file that it names. They raise ValueError, or `BadValue` with words
 that follow the option's name: `--lora-scaled: 'x.gguf' is not FILE:SCALE`.
 
-Not taken: a class for each kind of option. A row is only data.
+Not taken: a class for each kind of option.
 """
 
 from __future__ import annotations

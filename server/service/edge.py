@@ -131,7 +131,7 @@ def is_shared(options: HttpOptions) -> bool:
 
 
 def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_verbose: bool) -> None:
-    """Log a warning if the whole network can use the server, and if the log shows several users' texts. Log a hint if
+    """Log a warning if the whole network can use the server, and if the log shows several users' texts; log a hint if
     requests must name this machine."""
     if not server.is_local and not len(keys.ring):
         log.warning(

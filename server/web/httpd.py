@@ -342,8 +342,8 @@ class HttpServer:
 
     def stop(self, deadline_s: float = 10.0, conclude: Callable[[], None] | None = None) -> int:
         """Stop accepting, end idle connections, and wait at most `deadline_s` for running requests. Then call
-        `conclude`, which must end the answers of requests that still run, and cut the connections that are still open
-        `ANSWER_S` later. Returns their number. Idempotent."""
+        `conclude`, which must end the answers of requests that still run. Cut the connections that are open `ANSWER_S`
+        later. Returns the number of connections cut. Idempotent."""
         server = self._server
         with server.lock:
             server.is_stopping = server.is_winding_down = True
@@ -378,8 +378,8 @@ class HttpServer:
 
 
 def get_client_name(address: object) -> str:
-    """The peer's address without its port, for logs and fair shares; "unix" for a UNIX socket. IPv4 addresses of IPv6
-    sockets lose their prefix."""
+    """The peer's address without its port; "unix" for a UNIX socket. IPv4 addresses of IPv6 sockets lose their
+    prefix."""
     if not isinstance(address, tuple):
         return "unix"
     return address[0].removeprefix("::ffff:")

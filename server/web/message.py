@@ -107,7 +107,7 @@ class Request:
 
     def read_json(self) -> object:
         """The body parsed as JSON, whatever its content type; ApiError 400. Can be called only once: it frees the raw
-        body, which may be large."""
+        body."""
         body, self.body = self.body, b""
         try:
             return parse_json(body)

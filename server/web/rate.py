@@ -1,5 +1,4 @@
-"""The rate limit: a token bucket for each API key, or for each network (`network_of`) where no key is used. Connection
-threads.
+"""The rate limit: a token bucket for each API key, or without a key for each network. Connection threads.
 
 POST, PUT and PATCH requests are counted before their body is read, unless their route `is_free`. Requests that are
 refused for their key count for their network, so that guessing keys is slow. Memory is bounded: full buckets are
@@ -50,7 +49,7 @@ class RateLimiter:
             )
 
     def _forget(self, now: float) -> None:
-        """Remove the two oldest buckets if they are full or too many. Two per request keep the table bounded."""
+        """Remove the two oldest buckets if they are full or too many."""
         for _ in range(2):
             owner = next(iter(self._full_at))
             if self._full_at[owner] > now and len(self._full_at) <= N_BUCKETS:

@@ -18,7 +18,7 @@ def encode_named_event(name: str, obj: object) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """A line that clients ignore. It keeps proxies from closing a quiet stream."""
+    """A line that clients ignore, to keep a quiet stream open."""
     return b": " + " ".join(text.split()).encode("utf-8", "replace") + b"\n\n"
 
 
