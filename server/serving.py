@@ -1,8 +1,8 @@
 """The composition root, second part: HTTP, JSON and templates around the models.
 
-Runs on the main thread. `app` calls it. A single model is being loaded meanwhile. Order at start: listen, wait for the
-engine of a single model, serve until a signal comes. Order at stop: stop listening, let running requests finish, end
-the engines (requests that still run get the end of their answers), close the connections that are left.
+Runs on the main thread, while the engine's process loads the model (if there is only one). Order at start: listen, wait
+for that engine, serve until a signal comes. Order at stop: stop listening, let running requests finish, end the engines
+(requests that still run get the end of their answers), close the connections that are left.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lists the models in folders, in a file of presets, in the download cache and on the command line.
 
-It reads presets, names and the first bytes of each model: on the main thread or, when a request renews the list, on a
-connection thread. It may import `server.options` and `folders`.
+It reads presets, names and the first bytes of each model, on the main thread or on the thread of a download or removal.
+It may import `server.options` and `folders`.
 
 Not taken: an index file. It would have to be updated whenever other programs change the folders.
 """

@@ -1,7 +1,7 @@
 """A model as handlers use it: its engine, vocabulary, template, defaults and system prompt.
 
-Each load makes a new `Model`; all connection threads use it. A handler gets the model that a request names from
-`Models` and passes it on. Not taken: handlers that get the engine, the options and the template from three places.
+Each load makes a new `Model`, which any thread may use. A handler gets the model that a request names from `Models` and
+passes it on. Not taken: handlers that get the engine, the options and the template from three places.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """All models of a server: finds the model that a request names, loads it on demand, and ends it after idle time.
 
-Connection threads call `get`, the main thread calls `tick` about twice a second. `loads` loads models, `endings` ends
-their engines, and `register` has all models by name, with the lock that guards the state of all three.
+Threads that run handlers call `get`, the main thread calls `tick` about twice a second. `loads` loads models, `endings`
+ends their engines, and `register` has all models by name, with the lock that guards the state of all three.
 
 A model that a request uses never counts as idle.
 """
@@ -286,7 +286,7 @@ class Models:
 
     def renew(self, entries: Iterable[Entry]) -> None:
         """Take over a new list of models. An entry that isn't in it is removed if it is unloaded or failed. Others keep
-        their state, but a failed one, or an unloaded one with another path, gets that of the new entry."""
+        their state, but a failed one, or an unloaded one with another path, gets the new entry's state."""
         if self.lone is not None:
             return
         with self._changed:
