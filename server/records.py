@@ -51,7 +51,7 @@ _ABSENT: Any = object()
 
 
 class Field:
-    """One field of a record: what `dataclasses.field` takes, and its name and annotation."""
+    """One field of a record: most of what `dataclasses.field` takes, and its name and annotation."""
 
     __slots__ = ("compare", "default", "default_factory", "init", "kw_only", "name", "repr", "type")
     name: str

@@ -22,7 +22,7 @@ UNLOADED, LOADING, LOADED, SLEEPING, FAILED = "unloaded", "loading", "loaded", "
 
 
 class Asking(Protocol):
-    """The part of `web.message.Request` that is used here."""
+    """The part of `web.message.Request` that `Models` uses."""
 
     key_id: str
 

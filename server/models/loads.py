@@ -27,7 +27,7 @@ from server.options.row import OptionError
 
 TURN_S = 10.0
 """Seconds that the next load waits for busy models before they take no new requests."""
-POLL_S = 0.1  # seconds between two looks at an engine, or at the memory
+POLL_S = 0.1  # most seconds between two looks at an engine, or at the memory
 
 STOPPING = "the server is shutting down"
 

@@ -1,8 +1,8 @@
 """All models by name, loaded or not, and the one lock that guards their state.
 
 Any thread. `Models`, `Loads` and `Endings` share the register. The lock is that of the condition `changed`. A thread
-holds it to change the register or an entry (except `Entry.progress`), and notifies the condition if others wait for the
-change. Not taken: a lock per model. Which model may be loaded depends on all of them.
+holds it to change the register or an entry (except its `progress` and `capabilities`), and notifies the condition if
+others wait for the change. Not taken: a lock per model. Which model may be loaded depends on all of them.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = N
 
 
 def _read_model(source: _Source, word: str) -> None:
-    """Take a word that isn't an option as the model's file, for example a file dropped on the program."""
+    """Take a word that isn't an option as the model's file. OptionError if it can't be one."""
     option, _ = source.by_flag.get("--model", (None, True))
     if option is None or word.startswith("-") or not (word.lower().endswith(".gguf") or os.path.isfile(word)):
         raise OptionError(_describe_unknown(word, source.by_flag))

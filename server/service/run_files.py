@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class RunFileError(OSError):
-    """A file of --pid-file or --state-file can't be written. The text is one line for the user."""
+    """A file of --pid-file or --state-file can't be written."""
 
 
 class RunFile:

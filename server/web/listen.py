@@ -1,7 +1,7 @@
 """Opens the listening sockets for hosts and a port.
 
-Main thread, at start. Imports only `auth`. Not taken: binding as the standard library's servers do. They leave the
-choice between IPv4 and IPv6 to the system, look up the machine's own name, and raise a bare `OSError`.
+Main thread. Imports only `auth`. Not taken: binding as the standard library's servers do. They leave the choice between
+IPv4 and IPv6 to the system, look up the machine's own name, and raise a bare `OSError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds the handler for a method and a path. Pure; immutable after construction, so all threads share it."""
+"""Finds the handler for a method and a path. Pure. All threads share a router, which doesn't change."""
 
 from __future__ import annotations
 
