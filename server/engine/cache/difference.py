@@ -1,7 +1,7 @@
 """Finds where a prompt differs from a cached text, and counts the cached tokens that are lost by it.
 
-Pure functions on token lists, engine thread; milliseconds for 100,000 tokens. Not taken: the best alignment of both
-texts, whose time is proportional to the product of their lengths.
+Pure functions on token lists; they run on the engine's thread. Not taken: the best alignment of both texts, whose time
+is proportional to the product of their lengths.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from server.engine.seam.task import Difference
 from server.engine.slots.slot import count_common_prefix
 
 N_BEFORE, N_BEHIND = 8, 6
-"""Tokens reported before and behind a difference."""
+"""Tokens reported before a difference, and from it on."""
 STRETCH = 16
-"""Tokens. A run of twice as many that both texts have is always counted, a shorter one only by chance."""
+"""Tokens. The search cuts the cached text into stretches of this length. It may miss a common run shorter than two."""
 MAX_MISSES = 8192
-"""After this many new tokens the prompt counts as another text."""
+"""The search ends after this many positions in the prompt where no stretch begins."""
 
 
 def find_first_difference(prompt: Sequence[int], cached: Sequence[int], counts: bool = True) -> Difference | None:
-    """Where the prompt differs from the cached text; None if one is a prefix of the other. With `counts`, also how many
-    tokens are lost by it."""
+    """Where the prompt differs from the cached text; None if one is a prefix of the other. `n_lost` is 0 without
+    `counts`."""
     n = count_common_prefix(prompt, cached)
     if n == min(len(prompt), len(cached)):
         return None
@@ -31,9 +31,9 @@ def find_first_difference(prompt: Sequence[int], cached: Sequence[int], counts: 
 
 
 def count_known(prompt: Sequence[int], cached: Sequence[int], start: int) -> int:
-    """How many tokens of the prompt from `start` on belong to runs that `cached` also has from there on."""
+    """How many tokens of `prompt[start:]` belong to runs that the search finds in `cached[start:]`."""
     starts = range(start, len(cached) - STRETCH + 1, STRETCH)
-    places = {tuple(cached[j : j + STRETCH]): j for j in reversed(starts)}  # the first place of each
+    places = {tuple(cached[j : j + STRETCH]): j for j in reversed(starts)}  # the first place of each stretch
     n_known, n_misses, i, end = 0, 0, start, start
     while i + STRETCH <= len(prompt) and n_misses < MAX_MISSES:
         j = places.get(tuple(prompt[i : i + STRETCH]))

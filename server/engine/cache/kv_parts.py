@@ -1,18 +1,18 @@
 """Cuts a sequence's state, as llama.cpp v0.5.0 writes it, into runs of tokens, and joins such runs.
 
-Pure functions on bytes, no backend; engine thread. A state is
+Pure functions on bytes, without a backend; they run on the engine's thread. A state is
 
     magic u32, sequence i32, then for each cache of the model (one; two with sliding windows) a section:
     streams u32, then for each stream: cells u32, and if there are any
-        for each cell: position i32, 1 u32 (how many sequences), 12 bytes more in some models, sequence i32
-        transposed u32, layers u32
+        for each cell: position i32, number of sequences u32 (always 1), 12 bytes more in some models, sequence i32
+        transposed u32 (0 or 1), layers u32
         for each layer its keys:   type i32, bytes of a row u64, a row for each cell
         for each layer its values: the same; or transposed: type i32, bytes of a number u32, rows u32, and each row with
                                    a number for each cell (some models have no values of their own)
 
 A sequence is in one KV stream; the other streams of its state are empty. Outside this module and the backend a state
-has one stream, so that it fits any number of slots and both layouts of the cache. Bytes that differ from this
-description aren't cut.
+has one stream, so that it fits any number of slots and both layouts of the cache. Bytes in another format raise
+UnknownState.
 
 Not taken: a scratch sequence, as in a unified cache. In a split cache it would take a whole slot's memory.
 """
@@ -29,8 +29,8 @@ COUNTS = struct.Struct("<II")  # streams and cells, or transposed and layers
 KEYS = struct.Struct("<iQ")  # head of a layer's keys, or of values that aren't transposed
 TURNED = struct.Struct("<iII")  # head of transposed values
 N_HEAD = 8  # bytes of magic and sequence
-META_WORDS = (3, 6)  # 32-bit numbers for each cell
-MAX_LAYERS, MAX_TYPE = 4096, 256
+META_WORDS = (3, 6)  # 32-bit numbers for each cell: in most models, in some models
+MAX_LAYERS, MAX_TYPE = 4096, 256  # a larger number, or a type from 256 on, isn't this format
 
 
 class UnknownState(ValueError):
@@ -39,8 +39,8 @@ class UnknownState(ValueError):
 
 @record(frozen=True)
 class Tensor:
-    """The keys or values of a layer, from byte `at` on: `n_rows` rows with `n_bytes` for each cell. `head` are the
-    bytes before them."""
+    """The keys or values of a layer, from byte `at` on: `n_rows` rows (1 unless transposed) with `n_bytes` for each
+    cell. `head` are the bytes before them, from `type` on."""
 
     head: bytes
     at: int
@@ -50,8 +50,9 @@ class Tensor:
 
 @record(frozen=True)
 class Section:
-    """One cache's part of a state, from byte `start` to `end`. It has `n_cells` cells. From byte `at` on there are
-    `words` 32-bit numbers for each cell."""
+    """One cache's part of a state, from byte `start` to `end`. It has `n_cells` cells. At byte `at` begin the cells'
+    positions and sequences, `words` 32-bit numbers for each cell. `counts` are the bytes of `transposed` and `layers`.
+    """
 
     start: int
     at: int
@@ -64,8 +65,8 @@ class Section:
 
 
 class KvParts:
-    """A state that can be cut; UnknownState if it can't. The object owns the bytes, and `cut_part` may overwrite their
-    beginning."""
+    """A state of one cache, to be cut; UnknownState for any other. The object owns the bytes, and `cut_part` may
+    overwrite those before the cells."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
@@ -100,7 +101,7 @@ class KvParts:
 
 
 def join_parts(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray:
-    """Join the states of runs of tokens for a cache of `n_streams` streams. UnknownState if they don't fit together."""
+    """Join the states of runs of tokens into one with `n_streams` streams. UnknownState if they don't fit together."""
     states = [memoryview(part) for part in parts]
     sections = [read_section(state, N_HEAD) for state in states]
     first = sections[0]
@@ -129,8 +130,8 @@ def join_parts(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytea
 
 
 def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) -> memoryview:
-    """The state, converted for a cache of `n_streams` streams. With `has_tail` other bytes follow the first section
-    (the recurrent part of hybrid models). UnknownState if it can't be read."""
+    """The state, converted to `n_streams` streams. With `has_tail` other bytes follow the first section (the recurrent
+    part of hybrid models). UnknownState if the state can't be read."""
     state = memoryview(state)
     pieces: list[bytes | memoryview] = [state[:N_HEAD]]
     at = N_HEAD
@@ -150,12 +151,12 @@ def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) 
 
 
 def streams_of(state: memoryview | bytearray) -> int:
-    """The number of streams that a state has."""
+    """The number of streams in a state's first section; 0 if the bytes are too short."""
     return WORD.unpack_from(state, N_HEAD)[0] if len(state) >= N_HEAD + 4 else 0
 
 
 def read_section(state: memoryview, start: int) -> Section:
-    """The places of all parts of the section that begins at byte `start`. UnknownState if it can't be read."""
+    """Find the parts of the section that begins at byte `start`. UnknownState if it can't be read."""
     try:
         (n_streams,) = WORD.unpack_from(state, start)
         at = start + 4
@@ -184,7 +185,7 @@ def _read_stream(state: memoryview, start: int, at: int, n_streams: int, i: int,
 
 
 def _count_behind(section: Section) -> int:
-    """How many empty streams follow the one with cells."""
+    """How many empty streams follow the one with cells; 0 if no stream has any."""
     if not section.n_cells:
         return 0
     return section.n_streams - 1 - (section.at - section.start - 8) // 4
@@ -196,7 +197,8 @@ def _is_meta(state: memoryview, at: int, n_cells: int, words: int) -> bool:
 
 
 def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor], int]:
-    """The keys and values of all layers, and the byte after them. No tensors if the bytes don't have this layout."""
+    """The keys and values of all layers, and the index of the byte after them. No tensors if the bytes don't have this
+    layout."""
     if at + 8 > len(state):
         return [], at
     is_turned, n_layers = COUNTS.unpack_from(state, at)
@@ -225,7 +227,7 @@ def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor
 
 
 def _find_runs(positions: list[int]) -> list[tuple[int, int, int]]:
-    """The runs of cells with consecutive positions, as (position, index, length), sorted by position."""
+    """The runs of cells with consecutive positions, as (first position, index of its cell, length), sorted."""
     n = len(positions)
     if positions == list(range(positions[0], positions[0] + n)) if n else True:
         return [(positions[0], 0, n)] if n else []

@@ -1,9 +1,9 @@
-"""The tokens in the KV cache between and during tasks: reuse and sharing of prefixes, eviction, context shift.
+"""What slots hold in the KV cache: reuse and sharing of prefixes, context shift, waiting in memory, checkpoints.
 
-Engine thread only. Each function keeps one invariant: `slot.tokens[i]` is the i-th token that the cache holds for the
+Engine thread only. The functions keep one invariant: `slot.tokens[i]` is the i-th token that the cache holds for the
 slot's sequence. A prefix of another slot is copied in a split cache; in a unified cache its cells are shared. Positions
-of shared cells can't be changed for one sequence alone, so a slot that may share cells gets its own (`unshare`) before
-it is shifted.
+of shared cells can't be changed for one sequence alone, so a slot that may share cells gets cells of its own
+(`unshare`) before a context shift.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from server.engine.slots.backend import Backend
 from server.engine.slots.slot import Aside, Checkpoint, Slot, count_common_prefix
 from server.log import get_logger
 
-MIN_SHARED = 16  # fewer tokens aren't worth sharing
-COPY_COST = 32  # copying this many tokens takes at most as long as evaluating one
+MIN_SHARED = 16  # tokens that a donor must have beyond the slot's own
+COPY_COST = 32  # copying this many tokens takes about as long as evaluating one
 
 log = get_logger("engine")
 
@@ -27,12 +27,12 @@ def choose_slot(
     lora: tuple[tuple[int, float], ...] = (),
     now: float = 0.0,
 ) -> Slot | None:
-    """The idle slot to run `prompt` on: one that it continues, else an empty one, else the one of the least value
-    (`estimate_value`).
+    """The idle slot to run `prompt` on; None if no slot is idle. With `cache_prompt`, a slot that the prompt continues
+    is preferred, then an empty one, then the one of the least value (`estimate_value`).
 
-    A prompt continues a slot if it keeps at least three quarters of the slot's tokens, or if the slot has all of the
-    prompt but its last token. A shared prefix alone is no reason to give up a conversation's cache, because any slot
-    can share it.
+    A prompt continues a slot with the same adapters if it can reuse at least three quarters of the slot's tokens, or if
+    the slot has all of the prompt up to its last token. A shorter common prefix is no reason to give up a
+    conversation's cache, because any slot can share it.
     """
     idle = [slot for slot in slots if slot.run is None]
     if cache_prompt:
@@ -49,8 +49,7 @@ def choose_slot(
 
 
 def estimate_value(slot: Slot, now: float) -> float:
-    """What giving up an idle slot's cache would cost. It grows with the slot's own tokens and falls with the time since
-    its use."""
+    """The value of an idle slot's cache: its tokens that aren't shared, divided by 1 + the seconds since its use."""
     return (len(slot.tokens) - slot.n_shared) / (1.0 + max(now - slot.t_used, 0.0))
 
 
@@ -62,10 +61,11 @@ def reuse_prefix(
     donors: Sequence[Slot] = (),
     limit: int | None = None,
 ) -> int:
-    """Keep the part of the slot's cache that `prompt` begins with, or take a donor's longer one; drop the rest. Returns
-    how many tokens the slot has then.
+    """Keep the tokens of the slot that `prompt` begins with, or take a longer prefix from a donor if that is worth the
+    copy. The slot loses its other tokens. Returns how many tokens it has then.
 
-    At most `limit` tokens are reused, by default all but the last, whose logits are needed.
+    At most `limit` tokens are reused, by default all but the last, whose logits are needed. Without `cache_prompt`
+    they come from donors only.
     """
     if limit is None:
         limit = max(len(prompt) - 1, 0)
@@ -91,14 +91,14 @@ def reuse_prefix(
 
 
 def _compute_least_left(backend: Backend, slot: Slot) -> int:
-    """With sliding windows: the least prefix that can be taken from a slot."""
+    """With sliding windows: the length of the shortest prefix that can be copied from a slot."""
     if slot.state_copy is None:
         return backend.compute_least_left(slot.seq)
     return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
 
 
 def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
-    """Make the slot hold `tokens`, a prefix of the donor's. If that fails, the slot is empty."""
+    """Make the slot hold `tokens`, a prefix of the donor's. If that fails, the slot is empty and the result False."""
     n = len(slot.tokens)
     forget(slot)
     try:
@@ -116,7 +116,7 @@ def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
 
 
 def forget(slot: Slot) -> None:
-    """Clear the slot's fields: its sequence is empty, or about to be filled."""
+    """Note that the slot's sequence is empty, or about to be filled with other tokens."""
     slot.tokens.clear()
     slot.checkpoints.clear()
     slot.is_sharing, slot.shifted_at = False, None
@@ -126,10 +126,10 @@ def forget(slot: Slot) -> None:
 
 
 def trim(backend: Backend, slot: Slot, n: int) -> int:
-    """Cut the slot's cache to its first `n` tokens. If the model can't drop a tail, fewer stay: those of a checkpoint,
-    or none.
+    """Cut the slot's cache to its first `n` tokens, or fewer. Returns how many stay.
 
-    Merged positions (self-extend) can't be cut at a token, so none stay then.
+    If the model can't drop a tail, those of a checkpoint stay, or none. None stay if a sliding window has overwritten
+    what they need, or if self-extend may have merged positions.
     """
     if slot.positions is not None and n < len(slot.tokens):
         n = 0
@@ -150,7 +150,8 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
 
 
 def _go_back(backend: Backend, slot: Slot, n: int) -> int:
-    """Go back to the last checkpoint of at most `n` tokens; returns how many are left."""
+    """Restore the latest usable checkpoint of at most `n` tokens, else empty the sequence. Returns how many tokens are
+    left."""
     for checkpoint in reversed(slot.checkpoints):
         if checkpoint.n <= n and backend.restore_checkpoint(slot.seq, checkpoint.state):
             if backend.seq_rm(slot.seq, checkpoint.n, -1):
@@ -166,10 +167,10 @@ def find_least_valuable(slots: Iterable[Slot], now: float = 0.0) -> Slot | None:
 
 
 def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
-    """Make room in a full slot: drop tokens after the first `n_keep` and renumber the rest. Returns how many were
-    dropped.
+    """Make room in a full slot: drop `n_discard` tokens (0: half of them) behind the first `n_keep` and renumber those
+    that follow. Returns how many were dropped.
 
-    `n_discard` 0 means half of the tokens that aren't kept. The caller has checked `backend.can_shift`.
+    Both numbers are reduced if too few tokens would follow. The caller has checked `backend.can_shift`.
     """
     n_past = len(slot.tokens)
     n_keep = max(min(n_keep, n_past - 4), 0)
@@ -204,8 +205,8 @@ def put_aside(backend: Backend, slot: Slot) -> None:
 
 
 def take_up(backend: Backend, slot: Slot) -> bool:
-    """Move the cells that were put aside back, into cells of the slot's own. False if there is no room; then nothing
-    has changed."""
+    """Move what `put_aside` saved back to the cache, into cells of the slot's own. False if there is no room; then
+    nothing has changed."""
     aside: Aside = slot.aside  # type: ignore[assignment]
     if aside.state is not None and not backend.set_state(slot.seq, aside.state):
         backend.seq_rm(slot.seq, -1, -1)
@@ -224,10 +225,10 @@ def fold(backend: Backend, slot: Slot) -> None:
 
 
 def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
-    """Cut a prompt that is too long: keep the first `n_keep` tokens and drop whole blocks from the middle (as
-    llama.cpp's server did in 2024).
+    """Cut a prompt that is too long, as llama.cpp's server did in 2024: keep the first `n_keep` tokens (at most
+    `n_ctx` - 4) and drop whole blocks behind them.
 
-    A block here is half of the tokens that aren't kept. The result is shorter than `n_ctx`.
+    A block here is half of the context that remains for other tokens. The result is shorter than `n_ctx`.
     """
     n_keep = max(min(n_keep, n_ctx - 4), 0)
     block = max((n_ctx - n_keep) // 2, 1)
@@ -236,7 +237,7 @@ def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
 
 
 def count_shared(slots: Iterable[Slot]) -> int:
-    """The slots' tokens minus the cells they take."""
+    """About how many cells the slots save by sharing."""
     seen: list[Slot] = []
     total = 0
     for slot in slots:
@@ -255,15 +256,16 @@ def count_shared(slots: Iterable[Slot]) -> int:
 # ---- checkpoints: for models whose state can't be cut ----------------------------------------------------------------
 
 # A recurrent model's state depends on all tokens so far and can't be cut. So it is copied every `step` tokens of a
-# prompt and shortly before its end (`Slot.checkpoints`), and `trim` goes back to the last copy before the cut. A step
-# of the prompt ends wherever a copy is due. Of hybrid models only the recurrent part is copied, since attention cells
-# can be cut. Not taken: copies while text is generated. The next request seldom goes back there.
+# prompt and shortly before the prompt's end (`Slot.checkpoints`), and `trim` goes back to the last copy before the cut.
+# A step reads a prompt only up to the next token at which a copy is due. Of hybrid models only the recurrent part is
+# copied, since attention cells can be cut. Not taken: copies while text is generated. The next request seldom goes back
+# there.
 END_MARGIN = 4
-"""A copy is made this many tokens before a prompt's end. The next prompt may differ there: a template ends with the
-beginning of an answer, and the answer's first characters may become part of its last token."""
+"""A copy is made this many tokens before a prompt's end. The next prompt may differ from there on: a template ends with
+the beginning of an answer, and the prompt's last token may merge with the answer's first characters."""
 
 MIN_TOKENS = 32
-"""Shorter prompts are simply read again."""
+"""The copy before a prompt's end has at least this many tokens."""
 
 
 class Checkpoints:
@@ -276,7 +278,7 @@ class Checkpoints:
         self.is_on = not backend.can_share and limit > 0
 
     def count_rows(self, slot: Slot) -> int:
-        """How many rows of a slot's prompt the next step may read. Makes a copy if one is due now."""
+        """How many rows of a slot's prompt the next step may read at most. Makes a copy if one is due now."""
         n, end = len(slot.tokens), len(slot.run.prompt) - END_MARGIN
         end = end if end >= MIN_TOKENS else 0
         if slot.run.layout.chunks or slot.positions is not None:

@@ -1,11 +1,11 @@
 """How many of a sequence's last tokens llama.cpp can drop now, in models whose state can't be cut.
 
 Engine thread. With `llama_context_params::n_rs_seq` a context keeps a sequence's state as it was 1, 2, ... tokens ago.
-Only those of the latest batch are valid, and only once; llama.cpp would restore others without an error. So this module
-notes how far each sequence can go back.
+Only states within the sequence's latest batch are valid, and only until one is restored. llama.cpp would restore others
+without an error, so this module notes how far each sequence can go back.
 
-Not taken: all architectures for which llama.cpp allows it. A wrong state would show only in the text, so it is on only
-for those that a test has compared (`shape_reader.GOES_BACK`).
+Not taken: going back in all architectures for which llama.cpp allows it. A wrong state would show only in the text, so
+only architectures that a test has compared go back (`shape_reader.GOES_BACK`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_BYTES = 256 << 20  # for the states of all slots
 
 
 def count_back(config: EngineConfig, shape: Shape | None) -> int:
-    """How many tokens a sequence should be able to drop; 0 for none."""
+    """How many tokens a sequence should be able to drop."""
     if shape is None or not shape.can_go_back or not config.spec.lookup or config.exact or config.n_group > 1:
         return 0
     size = config.n_slots * sum(layer.state for layer in shape.layers)
@@ -36,7 +36,7 @@ class Rollback:
         self._n_left: dict[int, int] = {}
 
     def note(self, spans: Iterable[Span]) -> None:
-        """Note that these rows were evaluated."""
+        """Note that these spans were evaluated."""
         if self.n:
             self._n_left |= {span.seq: min(len(span) - 1, self.n) for span in spans}
 
@@ -45,5 +45,6 @@ class Rollback:
         self._n_left.pop(seq, None)
 
     def take(self, seq: int, n_tokens: int) -> bool:
-        """Whether the sequence can drop `n_tokens` tokens now. After that it can drop none before its next batch."""
+        """Whether the sequence can drop its last `n_tokens` tokens now. The caller then drops them: until its next
+        batch the sequence can drop no more."""
         return n_tokens <= 0 or n_tokens <= self._n_left.pop(seq, 0)

@@ -1,12 +1,12 @@
-"""Files with a slot's KV state, written whole or not at all, and checked when they are read.
+"""Files with a slot's KV state. They get their name only when they are whole, and are checked when they are read.
 
-Engine thread. A file is: 8 bytes magic, the header's length, a JSON header (identity, adapters, tokens, size of the
-state, CRC-32 of these and of the state), then llama.cpp's state of one sequence and those of its checkpoints. The
-identity (`model_files.identity`) has everything else that keys and values depend on. So a file fits the same model
-under another name, and no other model.
+Engine thread. A file has 8 bytes of magic, the header's length, a JSON header, llama.cpp's state of one sequence, and
+the states of its checkpoints. The header has the identity, the adapters, the tokens, the sizes of the states, and a
+CRC-32 of header and states. The identity (`model_files.identity`) covers whatever else keys and values depend on. So a
+file fits the same model under another name, and no other model.
 
-Where the system has unnamed files (Linux), a new file gets its name when it is whole. So an engine that is killed
-leaves no partial file behind.
+Where the file system allows it (Linux), a new file is unnamed until it is whole, so a killed engine leaves no partial
+file behind.
 
 Not taken: `llama_state_seq_save_file`. It can't tell models of the same shape apart, and leaves half a file on a full
 disk.
@@ -63,10 +63,10 @@ def write(
     checkpoints: Sequence[tuple[int, memoryview]] = (),
     shifted_at: int | None = None,
 ) -> int:
-    """Write the file at `path`, whole or not at all, and return its size in bytes. ApiError if that fails.
+    """Write the file at `path` and return its size in bytes. ApiError if that fails; `path` is unchanged then.
 
-    `identity` are the facts of an `Identity`. `checkpoints` are (number of tokens, state) pairs, written behind the
-    state. Without `is_durable` a power cut may damage the file, which is detected when it is read.
+    `identity` are the facts of an `Identity`. `checkpoints` are (number of tokens, state) pairs. Without `is_durable` a
+    power cut may damage the file, which `read` detects.
     """
     n_state = len(state) + sum(len(part) for _, part in checkpoints)
     about = {"identity": dict(identity), "tokens": tokens, "lora": lora, "n_state": n_state}
@@ -116,11 +116,11 @@ def _open_nameless(folder: Path) -> int | None:
     try:
         return os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
     except OSError:
-        return None  # this file system has no unnamed files, or opening a named file raises the same error
+        return None  # the caller opens a named file, which raises the same error unless unnamed files were the problem
 
 
 def _name(nameless: int, path: Path) -> None:
-    """Give an unnamed file its name, or copy it where links aren't allowed."""
+    """Give an unnamed file the name `path`, or copy it there if that fails."""
     source = f"/proc/self/fd/{nameless}"
     try:
         os.link(source, path, src_dir_fd=nameless)  # any src_dir_fd makes Python follow the link in /proc
@@ -131,7 +131,7 @@ def _name(nameless: int, path: Path) -> None:
 
 
 def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
-    """Read a file. ApiError 400 if it isn't a slot with this identity (the facts of an `Identity`)."""
+    """Read a file. ApiError 400 unless it is an undamaged slot with this identity (the facts of an `Identity`)."""
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path.name, size)
@@ -155,8 +155,8 @@ def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
 
 
 def read_header(path: Path) -> dict:
-    """The header of a file (identity, tokens, lora, n_state, crc32) without its state. ApiError 400 if it isn't a saved
-    slot."""
+    """The header of a file: identity, tokens, lora, n_state, crc32, sometimes checkpoints and shifted_at. ApiError 400
+    if it isn't a saved slot."""
     with _open(path) as stream:
         return _read_header(stream, path.name, os.fstat(stream.fileno()).st_size)
 

@@ -1,8 +1,8 @@
-"""Replaces a prompt's tokens by the cached tokens of the same text, so that they can be reused.
+"""Replaces a prompt's tokens by the cached tokens of the same text, whose cells can then be reused.
 
 A model may write any tokens that make up a text (a grammar or a high temperature leads to rare ones), but a tokenizer
-cuts it in one way. So a conversation's next prompt can differ from the cached tokens although no letter has changed,
-and everything behind would be evaluated again. `respell` puts in the cached tokens.
+cuts the text in one way. So a conversation's next prompt can differ from the cached tokens although no letter has
+changed, and everything behind the difference would be evaluated again.
 
 Pure functions on token lists, engine thread. Control tokens match only themselves, so text from users can't become one.
 Not taken: remembering answers by their text in the web process. The cache has their tokens anyway.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from server.engine.slots.slot import count_common_prefix
 
 MAX_STRETCH = 256
-"""Bytes within which two token lists for the same text must come to a common border."""
+"""Bytes within which two token lists for the same text must reach a common border."""
 
 Letters = Callable[[int], bytes]  # the bytes of a text token; b"" for other tokens
 
@@ -35,7 +35,8 @@ def respell(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[
 def _find_same_text(
     cached: Sequence[int], i: int, prompt: Sequence[int], j: int, letters: Letters
 ) -> tuple[int, int] | None:
-    """How many tokens of each list, from these places on, spell the shortest common text; None if there is none."""
+    """How many tokens of each list, from `i` and `j` on, spell the shortest common text; None if there is none within
+    MAX_STRETCH."""
     a = b = b""
     start_i, start_j = i, j
     while not a or a != b:
