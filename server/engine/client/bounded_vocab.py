@@ -1,9 +1,12 @@
-"""The vocabulary with limits on text, so that no text can end the server or block other requests. Connection threads.
+"""The vocabulary with limits on text, so that no text can end the server. Runs on connection threads.
 
 libllama's tokenizers take about 120 bytes of memory per byte of text. The patterns of some models recurse once per
-character of a word (`std::regex`), so a long word overflows an ordinary stack. So a text that can't fit the context is
-refused by its number of bytes, one with long words is tokenized on a large stack, large texts are tokenized one at a
-time, and their memory is counted (`server.memory`).
+character of a word (`std::regex`), so a long word overflows an ordinary stack. So
+
+- a text that must fit the context is refused if its number of bytes shows that it doesn't,
+- a text with long words is tokenized on a thread with a large stack,
+- large texts are tokenized one at a time,
+- the memory that tokenizing a longer text takes is counted (`server.memory`).
 
 Not taken: cutting texts at any place, which may change the tokens; a process for tokenizing, which would be a third one
 to start and watch.
@@ -25,9 +28,9 @@ T = TypeVar("T")
 MAX_TEXT = 4 << 20  # bytes
 LONG = 1000  # characters: the tokenizer's recursion over shorter words fits on any thread's stack
 LARGE = 1 << 16  # bytes: longer texts are tokenized one at a time
-N_AT_ONCE = 4  # texts with long words, up to `LARGE`, that are tokenized at the same time
-WORK_BYTES = 120  # memory of libllama per byte of text
-TOKEN_BYTES = 40  # memory of an int in a list
+N_AT_ONCE = 4  # the most texts with long words, up to `LARGE`, that are tokenized at the same time
+WORK_BYTES = 120  # bytes of libllama's memory per byte of text
+TOKEN_BYTES = 40  # bytes of an int in a list
 STACK_BYTES = 1 << 20  # stack sizes are multiples of it
 STACK_PER_LETTER = 512  # bytes of stack per character of a word: one and a half times what GCC's `std::regex` takes
 MAX_WORD = 400_000
@@ -117,7 +120,7 @@ class BoundedVocab:
 
 
 def may_have_long_word(text: str) -> bool:
-    """Whether a word or a run of white space may be longer than `LONG`. Such a run covers some block of half that size,
+    """Whether a word or a run of white space may be longer than `LONG`: whether one fills a block of half that size,
     which is quicker to find."""
     n = LONG // 2
     blocks = (text[at : at + n] for at in range(0, len(text) - n + 1, n))
@@ -125,12 +128,13 @@ def may_have_long_word(text: str) -> bool:
 
 
 def measure_longest_word(text: str) -> int:
-    """The number of characters of the longest word or run of white space. No model's pattern matches across both."""
+    """The number of characters of the longest word or run of white space."""
     return max(len(found[0]) for found in WORD.finditer(text))
 
 
 def without_middle(text: str, n_bytes: int) -> str:
-    """The first and the last `n_bytes` / 2 bytes of a text; the whole text if it isn't longer."""
+    """The first and the last `n_bytes` / 2 bytes of a text, without characters that this cuts; the whole text if it has
+    at most `n_bytes`."""
     data = text.encode()
     if len(data) <= n_bytes:
         return text
@@ -138,7 +142,8 @@ def without_middle(text: str, n_bytes: int) -> str:
 
 
 def on_deep_stack(work: Callable[[], T], n_bytes: int) -> T:
-    """Call `work` on a thread with a stack of `n_bytes`. Only used stack takes memory."""
+    """Call `work` on a thread with a stack of at least `n_bytes`, of which only the used part takes memory. ApiError
+    503 if no thread can be started."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 

@@ -1,8 +1,8 @@
 """One engine process, seen from the web process: starts it, exchanges messages with it, and finds out why it ended.
 
-Three threads per process. `engine-reader` receives frames and passes them on. `engine-writer` sends messages, so that
-no connection thread waits for a full pipe. `engine-stderr` keeps the last lines of stderr, with llama.cpp's routine log
-lines apart. The supervisor decides.
+There are three threads per process. `engine-reader` receives messages and passes them on. `engine-writer` sends
+messages, so that no connection thread waits for a full pipe. `engine-stderr` keeps the last lines of stderr, with
+llama.cpp's routine log lines apart. `supervisor` decides when a process is started or ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from server.log import get_logger, inherit
 
 READ_BYTES = 1 << 16
 N_LAST_LINES = 60  # kept of stderr
-N_ROUTINE_LINES = 20  # kept of llama.cpp's log
+N_ROUTINE_LINES = 20  # kept of llama.cpp's routine log lines
 STACKS_WAIT_S = 0.3  # how long `kill` waits for the stacks
 STDERR_WAIT_S = 2.0  # for the end of stderr, which a debugger started by ggml may keep open
 
@@ -38,7 +38,7 @@ log = get_logger("engine")
 
 
 class Outbox:
-    """Messages to the engine, in order. But large ones, and a `Cancel` of their tasks, wait until no others do."""
+    """Messages to the engine, in order; but large ones, and a `Cancel` of their tasks, wait until no other waits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the order of both queues
@@ -67,7 +67,7 @@ class Outbox:
 
 
 def get_tasks(message: object) -> tuple[Task | Embed, ...]:
-    """The tasks of a message."""
+    """The `Task`s or `Embed`s in a message."""
     if isinstance(message, Tasks):
         return message.tasks
     return (message,) if isinstance(message, (Task, Embed)) else ()
@@ -79,7 +79,7 @@ def count_file_bytes(message: object) -> int:
 
 
 class Child:
-    """An engine process. `ended` is set once it is gone and all its messages have been passed on."""
+    """An engine process. `ended` is set once it is gone and no more of its messages are passed on."""
 
     def __init__(
         self,
@@ -125,7 +125,8 @@ class Child:
         self._outbox.put(message)
 
     def kill(self, why: str) -> None:
-        """Have the process write its Python stacks, which go to `last_lines`, and end it."""
+        """End the process. Where SIGUSR1 exists, the process first writes its Python stacks, which go to `last_lines`.
+        """
         self._error = self._error or why
         if hasattr(signal, "SIGUSR1") and self.process.poll() is None:
             self.process.send_signal(signal.SIGUSR1)
@@ -147,11 +148,11 @@ class Child:
 
     @property
     def was_ended_by_others(self) -> bool:
-        """Whether the system (out of memory) or an operator ended it by a signal."""
+        """Whether a signal ended the process that the system (out of memory) or an operator sends."""
         return not self._error and self.process.returncode in OTHERS_SIGNALS
 
     def join(self) -> None:
-        """Wait for the threads, after `ended`."""
+        """Wait for the threads to end; called after `ended` is set."""
         self._outbox.put(END)
         for thread in self._threads:
             thread.join()
@@ -205,8 +206,8 @@ class Child:
             pass
 
     def _send_next(self) -> bool:
-        """Send a message; False at the end. In `_write`, local variables would keep the message with its files while
-        the thread waits for the next one."""
+        """Send a message; False at the end. A function of its own, because a local variable of `_write` would keep the
+        message's files in memory while the thread waits for the next one."""
         message = self._outbox.get()
         if message is END:
             return False

@@ -1,10 +1,10 @@
-"""The web process's interface to the engine: submits tasks, receives their events, and has the engine's state.
+"""The web process's interface to the engine: submits tasks, receives their events, and knows the engine's state.
 
-Connection threads use it. The transport calls `dispatch` for each frame, mostly on `engine-reader` or, with `--engine
-thread`, on the thread `engine`. `dispatch` moves events into queues and never waits. A request reads the events of its
-tasks from its `Results`; leaving that early cancels the tasks.
+Connection threads use it. The transport calls `dispatch` for each frame, on one of its own threads. `dispatch` passes
+events on and never waits for a client. A request reads the events of its tasks from its `Results`; leaving that early
+cancels the tasks.
 
-The transport is `supervisor.ProcessTransport` or `thread.ThreadTransport`.
+The transport is `supervisor.ProcessTransport` or `entry.thread.ThreadTransport`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ from server.records import replace
 TAIL = 400  # characters of an answer that /slots shows
 RECENT_PER_SLOT = 8  # ended tasks kept per slot, for /slots
 N_BACKLOG = 10_000
-"""Unread events at which a stream is cancelled, because the engine never waits for a client."""
+"""The most unread events of a stream. With more it is cancelled, because the engine never waits for a client."""
 MAX_DIVERTED = 200
-"""The most probabilities in diverted events (`Results.divert`), because other requests wait for the transport's
-thread."""
+"""The most probabilities in events that are diverted together (`Results.divert`). More would take too long, because
+other requests wait for the transport's thread."""
 N_COUNTED = 1024  # events after which the memory of an answer is counted again
 EVENT_BYTES, QUEUED_BYTES, ANSWERED_BYTES = 300, 220, 2000
 """Bytes of an event until the answer is complete; of a probability in a queue; of a probability in an answer."""
-LAST = (Final, Embedded, Failure)  # the last events of a task
+LAST = (Final, Embedded, Failure)  # a task's last event is one of these
 
 log = get_logger("engine")
 
@@ -89,8 +89,9 @@ class Transport(Protocol):
 class Results:
     """The events of one request's tasks, in order. Iterate once. Leaving the `with` block early cancels the tasks.
 
-    With `stream` each frame wakes the request's thread (the reader); without it only the end does. The iteration ends
-    when every task has its `Final` or `Embedded`. The first `Failure` is raised as an ApiError.
+    With `stream` each frame with events of the request wakes the request's thread (the reader); without it only the end
+    or a failure does. The iteration ends when every task has its `Final` or `Embedded`. The first `Failure` is raised
+    as an ApiError.
 
     A stream can be diverted: while the reader waits, the transport's thread passes events that don't end a task to a
     function, instead of waking the reader. The order is kept: `_is_waiting` is false until the reader has handled all
@@ -108,7 +109,7 @@ class Results:
         self._n_queued = 0  # events in `_queue`
         self._share = memory.get_current()
         self._n_batch = 0  # events taken from the queue that the reader hasn't got
-        self._lock = threading.Lock()  # guards _collected, _n_queued, _is_waiting; held during a diverted write
+        self._lock = threading.Lock()  # guards _n_queued, _is_waiting, a stream's _collected; held while diverting
         self._is_waiting = False  # the reader sleeps, so the transport's thread may write
         self._divert: Callable[[list[Event]], bool] | None = None
         self._resume: Callable[[], None] = lambda: None
@@ -122,14 +123,14 @@ class Results:
 
     def __exit__(self, *exc_info: object) -> None:
         self.cancel()
-        self._divert = None  # it refers to the request, which refers to this object
+        self._divert = None  # breaks a cycle: it refers to the request, which refers to this object
 
     def __iter__(self) -> Iterator[Any]:
         return self.iterate_events(None)
 
     def divert(self, send: Callable[[list[Event]], bool], resume: Callable[[], None]) -> None:
         """Call `send` with events while the reader waits. `send` must not wait. If it returns False (the client's
-        socket is full), the reader is woken, and calls `resume` before it goes on."""
+        socket is full), the reader is woken. Whenever the reader has waited, it calls `resume`."""
         self._divert, self._resume = send, resume
 
     def iterate_events(self, silence_s: float | None) -> Iterator[Any]:
@@ -188,7 +189,7 @@ class Results:
         return self._n_batch > 0 or not self._queue.empty()
 
     def cancel(self, message: str = "the client closed the request", status: int = 499, reason: str = "") -> None:
-        """On any thread, any number of times: end all tasks with a failure."""
+        """On any thread, any number of times: end the request with this error, if it hasn't ended yet."""
         if self._n_open > 0 and not self.is_cancelled:
             self.is_cancelled = True
             for task in self.tasks:
@@ -222,8 +223,11 @@ class Results:
         return was_open
 
     def put(self, event: Event) -> bool:
-        """On the transport's thread: take an event. True if `flush` must be called after the frame. A task's end is
-        handed over at once with all events before it; without `stream` only a failure or the last task's end is."""
+        """On the transport's thread: take an event. True if `flush` must be called after the frame.
+
+        Of a stream, a task's end is handed over at once, with the events before it. Without `stream` this is done at a
+        failure, or at the end of the last task.
+        """
         is_last = type(event) is not Piece and isinstance(event, LAST)
         if not (self._stream or is_last):
             self._collected.append(event)
@@ -241,7 +245,7 @@ class Results:
         return False
 
     def _count_memory(self) -> None:
-        """Count the latest events' memory. Cancels the request if its answer takes too much."""
+        """Count the latest events' memory. Cancels the request if there is no room for it."""
         n_bytes = EVENT_BYTES * N_COUNTED if len(self._collected) % N_COUNTED == 0 else 0
         try:
             self._hold(n_bytes + ANSWERED_BYTES * count_probs(self._collected[-1:]))
@@ -254,7 +258,8 @@ class Results:
             self._share.take(n_bytes)
 
     def flush(self) -> None:
-        """On the transport's thread, for a stream: hand over the events of this frame, or divert them."""
+        """On the transport's thread, for a stream: hand over the events of this frame, or divert them. Cancels the
+        request if the reader is too far behind."""
         is_behind = False
         with self._lock:
             events = self._take()
@@ -295,12 +300,12 @@ class Results:
 
 
 def count_probs(events: Sequence[Event]) -> int:
-    """The number of probabilities in events, which decides their size."""
+    """The number of probabilities in events."""
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
 
 class EngineClient:
-    """The engine for the rest of the web process. `vocab` and `info` are None until `state` is READY."""
+    """The engine for the rest of the web process. `vocab` and `info` are None until the model is loaded."""
 
     def __init__(
         self,
@@ -316,7 +321,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._results: dict[int, Results] = {}
         self._replies: dict[int, SimpleQueue] = {}
-        self._lock = threading.Lock()  # guards changes of _recent and _end_interval, since any thread may end a task
+        self._lock = threading.Lock()  # guards _recent and _end_interval, which change on any thread that ends a task
         self._recent: dict[int, Task] = {}
         self._tails: dict[int, str] = {}  # the latest text of open and recent tasks
         self._settled = threading.Event()
@@ -342,7 +347,7 @@ class EngineClient:
         self._transport.start(self.dispatch)
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
-        """Wait for READY or FAILED; False after `timeout_s`."""
+        """Wait for READY, FAILED or CLOSED; False after `timeout_s`."""
         return self._settled.wait(timeout_s)
 
     @property
@@ -364,11 +369,11 @@ class EngineClient:
         return {"Retry-After": str(math.ceil(self._end_interval.mean_s))} if failure.status == 503 else {}
 
     def make_id(self) -> int:
-        """A new task id. Ids only grow."""
+        """A new id for a task or command. Ids only grow."""
         return next(self._ids)
 
     def submit(self, *tasks: Task | Embed, stream: bool) -> Results:
-        """Send the tasks of one request to the engine. ApiError 503 while the model loads, 500 if that failed."""
+        """Send the tasks of one request to the engine. ApiError as in `require_ready`."""
         self.require_ready()
         results = Results(self, tasks, stream)
         if not self._results:
@@ -412,7 +417,7 @@ class EngineClient:
             self._transport.post(Cancel(id_task, finish=True))
 
     def get_task(self, id_task: int) -> Task | None:
-        """An open task, or one that ended lately (a slot may still show it)."""
+        """An open task, or one that ended lately, without its files (a slot may still show it); else None."""
         results = self._results.get(id_task)
         if results is not None:
             return results.by_id[id_task]  # type: ignore[return-value]
@@ -423,7 +428,7 @@ class EngineClient:
         return "" if task is None else task.owner
 
     def list_waiting_owners(self) -> list[str]:
-        """The owners of the open tasks that wait."""
+        """For each open task that no slot works on, its owner."""
         working = self.snapshot.working
         return [self._owner_of(id_task) for id_task in list(self._results) if id_task not in working]
 
@@ -438,7 +443,7 @@ class EngineClient:
             self._vocab_opening.join()  # the process mustn't end while this thread is in libllama
 
     def require_ready(self) -> None:
-        """ApiError unless the engine is ready, or restarting."""
+        """ApiError 503 while the model loads or after the engine was closed, 500 if the engine has failed for good."""
         if self.state is LOADING:
             raise ApiError(503, "Loading model", headers={"Retry-After": "1"})
         if self.state is FAILED:
@@ -488,7 +493,7 @@ class EngineClient:
         with self._lock:
             self._end_interval.note_end(time.monotonic(), is_busy=bool(self._results))
             if isinstance(task, Task):
-                if task.media or len(task.prompt) > self.info.n_ctx > 0:  # keep no files, and at most a context
+                if task.media or len(task.prompt) > self.info.n_ctx > 0:  # keep no files, and at most `n_ctx` tokens
                     task = replace(task, media=(), prompt=task.prompt[: self.info.n_ctx])
                 self._recent[id_task] = task
             while len(self._recent) > RECENT_PER_SLOT * self.info.n_slots:
@@ -538,7 +543,7 @@ class EngineClient:
         self.state = RESTARTING
 
     def _on_starting(self, event: Starting) -> None:
-        """Only the supervisor needs it."""
+        """Do nothing: only the ledger needs this event."""
 
     def _on_reply(self, event: Reply) -> None:
         queue = self._replies.get(event.id)
@@ -579,10 +584,7 @@ PAUSE_S = 300.0  # longer intervals don't count
 
 
 class EndInterval:
-    """The mean time between the ends of two tasks: how long a client should wait if the queue is full.
-
-    Any thread may read `mean_s`.
-    """
+    """The mean time between the ends of two tasks: how long a client should wait before it tries again."""
 
     def __init__(self) -> None:
         self._mean_s = SHORTEST_S

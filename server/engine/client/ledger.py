@@ -1,15 +1,13 @@
-"""The open tasks and commands: all that a new engine needs to go on where a dead one ended.
+"""What a new engine needs to go on where a dead one ended: the open tasks with their tokens, commands, settings.
 
-Pure data, no thread and no pipe: `supervisor` holds a lock around the calls. The ledger keeps each open task, the
-tokens delivered for it, and the settings that commands have changed.
+Pure data, no thread and no pipe: `supervisor` holds a lock around the calls.
 
 The ledger also finds the task that kills engines. Before an engine computes, it reports which tasks it works on. A task
 that two engines in a row worked on when they died, without a token in between, is a suspect. If no further engine would
 be started, one death is enough: all tasks that the last engine reported are suspects, or all its tasks if it reported
 none. Suspects are replayed alone, one at a time, while all others wait. A task is at fault, and fails for good, if two
-engines in a row die while they work on it alone. No other task fails. A death by chance (a kill, out of memory) fails
-no task, as long as there is progress between two deaths. If there are more deaths within `WINDOW_S` than are needed to
-find the task at fault, some have another cause. Then three deaths alone put a task at fault, not two.
+engines in a row die while they work on it alone. If more than `FOUND_AFTER` deaths within `WINDOW_S` have no task at
+fault, some have another cause. Then three deaths alone put a task at fault, not two.
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ class Entry:
     t_first: float = 0.0  # first token from this engine
     t_last: float = 0.0  # latest token
     strikes: int = 0  # engines in a row that died while they worked on it; a token of it resets this
-    n_alone: int = 0  # how many of the last of them worked on no other task
+    n_alone: int = 0  # how many of the latest of these engines worked on no other task
     is_sent: bool = False  # to the current engine
     is_finishing: bool = False  # a `Cancel` with `finish` was posted
     ends_thinking: int = -1  # the number of tokens after which a command ended its reasoning
@@ -93,7 +91,8 @@ class Entry:
         self.t_first = self.t_last = 0.0
 
     def replay(self, now: float) -> Task | Embed:
-        """The task to send to an engine now, with the delivered tokens. An `Embed` is sent unchanged."""
+        """The task to send to an engine now, with the delivered tokens and the time that is left. An `Embed` is sent
+        unchanged."""
         task = self.task
         if isinstance(task, Embed):
             return task
@@ -112,12 +111,12 @@ class Entry:
 
 
 class Ledger:
-    """The open tasks and commands."""
+    """The open tasks and commands, and the settings."""
 
     def __init__(self, lora: tuple[tuple[int, float], ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.n_restarts = self.n_replays = self.n_suspects = 0
-        self.has_progressed = False  # since the last death
-        self.has_suspects = False  # whether the last engine that died had tasks to blame
+        self.has_progressed = False  # a token or answer since the last death, or an answer because of it
+        self.has_suspects = False  # the last engine that died had tasks to blame
         self._tasks: dict[int, Entry] = {}
         self._commands = OpenCommands()
         self._settings: dict[str, Command] = {}
@@ -136,8 +135,8 @@ class Ledger:
     # ---- from the web process --------------------------------------------------------------------------------------
 
     def post(self, message: object) -> list[Any]:
-        """Note a message. Returns the messages to send to the engine now. New tasks and commands wait while no engine
-        is ready, or suspects are tried."""
+        """Note a message. Returns the messages to send to the engine now: none while no engine is ready or a suspect is
+        tried, except for a `Cancel`."""
         if isinstance(message, Cancel):
             return self._cancel(message)
         new: list[Entry] = []
@@ -165,7 +164,7 @@ class Ledger:
         return [*sent, *self._on_started(message.id), *self._end_probation(message.id)]
 
     def refuse(self, message: Task | Embed | Command, reason: str) -> tuple[list[Event], list[Any]]:
-        """Give up a message that can't be sent. Returns its answer unless it was cancelled, and messages to send."""
+        """Give up a message that can't be sent. Returns its answer (none if it was cancelled), and messages to send."""
         if isinstance(message, Command):
             known = self._commands.take_answered(message.id) is not None
             return ([Reply(message.id, {}, (500, reason))] if known else []), []
@@ -247,7 +246,7 @@ class Ledger:
     def note_death(self, cause: str, is_last: bool = False) -> list[Event]:
         """Note that the engine has died. Returns the answers for tasks and commands that won't be tried again.
 
-        `is_last`: no other engine will be started unless there are suspects.
+        `is_last`: no other engine will be started unless there are suspects or such answers.
         """
         working = self._list_blamed(is_last)
         self.has_suspects = bool(working)
@@ -300,7 +299,8 @@ class Ledger:
         )
 
     def note_ready(self) -> list[Any]:
-        """Note that an engine is ready. It gets the settings first; `_on_set_up` sends the tasks."""
+        """Note that an engine is ready. Returns the settings to send (`_on_set_up` sends the rest after them); without
+        settings all that `_set_up` sends."""
         commands = [replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
         self._setting_up = {command.id for command in commands}
         return commands or self._set_up()
@@ -316,7 +316,8 @@ class Ledger:
         return self._send(self._tasks[self._probation[0]])
 
     def _end_probation(self, id_task: int) -> list[Any]:
-        """Clear this task if it was a suspect: the next suspect is tried, or all other tasks are sent."""
+        """This task is no suspect any more. If it was the one on trial, returns what to send: the next suspect, or all
+        other tasks."""
         if id_task not in self._probation:
             return []
         was_first = self._probation[0] == id_task
@@ -324,13 +325,13 @@ class Ledger:
         return self._set_up() if was_first and self._is_ready else []
 
     def _release(self) -> list[Any]:
-        """All that hasn't been sent to this engine."""
+        """The tasks that haven't been sent to this engine, and the commands that may follow them."""
         tasks = [message for entry in self._tasks.values() if not entry.is_sent for message in self._send(entry)]
         return [*tasks, *self._release_commands()]
 
     def _release_commands(self) -> list[Command]:
-        """The unsent commands, but none before all replayed tasks have started: a new system prompt must not affect
-        them."""
+        """The unsent commands; none while a suspect is tried or a replayed task hasn't started, because a new system
+        prompt must not affect such a task."""
         return [] if self._to_start or self._probation else self._commands.to_send()
 
     def _send(self, entry: Entry) -> list[Any]:
@@ -343,7 +344,7 @@ class Ledger:
     # ---- counters -----------------------------------------------------------------------------------------------
 
     def _sum_counters(self, snapshot: Snapshot) -> Snapshot:
-        """Add the counters of all former engines."""
+        """The snapshot with the counters of all former engines added."""
         base = self._base
         if base is None:
             return snapshot
@@ -376,8 +377,9 @@ def _join_tasks(messages: list[Any]) -> list[Any]:
 # ---- commands without an answer --------------------------------------------------------------------------------------
 
 # Most commands may be repeated: they only read (the adapters), set a state (scales, system prompt, an empty slot), or
-# restore a slot from a file. The next engine gets them again, unless two have died with them. Saving a slot is not
-# repeated: the slot's contents are gone with the engine, and the next one would overwrite the file with an empty slot.
+# restore a slot from a file. The next engine gets such a command again, unless `MAX_DEATHS` engines have died with it.
+# Saving a slot is not repeated: the slot's contents are gone with the engine, and the next one would overwrite the file
+# with an empty slot.
 MAX_DEATHS = 2
 ONCE = {"save": "the slot's contents are lost; the file is either unchanged or complete"}
 """Commands that are not repeated, with the end of their error message."""

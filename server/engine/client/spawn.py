@@ -1,9 +1,9 @@
 """Starts the engine's process, which runs this same program.
 
-`launch` calls it before nearly all other imports, so that both processes start at the same time. So this module imports
-as little as possible. `child` and `loading.starter` start later engines with it.
+`launch` uses it before nearly all other imports, so that both processes start at the same time. So this module imports
+as little as possible. `child` starts later engines with it, `loading.starter` a spare process.
 
-Uses `subprocess` with plain pipes, which works the same on Windows: no fork, no inherited descriptors.
+It uses `subprocess` with plain pipes (no fork, no inherited descriptors), which works the same on Windows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def make_engine_command(*hints: str) -> list[str]:
 
 
 def start_process(command: Sequence[str]) -> subprocess.Popen:
-    """Start `command` with an unbuffered pipe for each of its three streams. OSError if it can't be started."""
+    """Start `command` with an unbuffered pipe for each standard stream. OSError if it can't be started."""
     return subprocess.Popen(
         list(command),
         stdin=subprocess.PIPE,

@@ -1,13 +1,12 @@
 """The engine as a supervised process: the default transport. If the engine dies, requests go on after a pause.
 
-The thread `engine-supervisor` starts the process and watches it. An engine that hangs (no heartbeat, or no step while
-there is work) or sends an invalid message is killed. When the process has ended, the thread starts another one, which
-gets the open tasks and settings from `ledger`. The clients' streams stay open.
+The thread `engine-supervisor` starts the process and watches it. An engine that hangs (it sends nothing, or makes no
+step while there is work) or sends an invalid message is killed. When the process has ended, the thread starts another
+one, which gets the open tasks and settings from `ledger`. The clients' streams stay open.
 
 After `max_deaths` without progress within `window_s` the supervisor gives up: all open tasks fail, and later requests
-get the reason. But while the ledger suspects tasks of killing engines, the supervisor goes on.
-
-The first start is not repeated.
+get the reason. But while the ledger suspects tasks of killing engines, the supervisor goes on. It also gives up if the
+first engine doesn't get ready.
 """
 
 from __future__ import annotations
@@ -138,7 +137,7 @@ class ProcessTransport:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the current engine."""
+        """The process id of the current engine; None if there is none."""
         child = self._child
         return None if child is None or child.ended.is_set() else child.process.pid
 
@@ -197,7 +196,7 @@ class ProcessTransport:
         return False
 
     def _recover_from_death(self, cause: str) -> bool:
-        """Note a death and wait for the backoff. False after too many deaths, or if the server closes meanwhile."""
+        """Note a death and wait for the backoff. False after too many deaths, or if `close` is called meanwhile."""
         now = time.monotonic()
         with self._lock:
             if self._ledger.has_progressed:
@@ -308,7 +307,8 @@ class ProcessTransport:
         return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
 
     def _on_ready(self, info: ModelInfo) -> None:
-        """Check that a later engine has the first one's model and libraries. A worker's devices may be gone."""
+        """Note what the first engine reports, and check that a later one reports the same. Only the devices may differ,
+        since a worker's may be gone. WireError otherwise."""
         if self._info is None:
             self._info = info
             self._config = replace(self._config, n_ctx=info.n_ctx)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from server.engine.seam.task import Snapshot
 from server.records import record
 
-MAX_SPANS = 2000
-MAX_WAITS = 2000
+MAX_SPANS = 2000  # ended spans kept
+MAX_WAITS = 2000  # changes kept
 READING, WRITING = "reading", "writing"
 
 
@@ -38,7 +38,7 @@ class Timeline:
     def __init__(self, owner_of: Callable[[int], str], clock: Callable[[], float] = time.monotonic) -> None:
         self._owner_of = owner_of
         self._clock = clock
-        self._lock = threading.Lock()  # protects the rest
+        self._lock = threading.Lock()  # guards the fields below
         self._ended: deque[Span] = deque(maxlen=MAX_SPANS)
         self._open: dict[int, Span] = {}  # by slot
         self._waits: deque[tuple[float, int]] = deque(maxlen=MAX_WAITS)  # (time of a change, waiting tasks since then)
@@ -65,8 +65,8 @@ class Timeline:
             self._open[id_slot] = Span(id_slot, id_task, self._owner_of(id_task), phase, now)
 
     def list_since(self, seconds: float) -> tuple[float, list[Span], list[tuple[float, int]]]:
-        """The time now, the spans of the last `seconds`, and the changes of the number of waiting tasks, from the last
-        one before that time on."""
+        """The time now; the spans that reach into the last `seconds`; and (time, number of waiting tasks) for each
+        change in these seconds and the last one before them."""
         with self._lock:
             now = self._clock()
             spans = [

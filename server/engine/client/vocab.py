@@ -1,10 +1,9 @@
 """The model's vocabulary in the web process: converts text to tokens and back, on any thread.
 
-It is a second, `vocab_only` load of the model file (20-50 MiB of memory), begun once an engine has read the vocabulary
-without harm. libllama's tokenizer is thread-safe.
+It is a second load of the model file, with `vocab_only` (20-50 MiB of memory). libllama's tokenizer is thread-safe.
 
-SPM's tokenizer takes quadratic time for characters without a token, so long texts are tokenized in parts. A part begins
-with a character that no token has except as its first, so no token can span the cut.
+SentencePiece's tokenizer (SPM) takes quadratic time for characters without a token, so long texts are tokenized in
+parts if possible. A cut is made only before a character that no token has except as its first, so no token can span it.
 
 Not taken: sending text to the engine. All streams would wait while its thread tokenizes.
 """
@@ -36,14 +35,14 @@ from ctypes_api.objects import Model
 from server.errors import ApiError
 
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
-CUT_CHARACTERS = 1 << 14  # SPM: the least length of a part but the last
+CUT_CHARACTERS = 1 << 14  # SPM: the least length of all parts but the last
 STRIPS = LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP  # tokens that swallow white space beside them
-NAMED = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
+NAMED = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED  # tokens that are found in a text by their names
 CHANGED_BY_NORMALISATION = "A  a\n\n b\ufb01\u2460\uff21e\u0301\u00e9"
 
 
 def preload(folder: str) -> None:
-    """Load the libraries early. `open_vocab` repeats any error."""
+    """Load the libraries early. Errors are ignored, because `open_vocab` raises them again."""
     with contextlib.suppress(LibsError, OSError):
         loader.load(Path(folder), with_backends=False)
 
@@ -86,8 +85,8 @@ class NativeVocab:
         return vocabulary.tokenize(self._libs, self._vocab, text.encode(), add_special, parse_special)
 
     def _tokenize_cut(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokenize a long text in parts. If the model prefixes texts with a space, the tokenizer adds one to each part;
-        all but the first lose it again."""
+        """Tokenize a long text in parts, or as a whole if it can't be cut. If the model prefixes texts with a space,
+        the tokenizer adds one to each part; all parts but the first lose it again."""
         parts = list(self._cut_parts(text))
         first = parts[-1][:1]
         pieces = [self.piece(token) for token in self._tokenize(first, False, False)]
@@ -102,8 +101,8 @@ class NativeVocab:
         return tokens + ends[n_before:]
 
     def _cut_parts(self, text: str) -> Iterator[str]:
-        """Cut a text where no token can span the cut, but never right behind a token found by its name: there the
-        tokenizer starts anew."""
+        """Cut a text where no token can span the cut, but never right behind a name (`_names`), because the tokenizer
+        starts anew there."""
         start = 0
         while len(text) - start > 2 * CUT_CHARACTERS:
             found = self._foreign.search(text, start + CUT_CHARACTERS)
@@ -116,14 +115,15 @@ class NativeVocab:
         yield text[start:]
 
     def least_tokens(self, text: str) -> int:
-        """A lower bound for the number of tokens of a text, from its bytes; 0 if the tokenizer may drop characters."""
+        """A lower bound for the number of tokens of a text, from its bytes; 0 if none is known."""
         longest, lost = self._longest_piece
         data = text.encode() if longest else b""
         return -(-(len(data) - sum(map(data.count, lost))) // max(longest, 1))
 
     @cached_property
     def _longest_piece(self) -> tuple[int, bytes]:
-        """The length of the longest token, and the byte values that the tokenizer drops. (0, b"") if unknown."""
+        """The bytes of the longest token, and the byte values that the tokenizer may drop because they have no token.
+        (0, b"") if the tokenizer may change or drop other characters."""
         tokens = self._tokenize(CHANGED_BY_NORMALISATION, False, False)
         is_kept = b"".join(map(self.piece, tokens)).endswith(CHANGED_BY_NORMALISATION.encode())
         if self._type not in (LLAMA_VOCAB_TYPE_SPM, LLAMA_VOCAB_TYPE_BPE) or not is_kept:
@@ -135,7 +135,7 @@ class NativeVocab:
 
     @cached_property
     def _foreign(self) -> re.Pattern[str]:
-        """Matches a character that no token has except as its first."""
+        """Matches a character that no token has except as its first, and no name in `_names` at all."""
         texts = (self._text_of(token).decode("utf-8", "replace") for token in range(self.n_tokens))
         letters = {" ", "\u2581", "\0", *"".join(text[1:] for text in texts), *"".join(self._names)}
         return re.compile(f"[^{re.escape(''.join(letters))}]")
@@ -147,14 +147,14 @@ class NativeVocab:
         return tuple(name for token in named if (name := self._text_of(token).decode("utf-8", "replace")))
 
     def _text_of(self, token: int) -> bytes:
-        """A token's text in the file: at least as long as its bytes."""
+        """A token's text as the file has it."""
         return self._libs.llama.llama_vocab_get_text(self._vocab, token)
 
     def _get_attributes(self, token: int) -> int:
         return self._libs.llama.llama_vocab_get_attr(self._vocab, token)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, or the name of a control token; cached. Placeholders of media have no bytes."""
+        """The bytes of a token, or the name of a control token; b"" for a negative id, a placeholder of media."""
         piece = self._pieces.get(token) if token >= 0 else b""
         if piece is None:
             piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, True)
@@ -173,7 +173,8 @@ class NativeVocab:
         return tuple(name.decode() for name in names)
 
     def apply_template(self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
-        """Render (role, content) messages. `template` is a built-in one's name, or a Jinja text that libllama knows."""
+        """Render (role, content) messages. `template` is a built-in one's name, or a Jinja text that libllama
+        recognizes; ApiError 400 otherwise."""
         chat = (llama_chat_message * len(messages))(
             *(llama_chat_message(role.encode(), content.encode()) for role, content in messages)
         )
@@ -215,7 +216,7 @@ class NoVocab:
         return getattr(self._vocab, name)
 
     def refuse(self, *_: object, **__: object) -> NoReturn:
-        """ApiError 501."""
+        """Raise ApiError 501."""
         raise ApiError(501, "this model's file has no vocabulary: send lists of token ids instead of text")
 
     tokenize = detokenize = least_tokens = piece = is_control = refuse
