@@ -1,15 +1,15 @@
 """The main function of the engine's process: the program started with the hidden flag `--engine-process`.
 
-It reads its configuration and messages as frames from stdin, and writes frames to its original stdout. File descriptor
-1 is redirected to stderr first, so that output of native code can't get between the frames.
+It reads messages from stdin and writes messages to its original stdout. File descriptor 1 is redirected to stderr
+first, so that output of native code can't get between the messages.
 
-Threads: the main thread loads the model, runs the scheduler and sends its frames. `reader` receives messages. `writer`
-sends frames that the pipe has no room for at once. `beat` sends a heartbeat each second. When stdin ends, the web
-process is gone, and this process ends, even in the middle of a decode.
+The main thread loads the model, runs the scheduler and sends its frames. The thread `reader` receives messages, `writer`
+sends what the pipe has no room for at once, `beat` sends a heartbeat. When stdin ends, the web process is gone, and
+this process ends, even in the middle of a decode.
 
-Imports nothing of HTTP, so that it starts fast. Not taken: `multiprocessing` (it starts processes in ways that differ
-per system and fail in frozen programs); sending all frames from `writer` (it would compete with the next decode for a
-core and for the GIL).
+It imports nothing of HTTP, so that it starts fast. Not taken: `multiprocessing` (it starts processes in ways that
+differ per system and fail in frozen programs); sending all frames from `writer` (it would compete with the next decode
+for a core and for the GIL).
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
     from server.engine.slots.backend import Backend
 
 READ_BYTES = 1 << 16
-MAX_WAITING = 256  # the engine waits while so many frames are unsent, ...
-MAX_PROBS = 50_000  # ... or so many probabilities in unsent frames
+MAX_WAITING = 256  # the engine waits while so many messages are unsent, ...
+MAX_PROBS = 50_000  # ... or so many probabilities in them
 MAX_WAITING_LOGS = 4096  # messages; with more unsent, log records are dropped
 MAX_STDERR_LINE = 500  # bytes: a pipe with any room takes 512 (POSIX)
-FLUSH_S = 1.0  # how long the engine waits until its current tasks are reported
+FLUSH_S = 1.0  # how long the engine waits at most until its current tasks are reported
 ORPHAN_GRACE_S = 2.0  # how long the engine may take to end after the web process
 PROGRESS_S = 0.05  # the least time between two `Loading` events
 SWITCH_INTERVAL_S = 0.0005  # see "The GIL" in docs/architecture.md
@@ -114,7 +114,8 @@ def _take_pipes() -> tuple[int, int]:
 
 
 def _live_and_die_with_parent() -> None:
-    """Ignore signals meant for the server; on Linux, have the system kill this process when the server dies."""
+    """Ignore signals meant for the server, write stacks at SIGUSR1, and on Linux let the system kill this process when
+    the server dies."""
     for name in IGNORED_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -126,9 +127,9 @@ def _live_and_die_with_parent() -> None:
 
 
 class Outbox:
-    """Sends frames and log records to the web process.
+    """Sends messages to the web process.
 
-    The thread that calls `put` sends its frame, if nothing else is being sent and the pipe has room. The thread
+    The thread that calls `put` writes as much of its message as the pipe takes, if nothing else is unsent. The thread
     `writer` sends the rest. On Windows, where pipes can't be non-blocking, `writer` sends everything.
     """
 
@@ -136,9 +137,9 @@ class Outbox:
         self._fd = fd
         self._codec = codec
         self._never_waits = _unblock(fd)
-        self._lock = threading.Lock()  # guards the rest
+        self._lock = threading.Lock()  # guards the fields below
         self._work = threading.Condition(self._lock)  # notified when `writer` may have something to send
-        self._progress = threading.Condition(self._lock)  # notified when something was sent
+        self._progress = threading.Condition(self._lock)  # notified when `put` or `flush` may go on
         self._waiting: deque[Any] = deque()
         self._n_probs = 0  # probabilities in `_waiting`
         self._rest = b""  # the unsent end of a frame
@@ -183,8 +184,8 @@ class Outbox:
             self._progress.wait_for(lambda: not (self._waiting or self._rest or self._is_sending), patience_s)
 
     def _write(self, data: bytes | memoryview) -> int:
-        """Write, and return the number of bytes that the pipe took. If the pipe is closed, that is all of them:
-        `reader` ends the process."""
+        """Write, and return the number of bytes that the pipe took. A closed pipe takes all: `reader` ends the process.
+        """
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -217,7 +218,7 @@ class Outbox:
 
 
 def _unblock(fd: int) -> bool:
-    """Make a pipe non-blocking. False on Windows, where `select` can't wait for a pipe."""
+    """Make a pipe non-blocking. False on Windows, where that isn't done, because `select` can't wait for a pipe."""
     if sys.platform == "win32":
         return False
     os.set_blocking(fd, False)
@@ -225,7 +226,6 @@ def _unblock(fd: int) -> bool:
 
 
 def count_probs(message: Any) -> int:
-    """The number of probabilities in a message."""
     events = message.events if type(message) is Frame else ()
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
@@ -253,7 +253,7 @@ class PipeHandler(logging.Handler):
         self._fd = fd
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record. Never raises, never waits."""
+        """Send or drop a record; never raises."""
         try:
             if record.levelno >= self._least:
                 self._outbox.offer(_log_line(record))
@@ -353,7 +353,8 @@ class EngineProcess:
             self._backend.close()
 
     def _emit(self, frame: Frame) -> None:
-        """Send a frame. If the running tasks change, wait until it is sent: the engine may die of a new task."""
+        """Send a frame. If the running tasks change, wait until it is sent (`FLUSH_S` at most): the engine may die of a
+        new task."""
         self._outbox.put(frame)
         working = self._working if frame.snapshot is None else frame.snapshot.working
         if working != self._working or any(type(event) is Starting for event in frame.events):
@@ -361,7 +362,7 @@ class EngineProcess:
             self._outbox.flush(FLUSH_S)
 
     def _on_progress(self, progress: float) -> bool:
-        """Called for each tensor. The first event is always sent: it means that the vocabulary is read."""
+        """Called often during the load; False ends it. The first event is always sent: the vocabulary has been read."""
         now = time.monotonic()
         if now - self._t_progress > PROGRESS_S or progress >= 1:
             self._t_progress = now
@@ -384,7 +385,7 @@ class EngineProcess:
         self._end()
 
     def _take_all(self, messages: Iterator[Any]) -> None:
-        """In `_read`, the loop variable would keep a message with its files until the next one."""
+        """A function of its own, because a loop variable in `_read` would keep a message's files until the next one."""
         for message in messages:
             self._take(message)
 
@@ -408,7 +409,7 @@ class EngineProcess:
         timer.start()
 
     def _end(self) -> None:
-        """The web process is gone: end the engine, or exit after `ORPHAN_GRACE_S`."""
+        """The web process is gone or sends nonsense: end the engine, and after `ORPHAN_GRACE_S` the process."""
         self._is_closing = True
         if self._scheduler is not None:
             self._scheduler.post(Close(0.0))
@@ -427,7 +428,7 @@ class EngineProcess:
 
 
 def _import_scheduler() -> None:
-    """Import the scheduler while the main thread waits for its first message, or for libllama, which holds no GIL."""
+    """Import the scheduler while the main thread waits for its first message, or for libllama without the GIL."""
     import server.engine.loop.scheduler  # noqa: F401
 
 

@@ -17,7 +17,7 @@ from server.engine.slots.backend import Backend
 from server.errors import StartError
 from server.log import get_logger, inherit
 
-JOIN_MARGIN_S = 5.0  # how long `close` waits after it has aborted a decode
+JOIN_MARGIN_S = 5.0  # how long `close` waits after the grace time
 
 log = get_logger("engine")
 
@@ -25,7 +25,7 @@ log = get_logger("engine")
 class ThreadTransport:
     """Runs `open_backend(config, on_progress)` and then the scheduler on one thread, `engine`.
 
-    `step_s` is the time limit of a short step (`config.step_limit_s`). Exceeding it is only reported.
+    `step_s` is the time limit of a short step in seconds (`config.step_limit_s`). Exceeding it is only reported.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ThreadTransport:
         self._thread.start()
 
     def post(self, message: Any) -> None:
-        """Put a message into the scheduler's inbox. Before `Ready` it is dropped."""
+        """Put a message into the scheduler's inbox. It is dropped while the model loads."""
         if self._scheduler is not None:
             self._scheduler.post(message)
 

@@ -1,9 +1,9 @@
 """Measures how long a model's steps take with one CPU plug-in. `--tune` compares plug-ins and numbers of threads.
 
 Runs on the main thread of a process of its own, which loads a single plug-in. It measures three kinds of steps with the
-user's options: one row, one row per slot (with a single slot: a token and its draft), and rows of a prompt. Each is
-measured with a short and with a longer context, because plug-ins also differ in the speed of attention. Of several runs
-the shortest counts, because other load only adds time.
+user's options: one row; one row for each of up to `MOST_SLOTS` slots (with a single slot: a token and its draft); rows
+of a prompt. Unless the model is recurrent, each is measured again with a longer context, because plug-ins also differ
+in the speed of attention. Of several runs the shortest counts, because other load only adds time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.engine.slots.backend import DECODE_OK, Backend
 from server.engine.slots.planner import Span
 from server.errors import StartError
 
-PROMPT_ROWS, MOST_SLOTS = 128, 8
+PROMPT_ROWS, MOST_SLOTS = 128, 8  # at most
 SHALLOW = 64  # tokens before the first measurement
 DEEP = ((1 << 30, 512), (1 << 32, 256))  # (bytes, tokens before the second measurement of a model with fewer bytes)
 LEAST_DEEP = 128  # tokens before the second measurement, for larger models
@@ -35,7 +35,7 @@ def measure(config: EngineConfig) -> list[tuple[str, float]]:
         steps = Steps(backend, min(config.n_slots, MOST_SLOTS), min(PROMPT_ROWS, n_ctx // 4, info.n_batch), n_ctx)
         deep = next((depth for size, depth in DEEP if info.size < size), LEAST_DEEP)
         figures = steps.measure(min(SHALLOW, n_ctx // 4), "")
-        if backend.can_share:  # else the model has a state of constant size, and depth changes nothing
+        if backend.can_share:  # in recurrent models, depth changes little or nothing
             deep = min(deep, n_ctx // 2)
             figures += steps.measure(deep, f" behind {deep}")
         return figures

@@ -1,8 +1,6 @@
-"""The `Backend` interface over libllama: all that the engine asks of llama.cpp, on the engine's thread.
+"""The `Backend` over libllama, on the engine's thread: loads a model and calls llama.cpp for the engine.
 
-In `server.engine` only this folder and the web process's vocabulary (`client`) may import `ctypes_api`. If the KV cache
-`is_split`, each sequence has a KV stream, attention reads only that, and common prefixes are copied. Else all sequences
-have one KV stream and share the cells of common prefixes.
+In `server.engine` only this folder and the web process's vocabulary (`client`) may import `ctypes_api`.
 """
 
 from __future__ import annotations
@@ -146,8 +144,7 @@ def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], 
 
 
 def _on_native_log(abort: AbortFlag, level: int, line: str) -> None:
-    """Log what llama.cpp says after the load. Its errors for an aborted decode are expected, so they are debug
-    lines."""
+    """Log what llama.cpp says after the load. Lines about an aborted decode or a request's files are debug lines."""
     if abort.is_set() or line.startswith(BAD_FILES):
         native_log.debug("%s", line)
     elif level >= GGML_LOG_LEVEL_ERROR:
@@ -165,7 +162,7 @@ class LlamaBackend:
         self._config = config
         self._abort = AbortFlag()
         self.drafter: Any = None  # a LlamaBackend
-        self._embeddings: LlamaEmbeddings | None = None  # this and the two below are made at their first use
+        self._embeddings: LlamaEmbeddings | None = None  # this and the next two are made at their first use
         self._media_embeddings: LlamaMediaEmbeddings | None = None
         self._likeliest: Likeliest | None = None
         report = LoadReport()
@@ -282,7 +279,7 @@ class LlamaBackend:
         self._pieces: dict[int, bytes] = {}
 
     def _open_drafter(self) -> LlamaBackend | None:
-        """The draft model; None if there is none. StartError if it can't draft for this model."""
+        """The draft model; None without one, or if drafts aren't possible. StartError if it doesn't fit the model."""
         config = self._config
         if not config.spec.model:
             return None
@@ -393,7 +390,8 @@ class LlamaBackend:
 
     def _compute_slot_context(self, n_ctx: int, n_ctx_train: int) -> int:
         """The most tokens of a slot: its part of a split cache, else the whole cache. Unless the user set the context
-        size, it is at most the model's training context or the slot's part, whichever is larger."""
+        size, it is at most the model's training context or the slot's part, whichever is larger. `n_ctx_slot` and
+        learned positions limit it as well."""
         config = self._config
         part = n_ctx // config.n_slots if self._is_generative else n_ctx
         n = part if self.is_split else n_ctx
@@ -402,8 +400,8 @@ class LlamaBackend:
         return min(n, config.n_ctx_slot or n, self._n_positions or n)
 
     def _warm_up(self) -> None:
-        """Decode one token, so that the first request finds weights and buffers in memory. It uses one thread, because
-        the web process opens the vocabulary at the same time."""
+        """Decode one token, so that the first request finds weights and buffers in memory. This uses one thread,
+        because the web process opens the vocabulary at the same time."""
         token = max(self._llama.llama_vocab_bos(self._vocab), 0)
         if self._is_generative:
             self.leave_cores(max(count_threads(self._config)))
@@ -414,7 +412,7 @@ class LlamaBackend:
     # ---- the methods of `Backend` -----------------------------------------------------------------------------
 
     def decode(self, spans: Sequence[Span]) -> int:
-        """See `Backend`. Without a GPU the logits are ready when `llama_decode` returns. `llama_synchronize` would only
+        """See `Backend`. Without a GPU the logits are ready when `llama_decode` returns; `llama_synchronize` would only
         release the GIL once more."""
         batch, at = self._batch, 0
         for span in spans:
@@ -443,7 +441,7 @@ class LlamaBackend:
         return code
 
     def leave_cores(self, n: int) -> None:
-        """Decode with `n` threads fewer than configured, but at least one."""
+        """See `Backend`."""
         self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in count_threads(self._config)))
 
     def abort(self) -> None:
@@ -516,7 +514,7 @@ class LlamaBackend:
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
-        """See `Backend`; llama.cpp aborts the process where `can_shift` is False."""
+        """See `Backend`. ApiError 501 unless `can_shift`: llama.cpp would end the process."""
         if not self.can_shift:
             raise ApiError(501, "this model's KV cache can't be shifted")
         self._copies.forget(seq)
@@ -526,7 +524,7 @@ class LlamaBackend:
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
         """See `Backend`. Positions move one by one, from `start` upwards, so that none is moved twice.
 
-        Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it rotates the keys in the wrong direction.
+        Not taken: `llama_memory_seq_div`, which in llama.cpp v0.5.0 rotates the keys in the wrong direction.
         """
         if not self.can_shift:
             raise ApiError(501, "this model's KV cache can't be shifted")

@@ -1,7 +1,7 @@
 """Copies a sequence of a split KV cache to another one, so that a common prefix is computed once.
 
 Engine thread; part of the backend. The source sequence is read out as bytes and written into the target. The bytes are
-kept until the next decode, since several tasks often take the same prefix.
+kept until a decode or a change of the source, since several tasks often take the same prefix.
 
 Not taken: `llama_memory_seq_cp`. It copies a whole KV stream, used or not, within the next decode; until then neither
 sequence may be read or filled. It is used only for models with sliding windows, whose state as bytes lacks cells.
@@ -47,7 +47,7 @@ class SequenceCopies:
         self._state = memoryview(b"")  # of `_source`
 
     def copy(self, source: int, target: int, n: int) -> None:
-        """Replace `target` by the first `n` positions of `source`. RuntimeError if it fails; then `target` is empty."""
+        """Replace `target` by the first `n` positions of `source`. RuntimeError or MemoryError if that fails."""
         if self._has_window:
             self._copy_stream(source, target, n)
             return
@@ -73,7 +73,7 @@ class SequenceCopies:
         return False
 
     def _put(self, seq: int, state: memoryview) -> bool:
-        """Replace the sequence. It is emptied first, because an empty state wouldn't replace anything."""
+        """Replace the sequence. It is emptied first, because reading in an empty state doesn't do that."""
         self._backend.seq_rm(seq, -1, -1)
         return self._backend.put_raw_state(seq, state)
 

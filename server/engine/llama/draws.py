@@ -40,7 +40,7 @@ class Draws:
         self._threads: list[threading.Thread] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Make all draws, unless they are fewer than `MIN_ROWS`. If a draw fails, the sampler draws again later."""
+        """Make all draws, unless they are fewer than `MIN_ROWS`. A failed draw is made again later by its sampler."""
         if not self._n_helpers or len(jobs) < MIN_ROWS:
             return
         if not self._threads:
