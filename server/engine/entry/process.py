@@ -3,9 +3,9 @@
 It reads messages from stdin and writes messages to its original stdout. File descriptor 1 is redirected to stderr
 first, so that output of native code can't get between the messages.
 
-The main thread loads the model, runs the scheduler and sends its frames. The thread `reader` receives messages, `writer`
-sends what the pipe has no room for at once, `beat` sends a heartbeat. When stdin ends, the web process is gone, and
-this process ends, even in the middle of a decode.
+The main thread loads the model, runs the scheduler and sends its frames. The thread `reader` receives messages,
+`writer` sends what the pipe has no room for at once, `beat` sends a heartbeat. When stdin ends, the web process is
+gone, and this process ends, even in the middle of a decode.
 
 It imports nothing of HTTP, so that it starts fast. Not taken: `multiprocessing` (it starts processes in ways that
 differ per system and fail in frozen programs); sending all frames from `writer` (it would compete with the next decode

@@ -1,11 +1,11 @@
-"""The embedding context over libllama: a second context of the loaded model, for vectors instead of text.
+"""The embedding context over libllama: a context of the loaded model for vectors instead of text.
 
 Engine thread only; part of the backend. An encoder (such as BERT) attends to a whole input at once, so its ubatch must
-be as long as the longest input. The inputs of a causal model with a KV cache can be split over batches, unless the
-pooling needs all tokens of an input in one batch.
+be as long as the longest input. The inputs of a causal model can be split over batches, unless the pooling needs all
+tokens of an input in one batch.
 
 llama.cpp computes the logits of all rows along with the embeddings: a float per row and token of the vocabulary. So
-batches of generative models with large vocabularies are kept small.
+where inputs can be split, batches are the smaller the larger the vocabulary is.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ POOLING_NAMES = {
     LLAMA_POOLING_TYPE_RANK: "rank",
 }
 NON_CAUSAL = 1  # LLAMA_ATTENTION_TYPE_NON_CAUSAL
-N_SEQS = 64  # inputs in a batch
-N_SEQS_RECURRENT = 8  # each sequence of a recurrent model takes memory for a whole state
+N_SEQS = 64  # inputs in a batch at most
+N_SEQS_RECURRENT = 8  # the same for recurrent models, where each sequence takes memory for a whole state
 MAX_LOGITS = 2**25  # floats of a batch: 128 MiB
 LEARNED_POSITIONS = ("bert",)  # architectures with a table of positions
-MIN_ROWS, MAX_ROWS = 32, 512  # rows of a batch of a generative model
+MIN_ROWS, MAX_ROWS = 32, 512  # rows of a batch if inputs can be split
 
 
 @record(frozen=True)
@@ -76,7 +76,7 @@ def pooling_of(model: Model, params: Mapping[str, Any], is_generative: bool) -> 
 
 
 def compute_longest_input(model: Model, n_ctx: int, params: Mapping[str, Any]) -> int:
-    """The most tokens of an encoder's input: its training context, unless RoPE options stretch it.
+    """The most tokens of an encoder's input: `n_ctx`, but at most its training context unless RoPE options stretch it.
 
     Learned positions (plain BERT) can't be stretched: ggml ends the process at a position beyond their table.
     """
@@ -251,7 +251,7 @@ class LlamaEmbeddings:
 
 # Such a model (Qwen3-Reranker as published) is an ordinary text model with a template that asks whether a document fits
 # a query. It answers "yes" or "no". A document's score is the softmax over the logits of these two words after the
-# prompt; a conversion with a head computes the same. So this context computes logits for the last row only.
+# prompt; a conversion with a head computes the same. Logits are computed for an input's last row only.
 WORDS = ("yes", "no")
 
 
@@ -266,7 +266,7 @@ def must_answer_in_words(pooling: int, config: EngineConfig) -> bool:
 
 
 class LlamaWordScores(LlamaEmbeddings):
-    """See `EmbeddingBackend`. A row has the probabilities of "yes" and "no". `shape` is that of pooling "last".
+    """See `EmbeddingBackend`. A vector has the probabilities of "yes" and "no". `shape` is that of pooling "last".
 
     StartError if the model has no template, or a word isn't one token.
     """

@@ -1,7 +1,6 @@
 """Calls `memory_plan` with the config, the model's header, and the free memory of this machine's devices.
 
-Part of the backend. Runs on the engine's thread before the model is loaded, and for `--dry-run`. Reads the header only
-if the config lacks the shape.
+Part of the backend. Runs on the engine's thread before the model is loaded, and for `--dry-run`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ def find_shape(config: EngineConfig) -> Shape | None:
 
 
 def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan | None:
-    """The context size and layers on GPUs to load with; None without a shape. StartError if the model can't fit."""
+    """The context size and layers on GPUs to load with; None without a shape. StartError if the context is too large,
+    or with `is_fitted` if the model can't fit."""
     if shape is None:
         return None
     room = host_memory.read_available()

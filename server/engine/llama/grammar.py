@@ -4,7 +4,7 @@ llama.cpp's grammar sampler checks any list of tokens. The drawn token is checke
 allowed tokens are searched for. Checking the whole vocabulary takes milliseconds, and most often few tokens are
 allowed: a quote, digits, a key. So the vocabulary is kept as a tree of its tokens' bytes, and tokens that begin with
 `Th` are checked only if the token `Th` is allowed. If many tokens are allowed, but the sampler chain considers only the
-likeliest, those alone are checked. Else all tokens are checked, in parts, because a C call can't be interrupted.
+likeliest, only these are checked. Otherwise all tokens are checked, in parts, because a C call can't be interrupted.
 
 llama.cpp counts a token with invalid UTF-8 as one character; in the answer's text it would be another number. So tokens
 that make the text invalid UTF-8 are refused here.
@@ -41,8 +41,8 @@ SPLIT, DEEPEST = 128, 4
 """A branch of the tree splits by the next byte if it has more than `SPLIT` tokens, down to `DEEPEST` bytes."""
 
 MOST, MOST_PROBES, MOST_SHARE = 4096, 1024, 0.75
-"""Limits of a search in the tree: tokens to check, branches to probe, share of the vocabulary. Beyond them a check of
-all tokens is as fast."""
+"""Limits of a search in the tree: tokens to check, branches to probe at a depth, share of the vocabulary. Beyond them a
+check of all tokens is as fast."""
 
 LONGEST = 512  # bytes: longer tokens are not read
 KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # entries of the caches of `Grammars.make_given` and `Grammars.spell`
@@ -97,15 +97,16 @@ def find(tree: Branch, always: Sequence[int], ask: Callable[[Sequence[int]], lis
 
 
 def is_searchable(grammar: str) -> bool:
-    """Whether all prefixes of an allowed token are allowed, as the search requires. They aren't if the grammar names
-    tokens (`<think>`), or has negated sets with characters beyond ASCII: there, llama.cpp refuses the first bytes of a
-    character."""
+    """Whether all prefixes of an allowed token are allowed, as the search requires. They may not be if the grammar
+    names tokens (`<think>`), or has negated sets with characters beyond ASCII: there, llama.cpp refuses the first bytes
+    of a character."""
     negated = [found for found in TEXTS_AND_CLASSES.findall(grammar) if found.startswith("[^")]
     return "<" not in TEXTS_AND_CLASSES.sub("", grammar) and not any(map(BEYOND_ASCII.search, negated))
 
 
 def find_half_letter(text: bytes) -> bytes | None:
-    """The bytes of an incomplete character at the end of this text; None if the text isn't UTF-8."""
+    """The bytes of an incomplete character at the end of this text (b"" if there is none); None if the text isn't
+    UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         decoder.decode(text)
@@ -115,7 +116,7 @@ def find_half_letter(text: bytes) -> bytes | None:
 
 
 class Grammars:
-    """What the grammars of one model share. `clock` returns this thread's CPU time in seconds."""
+    """What the grammars of one model share. `clock` returns the calling thread's CPU time in seconds."""
 
     def __init__(self, llama: Any, vocab: Any, n_vocab: int) -> None:
         self.llama = llama
@@ -148,7 +149,7 @@ class Grammars:
         return Grammar(self, raw, text, root)
 
     def ask(self, raw: int, tokens: Sequence[int]) -> list[int]:
-        """The tokens of this list that a grammar allows. The list has at most `MOST` tokens."""
+        """The tokens of this list, of at most `MOST`, that a grammar allows."""
         n = len(tokens)
         self._ids[:n] = memoryview(array("i", tokens))
         self._logits[:n] = self._ones[:n]
@@ -220,7 +221,7 @@ class Grammars:
         self.wait()
 
     def _read(self) -> None:
-        """Read the texts of all tokens. Thread `vocabulary`."""
+        """On the thread `vocabulary`: read the texts of all tokens and grow the tree."""
         to_piece, is_end = self.llama.llama_token_to_piece, self.llama.llama_vocab_is_eog
         buffer = ctypes.create_string_buffer(LONGEST)
         pieces, ends, loose = [], [], []
@@ -241,7 +242,7 @@ class Grammars:
 
 
 class Grammar:
-    """A grammar of one task. `accept` takes only allowed tokens."""
+    """A grammar of one task. `accept` must get allowed tokens only."""
 
     def __init__(self, shared: Grammars, raw: int, text: str, root: str) -> None:
         self._shared = shared
@@ -268,7 +269,8 @@ class Grammar:
         self._llama.llama_sampler_accept(self._raw, token)
 
     def foresee(self) -> list[int]:
-        """The tokens of the text that must come next; [] if the grammar leaves a choice."""
+        """The tokens of the text that must come next; [] if the grammar leaves a choice, or isn't read by `GivenText`.
+        """
         unread = self._unread
         if unread is None:
             return []

@@ -28,7 +28,7 @@ from server.engine.slots.media import Chunk, Prepared, make_placeholders
 from server.errors import ApiError, StartError
 
 N_POS_MROPE = 4  # positions per row with M-RoPE: time, row, column and z
-MIN_SAMPLES_BYTES = 8  # two samples: libmtmd aborts the process on a sound of one
+MIN_SAMPLES_BYTES = 8  # bytes of two samples: libmtmd aborts the process on a sound of one
 PROBE_S = 60  # seconds of silence that tell the projector's tokens per second
 
 
@@ -65,7 +65,7 @@ class Projector:
         return self._count(media.width, media.height) if media.width else 0
 
     def _measure_tokens_per_second(self) -> float:
-        """A lower bound, measured once: a minute of silence less a second of it.
+        """A lower bound, measured once: the tokens of a minute of silence less those of a second, per second.
 
         Some projectors pad the last window of a sound; the subtraction removes the padding.
         """
@@ -147,7 +147,8 @@ class Projector:
                 self._llama.llama_set_causal_attn(context, True)
 
     def make_batches(self, chunk: Chunk, source: int, seq: int, pos: int, n_batch: int) -> Iterator[tuple[Batch, bool]]:
-        """The chunk's embeddings at the address `source`, as batches of at most `n_batch` rows. True for the last."""
+        """The chunk's embeddings, from address `source` on, as (batch of at most `n_batch` rows, is it the last) pairs.
+        """
         for start in range(0, chunk.n_tokens, n_batch):
             n = min(n_batch, chunk.n_tokens - start)
             yield self._batch(chunk, source, start, n, seq, pos), start + n == chunk.n_tokens

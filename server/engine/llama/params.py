@@ -38,10 +38,7 @@ log = get_logger("engine")
 
 
 def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
-    """Add the RPC workers that answer as devices; log and skip the others.
-
-    All of them answered when the server started, so a worker that doesn't now has died since.
-    """
+    """Add the devices of the RPC workers that answer; log and skip the other workers."""
     if not addresses:
         return
     from ctypes_api import rpc  # here, because most servers have no workers
@@ -55,7 +52,7 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
 
 
 def make_model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with names and texts replaced by C handles and structs. StartError for an unknown device or buffer."""
+    """`params` with names and texts replaced by C handles and structs. StartError for a name or text that is wrong."""
     fields = dict(params)
     if "devices" in fields:
         fields["devices"] = find_devices(libs, fields["devices"])
@@ -70,7 +67,7 @@ def make_model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> list[int]:
-    """Handles of the named devices. `none` alone means the CPU only: an empty list."""
+    """Handles of the named devices. `none` alone means the CPU only: an empty list. StartError for an unknown name."""
     if names == ("none",):
         return []
     known = {device.name: device.raw for device in list_devices(libs) if device.type != "CPU"}
@@ -99,7 +96,8 @@ def make_kv_override(key: str, kind: str, value: object) -> llama_model_kv_overr
 
 
 def make_tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llama_model_tensor_buft_override:
-    """One buffer override. StartError for a malformed pattern: in llama.cpp it would throw a C++ exception."""
+    """One buffer override. StartError for an unknown buffer, or a malformed pattern, which would make llama.cpp throw a
+    C++ exception."""
     if buffer not in known:
         raise StartError(f"--override-tensor {pattern}={buffer}: no such buffer; available: {', '.join(known)}")
     try:
@@ -112,9 +110,8 @@ def make_tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) ->
 # ---- the thread pool -------------------------------------------------------------------------------------------------
 
 # The pool keeps compute threads alive between two graphs. Without it ggml starts threads for each graph, at least once
-# per ubatch. All contexts share one pool, since they compute one after the other. Not taken: threads that poll between
-# two steps by default, as llama-server's do. The web process needs those cores then (`--poll` is for machines with
-# cores to spare).
+# per ubatch. A model's contexts share one pool, since they compute one after the other. Not taken: threads that poll
+# between two steps by default, as llama-server's do. The web process needs those cores then.
 
 
 def open_pool(libs: Libs, config: EngineConfig) -> Threadpool | None:

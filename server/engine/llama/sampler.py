@@ -1,13 +1,12 @@
 """Sampler chains over libllama: one `LlamaSampler` per running task. Engine thread only, but for `draw_ahead`.
 
-`STAGES` turns the stages of `sampling` into C samplers. A draw is one C call (`llama_sampler_sample`). If a request
-wants probabilities, or the grammar refuses the token, the logits are copied into a candidate array of our own, to which
-the chain is applied. The copy is a strided `memoryview` copy; no Python code loops over the vocabulary.
+`STAGES` turns the stages of `sampling` into C samplers; `CustomSamplers` makes those that libllama no longer has. A
+draw is one C call (`llama_sampler_sample`). If a request wants probabilities, or the grammar refuses the token, the
+logits are copied into a candidate array of our own, to which the chain is applied. The copy is a strided `memoryview`
+copy; no Python code loops over the vocabulary.
 
 The grammar (`grammar`) is asked after the draw, and only about the drawn token. If it refuses that token, a second draw
 takes one of the tokens that it allows. The chain accepts only the final token.
-
-At the end are samplers that libllama no longer has (`CustomSamplers`).
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ MIROSTAT_M = 100  # tokens that Mirostat estimates its curve from, as in llama.c
 MIN_PROB = 1e-45  # the least float32 above 0, for a logarithm
 
 LIKELIEST = 256
-"""Of many tokens only this many of the likeliest are checked, unless the chain's `count_considered` is 0."""
+"""How many of the likeliest tokens are checked if the search finds too many and the chain considers only a few
+(`count_considered`)."""
 
 WITHOUT_COUNT = {"logit_bias", "penalties", "dry", "top_k", "top_p", "min_p", "temperature", "dist", "greedy"}
 DRY_KEPT = 8  # DRY samplers kept for copying
@@ -49,7 +49,7 @@ FLAT = 1e-6  # a sum of second differences below this means a flat curve
 
 
 class Candidates:
-    """A `llama_token_data_array` over the whole vocabulary that can be refilled in one strided copy.
+    """A `llama_token_data_array` for all tokens or some, filled anew for each draw.
 
     A row has three columns of 4 bytes: id, logit, p. Samplers reorder and shorten the array, so a template restores the
     ids.
@@ -115,7 +115,7 @@ class Candidates:
         self.array.sorted = False
 
     def _make_part(self, start: int) -> llama_token_data_array:
-        """Some of the rows as an array of their own."""
+        """The rows from `start` on, `FILTER_TOKENS` at most, as an array of their own."""
         row = ctypes.byref(self._rows, start * ctypes.sizeof(llama_token_data))
         n = min(FILTER_TOKENS, self._n_vocab - start)
         return llama_token_data_array(ctypes.cast(row, ctypes.POINTER(llama_token_data)), n, -1, False)
@@ -363,8 +363,8 @@ class LlamaSampler:
             self._draw_end(logits)
 
     def _draw_end(self, logits: Any) -> None:
-        """Handle that grammar and biases leave no token: end the text if the grammar allows that, else ApiError.
-        Accepting a refused token would end the process."""
+        """Handle that grammar and biases leave no token: end the text if its end is the likeliest allowed token, else
+        ApiError. Accepting a refused token would end the process."""
         llama, candidates = self._llama, self._fill_allowed(logits)
         best = STAGES["top_k"](self._factory, 1)
         llama.llama_sampler_apply(best, candidates.array)
@@ -426,7 +426,8 @@ class LlamaSampler:
 
 
 def count_considered(stages: Sequence[Stage]) -> int:
-    """How many of the likeliest tokens a chain considers; 0 for all, or for more than a quarter of `LIKELIEST`."""
+    """How many of the likeliest tokens a chain considers by its first stage; 0 for all, or for more than a quarter of
+    `LIKELIEST`."""
     first = stages[0]
     n = 1 if first.name == GREEDY_STAGE else first.args[0] if first.name == "top_k" else 0
     return n if n <= LIKELIEST // 4 else 0
@@ -490,8 +491,7 @@ STAGES: dict[str, Callable[..., int]] = {
 class CustomSamplers:
     """Makes the Python samplers of one chain, and keeps alive what C points at: it must outlive the chain.
 
-    Each is a `llama_sampler_i` of Python functions. C calls them within a chain, on the sampling thread, with the GIL.
-    Tail-free sampling looks only at the `TFS_ROWS` likeliest candidates, sorted by C.
+    Each is a `llama_sampler_i` of Python functions. C calls them within a chain, on the engine's thread, with the GIL.
     """
 
     def __init__(self, llama: Any, newline: int) -> None:
