@@ -60,8 +60,8 @@ class LlamaMediaEmbeddings:
         self._encoded: Any = None
 
     def encode(self, chunk: Chunk) -> None:
-        """See `MediaEmbeddingBackend`. The result is copied, because a slot may encode another chunk before `embed_chunk`
-        is called."""
+        """See `MediaEmbeddingBackend`. The result is copied, because a slot may encode another chunk before this one is
+        embedded."""
         self._encoded = None
         self._projector.encode(chunk)
         self._encoded = self._projector.copy_encoded(chunk)

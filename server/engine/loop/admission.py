@@ -1,4 +1,4 @@
-"""Starts waiting tasks on idle slots.
+"""Queues tasks and starts them on idle slots.
 
 Engine thread only, between two batches. A task that can't be started fails here; the others go on.
 """
@@ -25,7 +25,8 @@ from server.records import replace
 PLACES_SHARE = 20
 """At most 1 / `PLACES_SHARE` of the time is spent on telling waiting tasks their places in the queue."""
 ADMIT_S = 0.005
-"""Seconds per step for starting tasks while others run. A start takes long if the slot's cache must be saved first."""
+"""Seconds after which a step starts no further task while others run. A start takes long if the slot's cache must be
+saved first."""
 
 log = get_logger("engine")
 
@@ -93,7 +94,8 @@ class Admission:
         self._state.fail(task.id, 503, "this background request was stopped to make room for others", reason=GAVE_WAY)
 
     def _make_way(self) -> None:
-        """Take background tasks off slots when others wait: those on wanted slots, then those that generated least."""
+        """Take background tasks off slots that others wait for: those on wanted slots, then those that generated least.
+        """
         behind = [slot for slot in self._state.busy if slot.run.task.in_background]
         if not (behind and self._waiting.n_awaited):
             return

@@ -1,7 +1,7 @@
 """From logits to events: draw a token, turn it into text, check whether its task has ended.
 
-Engine thread only. `evaluation` calls `draw` for each slot whose batch row has logits. The sampler chain draws; `text`
-and `phases` decide how much of the text may be sent.
+Engine thread only. `evaluation` calls `draw` (in a replay `redraw`) for each slot with logits in the batch. The sampler
+chain draws; `text` and `phases` decide how much of the text may be sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAWS_S, DRAW_S = 5.0, 0.2
 
 @record
 class Drawn:
-    """What one step draws for one task. `texts` has an entry per token, as `probs` has if wanted; `stop` says why the
+    """What one step draws for one task. `texts` and, if wanted, `probs` have an entry per token; `stop` says why the
     task ends ("" if it doesn't)."""
 
     tokens: list[int] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Answers:
             self.finish(slot, STOP_LIMIT)
 
     def _draw_rows(self, run: Run, row: int, draft: Sequence[int], drawn: Drawn) -> None:
-        """Draw row by row until a token differs from the draft or ends the task."""
+        """Draw row by row until a token differs from the draft or ends the task, or the rows end."""
         n_probs, phases = run.task.sampling.n_probs, run.phases
         for i in range(len(draft) + 1):
             if phases is not None and (phases.is_waiting or phases.forced is not None):
@@ -195,7 +195,7 @@ def take_token(state: EngineState, run: Run, token: int) -> str:
 
 def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], known: int | None = None) -> int:
     """Draw the next token of a text whose grammar hasn't begun, or take the forced token. Wanted probabilities are
-    added to `probs`. In a resumed task the result is the `known` token, and the grammar begins where it did before."""
+    added to `probs`. In a replay the result is the `known` token, and the grammar begins where it did before."""
     sampler, n_probs = run.sampler, 0 if known is not None else run.task.sampling.n_probs
     if phases.forced is not None:
         token = phases.forced if known is None else known
@@ -216,7 +216,8 @@ def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], kn
 
 
 def _fit(run: Run, phases: Phases, row: int, drawn: int) -> int:
-    """The drawn token. If the grammar begins with this token but doesn't allow it, another token that it allows."""
+    """Begin the grammar if the drawn token triggers it. Returns the drawn token, or another if the grammar refuses it.
+    """
     begin = phases.look(drawn)
     if begin is None:
         return drawn

@@ -2,7 +2,7 @@
 
 Engine thread only. Steps of generating slots and steps of prompts alternate. Between two steps of the generating slots,
 prompts get about `--max-stall-ms`, for one step or several short ones. This module is the policy; `planner` makes the
-spans, `pace` predicts times. The constants' measurements are in docs/performance.md.
+spans, `pace` predicts times.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ STALLS_ALONE = 4
 """A prompt step may take this many times `--max-stall-ms` while no running answer is streamed."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
-"""Short prompts may have a step of up to `STALLS_BEGUN` times `--max-stall-ms` if they came within `BEGUN_S` seconds of
-the generating slots' prompts, and none of these slots has more than one token. So a group of requests begins to
+"""A step that reads prompts to their ends may take `STALLS_BEGUN` times the limit if they came within `BEGUN_S` seconds
+of the generating slots' prompts, and none of these slots has more than one token. So a group of requests begins to
 generate together. Otherwise its first slot would pause for many small steps, each of which costs nearly as much as the
 large one."""
 
@@ -46,8 +46,8 @@ changes, so others would gain little."""
 class Batching:
     """Plans one batch after the other.
 
-    `in_prefill` has the ids of all running tasks while one of them is in prefill; any thread may read it. `is_reading`:
-    the latest batch has prompt rows.
+    `in_prefill` has the ids of the running tasks while prompts are read, else none; any thread may read it.
+    `is_reading`: the latest batch has prompt rows.
     """
 
     def __init__(self, state: EngineState, prefixes: Prefixes, turns: Turns) -> None:
@@ -244,8 +244,9 @@ class Batching:
             self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
     def _count_rows_alone(self, n_left: int) -> int:
-        """Rows of a step while no slot generates: at least a whole micro-batch, since fewer rows only cost speed. If
-        engines share the cores, the step keeps to `--max-stall-ms`, because the others' slots may generate."""
+        """Rows of a step while no slot generates: all that are left, or whole micro-batches, since fewer rows only cost
+        speed. If engines share the cores, the step keeps to `--max-stall-ms`, because the others' slots may generate.
+        """
         config = self._state.config
         if config.max_stall_ms == 0 or config.exact:  # exact: steps of other lengths round differently
             return n_left

@@ -1,5 +1,5 @@
 """Commands to the engine: save, restore or erase a slot, read or set the adapters' scales, set the shared system
-prompt, tell the model's identity, end a task's thinking.
+prompt, tell the model's identity, end a task's reasoning.
 
 Engine thread only, between two batches. A command for a busy slot waits until the slot is idle, and the slot takes no
 new task meanwhile. Commands about slot files or the identity first wait until the identity is known, and reserve no
@@ -173,7 +173,7 @@ class Commands:
         return self._get_lora()
 
     def _end_thinking(self, id_task: int) -> dict[str, Any]:
-        """Make the model end its thinking. The reply has the number of tokens after which it ends, -1 if there is none
+        """Make the model end its reasoning. The reply has the number of tokens after which it ends, -1 if there is none
         to end."""
         run = next((slot.run for slot in self._state.busy if slot.run.task.id == id_task), None)
         if run is None or run.phases is None:

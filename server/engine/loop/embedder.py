@@ -1,9 +1,9 @@
-"""Embeddings of texts, inputs of many requests in one decode. Engine thread only.
+"""Computes embeddings of texts, with inputs of many requests in one batch. Engine thread only.
 
-They have a context of their own, since a context's pooling is fixed when it is made. It is opened at the first request,
-or at start with `--embeddings`. A step of the loop computes at most one batch here. Requests take turns input by input,
-so one with a single input doesn't wait for another with two thousand. Background requests come last, and get a part of
-the time (`SHARE`) while other tasks run.
+Embeddings have a context of their own, since a context's pooling is fixed when it is made. It is opened at the first
+request, or at start with `--embeddings`. A step of the loop plans at most one batch here. Requests take turns input by
+input, so one with a single input doesn't wait for another with two thousand. Background requests come last, and get a
+part of the time (`SHARE`) while other tasks run.
 
 Not taken: embeddings as tasks on slots. They need neither a slot's cache nor a sampler.
 """
@@ -29,8 +29,8 @@ log = get_logger("engine")
 
 @record(eq=False)
 class Request:
-    """One message in work. `vectors` has the results, an entry per input; `n_begun` inputs have been begun, `n_open`
-    aren't finished."""
+    """One message. `vectors` has the results, an entry per input; `n_begun` inputs have been begun, `n_open` aren't
+    finished."""
 
     message: Embed
     vectors: list[bytes] = field(default_factory=list)
@@ -206,7 +206,7 @@ class Embedder:
         return Span(part.seq, part.seq, part.n_done, tokens, part.n_done + n == len(part.tokens))
 
     def _compute(self, spans: list[Span]) -> list[Event]:
-        """Decode; if that fails, try each input alone, so that only an input that fails alone is lost."""
+        """Decode; if that fails, try each input alone. So a request fails only if one of its inputs fails alone."""
         parts = {part.seq: part for part in self._parts}
         for id_request in dict.fromkeys(parts[span.seq].request.message.id for span in spans):
             self._state.announce(id_request)  # the engine may die of it

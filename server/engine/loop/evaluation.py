@@ -1,8 +1,9 @@
 """Decodes a batch, and copes with a full cache, errors and aborts.
 
-Engine thread only. After each decode, whatever its result, `slot.tokens` is what the cache holds. A batch that finds no
-room is tried in smaller parts. If a part fails, each of its sequences is tried alone, so only a task that fails alone
-is lost. With a recurrent model, more may be lost (`undo`).
+Engine thread only. Whatever a decode's result, `slot.tokens` is what the cache holds afterwards. If a batch finds no
+room, idle caches are given up, then smaller parts are tried, and at last the newest task steps aside. If a part fails,
+each of its sequences is tried alone, so only a task that fails alone is lost. With a recurrent model, more may be lost
+(`undo`).
 """
 
 from __future__ import annotations
@@ -168,10 +169,10 @@ class Evaluation:
 
 # ---- probabilities of a prompt's tokens ------------------------------------------------------------------------------
 
-# If a task wants these probabilities, the row before each reported token has logits. The rows come in parts, because a
-# row's logits take a float for each token of the vocabulary, and its softmax takes about a millisecond in C. A cache
-# holds no logits. So the task reuses only tokens whose probabilities aren't reported: the system prompt, and the tokens
-# before `Task.probs_from`.
+# If a task wants these probabilities, the row before each reported token has logits. A step reads at most
+# `PROMPT_PROBS_ROWS` of these rows, because a row's logits take a float for each token of the vocabulary, and its
+# softmax takes about a millisecond in C. A cache holds no logits. So the task reuses only tokens whose probabilities
+# aren't reported: the system prompt, and the tokens before `Task.probs_from`.
 PROMPT_PROBS_ROWS = 64
 
 

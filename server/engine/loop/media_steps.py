@@ -1,8 +1,8 @@
 """Evaluates the chunks of images and sound, between the batches of text. Engine thread only.
 
 A batch of libllama has tokens or embeddings, not both. Some models need attention without a causal mask for images, and
-the mask applies to a whole batch. So a chunk has a decode of its own. After its batch of text, a step of the loop
-encodes one chunk or decodes one, for the slot whose task came first.
+the mask applies to a whole batch. So chunks have batches of their own. After its batch of text, a step of the loop
+encodes one chunk or decodes one, for the first running task whose next token belongs to a chunk.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ and shares its cells. So common prefixes are computed once. A waiting task never
 
 In a unified cache running tasks can need more cells than there are. Then the newest task waits: its cells are moved to
 memory, and back once there is room, so its text doesn't change. A task waits only for older ones, so the oldest always
-runs and no task waits for ever. A task comes back only when there is room to spare (`SPARE_PART`), so that it can run
-for a while.
+runs and no task waits for ever. Other tasks come back only when there is room to spare (`SPARE_PART`), so that they can
+run for a while. Tasks in the background count as newer than all others.
 
 Not taken: a radix tree over all sequences. They are few, and comparing their token lists takes microseconds. Nor
 starting a task only when its whole text has room: the text's length isn't known.
@@ -176,7 +176,7 @@ class Prefixes:
         state.meter.n_asides += 1
 
     def _take_up(self, slot: Slot) -> None:
-        """Resume a waiting task if there is room beside older ones. Younger tasks have to step aside for it."""
+        """Resume a waiting task if there is room beside older ones. Newer tasks have to step aside for it."""
         state, n = self._state, len(slot.aside.tokens)
         older = [other for other in state.running if get_arrival(other) < get_arrival(slot)]
         n_ctx, n_older = state.backend.info.n_ctx, _count_cells([*older, state.system])
