@@ -74,7 +74,6 @@ def get_tasks(message: object) -> tuple[Task | Embed, ...]:
 
 
 def count_file_bytes(message: object) -> int:
-    """The bytes of a message's files."""
     return sum(len(media.data) for task in get_tasks(message) for media in task.media)
 
 

@@ -300,7 +300,6 @@ class Results:
 
 
 def count_probs(events: Sequence[Event]) -> int:
-    """The number of probabilities in events."""
     return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
 

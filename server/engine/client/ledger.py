@@ -325,7 +325,6 @@ class Ledger:
         return self._set_up() if was_first and self._is_ready else []
 
     def _release(self) -> list[Any]:
-        """The tasks that haven't been sent to this engine, and the commands that may follow them."""
         tasks = [message for entry in self._tasks.values() if not entry.is_sent for message in self._send(entry)]
         return [*tasks, *self._release_commands()]
 
@@ -344,7 +343,6 @@ class Ledger:
     # ---- counters -----------------------------------------------------------------------------------------------
 
     def _sum_counters(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with the counters of all former engines added."""
         base = self._base
         if base is None:
             return snapshot
@@ -368,7 +366,6 @@ class Ledger:
 
 
 def _join_tasks(messages: list[Any]) -> list[Any]:
-    """The messages as one `Tasks`, if there are several and all are tasks."""
     if len(messages) > 1 and all(isinstance(message, Task) for message in messages):
         return [Tasks(tuple(messages))]
     return messages

@@ -147,7 +147,6 @@ class NativeVocab:
         return tuple(name for token in named if (name := self._text_of(token).decode("utf-8", "replace")))
 
     def _text_of(self, token: int) -> bytes:
-        """A token's text as the file has it."""
         return self._libs.llama.llama_vocab_get_text(self._vocab, token)
 
     def _get_attributes(self, token: int) -> int:

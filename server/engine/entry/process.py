@@ -403,7 +403,6 @@ class EngineProcess:
             self._scheduler.post(message)
 
     def _abort_later(self, delay_s: float) -> None:
-        """Abort a decode that outlasts the grace time."""
         timer = threading.Timer(delay_s, self._backend.abort)
         timer.daemon = True
         timer.start()

@@ -96,7 +96,6 @@ def read_class_labels(model: Model) -> tuple[str, ...]:
 
 
 def use_adapters(context: Context, adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Set the adapters of a context."""
     used = [(adapter, scale) for adapter, scale in adapters if scale]
     if used:
         raw = (ctypes.c_void_p * len(used))(*(adapter.raw for adapter, _ in used))

@@ -158,7 +158,6 @@ class Grammars:
         return [token for token, logit in zip(tokens, self._logits[:n].tolist()) if logit != -math.inf]
 
     def ask_one(self, raw: int, token: int) -> bool:
-        """Whether a grammar allows this token."""
         row, array = self._row, self._array
         row.id, row.logit = token, 1.0
         array.size, array.selected, array.sorted = 1, -1, False

@@ -88,7 +88,6 @@ def list_buffer_types(libs: Libs) -> dict[str, int]:
 
 
 def make_kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
-    """One metadata override."""
     tag, field = KV_TYPES[kind]
     row = llama_model_kv_override(tag=tag, key=key.encode())
     setattr(row, field, value.encode() if isinstance(value, str) else value)

@@ -29,8 +29,6 @@ class LoadReport:
         self._layers = (0, 0)  # on GPUs, and of the model
 
     def make_listener(self, sink: Sink) -> Sink:
-        """A sink that passes each line to `hear` and to `sink`."""
-
         def listen(level: int, line: str) -> None:
             self.hear(line)
             sink(level, line)

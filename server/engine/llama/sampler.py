@@ -563,7 +563,6 @@ class CustomSamplers:
 
 
 def _compute_softmax(candidates: llama_token_data_array) -> list[float]:
-    """Probabilities of the sorted candidates."""
     logits = [candidates.data[i].logit for i in range(candidates.size)]
     weights = [math.exp(logit - logits[0]) for logit in logits]
     total = sum(weights)

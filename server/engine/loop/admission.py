@@ -148,7 +148,6 @@ class Admission:
         self._tell_places()
 
     def _try(self, waiting: Waiting, free: list[Slot]) -> None:
-        """Start a task on a free slot; fail it if it can't be started."""
         task = waiting.task
         try:
             slot = self._place(waiting, free)
@@ -162,7 +161,6 @@ class Admission:
                 free.remove(slot)
 
     def _tell_places(self) -> None:
-        """Tell each task with `progress` its place in the queue if that has changed."""
         started = self._state.clock()
         if self._n_moves == self._waiting.n_moves or started < self._t_places:
             return
@@ -181,7 +179,6 @@ class Admission:
         self._t_places = ended + PLACES_SHARE * (ended - started)
 
     def _place(self, waiting: Waiting, free: list[Slot]) -> Slot:
-        """Start a task on the slot it wants, or on the free slot that suits it best."""
         task = waiting.task
         prompt = self._state.system.tokens + list(task.prompt)
         cached = self._prefixes.find_nearest(task, prompt)

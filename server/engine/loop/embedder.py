@@ -201,7 +201,6 @@ class Embedder:
 
     @staticmethod
     def _make_span(part: Part, n: int) -> Span:
-        """The next `n` rows of an input; `id` is its sequence."""
         tokens = part.tokens[part.n_done : part.n_done + n]
         return Span(part.seq, part.seq, part.n_done, tokens, part.n_done + n == len(part.tokens))
 
@@ -236,7 +235,6 @@ class Embedder:
             part.rows.clear()
 
     def _commit(self, parts: Iterable[Part], spans: list[Span]) -> list[Event]:
-        """Note what has been computed; return the answers that are complete."""
         events: list[Event] = []
         context = self._context
         for part, span, vectors in zip(parts, spans, context.read_vectors(spans)):

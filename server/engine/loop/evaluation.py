@@ -68,7 +68,6 @@ class Evaluation:
             rest = later
 
     def _skip_ended(self, spans: list[Span]) -> list[Span]:
-        """Leave out the rows of tasks that have ended or now wait for room."""
         slots = self._state.slots
         return [span for span in spans if slots[span.id].run is not None and slots[span.id].aside is None]
 
@@ -177,7 +176,6 @@ PROMPT_PROBS_ROWS = 64
 
 
 def has_prompt_probs(run: Run) -> bool:
-    """Whether the task wants the probabilities of its prompt's tokens."""
     return run.task.prompt_probs >= 0
 
 

@@ -180,7 +180,6 @@ class MediaEmbedder:
         return context
 
     def _commit(self, request: Request, n: int, rows: bytes) -> list[Event]:
-        """Note what has been computed; return the answer if that was the last input."""
         self._encoded = None
         request.n_done += n
         request.rows.append(rows)
@@ -200,7 +199,6 @@ class MediaEmbedder:
         return []
 
     def _pool(self, rows: bytes) -> bytes:
-        """The vectors that the pooling wants: the first, the last, or all."""
         size, pooling = 4 * self._context.width, self._state.backend.info.pooling
         return rows[:size] if pooling == FIRST else rows[-size:] if pooling == LAST else rows
 
