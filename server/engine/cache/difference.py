@@ -14,7 +14,7 @@ from server.engine.slots.slot import count_common_prefix
 N_BEFORE, N_BEHIND = 8, 6
 """Tokens reported before a difference, and from it on."""
 STRETCH = 16
-"""Tokens. The search cuts the cached text into stretches of this length. It may miss a common run shorter than two."""
+"""Tokens. The search cuts the cached text into stretches of this length. It may miss a common run of less than two."""
 MAX_MISSES = 8192
 """The search ends after this many positions in the prompt where no stretch begins."""
 

@@ -1,6 +1,6 @@
 """Cuts a sequence's state, as llama.cpp v0.5.0 writes it, into runs of tokens, and joins such runs.
 
-Pure functions on bytes, without a backend; they run on the engine's thread. A state is
+Works on bytes only; engine thread. A state is
 
     magic u32, sequence i32, then for each cache of the model (one; two with sliding windows) a section:
     streams u32, then for each stream: cells u32, and if there are any
@@ -11,8 +11,7 @@ Pure functions on bytes, without a backend; they run on the engine's thread. A s
                                    a number for each cell (some models have no values of their own)
 
 A sequence is in one KV stream; the other streams of its state are empty. Outside this module and the backend a state
-has one stream, so that it fits any number of slots and both layouts of the cache. Bytes in another format raise
-UnknownState.
+has one stream, so that it fits any number of slots and both layouts of the cache.
 
 Not taken: a scratch sequence, as in a unified cache. In a split cache it would take a whole slot's memory.
 """
@@ -30,7 +29,7 @@ KEYS = struct.Struct("<iQ")  # head of a layer's keys, or of values that aren't 
 TURNED = struct.Struct("<iII")  # head of transposed values
 N_HEAD = 8  # bytes of magic and sequence
 META_WORDS = (3, 6)  # 32-bit numbers for each cell: in most models, in some models
-MAX_LAYERS, MAX_TYPE = 4096, 256  # a larger number, or a type from 256 on, isn't this format
+MAX_LAYERS, MAX_TYPE = 4096, 256  # the most layers; all types have smaller numbers
 
 
 class UnknownState(ValueError):
@@ -50,9 +49,8 @@ class Tensor:
 
 @record(frozen=True)
 class Section:
-    """One cache's part of a state, from byte `start` to `end`. It has `n_cells` cells. At byte `at` begin the cells'
-    positions and sequences, `words` 32-bit numbers for each cell. `counts` are the bytes of `transposed` and `layers`.
-    """
+    """One cache's part of a state, from byte `start` to `end`. At byte `at` begin the positions and sequences of the
+    `n_cells` cells: `words` 32-bit numbers for each. `counts` are the bytes of `transposed` and `layers`."""
 
     start: int
     at: int
@@ -65,8 +63,7 @@ class Section:
 
 
 class KvParts:
-    """A state of one cache, to be cut; UnknownState for any other. The object owns the bytes, and `cut_part` may
-    overwrite those before the cells."""
+    """A state of one cache; UnknownState for any other. `cut_part` may overwrite the bytes before the cells."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
@@ -185,7 +182,7 @@ def _read_stream(state: memoryview, start: int, at: int, n_streams: int, i: int,
 
 
 def _count_behind(section: Section) -> int:
-    """How many empty streams follow the one with cells; 0 if no stream has any."""
+    """How many empty streams follow the one with cells."""
     if not section.n_cells:
         return 0
     return section.n_streams - 1 - (section.at - section.start - 8) // 4
@@ -197,8 +194,7 @@ def _is_meta(state: memoryview, at: int, n_cells: int, words: int) -> bool:
 
 
 def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor], int]:
-    """The keys and values of all layers, and the index of the byte after them. No tensors if the bytes don't have this
-    layout."""
+    """The keys and values of all layers, and where they end. No tensors if the bytes don't have this layout."""
     if at + 8 > len(state):
         return [], at
     is_turned, n_layers = COUNTS.unpack_from(state, at)

@@ -27,8 +27,8 @@ def choose_slot(
     lora: tuple[tuple[int, float], ...] = (),
     now: float = 0.0,
 ) -> Slot | None:
-    """The idle slot to run `prompt` on; None if no slot is idle. With `cache_prompt`, a slot that the prompt continues
-    is preferred, then an empty one, then the one of the least value (`estimate_value`).
+    """The idle slot to run `prompt` on; None if no slot is idle. With `cache_prompt` it is one that the prompt
+    continues, else an empty one, else the one of the least value (`estimate_value`).
 
     A prompt continues a slot with the same adapters if it can reuse at least three quarters of the slot's tokens, or if
     the slot has all of the prompt up to its last token. A shorter common prefix is no reason to give up a
@@ -61,8 +61,8 @@ def reuse_prefix(
     donors: Sequence[Slot] = (),
     limit: int | None = None,
 ) -> int:
-    """Keep the tokens of the slot that `prompt` begins with, or take a longer prefix from a donor if that is worth the
-    copy. The slot loses its other tokens. Returns how many tokens it has then.
+    """Keep the slot's tokens that `prompt` begins with, or take a longer prefix from a donor if that is worth the copy;
+    drop the slot's other tokens. Returns how many tokens it has then.
 
     At most `limit` tokens are reused, by default all but the last, whose logits are needed. Without `cache_prompt`
     they come from donors only.
@@ -91,14 +91,14 @@ def reuse_prefix(
 
 
 def _compute_least_left(backend: Backend, slot: Slot) -> int:
-    """With sliding windows: the length of the shortest prefix that can be copied from a slot."""
+    """With sliding windows: the fewest tokens that can be copied from a slot."""
     if slot.state_copy is None:
         return backend.compute_least_left(slot.seq)
     return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
 
 
 def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
-    """Make the slot hold `tokens`, a prefix of the donor's. If that fails, the slot is empty and the result False."""
+    """Make the slot hold `tokens`, a prefix of the donor's. False if that fails; then the slot is empty."""
     n = len(slot.tokens)
     forget(slot)
     try:
@@ -150,8 +150,7 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
 
 
 def _go_back(backend: Backend, slot: Slot, n: int) -> int:
-    """Restore the latest usable checkpoint of at most `n` tokens, else empty the sequence. Returns how many tokens are
-    left."""
+    """Restore the latest usable checkpoint of at most `n` tokens, else empty the sequence. Returns how many stay."""
     for checkpoint in reversed(slot.checkpoints):
         if checkpoint.n <= n and backend.restore_checkpoint(slot.seq, checkpoint.state):
             if backend.seq_rm(slot.seq, checkpoint.n, -1):
@@ -205,7 +204,7 @@ def put_aside(backend: Backend, slot: Slot) -> None:
 
 
 def take_up(backend: Backend, slot: Slot) -> bool:
-    """Move what `put_aside` saved back to the cache, into cells of the slot's own. False if there is no room; then
+    """Restore to the cache what `put_aside` saved, into cells of the slot's own. False if there is no room; then
     nothing has changed."""
     aside: Aside = slot.aside  # type: ignore[assignment]
     if aside.state is not None and not backend.set_state(slot.seq, aside.state):

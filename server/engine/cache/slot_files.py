@@ -110,13 +110,13 @@ def _open_new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _open_nameless(folder: Path) -> int | None:
-    """The descriptor of a new unnamed file in `folder`; None where that isn't possible."""
+    """The descriptor of a new unnamed file in `folder`; None if there can't be one."""
     if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
         return None
     try:
         return os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
     except OSError:
-        return None  # the caller opens a named file, which raises the same error unless unnamed files were the problem
+        return None  # the caller then opens a named file, which meets any other error again
 
 
 def _name(nameless: int, path: Path) -> None:
@@ -125,7 +125,7 @@ def _name(nameless: int, path: Path) -> None:
     try:
         os.link(source, path, src_dir_fd=nameless)  # any src_dir_fd makes Python follow the link in /proc
     except OSError:
-        import shutil  # imported only here, because `shutil` imports the modules for archives
+        import shutil  # here, because `shutil` imports the modules for archives
 
         shutil.copyfile(source, path)
 
@@ -171,7 +171,6 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _compute_checksum(header: dict, state: memoryview | bytearray) -> int:
-    """The checksum of the state and of the header's fields in `CHECKED`."""
     about = json.dumps([header[name] for name in CHECKED if name in header])
     return zlib.crc32(state, zlib.crc32(about.encode()))
 

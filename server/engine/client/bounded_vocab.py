@@ -6,7 +6,7 @@ character of a word (`std::regex`), so a long word overflows an ordinary stack. 
 - a text that must fit the context is refused if its number of bytes shows that it doesn't,
 - a text with long words is tokenized on a thread with a large stack,
 - large texts are tokenized one at a time,
-- the memory that tokenizing a longer text takes is counted (`server.memory`).
+- the memory for tokenizing longer texts is counted (`server.memory`).
 
 Not taken: cutting texts at any place, which may change the tokens; a process for tokenizing, which would be a third one
 to start and watch.
@@ -133,8 +133,8 @@ def measure_longest_word(text: str) -> int:
 
 
 def without_middle(text: str, n_bytes: int) -> str:
-    """The first and the last `n_bytes` / 2 bytes of a text, without characters that this cuts; the whole text if it has
-    at most `n_bytes`."""
+    """The first and the last `n_bytes` / 2 bytes of a text, without a cut character; the whole text if it has at most
+    `n_bytes`."""
     data = text.encode()
     if len(data) <= n_bytes:
         return text
@@ -142,8 +142,7 @@ def without_middle(text: str, n_bytes: int) -> str:
 
 
 def on_deep_stack(work: Callable[[], T], n_bytes: int) -> T:
-    """Call `work` on a thread with a stack of at least `n_bytes`, of which only the used part takes memory. ApiError
-    503 if no thread can be started."""
+    """Call `work` on a thread with a stack of at least `n_bytes`. ApiError 503 if no thread can be started."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 

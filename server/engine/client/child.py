@@ -1,8 +1,8 @@
 """One engine process, seen from the web process: starts it, exchanges messages with it, and finds out why it ended.
 
-There are three threads per process. `engine-reader` receives messages and passes them on. `engine-writer` sends
-messages, so that no connection thread waits for a full pipe. `engine-stderr` keeps the last lines of stderr, with
-llama.cpp's routine log lines apart. `supervisor` decides when a process is started or ended.
+A process has three threads. `engine-reader` receives messages and passes them on. `engine-writer` sends messages, so
+that no connection thread waits for a full pipe. `engine-stderr` keeps the last lines of stderr, with llama.cpp's
+routine log lines apart.
 """
 
 from __future__ import annotations
@@ -124,8 +124,7 @@ class Child:
         self._outbox.put(message)
 
     def kill(self, why: str) -> None:
-        """End the process. Where SIGUSR1 exists, the process first writes its Python stacks, which go to `last_lines`.
-        """
+        """End the process. Where SIGUSR1 exists, it first writes its Python stacks, which go to `last_lines`."""
         self._error = self._error or why
         if hasattr(signal, "SIGUSR1") and self.process.poll() is None:
             self.process.send_signal(signal.SIGUSR1)
@@ -147,7 +146,7 @@ class Child:
 
     @property
     def was_ended_by_others(self) -> bool:
-        """Whether a signal ended the process that the system (out of memory) or an operator sends."""
+        """Whether a signal of the system (out of memory) or of an operator ended the process."""
         return not self._error and self.process.returncode in OTHERS_SIGNALS
 
     def join(self) -> None:
@@ -205,8 +204,8 @@ class Child:
             pass
 
     def _send_next(self) -> bool:
-        """Send a message; False at the end. A function of its own, because a local variable of `_write` would keep the
-        message's files in memory while the thread waits for the next one."""
+        """Send a message; False at the end. Not in `_write`, whose local variables would keep the message's files in
+        memory while the thread waits for the next one."""
         message = self._outbox.get()
         if message is END:
             return False

@@ -56,8 +56,7 @@ RECENT_PER_SLOT = 8  # ended tasks kept per slot, for /slots
 N_BACKLOG = 10_000
 """The most unread events of a stream. With more it is cancelled, because the engine never waits for a client."""
 MAX_DIVERTED = 200
-"""The most probabilities in events that are diverted together (`Results.divert`). More would take too long, because
-other requests wait for the transport's thread."""
+"""The most probabilities in events that are diverted together (`Results.divert`): other requests wait meanwhile."""
 N_COUNTED = 1024  # events after which the memory of an answer is counted again
 EVENT_BYTES, QUEUED_BYTES, ANSWERED_BYTES = 300, 220, 2000
 """Bytes of an event until the answer is complete; of a probability in a queue; of a probability in an answer."""
@@ -225,8 +224,8 @@ class Results:
     def put(self, event: Event) -> bool:
         """On the transport's thread: take an event. True if `flush` must be called after the frame.
 
-        Of a stream, a task's end is handed over at once, with the events before it. Without `stream` this is done at a
-        failure, or at the end of the last task.
+        Events are handed over at once when a task of a stream ends; without `stream` at a failure or the last task's
+        end.
         """
         is_last = type(event) is not Piece and isinstance(event, LAST)
         if not (self._stream or is_last):
@@ -320,7 +319,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._results: dict[int, Results] = {}
         self._replies: dict[int, SimpleQueue] = {}
-        self._lock = threading.Lock()  # guards _recent and _end_interval, which change on any thread that ends a task
+        self._lock = threading.Lock()  # guards changes of _recent and _end_interval
         self._recent: dict[int, Task] = {}
         self._tails: dict[int, str] = {}  # the latest text of open and recent tasks
         self._settled = threading.Event()
@@ -442,7 +441,7 @@ class EngineClient:
             self._vocab_opening.join()  # the process mustn't end while this thread is in libllama
 
     def require_ready(self) -> None:
-        """ApiError 503 while the model loads or after the engine was closed, 500 if the engine has failed for good."""
+        """ApiError 503 if the model still loads or the engine is closed, 500 if it has failed for good."""
         if self.state is LOADING:
             raise ApiError(503, "Loading model", headers={"Retry-After": "1"})
         if self.state is FAILED:
@@ -591,7 +590,6 @@ class EndInterval:
 
     @property
     def mean_s(self) -> float:
-        """The mean, between `SHORTEST_S` and `LONGEST_S`."""
         return min(max(self._mean_s, SHORTEST_S), LONGEST_S)
 
     def note_end(self, now: float, is_busy: bool) -> None:

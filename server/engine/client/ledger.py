@@ -3,11 +3,11 @@
 Pure data, no thread and no pipe: `supervisor` holds a lock around the calls.
 
 The ledger also finds the task that kills engines. Before an engine computes, it reports which tasks it works on. A task
-that two engines in a row worked on when they died, without a token in between, is a suspect. If no further engine would
-be started, one death is enough: all tasks that the last engine reported are suspects, or all its tasks if it reported
-none. Suspects are replayed alone, one at a time, while all others wait. A task is at fault, and fails for good, if two
-engines in a row die while they work on it alone. If more than `FOUND_AFTER` deaths within `WINDOW_S` have no task at
-fault, some have another cause. Then three deaths alone put a task at fault, not two.
+that two engines in a row worked on when they died, without a token of it in between, is a suspect. If no further engine
+would be started, one death is enough: all tasks that the last engine reported are suspects, or all its tasks if it
+reported none. Suspects are replayed alone, one at a time, while all other tasks wait. A task is at fault, and fails, if
+two engines in a row die while they work on it alone; or three, if more than `FOUND_AFTER` deaths within `WINDOW_S` have
+no task at fault, so that some must have another cause.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from server.engine.seam.task import (
 from server.records import field, record, replace
 
 STRIKES = 2
-"""Deaths in a row that make a task a suspect. As many in a row while it is the engine's only task put it at fault."""
+"""Deaths in a row that make a task a suspect. As many while it is the engine's only task put it at fault."""
 UNLUCKY_STRIKES = 3
-"""Deaths that put a task at fault while it is the engine's only task, if engines have died of something else lately."""
+"""Deaths that put it at fault instead, if engines have died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
 """Deaths that are needed to find a task at fault: `STRIKES` with other tasks, and as many alone."""
 WINDOW_S = 60.0  # seconds in which unexplained deaths are counted
@@ -77,7 +77,6 @@ class Entry:
     ends_thinking: int = -1  # the number of tokens after which a command ended its reasoning
 
     def on_piece(self, piece: Piece, now: float) -> None:
-        """Note delivered tokens."""
         self.tokens += piece.tokens
         if piece.timings is not None:
             self.told_ms = piece.timings.predicted_ms
@@ -299,8 +298,8 @@ class Ledger:
         )
 
     def note_ready(self) -> list[Any]:
-        """Note that an engine is ready. Returns the settings to send (`_on_set_up` sends the rest after them); without
-        settings all that `_set_up` sends."""
+        """Note that an engine is ready. Returns the settings to send, which `_on_set_up` follows up with tasks; without
+        settings the tasks."""
         commands = [replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
         self._setting_up = {command.id for command in commands}
         return commands or self._set_up()
@@ -316,8 +315,8 @@ class Ledger:
         return self._send(self._tasks[self._probation[0]])
 
     def _end_probation(self, id_task: int) -> list[Any]:
-        """This task is no suspect any more. If it was the one on trial, returns what to send: the next suspect, or all
-        other tasks."""
+        """This task is no suspect any more. If it was on trial, returns what to send: the next suspect, or the other
+        tasks and commands."""
         if id_task not in self._probation:
             return []
         was_first = self._probation[0] == id_task

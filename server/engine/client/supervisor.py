@@ -251,7 +251,7 @@ class ProcessTransport:
                 child.kill(f"no step for {stuck_s:.1f} s with work to do")
 
     def _show(self, cause: str, child: Child) -> None:
-        """Log why the engine died. Its last output is logged as errors, unless a signal from outside ended it."""
+        """Log why the engine died, with its last output."""
         log.error("the engine process %d died: %s", child.process.pid, cause)
         for line in child.routine_lines:
             log.debug("its last log lines: %s", line)
@@ -321,8 +321,8 @@ class ProcessTransport:
             self._child.send(message)
 
     def _on_unsent(self, message: object, error: Exception) -> None:
-        """On `engine-writer`: handle a message that can't be encoded. Several tasks are sent one by one; a single task
-        or command gets an error as its answer."""
+        """On `engine-writer`: handle a message that can't be encoded. `Tasks` are sent one by one; a single task or
+        command gets an error as its answer."""
         if isinstance(message, Tasks):
             for task in message.tasks:
                 self._child.send(task)

@@ -122,8 +122,8 @@ class NativeVocab:
 
     @cached_property
     def _longest_piece(self) -> tuple[int, bytes]:
-        """The bytes of the longest token, and the byte values that the tokenizer may drop because they have no token.
-        (0, b"") if the tokenizer may change or drop other characters."""
+        """The bytes of the longest token, and the byte values without a token, which the tokenizer may drop. (0, b"")
+        if it may change or drop other characters."""
         tokens = self._tokenize(CHANGED_BY_NORMALISATION, False, False)
         is_kept = b"".join(map(self.piece, tokens)).endswith(CHANGED_BY_NORMALISATION.encode())
         if self._type not in (LLAMA_VOCAB_TYPE_SPM, LLAMA_VOCAB_TYPE_BPE) or not is_kept:
@@ -153,7 +153,7 @@ class NativeVocab:
         return self._libs.llama.llama_vocab_get_attr(self._vocab, token)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, or the name of a control token; b"" for a negative id, a placeholder of media."""
+        """The bytes of a token, or the name of a control token; b"" for a placeholder of media (a negative id)."""
         piece = self._pieces.get(token) if token >= 0 else b""
         if piece is None:
             piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, True)

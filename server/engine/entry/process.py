@@ -59,7 +59,7 @@ MAX_WAITING = 256  # the engine waits while so many messages are unsent, ...
 MAX_PROBS = 50_000  # ... or so many probabilities in them
 MAX_WAITING_LOGS = 4096  # messages; with more unsent, log records are dropped
 MAX_STDERR_LINE = 500  # bytes: a pipe with any room takes 512 (POSIX)
-FLUSH_S = 1.0  # how long the engine waits at most until its current tasks are reported
+FLUSH_S = 1.0  # the longest wait until the current tasks are reported
 ORPHAN_GRACE_S = 2.0  # how long the engine may take to end after the web process
 PROGRESS_S = 0.05  # the least time between two `Loading` events
 SWITCH_INTERVAL_S = 0.0005  # see "The GIL" in docs/architecture.md
@@ -114,8 +114,8 @@ def _take_pipes() -> tuple[int, int]:
 
 
 def _live_and_die_with_parent() -> None:
-    """Ignore signals meant for the server, write stacks at SIGUSR1, and on Linux let the system kill this process when
-    the server dies."""
+    """Ignore signals meant for the server, write stacks at SIGUSR1, and on Linux have the system kill this process with
+    the server."""
     for name in IGNORED_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -184,8 +184,7 @@ class Outbox:
             self._progress.wait_for(lambda: not (self._waiting or self._rest or self._is_sending), patience_s)
 
     def _write(self, data: bytes | memoryview) -> int:
-        """Write, and return the number of bytes that the pipe took. A closed pipe takes all: `reader` ends the process.
-        """
+        """Write; returns how many bytes the pipe took. A closed pipe takes all, and `reader` ends the process."""
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -218,7 +217,7 @@ class Outbox:
 
 
 def _unblock(fd: int) -> bool:
-    """Make a pipe non-blocking. False on Windows, where that isn't done, because `select` can't wait for a pipe."""
+    """Make a pipe non-blocking. Not on Windows (False), where `select` can't wait for a pipe."""
     if sys.platform == "win32":
         return False
     os.set_blocking(fd, False)
@@ -385,7 +384,7 @@ class EngineProcess:
         self._end()
 
     def _take_all(self, messages: Iterator[Any]) -> None:
-        """A function of its own, because a loop variable in `_read` would keep a message's files until the next one."""
+        """Not in `_read`, whose loop variable would keep a message's files until the next message."""
         for message in messages:
             self._take(message)
 
@@ -408,7 +407,8 @@ class EngineProcess:
         timer.start()
 
     def _end(self) -> None:
-        """The web process is gone or sends nonsense: end the engine, and after `ORPHAN_GRACE_S` the process."""
+        """The web process is gone or sent an invalid message: end the engine, and after `ORPHAN_GRACE_S` the process.
+        """
         self._is_closing = True
         if self._scheduler is not None:
             self._scheduler.post(Close(0.0))
