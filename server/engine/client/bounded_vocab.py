@@ -61,7 +61,6 @@ class BoundedVocab:
     def tokenize(
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:
-        """See `Vocab`."""
         if len(text) <= LONG:
             return self._vocab.tokenize(text, add_special, parse_special)
         if may_cut and self._cuts_prompts:
@@ -84,11 +83,9 @@ class BoundedVocab:
         return tokens
 
     def detokenize(self, tokens: Sequence[int], most: int | None = None) -> bytes:
-        """See `Vocab`."""
         return self._vocab.detokenize(tokens, most)
 
     def measure(self, text: str) -> int:
-        """See `Vocab`."""
         n_bytes = len(text) if len(text) > self.max_bytes or text.isascii() else len(text.encode())
         if n_bytes > self.max_bytes:
             raise ApiError(

@@ -115,7 +115,6 @@ class ProcessTransport:
         self._thread.join()
 
     def collect_stacks(self, timeout_s: float) -> str:
-        """The stacks of the engine's Python threads; "" if it doesn't answer in time."""
         child = self._child
         if child is None:
             return ""

@@ -160,7 +160,6 @@ class NativeVocab:
         return piece
 
     def is_control(self, token: int) -> bool:
-        """Whether a token is a control token (BOS, end of turn, ...)."""
         return bool(self._libs.llama.llama_vocab_is_control(self._vocab, token))
 
     @property

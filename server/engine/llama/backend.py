@@ -133,7 +133,8 @@ def _on_loading_log(level: int, line: str) -> None:
 
 
 def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """`_on_loading_log` that also reports progress 0 when the vocabulary is read: the web process waits for that."""
+    """`_on_loading_log` that also reports progress 0 when the vocabulary has been read: the web process waits for it.
+    """
 
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
@@ -233,7 +234,7 @@ class LlamaBackend:
     def _open_projector(self) -> Any:
         if not self._config.mmproj:
             return None
-        from server.engine.llama.mtmd import Projector  # here, because most models have none
+        from server.engine.llama.mtmd import Projector  # seldom needed
 
         return Projector(self._model, self._context, self._config, self._abort)
 
@@ -301,7 +302,6 @@ class LlamaBackend:
             raise
         return drafter
 
-    # Helpers of the steps above.
 
     def _choose_context_size(self, plan: Plan | None) -> int:
         """Tokens in the whole KV cache: as the user set it, else what fits, else the model's own context."""
@@ -441,7 +441,6 @@ class LlamaBackend:
         return code
 
     def leave_cores(self, n: int) -> None:
-        """See `Backend`."""
         self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in count_threads(self._config)))
 
     def abort(self) -> None:
@@ -463,12 +462,10 @@ class LlamaBackend:
         return self._samplers.grammars.tokenize(text)
 
     def get_letters(self, token: int) -> bytes:
-        """See `Backend`."""
         is_text = token >= 0 and not self._llama.llama_vocab_is_control(self._vocab, token)
         return self.piece(token) if is_text else b""
 
     def make_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> LlamaSampler:
-        """See `Backend`."""
         return LlamaSampler(self._samplers, self._context, stages, grammar, waits)
 
     def draw_ahead(self, wanted: Sequence[tuple[Any, int]]) -> None:
@@ -479,13 +476,11 @@ class LlamaBackend:
             self._draws.run(jobs)
 
     def find_likeliest(self, row: int) -> tuple[int, float]:
-        """See `Drafter`."""
         if self._likeliest is None:
             self._likeliest = Likeliest(self._samplers, self._context)
         return self._likeliest.sample(row)
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
-        """See `Backend`."""
         self._copies.forget(seq)
         if self._rollback.n and start > 0 and end < 0:
             n_tokens = int(self._llama.llama_memory_seq_pos_max(self._memory, seq)) + 1 - start
@@ -499,14 +494,12 @@ class LlamaBackend:
         return first + self.window - 1 if first > 0 else 0
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
-        """See `Backend`."""
         if self.is_split:
             self._copies.copy(source, target, end)
         else:
             self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
 
     def swap(self, a: int, b: int) -> bool:
-        """See `Backend`."""
         return self._copies.swap(a, b)
 
     def copy_seq_stream(self, source: int, target: int) -> None:
@@ -560,21 +553,18 @@ class LlamaBackend:
         return self._get_state(seq, 0)
 
     def read_parts(self, seq: int) -> kv_parts.KvParts | None:
-        """See `Backend`."""
         try:
             return kv_parts.KvParts(self.read_raw_state(seq))
         except kv_parts.UnknownState:
             return None
 
     def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
-        """See `Backend`."""
         try:
             return self.put_raw_state(seq, kv_parts.join_parts(parts, self._n_streams))
         except kv_parts.UnknownState:
             return False
 
     def take_checkpoint(self, seq: int) -> memoryview:
-        """See `Backend`."""
         return self._get_state(seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
 
     def count_state_bytes(self, seq: int) -> int:
@@ -599,7 +589,6 @@ class LlamaBackend:
         return self._put_state(seq, state, 0)
 
     def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
-        """See `Backend`."""
         return self._put_state(seq, state, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
 
     def _put_state(self, seq: int, state: bytearray | memoryview, flags: int) -> bool:
@@ -635,8 +624,7 @@ class LlamaBackend:
         return self._embeddings
 
     def open_media_embeddings(self, n_at_once: int) -> LlamaMediaEmbeddings:
-        """See `Backend`."""
-        from server.engine.llama.embed_media import LlamaMediaEmbeddings  # here, because few requests need it
+        from server.engine.llama.embed_media import LlamaMediaEmbeddings  # seldom needed
 
         if self._media_embeddings is None or self._media_embeddings.n_rows < n_at_once:
             config, old = self._config, self._media_embeddings

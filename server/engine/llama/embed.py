@@ -5,7 +5,7 @@ be as long as the longest input. The inputs of a causal model can be split over 
 tokens of an input in one batch.
 
 llama.cpp computes the logits of all rows along with the embeddings: a float per row and token of the vocabulary. So
-where inputs can be split, batches are the smaller the larger the vocabulary is.
+where inputs can be split, a large vocabulary makes batches small.
 """
 
 from __future__ import annotations
@@ -189,11 +189,9 @@ class LlamaEmbeddings:
 
     @staticmethod
     def _mark_outputs(span: Span) -> bytes:
-        """A flag per row, 1 for outputs."""
         return b"\x01" * len(span)
 
     def embed(self, spans: Sequence[Span]) -> int:
-        """See `EmbeddingBackend`."""
         batch, at = self._batch, 0
         for span in spans:
             n = len(span)
@@ -210,7 +208,6 @@ class LlamaEmbeddings:
         return code
 
     def read_vectors(self, spans: Sequence[Span]) -> list[bytes]:
-        """See `EmbeddingBackend`."""
         found, row = [], 0
         for span in spans:
             if self._is_pooled:
@@ -228,12 +225,10 @@ class LlamaEmbeddings:
         return found
 
     def trim(self, seq: int, start: int) -> bool:
-        """See `EmbeddingBackend`."""
         memory = self.context.memory
         return not memory or bool(self._llama.llama_memory_seq_rm(memory, seq, start, -1))
 
     def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
-        """Set the adapters."""
         use_adapters(self.context, adapters)
 
     def close(self) -> None:
@@ -258,7 +253,7 @@ def must_answer_in_words(pooling: int, config: EngineConfig) -> bool:
     """Whether the model has to rank, but has no classification head."""
     if pooling != LLAMA_POOLING_TYPE_RANK:
         return False
-    from server.model_files import gguf  # here, because few models get here
+    from server.model_files import gguf  # seldom needed
 
     parts = gguf.read_all(config.model, span=(config.model_offset, config.model_size))
     return not has_head(tensor for part in parts for tensor in part.tensors)
@@ -296,7 +291,6 @@ class LlamaWordScores(LlamaEmbeddings):
         return bytes(len(span) - 1) + bytes([span.output])
 
     def read_vectors(self, spans: Sequence[Span]) -> list[bytes]:
-        """See `EmbeddingBackend`."""
         found, row = [], 0
         for span in spans:
             row += len(span)

@@ -67,7 +67,6 @@ class LlamaMediaEmbeddings:
         self._encoded = self._projector.copy_encoded(chunk)
 
     def embed_chunk(self, chunk: Chunk, pos: int) -> tuple[int, bytes]:
-        """See `MediaEmbeddingBackend`."""
         rows: list[bytes] = []
         self._abort.clear()
         with self._projector.switch_attention(self.context, chunk):
@@ -78,7 +77,6 @@ class LlamaMediaEmbeddings:
         return DECODE_OK, b"".join(rows)
 
     def embed_tokens(self, tokens: Sequence[int], pos: int) -> tuple[int, bytes]:
-        """See `MediaEmbeddingBackend`."""
         rows: list[bytes] = []
         batch, n = self._batch, len(tokens)
         batch.token[:n] = tokens
@@ -90,11 +88,9 @@ class LlamaMediaEmbeddings:
         return code, b"".join(rows)
 
     def trim(self, start: int) -> bool:
-        """See `MediaEmbeddingBackend`."""
         return bool(self._llama.llama_memory_seq_rm(self.context.memory, 0, start, -1))
 
     def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
-        """Set the adapters."""
         use_adapters(self.context, adapters)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ def find_shape(config: EngineConfig) -> Shape | None:
     """The model's shape, from the config or the header; None if that can't be read."""
     if config.shape is not None:
         return config.shape
-    from server.model_files.shape_reader import read_shape  # here, because the config nearly always has the shape
+    from server.model_files.shape_reader import read_shape  # seldom needed
 
     try:
         return read_shape(
@@ -98,7 +98,7 @@ def _draft_shape(config: EngineConfig) -> Shape | None:
     """The draft model's shape; None without one, or for a bad file, which its load will report."""
     if not config.spec.model:
         return None
-    from server.model_files.shape_reader import read_shape  # here, because few servers have a draft model
+    from server.model_files.shape_reader import read_shape  # seldom needed
 
     try:
         return read_shape(config.spec.model)
@@ -141,7 +141,7 @@ def count_learned_positions(architecture: str, config: EngineConfig) -> int:
     """The rows of the model's table of positions; 0 if it has none."""
     if architecture not in ARCHITECTURES:
         return 0
-    from server.model_files import gguf  # here, because few models get here
+    from server.model_files import gguf  # seldom needed
 
     for part in gguf.read_all(config.model, span=(config.model_offset, config.model_size)):
         if TABLE in part.tensors:

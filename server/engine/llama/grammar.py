@@ -167,7 +167,7 @@ class Grammars:
     def make_given(self, text: str, root: str) -> GivenText | None:
         """A `GivenText` of this grammar, for one text; None if the grammar is too long or can't be read here."""
         from server.grammar.gbnf import GrammarError
-        from server.grammar.given import MOST_BYTES, GivenText, Places  # here, because few requests need it
+        from server.grammar.given import MOST_BYTES, GivenText, Places  # seldom needed
 
         key = text, root
         places = self._places.pop(key, None)
@@ -255,7 +255,6 @@ class Grammar:
         self._unread: list[bytes] | None = []
 
     def is_allowed(self, token: int) -> bool:
-        """Whether this token may come next."""
         return self._is_text(token) and self._shared.ask_one(self._raw, token)
 
     def accept(self, token: int) -> None:

@@ -83,7 +83,6 @@ class Projector:
             return 0
 
     def prepare(self, media: Media) -> Prepared:
-        """Decode a file and cut it into tokens and chunks. ApiError 400 for a bad file, with its place in the body."""
         if not (self.audio if media.kind == AUDIO else self.vision):
             raise ApiError(400, f"{media.where}: this model can't take {media.kind} input")
         try:
@@ -112,12 +111,10 @@ class Projector:
         return Chunk(make_placeholders(f"{media.hash} {index}".encode(), n_pos), n_tokens, is_causal, raw)
 
     def encode(self, chunk: Chunk) -> None:
-        """Compute a chunk's embeddings and keep them until the next `encode`. RuntimeError if libmtmd fails."""
         if self._mtmd.mtmd_encode_chunk(self._raw, chunk.native) != 0:
             raise RuntimeError("libmtmd could not encode the file")
 
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
-        """Evaluate the embeddings of the chunk encoded last. Returns a DECODE_* code and the batch row of its end."""
         self._abort.clear()
         with self.switch_attention(self._context, chunk):
             for batch, is_last in self.make_batches(chunk, self._get_output(), seq, pos, self._n_batch):

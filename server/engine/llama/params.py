@@ -41,7 +41,7 @@ def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
     """Add the devices of the RPC workers that answer; log and skip the other workers."""
     if not addresses:
         return
-    from ctypes_api import rpc  # here, because most servers have no workers
+    from ctypes_api import rpc  # seldom needed
     from server.engine.seam.workers import find_reachable
 
     workers, faults = find_reachable(addresses)

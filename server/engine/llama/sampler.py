@@ -192,7 +192,8 @@ class SamplerFactory:
 
 
 class LlamaSampler:
-    """The chain and the grammar, if any, of one task. With `waits` the grammar applies from `begin_grammar` on."""
+    """The chain and the grammar, if any, of one task; see `TokenSampler`. With `waits` the grammar applies from
+    `begin_grammar` on."""
 
     def __init__(
         self, factory: SamplerFactory, ctx: Any, stages: Sequence[Stage], grammar: str, waits: bool = False
@@ -240,11 +241,9 @@ class LlamaSampler:
         self._ahead = self._llama.call_llama_sampler_sample(self._draw_only or self._chain, self._ctx, row)
 
     def sample(self, row: int) -> int:
-        """Draw from batch row `row`, under the grammar if it applies, and accept the token."""
         return self._accept(self.draw(row))
 
     def draw(self, row: int) -> int:
-        """Draw from batch row `row`, under the grammar if it applies; accept nothing."""
         if not self._draw_only:
             return self._draw(row).selected
         token, self._ahead = self._ahead, None
@@ -253,7 +252,6 @@ class LlamaSampler:
         return token if self._grammar is None else self.fit(row, token)
 
     def commit(self, token: int) -> None:
-        """See `TokenSampler`."""
         self._accept(token)
 
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
@@ -263,7 +261,6 @@ class LlamaSampler:
         return probs
 
     def draw_probs(self, row: int, n_probs: int) -> TokenProbs:
-        """`sample_probs` that accepts nothing."""
         before, log_sum = self._compute_model_probs(row, n_probs)
         candidates = self._draw(row)
         token = candidates.selected
@@ -278,7 +275,6 @@ class LlamaSampler:
         return TokenProbs(token, prob, max(logit - log_sum, -1e9), top, logprobs)
 
     def compute_row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
-        """See `TokenSampler`."""
         top, log_sum = self._compute_model_probs(row, n_probs)
         logprob = max(self._llama.llama_get_logits_ith(self._ctx, row)[token] - log_sum, -1e9)
         return TokenProbs(
@@ -330,20 +326,17 @@ class LlamaSampler:
             self._grammar.accept(token)
 
     def end_grammar(self) -> None:
-        """See `TokenSampler`."""
         if self._grammar is not None:
             self._grammar.close()
         self._grammar = None
 
     def fit(self, row: int, token: int) -> int:
-        """See `TokenSampler`."""
         if self.is_allowed(token):
             return token
         self._draw_under_grammar(self._llama.llama_get_logits_ith(self._ctx, row))
         return self._factory.candidates.selected
 
     def foresee(self) -> list[int]:
-        """See `TokenSampler`."""
         return [] if self._grammar is None else self._grammar.foresee()
 
     def _draw(self, row: int) -> Candidates:
@@ -394,7 +387,6 @@ class LlamaSampler:
         return candidates
 
     def is_allowed(self, token: int) -> bool:
-        """See `TokenSampler`."""
         return self._grammar.is_allowed(token)
 
     def _accept(self, token: int) -> int:

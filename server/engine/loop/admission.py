@@ -25,8 +25,7 @@ from server.records import replace
 PLACES_SHARE = 20
 """At most 1 / `PLACES_SHARE` of the time is spent on telling waiting tasks their places in the queue."""
 ADMIT_S = 0.005
-"""Seconds after which a step starts no further task while others run. A start takes long if the slot's cache must be
-saved first."""
+"""Seconds after which a step starts no further task while others run."""
 
 log = get_logger("engine")
 
@@ -70,7 +69,7 @@ class Admission:
 
     def _make_room(self, task: Task) -> bool:
         """Drop a task from a full queue in favour of `task`; False if none may be dropped. A background task goes
-        first, else the latest task of the owner with the most, so that no owner can keep others out."""
+        first, else the latest task of the owner with the most tasks."""
         if task.in_background:
             return False
         waiting = self._waiting.get_last_in_background()

@@ -86,7 +86,6 @@ class Answers:
             self.finish(slot, STOP_LIMIT)
 
     def _draw_rows(self, run: Run, row: int, draft: Sequence[int], drawn: Drawn) -> None:
-        """Draw row by row until a token differs from the draft or ends the task, or the rows end."""
         n_probs, phases = run.task.sampling.n_probs, run.phases
         for i in range(len(draft) + 1):
             if phases is not None and (phases.is_waiting or phases.forced is not None):

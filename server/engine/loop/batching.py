@@ -36,7 +36,7 @@ TOGETHER_S, ALIKE = 0.1, 1.5
 `ALIKE` times the first one's tokens."""
 
 SLOW_S = 0.005
-"""Seconds of processor time; a draw that takes longer is slow. Most take a hundredth of it."""
+"""Seconds of processor time; a draw that takes longer is slow."""
 
 AS_LONG = 8
 """Prompts may share a step if their lengths differ by at most 1 / `AS_LONG`. llama.cpp cuts a batch where the length
@@ -212,7 +212,7 @@ class Batching:
         """Of the prompts that came with the first one and aren't much longer, put first the one whose slot is nearest
         to the generating slots' sequences (`block`).
 
-        Generating slots side by side cost less (see `ranks`), and prompts that came together have no order.
+        Generating slots side by side cost less (see `ranks`).
         """
         t_first, n_most = self._get_arrival(jobs[0]), ALIKE * len(jobs[0].tokens)
         best = min(
@@ -256,10 +256,7 @@ class Batching:
         return n if n == n_left else max(n - n % config.n_ubatch, config.n_ubatch)
 
     def _count_rows_beside(self, streams: Sequence[Slot], job: Job, n_left: int) -> int:
-        """Prompt rows of this step while slots generate; 0 if the generating slots are next.
-
-        Between two of their steps there is one prompt step, and more if they fit into the limit.
-        """
+        """Prompt rows of this step while slots generate; 0 if the generating slots are next."""
         is_first, limit_ms = streams[0].lora not in self._has_read, self._state.config.max_stall_ms
         if limit_ms == 0:
             return n_left if is_first else 0
@@ -278,7 +275,6 @@ class Batching:
         return n_rows
 
     def _has_come_with(self, streams: Sequence[Slot], job: Job) -> bool:
-        """Whether this prompt came with those of the generating slots, and none of these has more than one token."""
         t_first = min(slot.run.t_arrived for slot in streams)
         return (
             all(slot.run.n_decoded <= 1 for slot in streams)

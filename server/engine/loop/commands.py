@@ -3,7 +3,7 @@ prompt, tell the model's identity, end a task's reasoning.
 
 Engine thread only, between two batches. A command for a busy slot waits until the slot is idle, and the slot takes no
 new task meanwhile. Commands about slot files or the identity first wait until the identity is known, and reserve no
-slot until then. Arguments and results are plain data. A reply reports the command's `ApiError`.
+slot until then. A reply reports the command's `ApiError`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Embeddings have a context of their own, since a context's pooling is fixed when it is made. It is opened at the first
 request, or at start with `--embeddings`. A step of the loop plans at most one batch here. Requests take turns input by
-input, so one with a single input doesn't wait for another with two thousand. Background requests come last, and get a
-part of the time (`SHARE`) while other tasks run.
+input. Background requests come last, and get a part of the time (`SHARE`) while other tasks run.
 
 Not taken: embeddings as tasks on slots. They need neither a slot's cache nor a sampler.
 """
@@ -50,15 +49,13 @@ class Part:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """All tokens of the input."""
         return self.request.message.inputs[self.index]
 
 
 class Embedder:
     """The requests for embeddings of one engine, waiting or in work.
 
-    While tasks run, a batch may take half of `--max-stall-ms`; the other half is left for a prompt step. Inputs are cut
-    or held back for that, if the model allows it.
+    While tasks run, a batch is planned to take half of `--max-stall-ms`; the other half is left for a prompt step.
     """
 
     def __init__(self, state: EngineState) -> None:
@@ -128,7 +125,6 @@ class Embedder:
         return events
 
     def _must_wait(self) -> bool:
-        """Whether the time belongs to other tasks: all requests here are in the background, and others run."""
         return (
             self._state.clock() < self._t_background
             and all(request.message.in_background for request in self._requests)
@@ -181,7 +177,7 @@ class Embedder:
         return spans
 
     def _find_next_part(self) -> Part | None:
-        """The next input to begin, on a free sequence; None if there is no such input or sequence."""
+        """The next input to begin, on a free sequence; None if either is missing."""
         used = {part.seq for part in self._parts}
         seq = next((seq for seq in range(self._context.n_seqs) if seq not in used), None)
         waiting = (request for request in self._requests if request.n_begun < len(request.message.inputs))

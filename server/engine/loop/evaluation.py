@@ -35,7 +35,7 @@ class Evaluation:
         self._answers = answers
 
     def evaluate(self, spans: Sequence[Span]) -> None:
-        """Decode all spans and draw from them, in smaller parts if the cache lacks room."""
+        """Decode all spans and draw from them."""
         size = UNLIMITED
         rest = list(spans)
         while rest := self._skip_ended(rest):
@@ -105,8 +105,7 @@ class Evaluation:
         """Let several threads draw from the rows that are certainly needed: the row before the drafts of each
         generating sequence.
 
-        Tasks are left out that want probabilities, which are computed with the draw, or whose next token is known or
-        forced.
+        Tasks that want probabilities are left out, and tasks whose next token is known or forced.
         """
         if len(part) == 1:
             return

@@ -45,7 +45,6 @@ class Request:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """All tokens of the current input."""
         return self.message.inputs[self.index]
 
     @property

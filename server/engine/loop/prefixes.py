@@ -1,7 +1,7 @@
 """Where the beginning of a prompt comes from: its slot, another slot, a running prefill, memory or disk.
 
-Engine thread only. This module decides; `prompt_cache` and `block_cache` move cells. Clients are told only how a prompt
-compares with texts of its own owner (`find_nearest`).
+Engine thread only. This module decides; `prompt_cache` and `block_cache` move cells. The difference that clients are
+told compares a prompt only with texts of its own owner (`find_nearest`).
 
 If another slot is reading a prompt with the same prefix, a task waits until that slot (its leader) has read the prefix,
 and shares its cells. So common prefixes are computed once. A waiting task never leads another, so there are no cycles.
@@ -61,7 +61,7 @@ class Prefixes:
         self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the count depends on, and the count
 
     def count_kv_used(self) -> int:
-        """The cells of the KV cache in use. Shared cells are counted again only when sharing has changed."""
+        """The cells of the KV cache in use."""
         if self._state.backend.is_split:
             return sum(len(slot.tokens) for slot in self._state.slots)
         slots = [*self._state.slots, self._state.system]
