@@ -91,18 +91,16 @@ class ProcessTransport:
     # ---- on the web process's threads ---------------------------------------------------------------------------
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
-        """Start the supervisor's thread, which starts the engine."""
         self._on_frame = on_frame
         self._thread = threading.Thread(target=inherit(self._run), name="engine-supervisor", daemon=True)
         self._thread.start()
 
     def post(self, message: object) -> None:
-        """Note a message in the ledger; send it if there is an engine."""
+        """Note a message in the ledger; send what the ledger lets through now."""
         with self._lock:
             self._send(self._ledger.post(message))
 
     def close(self, grace_s: float) -> None:
-        """See `Transport.close`."""
         if self._thread is None:
             return
         self._closing.set()
@@ -306,8 +304,7 @@ class ProcessTransport:
         return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
 
     def _on_ready(self, info: ModelInfo) -> None:
-        """Note what the first engine reports, and check that a later one reports the same. Only the devices may differ,
-        since a worker's may be gone. WireError otherwise."""
+        """Note what the first engine reports. WireError if a later one reports anything else but other devices."""
         if self._info is None:
             self._info = info
             self._config = replace(self._config, n_ctx=info.n_ctx)

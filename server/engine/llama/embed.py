@@ -245,7 +245,7 @@ class LlamaEmbeddings:
 
 # Such a model (Qwen3-Reranker as published) is an ordinary text model with a template that asks whether a document fits
 # a query. It answers "yes" or "no". A document's score is the softmax over the logits of these two words after the
-# prompt; a conversion with a head computes the same. Logits are computed for an input's last row only.
+# prompt. Logits are computed for an input's last row only.
 WORDS = ("yes", "no")
 
 

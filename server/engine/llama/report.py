@@ -1,7 +1,7 @@
 """Where the model was loaded: a log line per device with its layers, and its memory by use.
 
 Part of the backend, on the engine's thread. Only llama.cpp's log has these figures, so its lines are parsed during the
-load. If a release words a line differently, the report lacks that figure.
+load.
 """
 
 from __future__ import annotations

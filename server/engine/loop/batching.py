@@ -27,8 +27,7 @@ STALLS_ALONE = 4
 STALLS_BEGUN, BEGUN_S = 96, 1.0
 """A step that reads prompts to their ends may take `STALLS_BEGUN` times the limit if they came within `BEGUN_S` seconds
 of the generating slots' prompts, and none of these slots has more than one token. So a group of requests begins to
-generate together. Otherwise its first slot would pause for many small steps, each of which costs nearly as much as the
-large one."""
+generate together."""
 
 
 TOGETHER_S, ALIKE = 0.1, 1.5

@@ -168,9 +168,9 @@ class Evaluation:
 # ---- probabilities of a prompt's tokens ------------------------------------------------------------------------------
 
 # If a task wants these probabilities, the row before each reported token has logits. A step reads at most
-# `PROMPT_PROBS_ROWS` of these rows, because a row's logits take a float for each token of the vocabulary, and its
-# softmax takes about a millisecond in C. A cache holds no logits. So the task reuses only tokens whose probabilities
-# aren't reported: the system prompt, and the tokens before `Task.probs_from`.
+# `PROMPT_PROBS_ROWS` of these rows, because each takes a float for each token of the vocabulary, and a softmax. A cache
+# holds no logits. So the task reuses only tokens whose probabilities aren't reported: the system prompt, and the tokens
+# before `Task.probs_from`.
 PROMPT_PROBS_ROWS = 64
 
 
