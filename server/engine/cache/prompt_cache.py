@@ -14,7 +14,7 @@ from server.engine.slots.backend import Backend
 from server.engine.slots.slot import Aside, Checkpoint, Slot, count_common_prefix
 from server.log import get_logger
 
-MIN_SHARED = 16  # tokens that a donor must have beyond the slot's own
+MIN_SHARED = 16  # tokens: another slot's prefix must be so much longer to be taken
 COPY_COST = 32  # copying this many tokens takes about as long as evaluating one
 
 log = get_logger("engine")
@@ -61,8 +61,8 @@ def reuse_prefix(
     donors: Sequence[Slot] = (),
     limit: int | None = None,
 ) -> int:
-    """Keep the slot's tokens that `prompt` begins with, or take a longer prefix from a donor if that is worth the copy;
-    drop the slot's other tokens. Returns how many tokens it has then.
+    """Keep the slot's tokens that `prompt` begins with, or take a longer prefix from one of the slots `donors` if that
+    is worth the copy; drop the slot's other tokens. Returns how many tokens the slot has then.
 
     At most `limit` tokens are reused, by default all but the last, whose logits are needed. Without `cache_prompt`
     they come from donors only.

@@ -4,7 +4,7 @@ libllama's tokenizers take about 120 bytes of memory per byte of text. The patte
 character of a word (`std::regex`), so a long word overflows an ordinary stack. So
 
 - a text that must fit the context is refused if its number of bytes shows that it doesn't,
-- a text with long words is tokenized on a thread with a large stack,
+- such a model's texts with long words are tokenized on a thread with a large stack,
 - large texts are tokenized one at a time,
 - the memory for tokenizing longer texts is counted (`server.memory`).
 

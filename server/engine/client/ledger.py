@@ -298,8 +298,8 @@ class Ledger:
         )
 
     def note_ready(self) -> list[Any]:
-        """Note that an engine is ready. Returns the settings to send, which `_on_set_up` follows up with tasks; without
-        settings the tasks."""
+        """Note that an engine is ready. Returns the settings to send; when they are answered, `_on_set_up` returns the
+        tasks. Without settings, returns the tasks."""
         commands = [replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
         self._setting_up = {command.id for command in commands}
         return commands or self._set_up()

@@ -304,7 +304,7 @@ class ProcessTransport:
         return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
 
     def _on_ready(self, info: ModelInfo) -> None:
-        """Note what the first engine reports. WireError if a later one reports anything else but other devices."""
+        """Note what the first engine reports. WireError if a later one reports anything different except devices."""
         if self._info is None:
             self._info = info
             self._config = replace(self._config, n_ctx=info.n_ctx)

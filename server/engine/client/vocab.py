@@ -2,8 +2,8 @@
 
 It is a second load of the model file, with `vocab_only` (20-50 MiB of memory). libllama's tokenizer is thread-safe.
 
-SentencePiece's tokenizer (SPM) takes quadratic time for characters without a token, so long texts are tokenized in
-parts if possible. A cut is made only before a character that no token has except as its first, so no token can span it.
+SentencePiece's tokenizer (SPM) takes quadratic time for characters without a token, so long texts are cut into parts
+if possible. A part begins with a character that no token has except as its first, so no token can span the cut.
 
 Not taken: sending text to the engine. All streams would wait while its thread tokenizes.
 """

@@ -25,9 +25,9 @@ STALLS_ALONE = 4
 """A prompt step may take this many times `--max-stall-ms` while no running answer is streamed."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
-"""A step that reads prompts to their ends may take `STALLS_BEGUN` times the limit if they came within `BEGUN_S` seconds
-of the generating slots' prompts, and none of these slots has more than one token. So a group of requests begins to
-generate together."""
+"""A step that reads prompts to their ends may take `STALLS_BEGUN` times the limit if these prompts came within
+`BEGUN_S` seconds of those of the generating slots, and no generating slot has more than one token. So a group of
+requests begins to generate together."""
 
 
 TOGETHER_S, ALIKE = 0.1, 1.5

@@ -1,4 +1,4 @@
-"""Evaluates the chunks of images and sound, between the batches of text. Engine thread only.
+"""Evaluates the chunks of images and sound (`slots.media`), between the batches of text. Engine thread only.
 
 A batch of libllama has tokens or embeddings, not both. Some models need attention without a causal mask for images, and
 the mask applies to a whole batch. So chunks have batches of their own. After its batch of text, a step of the loop

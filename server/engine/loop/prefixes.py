@@ -71,8 +71,8 @@ class Prefixes:
         return sum(len(slot.tokens) for slot in slots) - self._shared[1]
 
     def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Any:
-        """The free slot that suits a task best. For a task with `probs_from`: one with a shifted context, else with
-        least of the prompt, since the judged text shall stay in its slot."""
+        """The free slot that suits a task best. A task with `probs_from` gets one with a shifted context, else the one
+        with the least of its prompt, so that the slot with the whole text keeps it."""
         if task.probs_from:
             return min(
                 free, key=lambda slot: (slot.shifted_at is None, count_common_prefix(slot.tokens, prompt), slot.t_used)
