@@ -1,7 +1,7 @@
 """The vocabulary with limits on text, so that no text can end the server. Runs on connection threads.
 
 libllama's tokenizers take about 120 bytes of memory per byte of text. The patterns of some models recurse once per
-character of a word (`std::regex`), so a long word overflows an ordinary stack. So
+character of a word (`std::regex`), so a long word can overflow an ordinary stack. So
 
 - a text that must fit the context is refused if its number of bytes shows that it doesn't,
 - such a model's texts with long words are tokenized on a thread with a large stack,

@@ -71,7 +71,7 @@ class Entry:
     t_first: float = 0.0  # first token from this engine
     t_last: float = 0.0  # latest token
     strikes: int = 0  # engines in a row that died while they worked on it; a token of it resets this
-    n_alone: int = 0  # how many of the latest of these engines worked on no other task
+    n_alone: int = 0  # how many of them, back from the latest, worked on no other task
     is_sent: bool = False  # to the current engine
     is_finishing: bool = False  # a `Cancel` with `finish` was posted
     ends_thinking: int = -1  # the number of tokens after which a command ended its reasoning
@@ -397,7 +397,6 @@ class OpenCommands:
         self._open: dict[int, _Open] = {}
 
     def add(self, command: Command) -> None:
-        """Add a command that isn't sent yet."""
         self._open[command.id] = _Open(command)
 
     def withdraw(self, id_command: int) -> bool:

@@ -33,7 +33,7 @@ class Span:
 
 
 class Timeline:
-    """Spans of slots, and the number of waiting tasks over time. `owner_of` returns a task's owner."""
+    """Spans of slots, and the number of waiting tasks over time."""
 
     def __init__(self, owner_of: Callable[[int], str], clock: Callable[[], float] = time.monotonic) -> None:
         self._owner_of = owner_of
@@ -44,7 +44,6 @@ class Timeline:
         self._waits: deque[tuple[float, int]] = deque(maxlen=MAX_WAITS)  # (time of a change, waiting tasks since then)
 
     def note(self, snapshot: Snapshot) -> None:
-        """Record the state in a new snapshot."""
         now = self._clock()
         with self._lock:
             for slot in snapshot.slots:

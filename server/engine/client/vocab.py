@@ -199,7 +199,6 @@ class NativeVocab:
             raise ApiError(400, str(error), reason="too_large") from None
 
     def close(self) -> None:
-        """Free the vocabulary."""
         self._model.close()
 
 
@@ -214,7 +213,6 @@ class NoVocab:
         return getattr(self._vocab, name)
 
     def refuse(self, *_: object, **__: object) -> NoReturn:
-        """Raise ApiError 501."""
         raise ApiError(501, "this model's file has no vocabulary: send lists of token ids instead of text")
 
     tokenize = detokenize = least_tokens = piece = is_control = refuse

@@ -304,7 +304,8 @@ class LlamaBackend:
 
 
     def _choose_context_size(self, plan: Plan | None) -> int:
-        """Tokens in the whole KV cache: as the user set it, else what fits, else the model's own context."""
+        """Tokens in the whole KV cache: as the user set it, else what fits, else the model's own context. StartError if
+        a slot gets too few."""
         config = self._config
         n_train = self._llama.llama_model_n_ctx_train(self._model)
         n_ctx = config.n_ctx or n_train

@@ -20,7 +20,7 @@ MAX_SIZE_DIFFERENCE = 128  # tokens of padding by which the vocabularies may dif
 
 
 class Likeliest:
-    """Picks the most likely token of a batch row, for all sequences."""
+    """Picks the most likely token of a batch row."""
 
     def __init__(self, factory: SamplerFactory, ctx: Any) -> None:
         self._llama = factory.llama
@@ -36,7 +36,6 @@ class Likeliest:
         return token, self._chance
 
     def close(self) -> None:
-        """Free the C samplers."""
         self._llama.llama_sampler_free(self._chain)
 
     def _pick(self, candidates: llama_token_data_array) -> None:

@@ -319,7 +319,6 @@ class Grammar:
             part.data[token % FILTER_TOKENS].logit = -math.inf
 
     def close(self) -> None:
-        """Free the C sampler."""
         self._llama.llama_sampler_free(self._raw)
 
     def _is_text(self, token: int) -> bool:

@@ -119,7 +119,6 @@ class Admission:
         return True
 
     def refuse_all(self, status: int, message: str) -> None:
-        """Fail all waiting tasks."""
         while (waiting := self._waiting.pop()) is not None:
             self._state.fail(waiting.task.id, status, message)
 

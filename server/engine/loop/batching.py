@@ -1,8 +1,7 @@
 """Plans the next batch: rows of the generating slots, or some prompt rows.
 
-Engine thread only. Steps of generating slots and steps of prompts alternate. Between two steps of the generating slots,
-prompts get about `--max-stall-ms`, for one step or several short ones. This module is the policy; `planner` makes the
-spans, `pace` predicts times.
+Engine thread only. Between two steps of the generating slots, prompts get about `--max-stall-ms`, for one step or
+several short ones. This module is the policy; `planner` makes the spans, `pace` predicts times.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ changes, so others would gain little."""
 class Batching:
     """Plans one batch after the other.
 
-    `in_prefill` has the ids of the running tasks while prompts are read, else none; any thread may read it.
+    `in_prefill` has the ids of all running tasks while prompts are read, else none; any thread may read it.
     `is_reading`: the latest batch has prompt rows.
     """
 
@@ -59,7 +58,7 @@ class Batching:
         self._spare = Spare(state.config.max_stall_ms)
         self._turn_ms = 0.0  # time for a step of background prompts; 0 if this step is none
         self._n_behind = -1  # background rows in a step of other tasks; -1 unless there are tasks of both kinds
-        # llama.cpp cuts a batch into micro-batches where each sequence has a KV stream or a recurrent state of its own
+        # each sequence has a KV stream or a recurrent state of its own, so llama.cpp may cut a batch between sequences
         self._is_one_by_one = state.backend.is_split or not state.backend.can_share
         self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
         self._spans: list[Span] = []
@@ -234,8 +233,8 @@ class Batching:
         return by_length
 
     def _account(self, oldest: int, chosen: int, jobs: list[Job], spans: list[Span]) -> None:
-        """If there was a choice, count rows for or against the oldest prompt. If `_put_first` preferred another prompt
-        to the `chosen` one, its rows count as the chosen one's."""
+        """If there was a choice, count the rows for or against the oldest prompt. Rows of a prompt that `_put_first`
+        preferred to the `chosen` one count as the chosen one's."""
         if len(jobs) == 1:
             self._ahead = 0
         elif self._ahead < 0 or chosen != oldest:

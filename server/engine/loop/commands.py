@@ -55,7 +55,6 @@ class Commands:
         return any(not self._is_early(command) for command in self._waiting)
 
     def post(self, command: Command) -> None:
-        """Put a command at the end of the queue."""
         self._waiting.append(command)
 
     def withdraw(self, id_command: int) -> bool:
@@ -66,7 +65,7 @@ class Commands:
         return found is not None
 
     def list_reserved(self) -> set[int]:
-        """The slots that waiting commands need, which must take no new task."""
+        """The ids of the slots that waiting commands need, which must take no new task."""
         return {
             slot.id for command in self._waiting if not self._is_early(command) for slot in self._list_needed(command)
         }

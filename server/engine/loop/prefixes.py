@@ -58,7 +58,7 @@ class Prefixes:
         devices = state.backend.info.devices
         is_on_cpu = bool(devices) and all(name == "CPU" for name in devices)
         self._is_parking = not state.backend.is_split and self.blocks.has_memory and is_on_cpu
-        self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the count depends on, and the count
+        self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the number of shared cells depends on; that number
 
     def count_kv_used(self) -> int:
         """The cells of the KV cache in use."""
