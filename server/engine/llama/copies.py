@@ -4,7 +4,7 @@ Engine thread; part of the backend. The source sequence is read out as bytes and
 kept until a decode or a change of the source, since several tasks often take the same prefix.
 
 Not taken: `llama_memory_seq_cp`. It copies a whole KV stream, used or not, within the next decode; until then neither
-sequence may be read or filled. It is used only for models with sliding windows, whose state as bytes lacks cells.
+sequence may be read or filled. Only models with sliding windows use it here, whose state as bytes lacks cells.
 """
 
 from __future__ import annotations

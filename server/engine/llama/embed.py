@@ -48,7 +48,7 @@ MIN_ROWS, MAX_ROWS = 32, 512  # rows of a batch if inputs can be split
 
 @record(frozen=True)
 class EmbeddingShape:
-    """The sizes of a context for embeddings; `EmbeddingBackend` explains the names."""
+    """The sizes of a context for embeddings. `EmbeddingBackend` explains the names that aren't llama.cpp's."""
 
     pooling: int
     n_input: int

@@ -35,8 +35,8 @@ MAX_SAVE_S = 1.0  # seconds for saving one cache, and for saving all of them at 
 PARK_AFTER_ROWS = 64  # rows computed since an idle slot's latest use before its cells are moved to memory
 MIN_PARKED = 64  # cells of its own that an idle slot must have to be moved
 SPARE_PART = 8
-"""A task that waits in memory comes back when its cells and 1 / `SPARE_PART` of the cache are free; the oldest needs
-only its cells."""
+"""A task comes back from memory when its cells (at least its prompt's) and 1 / `SPARE_PART` of the cache have room
+beside older tasks; the oldest needs only its cells."""
 LAST_TOKEN = "the last token is evaluated again"
 NOT_ASKED = "cache_prompt is false"
 OTHER_LORA = "computed with other adapters"
@@ -80,7 +80,8 @@ class Prefixes:
         return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
     def find_nearest(self, task: Task, prompt: list[int]) -> list[int]:
-        """The cached text of the task's owner with the longest prefix of the prompt; of several the latest."""
+        """The cached text of the task's owner and adapters with the longest prefix of the prompt; of several the
+        latest."""
         lora = self._state.lora_of(task)
         texts = [
             slot.tokens[: slot.shifted_at]
@@ -256,7 +257,7 @@ class Prefixes:
             slot.n_rows_used = math.inf  # memory has no room for it: its cells stay
 
     def close(self) -> None:
-        """The engine ends: write the slots' caches to the disk cache, for at most `MAX_SAVE_S`."""
+        """The engine ends: write the slots' caches to the disk cache, for about `MAX_SAVE_S`."""
         ends = self._state.clock() + MAX_SAVE_S
         while self.blocks.save_idle(self._state.slots) and self._state.clock() < ends:
             pass
