@@ -204,8 +204,8 @@ class Child:
             pass
 
     def _send_next(self) -> bool:
-        """Send a message; False at the end. Not in `_write`, whose local variables would keep the message's files in
-        memory while the thread waits for the next one."""
+        """Send a message; False at the end. A separate function, so that no local variable of `_write` keeps the
+        message's files in memory while the thread waits for the next one."""
         message = self._outbox.get()
         if message is END:
             return False

@@ -38,7 +38,7 @@ from server.records import field, record, replace
 STRIKES = 2
 """Deaths in a row that make a task a suspect. As many while it is the engine's only task put it at fault."""
 UNLUCKY_STRIKES = 3
-"""Deaths that put it at fault instead, if engines have died of something else lately."""
+"""Deaths that put a task at fault if engines have died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
 """Deaths that are needed to find a task at fault: `STRIKES` with other tasks, and as many alone."""
 WINDOW_S = 60.0  # seconds in which unexplained deaths are counted

@@ -122,8 +122,8 @@ class NativeVocab:
 
     @cached_property
     def _longest_piece(self) -> tuple[int, bytes]:
-        """The bytes of the longest token, and the byte values without a token, which the tokenizer may drop. (0, b"")
-        if it may change or drop other characters."""
+        """The length in bytes of the longest token, and the byte values without a token, which the tokenizer may drop.
+        (0, b"") if it may change or drop other characters."""
         tokens = self._tokenize(CHANGED_BY_NORMALISATION, False, False)
         is_kept = b"".join(map(self.piece, tokens)).endswith(CHANGED_BY_NORMALISATION.encode())
         if self._type not in (LLAMA_VOCAB_TYPE_SPM, LLAMA_VOCAB_TYPE_BPE) or not is_kept:

@@ -384,7 +384,7 @@ class EngineProcess:
         self._end()
 
     def _take_all(self, messages: Iterator[Any]) -> None:
-        """Not in `_read`, whose loop variable would keep a message's files until the next message."""
+        """A separate function, so that no loop variable of `_read` keeps a message's files until the next message."""
         for message in messages:
             self._take(message)
 

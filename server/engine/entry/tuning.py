@@ -17,7 +17,7 @@ from server.engine.slots.backend import DECODE_OK, Backend
 from server.engine.slots.planner import Span
 from server.errors import StartError
 
-PROMPT_ROWS, MOST_SLOTS = 128, 8  # at most
+PROMPT_ROWS, MOST_SLOTS = 128, 8  # rows of a prompt, and slots, in a step at most
 SHALLOW = 64  # tokens before the first measurement
 DEEP = ((1 << 30, 512), (1 << 32, 256))  # (bytes, tokens before the second measurement of a model with fewer bytes)
 LEAST_DEEP = 128  # tokens before the second measurement, for larger models

@@ -149,7 +149,7 @@ class Grammars:
         return Grammar(self, raw, text, root)
 
     def ask(self, raw: int, tokens: Sequence[int]) -> list[int]:
-        """The tokens of this list, of at most `MOST`, that a grammar allows."""
+        """The tokens of this list that a grammar allows. The list has at most `MOST` tokens."""
         n = len(tokens)
         self._ids[:n] = memoryview(array("i", tokens))
         self._logits[:n] = self._ones[:n]

@@ -144,8 +144,8 @@ class Projector:
                 self._llama.llama_set_causal_attn(context, True)
 
     def make_batches(self, chunk: Chunk, source: int, seq: int, pos: int, n_batch: int) -> Iterator[tuple[Batch, bool]]:
-        """The chunk's embeddings, from address `source` on, as (batch of at most `n_batch` rows, is it the last) pairs.
-        """
+        """(batch, is last) pairs with the chunk's embeddings, which begin at address `source`. A batch has at most
+        `n_batch` rows."""
         for start in range(0, chunk.n_tokens, n_batch):
             n = min(n_batch, chunk.n_tokens - start)
             yield self._batch(chunk, source, start, n, seq, pos), start + n == chunk.n_tokens

@@ -1,7 +1,7 @@
 """Where the beginning of a prompt comes from: its slot, another slot, a running prefill, memory or disk.
 
-Engine thread only. This module decides; `prompt_cache` and `block_cache` move cells. The difference that clients are
-told compares a prompt only with texts of its own owner (`find_nearest`).
+Engine thread only. This module decides; `prompt_cache` and `block_cache` move cells. `Run.first_difference`, which
+clients see, compares a prompt only with texts of its owner (`find_nearest`).
 
 If another slot is reading a prompt with the same prefix, a task waits until that slot (its leader) has read the prefix,
 and shares its cells. So common prefixes are computed once. A waiting task never leads another, so there are no cycles.
