@@ -252,7 +252,6 @@ class Results:
             self.cancel("the answer has grown too large; stream it, or request less", error.status, error.reason)
 
     def _hold(self, n_bytes: int) -> None:
-        """Add to the bytes that the request holds. ApiError 503 if there is no room."""
         if n_bytes and self._share is not None:
             self._share.take(n_bytes)
 
@@ -426,7 +425,7 @@ class EngineClient:
         return "" if task is None else task.owner
 
     def list_waiting_owners(self) -> list[str]:
-        """For each open task that no slot works on, its owner."""
+        """For each open task that the latest snapshot doesn't show at work, its owner."""
         working = self.snapshot.working
         return [self._owner_of(id_task) for id_task in list(self._results) if id_task not in working]
 

@@ -23,7 +23,7 @@ log = get_logger("engine")
 
 
 class ThreadTransport:
-    """Runs `open_backend(config, on_progress)` and then the scheduler on one thread, `engine`.
+    """See `Transport`. Runs `open_backend(config, on_progress)` and then the scheduler on one thread, `engine`.
 
     `step_s` is the time limit of a short step in seconds (`config.step_limit_s`). Exceeding it is only reported.
     """
@@ -44,7 +44,6 @@ class ThreadTransport:
         self._is_closing = False
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
-        """Start the engine's thread, which loads the model."""
         self._on_frame = on_frame
         self._thread = threading.Thread(target=inherit(self._run), name="engine", daemon=True)
         self._thread.start()
@@ -60,11 +59,10 @@ class ThreadTransport:
 
     @property
     def step_limit_s(self) -> float:
-        """See `Transport.step_limit_s`."""
         return step_limit_s(self._step_s, 0 if self._scheduler is None else self._scheduler.pulse()[1])
 
     def close(self, grace_s: float) -> None:
-        """See `Transport.close`. A decode that outlasts the grace time is aborted."""
+        """A decode that outlasts the grace time is aborted."""
         self._is_closing = True
         if self._thread is None:
             return

@@ -181,7 +181,7 @@ class Batching:
     def _find_neighbours(self, jobs: list[Job]) -> list[Job]:
         """The first prompt, and some short ones in the slots beside it that came with it and are about as long.
 
-        A few more rows cost little in one step. But with all prompts in it, none would have its first token before all
+        A few more rows cost little in one step. But if it had all prompts, none would have its first token before all
         are read.
         """
         first, backend = jobs[0], self._state.backend
