@@ -407,8 +407,8 @@ class EngineProcess:
         timer.start()
 
     def _end(self) -> None:
-        """The web process is gone or sent an invalid message: end the engine, and after `ORPHAN_GRACE_S` the process.
-        """
+        """The web process is gone or sent an invalid message: end the engine, and the process after `ORPHAN_GRACE_S`
+        at the latest."""
         self._is_closing = True
         if self._scheduler is not None:
             self._scheduler.post(Close(0.0))

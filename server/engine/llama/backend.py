@@ -133,8 +133,7 @@ def _on_loading_log(level: int, line: str) -> None:
 
 
 def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """`_on_loading_log` that also reports progress 0 when the vocabulary has been read: the web process waits for it.
-    """
+    """`_on_loading_log` that also reports progress 0 when the vocabulary is read, for which the web process waits."""
 
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
@@ -301,7 +300,6 @@ class LlamaBackend:
             self.close()
             raise
         return drafter
-
 
     def _choose_context_size(self, plan: Plan | None) -> int:
         """Tokens in the whole KV cache: as the user set it, else what fits, else the model's own context. StartError if

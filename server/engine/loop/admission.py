@@ -93,8 +93,7 @@ class Admission:
         self._state.fail(task.id, 503, "this background request was stopped to make room for others", reason=GAVE_WAY)
 
     def _make_way(self) -> None:
-        """Take background tasks off slots that others wait for: those on wanted slots, then those that generated least.
-        """
+        """Take background tasks off slots that others need: those on wanted slots, then those that generated least."""
         behind = [slot for slot in self._state.busy if slot.run.task.in_background]
         if not (behind and self._waiting.n_awaited):
             return

@@ -215,8 +215,7 @@ def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], kn
 
 
 def _fit(run: Run, phases: Phases, row: int, drawn: int) -> int:
-    """Begin the grammar if the drawn token triggers it. Returns the drawn token, or another if the grammar refuses it.
-    """
+    """Begin the grammar if the drawn token triggers it. Returns that token, or another if the grammar refuses it."""
     begin = phases.look(drawn)
     if begin is None:
         return drawn
