@@ -267,7 +267,7 @@ class Grammar:
         self._llama.llama_sampler_accept(self._raw, token)
 
     def foresee(self) -> list[int]:
-        """The tokens of the text that must come next; [] if the grammar leaves a choice or `GivenText` can't read it."""
+        """The tokens of the text that must come next; [] if there is a choice or no `GivenText` for this grammar."""
         unread = self._unread
         if unread is None:
             return []

@@ -224,7 +224,7 @@ class LlamaSampler:
         return self._custom.is_empty
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Make the chain, but not the grammar, accept tokens of the prompt."""
+        """Make the chain, but not the grammar, accept these tokens."""
         accept, chain = self._llama.llama_sampler_accept, self._chain
         for token in tokens:
             accept(chain, token)
