@@ -1,7 +1,6 @@
 """Exceptions whose message is one line for the user. `ApiError` becomes an HTTP answer, the others stop a start.
 
-Any module of `server` may raise them. The HTTP edge (`server.web.connection`) catches an `ApiError` and writes
-it in the format that the route's clients expect.
+The HTTP edge (`server.web.connection`) writes an `ApiError` in the format that the route's clients expect.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def make_one_line(message: str) -> str:
 
 
 class ApiError(Exception):
-    """An error answer: HTTP `status`, one-line `message`, error `type`, and `extra` fields for its JSON.
+    """An error answer: HTTP `status` and `headers`, one-line `message`, error `type`, `extra` fields for its JSON.
 
     `reason` is the label under which `/metrics` counts the refusal (see `server.metrics.REASONS`). By default it
     follows from type or status. It is "" where no request was refused: the client has left, or the server failed.

@@ -1,9 +1,8 @@
-"""A bundle is one file with this program, a model and default options. This module finds and reads bundles.
+"""Finds and reads bundles. A bundle is one file with this program, a model and default options.
 
 Used by `launch` on the main thread, and where a model is loaded. A file that ends with the trailer of 56 bytes is a
-bundle. The model's offset is a multiple of ALIGN: llama.cpp maps it in place (`llama_model_load_from_file_ptr`);
-nothing is unpacked. A side file (`my-app.bundle` next to `my-app.exe`) is a bundle without a program, with the model at
-its start.
+bundle. The model's offset is a multiple of ALIGN, so that llama.cpp can map it in place
+(`llama_model_load_from_file_ptr`). A side file (`my-app.bundle` next to `my-app.exe`) is a bundle without a program.
 
     program | padding | model | padding | mmproj ... | index (JSON) | trailer: magic, index's offset, size, sha256
 
@@ -23,7 +22,7 @@ from server.records import record
 MAGIC = b"LLSRVBDL"
 TRAILER = struct.Struct("<8sQQ32s")
 FORMAT = 1
-ALIGN = 65536  # the largest page size of supported machines
+ALIGN = 65536  # bytes: the largest page size of supported machines
 SUFFIX = ".bundle"
 MAX_INDEX = 1 << 20  # bytes
 MODEL, MMPROJ = "model", "mmproj"
@@ -78,7 +77,7 @@ def get_side_file(program: Path) -> Path:
 
 
 def read(path: Path) -> Bundle | None:
-    """The bundle in `path`; None if there is no such file or it isn't a bundle. BundleError if it is damaged."""
+    """The bundle in `path`; None if that can't be read or isn't a bundle. BundleError if it is damaged."""
     if not path.is_file():
         return None  # this also skips pipes, which would block
     try:
@@ -113,7 +112,7 @@ def _refuse_cut_off(path: Path, stream: BinaryIO, end: int) -> None:
 
 
 def read_program_size(start: bytes) -> int:
-    """The size in bytes of a one-file program that begins with `start`; 0 for other files."""
+    """The size in bytes that the one-file program beginning with `start` states; 0 if it states none."""
     found = ONE_FILE_SIZE.search(start)
     return int(found[1]) + int(found[2]) if found else 0
 

@@ -1,7 +1,6 @@
 """Makes bundles, shows and checks them, and takes them apart: `--bundle` and the options that belong to it.
 
-Main thread, instead of serving. A bundle is written under a temporary name and renamed when it is complete. Copying and
-hashing are one pass.
+Main thread, instead of serving. A bundle is written under a temporary name and renamed when it is complete.
 
 Way not taken: reflinks into the new file. Few file systems have them, and only for aligned parts.
 """
@@ -32,7 +31,7 @@ from server.errands.bundle import (
 )
 from server.program import can_show_progress, choose_advice
 
-BLOCK = 8 << 20
+BLOCK = 8 << 20  # bytes
 GGUF_MAGIC = b"GGUF"
 WINDOWS_START = b"MZ"
 
@@ -136,7 +135,7 @@ def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
 
 
 def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
-    """Write a part to a file in `cache`, once, for libraries that need a path. Returns it."""
+    """The path of a part as a file in `cache`, for libraries that need one. It is written at the first call."""
     path = cache / "parts" / f"{part.sha256[:16]}-{Path(part.name).name}"
     try:
         if path.stat().st_size == part.size:
@@ -214,5 +213,5 @@ def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "")
 
 
 def get_default_output(model: Path) -> Path:
-    """The bundle's path without --output: `./NAME` for `.../NAME.gguf`."""
+    """The bundle's path without --output: `./NAME` for `.../NAME.gguf`, on Windows `./NAME.exe`."""
     return Path(model.stem + (".exe" if sys.platform == "win32" else ""))

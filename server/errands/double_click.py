@@ -1,8 +1,8 @@
-"""A start by double click on the program, or by dropping a model on it, opens a window instead of a shell. The program
-then asks for the model if none was given, opens the web page, and keeps an error visible until Enter is pressed.
+"""A start by double click on the program, or by dropping a model on it, opens a console window. The program then asks
+for the model if none was given, opens the web page, and keeps an error visible until Enter is pressed.
 
-Main thread; `launch` calls it. Only executables on Windows and macOS are started like this: there a click opens a
-console. A start with options comes from a shell or a service, so nothing is asked.
+Main thread; `launch` calls it. For executables on Windows and macOS only, because elsewhere a click opens no console. A
+start with options comes from a shell or a service, so nothing is asked.
 
 Way not taken: a file dialog. A file can be dragged into the console, which types its path.
 """
@@ -19,7 +19,8 @@ FAREWELL = "Press Enter to close this window. "
 
 
 def is_one(argv: Sequence[str], system: str = sys.platform) -> bool:
-    """Whether this start is a double click or a drop."""
+    """Whether this start looks like a double click or a drop. On macOS, any start from a terminal without arguments
+    does."""
     if not program.is_frozen() or sys.stdin is None or not sys.stdin.isatty():
         return False
     if system == "win32":
@@ -58,7 +59,6 @@ def parse_path(typed: str, system: str) -> list[str]:
 
 
 def hold(ask: Callable[[str], str] = input) -> None:
-    """Keep the window open until Enter is pressed."""
     try:
         ask(FAREWELL)
     except (EOFError, KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """Runs the options that replace serving: completion scripts, the manual page, making and opening bundles.
 
-Main thread; called by `app`, which handles those that need the native libraries. A server imports this module for its
-model's place, so what only these options need is imported inside functions.
+Main thread, called by `app`, which itself handles those that need the native libraries. A server imports this module
+for its model's place, so what only these options need is imported inside functions.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def projector_of(model: ModelPlace, cache: Path) -> str:
 
 
 def open_page(url: str) -> bool:
-    """Open the page in the user's browser without waiting. Returns False if there is none."""
+    """Open the page in the user's browser without waiting. False if there is no browser."""
     import webbrowser
 
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

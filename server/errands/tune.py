@@ -1,9 +1,9 @@
-"""`--tune`: finds the fastest CPU plug-in and number of threads for a model on this machine, and remembers them.
+"""`--tune`: finds the fastest CPU plug-in and number of threads for a model on this machine.
 
 Main thread, instead of serving. llama.cpp picks the plug-in that uses most of the CPU's features; which one is fastest
 depends on the type of the weights. A process can load only one plug-in, so each is measured in a child: the same
-program with `--tune --cpu-variant NAME`. Candidates take turns and are compared with llama.cpp's choice in the same
-round, so that a machine that becomes slower favours none.
+program with `--tune --cpu-variant NAME`. Candidates take turns and are compared with the usual choice (llama.cpp's
+plug-in, a thread per core) in the same round, so that a machine that becomes slower favours none.
 
 Way not taken: a rule by weight type and CPU. There are measurements of one machine only.
 """
@@ -24,7 +24,7 @@ from server.program import can_show_progress
 
 ROUNDS = 5
 HOPELESS = 0.85  # a candidate below this share of the best speed is dropped
-MOST_LEFT = 3  # candidates that are measured in all rounds
+MOST_LEFT = 3  # the most candidates, besides the usual choice, that are measured in a second round
 WORTH = 1.02  # least gain over the usual choice that counts
 PATIENCE, PATIENCE_S = 4.0, 10.0  # a candidate's time limit: PATIENCE times the usual choice's time, plus PATIENCE_S
 FEW_CORES = 4  # with fewer cores, numbers of threads aren't compared
@@ -35,12 +35,11 @@ Run = Callable[[Sequence[str], "float | None"], "Figures | str"]
 
 
 def text_of(figures: Iterable[tuple[str, float]]) -> str:
-    """Text for `run_child`, such as `1 row 5.02 ms, 8 rows behind 512 14.20 ms`."""
+    """What a child prints for `run_child`, such as `1 row 5.02 ms, 8 rows behind 512 14.20 ms`."""
     return ", ".join(f"{kind} {seconds * 1e3:.2f} ms" for kind, seconds in figures)
 
 
 def without_tune(argv: Sequence[str]) -> list[str]:
-    """The command line for the children."""
     return [word for word in argv if word != "--tune"]
 
 
@@ -55,8 +54,7 @@ def compute_speed(figures: Figures, usual: Figures) -> float:
 
 
 def compute_sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
-    """The speed over several rounds: by the shortest times, or the median of rounds, whichever is less. The first is
-    unreliable on a machine whose speed varies, the second if a round is disturbed."""
+    """The speed over several rounds: by the shortest times, or the median of rounds, whichever is less."""
     return min(compute_speed(find_shortest(runs), find_shortest(usual)), median(map(compute_speed, runs, usual)))
 
 
@@ -65,8 +63,8 @@ def find_shortest(runs: Sequence[Figures]) -> Figures:
 
 
 def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[str], None] = print) -> Tuned:
-    """Measure the plug-ins, then numbers of threads up to `n_cores` (0: don't). ValueError if the usual choice
-    fails."""
+    """Measure the plug-ins, then, if `n_cores` is at least `FEW_CORES`, numbers of threads up to it. ValueError if the
+    usual choice fails."""
     variant = AUTO
     if variants:
         variant = _find_quickest({name: ["--cpu-variant", name] for name in (AUTO, *variants)}, AUTO, run, say)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CPU_INFO = "/proc/cpuinfo"
 CPU_KEYS = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU ", b"Features")
-MOST_BYTES = 1 << 16  # of a file
+MOST_BYTES = 1 << 16  # read of a file
 MOST_THREADS = 1024  # larger numbers in a file are ignored
 
 
@@ -50,7 +50,7 @@ def choose_tuned(options: ModelOptions, model: str, libs: Path) -> Tuned:
 
 
 def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> Tuned:
-    """What was found for this model file, on this CPU with these libraries."""
+    """What was found for this model file, on this CPU with these libraries; else `NOTHING`."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         cpu = compute_cpu_name()
         for line in _read(file_of(model, environ)):
@@ -66,7 +66,7 @@ def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> T
 
 
 def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str, str] = os.environ) -> Path:
-    """Save a result; `plugin` is the file of `tuned.cpu_variant`. OSError."""
+    """Save a result; `plugin` is the file of `tuned.cpu_variant`. Returns the path of the results. OSError."""
     path, cpu = file_of(model, environ), compute_cpu_name()
     lines = []
     with contextlib.suppress(OSError):

@@ -1,18 +1,17 @@
-"""Attribution: measures how much less likely an answer becomes when a part of its prompt is removed.
+"""Attribution: measures how much less likely an answer becomes when parts of its prompt (spans) are removed.
 
 Runs on a connection thread. Background tasks, one after the other, compute the probabilities of the answer's tokens
 with the whole prompt, without any of the spans, and without each of them. The method `exact` computes the prompt
-without the span. `fast` removes a span's keys and values from a copy of the sequence and computes only the last tokens
-before the answer again. The tokens in between were computed with the span and still contain some of it, so of two
-sentences about the same thing, the first gets too much weight. Therefore the heaviest spans are measured exactly, until
-the heaviest of all is an exact one.
+without the span. `fast` removes a span's keys and values from the sequence and computes only the last tokens before the
+answer again. The tokens in between were computed with the span and still contain some of it. So the heaviest spans (at
+most `CONFIRMED`) are measured exactly, too, until the heaviest of all is an exact one.
 
-If a fact is stated twice, removing one of the places changes little. If no single span has half of the effect of all
-together, pairs are removed: of those spans that by themselves restore most of the answer.
+If a fact is stated twice, removing one of the places changes little. So if no single span has half of the effect of all
+together, pairs are removed, too: of the `PAIRED` spans that by themselves restore most of the answer's probability.
 
 Ways not taken: gradients or attention weights, which llama.cpp doesn't provide. Keeping the last tokens before the
-answer as they are: they contain what attention took from the span, so the heaviest span was wrong in every sixth
-answer. All pairs of spans: their number grows with the square.
+answer as they are: the heaviest span was wrong in every sixth answer. All pairs of spans: their number grows with the
+square.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ MOST_ROWS = 200_000
 """Most tokens to compute for one attribution."""
 
 TAIL = 32
-"""The tokens before the answer that `fast` computes again: half a tile of rows. In most chats these are the question
-and the template's text around it."""
+"""The tokens before the answer that `fast` computes again: half a tile of rows."""
 
 PAIRED, N_PAIRS = 4, 6
 """The number of spans that pairs are made of, and the number of pairs."""
@@ -46,7 +44,8 @@ CONFIRMED = 3
 """The most spans, and the most pairs, of a `fast` attribution that are measured exactly."""
 
 FACTOR = 0.7
-"""Nats: half as likely. Rounding in quantised models may cause smaller differences."""
+"""The least weight that counts, in nats: half as likely. In quantised models, rounding may cause smaller
+differences."""
 
 FIELDS = {"spans": list, "method": str, "part": str}
 Weigh = Callable[..., float]
@@ -92,8 +91,8 @@ def attribute(
     texts: Sequence[tuple[int | None, str]],
     wanted: Wanted,
 ) -> dict[str, Any] | None:
-    """Attribute an answer to the prompt of a task; None for an empty answer. ApiError 400 if the prompt has files or
-    the computation would be too large, 501 if the model's memory doesn't support the method."""
+    """Attribute an answer to the prompt of a task; None for an empty answer. ApiError 400 if the prompt has files, the
+    computation would be too large or a text isn't found; 501 if the model's memory doesn't support the method."""
     try:
         return attribute_by(wanted.method or FAST, model, request, task, answer, texts, wanted)
     except ApiError as error:
@@ -171,7 +170,8 @@ def require_few(n_spans: int, n_answer: int, n_prompt: int, is_read_again: bool)
 
 
 def confirm(nats: list[float], exactly: Callable[[int], float]) -> set[int]:
-    """The spans measured exactly: the heaviest ones, until the heaviest of all is one of them, CONFIRMED at most."""
+    """Measure the heaviest spans exactly, `CONFIRMED` at most, until the heaviest of all is one of them or weighs less
+    than `FACTOR`. Returns their indices."""
     nats, known = list(nats), set[int]()
     while nats and len(known) < CONFIRMED:
         top = max(range(len(nats)), key=nats.__getitem__)
@@ -185,9 +185,8 @@ def confirm(nats: list[float], exactly: Callable[[int], float]) -> set[int]:
 def find_pairs(
     spans: Sequence[Span], nats: Sequence[float], of_all: float, weigh: Weigh, weigh_exactly: Weigh
 ) -> list[dict[str, Any]]:
-    """The pairs of spans that weigh at least half more than the sum of both, the heaviest first. `of_all` is the weight
-    of all spans together in nats; `weigh` returns by how many nats the answer's log probability falls without some
-    spans."""
+    """The pairs of spans that weigh over one and a half times as much as both spans alone, the heaviest first. A weight
+    is the number of nats by which the answer's log probability falls; `of_all` is that of all spans together."""
     if len(spans) < 2 or of_all < FACTOR or max(nats) * 2 >= of_all:
         return []
     alone = [weigh(*spans[:i], *spans[i + 1 :]) for i in range(len(spans))]

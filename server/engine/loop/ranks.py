@@ -1,14 +1,14 @@
-"""Keeps the generating slots of a split cache side by side, by exchanging sequences with idle slots.
+"""Moves the generating slots of a split cache next to each other, by exchanging sequences with idle slots.
 
-Engine thread only, between two steps. llama.cpp computes sequences with consecutive numbers in one micro-batch; each
-gap among them begins another one, which reads all weights again. So a generating slot at the edge and an idle one in a
-gap exchange their sequences, which takes microseconds per token. A slot keeps its number; only `Slot.seq` changes.
+Engine thread only, between two steps. llama.cpp computes sequences with consecutive numbers in one micro-batch. Each
+gap among them begins another micro-batch, which reads all weights again. So a generating slot at the edge and an idle
+slot in a gap exchange their sequences (`Slot.seq`), which takes microseconds per token.
 
-A new task might soon fill a gap, or a text end. So a move waits until the gaps have cost as much time as the move
-takes. That costs at most twice as much as the best choice in hindsight.
+A gap may also close by itself, when a task begins or ends. So a move waits until the gaps have cost as much time as the
+move is expected to take. The moves before one step may together take `--max-stall-ms`.
 
-The moves of one step take at most `--max-stall-ms`. Nothing is moved with a draft model, which knows sequences by their
-numbers. Not taken: waiting a fixed number of steps, whatever steps and moves cost.
+Off with a draft model, which knows sequences by their numbers. Not taken: waiting a fixed number of steps, whatever
+steps and moves cost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.engine.loop.state import EngineState
 from server.engine.slots.planner import Span
 from server.engine.slots.slot import Slot
 
-S_PER_TOKEN = 20e-6  # seconds to exchange a token's cells, before any was measured
+S_PER_TOKEN = 20e-6  # seconds to exchange a token's cells, as first assumed
 WEIGHT = 0.3  # of the latest measurement in the moving average
 
 
@@ -37,12 +37,12 @@ class Ranks:
             and state.config.n_slots > 2
             and not state.config.exact
         )
-        self._lost_s = 0.0  # seconds that the present gaps have cost
+        self._lost_s = 0.0  # seconds that gaps have cost, minus the expected time of moves; 0 without gaps
         self._s_per_token = S_PER_TOKEN
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
-        """Add what the gaps cost in a generating step. Its micro-batches count the same, since reading the weights is
-        most of their time."""
+        """Add what the gaps cost in a step of generating slots; without gaps, begin again at 0. All micro-batches count
+        the same, because reading the weights is most of their time."""
         seqs = sorted(span.seq for span in spans)
         n_parts = 1 + sum(after - before > 1 for before, after in zip(seqs, seqs[1:]))
         self._lost_s = self._lost_s + seconds * (n_parts - 1) / n_parts if n_parts > 1 else 0.0

@@ -1,12 +1,11 @@
-"""The engine's loop: receive -> run commands -> admit -> plan -> guess -> decode -> draw -> flush. It owns the backend.
+"""The engine's loop: receive -> run commands -> admit -> plan -> guess -> decode -> draw -> flush.
 
 `run` runs on the main thread of the engine's process, or on the thread `engine` of the web process. Any thread may send
-it messages with `post`. Results leave as frames through the `emit` callback. This module takes messages, sets the order
-of a step and sends its events. `admission` starts tasks on slots, `batching` plans the next batch, `evaluation` decodes
-it and keeps a failing task from taking others with it, `answers` draws tokens and ends tasks. They share one
-`EngineState`.
+messages with `post`. This module takes messages, sets the order of a step and sends its events in frames (`emit`).
+`admission` starts tasks on slots, `batching` plans the next batch, `evaluation` decodes it, `answers` draws tokens and
+ends tasks. They share one `EngineState`.
 
-Not taken: locks. Other threads see only frames and the numbers of `pulse`.
+Not taken: locks. Only the engine's thread changes the `EngineState`.
 """
 
 from __future__ import annotations
@@ -59,22 +58,21 @@ from server.log import get_logger
 from server.records import record
 
 T = TypeVar("T")
-SNAPSHOT_INTERVAL_S = 0.1  # seconds between two snapshots while nothing but tokens changes
-IDENTIFY_S = 0.5  # seconds that a closing engine waits for the thread `identity`
+SNAPSHOT_INTERVAL_S = 0.1  # seconds after which a snapshot is sent again though neither slots nor queue changed
+IDENTIFY_S = 0.5  # seconds that a closing engine with a disk cache waits for the thread `identity` at most
 
 log = get_logger("engine")
 
 
 @record(frozen=True)
 class Identified:
-    """From the thread `identity` to the loop: the search for the model's identity has ended. `found` are the blocks of
-    the disk cache with this identity."""
+    """Tells the loop that the search for the model's identity has ended."""
 
-    found: list[StoredBlock]
+    found: list[StoredBlock]  # the disk cache's blocks with this identity
 
 
 class Scheduler:
-    """One engine: its slots, its waiting tasks and the loop over them."""
+    """One engine: its slots, its waiting tasks and the loop of steps."""
 
     def __init__(
         self,
@@ -130,20 +128,20 @@ class Scheduler:
     # ---- any thread -------------------------------------------------------------------------------------------
 
     def post(self, message: Task | Tasks | Embed | Cancel | Command | Close) -> None:
-        """Send a message to the loop. A `Cancel` of the only running task aborts its prefill at once."""
+        """Send a message to the loop. A `Cancel` of the only running task also aborts its prefill."""
         self._inbox.put(message)
         if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
             self._state.backend.abort()
 
     def pulse(self) -> tuple[int, int, bool]:
-        """The number of steps so far, the size of the latest one in rows, and whether there is work."""
+        """A count that grows with each step and batch, the rows of the latest batch, and whether there is work."""
         return self._n_steps, self._n_rows, self._is_busy()
 
     # ---- the engine's thread ----------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run steps until closed. If a step raises an error, all tasks on slots and all embeddings fail, and the loop
-        goes on."""
+        """Run steps until `Close` has come and no work is left. If a step raises an error, all tasks on slots and all
+        embeddings fail, and the loop goes on."""
         self._flush()
         while self._deadline is None or self._is_busy():
             try:
@@ -155,7 +153,7 @@ class Scheduler:
         self._drain()
 
     def step(self, block: bool = True) -> None:
-        """Take the messages that have come, plan a batch, and compute it when it is this engine's turn."""
+        """Run one step. With `block` it waits for a message if there is no work."""
         state = self._state
         self._n_steps += 1
         self._receive(block and not self._is_busy())
@@ -174,13 +172,11 @@ class Scheduler:
             self._compute(spans)
 
     def _leave_core(self) -> None:
-        """Leave one core to another engine while it loads."""
         if self._turns.is_loading != self._leaves_core and not self._state.config.exact:
             self._leaves_core = not self._leaves_core
             self._state.backend.leave_cores(int(self._leaves_core))
 
     def _compute(self, spans: list[Span]) -> None:
-        """Evaluate the planned batch, then media and embeddings that are due."""
         state = self._state
         is_read = any(slot.run.next_token is not None for slot in state.running)
         if spans:
@@ -209,7 +205,6 @@ class Scheduler:
             self._step_media_embedder()
 
     def _step_media(self) -> None:
-        """Encode or decode one chunk of an image or sound. `pulse` reports its size in rows of text."""
         n_rows = self._media_steps.begin()
         if n_rows:
             if self._state.is_changed:
@@ -225,7 +220,7 @@ class Scheduler:
             self._state.events += self._run_timed(self._media_embedder.step)
 
     def _run_timed(self, work: Callable[[], T]) -> T:
-        """Do work on media and note its time, because generating slots wait for it."""
+        """Do work on media. If generating slots have to wait for it for long, count a stall."""
         is_generating = any(slot.run.next_token is not None for slot in self._state.running)
         started = self._state.clock()
         result = work()
@@ -259,7 +254,7 @@ class Scheduler:
             self._enqueue(task)
 
     def _take_media(self, task: Task | Embed) -> None:
-        """Have the files of a task or `Embed` prepared. It joins its queue once they are ready."""
+        """Have the files of a task or `Embed` prepared, or refuse it. `_finish_media` gets the result."""
         try:
             self._state.media.take(task, self._state.config.max_queue)
             self._state.is_changed = True
@@ -302,7 +297,7 @@ class Scheduler:
                 self._identifying.start()
 
     def _read_files(self) -> None:
-        """The body of the thread `identity`. Hashing takes seconds per gigabyte, once for each file."""
+        """The body of the thread `identity`, because hashing takes seconds per gigabyte."""
         identity, found = self._state.backend.identity, []
         try:
             identity.find(self._is_busy)
@@ -314,7 +309,6 @@ class Scheduler:
         self._inbox.put(Identified(found))
 
     def _use_identity(self, message: Identified) -> None:
-        """Open the disk cache, or log why the identity is unknown."""
         identity = self._state.backend.identity
         if identity.facts is not None:
             self._prefixes.blocks.open(message.found)
@@ -363,16 +357,15 @@ class Scheduler:
             self._time_out(id_task)
 
     def _end_all(self) -> None:
-        """The grace period of `Close` is over. A task that has generated text ends with that text. All others fail,
-        including those that are still being replayed."""
+        """The grace period of `Close` is over: tasks that have generated text end with that text. All others fail, also
+        those that are still being replayed."""
         for slot in self._state.busy:
             if slot.run.n_decoded and not slot.run.is_replaying:
                 self._answers.finish(slot, STOP_LIMIT)
         self._fail_all(503, "the server is shutting down")
 
     def _time_out(self, id_task: int) -> None:
-        """A task's time limit is over: end it with its text so far, or fail it if it has none. It may have ended
-        already."""
+        """A task's time limit is over: end it with its text so far, or fail it if it has none."""
         slot = self._slot_of(id_task)
         if slot is not None and slot.run.n_decoded:
             self._answers.finish(slot, STOP_LIMIT)
@@ -389,11 +382,11 @@ class Scheduler:
     # ---- emit -------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Send the events of this step as one frame, with a snapshot if slots or queue changed or the last snapshot is
-        old.
+        """Send the events so far as one frame, unless they can wait. A snapshot is added if slots or queue changed or
+        the latest snapshot is old.
 
-        Each frame wakes threads on cores that may be computing. So pieces without other events wait: for the stream
-        interval, or for the next snapshot if no running answer is streamed.
+        Each frame wakes threads on cores that may be computing. So if only pieces have come, they wait: for
+        `stream_interval_s` (not during a prefill), or for the next snapshot if no running answer is streamed.
         """
         state, now = self._state, self._state.clock()
         step_s, self._t_flush = now - self._t_flush, now
@@ -419,7 +412,6 @@ class Scheduler:
         return bool(self._batching.in_prefill) or t_next - self._t_sent >= state.config.stream_interval_s
 
     def snapshot(self) -> Snapshot:
-        """The present state of slots and counters."""
         state, meter = self._state, self._state.meter
         return Snapshot(
             slots=tuple(slot.make_state() for slot in state.slots),
@@ -444,7 +436,7 @@ class Scheduler:
         )
 
     def _drain(self) -> None:
-        """Answer messages that came too late, and write the slots' caches to disk."""
+        """Answer messages that came too late, and save the slots' texts to the disk cache, if there is one."""
         self._state.media.close()
         if self._identifying is not None and self._prefixes.blocks.has_disk:
             self._identifying.join(IDENTIFY_S)
@@ -460,8 +452,8 @@ class Scheduler:
 
 
 def join_pieces(events: Sequence[Event], streams: frozenset[int] = frozenset()) -> tuple[Event, ...]:
-    """The events, with the pieces of each task joined into its first one. Tasks in `streams` keep a piece for each
-    token. Another event of a task ends its joined piece."""
+    """The events, with each task's pieces joined into one, up to the task's next event of another kind. Tasks whose ids
+    are in `streams` keep their pieces."""
     parts: list[Event | list[Piece]] = []
     open_parts: dict[int, list[Piece]] = {}
     for event in events:
@@ -492,8 +484,8 @@ def _join(pieces: list[Piece]) -> Piece:
 
 # ---- time limits of tasks --------------------------------------------------------------------------------------------
 
-# The loop checks the heap once a step. A task that ends in time stays in the heap until its deadline. Not taken: a
-# timer thread. A task can end only between two steps anyway.
+# A task that ends in time stays in the heap until its deadline. Not taken: a timer thread. A task can end only between
+# two steps anyway.
 
 
 class Deadlines:
@@ -503,7 +495,6 @@ class Deadlines:
         self._heap: list[tuple[float, int]] = []
 
     def add(self, id_task: int, t_end: float) -> None:
-        """Set the deadline of a task."""
         heapq.heappush(self._heap, (t_end, id_task))
 
     def take_due(self, now: float) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the parts of the scheduler share: backend, slots, running tasks, the step's events, counters.
+"""What the parts of the scheduler share (`EngineState`), and the counters of one engine.
 
 Engine thread only.
 """
@@ -21,13 +21,15 @@ SYSTEM = -1  # the id of the system prompt's Slot
 
 
 def get_arrival(slot: Slot) -> tuple[bool, int]:
-    """A sort key: tasks in order of arrival, those in the background last."""
+    """A sort key for slots: their tasks in order of arrival, those in the background last."""
     return slot.run.task.in_background, slot.run.task.id
 
 
 class EngineState:
-    """`running` are the slots whose task computes, `aside` those whose task waits in memory for room in the cache
-    (`loop.prefixes`); both in order of arrival. `is_changed` asks for a snapshot with this step.
+    """The state of one engine.
+
+    `aside` are the slots whose task waits in memory for room in the cache (`loop.prefixes`), `running` all other slots
+    with a task. Both are in the order of `get_arrival`. If `is_changed` is set, the next frame has a snapshot.
 
     `announce` reports each task id before the engine works on it; `post` sends the media thread's results to the loop.
     """
@@ -55,7 +57,7 @@ class EngineState:
         self.aside: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True
-        self.n_rows = 0  # rows evaluated since the start
+        self.n_rows = 0  # rows of all batches of the slots since the start
         self.announce = announce
 
     @property
@@ -66,13 +68,12 @@ class EngineState:
     def fail(
         self, id_task: int, status: int, message: str, type: str | None = None, reason: str = "", **extra: object
     ) -> None:
-        """Report a task's `Failure`. If it has a slot, the caller drops it."""
+        """Report that a task failed. The caller takes it off its slot, if it has one."""
         self.events.append(Failure(id_task, status, message, type, extra, reason))
         self.media.forget(id_task)
         self.is_changed = True
 
     def refuse(self, id_task: int, error: ApiError) -> None:
-        """Fail a task with this error."""
         self.fail(id_task, error.status, error.message, error.type, error.reason, **error.extra)
 
     def fail_all(self, status: int, message: str) -> None:
@@ -82,14 +83,15 @@ class EngineState:
             self.drop(slot, keep_cache=False)
 
     def drop(self, slot: Slot, keep_cache: bool = True) -> None:
-        """End a task without an answer. Its cache stays only with `keep_cache` and `cache_prompt`."""
+        """Take a task off its slot without an answer. The slot's cache stays only with `keep_cache` and the task's
+        `cache_prompt`."""
         keep_cache = keep_cache and slot.run.task.cache_prompt
         self.release(slot, "cancelled")
         if not keep_cache:
             prompt_cache.trim(self.backend, slot, 0)
 
     def release(self, slot: Slot, stop: str) -> None:
-        """Take the task off its slot. Its tokens stay in the cache."""
+        """Take the task off its slot, whose cache stays. `stop`: why the task ended."""
         slot.latest = slot.make_state(stop)
         slot.run.sampler.close()
         self.media.forget(slot.run.task.id)
@@ -100,14 +102,13 @@ class EngineState:
         self.is_changed = True
 
     def report_progress(self, slot: Slot) -> None:
-        """Add an event: how far the slot's prompt has been read."""
         run = slot.run
         self.events.append(
             Progress(run.task.id, len(run.prompt), run.n_cached, len(slot.tokens), (self.clock() - run.t_start) * 1e3)
         )
 
     def lora_of(self, task: Task) -> tuple[tuple[int, float], ...]:
-        """The adapters of a task: its own, else the server's."""
+        """The adapters of a task, as (index, scale): its own, else the server's."""
         return self.lora if task.lora is None else task.lora
 
     def resume(self, slot: Slot) -> None:
@@ -132,12 +133,12 @@ class EngineState:
 
 # ---- counters and histograms for /metrics ----------------------------------------------------------------------------
 
-# Not taken: summaries with quantiles. Only histograms of several servers can be added up.
+# Not taken: summaries with quantiles, because those of several servers can't be added up.
 STALL_S = 0.25  # seconds: a step that takes longer while slots generate counts as a stall
 
 
 class Histogram:
-    """Counts of values per bucket and their sum."""
+    """Counts of values per bucket, and the sum of the values."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -147,7 +148,6 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
@@ -157,7 +157,7 @@ class Histogram:
 
 
 class Meter:
-    """All counters of one engine. Histograms are in seconds."""
+    """Counters and histograms of one engine. A histogram's name has its unit."""
 
     def __init__(self) -> None:
         self.n_steps = self.n_prompt = self.n_predicted = self.n_timed = self.n_reused = self.n_stalls = (
@@ -183,7 +183,7 @@ class Meter:
         self.n_stalls += is_generating and seconds > STALL_S
 
     def note_prompt(self, n_tokens: int, seconds: float) -> None:
-        """A prompt of `n_tokens` evaluated tokens has been read."""
+        """A prompt has been read: `n_tokens` tokens were evaluated in `seconds`."""
         self.prompt_ms += seconds * 1e3
         if seconds > 0:
             self._prompt_rate(n_tokens / seconds)
@@ -201,5 +201,4 @@ class Meter:
             self._predicted_rate((n_tokens - 1) / seconds)
 
     def get_histograms(self) -> dict[str, tuple[float, ...]]:
-        """All histograms as plain numbers."""
         return {name: histogram.list_values() for name, histogram in self._histograms.items()}

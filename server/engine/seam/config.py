@@ -1,8 +1,8 @@
-"""The configuration of an engine: plain data.
+"""The configuration of an engine.
 
-`model_sources` makes it from a model's options; `starter` sets the context, the warm-up and the turns. `wire.Start`
-takes it to the engine's process, where `make_drafter_config` makes the draft model's. Imports `host_cpus`, `shape` and
-`server.records` only.
+`model_sources` makes it from a model's options; `starter` sets context size, warm-up and turns. `wire.Start` takes it
+to the engine's process. There `make_drafter_config` makes the draft model's configuration. Imports `host_cpus`, `shape`
+and `server.records` only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SpecConfig:
     p_min: float = 0.0  # a draft ends before a token that the draft model finds less probable
     min_gain: float = 1.05  # a draft must multiply the expected tokens per second by more than this; 0: use all
     model: str = ""  # the draft model's file; the fields below are its own
-    n_threads: int = -1
+    n_threads: int = -1  # this and the next: as in `EngineConfig`
     n_threads_batch: int = -1
     model_params: dict[str, Any] = field(default_factory=dict)
     context_params: dict[str, Any] = field(default_factory=dict)
@@ -63,11 +63,11 @@ class EngineConfig:
     n_ctx_slot: int = 0  # the most tokens of a slot; 0: only the limits of `LlamaBackend._compute_slot_context`
     n_batch: int = 2048  # rows
     n_ubatch: int = 512  # rows
-    n_threads: int = -1
-    n_threads_batch: int = -1
+    n_threads: int = -1  # compute threads while slots generate; -1: one for each usable core
+    n_threads_batch: int = -1  # compute threads during prefill; -1: as many
     warmup: bool = True
     max_queue: int = 1024  # tasks
-    max_stall_ms: float = 100.0  # how long prompts may hold up streams (`batching._count_rows_beside`); 0: no limit
+    max_stall_ms: float = 100.0  # how long prompts may hold up generating slots (`loop.batching`); 0: no limit
     group_part: int = 2  # a step reads at most 1 / `group_part` of the short prompts that came together
     cache_ram: int | None = 0  # MiB for blocks that leave the KV cache; None: a part of the free memory, -1: no limit
     cache_disk: str = ""  # folder for such blocks
@@ -82,9 +82,9 @@ class EngineConfig:
     lora: tuple[tuple[str, float], ...] = ()  # (path, scale)
     numa: int = 0  # a GGML_NUMA_STRATEGY_*; 0: none
     embeddings: bool = False  # open the context for embeddings at start, not at the first request
-    special: bool = False  # answers show special tokens
+    special: bool = False  # answers show control tokens
     exact: bool = False  # evaluate each task alone and from its beginning
-    kv_unified: bool | None = None  # one KV cache for all slots; None: see `is_split`
+    kv_unified: bool | None = None  # one KV stream for all slots; None: see `is_split`
     stream_interval_s: float = 0.0  # how long tokens of streams may wait to be sent together
     is_fitted: bool = True  # choose `n_ctx` and `n_gpu_layers` where not set; refuse a model that can't fit
     fit_target: tuple[int, ...] = ()  # MiB to leave free, one value or one per GPU
@@ -101,8 +101,7 @@ class EngineConfig:
     def is_split(self, has_window: bool) -> bool:
         """Whether each slot has a KV stream of its own, which other slots' attention skips.
 
-        With sliding windows (`has_window`) a split cache isn't the default, because their cells can't be copied in
-        parts.
+        By default not with sliding windows (`has_window`), because their cells can't be copied in parts.
         """
         if self.exact:
             return True
@@ -112,7 +111,7 @@ class EngineConfig:
 
 
 def count_threads(config: EngineConfig) -> tuple[int, int]:
-    """The number of threads for generating, and for prefill."""
+    """The number of compute threads while slots generate, and during prefill."""
     n_threads = config.n_threads if config.n_threads > 0 else host_cpus.count_usable_cores()
     return n_threads, config.n_threads_batch if config.n_threads_batch > 0 else n_threads
 
@@ -125,9 +124,6 @@ def count_threads_and_cores(config: EngineConfig) -> tuple[int, float]:
 
 
 def compute_patience(config: EngineConfig) -> float:
-    """The factor for a step's time limit: the square of threads per core, at least 1.
-
-    At each of a step's many barriers all threads wait for those without a core.
-    """
+    """The factor for a step's time limit: the square of threads per core, at least 1."""
     n_threads, n_cores = count_threads_and_cores(config)
     return max(n_threads / max(n_cores, 1.0), 1.0) ** 2

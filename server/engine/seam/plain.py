@@ -1,7 +1,7 @@
-"""Converts records to plain JSON with field names and back, for files that later versions of the program read.
+"""Converts records to dicts for JSON and back, for files that later versions of the program read.
 
-Pure functions, for both processes. Every field is written, even with its default value, since defaults change.
-Not taken: the rows of `wire`. They have no field names, so only the same version can read them.
+Pure functions, for both processes. Fields with their default value are written, too, since defaults change. Not taken:
+the rows of `wire`. They have no field names, so only the same version can read them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True
 
 
 def to_plain(value: Any, without: Container[str] = ()) -> Any:
-    """A record as a dict, without the fields in `without` and those of bytes; tuples as lists, infinities as
-    strings."""
+    """The value for JSON: records as dicts, tuples as lists, infinities and the keys of dicts as strings. Fields that
+    hold bytes are left out; of the record `value` also the fields in `without`."""
     if is_record(value):
         found = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}
         return {name: to_plain(one) for name, one in found.items() if not isinstance(one, (bytes, bytearray))}
@@ -37,8 +37,9 @@ def to_plain(value: Any, without: Container[str] = ()) -> Any:
 
 
 def from_plain(kind: Any, value: Any) -> Any:
-    """Make a value of the type `kind` from what `to_plain` wrote. Unknown fields are ignored, missing ones get their
-    defaults. ValueError or TypeError for a value of another type.
+    """Make a value of the type `kind` from what `to_plain` returned. Unknown fields are ignored, missing ones get their
+    defaults. Keys of dicts stay strings. ValueError or TypeError if the value has another type, or lacks a field that
+    has no default.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_record(kind):

@@ -1,8 +1,8 @@
-"""The messages between the web process and the engine: plain data.
+"""The messages between the web process and the engine.
 
-Every class here consists of ints, floats, strings, bytes, bools, None, and tuples and dicts of those, so that the same
-messages can travel through a queue (engine as a thread) or a pipe (engine as a process). A test checks the annotations.
-Messages are immutable. Imports the standard library and `server.records` only.
+Their fields hold numbers, strings, bytes, bools, None, tuples and dicts of those, and records of this module. So they
+can travel by a function call (engine as a thread) or through a pipe (engine as a process). Imports the standard library
+and `server.records` only.
 
 Not taken: messages with slots, futures or callbacks. They would tie both sides to one process.
 """
@@ -72,8 +72,8 @@ class Trigger:
     WORD: `text` anywhere. START: `text` with only white space before it. TOKEN: `token`. PATTERN and FULL: a match of a
     regular expression, anywhere or from the start of the text.
 
-    `states` is the expression's automaton, from row 0 on. A row is (1 if a match may end here, else 0; then for each
-    transition the lowest character, the highest character, and the next row).
+    `states` is the expression's automaton: a row for each state, the start first. A row is (1 if a match may end here,
+    else 0; then for each transition the lowest character, the highest character, and the next row).
     """
 
     kind: str
@@ -84,22 +84,22 @@ class Trigger:
 
 @record(frozen=True)
 class Thinking:
-    """How a model writes its reasoning: at the beginning of its answer, between the texts `open` and `close`."""
+    """How a model writes its reasoning: between the texts `open` and `close`."""
 
     open: str
     close: str
     is_opened: bool = False  # the prompt ends with `open`; else the model may write it
-    budget: int = -1  # tokens after which the reasoning is ended; -1: no limit
-    end_tokens: tuple[int, ...] = ()  # a message and `close`: the tokens that end the reasoning
+    budget: int = -1  # the reasoning is ended after so many tokens of it; -1: no limit
+    end_tokens: tuple[int, ...] = ()  # the tokens that end it: a message and `close`
     until: str = ""  # another text that ends the reasoning, such as the beginning of a call; "": none
-    comes_again: bool = False  # the model may reason anywhere in its answer, not only at its beginning
+    comes_again: bool = False  # the model may reason anywhere in its answer; else only at the beginning
 
 
 @record(frozen=True)
 class SamplingParams:
     """The settings of sampling and grammar. Names and meanings are those of `/completion` (docs/api.md)."""
 
-    seed: int = 0  # never -1: the web process draws it, so that a replay makes the same draws
+    seed: int = 0  # never -1 (random), so that a replay makes the same draws
     temperature: float = 0.8
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
@@ -155,8 +155,8 @@ class Media:
     kind: str  # IMAGE or AUDIO
     data: bytes
     hash: str  # SHA-256 of `data`
-    where: str  # its place in the request's body, for messages
-    n_bytes: int = 0  # the most memory that decoding takes
+    where: str  # its place in the request's body, for error messages
+    n_bytes: int = 0  # bytes of memory that decoding takes at most
     width: int = 0  # pixels
     height: int = 0  # pixels
     seconds: float = 0.0  # of a sound
@@ -164,7 +164,7 @@ class Media:
 
 @record(frozen=True)
 class Task:
-    """One sequence to complete."""
+    """One prompt to complete, with its settings."""
 
     id: int
     prompt: tuple[int, ...]  # token ids; -1 stands for the first file of `media`, -2 for the second, and so on
@@ -195,21 +195,21 @@ class Task:
     priority: int = 0  # waiting tasks of a higher priority start first
     media: tuple[Media, ...] = ()
     resume: tuple[int, ...] = ()  # tokens already delivered by a former engine
-    resume_ms: float = 0.0  # how long those took
+    resume_ms: float = 0.0  # milliseconds that those took
     preserved_tokens: tuple[int, ...] = ()  # control tokens whose names are part of the text
     reasoning: Thinking | None = None  # grammar, triggers and stop strings apply after the reasoning
-    ends_thinking: int = -1  # 0 or more: end the reasoning after so many tokens
-    only_counts: bool = False  # prepare the files, answer with a `Final` that has `n_prompt`
+    ends_thinking: int = -1  # end the reasoning after so many tokens of the answer; -1: don't
+    only_counts: bool = False  # only prepare the files and answer with a `Final` that has `n_prompt`
 
     @property
     def in_background(self) -> bool:
-        """Whether all other tasks come first."""
+        """Whether the task yields to others (`BACKGROUND`)."""
         return self.priority <= BACKGROUND
 
 
 BACKGROUND = -101
-"""The priority of tasks without a waiting client: lower than a request may choose. They get a part of the time beside
-other tasks. If another task finds no slot, one of them fails with the reason `GAVE_WAY` and may be sent again."""
+"""The priority of background tasks, lower than a request may choose. Beside other tasks they get a part of the time. If
+another task finds no slot, a background task fails with the reason `GAVE_WAY`."""
 GAVE_WAY = "gave_way"
 
 
@@ -233,7 +233,7 @@ class Cancel:
 
 @record(frozen=True)
 class Command:
-    """Do something else between two steps. Answered by one `Reply` with this `id`."""
+    """Do what `name` says (see `loop.commands`) between two steps. Answered by a `Reply`, unless cancelled."""
 
     id: int
     name: str
@@ -242,7 +242,7 @@ class Command:
 
 @record(frozen=True)
 class Close:
-    """Fail waiting and new tasks, let running ones go on for `grace_s` seconds, then end the engine."""
+    """Fail waiting and new tasks, let running ones go on for at most `grace_s` seconds, then end the engine."""
 
     grace_s: float
 
@@ -263,7 +263,7 @@ class Embed:
 
 @record(frozen=True)
 class TokenProbs:
-    """One generated token with alternatives. Pairs are (token id, value), most likely first."""
+    """One token with alternatives. Pairs are (token id, value), most likely first."""
 
     token: int
     prob: float  # after the sampler chain
@@ -286,26 +286,26 @@ class PromptProbs:
 
 @record(frozen=True)
 class Progress:
-    """How far the prefill of task `id` is."""
+    """How far the prefill of task `id` is. Counts are of tokens."""
 
     id: int
-    n_prompt: int  # tokens of the prompt
-    n_cached: int  # tokens reused from the cache
-    n_processed: int  # tokens done, with the reused ones
-    ms: float  # since the prefill began; while the task waits, since it came
+    n_prompt: int
+    n_cached: int  # reused from the cache
+    n_processed: int  # done, with the reused ones
+    ms: float  # since the prefill began; while the task waits, since its arrival
     place: int = 0  # in the queue, from 1; 0: the task has started
 
 
 @record(frozen=True)
 class Timings:
-    """Counts and times of one task, by the engine's clock."""
+    """Counts of tokens and times of one task, by the engine's clock."""
 
-    cache_n: int  # tokens of the prompt reused from the cache
-    prompt_n: int  # tokens of the prompt evaluated
+    cache_n: int  # of the prompt, reused from the cache
+    prompt_n: int  # of the prompt, evaluated
     prompt_ms: float
-    predicted_n: int  # tokens generated
+    predicted_n: int  # generated
     predicted_ms: float
-    draft_n: int = -1  # tokens drafted; -1: without speculative decoding
+    draft_n: int = -1  # drafted; -1: without speculative decoding
     draft_n_accepted: int = 0
 
 
@@ -314,11 +314,11 @@ class Difference:
     """The first token at which a prompt differs from a cached text."""
 
     position: int  # of that token, counted with the server's system prompt
-    before: tuple[int, ...]  # the few tokens before it, equal in both
-    prompt: tuple[int, ...]  # the prompt's next few tokens
-    cached: tuple[int, ...]  # the next few cached tokens
+    before: tuple[int, ...]  # a few tokens before it, equal in both texts
+    prompt: tuple[int, ...]  # a few tokens of the prompt from there on
+    cached: tuple[int, ...]  # a few cached tokens from there on
     n_lost: int = 0  # later tokens of the prompt that are cached but had to be evaluated again
-    at: int = -1  # its index in `Task.prompt`; -1: in the server's system prompt, or the prompt was cut
+    at: int = -1  # that token's index in `Task.prompt`; -1: it is in the system prompt, or the prompt was cut
 
 
 @record(frozen=True)
@@ -326,7 +326,7 @@ class CacheUse:
     """Which part of a prompt was reused, and why not more.
 
     `first_difference` compares the prompt with the owner's cached text that has the longest common prefix. It is None
-    without such a text, or if one continues the other.
+    without such a text, or if one of the two texts continues the other.
     """
 
     source: str = CACHE_NONE  # a CACHE_*: where the reused tokens were
@@ -336,11 +336,11 @@ class CacheUse:
 
 @record(frozen=True)
 class Piece:
-    """A generated token and the text that is final with it; or several, if the answer isn't streamed."""
+    """A generated token (several, if the answer isn't streamed), and the text that may be shown now."""
 
     id: int
     tokens: tuple[int, ...]
-    text: str  # "" while text is held back, because a stop string may have begun
+    text: str  # "" while all of it is held back, for example because a stop string may have begun
     probs: tuple[TokenProbs, ...] = ()
     timings: Timings | None = None  # if `Task.timings`
 
@@ -350,13 +350,13 @@ class Final:
     """The end of a task that succeeded. Counts are of tokens."""
 
     id: int
-    id_slot: int
+    id_slot: int  # -1: the task had no slot
     text: str  # text that was held back until now
     stop: str  # a STOP_*
     stopping_word: str  # the stop string, if `stop` is STOP_WORD
     n_prompt: int
     n_predicted: int
-    n_cached: int
+    n_cached: int  # in the slot's cache at the end
     truncated: bool  # tokens were dropped, or the text ended early, because the context was full
     timings: Timings
     n_reasoning: int = 0  # of `n_predicted`
@@ -369,15 +369,15 @@ class Embedded:
 
     id: int
     pooling: str
-    width: int  # numbers of a row
-    n_rows: tuple[int, ...]  # per input: 1; one per token with the pooling "none", or with files and "mean"
-    vectors: bytes  # all rows: float32, in the machine's byte order
+    width: int  # numbers in a vector
+    n_rows: tuple[int, ...]  # vectors of each input: 1, or one per token (pooling "none", or "mean" with files)
+    vectors: bytes  # float32, in the machine's byte order
     n_tokens: int = 0  # tokens of inputs with files
 
 
 @record(frozen=True)
 class Failure:
-    """The end of a task that failed, with the fields of an `ApiError`."""
+    """The end of a task or `Embed` that failed, with the fields of an `ApiError`."""
 
     id: int
     status: int
@@ -398,13 +398,14 @@ class Reply:
 
 @record(frozen=True)
 class SlotState:
-    """One slot as `/slots` shows it. All but `id` and `n_ctx` is about the slot's latest task. Counts are of tokens."""
+    """One slot as `/slots` shows it. Counts are of tokens. All but `id`, `n_ctx` and `n_cached` is about the slot's
+    latest task."""
 
     id: int
     id_task: int  # -1: no task yet
     is_processing: bool
     n_ctx: int  # the most that the slot may hold
-    n_cached: int
+    n_cached: int  # in its cache
     n_prompt: int
     n_prompt_done: int
     n_decoded: int
@@ -417,19 +418,19 @@ class SlotState:
 
 @record(frozen=True)
 class Snapshot:
-    """The engine's present state. The fields after `n_ctx` are totals, which only grow."""
+    """The engine's state after a step. The fields after `n_ctx` are totals."""
 
     slots: tuple[SlotState, ...] = ()
     preparing: int | None = None  # the task whose files the thread `media` decodes
-    n_deferred: int = 0  # tasks that wait
-    kv_used: int = 0  # tokens in the KV cache
-    n_ctx: int = 0  # tokens that fit into it
+    n_deferred: int = 0  # tasks that wait for a slot (without background tasks) or for their files
+    kv_used: int = 0  # cells of the KV cache in use
+    n_ctx: int = 0  # cells of the KV cache
     n_steps: int = 0
     n_prompt_tokens: int = 0  # evaluated
     n_predicted_tokens: int = 0
     n_timed_tokens: int = 0  # the generated tokens that `predicted_ms` covers: all but the first of each answer
-    n_reused_tokens: int = 0  # prompt tokens found in the cache
-    n_stalls: int = 0  # steps that made running streams wait for long
+    n_reused_tokens: int = 0  # prompt tokens reused from the cache
+    n_stalls: int = 0  # steps that made generating slots wait for long
     n_asides: int = 0  # times that a task waited in memory for room in the KV cache
     n_drafts: int = 0
     n_draft_tokens: int = 0
@@ -437,7 +438,7 @@ class Snapshot:
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
     sampler_ms: float = 0.0
-    n_restarts: int = 0  # this and the two below are the web process's
+    n_restarts: int = 0  # the web process counts this and the next two
     n_replays: int = 0  # tasks continued by another engine
     n_suspects: int = 0  # tasks given up because engines died of them
     histograms: dict[str, tuple[float, ...]] = field(default_factory=dict)  # counts per bucket, then the sum of values
@@ -450,18 +451,16 @@ class Snapshot:
 
     @property
     def n_processing(self) -> int:
-        """How many slots have a running task."""
         return sum(slot.is_processing for slot in self.slots)
 
     @property
     def n_idle(self) -> int:
-        """How many slots have no running task."""
         return len(self.slots) - self.n_processing
 
 
 @record(frozen=True)
 class ModelInfo:
-    """What the engine knows about the loaded model."""
+    """Facts about the loaded model and its engine."""
 
     path: str
     desc: str = ""
@@ -471,7 +470,7 @@ class ModelInfo:
     n_ctx_train: int = 0  # tokens of the context that the model was trained with
     n_embd: int = 0  # numbers of an embedding
     n_ctx: int = 0  # tokens of the whole KV cache
-    n_ctx_slot: int = 0  # the most tokens of it for one slot
+    n_ctx_slot: int = 0  # the most tokens of one slot
     n_slots: int = 1
     n_batch: int = 0  # rows
     llama_version: str = ""
@@ -518,7 +517,7 @@ class Closed:
 
 @record(frozen=True)
 class Starting:
-    """The engine is about to prepare, start or embed task `id`. Sent first, because the engine may die of it."""
+    """The engine is about to work on task or `Embed` `id`. Sent first, because the engine may die of it."""
 
     id: int
 
@@ -552,4 +551,4 @@ class Frame:
     """Events since the last frame."""
 
     events: tuple[Event, ...]
-    snapshot: Snapshot | None = None  # None: unchanged
+    snapshot: Snapshot | None = None  # None: it isn't due yet

@@ -2,16 +2,16 @@
 
 Runs on the engine's thread in each engine process. llama.cpp's compute threads wait for each other by spinning, several
 hundred times per token. If two engines have a thread per core each, the system may put two threads of one engine on the
-same core, and then each wait lasts a time slice of the scheduler. So an engine holds the lock CORES while it computes.
-For a second after another engine's turn, its prompt steps aim at `--max-stall-ms` (not with `--exact`).
+same core. Then each wait lasts a time slice of the system's scheduler. So an engine takes the lock CORES before it
+computes.
 
-An engine that waits for CORES holds the lock DOOR. Each engine must take DOOR first, so the one that had the cores last
-can't overtake the one that waits.
+An engine that waits for CORES holds the lock DOOR. Each engine must take DOOR first, so the engine that had the cores
+last can't overtake the one that waits.
 
-Loading a model keeps one core busy for a second or more, and no step can wait that long. So while an engine that loads
-holds the lock LOADING, the others compute with one thread less (not with `--exact`).
+Loading a model keeps one core busy for a second or more, and no step can wait that long. So a loading engine holds the
+lock LOADING instead. Meanwhile the others compute with one thread less (not with `--exact`).
 
-Each lock is on one byte of a file. The system releases it when the process ends, even after a crash.
+Each lock is on one byte of a file; the system releases it when the process ends.
 
 Not taken: a blocking lock (an engine that hangs would stop all others until it is killed) and a semaphore (a killed
 engine would keep it).
@@ -30,17 +30,17 @@ DOOR, CORES, LOADING, OWNER = 0, 1, 2, 3
 """Places in the file: three locks, then the id of the process that had the cores last (8 bytes)."""
 
 ANNOUNCE_S = 0.05
-"""How long a loading engine tries to take LOADING. Others hold it for microseconds, to test it."""
+"""Seconds for which a loading engine tries to take LOADING."""
 
 WAIT_S = 2.0
-"""The longest wait for a turn; most steps are shorter. Then the engine computes without one: the other may hang."""
+"""Seconds that an engine waits for a turn. Then it computes without, because the other engine may hang."""
 
-POLL_S = 0.0002  # between two tries to take a lock
+POLL_S = 0.0002  # seconds between two tries to take a lock
 FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 """O_CREAT, because some systems clean their temporary folder while the server runs."""
 
 SHARED_S = 1.0
-"""How long the cores count as shared after another engine's turn."""
+"""Seconds for which the cores count as shared after another engine's turn."""
 
 
 class Turns:
@@ -67,7 +67,7 @@ class Turns:
 
     @property
     def are_shared(self) -> bool:
-        """Whether another engine has computed within the last second."""
+        """Whether another engine's turn was noticed within the last `SHARED_S` seconds."""
         return self._file >= 0 and self._clock() - self._t_other < SHARED_S
 
     @property
@@ -105,8 +105,8 @@ class Turns:
 
     @contextlib.contextmanager
     def announce(self) -> Iterator[None]:
-        """Hold LOADING in the block. First wait for the end of another engine's step: its next one uses a thread less.
-        If several engines load, only the first holds the lock."""
+        """Hold LOADING in the block. The block begins when another engine's running step has ended, because only its
+        next step uses a thread less. If several engines load, only the first holds the lock."""
         is_told = self._file >= 0 and self._wait_for(LOADING, self._clock() + ANNOUNCE_S)
         with self:
             pass
@@ -128,7 +128,7 @@ class Turns:
 
 
 def turns_of(config: EngineConfig) -> Turns:
-    """The turns of an engine. If there are enough cores for two engines, it never waits."""
+    """The turns of an engine. If the cores suffice for two such engines, it never waits."""
     n_threads, n_cores = count_threads_and_cores(config)
     return Turns(config.turns if 2 * n_threads > n_cores else "")
 

@@ -1,12 +1,12 @@
 """Encodes the seam's messages as length-prefixed frames for two pipes, and decodes them. Pure: no thread, no I/O.
 
 Used by both processes. A frame is a header (magic, length of the JSON, length of the tail), one message as JSON, and a
-tail with the bytes fields. A message in JSON is a row `[number of the class, field, field, ...]`, and so are the
-messages in its fields. The format is derived from the records of `task`, `config`, `shape` and this module. Both sides
-compare a hash of it in their first message (`Codec.build`).
+tail of bytes. A message in JSON is a row `[number of the class, field, field, ...]`. Messages in its fields are rows,
+too, except for the shorter forms in `Frame.events` and `Tasks`. The format is derived from the records of `task`,
+`config`, `shape` and this module. `Hello` has a hash of the format.
 
-`json` keeps the GIL while it reads a frame, and the heartbeat's thread waits. So token ids are packed into the tail,
-and each task of a request is written as its differences from the one before.
+`json` keeps the GIL while it reads a frame, so that the heartbeat's thread waits. To keep the JSON short, token ids are
+packed into the tail, and each further task of a request is written as its differences from the one before.
 
 All that is read is checked against the annotations. A corrupted engine causes a `WireError`, which ends the engine, not
 the server. Fields annotated `Any` hold any plain values; their sequences arrive as tuples.
@@ -40,7 +40,7 @@ MAX_JSON = 256 << 20  # bytes
 MAX_TAIL = 2 << 30  # bytes
 BYTES_KEY = "$bytes"
 INTS_KEY = "$ints"
-MIN_PACKED = 32  # fewer ints are as fast in JSON
+MIN_PACKED = 32  # ints; fewer are as fast in JSON
 
 _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -51,7 +51,7 @@ class WireError(Exception):
 
 @record(frozen=True)
 class Hello:
-    """The first message in each direction: the protocol's number and the hash of all messages."""
+    """The first message in each direction. Both must be equal."""
 
     protocol: int
     build: str
@@ -70,8 +70,8 @@ class Start:
 class Beat:
     """The engine's heartbeat."""
 
-    n_steps: int  # grows with every decode
-    n_rows: int  # of the running decode
+    n_steps: int  # this and the rest: see `Scheduler.pulse`
+    n_rows: int
     is_busy: bool
 
 
@@ -96,12 +96,12 @@ ROUTINE = b"\x1f"
 
 @record(frozen=True)
 class AskStacks:
-    """To the engine: send the stacks of all threads. The thread `reader` answers."""
+    """To the engine: send the stacks of all Python threads."""
 
 
 @record(frozen=True)
 class Stacks:
-    """From the engine: the stacks of its Python threads."""
+    """The answer to `AskStacks`."""
 
     text: str
 
@@ -134,7 +134,7 @@ class Tail:
         self._unpacked: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def add(self, value: bytes) -> list[int]:
-        """Append a value; returns its place as [start, size]. An object that several tasks share is added once."""
+        """Append a value; return its place as [start, size]. The same object isn't appended twice."""
         if id(value) not in self._places:
             self._places[id(value)] = [self.size, len(value)]
             self.parts.append(value)
@@ -142,7 +142,7 @@ class Tail:
         return self._places[id(value)]
 
     def cut(self, place: Any) -> bytes:
-        """The bytes at a place that `add` returned."""
+        """The bytes at a place that `add` returned. WireError for any other value."""
         if type(place) is list and list(map(type, place)) == [int, int]:
             start, size = place
             if 0 <= start <= start + size <= len(self._data):
@@ -150,9 +150,9 @@ class Tail:
         raise WireError("a bytes field is outside its frame")
 
     def add_ints(self, values: Sequence[int]) -> Any:
-        """Add ints as 32 bits each, once per object.
+        """Add ints as 32 bits each, once per object; return their place for `cut_ints`.
 
-        Returns them as they are if there are fewer than `MIN_PACKED`, or if one needs more bits.
+        If there are fewer than `MIN_PACKED`, or one needs more bits, return the ints themselves.
         """
         if len(values) < MIN_PACKED:
             return values
@@ -164,7 +164,7 @@ class Tail:
         return {INTS_KEY: self.add(self._packed[id(values)][1])}
 
     def cut_ints(self, value: dict[str, Any]) -> tuple[int, ...]:
-        """The packed ints at a place, one object per place."""
+        """The ints at a place that `add_ints` returned: the same tuple each time. WireError for any other value."""
         place: Any = value.get(INTS_KEY)
         data = self.cut(place)
         if len(value) > 1 or len(data) % array("i").itemsize:
@@ -178,7 +178,7 @@ class Tail:
 
 
 class Codec:
-    """Converts messages to frames and back. Threads share it, because making one takes milliseconds."""
+    """Converts messages to frames and back. Threads may share it."""
 
     def __init__(self) -> None:
         self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *list_classes(task, config, shape)]
@@ -205,7 +205,7 @@ class Codec:
         return [(field.name, hints[field.name]) for field in fields(cls)]
 
     def _put_events_in_columns(self) -> None:
-        """Use `encode_events` and `decode_events` for `Frame.events`, because every token of a stream is an event."""
+        """Use `encode_events` and `decode_events` for `Frame.events`."""
         number, names = self._numbers[task.Frame], [field.name for field in fields(task.Frame)]
         place, kinds = names.index("events"), typing.get_args(task.Event)
 
@@ -222,7 +222,7 @@ class Codec:
         )
 
     def _write_tasks_by_changes(self) -> None:
-        """Write each task of a request as its changes from the one before, since most fields are equal."""
+        """Write each further task of a request as its changes from the one before."""
         number = self._numbers[task.Tasks]
 
         def encode(tasks: Sequence[task.Task], tail: Tail) -> list[Any]:
@@ -243,7 +243,8 @@ class Codec:
         self._encoders[number], self._decoders[number] = [(1, encode)], [decode]
 
     def encode_changes(self, message: Any, base: Any, tail: Tail) -> list[list[Any]]:
-        """The fields in which a message differs from `base` of the same class, as [place, value] pairs."""
+        """[place, value] pairs of the fields that aren't the same objects as in `base`, a message of the same class.
+        Records in fields are again written as changes."""
         number = self._numbers[type(message)]
         encoders, values = dict(self._encoders[number]), self._getters[number](message)
         changes = []
@@ -283,14 +284,14 @@ class Codec:
         return b"".join((HEADER.pack(MAGIC, len(data), tail.size), data, *tail.parts))
 
     def decode(self, data: bytes, tail: bytes) -> Any:
-        """The message of a frame. WireError if any field is invalid."""
+        """The message of a frame. WireError if it is invalid."""
         try:
             return self.decode_row(json.loads(data), Tail(tail))
         except (ValueError, RecursionError) as error:
             raise WireError(f"a frame has invalid JSON: {str(error)[:100]}") from None
 
     def encode_row(self, message: Any, tail: Tail) -> list[Any]:
-        """A message as its number and fields."""
+        """A message as a list: the number of its class, then its fields."""
         number = self._numbers.get(type(message))
         if number is None:
             raise TypeError(f"{type(message).__name__} is not a message of the seam")
@@ -316,7 +317,7 @@ class Codec:
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames. Memory is bounded by the largest allowed frame."""
+    """Reads messages from a stream of bytes. It keeps at most one incomplete frame in memory."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -350,7 +351,6 @@ _SCALARS = (int, float, str, bool, type(None))
 
 
 def _make_getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """A function that returns all fields of a message as a tuple, in C if there are several."""
     if len(names) > 1:
         return operator.attrgetter(*names)
     return lambda message: tuple(getattr(message, name) for name in names)
@@ -407,7 +407,7 @@ def _make_union_encoder(codec: Codec, members: tuple[Any, ...]) -> Encoder | Non
 
 
 def _encode_any(value: Any, tail: Tail) -> Any:
-    """Encodes a field annotated `Any`: bytes move to the tail; keys that begin with "$" get a second "$"."""
+    """Encode a value of a field annotated `Any`: bytes move to the tail; keys that begin with "$" get a second "$"."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, (tuple, list)):
@@ -452,7 +452,7 @@ def _make_decoder(codec: Codec, annotation: Any) -> Encoder:
 
 
 def _get_accepted(annotation: type) -> frozenset[type]:
-    """The types that a field may have. The code writes some ints into float fields, and bools into int fields."""
+    """The types that a field may have: also ints in float fields, and bools in int fields."""
     return frozenset({float: (float, int), int: (int, bool)}.get(annotation, (annotation,)))
 
 
@@ -526,16 +526,16 @@ def _make_union_decoder(codec: Codec, members: tuple[Any, ...]) -> Encoder:
 
 # ---- the events of a frame -------------------------------------------------------------------------------------------
 
-# Nearly all events are plain pieces, one per task and step. Consecutive ones are written as columns (ids, tokens,
-# texts), which a few calls in C write and check. Other events are rows.
+# Nearly all events are pieces without probabilities and timings. Consecutive ones are written as columns (ids, tokens,
+# texts), which a few calls in C write and check.
 # Not taken: columns in `Frame` itself, which every reader of events would have to handle.
 COLUMNS = -1
-"""In place of a class's number in a row of columns."""
+"""Begins a row of columns, instead of a class's number."""
 _INTS, _STRINGS, _LISTS = frozenset((int,)), frozenset((str,)), frozenset((list,))
 
 
 def encode_events(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> list[list[Any]]:
-    """Encodes events as rows; `row` encodes a single event."""
+    """Encode events as rows; `row` encodes a single event."""
     rows: list[list[Any]] = []
     tokens: list[tuple[int, ...]]
     texts: list[str]

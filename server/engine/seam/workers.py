@@ -1,9 +1,9 @@
 """Asks RPC workers for their devices. A worker is a machine that lends its devices over llama.cpp's RPC backend.
 
-The web process asks before it starts, to report a wrong address at once and to plan the memory. The engine's process
-asks before it loads, because the library ends the process if a worker is gone or has another version. The connection is
-short, since a worker serves one client at a time. Standard library only.
-Not taken: asking through the library, which may end the process.
+The web process asks when the server starts, to report a wrong address at once, and before a load, to plan the memory.
+The engine's process asks before it loads the model, because the library ends the process if a worker is gone or has
+another version. The connection is short, since a worker serves one client at a time. Not taken: asking through the
+library.
 
 The protocol (ggml-rpc.cpp of llama.cpp v0.5.0): a command is one byte, the length of its data (8 bytes, little endian)
 and the data. An answer is a length and data.
@@ -19,7 +19,7 @@ from server.records import record
 
 PROTOCOL = 7
 """Major version of the protocol that this program's libraries use."""
-TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0  # for each call of the socket
 MAX_DEVICES = 64
 HELLO, DEVICE_COUNT, DEVICE_MEMORY = 14, 15, 11
 HELLO_DATA = bytes(24)  # transports other than TCP: none

@@ -1,7 +1,7 @@
-"""The interfaces between the scheduler and what computes: `Backend`, `TokenSampler`, `Drafter` and the media's.
+"""The interfaces between the scheduler and what computes: `Backend` and its parts.
 
-There are two implementations: `server.engine.llama.backend` over libllama, and the fake in `tests/fakes.py`, which
-simulates a KV cache and checks every call against it. Imports plain data only.
+`server.engine.llama.backend` implements them over libllama. The fake in `tests/fakes.py` simulates a KV cache and
+checks every call against it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DECODE_OK, DECODE_NO_ROOM, DECODE_ABORTED = 0, 1, 2  # results of a decode; erro
 
 
 class TokenSampler(Protocol):
-    """The sampler chain of one task."""
+    """The sampler chain and the grammar of one task."""
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Add tokens that weren't drawn here to the history that penalties look at."""
@@ -44,7 +44,7 @@ class TokenSampler(Protocol):
         """Make the grammar hold from now on. ApiError 400 if it doesn't allow what is written already."""
 
     def end_grammar(self) -> None:
-        """Make the grammar stop holding until it begins again."""
+        """Make the grammar stop holding."""
 
     def is_allowed(self, token: int) -> bool:
         """Whether the grammar allows this token to come next."""
@@ -53,29 +53,29 @@ class TokenSampler(Protocol):
         """The token if the grammar allows it, else an allowed one, drawn from the same row."""
 
     def foresee(self) -> list[int]:
-        """Tokens of the text that the grammar prescribes next; the same text may come in other tokens."""
+        """Tokens of the text that the grammar prescribes next, if any; the same text may come in other tokens."""
 
     def compute_row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
-        """The probability of `token` in batch row `row` and the `n_probs` most likely tokens; nothing is drawn."""
+        """The probability of `token` in batch row `row`, and the `n_probs` most likely tokens."""
 
     def replay(self, row: int, token: int) -> None:
-        """Draw from batch row `row` as `sample` does, but accept `token`, which a previous engine drew there."""
+        """Draw from batch row `row` like `sample`, but accept `token`, which a previous engine drew there."""
 
     def close(self) -> None:
-        """Free the chain."""
+        """Free chain and grammar."""
 
 
 class Drafter(Protocol):
-    """A small model that guesses the next tokens of a large one with the same vocabulary."""
+    """A small model that guesses the next tokens of a large one with a matching vocabulary."""
 
     info: ModelInfo
     eog_tokens: frozenset[int]
 
     def decode(self, spans: Sequence[Span]) -> int:
-        """Evaluate the rows."""
+        """See `Backend`."""
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
-        """Drop positions of a sequence."""
+        """See `Backend`."""
 
     def find_likeliest(self, row: int) -> tuple[int, float]:
         """The most likely token in batch row `row`, and its probability among the ten most likely."""
@@ -94,17 +94,17 @@ class MediaBackend(Protocol):
         """Decode a file and cut it into tokens and chunks; ApiError(400) if that fails."""
 
     def encode(self, chunk: Chunk) -> None:
-        """Compute a chunk's embeddings. They are kept until the next call."""
+        """Compute a chunk's embeddings. They are kept until the next `encode`."""
 
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
-        """Evaluate the chunk encoded last. Returns a `DECODE_*` code and the batch row of its end; with `output` that
-        has logits."""
+        """Evaluate the chunk encoded last. Returns a `DECODE_*` code and the chunk's last row in the batch, which has
+        logits if `output` is set."""
 
 
 class MediaEmbeddingBackend(Protocol):
     """A context with one sequence that computes a vector for each token of texts and encoded chunks.
 
-    Rows are evaluated from position `pos`, which must follow the positions that are there.
+    `pos` is the position of the first row. It must follow the positions that the sequence has.
     """
 
     width: int  # float32 numbers per row
@@ -112,13 +112,13 @@ class MediaEmbeddingBackend(Protocol):
     n_rows: int  # text tokens per call at most
 
     def encode(self, chunk: Chunk) -> None:
-        """Compute a chunk's embeddings and keep a copy until the next call."""
+        """Compute a chunk's embeddings and keep a copy until the next `encode`."""
 
     def embed_chunk(self, chunk: Chunk, pos: int) -> tuple[int, bytes]:
-        """Evaluate the chunk encoded last. Returns a `DECODE_*` code and its rows."""
+        """Evaluate the chunk encoded last. Returns a `DECODE_*` code and the chunk's vectors."""
 
     def embed_tokens(self, tokens: Sequence[int], pos: int) -> tuple[int, bytes]:
-        """Evaluate text. Returns a `DECODE_*` code and its rows."""
+        """Evaluate text. Returns a `DECODE_*` code and the tokens' vectors."""
 
     def trim(self, start: int) -> bool:
         """Drop positions from `start` on. False if only the whole sequence can be dropped."""
@@ -141,8 +141,8 @@ class EmbeddingBackend(Protocol):
         input."""
 
     def read_vectors(self, spans: Sequence[Span]) -> list[bytes]:
-        """The results of the latest batch, float32: for each span with `output` one row, for others none; with the
-        pooling "none" a row for each token."""
+        """The latest batch's float32 vectors, as bytes for each span: one vector if it has `output`, else none; with
+        the pooling "none" one for each token."""
 
     def trim(self, seq: int, start: int) -> bool:
         """Drop positions from `start` on. False if only the whole sequence can be dropped."""
@@ -159,12 +159,14 @@ class StateParts(Protocol):
 
 
 class Backend(Protocol):
-    """A loaded model with one context. Only `abort` may be called from other threads than the engine's.
+    """A loaded model with the context of its slots. All methods but `abort` run on the engine's thread.
 
     With `is_split` each slot's sequence has a KV stream of its own. Prefixes are copied, and only slots have sequences.
     Rows of a batch should come in the order of their sequences, because each gap and each step back begins another
-    micro-batch. Without `is_split` sequences share the cells of one cache. There are two more than slots: the system
-    prompt's and, unless the model is recurrent, a scratch one for state read in or out.
+    micro-batch.
+
+    Without `is_split` sequences share the cells of one cache. Besides those of the slots, one sequence has the system
+    prompt. Unless the model is recurrent or hybrid, another one is scratch space for state read in or out.
     """
 
     info: ModelInfo
@@ -181,23 +183,24 @@ class Backend(Protocol):
     media: MediaBackend | None
 
     def decode(self, spans: Sequence[Span]) -> int:
-        """Evaluate the rows. Returns a `DECODE_*` code, negative for errors. After an error the caller trims the
-        sequences."""
+        """Evaluate the rows. Returns a `DECODE_*` code, negative for errors. After an error or an abort, the caller
+        trims the sequences."""
 
     def leave_cores(self, n: int) -> None:
-        """From now on decode with `n` threads fewer than configured, but at least one."""
+        """From now on decode with `n` threads fewer than configured, at least one."""
 
     def abort(self) -> None:
-        """Make a running `decode` end soon with DECODE_ABORTED, if the backend can. Any thread may call it."""
+        """Make a running `decode` end soon with DECODE_ABORTED, if possible. Any thread may call it."""
 
     def piece(self, token: int, named: bool = False) -> bytes:
-        """The bytes of a token as shown to users. Those of a control token are empty, or with `named` its name."""
+        """The bytes of a token as shown to users. A control token has none, or its name with `named` or
+        `EngineConfig.special`."""
 
     def spell(self, text: str) -> list[int]:
         """The tokens of a text that follows other text; [] if the tokenizer can't tell."""
 
     def get_letters(self, token: int) -> bytes:
-        """The bytes of a text token; empty for every control token."""
+        """The bytes of a text token; empty for control tokens and placeholders of media."""
 
     def make_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> TokenSampler:
         """Build a sampler chain; ApiError(400) if the grammar can't be parsed. With `waits` the grammar doesn't hold
@@ -215,11 +218,12 @@ class Backend(Protocol):
         gone."""
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
-        """Give `target` positions [start, end) of `source`; before `start` it must hold the same. It refers to the same
-        cells, or with `is_split` gets copies of all cells up to `end`."""
+        """Give `target` positions [start, end) of `source`; before `start` both must hold the same. `target` shares the
+        cells, or with `is_split` gets copies of all cells up to `end`. RuntimeError if copying fails."""
 
     def swap(self, a: int, b: int) -> bool:
-        """Exchange two sequences of a split cache. False if that can't be done; then nothing has changed."""
+        """Exchange two sequences of a split cache. False if that can't be done and nothing has changed; RuntimeError if
+        a sequence was lost."""
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
         """Add `delta` to positions [start, end); only if `can_shift`."""
@@ -228,35 +232,35 @@ class Backend(Protocol):
         """Divide positions [start, end) by `factor`; only if `can_shift`."""
 
     def unshare(self, seq: int) -> None:
-        """Give a sequence its own cells with the same contents."""
+        """Give a sequence its own cells with the same contents. RuntimeError if that fails."""
 
     def read_state(self, seq: int) -> memoryview:
-        """A copy of a sequence's cells as bytes. They are the same in both layouts of the cache."""
+        """A copy of a sequence's state as bytes, as a rule the same in both layouts of the cache."""
 
     def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
         """Fill an empty sequence from `state`; False if that doesn't fit this model and context."""
 
     def read_parts(self, seq: int) -> StateParts | None:
-        """A copy of a sequence's state that can be cut into parts; None if this model or context can't."""
+        """A copy of a sequence's state that can be cut into parts; None if model or context don't allow that."""
 
     def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
         """Fill a sequence from the states of consecutive runs of tokens; False if they don't fit."""
 
     def take_checkpoint(self, seq: int) -> memoryview:
-        """A copy of the part of a sequence's state that `seq_rm` can't cut (recurrent models)."""
+        """A copy of the part of a sequence's state that `seq_rm` can't cut (recurrent and hybrid models)."""
 
     def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
-        """Restore such a copy; cells that `seq_rm` can cut don't change. False if it doesn't fit."""
+        """Restore what `take_checkpoint` returned; other cells don't change. False if it doesn't fit."""
 
     def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
         """Use these adapters, as (index, scale), in the next decodes."""
 
     def open_embeddings(self) -> EmbeddingBackend:
-        """Open a context for embeddings beside the one that generates; StartError if this model allows none."""
+        """The context for embeddings, opened at the first call; StartError if this model allows none."""
 
     def open_media_embeddings(self, n_at_once: int) -> MediaEmbeddingBackend:
         """The context for embeddings of inputs with files, the open one if it is large enough; ApiError if there can be
         none. A chunk without a causal mask has at most `n_at_once` tokens."""
 
     def close(self) -> None:
-        """Free everything in the order that C needs."""
+        """Free everything."""

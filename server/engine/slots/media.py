@@ -1,12 +1,13 @@
 """Images and sound in prompts: prepared files, and the placeholders for them among a prompt's tokens.
 
 In the prompt of a task or `Embed`, the ids -1, -2, ... stand for its first, second, ... file. The backend decodes the
-files (`media_desk`). Then the prompt is written out: a chunk becomes negative placeholder ids, one for each position in
-the cache. They are made from the hash of its content, so reuse, sharing and saved slots compare tokens without knowing
-of images. Two things differ: a chunk's cells come all at once, from `media_steps`, and reuse ends at a chunk's border.
+files (`media_desk`) and cuts them into chunks. Then the prompt is written out: a chunk becomes negative placeholder
+ids, one for each position in the cache. They are made from the hash of the file's content, so reuse, sharing and saved
+slots compare tokens without knowing of images. Two things differ from text: a chunk's cells come all at once, from
+`media_steps`, and reuse ends at a chunk's border.
 
-Engine thread. Not taken: encoding on the media thread too. On a CPU it would compete with the compute threads for the
-cores, and generating slots would wait anyway.
+Engine thread; the media thread makes chunks. Not taken: encoding on the media thread too. On a CPU it would compete
+with the compute threads for the cores.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Closable(Protocol):
 
 @record(frozen=True, eq=False)
 class Chunk:
-    """A run of embeddings. With `is_causal` False all of it is evaluated in one batch."""
+    """A run of embeddings, computed together. Unless `is_causal` is set, all must be evaluated in one batch."""
 
     ids: tuple[int, ...]  # placeholders, one per position
     n_tokens: int  # cells of the cache

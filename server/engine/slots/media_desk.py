@@ -1,8 +1,7 @@
-"""Prepares the files of tasks on the thread `media`. Owners take turns.
+"""Prepares the files of tasks and `Embed`s on the thread `media`. Owners take turns.
 
-So decoding a large image doesn't stall generating slots, and an owner with many images doesn't hold up others for long.
-A prompt that is too long by its files' headers is refused before any file is decoded. All but `MediaDesk._run` and what
-it calls runs on the engine thread.
+On a thread of its own, decoding a large image doesn't stall generating slots. All but `Shelf`, and `MediaDesk._run` and
+what it calls, runs on the engine thread.
 
 Not taken: several such threads. Decoding and computing compete for the same cores, and libmtmd's decoder can't be
 interrupted.
@@ -26,7 +25,7 @@ from server.errors import ApiError
 from server.log import get_logger
 from server.records import field, record
 
-MAX_EMBEDDED = 1 << 16  # tokens of one request for embeddings, whose files are all held at once
+MAX_EMBEDDED = 1 << 16  # tokens of an `Embed` with files, which are all held at once; more in a larger context
 
 log = get_logger("engine")
 
@@ -72,7 +71,7 @@ class Held:
     n_holders: int = 1
 
     def close(self) -> None:
-        """Give the file back, once for each time that it was taken."""
+        """Give the file back; to be called once for each `take`."""
         self.shelf.give(self)
 
 
@@ -85,11 +84,10 @@ class Job:
     least: list[int] = field(default_factory=list)  # tokens that each file takes at least
     n_text: int = 0  # text tokens of the prompt
     n_uses: list[int] = field(default_factory=list)  # how often each file is in the prompt
-    n_bytes: int = 0  # decoded in this turn
+    n_bytes: int = 0  # bytes decoded in this turn
 
     @property
     def is_done(self) -> bool:
-        """Whether all files are prepared."""
         return len(self.files) == len(self.task.media)
 
     def count_tokens(self) -> int:
@@ -109,9 +107,9 @@ class MediaReady:
 class MediaDesk:
     """Tasks whose files are being prepared, and the layouts of tasks that wait or run.
 
-    Owners take turns file by file. The owner for whom fewest bytes have been decoded is next.
-    `at_work` is the task whose files the media thread has. It is announced first, because a file may crash the engine;
-    so the next one begins only when the loop has taken the result.
+    If several owners wait, a turn is one file. The owner for whom fewest bytes have been decoded is next. `at_work` is
+    the id of the task whose files the media thread has. It is announced before, because a file may crash the engine.
+    The next turn begins when the loop has taken the result.
     """
 
     def __init__(
@@ -136,7 +134,6 @@ class MediaDesk:
 
     @property
     def has_layouts(self) -> bool:
-        """Whether any task that waits or runs has files."""
         return bool(self._layouts)
 
     def take(self, task: Task | Embed, max_tasks: int) -> None:
@@ -190,11 +187,10 @@ class MediaDesk:
         return job is not None
 
     def list_waiting(self) -> list[int]:
-        """The ids of tasks whose files are being prepared."""
         return list(self._jobs)
 
     def close(self) -> None:
-        """End the thread after its current file."""
+        """Forget the waiting tasks, and end the thread after its current file."""
         if self._thread is not None:
             for id_task in self.list_waiting():
                 self.forget(id_task)
@@ -208,7 +204,6 @@ class MediaDesk:
         return job
 
     def _start_next(self) -> None:
-        """If the media thread is free, give it the files of the task whose turn it is."""
         if self.at_work is None and self._jobs:
             job = min(self._jobs.values(), key=lambda job: self._decoded[job.task.owner])
             self.at_work = job.task.id
@@ -228,8 +223,7 @@ class MediaDesk:
             pass
 
     def _take_turn(self) -> bool:
-        """Do one turn; False at the end. A function of its own, so that no variable keeps a file alive between
-        turns."""
+        """Do one turn; False at the end. Between two calls no variable keeps a file alive."""
         job = self._turns.get()
         if job is None:
             return False

@@ -1,13 +1,12 @@
 """Predicts how many prompt rows fit into a given time, from the steps measured so far. Engine thread; reads no clock.
 
 How many rows fit depends on the model, the machine and its load, and on how many tokens lie before the rows (depth). A
-row is assumed to cost `speed * (1 + growth * depth)`. The speed is the median of the latest steps, so one delayed step
+row is assumed to cost `base * (1 + growth * depth)`. The base is a median of the latest steps, so one delayed step
 changes little. The growth comes from a line through the medians of shallow and of deep steps.
 
 Rows come in tiles of 64. With fewer rows, attention on a CPU goes row by row and a row costs up to twice as much. So
-one tile may take `PATIENCE` times the limit. Only if that is still too short (large models, slow machines), steps have
-fewer rows. The higher cost of their rows is learnt separately: otherwise each smaller step would make rows look more
-expensive, and the next step smaller still.
+one tile may take `PATIENCE` times the limit. If it would take longer, a step has fewer rows, whose higher cost is
+learnt separately.
 
 Not taken: a least-squares fit, whose line one delayed step can bend.
 """
@@ -25,18 +24,18 @@ FEW = 8
 """The fewest rows of a step, unless a prompt has no more."""
 
 N_SAMPLES = 5  # latest steps that a median is made of
-N_PLACES = 32  # latest large steps that the growth is learnt from
+N_PLACES = 32  # latest steps of a tile or more that the growth is learnt from
 MIN_APART = 128
-"""Least distance, in positions, between the middles of shallow and deep steps for a line through them."""
+"""Least distance in tokens between the median depths of shallow and deep steps, for a line through them."""
 
 FIRST_GROWTH, MAX_GROWTH = 1 / 512, 1 / 128
 """How much a row's cost grows with each token before it, relative to its cost at depth 0: at first, and at most."""
 
 MOST_SAVED_MS = 100.0
-"""Milliseconds. For background tasks, a higher `--max-stall-ms` counts as this."""
+"""For background tasks, a higher `--max-stall-ms` counts as this."""
 
 PATIENCE = 2.5
-"""A step of one tile, or of one sequence's drafts, may take `PATIENCE` times its limit."""
+"""A step of one tile, or with drafts, may take `PATIENCE` times its limit."""
 
 OVERTIME = 1.2
 """A step that ends a prompt may take `OVERTIME` times its limit."""
@@ -59,7 +58,7 @@ class Step:
 
 
 class Pace:
-    """The time that a row takes at present."""
+    """What a row costs at present, in milliseconds."""
 
     def __init__(self) -> None:
         self._decode_ms: deque[float] = deque(maxlen=N_SAMPLES)
@@ -69,7 +68,6 @@ class Pace:
         self._small_row = SMALL_ROW
 
     def observe_decode(self, ms: float) -> None:
-        """Note that a generating step took `ms`."""
         self._decode_ms.append(ms)
 
     def observe_prompt(self, n_rows: int, depth: int, ms: float) -> None:
@@ -85,7 +83,7 @@ class Pace:
 
     @property
     def decode_ms(self) -> float:
-        """The milliseconds of a step without prompt rows; 0 before one was measured."""
+        """The milliseconds of a generating step; 0 before one was measured."""
         return compute_median(self._decode_ms) if self._decode_ms else 0.0
 
     def estimate(self, n_rows: int, depth: int) -> float:
@@ -95,9 +93,9 @@ class Pace:
 
     def count_rows(self, limit_ms: float, depth: int, n_left: int, patience: float = PATIENCE) -> int:
         """Rows for a step of about `limit_ms`, for a prompt with `n_left` rows left behind `depth` tokens. A tile may
-        take `patience` times the limit, a prompt's end `OVERTIME` times.
+        take `patience` times the limit.
 
-        At most twice as many as in a recent step or a tile, so that a wrong prediction costs only one step.
+        At most twice a tile or the largest recent step, so that a wrong prediction costs only one step.
         """
         n_most = 2 * max([TILE, *(step.n_rows for step in self._lately)])
         if n_left <= n_most and self.estimate(n_left, depth) <= min(OVERTIME, patience) * limit_ms:
@@ -109,7 +107,7 @@ class Pace:
         return min(max(few - few % FEW, FEW), TILE - FEW, n_left)
 
     def count_rows_within(self, limit_ms: float, depth: int, n_left: int) -> int:
-        """Rows for one more step before the generating slots go on: whole tiles or all rows, else 0."""
+        """Rows for one more step before the generating slots go on: all rows, else the whole tiles that fit, else 0."""
         if not self._lately or self._compute_row_ms() <= 0.0:
             return 0  # nothing was measured
         if self.estimate(n_left, depth) <= limit_ms:
@@ -125,7 +123,7 @@ class Pace:
     # ---- parts ------------------------------------------------------------------------------------------------
 
     def _compute_row_ms(self) -> float:
-        """The cost of a row in a large step at depth 0."""
+        """The cost of a row at depth 0 in a step of a tile or more."""
         return self._compute_median(self._lately) if self._lately else FIRST_ROW * self.decode_ms
 
     def _compute_median(self, steps: Iterable[Step]) -> float:
@@ -135,7 +133,6 @@ class Pace:
         )
 
     def _learn_small_row(self) -> None:
-        """Compare recent small and large steps."""
         small = [step for step in self._lately if step.n_rows < TILE]
         large = [step for step in self._lately if step.n_rows >= TILE]
         if small and large:
@@ -155,7 +152,7 @@ class Pace:
 
 
 SHARE = 0.18
-"""Seconds that background tasks may take for each second of other tasks, which keep five sixths of their rate."""
+"""Seconds that background tasks may take for each second of other tasks."""
 
 
 class Spare:
@@ -188,23 +185,21 @@ class Spare:
         return compute_median(self._row_ms) if self._row_ms else self.alone_ms
 
     def note_others(self, ms: float, is_decode: bool) -> None:
-        """Note that a step without background rows took `ms`."""
+        """Note that a step without background rows took `ms`; `is_decode`: it was a generating step."""
         if is_decode:
             self._alone_ms.append(ms)
         self._saved_ms = min(self._saved_ms + SHARE * ms, max(self._cost, self._most_ms))
 
     def note_beside(self, ms: float, n_rows: int) -> None:
-        """Note that a generating step with `n_rows` background rows took `ms`."""
         extra_ms = max(ms - self.alone_ms, 0.0)
         self._row_ms.append(extra_ms / n_rows)
         self._saved_ms += SHARE * (ms - extra_ms) - extra_ms
 
     def note_background(self, ms: float) -> None:
-        """Note that a step of background tasks took `ms`."""
         self._saved_ms -= ms
 
     def count_rows_beside(self, n: int) -> int:
-        """How many of `n` background rows the next generating step may have: the most that a step may have, or 0 until
+        """How many of `n` background rows the next generating step may have: as many as `_most_ms` allows, or 0 until
         the saved time suffices for them."""
         if not self._alone_ms:
             return 0

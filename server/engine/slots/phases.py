@@ -1,8 +1,9 @@
-"""Follows which part of its answer a task is generating: the model's thinking, visible text, or a tool call.
+"""Follows which part of its answer a task is generating: the model's reasoning (here: thinking), visible text, or a
+tool call.
 
 Engine thread; pure except for the task's `TextStream`, which it feeds. `Phases` finds where a grammar begins and where
 stop strings are looked for, and forces the tokens that end the thinking. Only some tasks need it (`must_have_phases`).
-One token may end a part and begin the next. Except at a TOKEN trigger, the parts depend on the text, not on its tokens.
+Except at a TOKEN trigger, the parts depend on the text, not on its tokens.
 
 Not taken: llama.cpp's lazy grammars. They search the whole text again at each token, and end the process if the text
 after a trigger doesn't fit.
@@ -24,14 +25,14 @@ REACH = 1024
 """The most bytes of text that a match of a pattern may have."""
 MAX_RECENT = 4 * REACH  # latest tokens kept at least, since the grammar may begin in one of them
 MAX_BEFORE = 256  # bytes of white space before the thinking
-MAX_TOKENS_TO_FINISH_CHARACTER = 4  # before the thinking is ended
+MAX_TOKENS_TO_FINISH_CHARACTER = 4  # tokens for the rest of a character, before the thinking is ended
 MAX_CHARACTER = 4  # bytes
 
 
 @record(frozen=True)
 class Begin:
-    """How a grammar begins inside a text. `lead` is the text before the grammar's first character; the written `tokens`
-    begin where it does. Texts that begin with `unless` don't have to fit the grammar."""
+    """How a grammar begins inside a text: in the text of the written `tokens` and the next token, behind its beginning
+    `lead`. Texts that begin with `unless` don't have to fit the grammar."""
 
     lead: str = ""
     tokens: tuple[int, ...] = ()
@@ -43,10 +44,10 @@ class Move:
     """What a token changes."""
 
     phase: int  # after the token
-    parts: list[tuple[bytes, bool]]  # the token's text in parts, and whether stop strings are looked for in each
-    tail: bytes  # the end of the text, where a mark may have begun
+    parts: list[tuple[bytes, bool]]  # parts of the text, and whether stop strings are looked for in each
+    tail: bytes  # the end of the text, where a mark (a text that ends the part) may have begun
     seen: Seen
-    begins_at: int | None = None  # where in its bytes the grammar begins (negative: in an earlier token)
+    begins_at: int | None = None  # the byte of the token where the grammar begins (negative: in an earlier token)
 
 
 def must_have_phases(task: Task) -> bool:
@@ -59,7 +60,7 @@ class Phases:
     """The parts of one answer.
 
     While `is_waiting` the grammar doesn't hold yet, and each drawn token must be passed to `look`. `forced` is the
-    token that comes next whatever the draw is. `n_thought` counts the tokens of the thinking.
+    token that comes next whatever the draw is, or None. `n_thought` counts the tokens of the thinking.
     """
 
     def __init__(
@@ -98,14 +99,14 @@ class Phases:
         if not self._is_lazy and self.phase != THINKING:
             return Begin(unless=self._open if self.phase == BEFORE else "")
         if not self._is_lazy and token in self._eog_tokens:
-            return Begin(self._close)  # the token ends the thinking, and the grammar asks for text
+            return Begin(self._close)  # the answer would end in the thinking: the grammar begins as if that were closed
         move = self._move(token)
         self._looked = token, move
         if move.begins_at is None:
             return None
         piece = self._get_shown(token)
         if not self._is_lazy and move.begins_at == len(piece):
-            return None  # it begins with the token after this one
+            return None  # the grammar begins with the token after this one
         return self._begin(piece, move.begins_at)
 
     def bind(self, is_same: bool) -> None:
@@ -120,8 +121,8 @@ class Phases:
         self.forced = self._get_next_forced()
 
     def take(self, token: int) -> str:
-        """Add a token to the answer; return the text that may be sent now. If it sets `is_waiting`, the model thinks,
-        and the grammar must stop."""
+        """Add a token to the answer; return the text that may be sent now. If this sets `is_waiting`, the model has
+        begun to think, and the caller ends the grammar."""
         self._n_tokens += 1
         self.n_thought += self.phase == THINKING
         if self.is_waiting:
@@ -253,7 +254,8 @@ class Phases:
             del self._recent[:MAX_RECENT]
 
     def _begin(self, piece: bytes, at: int) -> Begin | None:
-        """How the grammar begins at offset `at` in this token's bytes; None if that is inside a broken character."""
+        """How the grammar begins at offset `at` in this token's bytes; None if that is inside a broken character or too
+        far back."""
         tokens: list[int] = []
         before, n_more = piece, 0
         for one, data in reversed(self._recent):
@@ -285,9 +287,9 @@ class Seen:
     """What is known of the visible text so far."""
 
     head: bytes | None = None  # the text without leading white space while a START trigger may still come, else None
-    matches: tuple[dict[int, int], ...] = ()  # for each pattern: its automaton's rows to where their matches began
-    n_read: int = 0  # bytes that the patterns have read
-    rest: bytes = b""  # the beginning of a character after them
+    matches: tuple[dict[int, int], ...] = ()  # for each pattern: row of its automaton -> byte where its match began
+    n_read: int = 0  # bytes of the text that the patterns have read
+    rest: bytes = b""  # the beginning of a character after those
 
 
 class Triggers:
@@ -303,8 +305,8 @@ class Triggers:
         self.nothing = Seen(b"" if self._starts else None, tuple({} for _ in self._patterns))
 
     def find(self, rest: bytes, tail: bytes, seen: Seen) -> tuple[tuple[int, int] | None, Seen]:
-        """The first trigger in `rest`, the last bytes of a token, after a text that ends with `tail`: its start
-        (negative if before `rest`) and its end. And the new `Seen`."""
+        """The start (negative if before `rest`) and end of the first trigger in `rest`, the last bytes of a token,
+        after a text that ends with `tail`; None if there is none. And the new `Seen`."""
         found = []
         data = tail + rest
         if any(map(data.__contains__, self._words)):
@@ -324,8 +326,7 @@ class Triggers:
         return (start, end), seen
 
     def _match(self, data: bytes, seen: Seen) -> tuple[list[tuple[int, int]], Seen]:
-        """The first matches of patterns, as (end, start) in `data`. Each character takes one step for each row that a
-        match has reached, so the time is linear in the text."""
+        """The first matches of patterns, as (end, start) in `data`. The time is linear in the text."""
         n_before = seen.n_read + len(seen.rest)
         data = seen.rest + data
         text, n_read = codecs.utf_8_decode(data, "surrogateescape")

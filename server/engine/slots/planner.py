@@ -2,8 +2,7 @@
 
 A batch has either one row for each generating sequence, or prompt rows. Attention over rows of one kind costs less than
 over a mixture, and in a split cache llama.cpp would cut the mixture into micro-batches (docs/performance.md).
-`batching` decides whose turn it is and how many rows there are. Jobs and spans live for one step; they aren't frozen,
-because a frozen dataclass takes three times as long to make.
+`batching` decides whose turn it is and how many rows there are.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ UNLIMITED = 2**31  # rows
 class Job:
     """The tokens that a sequence has to evaluate next: a prompt's if `is_prefill`, else its latest token."""
 
-    id: int  # the caller's: a slot's id
+    id: int  # of the slot
     seq: int
     pos: int  # of the first token
     tokens: Sequence[int]
@@ -58,8 +57,8 @@ def plan_generating(jobs: Iterable[Job], n_batch: int) -> list[Span]:
 
 
 def plan_reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
-    """Spans with at most `n_rows` prompt rows together. They come from one job after the other; if `is_alone`, from the
-    first job alone."""
+    """Spans with at most `n_rows` prompt rows together, from one job after the other; if `is_alone`, from the first job
+    only."""
     spans: list[Span] = []
     for job in prompts:
         n = min(n_rows, len(job.tokens), job.limit)

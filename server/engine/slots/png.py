@@ -1,8 +1,9 @@
-"""Checks whether a PNG inflates to the size that its header states. Runs on the media thread, before libmtmd reads the
+"""Checks that a PNG doesn't inflate to more than its header states. Runs on the media thread, before libmtmd reads the
 file.
 
-stb_image inflates all data before it looks at the size, and 64 MB of PNG can be 64 GB of zeros. So the data is first
-inflated here and thrown away, in parts: between two of them other threads can run and the work can be stopped.
+libmtmd's decoder (stb_image) inflates all data before it looks at the size, and 64 MB of PNG can be 64 GB of zeros. So
+the data is first inflated here and thrown away, in parts: between two of them other threads can run and the work can be
+stopped.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def find_png_fault(data: bytes, n_inflated: int, is_wanted: Callable[[], bool] =
 
 
 def _inflate(inflater: Any, piece: bytes | memoryview) -> int:
-    """The number of bytes that a part of the data inflates to. None of them is kept."""
+    """The number of bytes that a part of the data inflates to."""
     n = 0
     while piece and not inflater.eof:
         n += len(inflater.decompress(piece, OUT))

@@ -1,12 +1,11 @@
 """The queue of waiting tasks, shared fairly between owners. Engine thread; no clock, no backend.
 
 Tasks of a higher `priority` go first. Owners of one priority take turns by deficit round robin: a turn is worth
-`QUANTUM` tokens, and a task costs the tokens of its prompt plus a fixed number for its answer. So only an owner with
-many or long requests waits longer. Tasks of one owner go in order of arrival. Every `OLDEST_EVERY`th time the oldest
-task that isn't in the background goes first, so that no priority waits for ever.
+`QUANTUM` tokens, and a task costs the tokens of its prompt plus a fixed number for its answer. Tasks of one owner and
+priority go in order of arrival. Every `OLDEST_EVERY`th time the oldest task that isn't in the background goes first, so
+that a low priority doesn't wait for ever.
 
-Tasks that can't run now (their slot is busy) are skipped and keep their place. The time to remove a task doesn't depend
-on how many its owner has, because a client may cancel a thousand.
+Tasks that can't run now (their slot is busy) are skipped and keep their place.
 
 Not taken: shares by past use. They would punish an owner for using an idle server.
 """
@@ -21,7 +20,7 @@ from server.records import field, record
 
 QUANTUM = 256  # tokens that an owner's turn is worth
 COST_OF_ANSWER = 256  # tokens that a task costs besides its prompt
-OLDEST_EVERY = 8  # one in this many tasks is the oldest
+OLDEST_EVERY = 8  # once in so many times, the oldest task goes first
 
 
 @record(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class Waiting:
 
     @property
     def cost(self) -> int:
-        """The tokens that it takes from its owner's turns."""
+        """The tokens that the task takes from its owner's turns."""
         return len(self.task.prompt) + COST_OF_ANSWER
 
 
@@ -42,10 +41,9 @@ class Line:
     """The waiting tasks of one owner, by id in order of arrival."""
 
     waiting: dict[int, Waiting] = field(default_factory=dict)
-    deficit: int = 0  # tokens left of its turns
+    deficit: int = 0  # tokens left of the owner's turns
 
     def find_first(self, can_run: Callable[[Task], bool]) -> Waiting | None:
-        """The first task that can run."""
         return next((waiting for waiting in self.waiting.values() if can_run(waiting.task)), None)
 
 
@@ -116,11 +114,10 @@ class FairQueue:
         return len(self._by_id) - len(self._background)
 
     def get_last_in_background(self) -> Waiting | None:
-        """The latest background task."""
+        """The latest background task; None if there is none."""
         return self._background[next(reversed(self._background))] if self._background else None
 
     def push(self, waiting: Waiting) -> None:
-        """Add a task."""
         self.n_moves += 1
         self._by_id[waiting.task.id] = waiting
         self._by_owner.setdefault(waiting.task.owner, {})[waiting.task.id] = waiting
@@ -129,7 +126,6 @@ class FairQueue:
         self._levels.setdefault(waiting.task.priority, Level()).push(waiting)
 
     def pop(self, can_run: Callable[[Task], bool] = lambda task: True) -> Waiting | None:
-        """Take out the next task that can run; None if there is none."""
         self._n_pops += 1
         if self._n_pops % OLDEST_EVERY == 0:
             oldest = next((one for one in self if not one.task.in_background and can_run(one.task)), None)

@@ -1,10 +1,10 @@
 """Turns `SamplingParams` into the list of sampler stages that the backend builds in C.
 
-Pure functions. Stages that would change nothing are left out, so a greedy request costs one argmax. The rules are those
-of llama.cpp's server:
+Pure functions. Most stages that would change nothing are left out, so a plain greedy request costs one argmax. The
+rules are those of llama.cpp's server:
 
 - Logit bias comes first, then the stages of `samplers` in their order, repeated ones repeatedly.
-- With a temperature <= 0, the most likely token after bias and penalties is taken.
+- With a temperature <= 0, the most likely token after bias, penalties and DRY is taken.
 - With mirostat, only bias, penalties and temperature come before it, and it picks the token itself.
 - The grammar isn't a stage. The backend checks the picked token against it, which is much cheaper.
 
@@ -34,11 +34,11 @@ class Stage:
 
 @record(frozen=True)
 class VocabFacts:
-    """What a chain depends on besides its parameters: tokens of the vocabulary, and the context's size in tokens."""
+    """What a chain depends on besides its parameters."""
 
     eog_tokens: tuple[int, ...]  # tokens that end a text
     suppress_tokens: tuple[int, ...]  # tokens that are never drawn
-    n_ctx: int  # what a `last_n` of -1 means
+    n_ctx: int  # tokens; a `last_n` of -1 means as many
 
 
 def make_chain(params: SamplingParams, facts: VocabFacts) -> list[Stage]:

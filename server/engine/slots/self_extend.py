@@ -1,9 +1,8 @@
 """Self-extend (group attention): a longer context than the model was trained for, by merging old positions.
 
 Pure arithmetic on positions; `prompt_cache.fold` applies it to the KV cache between two batches. When a sequence
-reaches position `ga_i + width`, the `width` positions from `ga_i` on are divided by the factor n, and all later ones
-move back. So positions stay within what the model was trained for. The formula is that of llama.cpp's server of 2024
-(paper: "LLM Maybe LongLM", arXiv 2401.01325).
+reaches position `ga_i + width`, the `width` positions from `ga_i` on are divided by `factor`, and later ones move back.
+The formula is that of llama.cpp's server of 2024 (paper: "LLM Maybe LongLM", arXiv 2401.01325).
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ class GroupAttention:
 
     factor: int  # old positions per new one
     width: int  # positions merged at once
-    pos: int = 0  # the next one
-    ga_i: int = 0  # all before it are merged
+    pos: int = 0  # the next position
+    ga_i: int = 0  # positions before this one are merged
 
     @property
     def room(self) -> int:
@@ -40,7 +39,7 @@ class GroupAttention:
         return self.ga_i + self.width - self.pos
 
     def fold(self) -> Fold | None:
-        """The next fold, None if it isn't due. A returned fold is already in `pos` and `ga_i`."""
+        """The next fold, already applied to `pos` and `ga_i`; None if it isn't due."""
         if self.room > 0:
             return None
         n, w, start, pos = self.factor, self.width, self.ga_i, self.pos

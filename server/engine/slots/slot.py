@@ -1,7 +1,7 @@
 """A slot: one sequence of the KV cache, and the task that runs on it.
 
 Engine thread only. A slot outlives its tasks, because the next one may reuse the tokens that they leave in the KV
-cache. All that belongs to one task is in its `Run`.
+cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.records import field, record, replace
 
 
 class Drafts(Protocol):
-    """What a slot reads of a task's speculative decoding: how many tokens were drafted and accepted."""
+    """What a slot reads of a task's speculative decoding, in tokens."""
 
     n_drafted: int
     n_accepted: int
@@ -27,7 +27,7 @@ class Drafts(Protocol):
 
 @record(frozen=True, eq=False)
 class Checkpoint:
-    """A copy of the part of a sequence's state that can't be cut, from when it held `n` tokens."""
+    """A copy of the part of a sequence's state that can't be cut, made when the sequence held `n` tokens."""
 
     n: int
     state: bytearray | memoryview
@@ -44,8 +44,7 @@ class Leader:
 
 @record(frozen=True, eq=False)
 class Aside:
-    """What a slot held when its task had to wait in memory. `state` has the bytes of its cells, None if it had none.
-    The other fields are the slot's."""
+    """What a slot held when its task had to wait in memory. `state` has the bytes of its cells, None if it had none."""
 
     state: memoryview | None
     tokens: list[int]
@@ -56,17 +55,17 @@ class Aside:
 
 @record(eq=False)
 class Run:
-    """One running task. Times are in the clock's seconds unless a name says otherwise."""
+    """One running task. Times are in the clock's seconds unless a comment says otherwise."""
 
     task: Task
     prompt: list[int]  # with the system prompt; cut if it was too long
     sampler: TokenSampler
     text: TextStream
     t_arrived: float
-    t_start: float  # on its slot
+    t_start: float  # when the task got its slot
     truncated: bool = False  # prompt or context were cut
     is_full: bool = False  # the context must be shifted before the next step
-    is_last_in_line: bool = False  # if it waits in memory, it does so until it is the oldest task
+    is_last_in_line: bool = False  # once in memory, the task waits until it is the oldest
     n_cached: int = 0  # tokens of the prompt that were reused
     cache_source: str = CACHE_NONE  # this and the next two: see `CacheUse`
     cache_reason: str = ""
@@ -83,7 +82,7 @@ class Run:
     phases: Phases | None = None
     judged_from: int = 0  # probabilities are wanted of the prompt's tokens from here on (0: of all or none)
     cuts: tuple[tuple[int, int], ...] = ()  # parts [start, end) of the prompt, to be removed from the cache
-    cut_at: int = 0  # how many tokens must be evaluated before the cuts are removed
+    cut_at: int = 0  # the cuts are removed when so many tokens have been evaluated
 
     @property
     def n_reusable(self) -> int:
@@ -99,7 +98,7 @@ class Run:
         return self.n_decoded < len(self.task.resume)
 
     def make_timings(self) -> Timings:
-        """The task's times so far. Without tokens, all of its time counts for the prompt."""
+        """The task's counts and times so far."""
         t_first = self.t_first or self.t_last or self.t_start
         n_drafted, n_accepted = (
             (-1, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
@@ -116,8 +115,8 @@ class Run:
         )
 
     def make_cache_use(self) -> CacheUse:
-        """What came from the cache. A difference before `n_cached` isn't reported: those tokens came from another
-        owner's text."""
+        """What came from the cache. A difference before `n_cached` isn't reported, because tokens behind it came from
+        another owner's text."""
         difference = self.first_difference
         is_behind = difference is not None and difference.position >= self.n_cached
         return CacheUse(self.cache_source, self.cache_reason, difference if is_behind else None)
@@ -130,8 +129,8 @@ class Slot:
     id: int
     seq: int  # its sequence in the KV cache
     n_ctx: int  # tokens that it can hold
-    tokens: list[int] = field(default_factory=list)  # exactly those whose cells the sequence has
-    lora: tuple[tuple[int, float], ...] = ()  # the adapters they were computed with, as (index, scale)
+    tokens: list[int] = field(default_factory=list)  # between two batches: those whose cells the sequence has
+    lora: tuple[tuple[int, float], ...] = ()  # the adapters that these were computed with, as (index, scale)
     positions: GroupAttention | None = None  # with self-extend; else tokens are at positions 0, 1, ...
     is_sharing: bool = False  # some cells may belong to other sequences
     n_shared: int = 0  # tokens at its beginning whose cells may be shared
@@ -142,15 +141,14 @@ class Slot:
     parked: list[int] = field(default_factory=list)  # tokens whose cells were moved to memory while it was idle
     owner: str | None = None  # whose text the tokens are; None if unknown
     state_copy: memoryview | None = None  # the system prompt in a split cache, which has no sequence for it
-    aside: Aside | None = None  # what it held, while its task waits in memory for room
+    aside: Aside | None = None  # while its task waits in memory for room
     run: Run | None = None
     t_used: float = 0.0  # end of its latest task, in the clock's seconds
-    t_served: float = 0.0  # its latest turn with --exact
+    t_served: float = 0.0  # its latest turn with --exact, in the clock's seconds
     latest: SlotState | None = None  # its state at the end of its latest task
 
     def count_reusable(self, prompt: list[int]) -> int:
-        """How many of the slot's first tokens `prompt` begins with and may reuse; none behind a context shift, since
-        their cells depend on dropped tokens."""
+        """How many of the slot's first tokens `prompt` begins with and may reuse: none from `shifted_at` on."""
         n = count_common_prefix(self.tokens, prompt)
         return n if self.shifted_at is None else min(n, self.shifted_at)
 
@@ -202,7 +200,7 @@ class Slot:
 
 
 def count_common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix of two lists or two tuples of tokens. Compares many at once, in C."""
+    """Length of the common prefix of two lists or two tuples of tokens."""
     n, step = 0, 1024
     end = min(len(a), len(b))
     while step and n < end:

@@ -1,8 +1,8 @@
 """Turns the bytes of tokens into text that may be sent. Characters and stop strings may extend over several tokens.
 
-Runs on the engine's thread, because a stop string ends the task. The result doesn't depend on how the bytes are cut
-into tokens: the text ends at the stop string that is complete first, and of two that are complete at once, at the one
-that began first.
+Runs on the engine's thread, because a stop string ends the task. The text ends before the stop string that is complete
+first; of two that are complete at once, before the one that began first. So the result doesn't depend on how the bytes
+are cut into tokens.
 
 Not taken: searching the whole text after every token. Only what can still become a stop string is kept.
 """

@@ -1,10 +1,9 @@
 """Follows an answer that copies an earlier text with changes: the place in that text, and what the copy changes.
 
 Engine thread, pure Python. An agent that writes a file again writes it as a JSON string, in which each line end and
-quotation mark is other tokens. `Changes` learns which tokens replace which, so the copy goes on behind them without a
-miss. New names and other indentation are learnt in the same way.
+quotation mark has other tokens. `Changes` learns which tokens replace which, so that drafts go on behind them.
 
-Not taken: rules about JSON. The tokens of escapes differ between vocabularies, and this learns them.
+Not taken: rules about JSON, because the tokens of escapes differ between vocabularies.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from server.engine.speculation.trust import Trust
 REACH = 16  # the copy is searched for within this many tokens behind a change
 AWAY = 48  # a copy ends after this many tokens without being found again
 SURE = 2  # equal tokens behind a change that confirm it
-LONGEST = 8  # tokens on either side of a change
-MAX_KNOWN = 256  # first tokens for which changes are kept; also doubted tokens
-MAX_ALIKE = 4  # changes kept for one first token
+LONGEST = 8  # tokens on either side of a change, at most
+MAX_KNOWN = 256  # entries of each dict in `Changes`, at most
+MAX_ALIKE = 4  # changes that begin with the same old token, at most
 DECAY = 0.9  # weight that earlier trials keep at each new one
 NEW_DOUBT, DOUBTS_FOLLOW = 0.3, 0.3  # first chance of a doubted token, and the weight of each new outcome
 LIKELY = 0.5  # least chance of a change that is expected
@@ -40,7 +39,7 @@ class Change:
 
     @property
     def chance(self) -> float:
-        """The chance that it comes where its old tokens are."""
+        """The chance that the change comes where its old tokens are."""
         return self._hits / (self._trials + 0.5)
 
 
@@ -52,7 +51,7 @@ class Changes:
 
     def __init__(self) -> None:
         self.doubts: dict[int, float] = {}  # doubted token -> its chance to come
-        self._known: dict[int, list[Change]] = {}  # by their first old token, the longest first
+        self._known: dict[int, list[Change]] = {}  # changes by their first old token; in each list, the longest first
 
     def learn(self, old: Sequence[int], new: Sequence[int]) -> None:
         """Learn that `new` was written where the copied text has `old`. Neither is empty."""
@@ -125,7 +124,6 @@ class Copy:
         self._n_before = 0  # `n_matched` before it
 
     def begin(self, text: Sequence[int], place: int, n_matched: int) -> None:
-        """Begin a copy of `text` at `place`."""
         self.text, self._since = text, -1
         self._go(place, n_matched)
 
@@ -202,7 +200,8 @@ class Copy:
 
     def _resume(self, tokens: Sequence[int]) -> None:
         """Find the place in `text` at which the copy goes on after the unexpected tokens. If there is none, a single
-        unexpected token is assumed to replace one token; after more no place is known."""
+        unexpected token is assumed to replace one token; after more no place is known. After `AWAY` tokens the copy
+        ends."""
         text, at, end = self.text, self._at, len(tokens) - 1
         if end - self._since > AWAY:
             self.text, self.place = (), -1
@@ -224,9 +223,8 @@ class Copy:
             self._go(-1, 0)
 
     def _learn(self, tokens: Sequence[int]) -> None:
-        """Learn the change that is over: the tokens written since it began replace the skipped tokens of `text`.
-        Neither side may be empty. If nothing was skipped, the change includes the token behind it; if nothing was
-        written, the token before it."""
+        """Learn the change that is over: the tokens written since it began replace the skipped tokens of `text`. If
+        nothing was skipped, the change includes the token behind it; if nothing was written, the token before it."""
         at, since, n_old, n_new = self._at, self._since, self._n_old, self._n_new
         self._since = -1
         self.n_matched += self._n_before

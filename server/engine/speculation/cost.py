@@ -1,17 +1,15 @@
 """Learns what a step costs by its number of rows, and decides how many drafted rows pay.
 
-Engine thread, pure arithmetic. A draft pays if its tokens are likely to come cheaper than by steps of their own. That
-depends on the model, the machine and the other rows of the step. So steps are measured, and a draft gets the length
-with the most tokens per second.
+Engine thread, pure arithmetic. Steps are measured by their number of rows (size). A draft gets the length with the most
+expected tokens per second.
 
-Unmeasured sizes are bounded by the cost of prompt rows, which are computed in the same way but without logits. Without
-this bound, sizes that can't pay would be tried again and again on some machines. The bound also shows where a tile of
-rows is quicker than fewer rows (attention on CPUs).
+The cost of a size that wasn't measured is bounded by that of prompt rows, which are computed in the same way but
+without logits.
 
-Other load on the machine only adds time. So an estimate falls faster than it rises, and the first time of a size counts
-only if it isn't far above the expected one, or comes a second time: a size that looks too expensive isn't tried again.
-Sizes that weren't seen for long are forgotten. All steps get slower as a text grows. Plain steps show that first, and
-the other sizes are scaled with them.
+Other load on the machine only adds time. So an estimate falls faster than it rises. If the first time of a size is far
+above the expected one, a second one is awaited and the shorter one counts, because a size that looks too expensive
+isn't tried again. All steps get slower as a text grows. The smallest size shows that first, and the others are scaled
+with it.
 """
 
 from __future__ import annotations
@@ -25,13 +23,13 @@ from server.engine.slots.pace import TILE
 DOWN, UP = 0.3, 0.06  # weight of a new time that is shorter, or longer, than the estimate
 DOUBT = 2  # a first time that exceeds the expected one by this factor must come twice
 MAX_ROWS = 4096  # larger steps count as steps of this many rows
-MAX_WAIT = 1.25  # while a sequence has no draft, the others' drafts may lengthen a step by this factor
-FEW_PLAIN = 8  # a step with drafts may always take the time of this many plain ones
-MOST_ALIKE = 8  # the most tokens of drafts that are equally long for all sequences
+MAX_WAIT = 1.25  # if a sequence has no draft, the others' drafts may lengthen a step by this factor
+FEW_PLAIN = 8  # a step with drafts may take the time of this many steps without drafts, whatever its limit
+MOST_ALIKE = 8  # the most tokens of a draft, where drafts are equally long for all sequences
 MIN_PROMPT_ROWS = 16  # smaller steps of prompt rows aren't measured
-FORGET_AFTER = 2000  # steps
+FORGET_AFTER = 2000  # steps without a size, after which its cost is forgotten
 TILE_ROW = 1.25  # cost of a row with logits in a step of a tile or more, relative to a prompt row
-FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25  # assumed cost of any draft, and of each of its rows, relative to a plain step
+FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25  # assumed cost of any draft, and of each of its rows, relative to a step of one row
 ASSUMED_DRAFT = 0.2  # assumed cost of a small model's step, relative to the large one's
 
 
@@ -42,15 +40,14 @@ class RowCost:
         self.seconds = 0.0
 
     def observe(self, n_rows: int, seconds: float) -> None:
-        """Note that a step of `n_rows` rows of one prompt took `seconds`."""
         if n_rows >= MIN_PROMPT_ROWS:
             row, known = seconds / n_rows, self.seconds
             self.seconds = known + (DOWN if row < known else UP) * (min(row, 3 * known) - known) if known else row
 
 
 class StepCost:
-    """Seconds of a step by its number of rows. Sizes between measured ones are interpolated. Above them the slope is an
-    assumed one or that of prompt rows (`row`), whichever is steeper."""
+    """Seconds of a step by its number of rows. Sizes that weren't measured are estimated from others and prompt
+    rows."""
 
     def __init__(self, row: RowCost | None = None) -> None:
         self._row = row or RowCost()
@@ -61,7 +58,6 @@ class StepCost:
         self._n_steps = 0
 
     def observe(self, n_rows: int, seconds: float) -> None:
-        """Note that a step of `n_rows` rows took `seconds`."""
         if seconds <= 0.0:
             return
         n_rows = _bucket(n_rows)
@@ -87,11 +83,11 @@ class StepCost:
 
     @property
     def is_known(self) -> bool:
-        """Whether a step has been measured."""
         return bool(self._sizes)
 
     def estimate(self, n_rows: int) -> float:
-        """Seconds for a step of `n_rows` rows. Before the first measurement the unit is a step of one row."""
+        """Seconds for a step of `n_rows` rows. Before the first measurement the unit is the time of a step of one
+        row."""
         sizes = self._sizes
         i = bisect_left(sizes, n_rows)
         if i < len(sizes) and sizes[i] == n_rows:
@@ -146,12 +142,14 @@ def find_best_lengths(
 ) -> list[int]:
     """How many drafted tokens to add to a step for each sequence.
 
-    `chances[i]` are the falling probabilities that the first 1, 2, ... tokens of draft i prove right. `seconds`
-    estimates the step for given lengths of all drafts. `n_generating` rows are in the step anyway and yield a token
-    each; `room` more fit in, or `room_alike` if all sequences get equally many (cheapest in a split cache). The
-    expected tokens per second must exceed `min_gain` times those of the plain step; if `min_gain` is 0, all that fits
-    is sent. While a sequence has no draft, the step may take at most `MAX_WAIT` times as long as the plain one. No step
-    takes longer than `longest_s`, or `FEW_PLAIN` plain steps if that is more.
+    - `chances[i]`: the falling probabilities that the first 1, 2, ... tokens of draft i prove right.
+    - `n_generating`: rows of the plain step (without drafts). Each yields a token.
+    - `room`: how many more rows fit in; `room_alike`: the same if all sequences get equally many.
+    - `seconds`: estimates the step by the lengths of all drafts.
+    - `min_gain`: the expected tokens per second must exceed so many times those of the plain step; 0: send all.
+    - `longest_s`: limit of the step, or `FEW_PLAIN` plain steps if that is more.
+
+    If a sequence gets no draft, the step may take at most `MAX_WAIT` times as long as the plain one.
     """
     plain = [0] * len(chances)
     if not min_gain:
@@ -183,7 +181,7 @@ def _list_likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iter
 
 
 def _list_alike(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
-    """The same for drafts of equal length for all sequences, shorter only where a sequence has no more."""
+    """Like `_list_likeliest_first`, for drafts that are equally long, as far as each has so many tokens."""
     if len(chances) < 2:
         return
     for n in range(1, MOST_ALIKE + 1):
@@ -202,8 +200,8 @@ def find_best_common_length(
 ) -> int:
     """How many tokens the small model should draft for each sequence, 0 for none.
 
-    `chances` are pairs: the chance of a drafted token if those before it proved right, and how many the sequence can
-    use. Each token costs a step of the small model, `draft_seconds` by its number of rows. For `min_gain` see
+    `chances` has a pair for each sequence: the chance of a drafted token if those before it proved right, and how many
+    the sequence can use. `draft_seconds` estimates a step of the small model by its rows. For the rest see
     `find_best_lengths`.
     """
     longest = max((most for _, most in chances), default=0)

@@ -1,11 +1,12 @@
 """Drafts from a small model, which is run greedily ahead of the large one for all sequences together.
 
 Engine thread. The small model is a `Drafter`: a backend of its own with the same number of sequences and as much
-context. This module lists the tokens in each of its sequences and compares them with the text before each draft, so
-rejected drafts, context shifts, new tasks and restored slots need no message. Missing tokens (at first the whole
-prompt) are read in limited portions, and a text gets no draft before they are read.
+context. Before each draft, this module compares the tokens in the small model's sequences with the texts. So rejected
+drafts, context shifts, new tasks and restored slots need no message. Missing tokens (at first the whole prompt) are
+read in limited portions. A text gets a draft once at most a few are missing.
 
-Not taken: feeding it each batch of the large model. Prompts would take both models' time even if nothing is drafted.
+Not taken: feeding the small model each batch of the large one. Prompts would take both models' time even if nothing is
+drafted.
 """
 
 from __future__ import annotations
@@ -106,7 +107,6 @@ class ModelDrafts:
         return ready
 
     def _compute_portion(self) -> int:
-        """How many missing tokens may be read in this step."""
         if self._stall_s == 0:
             return CATCH_UP_ROWS[0]
         return next(

@@ -1,8 +1,8 @@
 """Drafts from a grammar: tokens of the text that the grammar prescribes, as the sampler foresees them.
 
 Engine thread. The text is certain except for white space, but its tokens aren't: the model may cut the same text in
-another way. How often it does is learnt from each text, with or without drafts. Mostly the first token differs, where
-white space may be; after a right one the others are nearly certain.
+another way. How often it does is learnt from each text, with or without drafts. If the first token, which may begin
+with white space, is right, the others are nearly certain.
 
 Not taken: accepting such tokens without asking the model. Another cut leads to another state of the model, so the
 answer would differ.
@@ -30,20 +30,18 @@ class Given:
         self._trials = [PRIOR_WEIGHT] * 2
 
     def foresee(self, tokens: Sequence[int]) -> None:
-        """Set the tokens that are expected next."""
         self.tokens = tokens
 
     def estimate_chances(self, n_max: int) -> list[float]:
-        """The chances that the first, the first two, ... of them come; [] if nothing is foreseen."""
+        """The chances that the first, the first two, ... foreseen tokens come; [] if there are none."""
         first, later = (hits / trials for hits, trials in zip(self._hits, self._trials))
         return [first * later**i for i in range(min(len(self.tokens), n_max))]
 
     def draft(self, n: int) -> list[int]:
-        """The first `n` foreseen tokens."""
         return list(self.tokens[:n])
 
     def judge(self, drawn: Sequence[int]) -> None:
-        """Learn from the tokens that were drawn."""
+        """Learn from the drawn tokens, and forget the foreseen ones."""
         for i, (expected, token) in enumerate(zip(self.tokens, drawn)):
             kind, is_hit = i > 0, expected == token
             self._hits[kind] = self._hits[kind] * DECAY + is_hit

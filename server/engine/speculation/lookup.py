@@ -1,11 +1,10 @@
-"""Drafts from earlier text: the tokens that followed the last time the same tokens came, in the prompt, the answer, or
+"""Drafts from earlier text: the tokens that once followed the latest tokens of the text, in the prompt, the answer, or
 an earlier answer to the same owner.
 
-Engine thread, pure Python. A `Lookup` follows every token of one text. Its index maps each n tokens to the places where
-they occurred before, as chains like those of LZ77 compressors. Once a place is found, it is followed; the index is
-searched only after a miss. Each token shows whether the prediction was right, even if no draft was sent; so trust is
-learnt without drafts. Earlier answers have an index of their own (`past`). After COPIED right predictions in a row the
-text counts as a copy, whose changes are learnt (`copying`).
+Engine thread, pure Python. A `Lookup` follows every token of one text. Its index maps each n-gram of tokens to the
+places where it occurred before. Once a place is found, it is followed; the index is searched only after a miss. Each
+token shows whether the prediction was right, even if no draft was sent. Earlier answers have an index of their own
+(`past`). After COPIED right predictions in a row the text counts as a copy, whose changes are learnt (`copying`).
 
 Not taken: scanning the text for each draft, whose cost grows with the text; and drafts of a fixed length.
 """
@@ -66,7 +65,6 @@ class Lookup:
         self._find(-1)
 
     def append(self, token: int) -> None:
-        """Add the next token of the text."""
         place = self._place
         is_hit = False
         if place >= 0:
@@ -97,7 +95,7 @@ class Lookup:
         return compute_falling(self._trusted, self._n_matched, repeat(1.0, n_max)) if self._place >= 0 else []
 
     def draft(self, n: int) -> list[int]:
-        """The next `n` predicted tokens. Behind the end of the text they are repeated."""
+        """The next predicted tokens, `n` at most. Behind the end of the text they are repeated."""
         if self._is_copying():
             return [token for token, _ in islice(self._copy.list_ahead(), n)]
         text, place = self._text, self._place
@@ -128,7 +126,7 @@ class Lookup:
 
     def _find(self, left: int) -> None:
         """Find the place whose preceding tokens are most like the end of the text. `left` is the place just left, -1
-        for none. Of equally good places one in the text itself wins."""
+        for none."""
         text, end = self._text, len(self.tokens) - 1
         best, found = (0, 0, -1), text
         if end >= 0:
@@ -151,8 +149,8 @@ class Lookup:
             self._place, self._n_matched = -1, 0
 
     def _find_nearest(self, text: Sequence[int], before: Sequence[int], place: int, left: int) -> tuple[int, int, int]:
-        """The best place in `text` from `place` on backwards, as (score, number of equal tokens, place); the place is
-        -1 if there is none."""
+        """The best of the places in `text` from `place` backwards, as (score, number of equal tokens, place); the place
+        is -1 if there is none."""
         tokens, end = self.tokens, len(self.tokens) - 1
         best = (0, 0, -1)
         for _ in range(MAX_PLACES):
@@ -169,8 +167,7 @@ class Lookup:
 
 
 def compute_falling(trust: Trust, n_matched: int, factors: Iterable[float]) -> list[float]:
-    """The chances that the first, the first two, ... tokens after `n_matched` equal ones come. `factors` has a factor
-    for each token."""
+    """The chances that the first, the first two, ... tokens after `n_matched` equal ones come."""
     survival, chances = 1.0, []
     for i, factor in enumerate(factors):
         survival *= trust.estimate_chance(n_matched + i) * factor

@@ -1,4 +1,4 @@
-"""Earlier answers as a source of drafts: agents and people often ask for the same lines again.
+"""Earlier answers as a source of drafts.
 
 Engine thread, pure Python. An owner's answers are used for its own tasks only. They are kept in two parts, each with an
 index. New answers go into the younger part. When that is full, the older part is dropped and a new one begun. When
@@ -17,9 +17,9 @@ from server.engine.speculation.copying import Changes
 from server.engine.speculation.trust import Trust
 
 LEAD = 24  # the prompt's last tokens, kept before each answer so that its beginning can be found
-PART = 16384  # tokens; each takes about 120 bytes with its index
-ALL = 262144  # tokens of all owners together
-OWNERS = 256
+PART = 16384  # the most tokens of a part; each takes about 120 bytes with its index
+ALL = 262144  # the most tokens of all owners together
+OWNERS = 256  # the most owners
 END = -1  # stands behind each answer
 
 
@@ -38,7 +38,6 @@ class Part:
         self.before = array("i")
 
     def add(self, tokens: Sequence[int], n: int) -> None:
-        """Add an answer."""
         start = len(self.tokens)
         self.tokens.extend((*tokens, END))
         self.before.extend([-1] * (len(tokens) + 1))
@@ -95,7 +94,6 @@ class Pasts:
         return past
 
     def add(self, owner: str, tokens: Sequence[int]) -> None:
-        """Add an answer of an owner."""
         past = self.of(owner)
         self._size -= len(past)
         past.add(tokens)

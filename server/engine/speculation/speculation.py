@@ -1,9 +1,9 @@
 """Speculative decoding: several tokens from one step where the next ones can be guessed.
 
 Engine thread. `extend` adds rows for drafted tokens to the row of a generating sequence. The drafts come from `lookup`,
-`past`, `rewriting`, `given` and `draft_model`; `cost` decides how many tokens pay. The scheduler draws row by row with
-the task's own sampler chain while the drawn token equals the draft, and cuts the rest out of the KV cache. So each
-token is drawn by the same chain and with the same random numbers as without drafts.
+`past`, `rewriting`, `given` and `draft_model`; `cost` decides how many tokens pay. `answers` draws row by row with the
+task's own sampler chain while the drawn token equals the draft, and cuts the rest out of the KV cache. So each token is
+drawn by the same chain and with the same random numbers as without drafts.
 
 Not taken: accepting a draft by the ratio of both models' probabilities. It accepts a little more, but a seed would no
 longer lead to the same text.
@@ -41,14 +41,13 @@ from server.records import field, record
 Source = Lookup | Rewriting | Given
 
 MOST_AT_ODDS = 8
-"""The most drafted tokens of a step with several sequences in a split cache, unless all sequences get equally many.
+"""The most tokens of drafts from text in a step with several sequences in a split cache, unless all get equally many.
 More would make micro-batches that other sequences wait for."""
 
 
 TRY_EVERY, TRY, SURE_OF = 32, 8, 5.0
-"""A row's cost may have been measured while the machine was busy, and isn't measured again while drafts look too
-expensive. So where `SURE_OF` of `TRY` drafted tokens are expected to prove right, they are sent every `TRY_EVERY` steps
-all the same."""
+"""A cost that was measured while the machine was busy isn't measured again while drafts look too expensive. So a single
+draft of which `SURE_OF` of `TRY` tokens are expected to prove right is sent every `TRY_EVERY`th time."""
 
 
 class Speculation:
@@ -99,7 +98,7 @@ class Speculation:
             self._from_model(wants, spans)
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
-        """Note the seconds of a step with these spans of generating sequences."""
+        """Learn from the seconds of a step with these spans of generating sequences, if it had one micro-batch."""
         sizes = [sum(map(len, spans))]
         if self._is_split:
             sizes = compute_micro_batches([(span.seq, len(span)) for span in spans])
@@ -107,7 +106,7 @@ class Speculation:
             self._get_cost(spans).observe(sizes[0], seconds)
 
     def observe_prompt(self, spans: Sequence[Span], seconds: float) -> None:
-        """Note the seconds of a step of prompt rows."""
+        """Learn from the seconds of a step of prompt rows, if they were of one prompt."""
         if len(spans) == 1:
             self._prompt_row.observe(len(spans[0]), seconds)
 
@@ -132,7 +131,7 @@ class Speculation:
         self.n_drafts += 1
 
     def remember(self, run: Run) -> None:
-        """Keep a complete answer for later tasks of its owner, unless the task has `cache_prompt: false`."""
+        """Keep a complete answer for drafts in later tasks of its owner, if options and task allow that."""
         lookup = None if run.drafting is None else run.drafting.lookup  # type: ignore[attr-defined]
         if self._pasts is not None and lookup is not None and run.task.cache_prompt:
             self._pasts.add(run.task.owner, lookup.tokens[-run.n_decoded - LEAD :])
@@ -214,7 +213,7 @@ class Speculation:
     # ---- costs ------------------------------------------------------------------------------------------------
 
     def _get_cost(self, spans: Sequence[Span]) -> StepCost:
-        """The cost of steps with this number of sequences; in a split cache that of micro-batches."""
+        """The cost of steps with about this number of sequences; in a split cache that of micro-batches."""
         return self._costs[0 if self._is_split else len(spans).bit_length()]
 
     def _make_seconds(
@@ -234,7 +233,6 @@ class Speculation:
         return estimate_seconds
 
     def _draft_seconds(self, spans: Sequence[Span]) -> Callable[[int], float]:
-        """A function that estimates the seconds of a step of the small model by its number of rows."""
         if self._model.cost.is_known:
             return self._model.cost.estimate
         cost = self._get_cost(spans)
@@ -262,7 +260,6 @@ def _add(span: Span, drafting: Any, draft: list[int], is_by_model: bool) -> bool
 
 
 def without_drafts(spans: Sequence[Span]) -> list[Span]:
-    """The spans without drafts."""
     return [
         Span(span.id, span.seq, span.pos, span.tokens[: len(span) - span.n_draft], span.output)
         if span.n_draft

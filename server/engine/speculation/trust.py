@@ -6,14 +6,13 @@ outcomes count more.
 
 from __future__ import annotations
 
-N_GRAM = 3  # a place in earlier text is followed if at least this many tokens before it are equal
+N_GRAM = 3  # by default, a place in earlier text is followed if this many tokens before it are equal
 MAX_MATCH = 80  # more equal tokens count as this many
 MIN_SURVIVAL = 0.05  # a draft ends where the chance of all its tokens falls below this
 PRIOR_WEIGHT = 2.0  # a first chance counts as much as the outcomes of this many tokens
 
 # (number of matched tokens, first chance that the next one matches, weight that earlier outcomes keep at each new one).
 # 0 matched tokens: one token is assumed to have been replaced. 1 or 2: a copy goes on after another kind of change.
-# Where misses are rare, earlier outcomes keep more weight.
 CLASSES = (
     (0, 0.35, 0.9),
     (1, 0.4, 0.9),
