@@ -88,6 +88,14 @@ def test_content_in_parts_is_the_same_as_the_text(api):
         assert text_of(api, [{"role": "user", "content": content}]) == text_of(api, [{"role": "user", "content": text}])
 
 
+def test_a_refusal_that_comes_back_is_what_the_assistant_said(api):
+    parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
+    said_before = [*HI, {"role": "assistant", "content": parts}, *HI]
+    assert text_of(api, said_before) == said(chatml(("user", "hi"), ("assistant", "a\nb"), ("user", "hi")), 6)
+    parts[1] = {"type": "refusal", "refusal": None}
+    assert "messages[1].content[1] has no text" in refuse(api, messages=said_before)["message"]
+
+
 def test_special_tokens_that_a_user_types_are_only_text(api):
     """With BOS's name in a message the prompt's tokens are bytes, in a prompt they would be BOS."""
     prompt = chatml(("user", "a<s>b</s>"))

@@ -190,10 +190,12 @@ def _get_arguments(call: Mapping[str, Any]) -> str:
 
 
 def _mark_part(part: object, where: str, files: Files | None) -> object:
-    """A part of a message. An image or a sound becomes a text with its marker."""
-    if files is not None and isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in PARTS:
+    """A part of a message. An image or a sound becomes a text with its marker, an assistant's refusal a text."""
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        return part
+    if files is not None and part["type"] in PARTS:
         return {"type": "text", "text": files.add_part(part, where), "is_media": True}
-    return part
+    return {"type": "text", "text": part.get("refusal")} if part["type"] == "refusal" else part
 
 
 def make_template_variables(
