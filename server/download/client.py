@@ -211,7 +211,7 @@ class Client:
                 return error
             with error:
                 raise self._make_refusal(error) from None
-        except ValueError as error:
+        except (ValueError, http.client.InvalidURL) as error:
             where = describe_url(request.full_url)
             raise DownloadError(f"{where} is not a valid URL, or redirects to a wrong one ({error})") from None
 

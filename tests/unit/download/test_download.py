@@ -448,6 +448,12 @@ def test_redirects_to_strange_places_are_not_followed(site, world, to):
     assert world.refusal(site.redirect("/x.gguf", to)) and len(site.seen) == 1
 
 
+@pytest.mark.parametrize("host", ["a b", "a%20b", "127.0.0.1%0a"])
+def test_a_url_that_can_not_be_asked_for_is_refused_at_once(site, world, host):
+    assert "not a valid URL" in world.refusal(f"http://{host}/x.gguf") and world.waits == []
+    assert "not a valid URL" in world.refusal(site.redirect("/x.gguf", f"http://{host}/x")) and world.waits == []
+
+
 # -- checksums
 
 
