@@ -46,6 +46,7 @@ ID_MAX = 100  # characters of an id
 _ID = re.compile(rf"[A-Za-z0-9_.:-]{{1,{ID_MAX}}}")
 _DIGITS = re.compile("[0-9]{1,9}")
 _WORD_CHAR = re.compile(r"[\w.-]")
+_VALUE_START = re.compile(rf"""(["']?)(?:[ \t\r\n]|\\[nrt]){{0,{SPACE_MAX}}}""")  # a string's quote, and white space
 
 Sink = Callable[[str], object]
 
@@ -219,17 +220,20 @@ class CallReader(Cursor):
             yield from self.skip_space()
             if isinstance(call, KeyedCall):
                 self.name = self.check_name(key)
+                yield from self.check_arguments()
                 return
             assert isinstance(call, JsonCall)
             if key == call.name_key:
                 self.name = self.check_name(_decode_plain((yield from self.read_value())))
             elif key == call.id_key:
                 self.call_id = _decode_plain((yield from self.read_value()))
-            elif key in (call.arguments_key, *ARGUMENTS_KEYS) and self.name:
-                return
+            elif key in (call.arguments_key, *ARGUMENTS_KEYS):
+                yield from self.check_arguments()
+                if self.name:
+                    return
+                self.given = yield from self.read_wrapped_object()
             else:
-                value = yield from self.read_value()
-                self.given = value if key in (call.arguments_key, *ARGUMENTS_KEYS) else self.given
+                yield from self.read_value()
             yield from self.skip_space()
             yield from self.accept(",")
 
@@ -238,6 +242,18 @@ class CallReader(Cursor):
         if name not in self.tools:
             raise NoCall
         return name
+
+    def check_arguments(self) -> Steps:
+        """Raises `NoCall` if the next value can't be arguments: neither an object nor null, nor a string with one."""
+        while True:
+            match = _VALUE_START.match(self.text, self.place())
+            assert match is not None
+            rest = self.text[match.end() : match.end() + 2]
+            if self.is_end or rest and rest != "\\":
+                break
+            yield from self.wait()
+        if rest and rest[0] not in "{nN" + match[1]:
+            raise NoCall
 
     def read_value(self) -> Generator[None, None, str]:
         scanner = Scanner()
@@ -307,9 +323,18 @@ class CallReader(Cursor):
         elif not char and not self.is_complete:
             raise Over
         elif isinstance(self.form.call, (JsonCall, KeyedCall)) and char:
-            sink(_unwrap_object((yield from self.read_value())))
+            sink((yield from self.read_wrapped_object()))
         else:
             sink("{}")
+
+    def read_wrapped_object(self) -> Generator[None, None, str]:
+        """Read an object that may be inside a JSON string; {} for null and ""."""
+        text = _decode_plain((yield from self.read_value())).strip()
+        if text in ("", "null"):
+            return "{}"
+        if text[0] != "{":
+            raise NoCall if self.is_held else Broken
+        return text
 
     def scan(self, scanner: Scanner, sink: Sink) -> Steps:
         """Pass the text through the scanner, up to the end of the scanner's value. If the model ends its answer early,
@@ -494,9 +519,3 @@ class _Value:
 def _decode_plain(json_text: str) -> str:
     """The text of a JSON string; any other JSON value unchanged."""
     return json.loads(json_text) if json_text.startswith('"') else json_text
-
-
-def _unwrap_object(json_text: str) -> str:
-    """The JSON of an object that may be inside a JSON string; {} for null and ""."""
-    text = _decode_plain(json_text).strip()
-    return "{}" if text in ("", "null") else text
