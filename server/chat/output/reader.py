@@ -1,7 +1,8 @@
 """Finds reasoning and calls in the text of one answer, piece by piece, and makes events without tokens.
 
 Pure; `parser` uses one `Reader` per answer. Most text is passed on at once. Held back are white space, the beginning of
-a marker, the head of a call, an argument that may be a string or another value, and arguments before the call's id.
+a marker, the head of a call, an argument that may be a string or another value, arguments in a JSON string, and
+arguments before the call's id.
 """
 
 from __future__ import annotations
