@@ -314,6 +314,27 @@ def test_slots_and_metrics_are_those_of_each_model(make_many):
     assert api.get("/props?model=b").json()["model_alias"] == "b"
 
 
+def test_slots_fail_on_request_when_no_loaded_model_has_a_free_one(make_many):
+    api = make_many("a", "b")
+    assert api.get("/slots?fail_on_no_slot").json() == []
+    api.say("a")
+    api.say("b")
+    running = []
+    for name in ("a", "b"):
+        assert len(api.get("/slots?fail_on_no_slot").json()) == 2
+        backend = api.starter.backends[name]
+        backend.hold()
+        running.append(api.begin({"prompt": "a", "n_predict": 3, "model": name}))
+        assert backend.decoding.acquire(timeout=PATIENCE)
+        backend.let()
+        assert backend.decoding.acquire(timeout=PATIENCE), "the first step has been told of"
+    answer = api.get("/slots?fail_on_no_slot")
+    assert answer.status == 503 and answer.error["message"] == "no slot available"
+    assert len(api.get("/slots").json()) == 2
+    for sock in running:
+        sock.close()
+
+
 @pytest.mark.covers("D05")
 def test_changes_are_told_as_events(make_many):
     api = make_many("a")

@@ -181,16 +181,21 @@ class StatusHandlers:
         return PROPS.reply({"success": True}, body)
 
     def show_slots(self, request: Request) -> Response:
-        """The slots with their latest tasks. With `fail_on_no_slot` answers 503 if the model has no idle slot."""
+        """The slots with their latest tasks. With `fail_on_no_slot` answers 503 if the model has no idle slot; without
+        a name, if no loaded model has one."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         models, name = self._context.models, request.query.get("model")
         if models.lone is None and not name:
-            return make_json_response(self._list_all_slots(request))
-        model = models.get_known(name, request.key_id)
-        if "fail_on_no_slot" in request.query and model.engine.snapshot.n_idle == 0:
+            slots = self._list_all_slots(request)
+            is_full = bool(slots) and all(slot["is_processing"] for slot in slots)
+        else:
+            model = models.get_known(name, request.key_id)
+            slots = self._list_slots(model, request)
+            is_full = model.engine.snapshot.n_idle == 0
+        if is_full and "fail_on_no_slot" in request.query:
             raise ApiError(503, "no slot available")
-        return make_json_response(self._list_slots(model, request))
+        return make_json_response(slots)
 
     def _list_all_slots(self, request: Request) -> list[dict[str, Any]]:
         """The slots of the loaded models that this key may use, each with its model's name."""
