@@ -170,8 +170,10 @@ def test_a_response_in_the_background_is_made_without_its_client(held):
     assert ask(held, "and?", previous_response_id=begun["id"])["usage"]["input_tokens"] > 60
 
 
-def test_its_stream_can_be_taken_up_anywhere_while_it_runs_and_afterwards(held):
+@pytest.mark.parametrize("fields", [{}, {"top_logprobs": 2}], ids=["plain", "logprobs"])
+def test_its_stream_can_be_taken_up_anywhere_while_it_runs_and_afterwards(held, fields):
     body = {
+        **fields,
         "input": "hi",
         "max_output_tokens": 30,
         "background": True,
@@ -203,6 +205,11 @@ def test_its_stream_can_be_taken_up_anywhere_while_it_runs_and_afterwards(held):
 def test_a_response_that_was_not_in_the_background_can_be_streamed_once_more(api):
     first = ask(api)
     assert response_of(events(get(api, first, "?stream=true"))) == first
+    likely = ask(api, top_logprobs=2)
+    found = events(get(api, likely, "?stream=true"))
+    told = [one for event in found if event["type"] == "response.output_text.delta" for one in event["logprobs"]]
+    assert told == likely["output"][0]["content"][0]["logprobs"] != []
+    assert response_of(found) == likely
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

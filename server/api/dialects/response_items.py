@@ -116,6 +116,7 @@ class Item:
     id: str
     fields: dict[str, Any] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
+    n_logprobs: list[int] = field(default_factory=list)  # of each part
     logprobs: list[Any] = field(default_factory=list)
     status: str = IN_PROGRESS
     is_sealed: bool = False
@@ -220,6 +221,7 @@ class EventWriter:
         if not text:
             return b""
         item.parts.append(text)
+        item.n_logprobs.append(len(logprobs))
         item.logprobs += logprobs
         if item.kind is CUSTOM_CALL:
             return b""
@@ -261,9 +263,12 @@ class EventWriter:
         return encode_named_event(name, {"type": name, **fields, "sequence_number": self._number - 1})
 
 
-def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun: bool, after: int) -> Iterator[bytes]:
-    """The stream of a finished response, after the event with the number `after`. `cuts` has the lengths (characters)
-    of each item's deltas; text beyond them is sent as one delta. `was_begun`: the engine had begun with it."""
+def replay(
+    response: Mapping[str, Any], deltas: Sequence[Sequence[Sequence[int]]], was_begun: bool, after: int
+) -> Iterator[bytes]:
+    """The stream of a finished response, after the event with the number `after`. `deltas` has the numbers of
+    characters and of logprobs of each item's deltas; text beyond them is sent as one delta. `was_begun`: the engine had
+    begun with it."""
     before = {name: value for name, value in response.items() if name not in RESULTS}
     writer = EventWriter({**before, **NO_RESULTS}, after)
     yield writer.begin()
@@ -272,12 +277,12 @@ def replay(response: Mapping[str, Any], cuts: Sequence[Sequence[int]], was_begun
     for i, found in enumerate(response["output"]):
         item, text = item_of(found)
         yield writer.open(item)
-        at = 0
-        for n in (*(cuts[i] if i < len(cuts) else ()), len(text)):
-            yield writer.write_delta(text[at : at + n])
+        logprobs = found["content"][0]["logprobs"] if item.kind is MESSAGE else []
+        at = n_sent = 0
+        for n, n_logprobs in (*(deltas[i] if i < len(deltas) else ()), (len(text), len(logprobs))):
+            yield writer.write_delta(text[at : at + n], logprobs[n_sent : n_sent + n_logprobs])
             at += n
-        if item.kind is MESSAGE:
-            item.logprobs = found["content"][0]["logprobs"]
+            n_sent += n_logprobs
         yield writer.close(found["status"])
     yield writer.end(response)
 

@@ -591,7 +591,9 @@ class ResponsesReply:
             return response
         found = {"response": response, "input": exchange.items, "was_begun": self.was_begun}
         if exchange.is_background:
-            found["cuts"] = [[len(part) for part in item.parts] for item in self._writer.items]
+            found["deltas"] = [
+                [(len(part), n) for part, n in zip(item.parts, item.n_logprobs)] for item in self._writer.items
+            ]
         lines = []
         is_kept = exchange.is_stored and stored.put(self.id, exchange.key_id, found)
         if exchange.is_stored and not is_kept:

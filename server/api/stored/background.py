@@ -2,7 +2,7 @@
 
 Each response has a thread, `response`, that takes the engine's events, keeps them and finally stores the response.
 Every client's connection thread writes a stream from the same events, with the same numbers. When the response has
-ended, the events are dropped: `replay` makes a stream from the stored response and the lengths of its deltas.
+ended, the events are dropped: `replay` makes a stream from the stored response and the sizes of its deltas.
 """
 
 from __future__ import annotations

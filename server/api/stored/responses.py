@@ -48,7 +48,7 @@ class ResponseHandlers:
         found = self._find(request)
         if not is_streamed:
             return make_json_response(found["response"])
-        return EventStream(replay(found["response"], found.get("cuts", ()), found["was_begun"], after))
+        return EventStream(replay(found["response"], found.get("deltas", ()), found["was_begun"], after))
 
     def delete(self, request: Request) -> Response:
         """Delete a response; a running one is ended first. ApiError 503 if that takes too long."""
