@@ -140,6 +140,8 @@ BAD = [
     ({"grammar_triggers": ["a"], "preserved_tokens": [-1]}, "preserved_tokens"),
     ({"grammar_triggers": ["a"], "preserved_tokens": [None]}, "preserved_tokens"),
     ({"grammar_triggers": ["a"], "preserved_tokens": [1] * 1001}, "at most 1000"),
+    ({"grammar_triggers": ["a"], "preserved_tokens": ["a" * 1001]}, "preserved_tokens: the text is too long"),
+    ({"grammar_triggers": ["a"], "preserved_tokens": ["é" * 501]}, "preserved_tokens: the text is too long"),
 ]
 
 

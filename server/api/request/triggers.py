@@ -63,8 +63,7 @@ def _trigger(name: str, row: object, vocab: Vocab) -> Trigger:
     text = row.get("value")
     if not isinstance(text, str) or not text:
         raise ApiError(400, f"{name}.value: give a text")
-    if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
-        raise ApiError(400, f"{name}.value: the text is too long, at most {MAX_BYTES} bytes are allowed")
+    _require_short(f"{name}.value", text)
     if "\0" in text:
         raise ApiError(400, f"{name}.value: the text holds a NUL character")
     return _make_word(text, vocab) if KINDS[number] == WORD else _make_pattern(name, KINDS[number], text)
@@ -95,9 +94,16 @@ def _read_preserved(value: object, vocab: Vocab) -> tuple[int, ...]:
     for item in _list("preserved_tokens", value, MAX_PRESERVED):
         if not isinstance(item, str):
             tokens.append(check_token_id("preserved_tokens", item, vocab))
-        elif len(item) <= MAX_BYTES and len(made := vocab.tokenize(item, False, True)) == 1:
+            continue
+        _require_short("preserved_tokens", item)
+        if len(made := vocab.tokenize(item, False, True)) == 1:
             tokens += made
     return tuple(tokens)
+
+
+def _require_short(name: str, text: str) -> None:
+    if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
+        raise ApiError(400, f"{name}: the text is too long, at most {MAX_BYTES} bytes are allowed")
 
 
 def _list(name: str, value: object, most: int) -> list[Any]:
