@@ -73,7 +73,7 @@ class Transport(Protocol):
         """The seconds after which the running step counts as hanging."""
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
-        """Begin to load the model. `on_frame` is called with every frame."""
+        """Begin to load the model. `on_frame` is called with every frame, one at a time."""
 
     def post(self, message: object) -> None:
         """On any thread, without waiting: send a message to the engine."""

@@ -83,6 +83,7 @@ class ProcessTransport:
         self._is_loaded = False  # whether the current engine has loaded the model
         self._thread: threading.Thread | None = None
         self._on_frame: Callable[[Frame], None] = lambda frame: None
+        self._passing_on = threading.Lock()  # held while a frame is passed on; `_lock` may be taken meanwhile
         self._closing = threading.Event()
         self._deaths: deque[float] = deque()
         self._stacks: SimpleQueue = SimpleQueue()
@@ -257,7 +258,12 @@ class ProcessTransport:
             log.log(level, "its last output: %s", line)
 
     def _tell(self, *events: Event) -> None:
-        self._on_frame(Frame(events))
+        self._pass_on(Frame(events))
+
+    def _pass_on(self, frame: Frame) -> None:
+        """Also on `engine-reader` and `engine-writer`: pass a frame on, after the one before has been handled."""
+        with self._passing_on:
+            self._on_frame(frame)
 
     # ---- on the thread `engine-reader` ----------------------------------------------------------------------------
 
@@ -294,7 +300,7 @@ class ProcessTransport:
             self._send(to_send)
         if not self._is_loaded or any(type(event) in _OWN for event in frame.events):
             frame = Frame(tuple(event for event in frame.events if self._is_for_clients(event)), frame.snapshot)
-        self._on_frame(frame)
+        self._pass_on(frame)
         if any(isinstance(event, Ready) for event in events):
             with self._lock:
                 self._send(self._ledger.note_ready())

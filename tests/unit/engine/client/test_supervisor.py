@@ -20,7 +20,7 @@ from server.engine.client.engine_client import EngineClient
 from server.engine.client.supervisor import Limits, ProcessTransport
 from server.engine.seam import wire
 from server.engine.seam.config import EngineConfig
-from server.engine.seam.task import Final, Frame, Piece, SamplingParams, Task
+from server.engine.seam.task import Failure, Final, Frame, Piece, SamplingParams, Task
 from server.errors import ApiError
 from tests.engine_child import COMMAND, Orders
 from tests.fake_media import media
@@ -348,6 +348,26 @@ def test_what_is_too_long_for_the_pipe_fails_alone_and_the_engine_never_sees_it(
     with one.client.submit(*tasks, stream=False) as results, pytest.raises(ApiError, match="could not be sent"):
         list(results)
     assert one.complete("hello") == alone("hello", 40) and one.n_restarts == 0
+
+
+def test_a_message_that_can_not_be_sent_is_answered_after_the_frame_that_is_being_passed_on(engine, monkeypatch):
+    one = engine(Orders())
+    dispatch, overlaps = one.client.dispatch, []
+    refused = threading.Event()
+
+    def pass_on(frame: Frame) -> None:
+        if any(isinstance(event, Failure) for event in frame.events):
+            refused.set()
+        elif not overlaps and any(isinstance(event, Piece) for event in frame.events):
+            one.transport.post(Task(one.client.make_id(), tuple(b"hello"), GREEDY, media=(media(bytes(2000)),)))
+            overlaps.append(refused.wait(0.2))
+        dispatch(frame)
+
+    one.client.dispatch = pass_on
+    one.start()
+    monkeypatch.setattr(wire, "MAX_TAIL", 1000)
+    assert one.complete("hello") == alone("hello", 40)
+    assert refused.wait(PATIENCE_S) and overlaps == [False]
 
 
 def test_nothing_of_a_message_is_kept_when_it_has_been_answered(engine):
