@@ -80,11 +80,12 @@ def test_a_choice_of_tools_counts_though_ollama_has_none(talker):
         assert "tool_choice" in refuse(api, CHAT, messages=HI, tools=TOOLS, tool_choice=choice)
 
 
-def test_a_call_that_was_cut_off_is_not_sent(talker):
+@pytest.mark.parametrize("n", [CALL.index(ARGUMENTS), CALL.index(ARGUMENTS) + 1, len(CALL) - 30])
+def test_a_call_that_was_cut_off_is_not_sent(talker, n):
     api = talker(CALL)
-    answer = ask(api, CHAT, messages=HI, tools=TOOLS, options={"num_predict": len(CALL) - 30})
+    answer = ask(api, CHAT, messages=HI, tools=TOOLS, options={"num_predict": n})
     assert "tool_calls" not in answer["message"] and answer["done_reason"] == "length"
-    body = {"messages": HI, "tools": TOOLS, "options": {"num_predict": len(CALL) - 30}}
+    body = {"messages": HI, "tools": TOOLS, "options": {"num_predict": n}}
     assert not any("tool_calls" in line["message"] for line in lines(api.post(CHAT, body)))
 
 

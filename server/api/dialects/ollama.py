@@ -378,9 +378,9 @@ def make_head(model: Model, name: object) -> Message:
 
 
 def call_json(call: Call, index: int) -> Message | None:
-    """The JSON of a call; None if its arguments were cut off."""
+    """The JSON of a call; None if its arguments are incomplete."""
     try:
-        arguments = parse_json((call.arguments or "{}").encode("utf-8", "replace"))
+        arguments = parse_json(call.arguments.encode("utf-8", "replace"))
     except ApiError:
         return None
     return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}}

@@ -108,7 +108,7 @@ def test_what_is_no_time_is_refused(value):
 @pytest.mark.parametrize("text", ['{"a": 1', "", "[" * 10_000, '{"a":' * 10_000])
 def test_arguments_that_are_not_whole_make_no_call(text):
     made = call_json(Call("1", "f", [text]), 0)
-    assert made is None if text else made is not None and made["function"]["arguments"] == {}
+    assert made is None
 
 
 def test_a_template_keeps_apart_who_wrote_what():
