@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -117,6 +118,23 @@ def test_a_stream_that_didnt_ask_for_it_begins_with_its_answer(make_many, path):
     api.starter.gates["first"].set()
     reading.rest()
     assert b"load_progress" not in reading.data and (b"X-Queue-Position: 1\r\n" in reading.data or path == "/infill")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_ollamas_load_duration_contains_the_load(make_many, monkeypatch, stream):
+    api, clock, hour = make_many(), time.monotonic_ns, 3600 * 10**9
+    api.starter.gates["first"].set()
+    take = api.models.take
+
+    def take_an_hour(*args: object):
+        model = take(*args)
+        monkeypatch.setattr(time, "monotonic_ns", lambda: clock() + hour)
+        return model
+
+    monkeypatch.setattr(api.models, "take", take_an_hour)
+    answer = api.post("/api/chat", {"model": "first", "stream": stream, **SILENT["/api/chat"]})
+    last = json.loads(answer.body.splitlines()[-1])
+    assert last["total_duration"] >= last["load_duration"] > hour
 
 
 def test_a_model_that_is_there_has_no_such_events(make_many):

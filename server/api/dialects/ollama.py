@@ -271,7 +271,6 @@ class OllamaReply:
         self._make_part = make_part
         self._has_context = make_part is not make_chat_part
         self._head = make_head(asked.model, asked.values["model"])
-        self._begun = time.monotonic_ns()
         self._call: Call | None = None  # the call that is being written
         self._n_calls = 0
         self._tokens: list[int] = []
@@ -351,11 +350,12 @@ class OllamaReply:
         return result
 
     def _make_numbers(self, final: Final | None, tokens: list[int]) -> Message:
-        """The counts and times (ns) of the last line. All other time counts as loading, also time in the queue."""
+        """The counts and times (ns) of the last line. All other time since the request's arrival counts as
+        loading, also time in the queue."""
         assert final is not None
         timings = final.timings
         prompt_ns, eval_ns = int(timings.prompt_ms * NS_PER_MS), int(timings.predicted_ms * NS_PER_MS)
-        total_ns = max(time.monotonic_ns() - self._begun, prompt_ns + eval_ns)
+        total_ns = max(time.monotonic_ns() - self._asked.arrival.t_ns, prompt_ns + eval_ns)
         numbers: Message = {
             "done": True,
             "done_reason": "length" if final.stop == STOP_LIMIT else "stop",

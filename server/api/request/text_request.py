@@ -30,12 +30,13 @@ MAX_SCALE = 1000.0  # of an adapter; larger scales are useless and could overflo
 
 @record(frozen=True)
 class Arrival:
-    """Values that are set when a request arrives: `created` is the time in seconds, `token` the last part of the id of
-    OpenAI's answers. If the model has to be loaded first, `place` is the place in the queue of loads (1 is the next
-    one), else 0."""
+    """Values that are set when a request arrives: `created` is the time in seconds, `t_ns` that of the monotonic clock
+    in nanoseconds, `token` the last part of the id of OpenAI's answers. If the model has to be loaded first, `place` is
+    the place in the queue of loads (1 is the next one), else 0."""
 
     token: str = field(default_factory=lambda: secrets.token_urlsafe(18))
     created: int = field(default_factory=lambda: int(time.time()))
+    t_ns: int = field(default_factory=lambda: time.monotonic_ns())
     place: int = 0
 
 
