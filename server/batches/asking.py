@@ -38,7 +38,7 @@ class Answer:
     body: bytes
     """JSON."""
     reason: str = ""
-    """Why the request was refused (the counter's name in the metrics)."""
+    """Why the request was refused: `ApiError.reason`; "" for an answer."""
 
     @property
     def is_left(self) -> bool:
@@ -54,8 +54,9 @@ class Answer:
 class Client(Presence):
     """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
-    A line waits, at most `MAX_WAIT_S`, until the line before it has been submitted to the engine (`before`), so that
-    lines arrive in order. `is_in` is set when this line has been submitted or has ended.
+    A line waits, at most `MAX_WAIT_S`, until `is_in` of the line before it is set (`before`), so that lines usually
+    reach the engine in order. `is_in` is set when this line has been submitted to the engine, waits for its model to be
+    loaded, or has ended. So lines that wait for the same load may reach the engine in any order.
     """
 
     __slots__ = ("before", "is_in")
@@ -65,7 +66,7 @@ class Client(Presence):
         self.before, self.is_in = before, threading.Event()
 
     def on_disconnect(self, on_gone: Callable[[], None], on_end: Callable[[], None] | None = None) -> Any:
-        """See `Presence`. A handler calls it when it has submitted the request."""
+        """See `Presence`. A handler calls it when it has submitted the request, or waits for the model's load."""
         self.is_in.set()
         return super().on_disconnect(on_gone, on_end)
 
@@ -107,7 +108,7 @@ class Asking:
 
 
 def as_batched(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of a line, changed to fit a batch. ApiError 400 for fields that need a waiting client."""
+    """The body of a line, changed to fit a batch. ApiError 400 if `stream` or `background` is set."""
     for name in ("stream", "background"):
         if body.get(name):
             raise ApiError(400, f"{name}: not allowed in a batch, whose answers are read when it has ended")
