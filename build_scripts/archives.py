@@ -9,6 +9,7 @@ The way not taken: `extractall` with filters, which differ between Python versio
 
 from __future__ import annotations
 
+import gzip
 import os
 import posixpath
 import re
@@ -22,6 +23,11 @@ from typing import IO, NamedTuple
 
 from common import Failure
 
+try:
+    from lzma import LZMAError
+except ImportError:  # this Python can't read .tar.xz, as `tarfile` then says
+    LZMAError = EOFError
+
 LIBRARY_NAME = re.compile(r"^[^/\\]+\.(?:dll|dylib|so(?:\.\d+)*)$", re.IGNORECASE)
 LICENCE_NAME = re.compile(r"^(?:LICEN[CS]E|COPYING|NOTICE|THIRD_PARTY_NOTICES)(?:[.-]\w+)?$", re.IGNORECASE)
 BUILD_NOTE = "_nlcBuildMetadata.json"  # in node-llama-cpp's packages: names the llama.cpp release
@@ -33,6 +39,8 @@ READ_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    gzip.BadGzipFile,
+    LZMAError,
     EOFError,
     UnicodeError,
     NotImplementedError,

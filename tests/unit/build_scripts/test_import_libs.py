@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import random
 import re
 
 import pytest
@@ -295,6 +297,20 @@ def test_what_is_no_whole_archive_is_refused(world, capsys, tmp_path, content, w
     archive.write_bytes(content)
     code, complaint = run(world, capsys, "--from", str(archive))
     assert code == 1 and re.search(words, complaint) and "download it again" in complaint
+    assert names(world.dest) == set()
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_an_archive_with_a_changed_byte_is_refused(world, capsys, tmp_path, kind):
+    """Only the checksum at the end of the first half tells."""
+    compress = gzip.compress if kind == "gz" else pytest.importorskip("lzma").compress
+    data = gzip.decompress(fake.tar_bytes({"bin/libllama.so": random.Random(5).randbytes(1 << 18)}))
+    first = bytearray(compress(data[: 1 << 17]))
+    first[len(first) // 2] ^= 1
+    archive = tmp_path / f"archive.tar.{kind}"
+    archive.write_bytes(first + compress(data[1 << 17 :]))
+    code, complaint = run(world, capsys, "--from", str(archive))
+    assert code == 1 and "damaged" in complaint and "download it again" in complaint
     assert names(world.dest) == set()
 
 
