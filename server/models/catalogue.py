@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.models.file_names import stem_of
-from server.models.folders import Found, clean_name, find_in, list_identities, parts_of
+from server.models.folders import MAX_NAME, Found, clean_name, find_in, list_identities, parts_of
 from server.options.config_file import Setting, read_sections
 from server.options.groups import CatalogueOptions, ModelOptions, group
 from server.options.parser import OptionError, parse, read_model_settings
@@ -25,6 +25,7 @@ FOR_ALL = "*"
 EAGER = "load-on-startup"
 PRESET_ONLY = ("version", "stop-timeout")
 """Keys of llama-server's presets that are ignored here."""
+NAMELESS = f"{{}} is left out: it has no name of its own of at most {MAX_NAME} characters"
 MAX_TOLD = 20  # lines about faults that are passed on
 
 
@@ -75,11 +76,11 @@ def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], No
     found = [_make_entry(Found(Path(path), stem_of(Path(path).name)), "option") for path in options.files]
     if options.models_dir:
         found += _make_unique(
-            (_make_entry(model, "dir"), model.spare) for model in find_in(Path(options.models_dir), tell)
+            ((_make_entry(model, "dir"), model.spare) for model in find_in(Path(options.models_dir), tell)), tell
         )
         if all(entry.source != "dir" for entry in found):
             tell(f"no model found in {options.models_dir}")
-    found += _make_unique((_make_entry(model, "cache"), model.spare) for model in find_downloads(cache, tell))
+    found += _make_unique(((_make_entry(model, "cache"), model.spare) for model in find_downloads(cache, tell)), tell)
     return _settle_names(_merge_entries(_with_presets(found, presets)), tell)
 
 
@@ -232,13 +233,16 @@ def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[M
 # ---- models with several names ---------------------------------------------------------------------------------------
 
 
-def _make_unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
-    """The entries of one folder. An entry whose name is taken gets its spare name, or is left out."""
+def _make_unique(entries: Iterable[tuple[ModelEntry, str]], tell: Callable[[str], None]) -> list[ModelEntry]:
+    """The entries of one folder. An entry whose name is taken gets its spare name; one that gets no name is left
+    out."""
     found: dict[str, ModelEntry] = {}
     for entry, spare in entries:
         name = entry.name if entry.name not in found else clean_name(spare)
         if name and name not in found:
             found[name] = replace(entry, name=name)
+        else:
+            tell(NAMELESS.format(entry.path))
     return list(found.values())
 
 
@@ -274,6 +278,8 @@ def _settle_names(entries: Sequence[ModelEntry], tell: Callable[[str], None]) ->
             )
         elif entry.name:
             named[entry.name] = entry
+        else:
+            tell(NAMELESS.format(entry.path))
     taken = set(named)
     found = []
     for entry in named.values():

@@ -101,6 +101,17 @@ def test_two_files_of_one_name_are_told_by_their_folders(models, tmp_path):
     assert "x" not in found["a/x"] + found["b/x"]
 
 
+def test_a_model_without_a_free_name_is_left_out_with_a_line(models, tmp_path):
+    put(models, "x.gguf", "x-00001-of-00001.gguf", ".gguf")
+    told: list[str] = []
+    assert list(find(tmp_path, "--models-dir", str(models), told=told)) == ["x"]
+    why = "is left out: it has no name of its own of at most 256 characters"
+    assert told == [f"{models / '.gguf'} {why}", f"{models / 'x.gguf'} {why}"]
+    told.clear()
+    assert list(find(tmp_path, "-m", str(models / "x.gguf"), "-m", str(models / ".gguf"), told=told)) == ["x"]
+    assert told == [f"{models / '.gguf'} {why}"]
+
+
 @pytest.mark.parametrize(
     ("model", "projectors", "wanted"),
     [
