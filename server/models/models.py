@@ -296,6 +296,8 @@ class Models:
                 old = known.pop(new.name, new)
                 if old.path != new.path or old.state == FAILED and new.state != FAILED:
                     old = new if old.state in (UNLOADED, FAILED) else old
+                if old.path != new.path:  # loaded: its next load takes the new file
+                    old.path, old.last_info, old.capabilities = new.path, None, ()
                 old.aliases, old.tags, old.size, old.source = new.aliases, new.tags, new.size, new.source
                 found.append(old)
             left = [entry for entry in known.values() if entry.state not in (UNLOADED, FAILED)]

@@ -541,6 +541,20 @@ def test_all_changes_are_told():
 # ---- many at once ------------------------------------------------------------------------------------------------
 
 
+def test_a_loaded_model_whose_file_is_replaced_by_another_is_listed_as_the_new_one():
+    models = House(a=1).models()
+    with FakeRequest() as request:
+        models.get("a", request)
+    models.renew([Entry("a", "a", path="new.gguf", size=2)])
+    entry = models.find("a", "")
+    assert (entry.path, entry.size, entry.state) == ("new.gguf", 2, LOADED)
+    models.unload("a", "")
+    until(models, a=UNLOADED)
+    assert entry.info is None, "that of the old file"
+    models.renew([Entry("a", "a", path="new.gguf", size=2)])
+    assert models.find("a", "") is entry, "nothing has changed since"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_many_threads_do_no_engine_ends_under_a_request(seed):
     """Requests, loads, unloads, sleep, clients that leave: every request gets its model alive, and room is kept."""
