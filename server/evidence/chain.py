@@ -192,12 +192,13 @@ class Chain:
         except OSError as error:
             raise RecordError(f"--record {path}: {error.strerror or error}") from None
 
-    def append(self, content: dict[str, Any]) -> None:
-        """Add a line. OSError if it can't be written, and then the file is as before. ValueError if it is too long."""
+    def append(self, content: dict[str, Any], before: bytes = b"") -> None:
+        """Add a line, and `before` in front of it by the same write. OSError if it can't be written, and then the file
+        is as before. ValueError if it is too long."""
         line, digest = join({**content, "n": self._n}, self._prev)
         if len(line) > MAX_LINE:
             raise ValueError(f"a line of {len(line)} bytes")
-        self._write(line)
+        self._write(before + line)
         self._n, self._prev, self.is_new = self._n + 1, digest, False
 
     def make_room(self) -> None:
@@ -237,8 +238,7 @@ class Chain:
             if last is not None:
                 self._n, self._prev = last[0]["n"] + 1, last[2]
             if torn:
-                self._write(b"\n")
-                self.append({"kind": "torn", "sha256": _compute_sha256(torn)})
+                self.append({"kind": "torn", "sha256": _compute_sha256(torn)}, before=b"\n")
         except BaseException:
             os.close(self._file)
             raise

@@ -6,6 +6,7 @@ import os
 import random
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,26 @@ def test_a_kill_in_the_very_first_line_is_no_end(tmp_path):
     path.write_bytes(b'{"kind":"sta')
     written(path, 2)
     assert (check(path).n_torn, check(path).n_requests) == (1, 2)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_kill_between_two_writes_of_a_start_after_a_kill_is_no_end(tmp_path, monkeypatch, n):
+    path = tmp_path / "record"
+    written(path, 3)
+    path.write_bytes(path.read_bytes()[:-70])
+    real, left = os.write, [None] * n
+
+    def write_until_killed(file: int, data: memoryview) -> int:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return real(file, data)
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(chain.os, "write", write_until_killed)
+        Chain(path, MUCH).close()
+    written(path, 2)
+    assert (check(path).n_torn, check(path).n_requests) == (1, 4)
 
 
 @POSIX_ONLY
