@@ -153,6 +153,10 @@ class Answers:
     def finish(self, slot: Slot, stop: str) -> None:
         """Complete a task and free its slot."""
         run = slot.run
+        n_read = None
+        if not (run.n_decoded or run.t_last):  # its prompt is being read
+            run.t_last = self._state.clock()
+            n_read = len(slot.tokens if slot.aside is None else slot.aside.tokens)
         text = run.text.finish() if run.phases is None else run.phases.finish()
         if run.text.stopping_word:
             stop = STOP_WORD
@@ -167,7 +171,7 @@ class Answers:
                 n_predicted=run.n_decoded,
                 n_cached=len(slot.tokens),
                 truncated=run.truncated,
-                timings=run.make_timings(),
+                timings=run.make_timings(n_read),
                 cache=run.make_cache_use(),
                 n_reasoning=0 if run.phases is None else run.phases.n_thought,
             )

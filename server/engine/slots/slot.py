@@ -97,13 +97,16 @@ class Run:
         """Whether the next token is known from a previous engine, see `loop.answers`."""
         return self.n_decoded < len(self.task.resume)
 
-    def make_timings(self) -> Timings:
-        """The task's counts and times so far."""
+    def make_timings(self, n_read: int | None = None) -> Timings:
+        """The task's counts and times so far. `n_read` is how many of the prompt's tokens are in the cache; None for
+        all."""
         t_first = self.t_first or self.t_last or self.t_start
         n_drafted, n_accepted = (
             (-1, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
         )
-        n_prompt = len(self.prompt) - self.n_cached + self.layout.count_extra(self.n_cached)
+        n_read = len(self.prompt) if n_read is None else n_read
+        n_extra = self.layout.count_extra(self.n_cached) - self.layout.count_extra(n_read)
+        n_prompt = n_read - self.n_cached + n_extra
         return Timings(
             self.n_cached,
             n_prompt,

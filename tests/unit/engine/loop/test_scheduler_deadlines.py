@@ -97,6 +97,22 @@ def test_an_early_end_in_each_phase_is_a_final_with_what_there_is(n_steps):
     assert one.is_clean()
 
 
+@pytest.mark.parametrize("ends_itself", [False, True])
+def test_an_early_end_in_prefill_counts_the_time_and_the_tokens_until_then(ends_itself):
+    one = driver()
+    one.post("a prompt", 1)
+    one.finish()
+    id_task = one.post("a prompt of several batches", 100, t_max_prompt_ms=1000 if ends_itself else 0)
+    one.step()
+    one.clock.now += 2.0
+    if not ends_itself:
+        one.scheduler.post(Cancel(id_task, finish=True))
+    one.step()
+    timings = one.outcomes[id_task].final.timings
+    assert timings.cache_n == 8 and timings.prompt_n == (16 if ends_itself else 8)
+    assert (timings.prompt_ms, timings.predicted_n, timings.predicted_ms) == (2000.0, 0, 0.0)
+
+
 def test_an_early_end_of_an_unknown_task_is_nothing():
     one = driver()
     one.scheduler.post(Cancel(99, finish=True))
