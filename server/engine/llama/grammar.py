@@ -169,9 +169,12 @@ class Grammars:
         from server.grammar.gbnf import GrammarError
         from server.grammar.given import MOST_BYTES, GivenText, Places  # seldom needed
 
+        if len(text) > MOST_BYTES:
+            return None
         key = text, root
-        places = self._places.pop(key, None)
-        if places is None and len(text) <= MOST_BYTES:
+        if key in self._places:
+            places = self._places.pop(key)
+        else:
             try:
                 places = Places(text, root)
             except GrammarError:

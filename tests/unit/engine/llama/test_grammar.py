@@ -11,6 +11,8 @@ from server.engine.llama import grammar
 from server.engine.llama.grammar import MOST, find, grow, is_searchable
 from server.engine.llama.sampler import count_considered
 from server.engine.slots.sampling import Stage
+from server.grammar import given
+from server.grammar.gbnf import GrammarError
 
 
 def vocabulary(chance: random.Random) -> list[tuple[bytes, int]]:
@@ -46,6 +48,20 @@ def test_what_is_found_is_what_asking_about_all_would_find(seed: int, monkeypatc
 def test_where_much_is_allowed_nothing_is_found():
     pieces = [(b"a" + bytes([i % 256, i // 256]), i) for i in range(1, 3 * MOST)]
     assert find(grow(pieces), (), list) is None
+
+
+def test_a_grammar_that_cannot_be_read_here_is_read_only_once(monkeypatch):
+    n_read = 0
+
+    def fail(*_: str) -> None:
+        nonlocal n_read
+        n_read += 1
+        raise GrammarError("no", 1, 1)
+
+    monkeypatch.setattr(given, "Places", fail)
+    grammars = grammar.Grammars(None, None, 0)
+    assert [grammars.make_given("root ::= x", "root") for _ in range(3)] == [None] * 3
+    assert n_read == 1
 
 
 @pytest.mark.parametrize(
