@@ -1,8 +1,8 @@
 """Extract the libraries, licences and build notes of an untrusted archive, or of the user's folder.
 
-Called by the fetching scripts on their main thread; imports the standard library and `common`. Each of these files is
-written to a numbered file in a scratch folder. The links of an archive become entries of a table. Paths from the
-archive are never written to, and links are never created.
+Called by the fetching scripts on their main thread; imports the standard library and `common`. Each extracted file
+gets a number as its name in a scratch folder. The links of an archive become entries of a table. Paths from the archive
+are never written to, and links are never created.
 
 The way not taken: `extractall` with filters, which differ between Python versions.
 """

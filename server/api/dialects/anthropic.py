@@ -56,7 +56,7 @@ EFFORTS = ("low", "medium", "high", "xhigh", "max")
 SIGNATURE = "unsigned"
 UNTHREADED = {"error_code": "thread_unsupported_request"}  # makes clients send the whole conversation from then on
 BILLING = "x-anthropic-billing-header:"  # begins a system block that is left out, because it changes per request
-MARK = secrets.token_hex(16)  # placeholder for the text of a delta; random, so that no text contains it
+MARK = secrets.token_hex(16)  # placeholder for a delta's text; random, so that no other value equals it
 EMPTY: dict[str, dict[str, Any]] = {
     "text": {"type": "text", "text": ""},
     "thinking": {"type": "thinking", "thinking": "", "signature": ""},

@@ -1,8 +1,8 @@
-"""The dialect of POST /api/chat, for Ollama's clients: answers are lines of JSON. Runs on connection threads.
+"""The dialect of POST /api/chat, for Ollama's clients: answers are lines of JSON.
 
-`ollama_generate` uses parts of this module. Tool calls in requests may lack ids: this module makes those that templates
-need, and matches results to calls by name and order. Arguments of calls are JSON objects, so a call is sent only when
-it is complete, and never if it was cut off.
+Runs on connection threads; `encode_event` also on `engine-reader`. `ollama_generate` uses parts of this module. Tool
+calls in requests may lack ids: this module makes those that templates need, and matches results to calls by name and
+order. Arguments of calls are JSON objects, so a call is sent only when it is complete, and never if it was cut off.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MAX_DURATION = 64  # characters of a `keep_alive`
 MAX_NAME = 256  # characters of the model's name in a request; every line of the answer repeats it
 MAX_CALLS = 128  # in one message; each result's call is searched for among them
 NS_PER_MS = 1_000_000
-MARK = secrets.token_hex(16)  # placeholder for the text of a line; random, so that no text contains it
+MARK = secrets.token_hex(16)  # placeholder for a line's text; random, so that the model's name can't equal it
 MESSAGE_TYPES = {
     "content": (str, "a string"),
     "thinking": (str, "a string"),
@@ -98,7 +98,7 @@ def read_chat(incoming: Incoming) -> TextRequest | Response:
 def read_values(
     model: Model, own: Mapping[str, Any], warnings: Sequence[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The values of a request for text, and warnings about ignored fields."""
+    """The values of a request for text, and warnings. Also applies `keep_alive`."""
     given = own["options"]
     options = OLLAMA_OPTIONS.read(given, model.defaults, "options.")
     values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **options, "n_cmpl": 1}
@@ -174,7 +174,7 @@ def read_turns(value: object, files: Files) -> list[Message]:
     if not isinstance(value, list):
         raise ApiError(400, "messages: a list of messages is required")
     require_few(len(value))
-    pending: list[tuple[str, str]] = []  # name and id of each of the latest calls without a result
+    pending: list[tuple[str, str]] = []  # name and id of the latest message's calls that no result was matched to
     n_calls = 0
     turns = []
     for i, message in enumerate(value):
@@ -262,7 +262,7 @@ def make_chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
 
 class OllamaReply:
     """Writes answers in this dialect. For /api/generate without files, the last line has the tokens of prompt and
-    answer."""
+    visible text."""
 
     id = ""
 
@@ -372,7 +372,7 @@ class OllamaReply:
 
 
 def make_head(model: Model, name: object) -> Message:
-    """The first fields of each line: the model's name from the request, and the time when the answer began."""
+    """The first fields of each line: the model's name, as requested if usable, and the time now."""
     now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return {"model": name if isinstance(name, str) and 0 < len(name) <= MAX_NAME else model.name, "created_at": now}
 

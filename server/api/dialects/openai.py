@@ -29,7 +29,7 @@ from server.web.message import make_error_body, to_json
 from server.web.sse import DONE, PING, encode_named_event
 from server.web.sse import encode_event as sse_event
 
-MARK = secrets.token_hex(16)  # placeholder for the text of a chunk; random, so that no text contains it
+MARK = secrets.token_hex(16)  # placeholder for a chunk's text; random, so that the model's name can't equal it
 Part = Text | Reasoning | ToolCall
 
 PlacedToken = tuple[TokenProbs, int]

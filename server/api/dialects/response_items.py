@@ -35,7 +35,7 @@ PREFIXES = {  # of an item's id, by the item's type
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
 }
-MARK = secrets.token_hex(16)  # placeholder for the text of a delta; random, so that no text contains it
+MARK = secrets.token_hex(16)  # placeholder for a delta's text; random, so that no other value equals it
 QUEUED, IN_PROGRESS, COMPLETED = "queued", "in_progress", "completed"
 INCOMPLETE, FAILED, CANCELLED = "incomplete", "failed", "cancelled"
 LAST_EVENTS = {COMPLETED: "response.completed", FAILED: "response.failed"}

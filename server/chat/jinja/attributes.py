@@ -1,9 +1,9 @@
 """The attributes, methods and items of values: `value.name` and `value[key]`.
 
-Runs on the thread that renders the template. The tables below are the sandbox: attributes of a type that aren't in its
-table are undefined, so a template never reaches an attribute of a Python object. As in jinja2, `value.name` looks first
-for an attribute of the type, `value[key]` first for an item. Methods that change a list or dictionary may be used only
-if `run.mutable`, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of forbidden names.
+Runs on the thread that renders the template. The tables below are the sandbox: what isn't in a type's table is
+undefined, so a template reaches no other attribute of a Python object. As in jinja2, `value.name` looks first for an
+attribute of the type, `value[key]` first for an item. Methods that change a list or dictionary may be used only if
+`run.mutable`, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of forbidden names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, 
 
 Method = Callable[..., Any]
 
-# Python's names with an underscore, which templates may not use, even as `dict.name` for a key
+# Python's names that begin with an underscore: `value.name` is forbidden for them, even for a dictionary's key
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
 TEXT_METHODS = (
@@ -88,8 +88,8 @@ def get_item(run: Run, owner: Any, key: Any) -> Any:
 
 
 def find_type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
-    """The attribute or method `name` of the value's type, in a tuple of one; None if there is none. A forbidden one is
-    an `Undefined`."""
+    """The type's attribute or method `name`, in a tuple of one; None if there is none. A forbidden one is an
+    `Undefined`. Fails for an `Undefined`."""
     kind = type(owner)
     if kind is Namespace:
         if name in owner.values:

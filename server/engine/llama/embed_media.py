@@ -1,9 +1,10 @@
 """The embedding context for inputs with images or sound: text and chunks in turn, a vector for each token.
 
 Engine thread only; part of the backend. A context pools per batch, but an input with files takes several batches,
-because a batch of libllama holds tokens or embeddings, not both. So this context doesn't pool; `media_embedder` and the
-web process do. The result is the same, since a causal model's vectors don't depend on later tokens. A model with
-non-causal attention is refused, because its inputs can't be split into batches.
+because a batch of libllama holds tokens or embeddings, not both. So this context doesn't pool: `media_embedder` takes
+the first or last vector, and the web process computes means. The result is the same, since a causal model's vectors
+don't depend on later tokens. A model with non-causal attention is refused, because its inputs can't be split into
+batches.
 
 Not taken: sharing the context of texts, if it doesn't pool either. Then no text could be computed between two batches
 of an input with files.
