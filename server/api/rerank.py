@@ -1,7 +1,7 @@
 """POST /rerank and its aliases: scores how well documents answer a query. Runs on a connection thread.
 
-Each document becomes one input of the embedding context with the pooling "rank": the model's classification head
-computes a score. Encoders read query and document with separators between them. Generative rerankers have a template
+Each document becomes one input of the embedding context. The model's classification head computes its score; without
+one, the score is the probability of the word "yes" rather than "no". Encoders read query and document with separators between them. Generative rerankers have a template
 with `{query}` and `{document}` in their metadata. Documents in `texts` are answered in the shape of Hugging Face's
 server, documents in `documents` in Jina's and Cohere's.
 """
@@ -22,7 +22,7 @@ from server.model_files.rerankers import TEMPLATE_KEY
 from server.models.model import Model, Vocab
 from server.web.message import Request, Response
 
-TOKEN_BYTES = 8  # bytes of memory for each repetition of a token id: a reference to an existing int
+TOKEN_BYTES = 8  # bytes of memory for each token of a repeated head: a reference to an existing int
 PLACES = re.compile(r"(\{query\}|\{document\})")
 
 

@@ -404,7 +404,7 @@ WORKLOADS = (
     ),
     Workload(
         "agent",
-        "ten steps of a recorded agent, which shows, edits and writes files",
+        "ten steps of an invented agent session, which shows, edits and writes files",
         agent.run,
         (Metric("answers", "tok/s", MORE, 1.5), Metric("whole requests", "tok/s", MORE)),
         1,

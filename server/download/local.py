@@ -1,6 +1,6 @@
 """What downloads need of this machine: file names, disk space, a lock, progress; and their errors.
 
-Runs where `fetch` runs. Imports only the standard library.
+Runs on the caller's thread. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Bar:
     """Shows progress: on a terminal a line that is overwritten, elsewhere a line every ten seconds. Errors of the
     stream are ignored.
 
-    `stream` is stderr by default. `say` gets the lines instead of the stream. `clock` returns seconds.
+    `stream` is stderr by default. `say` gets the lines that stay, instead of the stream. `clock` returns seconds.
     """
 
     def __init__(

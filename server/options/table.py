@@ -37,7 +37,7 @@ class Preference(NamedTuple):
 
     max_stall_ms: float
     group_part: int
-    """A step takes one in `group_part` of the short prompts that came together."""
+    """A step takes at most one in `group_part` of the short prompts that came together."""
 
 
 PREFERENCES = {
@@ -169,14 +169,14 @@ OPTIONS: tuple[Option, ...] = (
            off_flags=("--no-skip-chat-parsing",)),
     Option("spm_infill", ("--spm-infill",), "put the suffix before the prefix in /infill, as some models expect",
            CONTEXT, None, False),
-    Option("exact", ("--exact",), "compute each request alone and without cached prompts, so that the same request "
+    Option("exact", ("--exact",), "compute each answer alone and without cached prompts, so that the same request "
            "gets the same text whatever other requests run; much slower", CONTEXT, None, False, env="LLAMA_SRV_EXACT"),
     Option("engine", ("--engine",), "where the model is computed: process (a process that is restarted after a crash "
            "and then continues all requests) or thread (inside the server's process)", CONTEXT, default="process",
            metavar="HOW", env="LLAMA_SRV_ENGINE", choices={"process": "process", "thread": "thread"}),
-    Option("engine_timeout", ("--engine-timeout",), "seconds without a finished step (for each 256 tokens of the "
-           "step) after which a busy engine counts as hanging: its process is restarted; with --engine thread only "
-           "/health?strict=1 reports it", CONTEXT, float, 60.0, "S", "LLAMA_SRV_ENGINE_TIMEOUT", 1, 86400),
+    Option("engine_timeout", ("--engine-timeout",), "seconds that a step may take, and as much again for each full "
+           "256 tokens in it, before a busy engine counts as hanging and its process is restarted; with --engine "
+           "thread only /health?strict=1 reports it", CONTEXT, float, 60.0, "S", "LLAMA_SRV_ENGINE_TIMEOUT", 1, 86400),
     Option("warmup", ("--warmup",), "run the model once after loading, so that the first request is fast", CONTEXT,
            None, True, off_flags=("--no-warmup",)),
     Option("max_queue", ("--max-queue",), "requests that may wait for a slot; further ones get 503", CONTEXT, int,
@@ -191,14 +191,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("ctx_checkpoints", ("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "most checkpoints (copies of its "
            "state) of each slot, for models whose state can't be cut to a shorter prefix (recurrent, hybrid)", CONTEXT,
            int, 8, "N", "LLAMA_ARG_CTX_CHECKPOINTS", 0, 1024),
-    Option("checkpoint_min_step", ("-cms", "--checkpoint-min-step"), "tokens between two checkpoints (at least 64)",
-           CONTEXT, int, 1024, "N", "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT", 0, INT_MAX),
+    Option("checkpoint_min_step", ("-cms", "--checkpoint-min-step"), "tokens between two checkpoints; less than 64 "
+           "counts as 64", CONTEXT, int, 1024, "N", "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT", 0, INT_MAX),
     Option("prefer", ("--prefer",), "what counts more where several requests run: latency (early first tokens, even "
            "streams), throughput (tokens per second of all together), or a balance of both", CONTEXT,
            default=PREFERENCES["balance"], metavar="WHAT", env="LLAMA_SRV_PREFER", choices=PREFERENCES),
-    Option("max_stall_ms", ("--max-stall-ms",), "most milliseconds for which prefill may hold up running streams; 0 "
-           "for no limit (default: 100, 200 or 1000 by --prefer)", CONTEXT, float, None, "MS", "LLAMA_SRV_MAX_STALL_MS",
-           0, 10**6),
+    Option("max_stall_ms", ("--max-stall-ms",), "about how many milliseconds prefill may hold up running streams (one "
+           "small step may take 2.5 times as long); 0 for no limit (default: 100, 200 or 1000 by --prefer)", CONTEXT,
+           float, None, "MS", "LLAMA_SRV_MAX_STALL_MS", 0, 10**6),
 
     Option("mmproj", ("-mm", "--mmproj"), "the model's projector, a GGUF file; with it the model takes images or "
            "sound, depending on the projector", MEDIA, to.require_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),
@@ -223,7 +223,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("media_urls", ("--media-urls",), "download images and sound from http and https URLs in requests; never "
            "from this machine or a private network", MEDIA, None, False, env="LLAMA_SRV_MEDIA_URLS"),
 
-    Option("threads", ("-t", "--threads"), "threads for decoding (default: the number of CPU cores that the process "
+    Option("threads", ("-t", "--threads"), "threads for generating (default: the number of CPU cores that the process "
            "may use)", COMPUTE, int, -1, "N", "LLAMA_ARG_THREADS", -1, MAX_THREADS),
     Option("threads_batch", ("-tb", "--threads-batch"), "threads for prefill (default: the same as --threads)",
            COMPUTE, int, -1, "N", "LLAMA_ARG_THREADS_BATCH", -1, MAX_THREADS),
@@ -403,7 +403,8 @@ OPTIONS: tuple[Option, ...] = (
            "again for files (/v1/files); 0 stores nothing", SERVER, int, 64, "MIB", "LLAMA_SRV_STORE_SIZE", 0, 1 << 20),
     Option("store_dir", ("--store-dir",), "folder that keeps stored responses across restarts (default: memory); "
            "batches need it", SERVER, metavar="DIR", env="LLAMA_SRV_STORE_DIR"),
-    Option("slots", ("--slots",), "answer GET /slots, which shows the prompts of users", SERVER, None, True,
+    Option("slots", ("--slots",), "answer GET /slots; with keys, or where other machines can connect, clients see "
+           "only their own prompts there", SERVER, None, True,
            env="LLAMA_ARG_ENDPOINT_SLOTS", off_flags=("--no-slots", "--slots-endpoint-disable")),
     Option("metrics", ("--metrics",), "answer GET /metrics", SERVER, None, False, env="LLAMA_ARG_ENDPOINT_METRICS"),
     Option("props", ("--props",), "allow POST /props to change settings", SERVER, None, False,

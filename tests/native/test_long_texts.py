@@ -56,6 +56,7 @@ def any_vocab(request, libs_folder: Path, tiny_spm_model: Path, tiny_bpe_model: 
 @settings(max_examples=400, deadline=None)
 @given(text=TEXTS, add_special=st.booleans(), parse_special=st.booleans())
 @example(text="a\u2603b</s>\u2603 \u2603\u2603", add_special=True, parse_special=True)
+@example(text="a\u2603b<unk>\u2603 \u2603\u2603", add_special=True, parse_special=True)
 def test_a_text_in_parts_has_the_tokens_of_the_whole(spm, text, add_special, parse_special):
     vocab_module.CUT_CHARACTERS, before = 2, vocab_module.CUT_CHARACTERS
     try:

@@ -221,7 +221,7 @@ OLLAMA_OPTION_FIELDS = (
         "num_ctx",
         int,
         None,
-        "tokens of context; the answer has a warning if they are more than the server has",
+        "has no effect; the answer has a warning if it is more than the server's context",
         1,
         INT_MAX,
     ),

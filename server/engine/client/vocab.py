@@ -3,7 +3,7 @@
 It is a second load of the model file, with `vocab_only` (20-50 MiB of memory). libllama's tokenizer is thread-safe.
 
 SentencePiece's tokenizer (SPM) takes quadratic time for characters without a token, so long texts are cut into parts
-if possible. A part begins with a character that no token has except as its first, so no token can span the cut.
+if possible. A part begins with a character that tokens have only as their first, so no token can span the cut.
 
 Not taken: sending text to the engine. All streams would wait while its thread tokenizes.
 """
@@ -25,6 +25,7 @@ from ctypes_api.llama_types import (
     LLAMA_TOKEN_ATTR_CONTROL,
     LLAMA_TOKEN_ATTR_LSTRIP,
     LLAMA_TOKEN_ATTR_RSTRIP,
+    LLAMA_TOKEN_ATTR_UNKNOWN,
     LLAMA_TOKEN_ATTR_USER_DEFINED,
     LLAMA_VOCAB_TYPE_BPE,
     LLAMA_VOCAB_TYPE_NONE,
@@ -37,7 +38,8 @@ from server.errors import ApiError
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
 CUT_CHARACTERS = 1 << 14  # SPM: the least length of all parts but the last
 STRIPS = LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP  # tokens that swallow white space beside them
-NAMED = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED  # tokens that are found in a text by their names
+# tokens that are found in a text by their names
+NAMED = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_UNKNOWN
 CHANGED_BY_NORMALISATION = "A  a\n\n b\ufb01\u2460\uff21e\u0301\u00e9"
 
 
@@ -54,7 +56,7 @@ def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab | NoVoca
 
 
 class NativeVocab:
-    """See `models.model.Vocab`."""
+    """A `models.model.Vocab` without limits for texts."""
 
     def __init__(self, libs: loader.Libs, path: str, offset: int = 0) -> None:
         self._libs = libs
@@ -76,7 +78,7 @@ class NativeVocab:
         self.fim = {name: token for name, token in fim.items() if token >= 0}
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`; with `add_special` BOS and EOS as the model has them."""
+        """Token ids of `text`; with `add_special` BOS and EOS if the model adds them."""
         if len(text) > 2 * CUT_CHARACTERS and self._type == LLAMA_VOCAB_TYPE_SPM:
             return self._tokenize_cut(text, add_special, parse_special)
         return self._tokenize(text, add_special, parse_special)
@@ -101,8 +103,8 @@ class NativeVocab:
         return tokens + ends[n_before:]
 
     def _cut_parts(self, text: str) -> Iterator[str]:
-        """Cut a text where no token can span the cut, but never right behind a name (`_names`), because the tokenizer
-        starts anew there."""
+        """Cut a text where no token can span the cut. It isn't cut right behind a name (`_names`), where the tokenizer
+        adds a space of its own."""
         start = 0
         while len(text) - start > 2 * CUT_CHARACTERS:
             found = self._foreign.search(text, start + CUT_CHARACTERS)
@@ -203,8 +205,7 @@ class NativeVocab:
 
 
 class NoVocab:
-    """The vocabulary of a file without one (`tokenizer.ggml.model` is `none`). Methods that need text raise ApiError
-    501."""
+    """The vocabulary of a file without one (`tokenizer.ggml.model` is `none`). Conversions raise ApiError 501."""
 
     def __init__(self, vocab: NativeVocab) -> None:
         self._vocab = vocab

@@ -150,7 +150,8 @@ def make_generative_shape(
 
 
 class LlamaEmbeddings:
-    """See `EmbeddingBackend`. `fields` are parameters of the context that generates: threads, cache types and so on."""
+    """See `EmbeddingBackend`. `fields` are context parameters that the slots' context has, too: threads, cache types
+    and so on."""
 
     def __init__(self, model: Model, shape: EmbeddingShape, abort: AbortFlag, fields: Mapping[str, Any]) -> None:
         self._llama = model.libs.llama
@@ -244,7 +245,7 @@ class LlamaEmbeddings:
 # ---- rerankers without a classification head -------------------------------------------------------------------------
 
 # Such a model (Qwen3-Reranker as published) is an ordinary text model with a template that asks whether a document fits
-# a query. It answers "yes" or "no". A document's score is the softmax over the logits of these two words after the
+# a query. It answers "yes" or "no". A document's score is the probability of "yes" if only these two words could follow the
 # prompt. Logits are computed for an input's last row only.
 WORDS = ("yes", "no")
 
@@ -262,7 +263,7 @@ def must_answer_in_words(pooling: int, config: EngineConfig) -> bool:
 class LlamaWordScores(LlamaEmbeddings):
     """See `EmbeddingBackend`. A vector has the probabilities of "yes" and "no". `shape` is that of pooling "last".
 
-    StartError if the model has no template, or a word isn't one token.
+    StartError if the model has no template or isn't `can_split`, or a word isn't one token.
     """
 
     def __init__(
