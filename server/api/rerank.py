@@ -1,9 +1,9 @@
 """POST /rerank and its aliases: scores how well documents answer a query. Runs on a connection thread.
 
 Each document becomes one input of the embedding context. The model's classification head computes its score; without
-one, the score is the probability of the word "yes" rather than "no". Encoders read query and document with separators between them. Generative rerankers have a template
-with `{query}` and `{document}` in their metadata. Documents in `texts` are answered in the shape of Hugging Face's
-server, documents in `documents` in Jina's and Cohere's.
+one, the score is the probability of the word "yes" rather than "no". Encoders read query and document with separators
+between them. Generative rerankers have a template with `{query}` and `{document}` in their metadata. Documents in
+`texts` are answered in the shape of Hugging Face's server, documents in `documents` in Jina's and Cohere's.
 """
 
 from __future__ import annotations

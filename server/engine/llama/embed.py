@@ -245,8 +245,8 @@ class LlamaEmbeddings:
 # ---- rerankers without a classification head -------------------------------------------------------------------------
 
 # Such a model (Qwen3-Reranker as published) is an ordinary text model with a template that asks whether a document fits
-# a query. It answers "yes" or "no". A document's score is the probability of "yes" if only these two words could follow the
-# prompt. Logits are computed for an input's last row only.
+# a query. It answers "yes" or "no". A document's score is the probability of "yes" if only these two words could follow
+# the prompt. Logits are computed for an input's last row only.
 WORDS = ("yes", "no")
 
 
