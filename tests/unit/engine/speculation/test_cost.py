@@ -9,6 +9,7 @@ import pytest
 from server.engine.speculation.cost import (
     FORGET_AFTER,
     MAX_WAIT,
+    MAX_WAIT_OF_ALL,
     RowCost,
     StepCost,
     compute_micro_batches,
@@ -236,6 +237,17 @@ def test_who_has_no_guesses_does_not_wait_long_for_those_of_others():
     assert alone == 16 and 0 < with_others and step_s([with_others]) <= MAX_WAIT * step_s([0]) < step_s([alone])
     assert min(find_best_lengths([chances] * 4, 4, 100, step_s, 1.05)) > with_others, "all have guesses"
     assert find_best_lengths([chances], 4, 100, step_s, 0.0) == [16], "all are sent"
+
+
+def test_streams_stay_smooth_where_all_have_guesses():
+    chances = [0.999 ** (i + 1) for i in range(16)]
+
+    def step_s(lengths: Sequence[int]) -> float:
+        return FLAT.estimate(4) * (1 + 0.05 * sum(lengths))  # ever more to be gained
+
+    lengths = find_best_lengths([chances] * 4, 4, 100, step_s, 1.05)
+    assert 2 * step_s([0]) < step_s(lengths) <= MAX_WAIT_OF_ALL * step_s([0])
+    assert find_best_lengths([chances], 1, 100, step_s, 1.05) == [16], "nobody waits for a stream's own guesses"
 
 
 def test_streams_of_their_own_get_equally_many_guesses_where_that_costs_the_least():
