@@ -63,10 +63,10 @@ def test_two_programs_may_run_from_one_folder(tmp_path):
         (False, False, False, True),
         (True, False, False, False),
         (False, True, False, False),
-        (False, False, True, False),
+        (True, True, True, True),
     ],
 )
-def test_a_program_in_a_folder_that_it_cannot_write_keeps_its_bytecode_in_the_cache(
+def test_bytecode_that_does_not_go_into_the_program_s_folder_goes_into_the_cache(
     is_writable, has_bytecode, is_unwanted, is_moved, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(program, "ROOT", tmp_path)
@@ -77,6 +77,7 @@ def test_a_program_in_a_folder_that_it_cannot_write_keeps_its_bytecode_in_the_ca
     if has_bytecode:
         (tmp_path / "server" / "__pycache__").mkdir(parents=True)
     program.keep_bytecode()
+    assert not sys.dont_write_bytecode
     assert sys.pycache_prefix == (str(tmp_path / "cache" / "bytecode") if is_moved else None)
 
 
