@@ -59,12 +59,7 @@ def test_two_programs_may_run_from_one_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "is_writable, has_bytecode, is_unwanted, is_moved",
-    [
-        (False, False, False, True),
-        (True, False, False, False),
-        (False, True, False, False),
-        (True, True, True, True),
-    ],
+    [(False, False, False, True), (True, False, False, False), (False, True, False, False), (True, True, True, True)],
 )
 def test_bytecode_that_does_not_go_into_the_program_s_folder_goes_into_the_cache(
     is_writable, has_bytecode, is_unwanted, is_moved, tmp_path, monkeypatch

@@ -258,9 +258,9 @@ class ProcessTransport:
             log.log(level, "its last output: %s", line)
 
     def _tell(self, *events: Event) -> None:
-        self._pass_on(Frame(events))
+        self._forward(Frame(events))
 
-    def _pass_on(self, frame: Frame) -> None:
+    def _forward(self, frame: Frame) -> None:
         """Also on `engine-reader` and `engine-writer`: pass a frame on, after the one before has been handled."""
         with self._passing_on:
             self._on_frame(frame)
@@ -300,7 +300,7 @@ class ProcessTransport:
             self._send(to_send)
         if not self._is_loaded or any(type(event) in _OWN for event in frame.events):
             frame = Frame(tuple(event for event in frame.events if self._is_for_clients(event)), frame.snapshot)
-        self._pass_on(frame)
+        self._forward(frame)
         if any(isinstance(event, Ready) for event in events):
             with self._lock:
                 self._send(self._ledger.note_ready())
