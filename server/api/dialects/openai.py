@@ -1,4 +1,7 @@
-"""The common part of OpenAI's chat and text dialects: chunks, whole answers, usage. Runs on connection threads."""
+"""The common part of OpenAI's chat and text dialects: chunks, whole answers, usage.
+
+Runs on connection threads; a stream's events also on `engine-reader`.
+"""
 
 from __future__ import annotations
 

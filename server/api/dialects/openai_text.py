@@ -1,4 +1,5 @@
-"""The dialect of POST /v1/completions: continues prompts. Runs on connection threads.
+"""The dialect of POST /v1/completions: continues prompts. Runs on connection threads; a stream's events also on
+`engine-reader`.
 
 With `suffix` the model fills in the text between prompt and suffix. With `echo` the answer begins with the prompt. If
 the answer's tokens have logprobs, the echoed prompt's have them, too, and offsets count from the start of the prompt.
@@ -101,7 +102,7 @@ class TextForm:
         }
 
     def make_logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
-        """OpenAI's parallel lists, with offsets into the text, and the list of the chat form."""
+        """OpenAI's parallel lists with offsets into the text; `content` is the chat dialect's list."""
         piece = self._vocab.piece
         return {
             "tokens": [format_token_name(piece(item.token)) for item, _ in tokens],

@@ -1,8 +1,8 @@
 """The filters for sequences: `map`, `select`, `sort`, `join`, ...
 
-Run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
-of jinja2. As in jinja2, many are lazy: their results are true even if empty, have no length, and can be iterated only
-once. Not taken: returning lists everywhere; some templates depend on lazy results.
+They run on the thread that renders the template. Each filter is `call(run, value, *args, **kwargs)` with the parameter
+names of jinja2. As in jinja2, many are lazy: their results are true even if empty, have no length, and can be iterated
+only once. Not taken: returning lists everywhere; some templates depend on lazy results.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> An
     if isinstance(start, str):
         raise TypeError("sum() can't sum strings")
     if all(isinstance(item, (int, float)) for item in items):
-        return sum(items, start)  # in newer Pythons `sum` rounds differently from a loop
+        return sum(items, start)  # as jinja2 does; newer Pythons' `sum` rounds differently from a loop
     for item in items:
         start = add(run, start, item)
     return start

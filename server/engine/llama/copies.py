@@ -1,10 +1,10 @@
-"""Copies a sequence of a split KV cache to another one, so that a common prefix is computed once.
+"""Copies a sequence of a split KV cache into another sequence, so that a common prefix is computed once.
 
 Engine thread; part of the backend. The source sequence is read out as bytes and written into the target. The bytes are
-kept until a decode or a change of the source, since several tasks often take the same prefix.
+kept until the next decode of text, or until the source changes: several tasks often take the same prefix.
 
-Not taken: `llama_memory_seq_cp`. It copies a whole KV stream, used or not, within the next decode; until then neither
-sequence may be read or filled. Only models with sliding windows use it here, whose state as bytes lacks cells.
+`llama_memory_seq_cp` is used only for models with sliding windows, because their state as bytes lacks cells. It copies
+a whole KV stream, used or not, within the next decode; until then neither sequence may be read or filled.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SequenceCopies:
         return self._backend.put_raw_state(seq, state)
 
     def forget(self, seq: int | None = None) -> None:
-        """Drop the kept bytes, because `seq` (None: any sequence) is about to change.
+        """`seq` (None: any sequence) is about to change: drop the kept bytes if they are its.
 
         Chunks of media don't call this: they only make a sequence longer, and `copy` compares the length.
         """

@@ -44,7 +44,8 @@ changes, so others would gain little."""
 class Batching:
     """Plans one batch after the other.
 
-    `in_prefill` has the ids of all running tasks while prompts are read, else none; any thread may read it.
+    `in_prefill` has the ids of all running tasks while prompts are read, and only the task's id while `MediaSteps`
+    decodes a chunk. Any thread may read it.
     `is_reading`: the latest batch has prompt rows.
     """
 

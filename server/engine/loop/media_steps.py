@@ -1,8 +1,9 @@
 """Evaluates the chunks of images and sound (`slots.media`), between the batches of text. Engine thread only.
 
 A batch of libllama has tokens or embeddings, not both. Some models need attention without a causal mask for images, and
-the mask applies to a whole batch. So chunks have batches of their own. After its batch of text, a step of the loop
-encodes one chunk or decodes one, for the first running task whose next token belongs to a chunk.
+the mask applies to a whole batch. So chunks have batches of their own. After its batch of text, a step encodes or
+decodes one chunk, for the first running task that is at a chunk and waits for no leader. A step of prompt rows beside
+generating slots does neither.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class MediaSteps:
         self._slot: Any = None  # the Slot of the planned work
 
     def free_projector(self) -> bool:
-        """Whether the projector is free for other work: it holds no encoded chunk that a slot has yet to decode. An
-        encoding that no slot waits for is dropped."""
+        """Whether the projector is free for other work. It isn't while a running slot still has to decode the encoded
+        chunk. An encoded chunk that no such slot waits for is dropped."""
         if self._encoded is not None and any(slot.chunk is self._encoded for slot in self._state.running):
             return False
         self._encoded = None
