@@ -24,7 +24,9 @@ from common import ROOT, Failure, find_cache_folder, make_temp_folder, run_main,
 
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
-OTHER_FOLDERS = ("tests/native", "tests/e2e")
+E2E = "tests/e2e"
+BROWSER_TESTS = f"{E2E}/test_browser*.py"
+ON_ALL_CORES = ("-n", "auto", "--dist", "loadfile")  # a file's tests share servers and models
 BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
 FIREFOX_PACKAGES = ("firefox-esr",)
 BALANCERS = ("nginx", "haproxy")
@@ -102,12 +104,16 @@ def run_command(arguments: list) -> int:
 
 
 def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
-    """The arguments of each run of pytest. If the user names no tests, the quick ones run on all cores, then the others
-    one after the other."""
+    """The arguments of each run of pytest. If the user names no tests, those that need no core for themselves run on
+    all cores, then the others one after the other."""
     if not is_whole:
         return [arguments]
     parts = [[*UNIT_FOLDERS, "-n", "auto", *arguments]]
-    return parts if quick else [*parts, [*OTHER_FOLDERS, *arguments]]
+    if not quick:
+        browser_tests = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(BROWSER_TESTS))
+        parts.append(["tests/native", *browser_tests, *ON_ALL_CORES, *arguments])
+        parts.append([E2E, f"--ignore-glob={ROOT / BROWSER_TESTS}", *arguments])
+    return parts
 
 
 def take(arguments: list, flag: str) -> bool:
