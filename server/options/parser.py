@@ -45,7 +45,8 @@ MAX_TOLD = 300  # characters of an error message about a request
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 OF_ONE_MODEL = ("files", "alias", "model_url", "hf_repo", "hf_file", "model_sha256", "mmproj", "mmproj_url")
-"""Options that choose the model. With several models, each has its own, and the command line's don't apply."""
+"""Options that choose the model. With several models, each has its own, and those of `parse` don't apply (except that
+`files` is a list of models)."""
 YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes this factor itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
 
@@ -102,7 +103,18 @@ def _parse(
     values = {option.key: option.choose_default(profile) for option in table if not option.dest}
     warnings = tuple(dict.fromkeys(file.warnings + variables.warnings + line.warnings))
     settings = Settings(**{**values, **given}, given=frozenset(given), warnings=warnings)
-    return _finish_settings(settings) if table is ALL_OPTIONS else settings
+    if table is not ALL_OPTIONS:
+        return settings
+    if own is None and (settings.models_dir or settings.models_preset or len(settings.files) > 1):
+        settings = settings.replace(warnings=(*warnings, *_list_dropped(settings)))
+    return _finish_settings(settings)
+
+
+def _list_dropped(settings: Settings) -> Iterator[str]:
+    """A warning for each set option that has no effect with several models."""
+    for option in ALL_OPTIONS:
+        if option.key in OF_ONE_MODEL and option.key != "files" and settings.is_set(option.key):
+            yield f"{option.flags[-1]} has no effect with several models: set it in a section of --models-preset"
 
 
 def read_model_settings(settings: Iterable[config_file.Setting]) -> tuple[dict[str, Any], list[str]]:

@@ -30,14 +30,14 @@ EXIT_STATUS = (
     (
         "1",
         "after an error that may not occur next time: a port in use, a failed download, too little memory, an engine "
-        "that keeps crashing; one line on standard error names the error",
+        "that crashed while it loaded the model; one line on standard error names the error",
     ),
     (
         "2",
         "if an option, the model or another file has to be changed first, so that another try can't succeed; one line "
         "on standard error says what to do",
     ),
-    ("130", "after a second signal, which ends the server at once"),
+    ("130", "after a second signal, which ends the server at once; after Ctrl-C in a command"),
 )
 
 

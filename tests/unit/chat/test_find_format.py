@@ -189,7 +189,8 @@ def code(text: str) -> str:
 def doc_row(family: str, models: str) -> str:
     """The family's row in docs/tools.md."""
     found = template({**NAMED, **ALL, "generic": KNOWS_NOTHING}[family]).call_format
-    written = write_calls(found, [WrittenCall("f", {"x": "a"}, "a1b2c3d4e", 0)])
+    sample = "a1b2c3d4e5"[: found.ids.n_letters] if not found.ids.prefix else "a1b2c3d4e"
+    written = write_calls(found, [WrittenCall("f", {"x": "a"}, sample, 0)])
     tags = (found.reasoning.open, found.reasoning.close) if found.reasoning else ()
     ids = found.ids
     shown = code(ids.pattern) or ("" if ids.prefix else f"{ids.n_letters} letters and digits")

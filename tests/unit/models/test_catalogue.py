@@ -422,6 +422,19 @@ def test_the_command_line_counts_more_than_a_preset_and_a_preset_more_than_the_e
     assert (bare.sources.model, bare.sources.mmproj, bare.aliases) == ("x.gguf", None, ("x",))
 
 
+@pytest.mark.parametrize("several", [("--models-dir", "."), ("-m", "x.gguf", "-m", "y.gguf")])
+def test_options_of_one_model_are_told_of_if_there_are_several(several):
+    argv = ["-m", "a.gguf", "--alias", "other", "-hf", "user/model"]
+    assert parse(argv, {}).warnings == ()
+    told = parse([*argv, *several], {"LLAMA_ARG_MMPROJ": __file__}).warnings
+    assert [line.partition(" has no effect with several models")[0] for line in told] == [
+        "--alias",
+        "--hf-repo",
+        "--mmproj",
+    ]
+    assert parse([*argv, *several], {}, own={}).warnings == ()
+
+
 def test_a_section_without_a_file_is_a_model_that_says_so(tmp_path, presets):
     (entry,) = find(tmp_path, "--models-preset", presets("[gone]\nctx-size = 5\n[*]\ntemp = 1")).values()
     assert entry.fault == "presets.ini line 1: it names no file, and there is no model of this name"
