@@ -24,7 +24,6 @@ DOWN, UP = 0.3, 0.06  # weight of a new time that is shorter, or longer, than th
 DOUBT = 2  # a first time that exceeds the expected one by this factor must come twice
 MAX_ROWS = 4096  # larger steps count as steps of this many rows
 MAX_WAIT = 1.25  # if a sequence has no draft, the others' drafts may lengthen a step by this factor
-MAX_WAIT_OF_ALL = 2.5  # if all of several sequences have drafts, they may lengthen a step by this factor
 FEW_PLAIN = 8  # a step with drafts may take the time of this many steps without drafts, whatever its limit
 MOST_ALIKE = 8  # the most tokens of a draft, where drafts are equally long for all sequences
 MIN_PROMPT_ROWS = 16  # smaller steps of prompt rows aren't measured
@@ -150,8 +149,8 @@ def find_best_lengths(
     - `min_gain`: the expected tokens per second must exceed so many times those of the plain step; 0: send all.
     - `longest_s`: limit of the step, or `FEW_PLAIN` plain steps if that is more.
 
-    With several sequences, the step may take at most `MAX_WAIT_OF_ALL` times as long as the plain one, or `MAX_WAIT`
-    times if one gets no draft.
+    With several sequences, the step may take at most `MAX_WAIT` times as long as the plain one, so that streams stay
+    smooth. If all get drafts that make them g times as fast, it may take g * g times as long.
     """
     plain = [0] * len(chances)
     if not min_gain:
@@ -166,7 +165,8 @@ def find_best_lengths(
         if step_s > longest_s:
             continue
         rate = (n_generating + gained) / step_s
-        most_s = (MAX_WAIT_OF_ALL if n_generating == sum(map(bool, lengths)) else MAX_WAIT) * plain_s
+        gain = rate * plain_s / n_generating
+        most_s = plain_s * (max(MAX_WAIT, gain**2) if n_generating == sum(map(bool, lengths)) else MAX_WAIT)
         if rate > best and (n_generating == 1 or step_s <= most_s):
             best, chosen = rate, lengths
     return chosen
