@@ -37,7 +37,7 @@ EXIT_STATUS = (
         "if an option, the model or another file has to be changed first, so that another try can't succeed; one line "
         "on standard error says what to do",
     ),
-    ("130", "after a second signal, which ends the server at once; after Ctrl-C in a command"),
+    ("130", "after a second signal, which ends the server at once; after Ctrl-C in a command except rpc-worker"),
 )
 
 
