@@ -427,7 +427,7 @@ IDLE_FIELDS = (
     Field("user", str, "", "the server identifies clients by API key and address"),
     Field("safety_identifier", str, "", "the server identifies clients by API key and address"),
     Field("api_key", str, "", "API keys are read from headers"),
-    Field("stream_options", dict, None, "native answers always contain their counts and timings"),
+    Field("stream_options", dict, None, "streams always end with the counts of tokens"),
     Field("store", bool, False, "nothing is stored"),
     Field("metadata", dict, None, "nothing is stored"),
     Field("cache_control", dict, None, "the server finds shared prefixes by itself"),
@@ -456,7 +456,7 @@ IDLE_FIELDS = (
     Field("template", str, "", "an option of the server sets the chat template"),
     Field("truncate", bool, False, "input that is too long for the context is refused"),
     Field("shift", bool, False, "an option of the server sets what happens when the context is full"),
-    *(Field(name, object, None, "that is an option of the server") for name in OLLAMA_LOAD_OPTIONS),
+    *(Field(name, object, None, "set when the model is loaded") for name in OLLAMA_LOAD_OPTIONS),
 )
 
 
