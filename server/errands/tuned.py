@@ -69,7 +69,7 @@ def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str
     """Save a result; `plugin` is the file of `tuned.cpu_variant`. Returns the path of the results. OSError."""
     path, cpu = file_of(model, environ), compute_cpu_name()
     lines = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         lines = [line for line in _read(path) if not line.startswith(f"cpu={cpu} ")]
     if tuned != NOTHING:
         name, n_bytes = (plugin.name, plugin.stat().st_size) if plugin else ("", 0)

@@ -47,6 +47,11 @@ class Loads:
         self._queue: deque[Load] = deque()  # loads that have no room yet, in order
         self._budget: Room | None = None  # the memory that was free when last no model had an engine
 
+    @property
+    def are_waiting(self) -> bool:
+        """Whether a load has no room yet."""
+        return bool(self._queue)
+
     # ---- called with the lock held -----------------------------------------------------------------------------------
 
     def of(self, entry: Entry, is_asked: bool = False) -> Load:
@@ -75,11 +80,6 @@ class Loads:
         if entry.state != LOADED:
             self._register.set(entry, LOADING)
         return load
-
-    @property
-    def are_waiting(self) -> bool:
-        """Whether a load has no room yet."""
-        return bool(self._queue)
 
     def place(self, entry: Entry) -> int:
         """A model's place in the queue of loads, from 1 on; 0 if it isn't there."""
@@ -183,18 +183,17 @@ class Loads:
         now = self._register.clock()
         load.t_turn = now if load.t_turn is None else load.t_turn
         self._endings.see_off()
+        if load.entry.state == LOADED or self._endings.is_of(load.entry):
+            return None  # the model's old engine has to be gone first
         others = [entry for entry in self._register.entries if entry is not load.entry and self._is_resident(entry)]
         ending = self._endings.list_rooms()
-        own = load.entry.takes if load.entry.state == LOADED else {}
-        if not (others or own or ending):
+        if not (others or ending):
             self._budget = measured
         budget = self._budget if self._budget is not None else measured
         prepared = load.prepared
         assert prepared is not None
         if prepared.find_fit(budget, True) is None:
             raise ApiError(503, prepared.explain_refusal(budget))
-        if own or self._endings.is_of(load.entry):
-            return None  # the model's old engine has to be gone first
         starting = [entry.takes for entry in others if entry.state == LOADING]
         # as if the ending engines were gone, so that no other model has to leave while they end
         free = choose_lesser(

@@ -220,6 +220,12 @@ def test_a_file_that_is_no_good_is_none(place, text: str):
     assert recall(place.model, place.libs) == NOTHING
 
 
+def test_a_new_measurement_replaces_a_damaged_file(place):
+    remember(place.model, None, Tuned(None, 2)).write_bytes(b"\xff\xfe\xff")
+    remember(place.model, None, Tuned(None, 3))
+    assert recall(place.model, place.libs) == Tuned(None, 3)
+
+
 # ---- who takes it --------------------------------------------------------------------------------------------------
 
 

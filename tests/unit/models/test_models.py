@@ -11,6 +11,7 @@ import pytest
 from server.errors import ApiError, StartError
 from server.models import loads, register
 from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED, Entry
+from server.models.models import Models
 from tests.support import wait_until
 from tests.unit.models.fakes import FakeRequest, House
 
@@ -392,6 +393,23 @@ def test_a_model_whose_engine_falls_idle_while_it_is_awaited_again_has_one_engin
     until(models, a=LOADING)
     engine.may_end.set()
     assert asked.result(PATIENCE).name == "a" and house.most == 1 and house.started == ["a", "a"]
+
+
+@pytest.mark.parametrize("room", [1, 100])
+def test_a_lone_model_that_is_unloaded_during_a_request_has_one_engine_at_a_time(room):
+    """Nobody has planned the memory of its first engine, so its entry has none."""
+    house = House(room=room, a=1)
+    models = Models.from_one(house.read("a", None).start(False), house)
+    models.lone.source = "a"
+    first = FakeRequest()
+    engine = models.get("a", first).engine
+    models.unload("a", "")
+    asked = ask(models, "a")
+    wait_until(lambda: asked.done() or house.n_measured > 2, "the load to look", PATIENCE)
+    assert not asked.done() and house.started == ["a"] and not engine.n_closed
+    first.end()
+    assert asked.result(PATIENCE).engine is not engine
+    assert engine.n_closed == 1 and house.most == 1 and house.started == ["a", "a"]
 
 
 def test_a_model_comes_back_once_its_last_engine_is_gone_and_others_dont_wait_for_that():
