@@ -2,8 +2,8 @@
 
 Structs are passed by value, so a moved field corrupts memory without an error. Before any other call, `loader` uses
 this module to compare the version with a list of releases that fit, the layout of our ctypes structures with a C
-compiler's, and default parameters with their known values. No option overrides a refusal. To use another build, run
-build_scripts/make_layout.py on its headers and add its version to KNOWN_VERSIONS.
+compiler's, and default parameters with their known values. No option overrides a refusal. docs/building.md says how
+to use another version: write its layout, change the structs that differ, and add it to KNOWN_VERSIONS.
 """
 
 from __future__ import annotations

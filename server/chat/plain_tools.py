@@ -30,8 +30,8 @@ def simplify_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def simplify_schema(schema: object, depth: int = 0) -> dict[str, Any]:
-    """The schema with a description and exactly one type on each level, if necessary that of the first alternative
-    (`anyOf` etc.)."""
+    """The schema with a description and one type per level. Without a type, the first typed alternative (`anyOf` etc.)
+    is merged in. Arrays get `items`, nested objects `additionalProperties`."""
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return dict(ANY)
     ways = [way for name in ("anyOf", "oneOf", "allOf") for way in _list(schema.get(name))]

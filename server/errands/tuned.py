@@ -2,9 +2,10 @@
 
 Main thread, or the thread that loads a model. Imports little, because `launch` asks before it starts the engine's
 process. Each model (by name and size) has a file with a line per CPU, since machines may share a home folder. A line
-counts only for the same CPU and plug-in. A damaged file is ignored.
+counts only on its CPU, and only while the file of its plug-in, if it has one, keeps its size. A damaged file is
+ignored.
 
-Way not taken: measuring without being asked. It needs the whole machine, and twice the memory of the weights.
+Way not taken: measuring without being asked. It needs the whole machine.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 CPU_INFO = "/proc/cpuinfo"
 CPU_KEYS = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU ", b"Features")
 MOST_BYTES = 1 << 16  # read of a file
-MOST_THREADS = 1024  # larger numbers in a file are ignored
+MOST_THREADS = 1024  # a line with a larger number is ignored
 
 
 class Tuned(NamedTuple):
@@ -50,7 +51,7 @@ def choose_tuned(options: ModelOptions, model: str, libs: Path) -> Tuned:
 
 
 def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> Tuned:
-    """What was found for this model file, on this CPU with these libraries; else `NOTHING`."""
+    """What was found for this model file on this CPU, if the plug-in has the same size; else `NOTHING`."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         cpu = compute_cpu_name()
         for line in _read(file_of(model, environ)):
@@ -84,7 +85,7 @@ def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str
 
 
 def compute_cpu_name() -> str:
-    """A short hash of this CPU's name and features."""
+    """A short hash of what Linux or Windows says about the CPU; elsewhere the same for all CPUs."""
     try:
         with open(CPU_INFO, "rb") as file:
             first = file.read(MOST_BYTES).partition(b"\n\n")[0]

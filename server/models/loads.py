@@ -35,8 +35,8 @@ log = get_logger("models")
 
 
 class Loads:
-    """Loads models. At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload`
-    requests load no model, unless it is the only one."""
+    """Loads models. At most `n_most` models have an engine that isn't ending; 0 for any number. Without `autoload`
+    requests load no model, unless it is lone (see `Models`)."""
 
     def __init__(
         self, register: Register, endings: Endings, starter: Starter | None, n_most: int, autoload: bool
@@ -45,7 +45,7 @@ class Loads:
         self._changed = register.changed
         self._n_most, self._autoload = n_most, autoload
         self._queue: deque[Load] = deque()  # loads that have no room yet, in order
-        self._budget: Room | None = None  # the memory that was free when last no model had an engine
+        self._budget: Room | None = None  # the latest measurement of free memory without any engine
 
     @property
     def are_waiting(self) -> bool:
@@ -55,8 +55,8 @@ class Loads:
     # ---- called with the lock held -----------------------------------------------------------------------------------
 
     def of(self, entry: Entry, is_asked: bool = False) -> Load:
-        """The running load of this model, or a new one. `is_asked`: `Models.begin` wants it. ApiError if it can't
-        begin."""
+        """The running load of this model, or a new one. `is_asked`: for `Models.begin`, also after a failure or without
+        `autoload`. ApiError if no load can begin."""
         if entry.load is not None:
             return entry.load
         if not is_asked:
@@ -107,8 +107,8 @@ class Loads:
             self._succeed(load, model)
 
     def _prepare(self, load: Load) -> tuple[Prepared, Room | None]:
-        """Read the model's files and wait for room. Return the prepared model, and its room; None if it is loaded
-        already."""
+        """Read the model's files and wait for room. Return the prepared model and its room; the room is None if the
+        model is still loaded."""
         assert self._starter is not None
         entry = load.entry
         try:
@@ -138,7 +138,7 @@ class Loads:
                 self._queue.remove(load)
                 for other in self._register.entries:
                     if other.leaves_for is load:
-                        other.leaves_for = None  # no longer needed
+                        other.leaves_for = None  # it may stay
                 self._changed.notify_all()
 
     def _start(self, load: Load, prepared: Prepared) -> Model:
@@ -173,11 +173,12 @@ class Loads:
         return load.entry.is_open or self._register.is_closed or not load.is_wanted or self._turn() is load
 
     def _turn(self) -> Load | None:
-        """The first load in the queue whose files have been read and whose model's last engine is gone."""
+        """The first load in the queue whose files have been read and whose model has no ending engine."""
         return next((load for load in self._queue if load.prepared and not self._endings.is_of(load.entry)), None)
 
     def _step(self, load: Load, measured: Room) -> Room | None:
-        """The room that this load may take now; None if it has to wait. ApiError 503 if the model can't fit."""
+        """The room that this load may take now. If it has to wait, tell models to leave if necessary, and return None.
+        ApiError 503 if the model can't fit."""
         if self._turn() is not load:
             return None
         now = self._register.clock()
@@ -213,11 +214,11 @@ class Loads:
                     entry.leaves_for = load
             self._endings.see_off()
             if len(self._endings.list_rooms()) > len(ending):
-                return self._step(load, measured)  # plan again: the ending engines may leave enough room
+                return self._step(load, measured)  # plan again: there may be room beside the ending engines
         return None
 
     def _is_resident(self, entry: Entry) -> bool:
-        """Whether the model has an engine, or room for one."""
+        """Whether the model has an engine that isn't ending, or room for one."""
         return entry.state == LOADED or entry.load is not None and entry.load.has_room
 
     # ---- the end of a load -------------------------------------------------------------------------------------------
@@ -249,8 +250,8 @@ class Loads:
         return True
 
     def _fail(self, load: Load, error: Exception) -> None:
-        """Give the error to the waiting requests, end a started engine, and mark the model as failed unless the load
-        was dropped."""
+        """Give the error to the waiting requests, and end a started engine. Mark the model as failed, unless its old
+        engine is still loaded, the load was cancelled or unwanted, or the server stops."""
         entry = load.entry
         reason = reason_of(error)
         if not isinstance(error, (ApiError, StartError, OptionError, Unwanted)):
@@ -268,8 +269,8 @@ class Loads:
             self._changed.notify_all()
 
     def _require_wanted(self, load: Load) -> None:
-        """ApiError if the load was cancelled or the server stops, Unwanted if nothing wants it any more. The lock is
-        held."""
+        """ApiError if the load was cancelled or the server stops. If nothing wants the load, detach it and raise
+        Unwanted. The lock is held."""
         if self._register.is_closed:
             raise ApiError(503, STOPPING)
         if load.is_cancelled:
@@ -279,7 +280,7 @@ class Loads:
             raise Unwanted
 
     def _forget(self, load: Load) -> None:
-        """Detach the load from its entry, which gets its old state. The lock is held."""
+        """Detach the load from its entry. A loading entry becomes unloaded or asleep. The lock is held."""
         entry = load.entry
         if entry.load is load:
             entry.load = None

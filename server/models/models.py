@@ -34,7 +34,7 @@ log = get_logger("models")
 class Models:
     """All models of a server. `lone`: the server has one model, which it loads at start and uses for every name.
 
-    At most `n_most` models have an engine at the same time; 0 for any number. Without `autoload` requests load no
+    At most `n_most` models have an engine that isn't ending; 0 for any number. Without `autoload` requests load no
     model, unless it is lone. `may_use` says whether a key may use a model. `is_prepared` is False while `serving`
     prepares the system prompt and the chat template of a lone model."""
 

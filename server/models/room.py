@@ -14,12 +14,13 @@ Room = Mapping[str, int]
 """Bytes by the name of the place."""
 Fits = Callable[[Room, bool], Room | None]
 """Returns what a model would take of a room, or None if it doesn't fit. The second argument says whether the model
-would be alone; then it may get less than it should have."""
+would be alone; then a small context or fewer GPU layers are enough."""
 
 
 @record(frozen=True)
 class Resident:
-    """A model that has an engine, or room for one. `t_used` is when it last had work. `is_idle`: it can leave now."""
+    """A model that has an engine that isn't ending, or room for one. `t_used` is when it last had work. `is_idle`: it
+    can leave now."""
 
     name: str
     takes: Room
@@ -30,8 +31,8 @@ class Resident:
 @record(frozen=True)
 class Verdict:
     """`takes` is the room for the new model, if it can be loaded now. Otherwise `leaving` are the models that have to
-    leave first, and `busy` are those of them that aren't idle. If there are none, the new model doesn't fit even
-    without all others."""
+    leave first, and `busy` are those of them that aren't idle. If `takes` is None and `leaving` is empty, the new model
+    doesn't fit even alone."""
 
     takes: Room | None = None
     leaving: tuple[str, ...] = ()

@@ -25,7 +25,8 @@ log = get_logger("engine")
 class ThreadTransport:
     """See `Transport`. Runs `open_backend(config, on_progress)` and then the scheduler on one thread, `engine`.
 
-    `step_s` is the time limit of a short step in seconds (`config.step_limit_s`). Exceeding it is only reported.
+    `step_s` is the time limit in seconds of a step with few rows (`config.step_limit_s`). An engine whose step exceeds
+    its limit is reported as stuck, not replaced.
     """
 
     def __init__(

@@ -21,13 +21,12 @@ from server.engine.slots.slot import Slot
 
 NO_TASKS: frozenset[int] = frozenset()
 STALLS_ALONE = 4
-"""A prompt step may take this many times `--max-stall-ms` while no running answer is streamed."""
+"""Prompts may take this many times `--max-stall-ms` while no generating slot with the same adapters streams."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
-"""A step that reads prompts to their ends may take `STALLS_BEGUN` times the limit if these prompts came within
-`BEGUN_S` seconds of those of the generating slots, and no generating slot has more than one token. So a group of
+"""A step that reads prompts to their ends may take `STALLS_BEGUN` times the limit above, if its first prompt came at
+most `BEGUN_S` seconds after the oldest generating slot's, and no generating slot has more than one token. So a group of
 requests begins to generate together."""
-
 
 TOGETHER_S, ALIKE = 0.1, 1.5
 """Prompts have come together if they arrived within `TOGETHER_S` seconds. `_put_first` may prefer one with at most
@@ -37,15 +36,15 @@ SLOW_S = 0.005
 """Seconds of processor time; a draw that takes longer is slow."""
 
 AS_LONG = 8
-"""Prompts may share a step if their lengths differ by at most 1 / `AS_LONG`. llama.cpp cuts a batch where the length
-changes, so others would gain little."""
+"""In a split cache, prompts may share a step if their lengths differ from the first one's by at most 1 / `AS_LONG`.
+llama.cpp begins a micro-batch where the shorter one ends, so unlike ones would gain little."""
 
 
 class Batching:
     """Plans one batch after the other.
 
-    `in_prefill` has the ids of all running tasks while prompts are read, and only the task's id while `MediaSteps`
-    decodes a chunk. Any thread may read it.
+    `in_prefill`: the ids of all running tasks while prompts are read or wait for their turn; while `MediaSteps` decodes
+    a chunk, the id of its task. Any thread may read it.
     `is_reading`: the latest batch has prompt rows.
     """
 
@@ -63,8 +62,8 @@ class Batching:
         self._is_one_by_one = state.backend.is_split or not state.backend.can_share
         self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
         self._spans: list[Span] = []
-        self._ahead = 0  # rows that the oldest prompt has had minus rows of all others
-        self._depth = 0  # cached tokens before the latest prompt rows
+        self._ahead = 0  # the oldest prompts' rows minus all others', as `_account` counts them
+        self._depth = 0  # the cells of the latest prompt rows (`_count_cells`)
         self._has_read: set[tuple] = set()  # sets of adapters with a prompt step since their latest generating step
         self._served: dict[tuple, int] = {}  # the latest step of each set of adapters
         self._is_prompts_turn = True  # background prompts are next, before generating background tasks
@@ -96,7 +95,7 @@ class Batching:
         if not self._turn_ms:
             (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
         if not spans and self._is_one_by_one:
-            streams.sort(key=lambda slot: slot.seq)  # ascending: each step back begins a micro-batch, see `Backend`
+            streams.sort(key=lambda slot: slot.seq)  # a lower number behind a higher begins a micro-batch (`Backend`)
         self._spans = spans or planner.plan_generating(
             map(self._make_job, self._choose_in_time(streams)), self._state.backend.info.n_batch
         )
@@ -234,8 +233,8 @@ class Batching:
         return by_length
 
     def _account(self, oldest: int, chosen: int, jobs: list[Job], spans: list[Span]) -> None:
-        """If there was a choice, count the rows for or against the oldest prompt. Rows of a prompt that `_put_first`
-        preferred to the `chosen` one count as the chosen one's."""
+        """Count rows for or against the oldest prompt, unless it came first by its length. If it is the only prompt,
+        reset the count. Rows of a prompt that `_put_first` preferred to the `chosen` one count as the chosen one's."""
         if len(jobs) == 1:
             self._ahead = 0
         elif self._ahead < 0 or chosen != oldest:
@@ -243,9 +242,9 @@ class Batching:
             self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
     def _count_rows_alone(self, n_left: int) -> int:
-        """Rows of a step while no slot generates: all that are left, or whole micro-batches, since fewer rows only cost
-        speed. If engines share the cores, the step keeps to `--max-stall-ms`, because the others' slots may generate.
-        """
+        """Rows of a step without generating slots, for `STALLS_ALONE` times `--max-stall-ms`: all that are left, or
+        whole micro-batches, since fewer rows only cost speed. If engines share the cores, the step keeps to
+        `--max-stall-ms`, because the others' slots may generate."""
         config = self._state.config
         if config.max_stall_ms == 0 or config.exact:  # exact: steps of other lengths round differently
             return n_left

@@ -1,7 +1,7 @@
 """Converts records to dicts for JSON and back, for files that later versions of the program read.
 
 Pure functions, for both processes. Fields with their default value are written, too, since defaults change. Not taken:
-the rows of `wire`. They have no field names, so only the same version can read them.
+the form of messages in `wire`. It has no field names, so only the same version can read it.
 """
 
 from __future__ import annotations
