@@ -1,6 +1,6 @@
 """Makes bundles, shows and checks them, and takes them apart: `--bundle` and the options that belong to it.
 
-Main thread, instead of serving. A bundle is written under a temporary name and renamed when it is complete.
+Main thread, instead of serving; `extract` where a model is loaded.
 
 Way not taken: reflinks into the new file. Few file systems have them, and only for aligned parts.
 """

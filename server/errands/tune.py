@@ -3,7 +3,7 @@
 Main thread, instead of serving. llama.cpp picks the plug-in that uses most of the CPU's features; which one is fastest
 depends on the type of the weights. A process can load only one plug-in, so each is measured in a child: the same
 program with `--tune --cpu-variant NAME`. Candidates take turns and are compared with the usual choice (llama.cpp's
-plug-in, a thread per core) in the same round, so that a machine that becomes slower favours none.
+plug-in, then a thread per core) in the same round, so that a machine that becomes slower favours none.
 
 Way not taken: a rule by weight type and CPU. There are measurements of one machine only.
 """
@@ -24,7 +24,7 @@ from server.program import can_show_progress
 
 ROUNDS = 5
 HOPELESS = 0.85  # a candidate below this share of the best speed is dropped
-MOST_LEFT = 3  # the most candidates, besides the usual choice, that are measured in a second round
+MOST_LEFT = 3  # the most candidates, besides the usual choice, that are measured after the first round
 WORTH = 1.02  # least gain over the usual choice that counts
 PATIENCE, PATIENCE_S = 4.0, 10.0  # a candidate's time limit: PATIENCE times the usual choice's time, plus PATIENCE_S
 FEW_CORES = 4  # with fewer cores, numbers of threads aren't compared
@@ -63,8 +63,8 @@ def find_shortest(runs: Sequence[Figures]) -> Figures:
 
 
 def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[str], None] = print) -> Tuned:
-    """Measure the plug-ins, then, if `n_cores` is at least `FEW_CORES`, numbers of threads up to it. ValueError if the
-    usual choice fails."""
+    """Measure the plug-ins, then, if `n_cores` is at least `FEW_CORES`, numbers of threads up to `n_cores`. ValueError
+    if the usual choice fails."""
     variant = AUTO
     if variants:
         variant = _find_quickest({name: ["--cpu-variant", name] for name in (AUTO, *variants)}, AUTO, run, say)
@@ -79,7 +79,7 @@ def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[st
 
 
 def _find_quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say: Callable[[str], None]) -> str:
-    """The name of the fastest candidate; the usual one if no other is faster by WORTH."""
+    """The name of the fastest candidate; the usual one if none is faster by WORTH."""
     found: dict[str, list[Figures]] = {name: [] for name in candidates}
     speeds: dict[str, float] = {}
     patience_s = None

@@ -27,8 +27,8 @@ LIBRARY = re.compile(r"(?i)(?:lib)?(?:ggml|llama|mtmd)\b.*\.(?:so|dylib|dll)\b.*
 
 
 def report(libs: Path, own: Bundle | None) -> str:
-    """The result as text. StartError names each changed file of the program or the libraries, BundleError those of a
-    bundle."""
+    """The result as text. StartError names each changed or unlisted file of the program or the libraries, BundleError
+    those of a bundle."""
     wrong, lines = [], []
     for folder, sums in ((Path(sys.executable).parent, bill_sums()), (libs, read_library_sums(libs))):
         if sums:
@@ -61,7 +61,7 @@ def sha256_of(path: Path) -> str:
 
 
 def bill_sums() -> dict[str, str]:
-    """Checksums by file, for the folder of this executable."""
+    """Checksums by file, for this executable's folder."""
     bill = Path(sys.executable).parent / BILL
     if not program.is_frozen() or not bill.is_file():
         return {}
@@ -90,7 +90,7 @@ def find_strange_libraries(libs: Path) -> list[Path]:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a one-file program matches its head, checked as build_scripts/one_file.sh does. True for other files."""
+    """Whether a one-file program matches its head, as in build_scripts/one_file.sh. True for other files."""
     with open(file, "rb") as stream:
         start = stream.read(4096)
         size, found = read_program_size(start), HEAD_SUM.search(start)

@@ -3,7 +3,7 @@
 It reads presets, names and the first bytes of each model, on the main thread or on the thread of a download or removal.
 It may import `server.options` and `folders`.
 
-Not taken: an index file. It would have to be updated whenever other programs change the folders.
+Not taken: an index file, because other programs change the folders.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class _Preset:
 def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], None]) -> list[ModelEntry]:
     """All models: first those of -m, then those of presets, of --models-dir, and of `cache`, the folder of downloads.
 
-    Names and aliases are unique. `tell` gets lines about folders that can't be searched, models that are left out and
-    options that have no effect. OptionError for wrong presets.
+    Names and aliases are unique. `tell` gets at most `MAX_TOLD` lines about what is missing, left out or has no effect.
+    OptionError for wrong presets.
     """
     tell = _make_bounded(tell)
     presets = read_presets(options.models_preset, tell) if options.models_preset else []
@@ -204,8 +204,9 @@ def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list
 
 
 def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[ModelEntry]) -> ModelEntry:
-    """The entry of a section. Its model is the file that the section names; else that of the entry with the
-    repository's name; else that of `named`, the entry with the section's name; else one to download."""
+    """The entry of a section. Its model is the file that the section names; else that of the entry with the name of its
+    repository, unless `hf_file` is set; else that of `named`, the entry with the section's name; else one to
+    download."""
     values = dict(preset.values)
     base = named or ModelEntry(preset.name)
     files, repo = values.get("files", ()), values.get("hf_repo")
@@ -234,8 +235,7 @@ def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[M
 
 
 def _make_unique(entries: Iterable[tuple[ModelEntry, str]], tell: Callable[[str], None]) -> list[ModelEntry]:
-    """The entries of one folder. An entry whose name is taken gets its spare name; one that gets no name is left
-    out."""
+    """The entries of one folder. An entry whose name is taken gets its spare name, or is left out."""
     found: dict[str, ModelEntry] = {}
     for entry, spare in entries:
         name = entry.name if entry.name not in found else clean_name(spare)
@@ -268,8 +268,8 @@ def _merge_entries(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
 
 
 def _settle_names(entries: Sequence[ModelEntry], tell: Callable[[str], None]) -> list[ModelEntry]:
-    """The entries with unique names and aliases. Of entries with the same name, the first is kept. An alias that is a
-    name, or an earlier entry's alias, is removed."""
+    """The entries with unique names and aliases. Nameless entries, and later ones of the same name, are left out. An
+    alias that is a name, or an earlier entry's alias, is removed."""
     named: dict[str, ModelEntry] = {}
     for entry in entries:
         if entry.name in named:

@@ -50,8 +50,7 @@ class Endings:
                     self._register.set(entry, LOADING)
 
     def bury(self, entry: Entry) -> None:
-        """If a model's engine has died for good, end it and mark the model as failed, unless it is the server's only
-        model."""
+        """If a model's engine has died for good, end it and mark the model as failed, unless it is lone."""
         model = entry.model
         if self._register.lone is None and entry.state == LOADED and model is not None and model.engine.state == DEAD:
             entry.leaves_for = None

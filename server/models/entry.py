@@ -75,14 +75,14 @@ class Starter(Protocol):
 class Entry:
     """One model.
 
-    `source` is passed to `Starter.read`. `idle_s` is the number of seconds without work after which the model sleeps
-    (0: unloads; below 0: never). `size` is the number of bytes of its files, `origin` is `ModelEntry.source`.
-    `is_eager`: it is loaded at start. `asked` are options from a request.
+    `source` is passed to `Starter.read`. After `idle_s` seconds without work the model sleeps (0: unloads; below 0:
+    never). `size` is the number of bytes of its files, `origin` is `ModelEntry.source`. `is_eager`: it is loaded at
+    start. `asked` are options from a request.
 
-    `model` is the loaded model. A sleeping entry keeps it for questions that need no engine. `takes` is the memory of
-    the engine. `load` is the running load, `progress` its finished part (0 to 1). `n_leases` is the number of requests
-    that use the model, `t_used` is when it was last used. Once `leaves_for` is set, to the next state or to a load that
-    needs the memory, the model takes no new requests. After a failure, requests get its `reason` until `t_retry`."""
+    `model` is the loaded model. A sleeping entry keeps it for questions that need no engine. `takes` is the engine's
+    planned memory; empty for a lone model's first. `load` is the running load, `progress` its finished part (0 to 1).
+    `n_leases` requests use the model; `t_used` is its latest use. Once `leaves_for` is set, to the next state or a load
+    that needs room, the model takes no new requests. After a failure, requests get its `reason` until `t_retry`."""
 
     name: str
     source: Any = None

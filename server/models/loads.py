@@ -2,8 +2,8 @@
 
 A load reads its model's files, waits for its turn and for room in memory, starts the engine, and waits until the engine
 has loaded the model. All requests for the model wait for the same load. The first load in the queue whose files have
-been read gets room next. While it waits, busy models continue to work; after `TURN_S` those that have to leave take no
-new requests.
+been read, and whose model has no ending engine, gets room next. While it waits, busy models continue to work; after
+`TURN_S` those that have to leave take no new requests.
 
 Not taken: one thread for all loads. A hanging disk would block them all.
 """
@@ -143,7 +143,7 @@ class Loads:
 
     def _start(self, load: Load, prepared: Prepared) -> Model:
         """Start the engine, and return the model when it is loaded. If the engine dies, another is started once, unless
-        it would fail in the same way. ApiError."""
+        that would fail in the same way. ApiError."""
         is_second = False
         while True:
             model = prepared.start(bool(load.tickets))
@@ -173,7 +173,7 @@ class Loads:
         return load.entry.is_open or self._register.is_closed or not load.is_wanted or self._turn() is load
 
     def _turn(self) -> Load | None:
-        """The first load in the queue whose files have been read and whose model has no ending engine."""
+        """The load that gets room next."""
         return next((load for load in self._queue if load.prepared and not self._endings.is_of(load.entry)), None)
 
     def _step(self, load: Load, measured: Room) -> Room | None:

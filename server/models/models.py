@@ -1,7 +1,7 @@
 """All models of a server: finds the model that a request names, loads it on demand, and ends it after idle time.
 
-Threads that run handlers call `get`, the main thread calls `tick` about twice a second. `loads` loads models, `endings`
-ends their engines, and `register` has all models by name, with the lock that guards the state of all three.
+Handlers' threads call `get`, the main thread calls `tick` about twice a second. `loads` loads models, `endings` ends
+their engines, and `register` has all models by name, with the lock that guards the state of all three.
 
 A model that a request uses never counts as idle.
 """
@@ -106,7 +106,7 @@ class Models:
         return self.register.find(name, key_id)
 
     def status(self, entry: Entry) -> str:
-        """The state of a model. If it is loaded, that follows from its engine's."""
+        """The state of a model. If it is loaded, its engine and `is_prepared` decide."""
         if entry.state == LOADED and entry.model is not None:
             state = entry.model.engine.state
             if state == STARTING or not self.is_prepared:
@@ -125,15 +125,15 @@ class Models:
             return self._loads.place(entry)
 
     def compute_left_s(self, entry: Entry) -> float | None:
-        """The seconds that a loaded model stays without further requests; None for no limit."""
+        """Seconds that a loaded model stays without further requests; None: no limit."""
         return None if entry.idle_s < 0 else max(entry.t_used + entry.idle_s - self._clock(), 0.0)
 
     # ---- for requests ------------------------------------------------------------------------------------------------
 
     def get(self, name: object, request: Asking) -> Model:
         """The model for a request whose field `model` is `name`, until the request's end. Loads the model if necessary.
-        ApiError 404 for an unknown name, 400 if it is no text or requests may not load the model, 503 while the server
-        starts or stops or if there is no room, 500 if the load fails, 499 if the client leaves."""
+        ApiError 404 for an unknown name, 400 if the name is no text or requests may not load the model, 503 while the
+        server starts or stops or if there is no room, 500 if the load fails, 499 if the client leaves."""
         return self.take(self.ask(name, request), request)
 
     def ask(self, name: object, request: Asking) -> Ticket:
@@ -184,7 +184,7 @@ class Models:
         request.call_at_end(partial(self._release, ticket))
 
     def _release(self, ticket: Ticket) -> None:
-        """Give the model back at the end of the request."""
+        """End of the request: give the model back, or stop waiting."""
         with self._changed:
             entry = ticket.entry
             if ticket.model is None:
@@ -198,7 +198,8 @@ class Models:
             self._changed.notify_all()
 
     def get_known(self, name: object, key_id: str) -> Model:
-        """A loaded or sleeping model, for questions that don't need its engine. ApiError 503 for others."""
+        """A loaded or sleeping model, for questions that need no engine. ApiError for others; a loaded one must be
+        ready."""
         entry = self.find(name, key_id)
         with self._changed:
             model, is_loaded = entry.model, entry.state == LOADED
@@ -216,13 +217,13 @@ class Models:
         return model or self.get(name, request)
 
     def _require_open(self, entry: Entry) -> None:
-        """Mark the model as failed if its engine has died. ApiError if the server stops. The lock is held."""
+        """See `Endings.bury`. ApiError if the server stops. The lock is held."""
         self._endings.bury(entry)
         if self.register.is_closed:
             raise ApiError(503, STOPPING)
 
     def _require_ready(self, model: Model | None) -> None:
-        """ApiError if a model can't serve, or the server is still starting."""
+        """ApiError if a model can't serve, or the server is starting."""
         assert model is not None
         model.engine.require_ready()
         if not self.is_prepared:
@@ -305,7 +306,7 @@ class Models:
 
     def retire(self, entry: Entry) -> None:
         """End a model's engine and remove the model from the list, before its files are removed. ApiError 409 if the
-        model is busy."""
+        model is loading or busy."""
         with self._changed:
             if entry.load is not None or not entry.is_idle:
                 raise ApiError(409, f"{entry.name} is busy: try again when it is idle")
@@ -318,8 +319,8 @@ class Models:
     # ---- the main thread ---------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """End models that have been idle for long enough, mark those whose engine has died as failed, and do the
-        starter's postponed work."""
+        """End models that have been idle long enough, mark those whose engine has died as failed, and call
+        `Starter.tick`."""
         if self._starter is not None:
             self._starter.tick(any(model.engine.is_busy for model in self.list_running()))
         with self._changed:
@@ -357,7 +358,7 @@ class Models:
 
     @property
     def is_alive(self) -> bool:
-        """False while a lone model loads at start, or if that has failed; else True."""
+        """False while a lone model loads at start, if that has failed, or if its engine is closed; else True."""
         model = self.lone.model if self.lone is not None and self.lone.state == LOADED else None
         if model is None:
             return True
@@ -370,7 +371,7 @@ class Models:
         return any(model.engine.is_stuck for model in self.list_running())
 
     def collect_stacks(self) -> str:
-        """The call stacks of all engines."""
+        """The call stacks of the loaded models' engines."""
         return "\n".join(model.engine.collect_stacks() for model in self.list_running())
 
     def list_running(self) -> list[Model]:

@@ -18,7 +18,7 @@ from server.models.file_names import find_names_like
 from server.models.news import News
 
 RETRY_S = 10.0
-"""Seconds after a failed load in which requests get the reason of the failure."""
+"""Seconds after a failure in which requests get its reason; see `Register.fail`."""
 
 NONE_HERE = "this server has no model that this key may use"
 

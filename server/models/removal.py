@@ -14,7 +14,7 @@ from pathlib import Path
 from server.models.catalogue import ModelEntry
 
 NOTES = (".sha256", ".part", ".part.json", ".lock")
-"""Suffixes of the files that downloads put beside a model."""
+"""Suffixes of files that downloads put beside a model."""
 MARKS = (".no-mmproj",)
 """Files that downloads put into a repository's folder."""
 
@@ -24,11 +24,10 @@ class RemovalError(Exception):
 
 
 def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[Path]:
-    """Remove the files of a model, its projector unless another model uses it, and folders that become empty. A link is
-    removed without its target. Return the removed files.
+    """Remove the files of a model and their notes, its projector unless another model uses it, and folders that become
+    empty. A link is removed without its target. Return the removed files.
 
-    RemovalError: before anything is removed, if a file isn't below `roots` or belongs to another program; later if the
-    system refuses."""
+    RemovalError: from `list_removable_files` before anything is removed; later if the system refuses."""
     places = list_removable_files(entry, others, roots)
     try:
         removed = [path for path, _ in places if _remove(path)]
@@ -42,7 +41,8 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
 def list_removable_files(
     entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]
 ) -> list[tuple[Path, Path]]:
-    """The files that `remove_files` would remove, each with the root that contains it. RemovalError."""
+    """The files that `remove_files` removes, each with its root. RemovalError if it finds none, or one outside `roots`
+    or of another program."""
     if entry.keeper:
         raise RemovalError(f"{entry.name} is in a folder of {entry.keeper}: remove it with that program")
     if not entry.path:
@@ -56,7 +56,7 @@ def list_removable_files(
 
 
 def _root_of(path: Path, roots: Iterable[Path]) -> Path | None:
-    """The root that contains a file, after links to folders are resolved; None if none does."""
+    """The root that contains a file, after links to folders are resolved, or None."""
     folder = Path(os.path.realpath(path.parent))
     return next((root for root in map(_resolve_real, roots) if folder == root or root in folder.parents), None)
 

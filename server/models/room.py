@@ -1,4 +1,4 @@
-"""Decides which models have to leave so that another one can be loaded. Pure.
+"""Decides which models have to leave so that another can be loaded. Pure.
 
 A room is a number of bytes for each place ("memory", a GPU). The memory plan (`Fits`) says how much a model takes. Not
 taken: limiting only the number of models. A model may have 300 MB or 30 GB.
@@ -41,8 +41,8 @@ class Verdict:
 
 def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) -> Verdict:
     """Decide whether a model fits beside `residents`, or which of these have to leave: no more than necessary, idle
-    ones before busy ones, both in the order of their last use. At most `n_most` models may have an engine; 0 for any
-    number."""
+    ones before busy ones, both in the order of their last use. With the new model, at most `n_most` may remain; 0 for
+    any number."""
     order = sorted(residents, key=lambda one: (not one.is_idle, one.t_used))
     n_too_many = max(len(order) + 1 - n_most, 0) if n_most else 0
     for n in range(n_too_many, len(order) + 1):

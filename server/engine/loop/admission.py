@@ -69,7 +69,7 @@ class Admission:
 
     def _make_room(self, task: Task) -> bool:
         """Drop a task from a full queue in favour of `task`; False if none may be dropped. A background task goes
-        first, else the latest task of the owner with the most tasks."""
+        first, else the latest one of the owner with the most tasks (`FairQueue.find_crowding`)."""
         if task.in_background:
             return False
         waiting = self._waiting.get_last_in_background()
@@ -107,7 +107,7 @@ class Admission:
 
     @property
     def n_awaited(self) -> int:
-        """How many waiting tasks are not in the background."""
+        """How many waiting tasks aren't in the background."""
         return self._waiting.n_awaited
 
     def cancel(self, id_task: int) -> bool:
@@ -122,7 +122,7 @@ class Admission:
             self._state.fail(waiting.task.id, status, message)
 
     def admit(self) -> None:
-        """Start waiting tasks on idle slots in the queue's order. A task that wants a certain busy slot lets others
+        """Start waiting tasks on idle slots in the queue's order. A task that waits for a certain slot lets others
         pass."""
         if not self._waiting:
             return

@@ -265,9 +265,9 @@ MAX_LOGITS = 64 << 20  # bytes of logits for known tokens in one batch (libllama
 
 
 def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
-    """Add known tokens to the spans of resumed tasks, as many as fit into the batch and the slot's context.
+    """Add known tokens to the spans of resumed tasks, as many as fit into the batch, the context and `MAX_LOGITS`.
 
-    With `--exact` none are added, because each row has to be computed alone.
+    With `--exact` none are added: each row is computed alone.
     """
     slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
     info = state.backend.info

@@ -181,8 +181,8 @@ class Batching:
     def _find_neighbours(self, jobs: list[Job]) -> list[Job]:
         """The first prompt, and some short ones in the slots beside it that came with it and are about as long.
 
-        A few more rows cost little in one step. But if it had all prompts, none would have its first token before all
-        are read.
+        A few more rows cost little in one step. But if a step had all prompts, none would have its first token before
+        all are read.
         """
         first, backend = jobs[0], self._state.backend
         t_first = self._get_arrival(first)
@@ -221,8 +221,7 @@ class Batching:
         jobs.insert(0, best)
 
     def _put_in_order(self, jobs: list[Job]) -> list[Job]:
-        """The prompts by rows left, the fewest first. But the oldest prompt comes first while it has had less than half
-        of all rows.
+        """The prompts by rows left, the fewest first. But the oldest prompt comes first while `_ahead` is negative.
 
         So a long prompt can't keep short ones waiting, nor many short ones a long one.
         """

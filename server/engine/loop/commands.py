@@ -2,7 +2,7 @@
 prompt, tell the model's identity, end a task's reasoning.
 
 Engine thread only, between two batches. A command for a busy slot waits until the slot is idle, and the slot takes no
-new task meanwhile. Commands about slot files or the identity first wait until the identity is known, and reserve no
+new task meanwhile. Commands about slot files or the identity first wait until the search for it ends, and reserve no
 slot until then. A reply reports the command's `ApiError`.
 """
 
@@ -31,7 +31,7 @@ log = get_logger("engine")
 
 
 class Commands:
-    """The commands of one engine, and their queue."""
+    """One engine's commands, and their queue."""
 
     def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
         self._state = state

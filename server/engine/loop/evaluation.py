@@ -1,9 +1,9 @@
 """Decodes a batch, and copes with a full cache, errors and aborts.
 
 Engine thread only. Whatever a decode's result, `slot.tokens` is what the cache holds afterwards. If a batch finds no
-room, idle caches are given up, then smaller parts are tried, and at last the newest task steps aside. If a part fails,
-each of its sequences is tried alone, so only a task that fails alone is lost. With a recurrent model, more may be lost
-(`undo`).
+room, drafts, then idle caches are given up, then smaller parts are tried, and last the newest task steps aside. If a
+part fails, its sequences are tried alone, so only a task that fails alone is lost. With a recurrent model, more may be
+lost (`undo`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = get_logger("engine")
 
 
 class Evaluation:
-    """Decodes spans and passes each row with logits to `Answers`."""
+    """Decodes spans and passes the rows to draw from to `Answers`."""
 
     def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes) -> None:
         self._state = state

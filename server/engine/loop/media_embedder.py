@@ -1,9 +1,9 @@
 """Embeddings of inputs with images or sound. Engine thread only.
 
 A request comes here when the media thread has decoded its files. Its inputs are computed one by one in a context with a
-single sequence; requests take turns input by input. Each step of the loop does one part: evaluate some text tokens,
-encode a chunk, or evaluate a chunk. While tasks run, a step of text may take half of `--max-stall-ms`, as in
-`embedder`. A chunk isn't cut, so its steps may take longer.
+single sequence; requests take turns input by input. Each step of the loop does at most one part: evaluate text tokens,
+encode or evaluate a chunk. While tasks run, a step of text may take half of `--max-stall-ms`, as in `embedder`. A chunk
+isn't cut, so its steps may take longer.
 
 Not taken: many sequences. Most of the time goes into encoding, which does one chunk at a time anyway.
 """
@@ -115,7 +115,7 @@ class MediaEmbedder:
         return failures
 
     def plan(self, is_busy: bool, can_encode: bool) -> int:
-        """Plan the next part of the work; return its size in rows of text, 0 if there is nothing to do.
+        """Plan the next part of the work; return its size in rows of text, 0 if nothing can be done now.
 
         `is_busy` if tasks run. `can_encode` is False while the projector holds a chunk for a slot.
         """

@@ -120,7 +120,7 @@ class Prefixes:
         run.cache_reason = self._choose_reason(slot, run, n_known, why_not)
 
     def must_wait(self, slot: Slot) -> bool:
-        """Whether a slot's prompt must wait for its leader. When the wait is over, it takes over the leader's cells."""
+        """Whether a slot's prompt must wait for its leader. After the wait the slot takes over the leader's cells."""
         run: Run = slot.run  # type: ignore[assignment]
         if run.leader is None:
             return False
@@ -264,7 +264,7 @@ class Prefixes:
         self.blocks.close()
 
     def _save_limit_s(self) -> float:
-        """Seconds that saving a cache may take: `--max-stall-ms` while slots generate."""
+        """Seconds for saving a cache: `--max-stall-ms` while slots generate, else `MAX_SAVE_S`."""
         limit_ms = self._state.config.max_stall_ms
         is_read = any(slot.run.next_token is not None for slot in self._state.running)
         return limit_ms / 1e3 if is_read and limit_ms > 0 else MAX_SAVE_S

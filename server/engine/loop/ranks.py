@@ -7,8 +7,8 @@ slot in a gap exchange their sequences (`Slot.seq`), which takes microseconds pe
 A gap may also close by itself, when a task begins or ends. So a move waits until the gaps have cost as much time as the
 move is expected to take. The moves before one step may together take `--max-stall-ms`.
 
-Off with a draft model, which knows sequences by their numbers. Not taken: waiting a fixed number of steps, whatever
-steps and moves cost.
+Off with `--exact`, fewer than three slots, or a draft model, which knows sequences by their numbers. Not taken: waiting
+a fixed number of steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.engine.loop.state import EngineState
 from server.engine.slots.planner import Span
 from server.engine.slots.slot import Slot
 
-S_PER_TOKEN = 20e-6  # seconds to exchange a token's cells, as first assumed
+S_PER_TOKEN = 20e-6  # seconds to exchange a token's cells, at first
 WEIGHT = 0.3  # of the latest measurement in the moving average
 
 

@@ -128,13 +128,13 @@ class Scheduler:
     # ---- any thread -------------------------------------------------------------------------------------------
 
     def post(self, message: Task | Tasks | Embed | Cancel | Command | Close) -> None:
-        """Send a message to the loop. A `Cancel` of the only running task also aborts its prefill."""
+        """Send the loop a message. A `Cancel` of the only task in `Batching.in_prefill` also aborts its decode."""
         self._inbox.put(message)
         if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
             self._state.backend.abort()
 
     def pulse(self) -> tuple[int, int, bool]:
-        """A count that grows with each step and batch, the rows of the latest batch, and whether there is work."""
+        """A count that grows with each step and batch, the latest work's size in rows, and whether there is work."""
         return self._n_steps, self._n_rows, self._is_busy()
 
     # ---- the engine's thread ----------------------------------------------------------------------------------

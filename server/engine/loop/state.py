@@ -134,7 +134,7 @@ class EngineState:
 # ---- counters and histograms for /metrics ----------------------------------------------------------------------------
 
 # Not taken: summaries with quantiles, because those of several servers can't be added up.
-STALL_S = 0.25  # seconds: a step that takes longer while slots generate counts as a stall
+STALL_S = 0.25  # seconds: longer steps or media work while slots generate count as stalls
 
 
 class Histogram:
