@@ -168,7 +168,7 @@ def fetch(
 
 
 def get_tunable(options: SourceOptions, model: ModelPlace) -> str:
-    """The file under whose path `--tune` keeps its result; "" for a model in the program's own bundle."""
+    """The path under which `--tune` keeps its result; "" for a model in the program's own bundle."""
     return options.model or ("" if model.bundle else model.path)
 
 

@@ -26,7 +26,7 @@ EAGER = "load-on-startup"
 PRESET_ONLY = ("version", "stop-timeout")
 """Keys of llama-server's presets that are ignored here."""
 NAMELESS = f"{{}} is left out: it has no name of its own of at most {MAX_NAME} characters"
-MAX_TOLD = 20  # lines about faults that are passed on
+MAX_TOLD = 20  # most lines about faults that `tell` gets
 
 
 @record(frozen=True)
@@ -204,8 +204,8 @@ def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list
 
 
 def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[ModelEntry]) -> ModelEntry:
-    """The entry of a section. Its model is the file that the section names; else that of the entry with the name of its
-    repository, unless `hf_file` is set; else that of `named`, the entry with the section's name; else one to
+    """The entry of a section. `named` is the entry with the section's name. The model is the first of these: the
+    section's file; that of the entry named like its repository, unless `hf_file` is set; that of `named`; one to
     download."""
     values = dict(preset.values)
     base = named or ModelEntry(preset.name)

@@ -80,9 +80,10 @@ class Entry:
     start. `asked` are options from a request.
 
     `model` is the loaded model. A sleeping entry keeps it for questions that need no engine. `takes` is the engine's
-    planned memory; empty for a lone model's first. `load` is the running load, `progress` its finished part (0 to 1).
-    `n_leases` requests use the model; `t_used` is its latest use. Once `leaves_for` is set, to the next state or a load
-    that needs room, the model takes no new requests. After a failure, requests get its `reason` until `t_retry`."""
+    planned memory; empty for a lone model's first engine. `load` is the running load, `progress` its finished part (0
+    to 1). `n_leases` requests use the model; `t_used` is its latest use. `leaves_for` is the next state, or the load
+    that needs room; once set, the model takes no requests. After a failure, requests get its `reason` until
+    `t_retry`."""
 
     name: str
     source: Any = None

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 
 QUANT_ORDER = ("Q4_K_M", "Q8_0")
-"""The quantisations to try, in order, if a repository is named without one. If it has none of them, its first model
-file is taken."""
+"""The quantisations that are tried, in this order, for a repository named without one. If it has neither, its first
+model file is taken."""
 PROJECTOR = "mmproj"
 NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 SUFFIX = ".gguf"
@@ -93,8 +93,8 @@ def count_bits(path: str) -> int:
 
 
 def choose_projector(paths: Iterable[str], model: str) -> str:
-    """The projector that llama.cpp would choose for a model of the same repository; "" if there is none. In the model's
-    folder, or else the nearest folder above, it is the one whose bits per weight are closest to the model's."""
+    """The projector that llama.cpp would choose for a model of the same repository; "" if there is none. It is in
+    the model's folder, or else in the nearest above. Of several, it is the one with the closest bits per weight."""
     folder = model.split("/")[:-1]
 
     def is_fitting(path: str) -> bool:

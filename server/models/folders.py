@@ -110,7 +110,7 @@ def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
 
 
 def _list_entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The sorted entries of a folder; none if it was searched before or can't be read, or after `MAX_LOOKED` names."""
+    """The sorted contents of a folder; none if it was searched before or can't be read, or after `MAX_LOOKED` names."""
     try:
         status = os.stat(folder)
         key = status.st_dev, status.st_ino
@@ -263,7 +263,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def list_identities(path: Path) -> list[object]:
-    """Keys that identify a file: its inode or path, and its checksum if that is its name or in a download's note. Paths
+    """Keys that identify a file: its inode or path, and its checksum if its name or a download's note has it. Paths
     with a common key have the same content."""
     try:
         status = os.stat(path)

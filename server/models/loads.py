@@ -55,8 +55,8 @@ class Loads:
     # ---- called with the lock held -----------------------------------------------------------------------------------
 
     def of(self, entry: Entry, is_asked: bool = False) -> Load:
-        """The running load of this model, or a new one. `is_asked`: for `Models.begin`, also after a failure or without
-        `autoload`. ApiError if no load can begin."""
+        """The running load of this model, or a new one. With `is_asked` (`Models.begin`) it begins even after a failure
+        or without `autoload`. ApiError if none can begin."""
         if entry.load is not None:
             return entry.load
         if not is_asked:
@@ -196,7 +196,7 @@ class Loads:
         if prepared.find_fit(budget, True) is None:
             raise ApiError(503, prepared.explain_refusal(budget))
         starting = [entry.takes for entry in others if entry.state == LOADING]
-        # as if the ending engines were gone, so that no other model has to leave while they end
+        # counts ending engines as gone, so that no other model has to leave while they end
         free = choose_lesser(
             subtract_rooms(budget, *(entry.takes for entry in others)),
             add_rooms(subtract_rooms(measured, *starting), *ending),

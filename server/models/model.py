@@ -51,8 +51,8 @@ class Vocab(Protocol):
     def tokenize(
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:
-        """Token ids of `text`. ApiError 400 if it is too long to tokenize, or if `must_fit` and a long text has more
-        tokens than the context. `may_cut`: the text is a prompt; the server may drop its middle instead."""
+        """Token ids of `text`. ApiError 400 if it is too long to tokenize, or (`must_fit`) is long and has more tokens
+        than the context. `may_cut`: the text is a prompt; the server may drop its middle instead."""
 
     def measure(self, text: str) -> int:
         """The number of bytes of a text. ApiError 400 if it is too long for `tokenize`."""

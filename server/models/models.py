@@ -88,7 +88,7 @@ class Models:
 
     @property
     def lone(self) -> Entry | None:
-        """The model of a server with one model; None if there are several."""
+        """The lone model, or None."""
         return self.register.lone
 
     @property
@@ -232,8 +232,9 @@ class Models:
     # ---- for the routes that manage models ---------------------------------------------------------------------------
 
     def load(self, name: object, key_id: str, options: Mapping[str, object] | None = None) -> Entry:
-        """Begin to load a model, also one that has failed, unless it is loaded. `options` override its own; with None
-        nothing changes. ApiError 404, 400 for wrong options, 409 if the model is loaded with others."""
+        """Begin to load a model, also one that has failed, unless it is loaded. `options` override its own; None keeps
+        those set before. ApiError 404, 400 for wrong options, 409 if the model is loaded with others, 501 for a
+        lone model's options, 503."""
         entry = self.find(name, key_id)
         if options is not None:
             self._give_options(entry, options)

@@ -17,7 +17,7 @@ class News:
     """The queues of all readers."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the list
+        self._lock = threading.Lock()  # guards _queues
         self._queues: list[Queue] = []
 
     @contextmanager

@@ -63,7 +63,7 @@ class Register:
 
     def find(self, name: object, key_id: str) -> Entry:
         """The `lone` model if there is one; else the one with this name, or without a name the first one that the key
-        may use. In these two cases further log lines of this thread have the model's name. ApiError 404 or 400."""
+        may use. Unless it is lone, further log lines of this thread have the model's name. ApiError 404 or 400."""
         if self.lone is not None:
             if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)
