@@ -1,10 +1,10 @@
 """`record`: a replacement for `dataclasses.dataclass` that is faster to import. A leaf.
 
 The two processes define about two hundred such classes before a server is ready. `dataclasses.dataclass` compiles up to
-six methods for each, which takes half a millisecond, and importing it takes four. A record's `__init__` is compiled at
-its first call. `__eq__` and `__hash__` are closures; the other methods are shared. `dataclasses` is imported only when
-its functions are used on a record, or when a frozen one refuses a change. `fields`, `replace`, `asdict`,
-`is_dataclass`, pattern matching, copying and pickling work.
+six methods for each, which takes half a millisecond; importing `dataclasses` takes four. A record's `__init__` is
+compiled at its first call. `__eq__` and `__hash__` are closures; the other methods are shared. `dataclasses` is
+imported only when its functions are used on a record, or when a frozen one refuses a change. `fields`, `replace`,
+`asdict`, `is_dataclass`, pattern matching, copying and pickling work.
 
 Not taken: named tuples, which equal any tuple with the same items and can't be changed; fewer, larger classes; a lazy
 import of `inspect`, which isn't safe when two threads use it first.

@@ -1,6 +1,6 @@
 """The sampling settings that a model's file recommends (`general.sampling.*`), checked like values of options.
 
-Read when a model is loaded. A value that its option would refuse is left out and reported.
+A load reads them. A value that its option would refuse is left out and reported.
 """
 
 from __future__ import annotations

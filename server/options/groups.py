@@ -116,7 +116,7 @@ class Settings(Group):
 # ---- instead of serving ----------------------------------------------------------------------------------------------
 
 
-HOW = ("output", "base", "side_file", "defaults")  # details of the errand that another option chooses
+HOW = ("output", "base", "side_file", "defaults")  # details; another option chooses the errand
 
 
 class ErrandOptions(Group):
@@ -163,7 +163,7 @@ class HttpOptions(Group):
     max_body: int  # MiB
     max_text: int  # MiB
     half_close: bool
-    rate_limit: tuple[int, float] | None  # requests in so many seconds
+    rate_limit: tuple[int, float] | None  # (number of requests, seconds)
     api_key: tuple[str, ...]
     api_key_file: str | None
     admin_key: tuple[str, ...]
@@ -532,7 +532,7 @@ def _list_secrets(s: Settings) -> tuple[str, ...]:
 
 
 def _load_mode(s: Settings) -> int | None:
-    """The load mode that --direct-io, --mlock and --mmap choose; None if none was given."""
+    """The load mode that --direct-io, --mlock and --mmap choose, or None."""
     if s.direct_io:
         return LOAD_MODES["dio"]
     if s.mlock:
@@ -543,7 +543,7 @@ def _load_mode(s: Settings) -> int | None:
 
 
 def _on_cpu(all_experts: bool, n_experts: int, n_dense: int = 0) -> Iterator[tuple[str, str]]:
-    """Patterns of the tensors that --cpu-moe, --n-cpu-moe and --n-cpu-ffn keep on the CPU."""
+    """(pattern, "CPU") pairs for the tensors that options keep on the CPU."""
     if all_experts:
         yield EXPERTS, "CPU"
     for count, pattern in ((n_experts, EXPERTS), (n_dense, DENSE)):

@@ -1,8 +1,8 @@
 """Reads the options from the command line, the environment and the config file, and writes `--help`.
 
-Used by `launch` at start and where a model's options are read. The value of an option comes from the first of these
-places that sets it: command line, environment, config file, bundle, the default of the profile that `--compat` chooses.
-(`parse` and `vertex` have exceptions.) Errors are an `OptionError` with one line for the user.
+Used at start, and wherever a model's options are read. The value of an option comes from the first of these places that
+sets it: command line, environment, config file, bundle, the default of the profile that `--compat` chooses. (`parse`
+and `vertex` have exceptions.) Errors are an `OptionError` with one line for the user.
 
 Not taken: argparse. It can't tell set values from defaults, nor read files and the environment by the same rows.
 """
@@ -45,8 +45,8 @@ MAX_TOLD = 300  # characters of an error message about a request
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 OF_ONE_MODEL = ("files", "alias", "model_url", "hf_repo", "hf_file", "model_sha256", "mmproj", "mmproj_url")
-"""Options that choose the model. With several models, each has its own, and those of `parse` don't apply (except that
-`files` is a list of models)."""
+"""Options that choose the model. With several models, only a model's own settings can set them, except `files`, which
+lists the models."""
 YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes this factor itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
 
@@ -155,7 +155,7 @@ def _read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _list_texts(option: Option, place: str, value: object) -> list[str]:
-    """The texts that the command line would have for a JSON value."""
+    """The texts that the command line would have for a JSON value. OptionError."""
     if option.metavar in ("JSON", "SCHEMA") and not isinstance(value, str):
         return [json.dumps(value)]
     values = value if isinstance(value, list) else [value]
@@ -303,7 +303,8 @@ def _index_by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
 
 
 def _read_settings(source: _Source, settings: Iterable[config_file.Setting], scope: str = "") -> None:
-    """Set the options of a file or a bundle. With a `scope`, OptionError for options of other scopes."""
+    """Set the options of a file or a bundle. With a `scope`, OptionError for options of other scopes, except
+    `OF_ONE_MODEL`."""
     by_name = _index_by_name(source)
     seen: dict[str, str] = {}
     for key, texts, where in settings:
@@ -409,7 +410,7 @@ SHAPES_2024 = (
     ("", "`prompt` as a list of strings", "one prompt for each string", "one sequence"),
     ("", "order of the samplers", "penalties where `samplers` has them", "penalties first"),
 )
-"""Differences of the profiles that no option sets: (option, subject, modern, 2024)."""
+"""Differences between the profiles apart from options' defaults: (option, subject, modern, 2024)."""
 
 
 def list_compat_rows() -> list[tuple[str, str, str, str]]:
@@ -459,7 +460,7 @@ def render_usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py
 
 
 def render_help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
-    """The help about an option. `is_short` leaves out its variable and its default of 2024."""
+    """The help about an option. `is_short`: without the option's variable and default of 2024."""
     flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
     text = option.help
     if "default" not in text and option.type is not None and option.default not in (None, ()):

@@ -71,14 +71,14 @@ class BadValue(ValueError):
 
 @record(frozen=True)
 class Option:
-    """One option. `type` converts a text to the value; None is a switch without a value. `low` and `high` limit
-    numbers.
+    """One option. `type` converts a text to the value; None is a switch without a value. Together, `low` and
+    `high` limit numbers.
 
     `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with `--compat
     2024`. `dest` is the attribute that the option sets, if it isn't `name`. `choices` maps the allowed words to values.
-    `bare` is the text that is used if no value follows. With `repeat` the type returns tuples, which are concatenated.
-    `target` is where `groups` puts the value: `KIND:FIELD`, with a kind of `groups.TARGETS`. `note` says why an option
-    is ignored or refused. `secret`: the value must not appear in the log.
+    `bare` is the text used if no value follows. With `repeat` the type returns tuples, which are concatenated. `target`
+    is where `groups` puts the value: `KIND:FIELD`, with a kind of `groups.TARGETS`. `note` says why an option is
+    ignored or refused. `secret`: the value must not appear in the log.
     """
 
     name: str

@@ -33,11 +33,11 @@ LAZY_MODES = {"off": 0, "auto": 1, "on": 2}
 
 
 class Preference(NamedTuple):
-    """What follows from `--prefer`. `--max-stall-ms` overrides the first number."""
+    """What follows from `--prefer`. `--max-stall-ms` overrides `max_stall_ms`."""
 
     max_stall_ms: float
     group_part: int
-    """A step takes at most one in `group_part` of the short prompts that came together."""
+    """A step reads at most 1 / `group_part` of the short prompts that came together."""
 
 
 PREFERENCES = {
