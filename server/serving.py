@@ -1,8 +1,8 @@
 """The composition root, second part: HTTP, JSON and templates around the models.
 
-Runs on the main thread, while the engine's process loads the model (if there is only one). Order at start: listen, wait
-for that engine, serve until a signal comes. Order at stop: stop listening, let running requests finish, end the engines
-(requests that still run get the end of their answers), close the connections that are left.
+Runs on the main thread. Order at start: listen, wait for the engine of a lone model, serve until a signal comes. Order
+at stop: serve on for `drain_delay`, stop listening, let running requests finish, end the engines (requests that still
+run get the end of their answers), close the connections that are left.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from server.library.library import Library
 
 LINES_AT_ONCE, MOST_LINES_AT_ONCE = 16, 64
-"""Least and most lines of batches that run at the same time; between them, twice the number of slots."""
+"""Twice as many lines of batches as slots run at the same time, within these two limits."""
 PUBLIC = program.ROOT / "public"
 
 log = get_logger("app")
@@ -251,8 +251,8 @@ def _wait_for_engine(
     context: Context,
     house: Housekeeping,
 ) -> None:
-    """Wait until the lone model is ready or has failed, in short intervals, because on Windows a signal can't interrupt
-    a long wait. Then prepare its system prompt and chat template."""
+    """Wait until the lone model is ready or has failed, or `stop` is set; in short intervals, because on Windows
+    signals don't interrupt long waits. If it is ready, prepare its system prompt and chat template."""
     from server.chat import choose  # noqa: F401  (imported while the engine loads; the template needs it afterwards)
 
     models = context.models

@@ -30,7 +30,7 @@ log = get_logger("http")
 
 
 class KeyFiles:
-    """The API keys of the command line and of `--api-key-file`."""
+    """The API keys of `--api-key`, `--admin-key` and `--api-key-file`. OptionError."""
 
     def __init__(self, options: HttpOptions) -> None:
         self._given: tuple[str | Grant, ...] = (
@@ -49,7 +49,7 @@ class KeyFiles:
                 raise OptionError(f"--api-key-file {self._path} has no keys")
 
     def refresh(self, force: bool = False) -> None:
-        """Read the file again if it has changed. If that fails, the keys stay as they are."""
+        """Read the file again if it has changed. If it is unreadable or empty, the keys stay."""
         if self._path is None:
             return
         try:
@@ -131,7 +131,7 @@ def is_shared(options: HttpOptions) -> bool:
 
 
 def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_verbose: bool) -> None:
-    """Log a warning if the whole network can use the server, and if the log shows several users' texts; log a hint if
+    """Log a warning if the whole network can use the server, one if the log shows several users' texts, and a hint if
     requests must name this machine."""
     if not server.is_local and not len(keys.ring):
         log.warning(

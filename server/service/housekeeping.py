@@ -28,7 +28,7 @@ from server.web.httpd import HttpServer
 
 TICK_S = 0.5  # most seconds between two calls of `tick`
 EXTEND_US = 60_000_000
-"""Microseconds that systemd is asked to wait longer whenever a load has made progress."""
+"""Microseconds that systemd is asked to wait longer when a load makes progress."""
 
 log = get_logger("app")
 
@@ -96,7 +96,7 @@ class Housekeeping:
             self._notifier.send(STOPPING=1, STATUS="stopping")
 
     def report_loading(self, progress: float) -> None:
-        """Report how much of the model has been loaded, from 0 to 1."""
+        """Report how much of the model is loaded (0 to 1), and call `tick`."""
         if progress != self._progress:
             self._progress = progress
             self._notifier.send(STATUS=f"loading the model, {progress:.0%}", EXTEND_TIMEOUT_USEC=EXTEND_US)

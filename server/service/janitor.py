@@ -45,7 +45,7 @@ class Janitor:
         )
 
     def close(self) -> None:
-        """End the process, because the server has removed its sockets itself. May be called twice."""
+        """End the process, once the server has removed its sockets itself. May be called twice."""
         process, self._process = self._process, None
         if process is not None:
             process.stdin.close()

@@ -21,7 +21,7 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 EXPOSED_HEADERS = "X-Request-Id, Request-Id, Retry-After, X-Queue-Position, X-Warnings"
 DEFAULT_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
 LIMITED = re.compile(r"(\s+models=)")  # before the list of models in a line of the key file
-N_KNOWN_HOSTS = 64  # hosts of recent requests whose check is remembered
+N_KNOWN_HOSTS = 64  # hosts that each cache below remembers
 HEADER_LIST = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{1,2000}")
 
 

@@ -69,7 +69,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 class AccessRecord:
     """One answered request, for the access log. `n_bytes` is the size of the answer, `seconds` the time since the
     request head was complete. `complete`: the whole answer was sent. `path` has no query, which may hold secrets.
-    `method` and `path` are "" if the head could not be read."""
+    `method` and `path` are "" if they could not be read."""
 
     id: str
     client: str
@@ -95,7 +95,7 @@ class Exchange:
     """How the unread part of the request is delimited."""
     presence: Presence = field(default_factory=Presence)
     endings: list[Callable[[], None]] = field(default_factory=list)
-    """Functions to call once the answer has been written."""
+    """Functions to call once the answer has been written or given up."""
     keep_alive: bool = False
     status: int = CLIENT_CLOSED
     n_bytes: int = 0  # bytes of the answer that have been sent
@@ -115,7 +115,7 @@ class StartedStream:
 
 @record(eq=False)
 class Connection:
-    """The server's entry for one connection. The connection thread replaces `sock` when TLS starts.
+    """What the server knows about one connection. The connection thread replaces `sock` when TLS starts.
 
     `is_idle`: the connection waits for a request, so `stop` may end it at once. `t_silent` is since when the client has
     sent no whole request head; None while a request is served. The server's lock protects both."""
@@ -158,7 +158,7 @@ NO_HEAD = Head("", "", (1, 1), Headers())
 
 
 class ConnectionHandler(BaseHTTPRequestHandler):
-    """Serves one connection. `server` holds what all connections share, `entry` is the server's entry for this one."""
+    """Serves one connection. `server` holds what all connections share, `entry` is this one's `Connection`."""
 
     server: SharedState  # type: ignore[assignment]
     server_version = "llama_srv"
@@ -294,7 +294,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         memory.use(exchange.share)
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock), self.server.half_close)
         if head.method in METHODS_WITH_BODY:
-            exchange.presence.begin()  # others are watched only inside `on_disconnect`
+            exchange.presence.begin()  # `on_disconnect` begins it for other methods
         request = Request(
             head.method,
             exchange.path,

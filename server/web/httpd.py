@@ -183,7 +183,7 @@ class WebServer(ThreadingHTTPServer):
         return True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Connection thread: serve the connection, then remove its entry."""
+        """Connection thread: serve the connection, then remove its `Connection`."""
         try:
             super().process_request_thread(request, client_address)
         finally:

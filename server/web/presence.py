@@ -52,8 +52,8 @@ class Presence:
 
     @contextmanager
     def on_disconnect(self, on_gone: Callback, on_end: Callback | None = None) -> Iterator[None]:
-        """Inside the block, `on_gone` is called once when the client `is_gone`, and `on_end`, which streams pass, once
-        when it `has_ended`; at once if that is so already. Without `on_end`, `on_gone` is called in either case, with
+        """Inside the block, `on_gone` is called once when the client `is_gone`, `on_end` (which streams pass) once when
+        it `has_ended`; at once if that is so already. Without `on_end`, `on_gone` is called for either, but with
         `half_close` only for `is_gone`."""
         self.begin()
         if on_end is None:

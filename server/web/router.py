@@ -40,7 +40,7 @@ class _Node:
 class Router:
     """`prefix` (for example `/llm`) is put before every path. HEAD requests go to the GET route. `hints` maps a path to
     a sentence for the 404 answer to unknown paths at or below it, with or without the prefix. `{prefix}` in a sentence
-    is replaced."""
+    stands for the prefix."""
 
     def __init__(
         self, routes: Iterable[Route], prefix: str = "", hints: Mapping[str, str] = MappingProxyType({})
@@ -63,7 +63,7 @@ class Router:
         return route.handler, params
 
     def match(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
-        """The same as `resolve`, with the whole route instead of its handler."""
+        """As `resolve`, with the whole route instead of its handler."""
         node, params = self._find(path)
         if node is None:
             raise ApiError(404, f"There is no route {path[:200]!r}.{self._hint(path)}")

@@ -25,7 +25,7 @@ def make_body_decoder(framing: Framing, limits: Limits) -> LengthDecoder | Chunk
 
 
 class Decoder:
-    """What both decoders have: `body`, as decoded since the last `take`, and in `rest` the bytes after the body."""
+    """What both decoders have. `body`: the bytes decoded since the last `take`; `rest`: those after the body."""
 
     def __init__(self) -> None:
         self.body = bytearray()

@@ -100,7 +100,7 @@ class HeadParser:
         self._limits = limits
         self._buffer = bytearray()
         self._start = 0  # offset of the line that isn't parsed yet
-        self._scanned = 0  # up to this offset that line has no end
+        self._scanned = 0  # that line has no end before this offset
         self._request_line: tuple[str, str, tuple[int, int]] | None = None
         self._fields: list[tuple[str, str]] = []
 
@@ -199,7 +199,7 @@ def make_too_large_error(limits: Limits) -> ApiError:
 def split_target(target: str) -> tuple[str | None, str, dict[str, str]]:
     """The authority (None unless the target is an absolute URL), the decoded path, and the query of a request target.
 
-    `*` (for OPTIONS) stays `*`. ApiError 400 if the target isn't percent-encoded UTF-8 or has a control character.
+    `*` (for OPTIONS) stays `*`. ApiError 400 if the target is malformed (see also `decode_percent`).
     """
     authority = None
     match = re.match(r"https?://([^/?#]+)", target, re.IGNORECASE)

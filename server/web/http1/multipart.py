@@ -52,7 +52,7 @@ class FormParser:
     """Fed with bytes; `finish` returns the parts. ApiError 400 as soon as the form is malformed."""
 
     def __init__(self, headers: Headers) -> None:
-        """ApiError 415 for a body of another type."""
+        """ApiError 415 for another type, 400 if malformed."""
         kind, parameters = read_value(headers.get("content-type", ""))
         boundary = parameters.get("boundary", "")
         if kind != "multipart/form-data" or not BOUNDARY.fullmatch(boundary):
@@ -149,7 +149,7 @@ class FormParser:
 
 
 def make_part(head: dict[str, str]) -> Part:
-    """The part with this head. ApiError 400 if the head has no name, or says that the data is encoded or a form."""
+    """The part with this head. ApiError 400 if it has no valid name, or says that the data is encoded or a form."""
     kind, parameters = read_value(head.get("content-disposition", ""))
     if kind != "form-data" or not parameters.get("name"):
         raise ApiError(400, "A part of the form has no name (Content-Disposition: form-data; name=...).")
