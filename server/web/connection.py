@@ -117,8 +117,8 @@ class StartedStream:
 class Connection:
     """What the server knows about one connection. The connection thread replaces `sock` when TLS starts.
 
-    `is_idle`: the connection waits for a request, so `stop` may end it at once. `t_silent` is since when the client has
-    sent no whole request head; None while a request is served. The server's lock protects both."""
+    `is_idle`: the connection waits for a request, so `stop` may end it at once. Since `t_silent` (None while a request
+    is served) the client has sent no whole request head. The server's lock protects both."""
 
     sock: socket.socket
     client: str

@@ -71,7 +71,7 @@ class ChunkedDecoder(Decoder):
         self._n_left = 0  # missing bytes of the current chunk
         self._n_chunks = 0
         self._n_trailer = 0
-        # A plain function, not a bound method: no reference cycle keeps an old body alive.
+        # A bound method would make a reference cycle, which keeps an old body alive.
         self._step: Callable[[ChunkedDecoder], bool] = ChunkedDecoder._read_size
 
     def feed(self, data: bytes) -> bool:
