@@ -14,8 +14,8 @@ from server.engine.slots.slot import count_common_prefix
 N_BEFORE, N_BEHIND = 8, 6
 """Tokens reported before a difference, and from it on."""
 STRETCH = 16
-"""Tokens. The search cuts the cached text into stretches of this length. It may miss common runs
-shorter than two stretches."""
+"""Tokens. The search cuts the cached text into stretches of this length. It may miss common runs shorter than two
+stretches."""
 MAX_MISSES = 8192
 """The search ends after this many positions in the prompt where no stretch begins."""
 

@@ -13,7 +13,7 @@ Works on bytes only; engine thread. A state is
 A sequence is in one KV stream; the other streams of its state are empty. Outside this module and the backend a state
 has one stream, so that it fits any number of slots and both layouts of the cache.
 
-Not taken: a scratch sequence, as in a unified cache. In a split cache it would take a whole slot's memory.
+Not taken: a scratch sequence for the run, as in a unified cache. A split cache would need a further slot's memory.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class KvParts:
         self._runs = _find_runs(meta[:: section.words].tolist())
 
     def cut_part(self, start: int, end: int) -> memoryview:
-        """The tokens at positions [start, end) as a state of one stream. UnknownState if one of them is missing."""
+        """The tokens at positions [start, end) as a state of one stream. UnknownState if one is missing."""
         section, state = self._section, self._state
         runs = _cut(self._runs, start, end)
         if sum(i1 - i0 for i0, i1 in runs) != end - start:

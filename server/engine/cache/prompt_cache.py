@@ -14,7 +14,7 @@ from server.engine.slots.backend import Backend
 from server.engine.slots.slot import Aside, Checkpoint, Slot, count_common_prefix
 from server.log import get_logger
 
-MIN_SHARED = 16  # tokens: another slot's prefix must be so much longer to be taken
+MIN_SHARED = 16  # tokens by which another slot's prefix must be longer to be taken
 COPY_COST = 32  # copying this many tokens takes about as long as evaluating one
 
 log = get_logger("engine")
@@ -27,8 +27,8 @@ def choose_slot(
     lora: tuple[tuple[int, float], ...] = (),
     now: float = 0.0,
 ) -> Slot | None:
-    """The idle slot to run `prompt` on; None if no slot is idle. With `cache_prompt` it is one that the prompt
-    continues, else an empty one, else the one of the least value (`estimate_value`).
+    """The idle slot to run `prompt` on; None if no slot is idle. It is one that the prompt continues (only with
+    `cache_prompt`), else an empty one, else the one of the least value (`estimate_value`).
 
     A prompt continues a slot with the same adapters if it can reuse at least three quarters of the slot's tokens, or if
     the slot has all of the prompt up to its last token. A shorter common prefix is no reason to give up a
@@ -64,8 +64,8 @@ def reuse_prefix(
     """Keep the slot's tokens that `prompt` begins with, or take a longer prefix from one of the slots `donors` if that
     is worth the copy; drop the slot's other tokens. Returns how many tokens the slot has then.
 
-    At most `limit` tokens are reused, by default all but the last, whose logits are needed. Without `cache_prompt`
-    they come from donors only.
+    At most `limit` tokens are reused, by default all but the prompt's last, whose logits are needed. Without
+    `cache_prompt` only donors' tokens are.
     """
     if limit is None:
         limit = max(len(prompt) - 1, 0)
@@ -128,7 +128,7 @@ def forget(slot: Slot) -> None:
 def trim(backend: Backend, slot: Slot, n: int) -> int:
     """Cut the slot's cache to its first `n` tokens, or fewer. Returns how many stay.
 
-    If the model can't drop a tail, those of a checkpoint stay, or none. None stay if a sliding window has overwritten
+    If the model can't drop a tail, a checkpoint's tokens stay, or none. None stay if a sliding window has overwritten
     what they need, or if self-extend may have merged positions.
     """
     if slot.positions is not None and n < len(slot.tokens):
@@ -166,7 +166,7 @@ def find_least_valuable(slots: Iterable[Slot], now: float = 0.0) -> Slot | None:
 
 
 def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
-    """Make room in a full slot: drop `n_discard` tokens (0: half of them) behind the first `n_keep` and renumber those
+    """Make room in a full slot: drop `n_discard` of the tokens behind the first `n_keep` (0: half), and renumber those
     that follow. Returns how many were dropped.
 
     Both numbers are reduced if too few tokens would follow. The caller has checked `backend.can_shift`.

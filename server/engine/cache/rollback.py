@@ -45,6 +45,6 @@ class Rollback:
         self._n_left.pop(seq, None)
 
     def take(self, seq: int, n_tokens: int) -> bool:
-        """Whether the sequence can drop its last `n_tokens` tokens now. If so, the caller drops them, and the sequence
-        can drop no more before its next batch."""
+        """Whether the sequence can drop its last `n_tokens` tokens now, which the caller then does. Either way it can
+        drop no more before its next batch."""
         return n_tokens <= 0 or n_tokens <= self._n_left.pop(seq, 0)

@@ -3,10 +3,10 @@
 libllama's tokenizers take about 120 bytes of memory per byte of text. The patterns of some models recurse once per
 character of a word (`std::regex`), so a long word can overflow an ordinary stack. So
 
-- a text that must fit the context is refused if its number of bytes shows that it doesn't,
+- a text that must fit the context is refused if its bytes show that it can't,
 - such a model's texts with long words are tokenized on a thread with a large stack,
 - large texts are tokenized one at a time,
-- the memory for tokenizing longer texts is counted (`server.memory`).
+- the memory for tokenizing texts of over `LONG` characters is counted (`server.memory`).
 
 Not taken: cutting texts at any place, which may change the tokens; a process for tokenizing, which would be a third one
 to start and watch.
@@ -28,7 +28,7 @@ T = TypeVar("T")
 MAX_TEXT = 4 << 20  # bytes
 LONG = 1000  # characters: the tokenizer's recursion over shorter words fits on any thread's stack
 LARGE = 1 << 16  # bytes: longer texts are tokenized one at a time
-N_AT_ONCE = 4  # the most texts with long words, up to `LARGE`, that are tokenized at the same time
+N_AT_ONCE = 4  # the most texts with long words, but not large, that are tokenized at once
 WORK_BYTES = 120  # bytes of libllama's memory per byte of text
 TOKEN_BYTES = 40  # bytes of an int in a list
 STACK_BYTES = 1 << 20  # stack sizes are multiples of it
@@ -117,8 +117,8 @@ class BoundedVocab:
 
 
 def may_have_long_word(text: str) -> bool:
-    """Whether a word or a run of white space may be longer than `LONG`: whether one fills a block of half that size,
-    which is quicker to find."""
+    """Whether a word or a run of white space may be longer than `LONG`. Such a one fills a block of half that length,
+    which is found quickly."""
     n = LONG // 2
     blocks = (text[at : at + n] for at in range(0, len(text) - n + 1, n))
     return any(block.isspace() or len(block.split(None, 1)[0]) == n for block in blocks)
@@ -130,7 +130,7 @@ def measure_longest_word(text: str) -> int:
 
 
 def without_middle(text: str, n_bytes: int) -> str:
-    """The first and the last `n_bytes` / 2 bytes of a text, without a cut character; the whole text if it has at most
+    """The first and the last `n_bytes` / 2 bytes of a text, without cut characters; the whole text if it has at most
     `n_bytes`."""
     data = text.encode()
     if len(data) <= n_bytes:

@@ -1,6 +1,6 @@
 """One engine process, seen from the web process: starts it, exchanges messages with it, and finds out why it ended.
 
-A process has three threads. `engine-reader` receives messages and passes them on. `engine-writer` sends messages, so
+Three threads serve a process. `engine-reader` receives messages and passes them on. `engine-writer` sends messages, so
 that no connection thread waits for a full pipe. `engine-stderr` keeps the last lines of stderr, with llama.cpp's
 routine log lines apart.
 """
@@ -38,11 +38,11 @@ log = get_logger("engine")
 
 
 class Outbox:
-    """Messages to the engine, in order; but large ones, and a `Cancel` of their tasks, wait until no other waits."""
+    """Messages to the engine, in order; but large ones, and a `Cancel` of their tasks, go behind all others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the order of both queues
-        self._queue: SimpleQueue = SimpleQueue()  # with None in the place of each large message
+        self._queue: SimpleQueue = SimpleQueue()  # with None for each message in `_large`
         self._large: deque[object] = deque()
 
     def put(self, message: object) -> None:
@@ -98,7 +98,7 @@ class Child:
         self._on_unsent = on_unsent
         self._outbox = Outbox()
         self._error = ""
-        self.is_taking = False  # the reader's thread handles messages, so silence doesn't count
+        self.is_taking = False  # while `engine-reader` handles messages, silence doesn't count
         self.n_heard = 0  # reads from the pipe
         self.last_lines: deque[str] = deque(maxlen=N_LAST_LINES)
         self.routine_lines: deque[str] = deque(maxlen=N_ROUTINE_LINES)

@@ -1,8 +1,7 @@
 """The web process's interface to the engine: submits tasks, receives their events, and knows the engine's state.
 
 Connection threads use it. The transport calls `dispatch` for each frame, on one of its own threads. `dispatch` passes
-events on and never waits for a client. A request reads the events of its tasks from its `Results`; leaving that early
-cancels the tasks.
+events on and never waits for a client. A request reads the events of its tasks from its `Results`.
 
 The transport is `supervisor.ProcessTransport` or `entry.thread.ThreadTransport`.
 """
@@ -56,7 +55,7 @@ RECENT_PER_SLOT = 8  # ended tasks kept per slot, for /slots
 N_BACKLOG = 10_000
 """The most unread events of a stream. With more it is cancelled, because the engine never waits for a client."""
 MAX_DIVERTED = 200
-"""The most probabilities in events that are diverted together (`Results.divert`): other requests wait meanwhile."""
+"""The most probabilities in a frame's events that are diverted (`Results.divert`): other requests wait meanwhile."""
 N_COUNTED = 1024  # events after which the memory of an answer is counted again
 EVENT_BYTES, QUEUED_BYTES, ANSWERED_BYTES = 300, 220, 2000
 """Bytes of an event until the answer is complete; of a probability in a queue; of a probability in an answer."""
@@ -92,9 +91,9 @@ class Results:
     or a failure does. The iteration ends when every task has its `Final` or `Embedded`. The first `Failure` is raised
     as an ApiError.
 
-    A stream can be diverted: while the reader waits, the transport's thread passes events that don't end a task to a
-    function, instead of waking the reader. The order is kept: `_is_waiting` is false until the reader has handled all
-    events that it was woken for.
+    A stream can be diverted: while the reader waits, the transport's thread calls a function with the events instead of
+    waking it, unless one ends a task or there are too many probabilities. The order is kept: `_is_waiting` is false
+    until the reader has handled all events that it was woken for.
     """
 
     def __init__(self, client: EngineClient, tasks: Sequence[Task | Embed], stream: bool) -> None:
@@ -103,11 +102,11 @@ class Results:
         self._client = client
         self._stream = stream
         self._queue: SimpleQueue = SimpleQueue()
-        self._collected: list[Event] = []  # not handed over; of a stream: those of the frame that is being dispatched
+        self._collected: list[Event] = []  # not handed over yet; in a stream only the current frame's
         self._n_open = len(self.tasks)
         self._n_queued = 0  # events in `_queue`
         self._share = memory.get_current()
-        self._n_batch = 0  # events taken from the queue that the reader hasn't got
+        self._n_batch = 0  # events taken from the queue, but not yet yielded
         self._lock = threading.Lock()  # guards _n_queued, _is_waiting, a stream's _collected; held while diverting
         self._is_waiting = False  # the reader sleeps, so the transport's thread may write
         self._divert: Callable[[list[Event]], bool] | None = None
@@ -115,7 +114,7 @@ class Results:
         self._t_diverted = 0.0
         self._fault: Exception | None = None  # raised by `_divert`, to be raised again in the reader
         self.is_cancelled = False
-        self.ends_thinking: dict[int, int] = {}  # per task: the tokens after which `end_thinking` ended its reasoning
+        self.ends_thinking: dict[int, int] = {}  # per task: how many tokens it had when `end_thinking` was done
 
     def __enter__(self) -> Results:
         return self
@@ -173,7 +172,7 @@ class Results:
         return batch
 
     def _wait(self, silence_s: float | None) -> tuple[Sequence[Event], int] | None:
-        """The next events and their bytes; None after a ping, or after `silence_s` without events, diverted or not."""
+        """The next events and their bytes; None after a ping, or after `silence_s` without even diverted events."""
         left, started = silence_s, time.monotonic()
         while left is None or left > 0:
             try:
@@ -257,7 +256,7 @@ class Results:
 
     def flush(self) -> None:
         """On the transport's thread, for a stream: hand over the events of this frame, or divert them. Cancels the
-        request if the reader is too far behind."""
+        request if too much is unread."""
         is_behind = False
         with self._lock:
             events = self._take()
@@ -414,7 +413,7 @@ class EngineClient:
             self._transport.post(Cancel(id_task, finish=True))
 
     def get_task(self, id_task: int) -> Task | None:
-        """An open task, or one that ended lately, without its files (a slot may still show it); else None."""
+        """An open task; or, without its files, one that ended lately (a slot may still show it); else None."""
         results = self._results.get(id_task)
         if results is not None:
             return results.by_id[id_task]  # type: ignore[return-value]

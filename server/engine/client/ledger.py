@@ -5,9 +5,9 @@ Pure data, no thread and no pipe: `supervisor` holds a lock around the calls.
 The ledger also finds the task that kills engines. Before an engine computes, it reports which tasks it works on. A task
 that two engines in a row worked on when they died, without a token of it in between, is a suspect. If no further engine
 would be started, one death is enough: all tasks that the last engine reported are suspects, or all its tasks if it
-reported none. Suspects are replayed alone, one at a time, while all other tasks wait. A task is at fault, and fails, if
-two engines in a row die while they work on it alone; or three, if more than `FOUND_AFTER` deaths within `WINDOW_S` have
-no task at fault, so that some must have another cause.
+reported none. Suspects are replayed alone, one at a time, while all other tasks wait. If two engines in a row die while
+they work on one task alone, it is at fault and fails. It takes three if more than `FOUND_AFTER` deaths within
+`WINDOW_S` have no task at fault, because some must then have another cause.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from server.engine.seam.task import (
 from server.records import field, record, replace
 
 STRIKES = 2
-"""Deaths in a row that make a task a suspect. As many while it is the engine's only task put it at fault."""
+"""Deaths in a row that make a task a suspect. As many while only it is at work put it at fault."""
 UNLUCKY_STRIKES = 3
 """Deaths that put a task at fault if engines have died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
@@ -71,7 +71,7 @@ class Entry:
     t_first: float = 0.0  # first token from this engine
     t_last: float = 0.0  # latest token
     strikes: int = 0  # engines in a row that died while they worked on it; a token of it resets this
-    n_alone: int = 0  # how many of them, back from the latest, worked on no other task
+    n_alone: int = 0  # how many of the latest of these worked on no other task
     is_sent: bool = False  # to the current engine
     is_finishing: bool = False  # a `Cancel` with `finish` was posted
     ends_thinking: int = -1  # the number of tokens after which a command ended its reasoning
@@ -114,7 +114,7 @@ class Ledger:
 
     def __init__(self, lora: tuple[tuple[int, float], ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.n_restarts = self.n_replays = self.n_suspects = 0
-        self.has_progressed = False  # a token or answer since the last death, or an answer because of it
+        self.has_progressed = False  # a token or answer came since the last death, or an answer by it
         self.has_suspects = False  # the last engine that died had tasks to blame
         self._tasks: dict[int, Entry] = {}
         self._commands = OpenCommands()
@@ -245,7 +245,7 @@ class Ledger:
     def note_death(self, cause: str, is_last: bool = False) -> list[Event]:
         """Note that the engine has died. Returns the answers for tasks and commands that won't be tried again.
 
-        `is_last`: no other engine will be started unless there are suspects or such answers.
+        `is_last`: another engine is started only if there are suspects or such answers.
         """
         working = self._list_blamed(is_last)
         self.has_suspects = bool(working)
@@ -315,7 +315,7 @@ class Ledger:
         return self._send(self._tasks[self._probation[0]])
 
     def _end_probation(self, id_task: int) -> list[Any]:
-        """This task is no suspect any more. If it was on trial, returns what to send: the next suspect, or the other
+        """The task isn't a suspect any more. If it was on trial, returns what to send: the next suspect, or the other
         tasks and commands."""
         if id_task not in self._probation:
             return []

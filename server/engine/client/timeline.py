@@ -16,7 +16,7 @@ from server.engine.seam.task import Snapshot
 from server.records import record
 
 MAX_SPANS = 2000  # ended spans kept
-MAX_WAITS = 2000  # changes kept
+MAX_WAITS = 2000  # entries of `Timeline._waits` kept
 READING, WRITING = "reading", "writing"
 
 
@@ -53,7 +53,7 @@ class Timeline:
                 self._waits.append((now, snapshot.n_deferred))
 
     def _turn(self, now: float, id_slot: int, id_task: int, phase: str) -> None:
-        """End the slot's span if task or phase has changed, and begin another; `phase` is "" for an idle slot."""
+        """If task or phase has changed, end the slot's span; begin another unless `phase` is "" (idle)."""
         span = self._open.get(id_slot)
         if span is not None and (span.id_task, span.phase) == (id_task, phase):
             return

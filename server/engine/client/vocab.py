@@ -3,7 +3,7 @@
 It is a second load of the model file, with `vocab_only` (20-50 MiB of memory). libllama's tokenizer is thread-safe.
 
 SentencePiece's tokenizer (SPM) takes quadratic time for characters without a token, so long texts are cut into parts
-if possible. A part begins with a character that tokens have only as their first, so no token can span the cut.
+if possible. A part begins with a character that no token has behind its first one, so no token can span the cut.
 
 Not taken: sending text to the engine. All streams would wait while its thread tokenizes.
 """
@@ -137,7 +137,7 @@ class NativeVocab:
 
     @cached_property
     def _foreign(self) -> re.Pattern[str]:
-        """Matches a character that no token has except as its first, and no name in `_names` at all."""
+        """Matches a character that no token has behind its first one, and no name in `_names` has."""
         texts = (self._text_of(token).decode("utf-8", "replace") for token in range(self.n_tokens))
         letters = {" ", "\u2581", "\0", *"".join(text[1:] for text in texts), *"".join(self._names)}
         return re.compile(f"[^{re.escape(''.join(letters))}]")

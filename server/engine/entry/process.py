@@ -4,8 +4,8 @@ It reads messages from stdin and writes messages to its original stdout. File de
 first, so that output of native code can't get between the messages.
 
 The main thread loads the model, runs the scheduler and sends its frames. The thread `reader` receives messages,
-`writer` sends what the pipe has no room for at once, `beat` sends a heartbeat. When stdin ends, the web process is
-gone, and this process ends, even in the middle of a decode.
+`writer` sends log records and what the pipe had no room for, `beat` sends a heartbeat. When stdin ends, the web process
+is gone, and this process ends, even in the middle of a decode.
 
 It imports nothing of HTTP, so that it starts fast. Not taken: `multiprocessing` (it starts processes in ways that
 differ per system and fail in frozen programs); sending all frames from `writer` (it would compete with the next decode
@@ -142,7 +142,7 @@ class Outbox:
         self._progress = threading.Condition(self._lock)  # notified when `put` or `flush` may go on
         self._waiting: deque[Any] = deque()
         self._n_probs = 0  # probabilities in `_waiting`
-        self._rest = b""  # the unsent end of a frame
+        self._rest = b""  # the unsent end of a message
         self._n_lost = 0  # log records dropped since the last report of that
         self._is_sending = False  # a thread writes into the pipe, without holding the lock
         threading.Thread(target=self._run, name="writer", daemon=True).start()
@@ -361,7 +361,7 @@ class EngineProcess:
             self._outbox.flush(FLUSH_S)
 
     def _on_progress(self, progress: float) -> bool:
-        """Called often during the load; False ends it. The first event is always sent: the vocabulary has been read."""
+        """Called often during the load; False ends it. The first call says that the vocabulary is read, so it is sent."""
         now = time.monotonic()
         if now - self._t_progress > PROGRESS_S or progress >= 1:
             self._t_progress = now

@@ -76,7 +76,7 @@ def describe_library(folder: str) -> str:
 
 
 def describe_devices(folder: str, cpu_variant: str | None, workers: Sequence[str] = ()) -> list[str]:
-    """A line per device that llama.cpp can compute on, including those of RPC workers."""
+    """A line about the libraries, and one per device for computing, including those of RPC workers."""
     libs = _load(folder, cpu_variant, workers)
     lines = [f"libraries: {libs.folder} (llama.cpp {libs.version})"]
     for device in list_devices(libs):
@@ -88,7 +88,7 @@ def describe_devices(folder: str, cpu_variant: str | None, workers: Sequence[str
 
 
 def plan_of(config: EngineConfig) -> Plan | None:
-    """The plan for the model on this machine; None if its memory is unknown. StartError if it can't fit."""
+    """The plan for the model on this machine; None if the header is unreadable. StartError as in `make_plan`."""
     return make_plan(_load(config.libs, config.cpu_variant, config.rpc), config, find_shape(config))
 
 
@@ -133,7 +133,7 @@ def _on_loading_log(level: int, line: str) -> None:
 
 
 def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """`_on_loading_log` that also reports progress 0 when the vocabulary is read, for which the web process waits."""
+    """`_on_loading_log` that also reports progress 0 once the vocabulary is read: the web process waits for it."""
 
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
@@ -319,7 +319,7 @@ class LlamaBackend:
     def _open_context(self) -> Context:
         config, n_ctx = self._config, self._n_ctx
         has_states = self._is_recurrent or self._is_hybrid
-        # one more for the system prompt, one for the block cache; llama.cpp ends the process if n_batch < n_seq_max
+        # unified: more for the system prompt and the block cache; llama.cpp ends the process if n_batch < n_seq_max
         n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
         n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
         fields = {

@@ -78,7 +78,7 @@ class SequenceCopies:
         return self._backend.put_raw_state(seq, state)
 
     def forget(self, seq: int | None = None) -> None:
-        """`seq` (None: any sequence) is about to change: drop the kept bytes if they are its.
+        """`seq` (None: any sequence) is about to change: drop the bytes that are kept of it.
 
         Chunks of media don't call this: they only make a sequence longer, and `copy` compares the length.
         """

@@ -76,7 +76,7 @@ def pooling_of(model: Model, params: Mapping[str, Any], is_generative: bool) -> 
 
 
 def compute_longest_input(model: Model, n_ctx: int, params: Mapping[str, Any]) -> int:
-    """The most tokens of an encoder's input: `n_ctx`, but at most its training context unless RoPE options stretch it.
+    """The most tokens of an encoder's input: `n_ctx`, but at most the training context unless RoPE options stretch it.
 
     Learned positions (plain BERT) can't be stretched: ggml ends the process at a position beyond their table.
     """
