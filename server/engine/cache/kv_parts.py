@@ -13,7 +13,7 @@ Works on bytes only; engine thread. A state is
 A sequence is in one KV stream; the other streams of its state are empty. Outside this module and the backend a state
 has one stream, so that it fits any number of slots and both layouts of the cache.
 
-Not taken: a scratch sequence for the run, as in a unified cache. A split cache would need a further slot's memory.
+Not taken: a scratch sequence for the run, as in a unified cache. In a split cache it would take a slot's memory.
 """
 
 from __future__ import annotations

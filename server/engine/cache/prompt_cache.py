@@ -28,7 +28,7 @@ def choose_slot(
     now: float = 0.0,
 ) -> Slot | None:
     """The idle slot to run `prompt` on; None if no slot is idle. It is one that the prompt continues (only with
-    `cache_prompt`), else an empty one, else the one of the least value (`estimate_value`).
+    `cache_prompt`), else an empty one, else the one of least value (`estimate_value`).
 
     A prompt continues a slot with the same adapters if it can reuse at least three quarters of the slot's tokens, or if
     the slot has all of the prompt up to its last token. A shorter common prefix is no reason to give up a
@@ -65,7 +65,7 @@ def reuse_prefix(
     is worth the copy; drop the slot's other tokens. Returns how many tokens the slot has then.
 
     At most `limit` tokens are reused, by default all but the prompt's last, whose logits are needed. Without
-    `cache_prompt` only donors' tokens are.
+    `cache_prompt` only donors' tokens are reused.
     """
     if limit is None:
         limit = max(len(prompt) - 1, 0)

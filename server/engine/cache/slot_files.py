@@ -2,8 +2,8 @@
 
 Engine thread. A file has 8 bytes of magic, the header's length, a JSON header, llama.cpp's state of one sequence, and
 the states of its checkpoints. The header has the identity, the adapters, the tokens, the sizes of the states, and a
-CRC-32 of all this. The identity (`model_files.identity`) covers whatever else keys and values depend on. So a file fits
-the same model under another name, and no other model.
+CRC-32 of header and states. The identity (`model_files.identity`) covers whatever else keys and values depend on. So a
+file fits the same model under another name, and no other model.
 
 Where the file system allows it (Linux), a new file is unnamed until it is whole, so a killed engine leaves no partial
 file behind.

@@ -117,8 +117,8 @@ class BoundedVocab:
 
 
 def may_have_long_word(text: str) -> bool:
-    """Whether a word or a run of white space may be longer than `LONG`. Such a one fills a block of half that length,
-    which is found quickly."""
+    """Whether a word or a run of white space may be longer than `LONG`. Such a one fills a block of half that length;
+    full blocks are found quickly."""
     n = LONG // 2
     blocks = (text[at : at + n] for at in range(0, len(text) - n + 1, n))
     return any(block.isspace() or len(block.split(None, 1)[0]) == n for block in blocks)

@@ -114,7 +114,7 @@ class Results:
         self._t_diverted = 0.0
         self._fault: Exception | None = None  # raised by `_divert`, to be raised again in the reader
         self.is_cancelled = False
-        self.ends_thinking: dict[int, int] = {}  # per task: how many tokens it had when `end_thinking` was done
+        self.ends_thinking: dict[int, int] = {}  # per task: after how many tokens `end_thinking` ended its reasoning
 
     def __enter__(self) -> Results:
         return self

@@ -36,7 +36,7 @@ from server.engine.seam.task import (
 from server.records import field, record, replace
 
 STRIKES = 2
-"""Deaths in a row that make a task a suspect. As many while only it is at work put it at fault."""
+"""Deaths in a row that make a task a suspect. As many with no other task at work put it at fault."""
 UNLUCKY_STRIKES = 3
 """Deaths that put a task at fault if engines have died of something else lately."""
 FOUND_AFTER = 2 * STRIKES
@@ -114,7 +114,7 @@ class Ledger:
 
     def __init__(self, lora: tuple[tuple[int, float], ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.n_restarts = self.n_replays = self.n_suspects = 0
-        self.has_progressed = False  # a token or answer came since the last death, or an answer by it
+        self.has_progressed = False  # a token or answer came since the last death, or that death failed a request
         self.has_suspects = False  # the last engine that died had tasks to blame
         self._tasks: dict[int, Entry] = {}
         self._commands = OpenCommands()

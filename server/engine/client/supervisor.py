@@ -5,8 +5,8 @@ step while there is work) or sends an invalid message is killed. When the proces
 one, which gets the open tasks and settings from `ledger`. The clients' streams stay open.
 
 After `max_deaths` without progress within `window_s` the supervisor gives up: all open tasks fail, and later requests
-get the reason. But while the ledger finds suspects or tasks at fault, the supervisor goes on. It gives up, too, if the
-first engine isn't ready.
+get the reason. But it goes on while the ledger finds suspects or tasks at fault. It also gives up if the first engine
+doesn't get ready.
 """
 
 from __future__ import annotations

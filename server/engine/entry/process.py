@@ -143,7 +143,7 @@ class Outbox:
         self._waiting: deque[Any] = deque()
         self._n_probs = 0  # probabilities in `_waiting`
         self._rest = b""  # the unsent end of a message
-        self._n_lost = 0  # log records dropped since the last report of that
+        self._n_lost = 0  # dropped log records, not yet reported
         self._is_sending = False  # a thread writes into the pipe, without holding the lock
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
@@ -361,7 +361,8 @@ class EngineProcess:
             self._outbox.flush(FLUSH_S)
 
     def _on_progress(self, progress: float) -> bool:
-        """Called often during the load; False ends it. The first call says that the vocabulary is read, so it is sent."""
+        """Called often during the load; False ends it. The first event is always sent: it says that the vocabulary is
+        read."""
         now = time.monotonic()
         if now - self._t_progress > PROGRESS_S or progress >= 1:
             self._t_progress = now

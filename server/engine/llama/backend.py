@@ -133,7 +133,7 @@ def _on_loading_log(level: int, line: str) -> None:
 
 
 def _report_vocab(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """`_on_loading_log` that also reports progress 0 once the vocabulary is read: the web process waits for it."""
+    """`_on_loading_log` that also reports progress 0 once the vocabulary is read: the web process waits for that."""
 
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
@@ -319,7 +319,7 @@ class LlamaBackend:
     def _open_context(self) -> Context:
         config, n_ctx = self._config, self._n_ctx
         has_states = self._is_recurrent or self._is_hybrid
-        # unified: more for the system prompt and the block cache; llama.cpp ends the process if n_batch < n_seq_max
+        # unified: one or two for system prompt and blocks; llama.cpp ends the process if n_batch < n_seq_max
         n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
         n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
         fields = {

@@ -6,8 +6,8 @@ allowed: a quote, digits, a key. So the vocabulary is kept as a tree of its toke
 `Th` are checked only if the token `Th` is allowed. If many tokens are allowed, but the sampler chain considers only the
 likeliest, only these are checked. Otherwise all tokens are checked, in parts, because a C call can't be interrupted.
 
-llama.cpp counts a token with invalid UTF-8 as one character; in the answer's text it would be another number. So tokens
-that make the text invalid UTF-8 are refused here.
+llama.cpp counts a token with invalid UTF-8 as one character, which it may not be in the answer's text. So tokens that
+make the text invalid UTF-8 are refused here.
 
 Not taken: computing the allowed tokens from the grammar's text. Any difference from llama.cpp's rules would end the
 process, because its sampler throws a C++ exception when it has to accept a token that it refuses.
@@ -124,7 +124,7 @@ class Grammars:
         self.clock: Callable[[], float] = time.thread_time
         self.ends: Sequence[int] = ()  # tokens that end a text, or are too long for the tree; read with the tree
         self.tree: Branch | None = None  # None until the vocabulary is read
-        self.loose: Sequence[int] = ()  # tokens that aren't UTF-8 by themselves; read with the tree
+        self.loose: Sequence[int] = ()  # tokens that can't begin UTF-8 text; read with the tree
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(LONGEST)
         self._n_vocab = n_vocab
@@ -165,7 +165,7 @@ class Grammars:
         return row.logit != -math.inf
 
     def make_given(self, text: str, root: str) -> GivenText | None:
-        """A `GivenText` of this grammar, for one text; None if the grammar is too long or can't be read here."""
+        """A `GivenText` of this grammar, for one task; None if the grammar is too long or can't be read here."""
         from server.grammar.gbnf import GrammarError
         from server.grammar.given import MOST_BYTES, GivenText, Places  # seldom needed
 

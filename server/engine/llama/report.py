@@ -67,6 +67,6 @@ class LoadReport:
 
 
 def is_lacking_gpu(plugins: Sequence[str], notes: Sequence[str], devices: Sequence[Device]) -> bool:
-    """Whether plug-ins for a GPU were loaded without a note, but found no GPU."""
+    """Whether plug-ins for a GPU were loaded (without any of `Libs.notes`), but found none."""
     has_gpu_plugin = any(f"ggml-{backend}." in plugin for plugin in plugins for backend in GPU_BACKENDS)
     return has_gpu_plugin and not notes and all(device.type in ("CPU", "ACCEL") for device in devices)

@@ -237,7 +237,7 @@ class LlamaSampler:
         return token
 
     def draw_ahead(self, row: int) -> None:
-        """On any thread, without the GIL: make the draw that the next `sample` of this row begins with."""
+        """On any thread, without the GIL: make the draw with which the row's `sample` or `draw` begins."""
         self._ahead = self._llama.call_llama_sampler_sample(self._draw_only or self._chain, self._ctx, row)
 
     def sample(self, row: int) -> int:
@@ -307,8 +307,8 @@ class LlamaSampler:
     # ---- a grammar that begins inside the text ------------------------------------------------------------------
 
     def begin_grammar(self, begin: Begin) -> None:
-        """See `TokenSampler`. If other text precedes the grammar's first character in a token, the grammar is extended
-        by it."""
+        """See `TokenSampler`. If a token has other text before the grammar's first character, the grammar is extended
+        by that."""
         if begin.lead or begin.unless:
             name = "begin"
             while name in self._text:
@@ -356,8 +356,8 @@ class LlamaSampler:
             self._draw_end(logits)
 
     def _draw_end(self, logits: Any) -> None:
-        """Handle that grammar and biases leave no token: end the text if its end is the likeliest allowed token, else
-        ApiError. Accepting a refused token would end the process."""
+        """The grammar and biases leave no token: end the text if its end is the likeliest allowed token, else ApiError.
+        Accepting a refused token would end the process."""
         llama, candidates = self._llama, self._fill_allowed(logits)
         best = STAGES["top_k"](self._factory, 1)
         llama.llama_sampler_apply(best, candidates.array)

@@ -128,7 +128,7 @@ class Admission:
             return
         state = self._state
         self._make_way()
-        is_patient = not state.config.cont_batching  # no task joins those that have started together
+        is_patient = not state.config.cont_batching  # tasks start together, and none joins them later
         if not state.busy or not is_patient:
             reserved = self._commands.list_reserved() if self._commands else ()
             free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
@@ -235,8 +235,8 @@ class Admission:
             self._answers.finish(slot, STOP_LIMIT)
 
     def _find_difference(self, task: Task, prompt: list[int], cached: list[int], is_whole: bool) -> Difference | None:
-        """Where the prompt first differs from the cached text; None if it doesn't. `at` is counted from the end, since
-        tokens before it may be respelled."""
+        """As `find_first_difference`. `at` is counted from the prompt's end, since tokens before it may be
+        respelled."""
         config = self._state.config
         can_reuse = task.cache_prompt and not config.exact and config.n_group == 1 and task.prompt_probs < 0
         found = find_first_difference(prompt, cached, can_reuse)

@@ -303,7 +303,7 @@ def _is_within(run: Any) -> bool:
 
 
 def _list_known(slot: Slot, room: int) -> tuple[int, ...]:
-    """The known tokens after the latest one, `room` at most, without the last, whose next token isn't known."""
+    """At most `room` known tokens after the latest one, but never the last: what follows it isn't known."""
     n = min(room, slot.n_ctx - len(slot.tokens) - 1, UNLIMITED if slot.positions is None else slot.positions.room - 1)
     return slot.run.task.resume[slot.run.n_decoded : -1][: max(n, 0)]
 

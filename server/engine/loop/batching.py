@@ -24,7 +24,7 @@ STALLS_ALONE = 4
 """Prompts may take this many times `--max-stall-ms` while no generating slot with the same adapters streams."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
-"""A step that reads prompts to their ends may take `STALLS_BEGUN` times the limit above, if its first prompt came at
+"""A step that reads prompts to their ends may take `STALLS_BEGUN` times its usual limit, if its first prompt came at
 most `BEGUN_S` seconds after the oldest generating slot's, and no generating slot has more than one token. So a group of
 requests begins to generate together."""
 
@@ -62,7 +62,7 @@ class Batching:
         self._is_one_by_one = state.backend.is_split or not state.backend.can_share
         self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
         self._spans: list[Span] = []
-        self._ahead = 0  # the oldest prompts' rows minus all others', as `_account` counts them
+        self._ahead = 0  # the oldest prompt's rows minus all others', as `_account` counts them
         self._depth = 0  # the cells of the latest prompt rows (`_count_cells`)
         self._has_read: set[tuple] = set()  # sets of adapters with a prompt step since their latest generating step
         self._served: dict[tuple, int] = {}  # the latest step of each set of adapters
@@ -95,7 +95,7 @@ class Batching:
         if not self._turn_ms:
             (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
         if not spans and self._is_one_by_one:
-            streams.sort(key=lambda slot: slot.seq)  # a lower number behind a higher begins a micro-batch (`Backend`)
+            streams.sort(key=lambda slot: slot.seq)  # a lower `seq` behind a higher begins a micro-batch (`Backend`)
         self._spans = spans or planner.plan_generating(
             map(self._make_job, self._choose_in_time(streams)), self._state.backend.info.n_batch
         )
@@ -232,7 +232,7 @@ class Batching:
         return by_length
 
     def _account(self, oldest: int, chosen: int, jobs: list[Job], spans: list[Span]) -> None:
-        """Count rows for or against the oldest prompt, unless it came first by its length. If it is the only prompt,
+        """Count rows for or against the oldest prompt, unless it came first as the shortest. If it is the only prompt,
         reset the count. Rows of a prompt that `_put_first` preferred to the `chosen` one count as the chosen one's."""
         if len(jobs) == 1:
             self._ahead = 0

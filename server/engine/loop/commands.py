@@ -2,8 +2,8 @@
 prompt, tell the model's identity, end a task's reasoning.
 
 Engine thread only, between two batches. A command for a busy slot waits until the slot is idle, and the slot takes no
-new task meanwhile. Commands about slot files or the identity first wait until the search for it ends, and reserve no
-slot until then. A reply reports the command's `ApiError`.
+new task meanwhile. Commands about slot files or the identity first wait until the identity's hashing ends, and reserve
+no slot until then. A reply reports the command's error.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class Commands:
             system.state_copy = self._backend.read_state(place.seq)
         n_left = info.n_ctx - len(tokens)
         if not is_split and (info.n_slots > 1 or self._state.config.shift_context):
-            for slot in self._slots:  # room for the prompt's copy in a shifted or restored slot
+            for slot in self._slots:  # leaves room for a shifted or restored slot's copy of the prompt
                 slot.n_ctx = min(info.n_ctx_slot, n_left if n_left > len(tokens) else info.n_ctx)
         return {"n_tokens": len(tokens)}
 

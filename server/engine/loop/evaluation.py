@@ -1,9 +1,9 @@
 """Decodes a batch, and copes with a full cache, errors and aborts.
 
-Engine thread only. Whatever a decode's result, `slot.tokens` is what the cache holds afterwards. If a batch finds no
-room, drafts, then idle caches are given up, then smaller parts are tried, and last the newest task steps aside. If a
-part fails, its sequences are tried alone, so only a task that fails alone is lost. With a recurrent model, more may be
-lost (`undo`).
+Engine thread only. Whatever a decode's result, `slot.tokens` is what the cache holds afterwards. If the cache has no
+room, first drafts go, then idle caches; then smaller parts are tried, and last the newest task steps aside. If a part
+fails, its sequences are tried alone, so only a task that fails alone is lost. With a recurrent model, more may be lost
+(`undo`).
 """
 
 from __future__ import annotations

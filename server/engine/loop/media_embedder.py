@@ -129,7 +129,7 @@ class MediaEmbedder:
         return ROWS_PER_TOKEN * request.chunk.n_tokens if can_encode or not is_encoding else 0
 
     def step(self) -> list[Event]:
-        """Do the planned part; return the answer if it is complete."""
+        """Do the planned part; return the `Embedded` or `Failure`, if any."""
         request = self._requests[0]
         self._state.announce(request.message.id)  # the engine may die of it
         try:

@@ -4,7 +4,7 @@ Engine thread only. This module decides; `prompt_cache` and `block_cache` move c
 clients see, compares a prompt only with texts of its owner (`find_nearest`).
 
 If another slot is reading a prompt with the same prefix, a task waits until that slot (its leader) has read the prefix,
-and shares its cells. So common prefixes are computed once. A waiting task never leads another, so there are no cycles.
+and reuses its cells. So common prefixes are computed once. A waiting task never leads another, so there are no cycles.
 
 In a unified cache running tasks can need more cells than there are. Then the newest task waits: its cells are moved to
 memory, and back once there is room, so its text doesn't change. A task waits only for older ones, so the oldest always
