@@ -21,7 +21,7 @@ PROMPT_ROWS, MOST_SLOTS = 128, 8  # rows of a prompt, and slots, in a step at mo
 SHALLOW = 64  # tokens before the first measurement
 DEEP = ((1 << 30, 512), (1 << 32, 256))  # (bytes, tokens before the second measurement of a model with fewer bytes)
 LEAST_DEEP = 128  # tokens before the second measurement, for larger models
-LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4  # least, most runs of a step; after `ENOUGH_S` seconds the least are enough
+LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4  # least, most runs of a step; after `ENOUGH_S` seconds the least suffice
 
 
 def measure(config: EngineConfig) -> list[tuple[str, float]]:
