@@ -192,7 +192,7 @@ def list_capabilities(model: Model) -> list[str]:
 
 
 def list_shown_parameters(model: Model) -> list[str]:
-    """The context's size and the defaults set by the user or the model's file, one line each."""
+    """The context's size and the SHOWN_DEFAULTS set by the user or the model's file, one line each."""
     values = {"num_ctx": model.info.n_ctx_slot}
     values |= {name: model.defaults[name] for name in SHOWN_DEFAULTS if name in model.defaults}
     return [f"{name:<30} {value}" for name, value in values.items()]

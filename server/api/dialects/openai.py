@@ -1,6 +1,6 @@
 """The common part of OpenAI's chat and text dialects: chunks, whole answers, usage.
 
-Runs on connection threads; a stream's events also on `engine-reader`.
+Runs on the threads that `server/api/generation.py` names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Form(Protocol):
     """The `finish_reason` of a choice that calls tools."""
 
     def make_opening(self, index: int) -> dict[str, Any] | None:
-        """The choice of the first chunk, before any text; None if there is no such chunk."""
+        """The choice of the chunk before the answer's text; None if there is none."""
 
     def make_delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         """The choice of a chunk with a part of the answer. `part` is None in the last chunk and for progress."""

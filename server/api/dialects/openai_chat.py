@@ -1,4 +1,4 @@
-"""The dialect of POST /v1/chat/completions. Runs on connection threads; a stream's events also on `engine-reader`."""
+"""The dialect of POST /v1/chat/completions. Runs on the threads that `server/api/generation.py` names."""
 
 from __future__ import annotations
 

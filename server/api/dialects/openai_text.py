@@ -1,5 +1,4 @@
-"""The dialect of POST /v1/completions: continues prompts. Runs on connection threads; a stream's events also on
-`engine-reader`.
+"""The dialect of POST /v1/completions: continues prompts. Runs on the threads that `server/api/generation.py` names.
 
 With `suffix` the model fills in the text between prompt and suffix. With `echo` the answer begins with the prompt. If
 the answer's tokens have logprobs, the echoed prompt's have them, too, and offsets count from the start of the prompt.

@@ -1,6 +1,6 @@
 """The items of a response and the events of its stream, numbered and ordered as in OpenAI's API.
 
-Runs on connection threads and on those of background responses. The dialect (`responses.py`) and the store use it.
+Runs on the threads that `server/api/generation.py` names. The dialect (`responses.py`) and the store use it.
 
 For each item of the output, the stream has events at the item's beginning, deltas, and events with the complete text at
 its end. Every event has a number. `replay` makes the stream of a stored response, so a client that lost the stream can
@@ -39,7 +39,7 @@ MARK = secrets.token_hex(16)  # placeholder for a delta's text; random, so that 
 QUEUED, IN_PROGRESS, COMPLETED = "queued", "in_progress", "completed"
 INCOMPLETE, FAILED, CANCELLED = "incomplete", "failed", "cancelled"
 LAST_EVENTS = {COMPLETED: "response.completed", FAILED: "response.failed"}
-"""The last event by the response's status; for other statuses it is `response.incomplete`."""
+"""A stream's last event for these statuses; for others it is `response.incomplete`."""
 
 
 @record(frozen=True)
@@ -54,9 +54,9 @@ class Kind:
     field: str
     """The field with the text."""
     part: str = ""
-    """The type of the part with the text, if the field is a list; "" if it is the text itself."""
+    """The type of the part with the text, if the field is a list; "" if the field is the text."""
     index: str = "content_index"
-    """The field of events that has the part's index in the list."""
+    """The name that events have for the part's index in the list."""
     part_events: str = "response.content_part"
     """The names of events about the part begin with this."""
 
@@ -266,9 +266,9 @@ class EventWriter:
 def replay(
     response: Mapping[str, Any], deltas: Sequence[Sequence[Sequence[int]]], was_begun: bool, after: int
 ) -> Iterator[bytes]:
-    """The stream of a finished response, after the event with the number `after`. `deltas` has the numbers of
-    characters and of logprobs of each item's deltas; text beyond them is sent as one delta. `was_begun`: the engine had
-    begun with it."""
+    """The stream of a finished response, after the event with the number `after`. `deltas` has
+    for each item its deltas' numbers of characters and of logprobs; text beyond them is sent as one delta. `was_begun`:
+    the engine had begun with it."""
     before = {name: value for name, value in response.items() if name not in RESULTS}
     writer = EventWriter({**before, **NO_RESULTS}, after)
     yield writer.begin()
@@ -300,7 +300,7 @@ def item_of(found: Mapping[str, Any]) -> tuple[Item, str]:
 
 
 def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]:
-    """The items in `field`, with short forms written out. An item without id gets one made of `token`. ApiError 400."""
+    """The items in `value`, with short forms written out. An item without id gets one made of `token`. ApiError 400."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -327,7 +327,7 @@ def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]
 
 
 def read_conversation_id(value: object) -> str:
-    """The id in `conversation`, which is a text or an object; "" without one."""
+    """The id in `conversation`, a text or an object; "" for None. ApiError 400."""
     if value is None:
         return ""
     if isinstance(value, dict):
@@ -338,7 +338,7 @@ def read_conversation_id(value: object) -> str:
 
 
 def find_earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
-    """The items that a request continues from. ApiError 404 if they aren't stored for this key, or 400."""
+    """The items that a request continues from. ApiError 400, or 404 if they aren't stored for this key."""
     conversation, previous = read_conversation_id(values["conversation"]), values["previous_response_id"]
     if conversation and previous:
         raise ApiError(400, "conversation and previous_response_id can't be used together")

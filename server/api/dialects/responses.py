@@ -1,8 +1,7 @@
-"""The dialect of POST /v1/responses, OpenAI's newer API. Runs on connection threads.
+"""The dialect of POST /v1/responses, OpenAI's newer API. Runs on the threads that `server/api/generation.py` names.
 
 Input and output consist of items: messages, calls, results of calls, reasoning. Input items become the messages of a
-`Conversation`. A response can continue from a stored response or conversation (`server/api/stored`). An `Exchange` has
-what the store needs to know of a request.
+`Conversation`. A response can continue from a stored response or conversation (`server/api/stored`).
 
 A `custom` tool takes text; to the model it is a function with one argument. If the request asks for a summary of the
 reasoning, the reasoning's full text is sent as the summary, because such clients show nothing else.
@@ -564,7 +563,7 @@ class ResponsesReply:
         tokens = self._places.take(event.text) if type(event) is not ToolCall else []
         if type(event) is not Text:
             return []
-        if self.share is not None:  # the last event repeats them all, so they are held until then
+        if self.share is not None:  # they stay in memory until the last event, which repeats them
             self.share.take(PROB_BYTES * sum(1 + len(item.top_logprobs) for item, _ in tokens))
         n_top, vocab = self._asked.values["top_logprobs"], self._asked.model.vocab
         return [make_likely_json(item, n_top, vocab) for item, _ in tokens]

@@ -36,7 +36,7 @@ def shrink_seed(seed: object) -> object:
 
 
 def limit_or_none(value: object) -> object:
-    """-1 for 0, -1 and -2, with which Ollama's clients ask for no limit."""
+    """0 and -2 become -1: Ollama's clients mean no limit by all three."""
     return -1 if type(value) is int and -2 <= value <= 0 else value
 
 

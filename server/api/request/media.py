@@ -153,7 +153,7 @@ class Files:
     # ---- texts with markers -----------------------------------------------------------------------------------
 
     def split(self, segments: Segments) -> list[Segments | int]:
-        """Split segments at the markers into runs of segments and indexes of files. ApiError unless each file is there
+        """Split segments at the markers into lists of segments and indexes of files. ApiError unless each file is there
         exactly once."""
         pattern = re.compile(f"<__media_{self._key}_([0-9]+)__>")
         found: list[Segments | int] = [[]]

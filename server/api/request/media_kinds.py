@@ -22,7 +22,7 @@ BMP_BITS = (1, 4, 8, 16, 24, 32)  # of a pixel
 BMP_PLAIN = (0, 3)  # compression methods without compression
 NO_SIZE = (0xC4, 0xC8, 0xCC)  # the markers from 0xC0 to 0xCF of a JPEG that have no size
 SCANS = 12  # scans of a progressive JPEG; encoders make no more
-GIF_DATA = 1 << 18  # most bytes of a frame; each may cost the decoder a thousand steps
+GIF_DATA = 1 << 18  # most bytes of a frame; each may cost the decoder a thousand operations
 MAX_PARTS = 10_000  # of a header
 
 # The most pixels (PNG: bytes) that one byte of a file can become.
@@ -115,8 +115,8 @@ def _size_of_png(data: bytes) -> Size:
 
 
 def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
-    """Read the size from the frame header, which follows segments that begin with their length. For each scan of a
-    progressive JPEG, of which there may be any number, the decoder processes the whole image."""
+    """Read the size from the frame header, which follows segments that begin with their length. The decoder
+    processes the whole image once for each scan, and a progressive JPEG may have any number."""
     at = 2
     for _ in count_parts():
         if data[at] != 0xFF:

@@ -208,7 +208,7 @@ def with_files(prompt: Mapping[str, Any], where: str, files: Files) -> list[Segm
 
 
 def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool, files: Files) -> Prompt:
-    """Tokenise segments, with `tokenize_segments` for each run between files."""
+    """Tokenise segments, with `tokenize_segments` for each stretch between files."""
     if not files.media:
         return Prompt(tuple(tokenize_segments(vocab, segments, bos_token, wants_bos)))
     add_special = wants_bos and not has_bos(segments, bos_token)
@@ -285,8 +285,8 @@ def join(
     media: Sequence[Media],
     ends: tuple[Sequence[int], Sequence[int]],
 ) -> Prompt:
-    """The prompt made of runs of segments and files, between two lists of tokens. Each run is tokenised by itself, as
-    in libmtmd."""
+    """The prompt made of lists of segments and of files, between two lists of tokens. Each list is tokenised by itself,
+    as in libmtmd."""
     tokens: list[int] = list(ends[0])
     files: dict[str, Media] = {}  # by hash, in order; a file that occurs several times is sent once
     for part in parts:

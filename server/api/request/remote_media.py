@@ -136,7 +136,7 @@ def check_url(url: str) -> SplitResult:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is public; for an IPv4 address inside an IPv6 address, whether the former is. Not taken:
+    """Whether an address is public. If an IPv6 address contains an IPv4 address, only that counts. Not taken:
     `ipaddress.is_global`, which differs between versions of Python."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])

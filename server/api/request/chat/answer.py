@@ -1,7 +1,7 @@
 """The form of a chat's answer: tool calls, reasoning, and the constraint of the text. Connection thread.
 
-The model's template determines the format of calls and reasoning (`CallFormat`). The grammar that enforces the format
-and the parser that separates calls and reasoning from the text are made from it.
+The model's template determines the format of calls and reasoning (`CallFormat`). The format determines the grammar that
+enforces it, and the parser that separates calls and reasoning from the text.
 """
 
 from __future__ import annotations

@@ -212,8 +212,8 @@ def make_template_variables(
 
 
 def list_unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Warnings about fields and variables that the template doesn't read. There is none for turning reasoning off if
-    the engine can end it where it begins."""
+    """Warnings about fields and variables that the template doesn't read. Turning reasoning off needs none if the
+    template or the engine can do it."""
     template, given = model.chat_template, body.get("chat_template_kwargs") or {}
     is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"
     asked = [name for name in ("reasoning_effort", "enable_thinking") if body.get(name)]

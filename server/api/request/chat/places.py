@@ -1,8 +1,8 @@
 """Finds the field of a request, such as a message's content, from which a position in the rendered prompt comes.
 
 Connection thread, only to report where a prompt differs from the cached one. The conversation is rendered again, after
-all letters and digits in each text of the request have been replaced by one letter that occurs nowhere else. The letter
-at the position in the rendered text then identifies the field, whatever the template has done with the text. Other
+all letters and digits in each text of the request have been replaced by a letter of the text's own. The letter at the
+position in the rendered text then identifies the field, whatever the template has done with the text. Other
 characters stay, and so do roles, ids and names in tags, because templates depend on them. A position at such a
 character belongs to the text around it.
 
