@@ -159,7 +159,7 @@ def batch_routes(context: Context) -> list[Route]:
     parts: dict[str, object] = {}
     if context.batches is not None:
         from server.api.stored.batches import BatchHandlers
-        from server.api.stored.files import FileHandlers  # imported here: most servers have no such folder
+        from server.api.stored.files import FileHandlers  # imported here: most servers have no --store-dir
 
         parts = {"files": FileHandlers(context, context.batches), "batches": BatchHandlers(context, context.batches)}
     return [
@@ -190,7 +190,7 @@ def refuse_without_folder(request: Request) -> Response:
 
 
 def make_vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
-    """The health and prediction routes that Vertex AI sets in the environment. StartError if `predict` is taken."""
+    """The health and prediction routes that Vertex AI sets in the environment. StartError if the latter is taken."""
     health, predict = context.options.health_route, context.options.predict_route
     taken = {(route.method, route.path) for route in table}
     if ("POST", predict) in taken:

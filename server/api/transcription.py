@@ -30,8 +30,8 @@ from server.web.sse import encode_event as sse_event
 WISHES = {"transcribe": "Transcribe audio to text", "translate": "Translate audio to English text"}
 """The instruction to the model, by what the route does."""
 SYSTEMS = {"<|tool_list_start|>": "Perform ASR."}
-"""System prompts that replace the instruction to transcribe, by a text in the chat templates of models that were
-trained with them (LFM2-Audio)."""
+"""System prompts that replace the instruction to transcribe, by a text in the chat template of the model that needs
+them (LFM2-Audio)."""
 FORMATS = ("json", "text", "verbose_json")
 NO_TIMES = "this server can't tell when something was said"
 

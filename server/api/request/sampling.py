@@ -93,7 +93,7 @@ def cut_dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
 
 
 def read_penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
-    """The tokens of `penalty_prompt`, which is a text or token ids. Penalties count them instead of the prompt."""
+    """The tokens of `penalty_prompt` (a text or token ids), which penalties count instead of the prompt, or None."""
     if value is None:
         return None
     if isinstance(value, str):

@@ -24,8 +24,8 @@ INF = math.inf
 class Field:
     """One request field. `kind` is int, float, bool, str, dict, list or object. `aliases` are read if `name` is absent.
 
-    Values of the kinds list and object come in several forms; the code that uses them checks them. `convert`,
-    if there is one, gets each value before the check, and replaces values that only some clients send.
+    Values of the kinds list and object come in several forms, which the code that uses them checks. `convert`, if there
+    is one, gets each value before the check, and replaces values that only some clients send.
     """
 
     name: str
@@ -82,7 +82,7 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
     _define("grammar", str, "GBNF grammar that the text must match"),
 )
 
-# Fields that become other settings of a task, or that determine the format of the answer.
+# All other fields: more of sampling, other settings of a task, and the format of the answer.
 COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("n_predict", int, -1, "most tokens to generate; -1 for no limit; with 0 the prompt is only computed and "
           "cached; of several of these names, the first one counts", -1, INT_MAX,

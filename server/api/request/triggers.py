@@ -19,7 +19,7 @@ from server.records import replace
 
 KINDS = (TOKEN, WORD, PATTERN, FULL)
 """The kinds of triggers; a kind's index is its number in requests."""
-# Triggers, bytes of a text, patterns among the triggers, transitions of all patterns, preserved tokens.
+# The most triggers, bytes of a text, patterns, transitions of all patterns, and preserved tokens.
 MAX_TRIGGERS, MAX_BYTES, MAX_PATTERNS, MAX_MOVES, MAX_PRESERVED = 100, 1000, 8, 1000, 1000
 
 

@@ -63,7 +63,7 @@ class Run:
         )
 
     def begin(self) -> None:
-        """Hold the model, because the client's request may end before the run."""
+        """Hold the model, because the client's request may end before the response."""
         self._context.models.share(self.asked.model, self._detached)
 
     def work(self) -> None:
