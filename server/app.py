@@ -85,7 +85,7 @@ def measure(options: Options, names: str, argv: Sequence[str]) -> int:
     """Run `--bench names`, which starts this program again as a server. Return the exit code."""
     if options.http.ssl_key_file:
         raise OptionError("--bench uses plain HTTP: leave out --ssl-key-file and --ssl-cert-file")
-    from server.bench import command  # here, because the server starts faster without it
+    from server.bench import command  # here: the server starts faster without it
 
     model = options.model
     try:
@@ -178,7 +178,7 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     try:
         engine.start()
         memory.return_large_blocks()
-        preload_vocab(options.engines, config.libs)  # the start ends with `open_vocab`
+        preload_vocab(options.engines, config.libs)  # `open_vocab` ends the start and needs it
         from server import serving  # here, while the engine loads the model
 
         if model.sleep_idle_seconds >= 0:
@@ -244,7 +244,7 @@ def make_starter(
     options: Options, own: Bundle | None, argv: Sequence[str], libs: str, process: subprocess.Popen | None
 ) -> Starter:
     """`process` is an engine process that the first model will use."""
-    from server.loading import starter  # here, because a server whose model stays loaded doesn't need it
+    from server.loading import starter  # here: a server whose model stays loaded doesn't need it
 
     variant = choose_tuned(options.model, options.model.sources.model or "", Path(libs)).cpu_variant
     spare = starter.Spare([libs, variant] if variant else [libs], process)

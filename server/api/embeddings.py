@@ -1,4 +1,4 @@
-"""POST /embedding, /embeddings and /v1/embeddings: vectors of texts. Runs on a connection thread.
+"""POST /embedding, /embeddings and /v1/embeddings: vectors of texts. Runs on connection and `batch` threads.
 
 The routes differ in the answer's shape. `/embedding` answers one string with an object (as llama-server did in 2024),
 other input with a list. `/embeddings` always answers with that list, `/v1/embeddings` in OpenAI's shape. Vectors are
@@ -27,7 +27,7 @@ from server.web.message import Items, Request, Response
 
 MAX_INPUTS = 2048  # OpenAI's limit
 MAX_INT16 = 32760.0  # with embd_normalize 0, vectors are scaled to this largest absolute value, as in llama.cpp
-EUCLIDEAN = 2  # the value of embd_normalize for vectors of length 1
+EUCLIDEAN = 2  # embd_normalize for vectors of length 1
 NUMBER_BYTES = 32  # bytes of memory for one number of a vector: as received, as normalised, and in the answer
 MAX_BYTES = 512 << 20  # bytes of memory for the vectors of one request
 FORMATS = ("float", "base64")

@@ -355,8 +355,8 @@ class EarlyStream:
             yield self._fail(error)
 
     def _report_progress(self) -> Iterator[bytes]:
-        """Report the load's progress and place in the queue when they change, and every REPEAT_S, because some
-        disconnected clients are noticed only by sending."""
+        """Report progress and queue position when they change, and every REPEAT_S, because some disconnected clients
+        are noticed only by sending."""
         start = t_told = time.monotonic()
         before = None
         while not self._models.wait(self._ticket, LOOK_S):

@@ -54,8 +54,8 @@ class Answer:
 class Client(Presence):
     """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
-    A line waits, at most `MAX_WAIT_S`, until `is_in` of the line before it is set (`before`), so that lines usually
-    reach the engine in order. `is_in` is set when this line has been submitted to the engine, waits for its model to be
+    A line waits at most `MAX_WAIT_S` for `before`, which is `is_in` of the line before, so that lines usually reach the
+    engine in order. `is_in` is set when this line has been submitted to the engine, waits for its model to be
     loaded, or has ended. So lines that wait for the same load may reach the engine in any order.
     """
 

@@ -29,7 +29,7 @@ from server.errors import ApiError, StartError
 from server.log import get_logger
 from server.records import record
 
-WINDOW, WINDOW_S = "24h", 86400  # the completion window, the only one that OpenAI has
+WINDOW, WINDOW_S = "24h", 86400  # OpenAI's only completion window
 VALIDATING, IN_PROGRESS, FINALIZING, COMPLETED = "validating", "in_progress", "finalizing", "completed"
 CANCELLING, CANCELLED, EXPIRED, FAILED = "cancelling", "cancelled", "expired", "failed"
 OPEN = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
@@ -148,7 +148,7 @@ class Batch:
         try:
             journal = Journal(self._files.make_path(self.own["answers"]), self._files.make_path(self.own["errors"]))
         except Busy:
-            self.t_next = self._now() + BUSY_S  # usually a server that is about to end
+            self.t_next = self._now() + BUSY_S  # the other process is usually a server that is about to end
             return
         except StartError as error:
             self.fail([Fault(None, "server_error", str(error))])

@@ -238,7 +238,7 @@ def _list_fields(file: File) -> dict[str, Any]:
 
 
 def _read(path: Path) -> File | None:
-    """The description of a file; None if it is damaged or the content is missing."""
+    """The description of a file; None if it is damaged or the content isn't whole."""
     try:
         said = json.loads(path.read_bytes())
         file = File(**{name: said[name] for name in File.__match_args__})

@@ -50,7 +50,7 @@ class Work:
         self._waiting = deque(line for line in sort_lines(lines) if line.id not in journal)
         self._asked: dict[str, Asked] = {}
         self._n_tries: dict[str, int] = {}
-        self._latest: threading.Event | None = None  # set when the last line taken has been submitted to the engine
+        self._latest: threading.Event | None = None  # `is_in` of the line that was taken last
         self._t_next = 0.0  # no line is taken before this time, because the server was busy
         self._is_closed = False
 

@@ -212,7 +212,7 @@ class BackgroundReader:
         self._thread.start()
 
     def wait_for(self, n_events: int, patience_s: float = 600.0) -> None:
-        """Wait until this many events have arrived, or the stream has ended."""
+        """Wait until this many events have arrived, or the stream has ended. BenchError after `patience_s`."""
         deadline = clock() + patience_s
         while len(self.arrivals) < n_events and self._thread.is_alive():
             if clock() > deadline:
@@ -247,7 +247,7 @@ def read_events(
         parts.append(data)
         n_events = (held + data).count(EVENT_END)
         arrivals.extend([now] * n_events)
-        # an event's two line ends may arrive separately; an end that was counted must not be counted again
+        # an event's two line ends may arrive separately, and must not be counted twice
         held = b"\n" if data.endswith(b"\n") and not (held + data).endswith(EVENT_END) else b""
     return arrivals, b"".join(parts)
 

@@ -1,7 +1,7 @@
 """Runs workloads on servers in turns, and collects the results.
 
 Main thread of the measuring process. Imports the standard library and this package. Each repetition of a workload runs
-on all servers and begins with another one, so that a throttling machine or other programs affect all alike. Way not
+on all servers and begins with another server, so that a throttling machine or other programs affect all alike. Way not
 taken: one server after the other.
 """
 
@@ -121,8 +121,7 @@ class Bench:
 
 
 def choose(names: str | None) -> list:
-    """The workloads `a,b,c` in the table's order; for None all that any server can run. BenchError lists the known
-    ones."""
+    """The workloads `a,b,c` in the table's order; for None all but special ones. BenchError lists the known ones."""
     usual = [row.name for row in WORKLOADS if not row.is_special]
     wanted = [name.strip() for name in names.split(",")] if names else usual
     known = [row.name for row in WORKLOADS]

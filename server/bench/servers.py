@@ -100,7 +100,7 @@ class ServerPeer(HttpPeer):
         self.listen_s = self.listen_s or self.ready_s
 
     def read_peak_memory(self) -> float:
-        """See `read_peak_memory`. BenchError if the system can't tell."""
+        """See `servers.read_peak_memory`. BenchError if Windows can't tell."""
         return read_peak_memory(self._pid)
 
 

@@ -37,7 +37,7 @@ WORDS = (
 
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 7}
-# an endless list of flat objects: the grammar constrains every token and never allows the end
+# an endless list of flat objects: the grammar constrains every token
 JSON_LIST = r"""
 root   ::= "[" object ("," object)*
 object ::= "{\"name\":\"" [a-z]+ "\",\"size\":" [0-9]+ "}"
@@ -283,8 +283,8 @@ def measure_embeddings(peer: Any, plan: Plan) -> tuple:
 
 
 def swap(peer: Any, plan: Plan) -> tuple:
-    """Requests to two models in turns, of which only one may be loaded, with pauses: seconds to the first token of
-    each, the longer time first."""
+    """Requests to two models in turns, with pauses; only one model may be loaded. Returns the seconds to each model's
+    first token, the longer first."""
     names = peer.list_models()
     if len(names) != 2:
         raise BenchError(f"{peer.name}: the workload swap needs a server with two models; it has {len(names)}")

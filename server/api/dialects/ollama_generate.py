@@ -77,7 +77,7 @@ def make_turns(own: Mapping[str, Any], files: Files) -> list[Message]:
 
 
 def make_written_prompt(model: Model, own: Mapping[str, Any], n_predict: int, files: Files) -> tuple[Prompt, str]:
-    """The prompt of a request that doesn't use the model's chat template, and its text without `suffix`."""
+    """The prompt of a request without the model's chat template, and its text without `suffix`."""
     if own["suffix"]:
         if own["images"]:
             raise ApiError(400, "images can't be used together with a suffix")

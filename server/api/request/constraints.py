@@ -1,7 +1,7 @@
 """Fields that constrain the answer, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
 `choice`, and vLLM's names for them.
 
-Pure; connection threads. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it,
+Pure; any thread. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it,
 because llama.cpp's parser overflows its stack on deep nesting. The modules that make and parse grammars would add a
 tenth to the start's time, so they are imported when first needed, or by `prepare` after the start.
 """
@@ -71,8 +71,8 @@ class Wanted:
 
 
 def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Wanted | None:
-    """The constraint that a request asks for, or else the command line's, in `defaults`; None for none. ApiError 400
-    for two constraints at once."""
+    """The constraint that a request asks for, else the command line's (in `defaults`), else None. ApiError 400 for two
+    constraints at once."""
     given = [Wanted(name, body[name], kind=kind) for name, kind in KINDS.items() if body.get(name) not in (None, "")]
     given += _read_guided(body, "", GUIDED)
     given += read_structured(body.get("structured_outputs"))

@@ -194,7 +194,7 @@ def _decode_pieces(text: str) -> Iterator[bytes]:
     rest = ""
     for at in range(0, len(text), STEP):
         piece = rest + "".join(text[at : at + STEP].split())
-        n = max(len(piece) - 4, 0) // 4 * 4  # the last four characters may be the end
+        n = max(len(piece) - 4, 0) // 4 * 4  # the last four characters may have padding
         if "=" in piece[:n][-2:]:
             raise binascii.Error("there is text behind the end")
         yield base64.b64decode(piece[:n], validate=True)

@@ -1,8 +1,8 @@
 """Measures sounds, and rewrites their files so that every decoder reads them in the same way.
 
 Pure functions, any thread. miniaudio, which decodes for libmtmd, allocates as many samples as a file claims to have. It
-reads a file that is neither WAV nor FLAC as MP3, wherever in the bytes a frame begins. So the decoder gets a rewritten
-file without the parts that decoders read differently. A WAV gets a plain header before its samples. A FLAC keeps only
+reads any other file than WAV and FLAC as MP3, from wherever a frame begins. So the decoder gets a rewritten file
+without the parts that decoders read differently. A WAV gets a plain header before its samples. A FLAC keeps only
 the description of its stream and its frames. An MP3 keeps only its frames, and claims no more of them.
 
 Not taken: checking files and passing them on unchanged. Each difference between the check and the decoder would be a
@@ -21,7 +21,7 @@ WAV_EXTENSIBLE = 0xFFFE
 MAX_RATE, MAX_CHANNELS = 384_000, 32  # the rate in Hz
 FLAC_BLOCK, FLAC_FRAME = 65_535, 10  # the most samples, and the fewest bytes, of one frame
 
-MP3_KBPS = {  # kbit/s; True: of versions that don't halve the rate
+MP3_KBPS = {  # kbit/s, by whether the version keeps the full rate
     True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }

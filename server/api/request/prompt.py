@@ -38,15 +38,15 @@ class Source(Protocol):
     """Maps positions in a prompt to fields of the request."""
 
     def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
-        """The field of the text `n_same` bytes behind `pieces`, the bytes of the prompt's first tokens (None for a
-        file). Returns None if the field can't be found."""
+        """`pieces` are the bytes of the prompt's first tokens (None for a file). Returns the field of the text `n_same`
+        bytes behind them; None if it can't be found."""
 
 
 @record(frozen=True)
 class Prompt:
     """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on.
-    `may_respell`: it contains earlier answers of the model as text; see `Task`. Without a `source`, `place` finds the
-    field `prompt`."""
+    `may_respell`: the prompt contains earlier answers as text; see `Task`. Without a `source`, `place` finds the field
+    `prompt`."""
 
     tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()

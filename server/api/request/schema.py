@@ -1,7 +1,7 @@
 """The table of the fields of a completion, and the check of single fields. /props, /slots and docs/api.md use the
 table.
 
-Pure; connection threads. A value of a wrong type or out of range is an `ApiError` 400 that names the field, the value
+Pure; any thread. A value of a wrong type or out of range is an `ApiError` 400 that names the field, the value
 and what is allowed. The tables of all other fields, and the warnings about unknown ones, are in `fields`.
 """
 
@@ -82,7 +82,7 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
     _define("grammar", str, "GBNF grammar that the text must match"),
 )
 
-# All other fields: more of sampling, other settings of a task, and the format of the answer.
+# All other fields: more of sampling, settings of a task, the format of the answer.
 COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("n_predict", int, -1, "most tokens to generate; -1 for no limit; with 0 the prompt is only computed and "
           "cached; of several of these names, the first one counts", -1, INT_MAX,

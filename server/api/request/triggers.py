@@ -1,7 +1,7 @@
 """Reads the fields of grammars that apply to a part of the text only: `grammar_lazy`, `grammar_triggers` and
 `preserved_tokens`, in llama.cpp's format.
 
-Connection thread; pure. Number and size of the triggers are limited, because the engine searches for them after each
+Pure; any thread. Number and size of the triggers are limited, because the engine searches for them after each
 token, and all requests wait for that.
 """
 

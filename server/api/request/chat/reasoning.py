@@ -1,4 +1,4 @@
-"""Reads how much a chat's model thinks before it answers, and where its reasoning goes. Connection thread; pure."""
+"""Reads how much a chat's model thinks before it answers, and where its reasoning goes. Pure; any thread."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Reads which functions a chat's model may or must call: `tools` and `tool_choice`, or the older `functions` and
-`function_call`. Pure; connection threads.
+`function_call`. Pure; any thread.
 
 An error is an ApiError 400 that names its place in the body. The functions' schemas are checked later, when a
 grammar is made from them.
