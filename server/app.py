@@ -1,8 +1,8 @@
 """The composition root, first part: from the options to an engine that loads its model.
 
 Runs on the main thread; only `launch` calls it. For one model, it checks the model's files and tells the engine what to
-load. While the engine loads, it imports `serving` (HTTP, JSON, templates), which listens and waits for the engine. Only
-what every start needs before the engine can load is imported at the top; all else inside functions.
+load. While the engine loads, it imports `serving` (HTTP, JSON, templates), which listens and waits for the engine. The
+top imports only what every start needs before the engine can load; functions import all else.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from server.web.message import Items, Request, Response
 MAX_INPUTS = 2048  # OpenAI's limit
 MAX_INT16 = 32760.0  # with embd_normalize 0, vectors are scaled to this largest absolute value, as in llama.cpp
 EUCLIDEAN = 2  # embd_normalize for vectors of length 1
-NUMBER_BYTES = 32  # bytes of memory for one number of a vector: as received, as normalised, and in the answer
+NUMBER_BYTES = 32  # bytes of memory for one number in three forms: received, normalised, and in the answer
 MAX_BYTES = 512 << 20  # bytes of memory for the vectors of one request
 FORMATS = ("float", "base64")
 FORMS = "give a string, a list of strings, a list of token ids, or a list of lists of token ids"

@@ -3,7 +3,7 @@
 Each document becomes one input of the embedding context. The model's classification head computes its score; without
 one, the score is the probability of the word "yes" rather than "no". Encoders read query and document with separators
 between them. Generative rerankers have a template with `{query}` and `{document}` in their metadata. Documents in
-`texts` are answered in the shape of Hugging Face's server, documents in `documents` in Jina's and Cohere's.
+`texts` get answers in the shape of Hugging Face's server; those in `documents` get Jina's and Cohere's.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ class Client(Presence):
     """Stands in for the client of a line: it stays connected until `leave` is called. Any thread may call its methods.
 
     A line waits at most `MAX_WAIT_S` for `before`, which is `is_in` of the line before, so that lines usually reach the
-    engine in order. `is_in` is set when this line has been submitted to the engine, waits for its model to be
-    loaded, or has ended. So lines that wait for the same load may reach the engine in any order.
+    engine in order. `is_in` is set when this line has been submitted to the engine, waits for its model to be loaded,
+    or has ended. So lines that wait for the same load may reach the engine in any order.
     """
 
     __slots__ = ("before", "is_in")

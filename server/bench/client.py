@@ -1,8 +1,8 @@
 """The client of a measured server: sends completions over HTTP and notes when their events arrive.
 
-Runs in the measuring process, with a thread for each completion. Imports the standard library only. The client
-shares the machine with the server, so it only timestamps reads and counts events while answers arrive; JSON is parsed
-at the end. Works with any server that has llama-server's routes.
+Runs in the measuring process, with a thread for each completion. Imports the standard library only. The client shares
+the machine with the server, so while answers arrive it only counts events and notes times; JSON is parsed at the end.
+Works with any server that has llama-server's routes.
 
 Way not taken: an event loop. Threads with http.client cost a few microseconds more per event, the same for every
 server.

@@ -39,8 +39,8 @@ class Outcome(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """The results of one metric. `ratios[peer]` is the first peer's value over that peer's, the median of the
-    repetitions; `ranges[peer]` has the least and the greatest. `goal` is what `goal_of` returns."""
+    """The results of one metric. `ratios[peer]` is the median ratio of the first peer's value to that peer's;
+    `ranges[peer]` has the least and greatest ratio. `goal` is what `goal_of` returns."""
 
     values: dict
     medians: dict

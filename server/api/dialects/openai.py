@@ -204,7 +204,7 @@ class OpenAiReply:
     # ---- parts of both ----------------------------------------------------------------------------------------
 
     def _take_tokens(self, index: int, part: Part) -> list[PlacedToken]:
-        """Note a part's tokens. Returns the tokens of the part's text; none if it is reasoning or a call."""
+        """Note a part's tokens. Returns those of a text; none for reasoning and calls."""
         places = self._places[index]
         places.add(part.probs)
         if type(part) is Reasoning and not self._is_legacy:  # in the legacy format the text contains reasoning, too
@@ -285,9 +285,9 @@ def make_waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Wa
 class TokenPlaces:
     """Finds the tokens that a text consists of, and the character at which each begins.
 
-    Tokens come before their text does: half a character, or what may become a stop word, is held back, and a stop word
-    is never sent. Control tokens have no text, except those in `preserved`. If the text follows an echoed prompt of
-    `n_echoed` characters, every token needs an entry, so control tokens are kept for `rest`.
+    Tokens come before their text: half a character and a possible stop word are held back, and a stop word is never
+    sent. Control tokens have no text, except those in `preserved`. If the text follows an echoed prompt of `n_echoed`
+    characters, every token needs an entry, so control tokens are kept for `rest`.
 
     If a parser removes the markers of calls and reasoning from the text (`is_parsed`), each part of the text is
     searched for in the text of the tokens.

@@ -266,9 +266,9 @@ class EventWriter:
 def replay(
     response: Mapping[str, Any], deltas: Sequence[Sequence[Sequence[int]]], was_begun: bool, after: int
 ) -> Iterator[bytes]:
-    """The stream of a finished response, after the event with the number `after`. `deltas` has
-    for each item its deltas' numbers of characters and of logprobs; text beyond them is sent as one delta. `was_begun`:
-    the engine had begun with it."""
+    """The stream of a finished response, after the event with the number `after`. `deltas` has for each item its
+    deltas' numbers of characters and of logprobs; text beyond them is sent as one delta. `was_begun`: the engine had
+    begun with it."""
     before = {name: value for name, value in response.items() if name not in RESULTS}
     writer = EventWriter({**before, **NO_RESULTS}, after)
     yield writer.begin()

@@ -1,9 +1,9 @@
 """Fields that constrain the answer, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
 `choice`, and vLLM's names for them.
 
-Pure; any thread. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it,
-because llama.cpp's parser overflows its stack on deep nesting. The modules that make and parse grammars would add a
-tenth to the start's time, so they are imported when first needed, or by `prepare` after the start.
+Pure; any thread. Each grammar, also one that is made here, is parsed in Python before llama.cpp gets it, because
+llama.cpp's parser overflows its stack on deep nesting. The modules that make and parse grammars would add a tenth to
+the start's time, so they are imported when first needed, or by `prepare` after the start.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The tables of request fields, for reading bodies, reporting unknown fields and writing docs/api.md.
 
 Connection thread. An unknown field is ignored, because clients send many, but the answer names it: in its `warnings`,
-or in the header X-Warnings if the answer's JSON has no place for them. `schema` has
-the fields of all requests for text; all others are here.
+or in the header X-Warnings if the answer's JSON has no place for them. `schema` has the fields of all requests for
+text; all others are here.
 
 Not taken: refusing unknown fields. The server would refuse every client that is newer than these tables.
 """

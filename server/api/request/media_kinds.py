@@ -115,8 +115,8 @@ def _size_of_png(data: bytes) -> Size:
 
 
 def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
-    """Read the size from the frame header, which follows segments that begin with their length. The decoder
-    processes the whole image once for each scan, and a progressive JPEG may have any number."""
+    """Read the size from the frame header, which follows segments that begin with their length. The decoder processes
+    the whole image once for each scan, and a progressive JPEG may have any number."""
     at = 2
     for _ in count_parts():
         if data[at] != 0xFF:

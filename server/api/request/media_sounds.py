@@ -2,8 +2,8 @@
 
 Pure functions, any thread. miniaudio, which decodes for libmtmd, allocates as many samples as a file claims to have. It
 reads any other file than WAV and FLAC as MP3, from wherever a frame begins. So the decoder gets a rewritten file
-without the parts that decoders read differently. A WAV gets a plain header before its samples. A FLAC keeps only
-the description of its stream and its frames. An MP3 keeps only its frames, and claims no more of them.
+without the parts that decoders read differently. A WAV gets a plain header before its samples. A FLAC keeps only the
+description of its stream and its frames. An MP3 keeps only its frames, and claims no more of them.
 
 Not taken: checking files and passing them on unchanged. Each difference between the check and the decoder would be a
 vulnerability.

@@ -73,8 +73,8 @@ def read_prompts(
     require_room: Callable[[int], None],
     image_data: object = None,
 ) -> tuple[list[Prompt], bool]:
-    """All prompts, and whether they came as a list; the answer is then a list. `require_room` gets the number of listed
-    prompts before they are tokenised, and may refuse it.
+    """All prompts, and whether they came as a list, which makes the answer a list. `require_room` gets the number of
+    listed prompts before they are tokenised, and may refuse it.
 
     A list of strings and ids is one prompt. A list that contains lists or objects is a list of prompts. A list of
     several strings is one prompt in llama-server's documents of 2024 (`strings_are_one`) and a list of prompts today.

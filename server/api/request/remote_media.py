@@ -1,9 +1,8 @@
 """Downloads files that a request names by URL, but only from the public internet, never from the server's own network.
 
 Connection thread, only with `--media-urls`. A host name is resolved once. All its addresses must be public, and the
-connection goes to one of them, so that a second answer of the name server can't redirect it. The same
-holds for each redirect. Size and time of the whole download, with its redirects, are limited; name lookups may take
-longer.
+connection goes to one of them, so that a second answer of the name server can't redirect it. The same holds for each
+redirect. Size and time of the whole download, with its redirects, are limited; name lookups may take longer.
 
 Not taken: `urllib.request`, which resolves names itself, follows redirects by itself, and uses proxies from the
 environment.

@@ -93,7 +93,7 @@ def cut_dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
 
 
 def read_penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
-    """The tokens of `penalty_prompt` (a text or token ids), which penalties count instead of the prompt, or None."""
+    """The tokens of `penalty_prompt` (a text or ids), which penalties count instead of the prompt; None without it."""
     if value is None:
         return None
     if isinstance(value, str):

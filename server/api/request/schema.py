@@ -1,8 +1,8 @@
 """The table of the fields of a completion, and the check of single fields. /props, /slots and docs/api.md use the
 table.
 
-Pure; any thread. A value of a wrong type or out of range is an `ApiError` 400 that names the field, the value
-and what is allowed. The tables of all other fields, and the warnings about unknown ones, are in `fields`.
+Pure; any thread. A value of a wrong type or out of range is an `ApiError` 400 that names the field, the value and what
+is allowed. The tables of all other fields, and the warnings about unknown ones, are in `fields`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads the fields of grammars that apply to a part of the text only: `grammar_lazy`, `grammar_triggers` and
 `preserved_tokens`, in llama.cpp's format.
 
-Pure; any thread. Number and size of the triggers are limited, because the engine searches for them after each
-token, and all requests wait for that.
+Pure; any thread. Number and size of the triggers are limited, because the engine searches for them after each token,
+and all requests wait for that.
 """
 
 from __future__ import annotations

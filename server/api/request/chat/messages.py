@@ -212,7 +212,7 @@ def make_template_variables(
 
 
 def list_unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Warnings about fields and variables that the template doesn't read. Turning reasoning off needs none if the
+    """Warnings about fields and variables that the template doesn't read. Turning reasoning off needs no warning if the
     template or the engine can do it."""
     template, given = model.chat_template, body.get("chat_template_kwargs") or {}
     is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"

@@ -1,5 +1,5 @@
-"""Reads fields of the blocks and items that some dialects have instead of messages, and makes parts of messages.
-Pure; any thread. An error names the place of the field in the request."""
+"""Reads fields of the blocks and items that some dialects have instead of messages, and makes parts of messages. Pure;
+any thread. An error names the place of the field in the request."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 Connection thread, only to report where a prompt differs from the cached one. The conversation is rendered again, after
 all letters and digits in each text of the request have been replaced by a letter of the text's own. The letter at the
-position in the rendered text then identifies the field, whatever the template has done with the text. Other
-characters stay, and so do roles, ids and names in tags, because templates depend on them. A position at such a
-character belongs to the text around it.
+position in the rendered text then identifies the field, whatever the template has done with the text. Other characters
+stay, and so do roles, ids and names in tags, because templates depend on them. A position at such a character belongs
+to the text around it.
 
 Not taken: searching the prompt for the texts of the request. They often occur several times, or are cut, joined or
 written as JSON.
