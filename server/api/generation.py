@@ -274,8 +274,8 @@ class Stream:
         """Yield chunks. An ApiError before the first event is raised, so that the answer gets the error's status. A
         later one is sent as an event, unless the client has gone.
 
-        Events that are ready at the same time are sent together, the last ones with the end of the stream, because each
-        send costs a system call and wakes the client.
+        Each send costs a system call and wakes the client. So events that are ready at the same time are sent together,
+        the last ones with the stream's end.
         """
         is_open = False
         parts: list[bytes] = []

@@ -191,7 +191,7 @@ class Batch:
         return self._now() >= self.about["expires_at"]
 
     def complete(self) -> None:
-        """End the batch, of which no line may be running, and turn its answers into files. OSError."""
+        """End the batch and turn its answers into files. No line of it may be running. OSError."""
         work, last = self.work, COMPLETED
         if self.fault:
             self.fail([Fault(None, "server_error", self.fault)])

@@ -285,7 +285,7 @@ class Recordings:
 
 
 def read_conversation_id(request: Request) -> str:
-    """The conversation whose stream the request wants to be kept, "" for none. ApiError 400 for an invalid id."""
+    """The conversation whose stream is to be kept; "" for none. ApiError 400 for an invalid id."""
     id_ = request.headers.get("x-conversation-id", "")
     return _check_id("X-Conversation-Id", id_) if id_ else ""
 
