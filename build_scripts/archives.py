@@ -25,7 +25,7 @@ from common import Failure
 
 try:
     from lzma import LZMAError
-except ImportError:  # this Python can't read .tar.xz, as `tarfile` then says
+except ImportError:  # this Python can't read .tar.xz
     LZMAError = EOFError
 
 LIBRARY_NAME = re.compile(r"^[^/\\]+\.(?:dll|dylib|so(?:\.\d+)*)$", re.IGNORECASE)
@@ -185,7 +185,7 @@ def _link_end(path: str, target: str) -> str:
 
 
 def extract_one(source: Path, member: str, target: Path) -> None:
-    """Copy the regular file `member` out of an archive whose sha256 has been checked."""
+    """Copy the regular file `member` out of a trusted archive. Raises Failure if it can't be read."""
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive, archive.open(member) as content, open(target, "wb") as out:

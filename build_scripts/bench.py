@@ -1,8 +1,8 @@
 """Measure servers side by side: `python build_scripts/bench.py -m model.gguf [--server NAME=COMMAND ...] [--bare]`.
 
 A command; one thread. Imports the standard library, this folder and `server.bench`, which does the work. It measures
-servers that have /completion, /tokenize and /health; llama_srv is the default. --bare adds a loop that only decodes and
-samples, with the same libraries. docs/benchmarks.md explains how to get reliable figures.
+servers that have /completion, /tokenize and /health; llama_srv is the default. --bare adds the loop of bench_bare.py,
+with the same libraries. docs/benchmarks.md explains how to get reliable figures.
 
 The way not taken: one server after the other. Speed drifts with temperature and load, so runs alternate.
 """

@@ -44,7 +44,7 @@ from common import (
 )
 from native_files import read_manifest
 
-from server.options.shells import render_manual  # noqa: E402  (the only import from the server)
+from server.options.shells import render_manual  # noqa: E402
 
 SPEC = Path(__file__).with_name("llama_srv.spec")
 PROGRAM = "llama-srv"
@@ -217,8 +217,8 @@ def run_pyinstaller(temp: Path, tree: Path, one_file_of: str, progress: Progress
 
 
 def strip(inner: Path) -> None:
-    """Remove the libraries' debug information, on Linux if `strip` is installed. Other systems keep it in separate
-    files."""
+    """On Linux, remove debug information from Python's libraries if `strip` is installed. Other systems keep it in
+    separate files."""
     program = shutil.which("strip")
     if program is None or not sys.platform.startswith("linux"):
         return

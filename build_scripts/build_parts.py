@@ -1,10 +1,10 @@
 """Build a library that npm's packages lack, from the source of the installed libllama, and add it to libllama's folder.
 
-Called by fetch_libs for libmtmd (images and audio) and libggml-rpc (workers), on its main thread, on Linux; imports the
-standard library and this folder. The npm package node-llama-cpp has the source as a git bundle. Links in the folder
+Called by fetch_libs on its main thread, for libmtmd (images and audio) and libggml-rpc (workers). Builds on Linux only.
+Imports the standard library and this folder. npm's node-llama-cpp has the source as a git bundle. Links in the folder
 lead from the names that the new library needs (`libllama.so.0`) to the installed files.
 
-The way not taken: building all of llama.cpp. That takes longer, and wouldn't give the tested libraries.
+The way not taken: building all of llama.cpp. That takes longer, and gives libraries that aren't tested.
 """
 
 from __future__ import annotations

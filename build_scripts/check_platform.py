@@ -6,7 +6,7 @@ the tables of C functions and the search for libraries. It fetches the libraries
 - All files match the manifest.
 - The load order has every library before those that need it.
 - The server's search accepts the folder, and there is a CPU backend.
-- A library of the load order has each C function that the server requires.
+- Each C function that the server requires is in a library of the load order.
 
 Nothing is loaded, because most files are for other machines.
 
@@ -24,7 +24,7 @@ from native_files import find_changed_files, find_core_role, find_plugin_family,
 
 
 def check(name: str, cache: Path, progress: Progress, offline: bool) -> int:
-    """Check the variant `name`, or all; prints a line for each. Returns 0; raises Failure if a check fails."""
+    """Check the variant `name` (or `all`); prints a line for each. Returns 0; raises Failure if a check fails."""
     variants = [variant for variant in fetch_libs.VARIANTS if name in ("all", variant.name)]
     if not variants:
         raise Failure(f"there is no variant {name}: " + ", ".join(variant.name for variant in fetch_libs.VARIANTS))
@@ -98,7 +98,7 @@ def find_missing_functions(folder: Path, manifest: dict) -> list:
 
     data = b"".join((folder / name).read_bytes() for name in manifest["load_order"])
     rows = (*ggml.BASE_ROWS, *ggml.REGISTRY_ROWS, *llama.ROWS)
-    # A longer name with this end counts, too: in ELF, names may share their ends, and Mach-O prefixes each with `_`.
+    # Longer names with this end count, too: ELF may store a common end once, and Mach-O puts `_` before names.
     return [f"no function {row.name}" for row in rows if row.required and row.name.encode() + b"\0" not in data]
 
 

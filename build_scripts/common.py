@@ -36,7 +36,7 @@ TEMP_PREFIX = ".tmp-"
 
 
 class Failure(Exception):
-    """An error as one line for the user that says what to do next. `final`: no other download source is tried."""
+    """An error as one line for the user that says what to do next. If `final`, no other download source is tried."""
 
     final = False
 
@@ -343,8 +343,9 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_back_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first that came is delivered. So none comes
-    between a child's start and the assignment to its variable. On other threads than the main one it does nothing."""
+    """Python's handlers of SIGINT, SIGTERM and SIGHUP wait for the end of the block; then the first signal is
+    delivered. So no signal comes between a child's start and the assignment to its variable. Does nothing outside the
+    main thread."""
     came: list = []
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {}

@@ -1,8 +1,8 @@
 """Writes LICENSE, THIRD_PARTY_LICENSES and the bill of materials of an executable.
 
 Called by build_exe and windows_resources on their main thread; imports the standard library and `common`. It must run
-in the interpreter that was frozen, because it reads that interpreter's versions. Each file of the finished folder must
-match a row of COMPONENTS, so that no library is distributed without a known licence.
+in the interpreter that was frozen, to read its libraries' versions. Each file of the finished folder must match a row
+of COMPONENTS, so that no library is distributed without a known licence.
 
 The way not taken: a generator for bills of materials, which would list the build's environment.
 """

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-SAME = {(b"hypot", b"GLIBC_2.35"), (b"hypotf", b"GLIBC_2.35")}  # equivalent to the function in FIRST
+SAME = {(b"hypot", b"GLIBC_2.35"), (b"hypotf", b"GLIBC_2.35")}  # behave as in the versions of FIRST
 FIRST = (b"GLIBC_2.2.5", b"GLIBC_2.17")  # the oldest version: on x64, on arm64
 ELF64 = b"\x7fELF\x02\x01"
 SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -60,7 +60,7 @@ def lower(path: Path) -> list[bytes]:
 
 
 def sections_of(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(type, offset, size) of each section; of string tables (type 3) only that of the dynamic symbols."""
+    """(type, offset, size) of each section, but of string tables (type 3) only the dynamic symbols'."""
     start, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
     rows = [SECTION.unpack_from(data, start + number * size) for number in range(count)]
     for row in rows:

@@ -1,9 +1,8 @@
 """Fetch, import, list and verify the native libraries: `python build_scripts/fetch_libs.py --help`.
 
-A command, also called by quickstart and the build scripts through `ensure`; one thread; imports the standard library
-and this folder. VARIANTS names the packages, libs.lock.json pins their content. A variant becomes
-libs/<platform>-<backend>/ with manifest.json. The folder is checked before it is renamed into place: even after a crash
-it is complete or absent.
+A command; other scripts call `ensure` and `ensure_with_media`; one thread; imports the standard library and this
+folder. VARIANTS names the packages, libs.lock.json pins their content. A variant becomes libs/<platform>-<backend>/
+with manifest.json. The folder is checked before it is renamed into place: even after a crash it is complete or absent.
 
 The way not taken: committing the libraries, or a package manager of our own.
 """
@@ -180,8 +179,8 @@ def must_use_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
 
 
 def ensure_with_media(platform: str | None, backend: str | None, *, progress: Progress, **options) -> Path:
-    """`ensure` for libraries that are distributed: with libmtmd if it can be had and runs on every machine of the
-    platform. For x64 Windows and Macs only pip's packages contain it, and they need AVX2."""
+    """`ensure` for libraries to distribute: with libmtmd on Linux and Apple silicon, unless that fails. For x64
+    Windows and Macs only pip's packages contain it, and they need AVX2."""
     variant = find_variant(platform or get_this_platform(), backend)
     if variant.platform.startswith("linux") or variant.name == "macos-arm64-metal":
         try:
@@ -261,7 +260,7 @@ def _fetch_archives(variant: Variant, fetcher: Fetcher, source: str, stack: cont
 
 
 def _list_attempts(sets: list) -> list:
-    """(kind, rows, needs a private npm) in the order to try."""
+    """(kind, rows, whether npm must come from PyPI) in the order to try."""
     without_npm = find_npm() is None
     plain = [(kind, rows, False) for kind, rows in sets if kind != "npm" or not without_npm]
     return plain + [(kind, rows, True) for kind, rows in sets if kind == "npm" and without_npm]

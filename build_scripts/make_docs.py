@@ -21,9 +21,9 @@ from typing import Callable, Iterable, Iterator
 from common import ROOT, Failure, run_main
 
 OPTIONS_PAGE, API_PAGE = ROOT / "docs" / "options.md", ROOT / "docs" / "api.md"
-LARGE = 2**20  # bounds from here on aren't shown
+LARGE = 2**20  # this and larger bounds aren't shown
 KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "dict": "object", "object": "any"}
-# Headings, in the page's order. Other tables follow.
+# Tables' headings in page order. Other tables follow.
 TITLES = {
     "COMPLETION_FIELDS": "Completion: the request",
     "SAMPLING_FIELDS": "Completion: choosing the next token",

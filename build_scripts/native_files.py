@@ -262,7 +262,7 @@ class _Shelf:
         return None
 
     def with_needs(self, name: str, order: list) -> list:
-        """Append `name` to `order`, after all libraries of the archive that it needs, each once. Raises Failure if
+        """Append `name` to `order`, unless it is there, after the archive's libraries that it needs. Raises Failure if
         one of llama.cpp's is missing."""
         if name not in order:
             order.append(name)  # marks it as visited, in case of a cycle
@@ -318,7 +318,7 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
             "the libraries have no CPU backend (ggml-cpu), which llama.cpp needs: "
             "add the archive that contains it with a second --from"
         )
-    if form == "pe":  # Windows finds the other libraries itself, and the C++ runtime should be loaded only once
+    if form == "pe":  # Windows loads the others itself, so that there is only one C++ runtime
         load_order = [name for name in load_order if find_core_role(name) or find_plugin_family(name)]
     header = shelf.get_header(roots["llama"])
     return Layout(

@@ -1,8 +1,8 @@
 """Downloads pinned packages from a registry to the cache, with npm or pip.
 
-Called by the other fetching scripts on their main thread; imports the standard library and this folder. Only the rows
-of libs.lock.json can be downloaded. `Fetcher.get` renames a file to its place in the cache after it has checked its
-sha256: two runs at once, a kill or a full disk leave the right file or none.
+Called by other scripts on their main thread; imports the standard library and this folder. Only the rows of
+libs.lock.json can be downloaded. `Fetcher.get` checks a download's sha256, then renames the file to its place in the
+cache: two runs at once, a kill or a full disk leave the right file or none.
 
 The clients are `npm pack` and `pip download`; nothing is installed. The way not taken: addresses of registries in this
 file. The clients know mirrors, proxies and credentials.

@@ -2,7 +2,7 @@
 
 A command; one thread; imports the standard library and this folder. It has three steps:
 
-1. Fetch the libraries of --backend; without it the default ones, if this machine has none. --libs skips this step.
+1. Fetch the libraries of --backend, or the default ones if none are installed. --libs or LLAMA_SRV_LIBS skips this.
 2. Fetch the small model, if arguments and environment name no model and the server needs one.
 3. Start the server, which replaces this process (on Windows it is a child process).
 

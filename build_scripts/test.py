@@ -1,9 +1,10 @@
 """Set up the tests' environment, check the source, run the tests: `python build_scripts/test.py [--unit] [--long] ...`.
 
 A command; one thread; imports the standard library and `common`. The first step prepares an environment with the
-packages of requirements-dev.txt, in the cache folder, one for each version of that file and interpreter. Without --unit
-more steps follow: native libraries, small models, browsers, load balancers, packages for Node.js. If one of these isn't
-possible on this machine, the tests that need it are skipped, and a line at the end says so; with CI=true the run fails.
+packages of requirements-dev.txt, in the cache folder. Each version of that file or interpreter has its own. Without
+--unit more steps follow: native libraries, small models, browsers, load balancers, packages for Node.js. If one of
+these isn't possible on this machine, the tests that need it are skipped, and a line at the end says so; with CI=true
+the run fails.
 
 Ways not taken: tox or nox (they have to be installed first), the user's site-packages (they should stay unchanged), a
 prebuilt container image (CI starts from a bare machine).
@@ -104,8 +105,8 @@ def run_command(arguments: list) -> int:
 
 
 def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
-    """The arguments of each run of pytest. If the user names no tests, those that need no core for themselves run on
-    all cores, then the others one after the other."""
+    """The arguments of each run of pytest. If the user names no tests, most run on all cores; then those of tests/e2e
+    (not the browser's) one after the other."""
     if not is_whole:
         return [arguments]
     parts = [[*UNIT_FOLDERS, "-n", "auto", *arguments]]

@@ -46,7 +46,7 @@ VERSION_TEXT = """VSVersionInfo(
 
 
 def write(folder: Path, system: str = sys.platform) -> dict:
-    """Write icon and version resource to `folder`; returns the environment variables that tell the spec where."""
+    """Write icon and version resource to `folder`; returns environment variables that tell the spec their paths."""
     if system != "win32":
         return {}
     icon, version = folder / "llama-srv.ico", folder / "version.txt"

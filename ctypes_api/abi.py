@@ -1,9 +1,9 @@
 """The ABI guard: checks that these bindings fit the loaded libraries.
 
-Structs are passed by value, so a moved field corrupts memory without an error. Before any other call, `loader` uses
-this module to compare the version with a list of releases that fit, the layout of our ctypes structures with a C
-compiler's, and default parameters with their known values. No option overrides a refusal. docs/building.md says how
-to use another version: write its layout, change the structs that differ, and add it to KNOWN_VERSIONS.
+Structs are passed by value, so a moved field corrupts memory without an error. Before any other call, `loader` lets
+this module check three things: the version is one that fits; our ctypes structures have the layout that a C compiler
+computed; the default parameters have their known values. No option overrides a refusal. docs/building.md says how to
+use another version: write its layout, change the structs that differ, and extend KNOWN_VERSIONS.
 """
 
 from __future__ import annotations

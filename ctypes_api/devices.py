@@ -14,7 +14,7 @@ _TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")  # by GGML_BACKEND_DEVICE_TYPE_
 class Device(NamedTuple):
     name: str
     description: str
-    type: str  # CPU, GPU, IGPU, ACCEL or META
+    type: str  # one of _TYPES, or ggml's number
     memory_free: int  # bytes; the CPU's is the system's
     memory_total: int  # bytes
     backend: str

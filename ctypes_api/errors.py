@@ -25,7 +25,7 @@ class LibsIncompatible(LibsError):
 
 
 class ModelLoadError(LibsError):
-    """A model, adapter or projector file could not be loaded, or no context be created. The message has the last
+    """A model, adapter or projector file could not be loaded, or a context not created. The message has the last
     native error lines, if there are any."""
 
 

@@ -1,7 +1,7 @@
 """Finds the folder with the native libraries, and the role of each file in it (llama, ggml, ...). Opens no library.
 
-Runs on the thread that loads. Files are recognised by patterns, because each packager names them differently
-(`libllama.so`, `libllama.so.0.5.0`, `libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`). Folders made by
+Runs on any thread. Files are recognised by patterns, because each packager names them differently (`libllama.so`,
+`libllama.so.0.5.0`, `libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`). Folders made by
 build_scripts/fetch_libs.py have a manifest.json with the load order. Not taken: the system's search path, which may
 have a libllama of another version.
 """
@@ -130,8 +130,7 @@ def read_folder(folder: Path) -> LibraryFiles:
 
 
 def _check_sizes(folder: Path, manifest: dict) -> None:
-    """LibsBroken for a file of another size than in the manifest: on a truncated one the system's loader might
-    crash."""
+    """LibsBroken for a file of another size than in the manifest: a truncated file might crash the system's loader."""
     for name, facts in manifest.get("files", {}).items():
         try:
             size = (folder / name).stat().st_size

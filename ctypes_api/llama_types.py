@@ -59,7 +59,7 @@ LLAMA_STATE_SEQ_VERSION = 3
 LLAMA_STATE_SEQ_FLAGS_NONE = 0
 LLAMA_STATE_SEQ_FLAGS_SWA_ONLY = 1          # older name of PARTIAL_ONLY
 LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY = 1      # only SWA cells and recurrent state
-LLAMA_STATE_SEQ_FLAGS_ON_DEVICE = 2         # tensor data stay on the device; a sequence has only its latest such state
+LLAMA_STATE_SEQ_FLAGS_ON_DEVICE = 2         # tensor data stay on the device; at most one such state per sequence
 
 # enum llama_vocab_type
 LLAMA_VOCAB_TYPE_NONE = 0

@@ -4,7 +4,7 @@ Runs before any other thread calls the libraries. The order matters: ggml-base, 
 global symbols, ABI guard, log callback, backend plug-ins, llama_backend_init. A library can't be unloaded safely, so a
 process has one set of libraries.
 
-Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong once they are copied), an override for the guard.
+Not taken: LD_LIBRARY_PATH or the libraries' RUNPATH (wrong once they are copied), and an override for the guard.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Libs:
         self.mtmd: Functions | None = None  # None until `load` was called `with_mtmd`
         self.backends: tuple[str, ...] = ()  # registered backends, e.g. ("CUDA", "CPU")
         self.plugins: tuple[str, ...] = ()  # files of loaded plug-ins; empty if the backends are linked in
-        self.notes: tuple[str, ...] = ()  # a line per unused plug-in, without the CPU's
-        self.cpu_variant = cpu_variant  # as the caller of `load` has set it
+        self.notes: tuple[str, ...] = ()  # a line per unused plug-in, CPU plug-ins left out
+        self.cpu_variant = cpu_variant  # the one given to `load`
         self.has_backends = False  # without them only a vocabulary can be opened
         self.keep = keep  # handles that must stay open
 
@@ -239,7 +239,7 @@ def _try_open(path: Path) -> ctypes.CDLL | None:
 def _explain(path: Path, error: str) -> str:
     """One line with the file, an explanation, and the system loader's message."""
     error = " ".join(error.split())
-    own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()  # glibc's message
+    own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()  # what glibc says then
     for pattern, meaning in own + _REASONS:
         if match := re.search(pattern, error):
             import platform  # here, because few starts need it
@@ -288,7 +288,7 @@ def _start_backends(libs: Libs) -> None:
 
 
 def _load_by_hand(libs: Libs, variant: str) -> None:
-    """Load, in ggml's order, the plug-ins that aren't for the CPU, then the chosen CPU plug-in."""
+    """Load the plug-ins that aren't for the CPU, then the chosen CPU plug-in."""
     for name, path in libs.files.plugins.items():
         if not _is_cpu(name):
             libs.ggml.ggml_backend_load(os.fsencode(path))

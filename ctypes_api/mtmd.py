@@ -56,7 +56,7 @@ MTMD_HELPER_GEN_AUDIO_OUTTYPE_WAV = 1
 
 # bool (*)(float progress, void *user_data): false aborts the loading
 mtmd_progress_callback = CFUNCTYPE(c_bool, c_float, c_void_p)
-# int (*)(size_t chunk_idx, void *user_data, mtmd_bitmap **out_bitmap, char **out_text): 0, -1: end, -2: error
+# int (*)(size_t chunk_idx, void *user_data, mtmd_bitmap **out_bitmap, char **out_text): 0: done, -1: end, -2: error
 mtmd_bitmap_lazy_callback = CFUNCTYPE(c_int, c_size_t, c_void_p, POINTER(mtmd_bitmap_p), POINTER(c_void_p))
 # int32_t (*)(struct llama_batch batch, void *user_data)
 mtmd_helper_post_decode_callback = CFUNCTYPE(c_int32, llama_batch, c_void_p)
@@ -415,7 +415,7 @@ ROWS = (
     # bool mtmd_helper_model_can_chat(const struct llama_context *lctx, const struct mtmd_context *mctx)
     quick("mtmd_helper_model_can_chat", c_bool, llama_context_p, mtmd_context_p),
 
-    # --- mtmd-helper.h: audio generation (experimental upstream)
+    # --- mtmd-helper.h: audio generation
 
     # mtmd_helper_gen_audio *mtmd_helper_gen_audio_init(struct llama_context *lctx,
     #     struct mtmd_context *mctx)

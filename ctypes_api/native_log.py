@@ -14,7 +14,7 @@ from ctypes_api.ggml import GGML_LOG_LEVEL_CONT, GGML_LOG_LEVEL_ERROR, GGML_LOG_
 
 LogCallback = Callable[[int, str], None]
 _REMEMBERED = 64  # lines kept, and as many error lines
-_LONGEST = 1 << 16  # characters; longer lines are cut into several
+_LONGEST = 1 << 16  # characters; longer unfinished lines are cut
 
 
 class NativeLog:

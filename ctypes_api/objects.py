@@ -62,7 +62,7 @@ class Owner(ABC):
         return self.raw
 
     def close(self) -> None:
-        """Free the children (the newest first), then this object. Further calls do nothing."""
+        """Free the children (newest first), then this object. Further calls do nothing."""
         if self.raw is None:
             return
         while self._children:
@@ -213,8 +213,8 @@ class Context(Owner):
 class Threadpool(Owner):
     """A ggml thread pool for llama_attach_threadpool. Fields: ggml_threadpool_params (prio, poll, ...).
 
-    Close or detach its contexts first. The thread that creates the pool computes, too: `cpumask` and `prio` also apply
-    to that thread.
+    Close or detach its contexts before the pool. The thread that creates the pool computes, too, so `cpumask` and
+    `prio` also apply to it.
     """
 
     def __init__(self, libs: Libs, n_threads: int, **fields: Any) -> None:
@@ -234,7 +234,7 @@ class Batch:
 
     Fill `token`, `pos`, `logits` and either `seq` (row i uses seq[i * n_seq_max ...]) or `seq_id[i][k]`, by index or
     slice; set `n_tokens`; call `llama_decode(context, batch.struct)`. `n_seq_id` is 1 in each row at first. With
-    `n_embd` fill `embd` instead of `token`. With `n_pos` > 1 (M-RoPE) there are n_pos * n_tokens positions, by
+    `n_embd` fill `embd` instead of `token`. With `n_pos` > 1 (M-RoPE) there are n_pos * n_tokens positions, grouped by
     dimension. A batch owns no native memory, but must outlive the decode call.
     """
 
@@ -304,7 +304,7 @@ class Sampler(Owner):
             if part is not None:
                 made.add(part)
         if None in parts:
-            made.close()  # frees the other parts, too
+            made.close()  # frees all parts
             raise LibsError(_NO_SAMPLER)
         return made
 

@@ -34,7 +34,7 @@ def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_speci
     `<|im_end|>`. LibsError if the text is too long for llama.cpp, or the model has no vocabulary.
     """
     _check(libs, vocab, ())
-    room = len(text) + 8  # no token is shorter than a byte, plus BOS, EOS and a leading space
+    room = len(text) + 8  # a token per byte, plus BOS, EOS and a leading space
     for _ in range(2):
         tokens = _make_array_type(1 << (room - 1).bit_length())()
         count = libs.llama.llama_tokenize(vocab, text, len(text), tokens, room, add_special, parse_special)
@@ -58,12 +58,12 @@ def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
 
 
 def get_token_text(libs: Libs, vocab: int, token: int) -> str:
-    """A token's text; "" for no token (negative)."""
+    """A token's text; "" for a negative id."""
     return token_to_piece(libs, vocab, token, True).decode("utf-8", "replace") if token >= 0 else ""
 
 
 def list_suppressed_tokens(libs: Libs, vocab: int) -> tuple[int, ...]:
-    """The tokens that must never be drawn according to the model."""
+    """The tokens that the model's file forbids to draw."""
     n = ctypes.c_int32(0)
     tokens = libs.llama.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(n))
     return tuple(tokens[i] for i in range(n.value))

@@ -1,5 +1,5 @@
-"""Turns JSON requests into tasks for the engine, and the engine's events into JSON answers. Runs on connection threads.
+"""Turns JSON requests into tasks for the engine, and the engine's events into JSON answers.
 
-There is one module per family of routes. What handlers share is in the `Context` that their constructors get. The
-tables in `server/api/request` (`schema`, `fields`) define the fields of requests.
+Runs on connection threads and those of `generation`. Each family of routes has a module. What handlers share is in
+the `Context` that their constructors get. Tables in `server/api/request` (`schema`, `fields`) define requests' fields.
 """

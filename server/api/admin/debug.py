@@ -27,7 +27,7 @@ class DebugHandler:
         return Response(200, text.encode("utf-8", "replace"), {"Content-Type": "text/plain; charset=utf-8"})
 
     def show_cache(self, request: Request) -> Response:
-        """Notes on the owner's latest requests, to one model if the query names it."""
+        """Notes on the owner's latest requests to all models, or to the query's."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         name = request.query.get("model")

@@ -89,8 +89,8 @@ class ModelHandlers:
                     yield event_of(entry, state, **({"failed": True, "reason": reason} if state == FAILED else {}))
 
     def _status(self, entry: Entry) -> dict[str, Any]:
-        """The model's state in `value`. While the model loads, also `progress` (0 to 1), and its place if it waits in
-        the queue; after a failure, the reason."""
+        """The model's state in `value`. While it loads, also `progress` (0 to 1), and `queue_position` if it waits;
+        after a failure, `failed` and `reason`."""
         value = self._context.models.status(entry)
         status: dict[str, Any] = {"value": value}
         if value == LOADING:

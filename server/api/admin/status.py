@@ -181,8 +181,8 @@ class StatusHandlers:
         return PROPS.reply({"success": True}, body)
 
     def show_slots(self, request: Request) -> Response:
-        """The slots with their latest tasks. With `fail_on_no_slot` answers 503 if the model has no idle slot; without
-        a name, if no loaded model has one."""
+        """The slots and latest tasks of the named or lone model, else of all models. With `fail_on_no_slot`, answers
+        503 if none of these slots is idle."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         models, name = self._context.models, request.query.get("model")

@@ -1,7 +1,7 @@
-"""The dialect of POST /v1/messages, for Anthropic's clients. Runs on connection threads.
+"""The dialect of POST /v1/messages, for Anthropic's clients. Runs on the threads of `server.api.generation`.
 
 A message of a request is a list of blocks. It becomes one or more messages of a `Conversation`, since each result of a
-tool is a message of its own. In an answer, each call is a block, and so is each stretch of text or thinking.
+tool is a message of its own. In an answer, each call and each stretch of text or thinking is a block.
 
 A stream begins as soon as prefill has begun, because its first event reports how much of the prompt was cached.
 `thinking` blocks have a constant signature because clients expect one; signatures in requests are ignored.
@@ -244,7 +244,7 @@ def read_user(blocks: list[Placed], files: Files) -> Iterator[Message]:
 
 
 def read_tool_result(block: Mapping[str, Any], where: str, files: Files) -> Message:
-    """The message with a tool's result. Templates have no field for a failure, so the text begins with `Error:`."""
+    """The message with a tool's result. Templates have no field for a failure, so its text begins with `Error:`."""
     parts = [make_text_part("Error:")] if is_true(block, "is_error", where) else []
     if block.get("content") is not None:
         for inner, place in blocks_of(block["content"], f"{where}.content"):

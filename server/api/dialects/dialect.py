@@ -1,7 +1,4 @@
-"""The parts of a dialect, and the collected form of an answer. `server.api.generation` uses them.
-
-Runs on connection threads (events of a stream also on `engine-reader`).
-"""
+"""The parts of a dialect, and the collected form of an answer. `server.api.generation` uses them, on its threads."""
 
 from __future__ import annotations
 

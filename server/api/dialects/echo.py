@@ -1,7 +1,7 @@
-"""`echo` with `logprobs` in /v1/completions: the probabilities of the prompt's tokens. Runs on a connection thread.
+"""`echo` with `logprobs` in /v1/completions: the probabilities of the prompt's tokens.
 
-Evaluation programs send a prompt, ask for at most one new token, and add up the log probabilities of a part of the
-prompt. So every token has an entry, even those without text (BOS, EOS).
+Runs on the threads of `server.api.generation`. Evaluation programs send a prompt, ask for at most one new token, and
+add up the log probabilities of a part of the prompt. So every token has an entry, even those without text (BOS, EOS).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from server.models.model import Vocab
 
 
 class EchoedPrompt:
-    """One prompt: its tokens, its text as it is echoed, and the probabilities received so far."""
+    """A prompt: its tokens, its text as echoed, and the probabilities received so far."""
 
     def __init__(self, tokens: Sequence[int], text: str, vocab: Vocab) -> None:
         self.text = text

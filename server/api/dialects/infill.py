@@ -46,8 +46,8 @@ def read_infill(incoming: Incoming) -> TextRequest:
 def make_infill_prompt(
     model: Model, input_prefix: str, input_suffix: str, n_predict: int, begin: str = "", input_extra: object = ()
 ) -> Prompt:
-    """The fill-in-the-middle prompt. The answer continues the prefix with `begin` behind it. ApiError 501 if the
-    vocabulary lacks a token for this."""
+    """The fill-in-the-middle prompt. The answer continues prefix and `begin`. ApiError 501 if the vocabulary lacks a
+    token for this."""
     vocab = model.vocab
     missing = [name for name in ("pre", "suf", "mid") if name not in vocab.fim]
     if missing:
@@ -71,7 +71,7 @@ def tokenize_part(vocab: Vocab, text: str, is_end: bool) -> list[int]:
 
 def tokenize_extra(vocab: Vocab, files: object, room: int) -> list[int]:
     """Tokens of the other files; if more than `room`, the last ones. Files begin with repository tokens if the
-    vocabulary has them, else as plain snippets. ApiError 400 if `files` is invalid."""
+    vocabulary has them, else with `--- snippet ---`. ApiError 400 if `files` is invalid."""
     if not isinstance(files, (list, tuple)):
         raise ApiError(400, "input_extra: a list of objects with filename and text is required")
     for file in files:

@@ -1,6 +1,6 @@
-"""The dialect of POST /completion (and of the answers of /infill): text for a prompt. Runs on a connection thread.
+"""The dialect of POST /completion (and of the answers of /infill): text for a prompt.
 
-Answers have the fields that llama-server had in 2024, and those that it has today.
+Runs on the threads of `server.api.generation`. Answers have llama-server's fields of 2024 and of today.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         **asked.extras.get(index, {}),
     }
     probs = answer.probs
-    if final.stopping_word:  # drop the stop word's tokens, counted by tokenizing it, as in llama-server
+    if final.stopping_word:  # drop the stop word's probabilities: one per token of its text, as in llama-server
         probs = probs[: -len(vocab.tokenize(final.stopping_word, False, False)) or None]
     if probs:
         result["completion_probabilities"] = [

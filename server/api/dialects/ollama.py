@@ -1,8 +1,8 @@
 """The dialect of POST /api/chat, for Ollama's clients: answers are lines of JSON.
 
-Runs on connection threads; `encode_event` also on `engine-reader`. `ollama_generate` uses parts of this module. Tool
-calls in requests may lack ids: this module makes those that templates need, and matches results to calls by name and
-order. Arguments of calls are JSON objects, so a call is sent only when it is complete, and never if it was cut off.
+Runs on the threads of `server.api.generation`. `ollama_generate` uses parts of this module. Tool calls in requests may
+lack ids: this module makes those that templates need, and matches results to calls by name and order. Arguments of
+calls are JSON objects, so a call is sent only when it is complete, and never if it was cut off.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def read_turns(value: object, files: Files) -> list[Message]:
     if not isinstance(value, list):
         raise ApiError(400, "messages: a list of messages is required")
     require_few(len(value))
-    pending: list[tuple[str, str]] = []  # name and id of the latest message's calls that no result was matched to
+    pending: list[tuple[str, str]] = []  # name and id of the latest message's calls without a result
     n_calls = 0
     turns = []
     for i, message in enumerate(value):
@@ -387,7 +387,7 @@ def call_json(call: Call, index: int) -> Message | None:
 
 
 def answer_load(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_part: MakePart) -> Response:
-    """The answer to a request that only loads or unloads the model."""
+    """Apply `keep_alive`, for a request that only loads or unloads the model; returns the answer."""
     warnings = (*warnings, *keep_alive(model, own["keep_alive"]))
     is_end = own["keep_alive"] is not None and is_zero(own["keep_alive"])
     reason = {"done": True, "done_reason": "unload" if is_end else "load"}
