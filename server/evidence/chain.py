@@ -2,8 +2,8 @@
 
 A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}`. Its number `n` is
 one more than that of the line before. Changing any byte breaks a hash or the format. A full file is renamed to FILE.1,
-FILE.1 to FILE.2, and FILE.2 replaces FILE.3. The chain continues in a new file. If the machine stopped within a line, a
-line of the kind `torn` follows, with the fragment's hash.
+FILE.1 to FILE.2, and FILE.2 replaces FILE.3. The chain continues in a new file. After a half-written line, the next
+start of the server adds a line of the kind `torn`, with the fragment's hash.
 
 Only one thread may use a `Chain`.
 
@@ -37,7 +37,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class RecordError(StartError):
-    """The file is not a record, or was changed. The text is one line for the user."""
+    """The file can't be used as a record. The text is one line for the user."""
 
 
 @record(frozen=True)
@@ -59,7 +59,7 @@ class Sums:
     n_lost: int = 0
     """Requests that couldn't be recorded."""
     n_unclosed: int = 0
-    """Starts of the server that another start follows without a stop."""
+    """Starts of the server with no stop before the next start."""
     n_torn: int = 0
     """Half-written lines."""
     first: int = 0
@@ -77,7 +77,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def cut(line: bytes) -> tuple[dict[str, Any], str, str] | None:
-    """The content, `prev` and hash of a line; None if the line was changed."""
+    """The content, `prev` and hash of a line; None unless it is an unchanged line."""
     found = TAIL.fullmatch(line[-N_TAIL:])
     if found is None:
         return None
@@ -101,7 +101,7 @@ def join(content: dict[str, Any], prev: str) -> tuple[bytes, str]:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a record. RecordError at the first changed line, or if there are no lines."""
+    """Yield the lines of a record. RecordError at the first changed or missing line, or if there are none."""
     files = files_of(path)
     if not files:
         raise RecordError(f"{path}: this file doesn't exist")
@@ -179,12 +179,12 @@ def _compute_sha256(data: bytes) -> str:
 
 class Chain:
     """Appends to a record whose files have about `most` bytes together. RecordError if the file can't be used, is not a
-    record, or (not noticed on Windows) is written by another server."""
+    record, or is written by another server (not noticed on Windows)."""
 
     def __init__(self, path: Path, most: int) -> None:
         self._path = path
         self._most = most // N_FILES
-        self.is_new = True  # whether this object has added no line to the file yet
+        self.is_new = True  # this object has added no line to the file yet
         self._n, self._prev = 0, START
         self._file = self._size = -1
         try:
@@ -193,8 +193,8 @@ class Chain:
             raise RecordError(f"--record {path}: {error.strerror or error}") from None
 
     def append(self, content: dict[str, Any], before: bytes = b"") -> None:
-        """Add a line, and `before` in front of it by the same write. OSError if it can't be written, and then the file
-        is as before. ValueError if it is too long."""
+        """Write `before` and then a line. OSError if that fails; the file is then as before. ValueError if the line is
+        too long."""
         line, digest = join({**content, "n": self._n}, self._prev)
         if len(line) > MAX_LINE:
             raise ValueError(f"a line of {len(line)} bytes")

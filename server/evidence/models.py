@@ -1,7 +1,7 @@
 """Identifies what computes a model's answers: the content of its files, settings, libraries and their CPU build.
 
-Any thread may call it. The engine hashes the files (`model_files.identity`). It is asked again after a restart, because
-the files may have changed.
+Any thread may call it. The engine hashes the files (`model_files.identity`). A restarted engine is asked again: the
+files may have changed.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def describe_other_model(recorded: Content, ours: Content) -> str:
 
 
 def run(engine: Engine, requests: list[Content], verdicts: Verdicts) -> Iterator[str]:
-    """Run the requests and count the verdicts. Yields a line for each answer that differs or can't be run."""
+    """Run the requests and count the verdicts. Yields a line for each answer that differs or fails."""
     for request in requests:
         for i, answer in enumerate(request["answers"]):
             where = f"{request['n']}: {request['path']} {request['id']}" + (f", answer {i}" if i else "")

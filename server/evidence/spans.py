@@ -18,7 +18,7 @@ BOUNDARY = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 
 @record(frozen=True)
 class Span:
-    """A part of a text of the request, with its place in the prompt."""
+    """A part of a request's text, and its place in the prompt."""
 
     text: str
     start: int
@@ -30,7 +30,7 @@ class Span:
     first: int
     """Its first token in the prompt."""
     last: int
-    """The token after the last one that ends within the span."""
+    """The token after the last one that ends within it; at most the last."""
 
 
 def texts_of(body: Mapping[str, Any]) -> list[tuple[int | None, str]]:

@@ -193,8 +193,8 @@ def determinise(
     nfa: Nfa, start: int, final: int, limit: int, keep: Callable[[set[int]], set[int]] = lambda states: states
 ) -> Dfa:
     """The deterministic automaton of an NFA (subset construction). `keep` may drop redundant states from a subset.
-    Raises `TooLarge` beyond `limit` states, or if the sizes of all moves' target subsets add up to more than 100 *
-    `limit`."""
+    Raises `TooLarge` beyond `limit` states, or if the subsets that moves lead to have more than 100 * `limit` states
+    together."""
     pieces = partition(nfa.sets)
     first = keep(nfa.compute_closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}
@@ -225,8 +225,7 @@ def determinise(
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that a subset's moves can read, grouped by the bit mask of the moves' sets that
-    contain the piece."""
+    """The characters that a subset's moves can read, by the bit mask of those moves' sets that contain them."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -300,8 +299,8 @@ def make_words(texts: list[str]) -> Dfa:
 
 
 def make_avoiding(text: str) -> Dfa:
-    """All texts that don't contain the non-empty `text`. State n means that the input so far ends with the first n
-    characters of `text`, and with no longer beginning of it."""
+    """All texts that don't contain the non-empty `text`. In state n, the longest beginning of `text` with which the
+    input so far ends has n characters."""
     moves = []
     for n in range(len(text)):
         here: dict[int, list[str]] = {}

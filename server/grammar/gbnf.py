@@ -48,7 +48,7 @@ class Limits:
 
     text_bytes: int = 1 << 20
     depth: int = 200  # nested parentheses
-    rules: int = 100_000  # once repetitions and groups are expanded, as llama.cpp does
+    rules: int = 100_000  # with those that llama.cpp makes of repetitions and groups
     elements: int = 500_000  # elements of these rules
     repetitions: int = 2_000  # copies of one item; llama.cpp's own limit
     chain: int = 1_000  # levels of native recursion
@@ -384,7 +384,7 @@ class _Parser:
         return int(digits)
 
     def repeat(self, least: int, most: int | None, offset: int) -> None:
-        """Wraps the last item in a repetition. Nested repetitions have llama.cpp's limit."""
+        """Wraps the last item in a repetition. Nested ones keep llama.cpp's limit."""
         group = self.groups[-1]
         if not group.items or group.sizes[-1] == 0:
             raise self.make_error("nothing stands before this repetition", offset)
@@ -478,7 +478,7 @@ class _Edge(NamedTuple):
 
 
 def check_loops(grammar: Grammar, limits: Limits = Limits()) -> None:
-    """Refuses loops that consume nothing, too long or too many leftmost chains, and too many open alternatives."""
+    """Refuses endless loops, too long or many chains of leftmost references, and too many open alternatives."""
     nullable = find_nullable_rules(grammar)
     edges: list[list[_Edge]] = []
     for alternatives in grammar.rules:

@@ -68,7 +68,7 @@ def make_char_class(chars: Charset) -> str:
     """The GBNF class of a non-empty character set; a single character is a literal.
 
     The class is never negated. With `[^...]` llama.cpp accepts half surrogates, and refuses a token that ends inside a
-    character if that could become an excluded one.
+    character that could become an excluded one.
     """
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
         return make_literal(chr(chars[0][0]))
@@ -217,8 +217,8 @@ class Builder:
         return self.define("chars", text) if len(chars) > _CLASS_RANGES_MAX else text
 
     def repeat(self, hint: str, expression: str, least: int, most: int | None) -> str:
-        """The expression `least` to `most` times (None: unbounded), at most COUNT_MAX. Counts above BLOCK use rules of
-        BLOCK copies each."""
+        """The expression `least` to `most` times (None: unbounded; both at most COUNT_MAX). Counts above BLOCK use
+        rules of BLOCK copies."""
         if most == 0:
             return ""
         if (least, most) == (1, 1):
@@ -248,7 +248,7 @@ class Builder:
         return make_sequence(head, self.define(f"{hint}-tail", tail))
 
     def render_text(self, root: str) -> str:
-        """`root` is the expression of the root rule, or 'root' if there is a rule of that name."""
+        """The grammar. `root`: the root rule's expression, or 'root' if a rule has that name."""
         lines = [] if root == "root" else [f"root ::= {root}"]
         lines += [f"{name} ::= {body}" for name, body in self.rules.items()]
         return "\n".join(lines) + "\n"
@@ -372,7 +372,8 @@ class _Printer:
         return make_sequence(*parts, make_optional(tail) if self.dfa.accept[state] else tail)
 
     def run_of(self, move: tuple[Charset, int]) -> tuple[Charset, int, int]:
-        """How often a move's characters repeat through states with no other use: (characters, count, last state)."""
+        """A move and those after it with the same characters, through states with one use: (characters, count, last
+        state)."""
         chars, state = move
         count = 1
         while (
@@ -388,7 +389,7 @@ class _Printer:
 
 
 def _find_counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
-    """For each state whose texts are `class{0,n}` and then a text of a base state: (class, n, base state); else None.
+    """For each state: (class, n, base state) if its texts are `class{0,n}` and then a text of the base, else None.
 
     Such a state has the moves of its base and one more.
     """

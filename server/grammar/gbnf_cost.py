@@ -29,18 +29,18 @@ WORDS = (1.0, 1.0, 0.95, 0.87, 0.75, 0.60, 0.48, 0.36, 0.26, 0.18, 0.11, 0.07, 0
 RUNS = (1.0, 0.02, 0.01) + (0.006,) * 9 + (0.005,) * 12 + (0.001,) * 24 + (0.0003,) * 32
 """For each of three kinds of tokens: element n is the share of all tokens that are of this kind and have more than n
 characters. WORDS: tokens of letters, after a first character of any kind. RUNS: tokens that repeat one character.
-MIXED: the others. A share of 1.0 stands for all tokens, whose kinds don't differ yet."""
+MIXED: the others. A share of 1.0 stands for all tokens: their kinds don't differ yet."""
 
 WAY, RARE = 0.002, 0.005
-"""WAY: the cost of passing one stack between two characters, lower in proportion where the share of tokens is below
-RARE. RARE is also the least share that counts as not yet stopped by the grammar, unless the whole share is smaller."""
+"""WAY: the cost of passing one stack between two characters; in proportion less if the share of tokens is below RARE.
+RARE: this share of tokens, or the whole share if smaller, always counts as not yet stopped by the grammar."""
 
 WIDE = 100
 """For more stacks than this the cost is estimated even if no two of them read the same character."""
 
 WORK, WORK_TOKEN, WORK_ENDS = 50_000, 50_000, 1_000_000
-"""Limits of steps. WORK: for the search after the first look at each place; the search ends there. WORK_TOKEN: for one
-token. WORK_ENDS: to find what may follow each alternative. A grammar that exceeds one of the last two is refused."""
+"""Limits of steps. WORK: for the search after the first look at each place; then the search ends. WORK_TOKEN: for one
+token. WORK_ENDS: to find what may follow each alternative. A grammar that exceeds one of the last two is too dear."""
 
 Run = tuple[tuple[int, int], ...]
 _LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))
@@ -304,8 +304,8 @@ class _Search:
         return found
 
     def is_covered(self, place: int, alternative: int) -> bool:
-        """Whether a look at this place would find nothing new. Then other alternatives have covered all its stacks, and
-        what may follow its alternative may also follow those."""
+        """Whether a look at this place would find nothing new: other alternatives have covered all its stacks, and what
+        may follow its alternative may also follow them."""
         others = {self.covered.get(way) for way in self.stacks.list_ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
         return None not in others and all(

@@ -1,7 +1,7 @@
 """Rewrites grammars that cost llama.cpp too much into equivalent ones that are cheaper.
 
-Parts of a grammar without recursion and tokens are regular. Each becomes a minimal deterministic automaton, which has
-one way to read each text, and is written as rules again. So nested counts, alternatives with common beginnings and
+A part of a grammar without recursion and tokens is regular. It becomes a minimal deterministic automaton, which has one
+way to read each text, and is written as rules again. So nested counts, alternatives with common beginnings and
 `("a"*)*` cost no more than a simple spelling of the same language.
 
 Pure functions on connection threads. Not taken: rules for special cases; the minimal automaton covers them.
@@ -32,7 +32,7 @@ STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
 
 
 def make_affordable(text: str) -> str:
-    """The grammar if it is cheap enough, else an equivalent cheaper one. Raises `GrammarError` if none is found."""
+    """The grammar if it passes all checks, else an equivalent one that does. Raises `GrammarError` if none is found."""
     grammar = gbnf.read(text)
     try:
         gbnf.check_loops(grammar)
@@ -158,10 +158,10 @@ _NOTHING = _Part([], [], True)
 
 
 class _Automaton:
-    """The automaton of regular items. Each state but start and end means that one of the grammar's characters was read.
+    """The automaton of regular items. In each state but start and end, one of the grammar's characters was read last.
 
     `places[s]`: (place, optional rounds done in each of the repetitions around it). Of two states at the same place,
-    one that has done no more rounds in any repetition accepts all texts that the other does.
+    one with at most the other's rounds in each repetition accepts all texts that the other does.
     """
 
     def __init__(self, grammar: Grammar) -> None:

@@ -24,7 +24,7 @@ SPACED = ":,"  # a space is expected after these, or none if the text had none t
 
 class Place:
     """What may follow a text. `after`: the results of `Places.find_behind`, by character. `only`: the forced next
-    character, "" if there are several. `is_gap`: white space may come before `only`."""
+    character, "" if none is. `is_gap`: white space may come before `only`."""
 
     __slots__ = ("stacks", "after", "only", "is_gap")
 

@@ -61,7 +61,7 @@ class Converter(Protocol):
         """The expression of a schema; None if no value fits."""
 
     def make_key_dfa(self, part: Part) -> Dfa | None:
-        """The automaton of the keys that fit a schema; None if keys can't be restricted."""
+        """The automaton of the keys that fit a schema; None if keys aren't restricted."""
 
     def make_common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
         """The intersection of the automata; None if there are none."""
@@ -209,7 +209,7 @@ def _make_further_key(converter: Converter, shape: Shape, patterns: list[str], m
 
 
 def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member], further: str | None) -> str | None:
-    """The whole object; None if there is none. `some[c]`: at least one more member, after `c` members."""
+    """The whole object; None if none fits. `some[c]`: at least one more member, after `c` members."""
     builder = converter.builder
     least, most = _compute_member_counts(converter, shape, members, further)
     cap = least if most is None else most
@@ -282,7 +282,7 @@ def _make_further_run(
 def _compute_member_counts(
     converter: Converter, shape: Shape, members: list[_Member], further: str | None
 ) -> tuple[int, int | None]:
-    """minProperties and maxProperties; 0 and None if the members ensure them or they would need too many rules."""
+    """minProperties (0 if the members ensure it) and maxProperties (else None). Warns of bounds that it can't keep."""
     least, most = shape.find_largest("minProperties"), shape.find_smallest("maxProperties")
     if least <= sum(member.is_required for member in members):
         least = 0

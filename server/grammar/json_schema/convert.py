@@ -3,7 +3,7 @@
 Runs on connection threads. Results are cached by the text of the schema.
 
 Constraints that a grammar of acceptable size can't express are not enforced. A warning names the JSON pointer; with
-`strict` the schema is refused instead. Objects and arrays are queued and written one after the other, so a recursive
+`strict` most such schemas are refused. Objects and arrays are queued and written one after the other, so a recursive
 schema becomes recursive rules. Alternatives without a finite value (such as an object that must contain itself) are
 found at the end and left out in another round. Not taken: translating each keyword on its own while walking the schema,
 as llama.cpp does; that is wrong for allOf, siblings of $ref, and anyOf beside properties.
@@ -60,7 +60,7 @@ _RULES_MAX = 5000  # different subschemas
 _ONE_OF_MAX = 60  # branches that are compared in pairs
 _INLINE_MAX = 60  # characters; longer expressions become rules
 _SHARED_LENGTH = 32  # characters; longer strings become rules, because llama.cpp unrolls counts
-_UNROLLED_MAX = 50_000  # sum of all repetition counts above which the grammar is checked for llama.cpp's limits
+_UNROLLED_MAX = 50_000  # a grammar with a larger sum of repetition counts is checked for llama.cpp's limits
 _TEXT_STATES_MAX = 4000  # states of the automaton of a string with several conditions
 _TEXT_RULES_MAX = 500  # rules of such an automaton; if it needs more, `make_bounded` is tried
 _RULES_MOST = 1600  # rules of such an automaton, after `make_bounded` has failed
@@ -258,7 +258,7 @@ class Converter:
     ) -> list[str]:
         """The expressions of merged shapes. Adds to `needs`, for each expression, the conjunctions that its values must
         contain. If only one shape has objects or arrays, a shape of one part becomes a reference to the part's rule,
-        unless the part is `key`. Other shapes are written in place, where common beginnings can be shared."""
+        unless `key` is empty or that part. Other shapes are written in place: common beginnings can be shared."""
         found = []
         containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
@@ -461,7 +461,7 @@ class Converter:
     def make_large_pattern(
         self, pattern: str, pointer: str, is_negative: bool, large: tuple[str, str] | None, hint: str
     ) -> tuple[str, str] | None:
-        """(pattern, expression) of the first pattern that is too large for an automaton; `large` for later ones."""
+        """(pattern, expression) of the first pattern too large for an automaton; `large` for later and negative ones."""
         try:
             if not is_negative and large is None:
                 return pattern, make_pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
@@ -516,7 +516,7 @@ class Converter:
         return self.intersect_dfas(dfa, automaton.make_length_between(least, most), rules_max)
 
     def make_key_dfa(self, part: Part) -> Dfa | None:
-        """The automaton of the keys that fit a schema; None if keys can't be restricted."""
+        """The automaton of the keys that fit a schema; None if keys aren't restricted."""
         shapes = [shape for shape in self.document.make_shapes((part,)) if "string" in shape.types]
         if not shapes:
             return automaton.make_words([])
