@@ -32,7 +32,7 @@ STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
 
 
 def make_affordable(text: str) -> str:
-    """The grammar if it passes all checks, else an equivalent one that does. Raises `GrammarError` if none is found."""
+    """The grammar if it passes all checks, else an equivalent one that does. Raises `GrammarError` without one."""
     grammar = gbnf.read(text)
     try:
         gbnf.check_loops(grammar)
@@ -158,7 +158,7 @@ _NOTHING = _Part([], [], True)
 
 
 class _Automaton:
-    """The automaton of regular items. In each state but start and end, one of the grammar's characters was read last.
+    """The automaton of regular items. In each state but start and end, a character of the grammar was read last.
 
     `places[s]`: (place, optional rounds done in each of the repetitions around it). Of two states at the same place,
     one with at most the other's rounds in each repetition accepts all texts that the other does.

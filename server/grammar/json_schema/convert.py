@@ -461,7 +461,7 @@ class Converter:
     def make_large_pattern(
         self, pattern: str, pointer: str, is_negative: bool, large: tuple[str, str] | None, hint: str
     ) -> tuple[str, str] | None:
-        """(pattern, expression) of the first pattern too large for an automaton; `large` for later and negative ones."""
+        """(pattern, expression) of the first pattern too large for an automaton; `large` for later or negative ones."""
         try:
             if not is_negative and large is None:
                 return pattern, make_pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)

@@ -1,5 +1,5 @@
 """Converts the properties of an object one by one, for tool call formats whose arguments aren't a JSON object. Strings
-get a grammar of plain text that ends at a given closing text, other values one of JSON.
+get a grammar of plain text that ends at a closing text; other values get one of JSON.
 
 Runs on connection threads; imports only grammar modules and `records`. Results are cached. Plain text with a length or
 pattern never contains the first character of the closing text. Free strings inside JSON values contain that character
@@ -151,7 +151,7 @@ class _MemberConverter(Converter):
                 self.document.loosen(f"{part.pointer}/{keyword}", "not enforced in this format")
 
     def make_member(self, key: str, is_required: bool, conjunction: Conjunction) -> Member | None:
-        """None if the property can have no value."""
+        """A property; None if it has no value."""
         pointers = tuple(part.pointer for part in conjunction)
         shapes = [] if pointers in self.dead else self.document.make_shapes(conjunction)
         found: dict[str, list[str]] = {kind: [] for kind in KINDS}

@@ -1,7 +1,7 @@
 """The parts of a JSON schema: subschemas with their JSON pointers, references, and the types of keywords.
 
-Runs on connection threads; imports only the standard library and `records`. Not taken: fetching schemas. A reference to
-anything outside is an error.
+Runs on connection threads; imports only the standard library and `records`. Not taken: fetching schemas. References to
+anything outside are errors.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Part:
     schema: Any = field(compare=False)
 
     def get_at(self, *keys: str | int) -> Part:
-        """The subschema at a path of keys below this one."""
+        """The subschema at a path of keys below this one. Raises `SchemaError`."""
         pointer, schema = self.pointer, self.schema
         for key in keys:
             pointer = f"{pointer}/{escape(key)}"

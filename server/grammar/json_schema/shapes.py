@@ -239,8 +239,8 @@ class Document:
     # Alternatives
 
     def list_alternatives(self, conjunction: Conjunction) -> list[Conjunction]:
-        """The alternatives of a conjunction, with expanded combinators. Those with `false`, or that lead back to
-        themselves, are left out. Choices in `ignored` are not expanded."""
+        """The alternatives of a conjunction, with expanded combinators. Those that contain `false` or lead back to
+        themselves are left out. Choices in `ignored` aren't expanded."""
         if all(isinstance(part.schema, dict) and _NO_COMBINATOR(part.schema) for part in conjunction):
             for part in conjunction:
                 self.check_keywords(part)
@@ -407,7 +407,7 @@ class Document:
 
     def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
         """Warns where `unevaluated...` may not be exact. It should skip what its own schema evaluates, but skips what
-        any merged part evaluates. That is the same in a part that is the only one and has no condition."""
+        any merged part evaluates. Both are the same for a conjunction's only part, if it has no condition."""
         for part in parts:
             for keyword in sorted(_UNEVALUATED & part.schema.keys()):
                 if len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys():

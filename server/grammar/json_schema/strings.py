@@ -97,7 +97,7 @@ FORMATS = {
     "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(//{_AUTHORITY}{_PATH}|/?({_URI_CHAR}+{_PATH})?){_TAIL}",
 }
 
-# Formats for texts of limited length. Unbounded repetitions share the length, so there are few.
+# Formats for texts of limited length. They have few unbounded repetitions, which share the length.
 _PLAIN = "[A-Za-z0-9._~!$&'()*+,;=:@/?-]"
 _REST = rf"({_PLAIN}*|({_PLAIN}|%[0-9A-Fa-f]{{2}})*)"
 _SHORT_LABEL = "[A-Za-z0-9]{1,12}(-[A-Za-z0-9]{1,12})?"
