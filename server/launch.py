@@ -68,7 +68,7 @@ def _main(argv: Sequence[str], is_click: bool) -> int:
 
 
 def _drop_output() -> None:
-    """Discard what stdout still buffers: the interpreter would try to write it at its end."""
+    """Discard what stdout still buffers: the interpreter would try to write it at exit."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -81,8 +81,8 @@ def _fail(why: str, code: int = FAILED) -> int:
 
 
 def _end_with_input() -> None:
-    """Stop the server once its standard input ends, because the process that started it has ended. Reads the
-    descriptor: a thread that waits inside `sys.stdin` would block the interpreter's exit."""
+    """Stop the server once its standard input ends: the process that started it has ended. Reads the descriptor,
+    because a thread that waits inside `sys.stdin` would block the interpreter's exit."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass

@@ -1,6 +1,6 @@
 """The server's log: the standard library's `logging` below one root name, as text for people or JSON for programs.
 
-A leaf, used by every thread. A record is one line, in text with a traceback as indented lines below. Lines are written
+A leaf, used by every thread. A record is one line; in text, its traceback follows as indented lines. Lines are written
 whole, so several processes can append to one file. llama.cpp's lines come through the logger "llama", the access log
 through "access". Control characters are escaped, so that text from clients can't forge lines or control a terminal.
 Secrets are masked. If the disk is full, stderr is closed or nobody reads it, lines are lost, but a thread that logs
@@ -385,8 +385,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as a JSON object: tid, timestamp (seconds), level, function, line, msg, logger, thread, and the
-    record's own fields."""
+    """Formats a record as a JSON object: tid, timestamp (seconds), level, function, line, msg, logger, thread, its own
+    fields, exception."""
 
     def __init__(self, mask: Mask) -> None:
         super().__init__()

@@ -4,8 +4,8 @@ A thread that logs only puts the line into the bounded queue, so it never waits 
 The output's thread, `log`, writes the lines in order. A line that finds the queue full, or that a full disk or a closed
 stream refuses, is lost and counted; the next successful write reports the count.
 
-Not taken: writing on the thread that logs if the output is ready, because a disk can't tell; one thread for all
-outputs, because a stderr that nobody reads would keep lines from the file.
+Not taken: writing on the thread that logs if the output is ready, which a disk can't tell; one thread for all outputs,
+because a stderr that nobody reads would keep lines from the file.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ class Share:
 def return_large_blocks() -> None:
     """Have the C library return freed blocks of 1 MiB or more to the system at once.
 
-    When a program frees larger blocks, glibc raises its threshold for that, up to 32 MiB. It then keeps smaller blocks
-    that threads have freed, up to half a gigabyte."""
+    When a program frees larger blocks, glibc raises this size, up to 32 MiB. It then keeps smaller blocks that threads
+    have freed, up to half a gigabyte."""
     if sys.platform == "linux":
         import ctypes  # here, so that the engine starts first
 
@@ -113,7 +113,7 @@ def hold(n_bytes: int) -> None:
 
 @contextmanager
 def keep_held(n_bytes: int) -> Iterator[None]:
-    """Count bytes that this thread's request holds inside this block. ApiError 503 as for `hold`."""
+    """Count bytes that this thread's request holds inside the `with`. ApiError 503 as for `hold`."""
     share = get_current()
     hold(n_bytes)
     try:

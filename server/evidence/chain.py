@@ -2,8 +2,8 @@
 
 A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}`. Its number `n` is
 one more than that of the line before. Changing any byte breaks a hash or the format. A full file is renamed to FILE.1,
-FILE.1 to FILE.2, and FILE.2 replaces FILE.3. The chain continues in a new file. After a half-written line, the next
-start of the server adds a line of the kind `torn`, with the fragment's hash.
+FILE.1 to FILE.2, and FILE.2 replaces FILE.3. The chain continues in a new file. After a half-written line, the server's
+next start adds one of the kind `torn`, with the fragment's hash.
 
 Only one thread may use a `Chain`.
 
@@ -77,7 +77,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def cut(line: bytes) -> tuple[dict[str, Any], str, str] | None:
-    """The content, `prev` and hash of a line; None unless it is an unchanged line."""
+    """The content, `prev` and hash of a line; None if it was changed or is no line of a record."""
     found = TAIL.fullmatch(line[-N_TAIL:])
     if found is None:
         return None

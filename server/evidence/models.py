@@ -21,7 +21,7 @@ class KnownModels:
         self._known: WeakKeyDictionary[Engine, tuple[int, str, dict[str, Any]]] = WeakKeyDictionary()
 
     def get(self, model: Model) -> tuple[str, dict[str, Any]]:
-        """The hash of a model's identity, and its line in the record. ApiError if the files can't be read."""
+        """The hash of a model's identity, and its line in the record. ApiError as for `describe_engine`."""
         n_restarts = model.engine.snapshot.n_restarts
         known = self._known.get(model.engine)
         if known is None or known[0] != n_restarts:
@@ -31,7 +31,7 @@ class KnownModels:
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:
-    """An engine's files, configuration, CPU build and tokens per slot. ApiError if the files can't be read."""
+    """An engine's files, configuration, CPU build and tokens per slot. ApiError if it can't answer."""
     found, info = engine.run_command("identity"), engine.info
     return {**found, "variant": info.variant, "n_ctx_slot": info.n_ctx_slot}
 

@@ -70,7 +70,7 @@ def find_wanted_places(text: str, wanted: Sequence[str]) -> Iterable[tuple[int, 
 def find_spans(
     texts: Sequence[tuple[int | None, str]], pieces: Sequence[bytes], wanted: Sequence[str] | None = None
 ) -> list[Span]:
-    """The spans in a prompt whose tokens have the bytes `pieces`: sentences of the texts, or `wanted` parts of them."""
+    """The spans in a prompt: sentences of the texts, or `wanted` parts. `pieces` are its tokens' bytes."""
     prompt, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
     spans, at = [], 0
     for message, text in texts:

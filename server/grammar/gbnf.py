@@ -1,7 +1,7 @@
 """Reads GBNF, llama.cpp's grammar notation, and refuses grammars that would crash or hang its sampler.
 
-Runs on connection threads, before native code sees the text. llama.cpp parses grammars by recursion without a depth
-limit, follows leftmost rule references without remembering visited ones (exponential for some grammars), misses some
+Runs on connection threads, before native code; `read` also on the engine thread. llama.cpp parses by recursion without
+a depth limit, follows leftmost references without remembering visited ones (exponential for some grammars), misses some
 left recursions and loops forever on `{5,2}`. This module reads the notation of llama.cpp v0.5.0
 (`src/llama-grammar.cpp`) without recursion and in nearly linear time.
 

@@ -38,8 +38,8 @@ class Stopped(Exception):
 
 @record(eq=False)
 class Download:
-    """One download. `done` of the `total` bytes of `file` have arrived (0: unknown). `state` is one of the constants
-    above, `reason` says why it has failed or stopped. `n_changes` counts changes of these fields."""
+    """One download. `done` of `file`'s `total` bytes (0: unknown) have arrived. `state` is one of the constants above,
+    `reason` says why it has failed or stopped. `n_changes` counts changes of these fields."""
 
     name: str
     file: str = ""
@@ -63,7 +63,7 @@ class Download:
 
 class Library:
     """The running downloads. `changed` is called when a model has arrived, `tell` at each change of a download. `cache`
-    is the folder of downloads, `folders` are further folders in which models may be removed. `token` is the access
+    is the folder of downloads, `folders` are further folders from which models may be removed. `token` is the access
     token for the hub."""
 
     def __init__(
@@ -129,7 +129,7 @@ class Library:
                     download.must_stop.set()
 
     def stop(self, name: str) -> bool:
-        """Stop the download of a model. Return whether there was one."""
+        """Have a model's download stop. Return whether there was one."""
         with self._news:
             found = self._running.get(parse_repository(name) or "")
             if found is not None:
@@ -153,7 +153,7 @@ class Library:
             raise ApiError(500, str(error)) from None
 
     def close(self) -> None:
-        """Stop all downloads."""
+        """Have all downloads stop."""
         for download in self.list_running():
             download.must_stop.set()
 

@@ -19,7 +19,7 @@ log = get_logger("app")
 
 
 def with_advice(model: ModelOptions, advice: dict[str, Any]) -> ModelOptions:
-    """The options with the defaults of requests that the model's file recommends; logs these."""
+    """Add the defaults of requests that the model's file recommends, and log them."""
     requests = model.requests.with_advice(advice)
     if requests.advised:
         log.info(

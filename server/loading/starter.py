@@ -133,8 +133,8 @@ class PreparedModel:
         return self.known.found[1]
 
     def find_fit(self, room: Room, is_alone: bool) -> Room | None:
-        """See `room.Fits`. Unless it is alone, a model fits only with a useful context and with all layers on GPUs, if
-        there are any and the options don't say otherwise."""
+        """See `room.Fits`. Unless it is alone, a model fits only with a useful context and, if there are GPUs, with all
+        layers on them. The options may say otherwise."""
         plan = self._plan(room)
         if plan is None:
             n_bytes = os.path.getsize(self.config.model)
@@ -170,7 +170,7 @@ class PreparedModel:
         return Model(engine, self.options, shared.media, place.name or place.path)
 
     def complete(self, model: Model) -> None:
-        """The system prompt and the adapters of the last load are set again."""
+        """Set the last load's adapters and system prompt, or the options' prompt."""
         before = self.before
         prompt = read_prompt_file(self.options.system_prompt_file) if before is None else before.system_prompt
         if prompt not in (None, SystemPrompt()):
@@ -207,8 +207,8 @@ DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
 
 
 def find_gpus(libs: str) -> tuple[Place, ...]:
-    """The GPUs and their free memory. A child process asks the driver, because asking takes GPU memory until the asking
-    process ends."""
+    """The GPUs and their free memory; none if asking fails. A child process asks, because asking takes GPU memory until
+    that process ends."""
     has_gpu_plugin = any(not name.startswith(("cpu-", "rpc")) for name in read_folder(Path(libs)).plugins)
     if sys.platform != "darwin" and not has_gpu_plugin:
         return ()
@@ -222,7 +222,7 @@ def find_gpus(libs: str) -> tuple[Place, ...]:
 
 
 def parse_gpus(text: str) -> tuple[Place, ...]:
-    """The GPUs in the output of `--list-devices`. Apple's share the host's memory."""
+    """The GPUs in the output of `--list-devices`. Apple's GPUs use the host's memory."""
     found = filter(None, map(DEVICE.match, text.splitlines()))
     return tuple(
         Place(one["name"], int(one["free"]) << 20, one["name"].startswith(("MTL", "Metal")))
@@ -253,7 +253,7 @@ class Spare:
         self._is_closed = False
 
     def take(self, config: EngineConfig) -> subprocess.Popen | None:
-        """Take the process for this configuration. None if none has loaded these libraries."""
+        """Take the process. None if none with this configuration's libraries runs."""
         if self._hints != hints_of(config):
             return None
         with self._lock:

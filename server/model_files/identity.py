@@ -88,7 +88,7 @@ def make_source(path: str | os.PathLike[str], offset: int = 0, size: int = 0) ->
 
 
 def list_model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
-    """The files of all parts of a model that are there."""
+    """The files of a model's parts, as far as they exist."""
     if offset or size or "-of-" not in path:
         return [make_source(path, offset, size)]
     from server.model_files.gguf import SPLIT_NAME  # here, because few models have parts

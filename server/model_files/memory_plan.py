@@ -170,7 +170,7 @@ def _find_largest_fitting(
 
 
 def _choose_margin(wish: Wish, i: int, place: Place) -> int:
-    """Bytes to leave free in memory `i` (0 is the host): none if the user has set all that goes there."""
+    """Bytes to leave free in memory `i` (0: the host). Without `margins`, 0 if the user has set all that goes there."""
     if wish.margins:
         # as in llama.cpp the values are the GPUs'; the host has the first one's
         return wish.margins[min(max(i - 1, 0), len(wish.margins) - 1)]
@@ -284,11 +284,11 @@ def _count_row_bytes(n: int, kind: int) -> int:
 
 
 def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
-    """Bytes of llama.cpp's compute buffers on a device and of its buffer of logits, at the largest moment of a step:
-    the feed-forward or the attention of a ubatch, or the end, for rows with logits."""
+    """Bytes of llama.cpp's compute buffers on a device and of its buffer of logits, at the largest moment of a step: a
+    ubatch's feed-forward or attention, or the end, for rows with logits."""
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)
-    is_recurrent = any(layer.state for layer in shape.layers)  # without attention, if no layer has keys
+    is_recurrent = any(layer.state for layer in shape.layers)  # no attention if no layer has keys
     n_looked_at = _round_up(-(-n_ctx // wish.n_slots)) if wish.is_split else n_ctx
     n_cells = n_looked_at if any(layer.k for layer in shape.layers) else 0 if is_recurrent else rows
     kinds = {layer.is_windowed for layer in shape.layers if layer.k}

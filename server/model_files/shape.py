@@ -17,7 +17,7 @@ class Layer:
 @record(frozen=True)
 class Shape:
     layers: tuple[Layer, ...]
-    input: int  # bytes of the embeddings
+    input: int  # bytes of embeddings and all else
     output: int  # bytes of the head; 0: it uses the embeddings
     pinned: int  # bytes of tensors that options keep on the CPU
     n_ctx_train: int  # tokens
@@ -27,7 +27,7 @@ class Shape:
     n_query: int  # numbers of all heads' queries
     n_vocab: int  # tokens; 0: the model computes no logits
     window: int = 0  # tokens of a sliding window; 0: none
-    can_go_back: bool = False  # a context can keep recurrent states of some tokens ago
+    can_go_back: bool = False  # a context can keep older recurrent states
 
     @property
     def weights(self) -> int:

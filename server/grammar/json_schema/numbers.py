@@ -3,8 +3,7 @@
 Pure functions on connection threads; imports only grammar modules and `records`. Bounds are exact decimals of any
 length: each digit of a number is compared with the bound's digit at the same place. Numbers with bounds have no
 exponent, unless zero is the only bound. If they aren't multiples, they have at most DIGITS digits on either side of the
-point, or as many as a bound. They have fewer decimals if a float could round to an excluded bound. Integers are never
-`-0`.
+point, or as many as a bound, and fewer decimals if a float could round to an excluded bound. Integers are never `-0`.
 
 Not taken: floats, which are wrong for 0.1 at a bound; regular expressions, which would repeat a bound's beginning for
 each of its digits.
