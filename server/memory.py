@@ -84,8 +84,8 @@ class Share:
 def return_large_blocks() -> None:
     """Have the C library return freed blocks of 1 MiB or more to the system at once.
 
-    When a program frees larger blocks, glibc raises this size, up to 32 MiB. It then keeps smaller blocks that threads
-    have freed, up to half a gigabyte."""
+    By default, glibc raises this size when a program frees larger blocks, up to 32 MiB. It then keeps smaller blocks
+    that threads have freed, up to half a gigabyte."""
     if sys.platform == "linux":
         import ctypes  # here, so that the engine starts first
 

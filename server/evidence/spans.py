@@ -30,7 +30,7 @@ class Span:
     first: int
     """Its first token in the prompt."""
     last: int
-    """The token after the last that ends within it; at most the last."""
+    """The token after the last that ends within it; at most the prompt's last."""
 
 
 def texts_of(body: Mapping[str, Any]) -> list[tuple[int | None, str]]:

@@ -384,7 +384,7 @@ class _Parser:
         return int(digits)
 
     def repeat(self, least: int, most: int | None, offset: int) -> None:
-        """Wraps the last item in a repetition. Nested ones keep llama.cpp's limit."""
+        """Wraps the last item in a repetition; llama.cpp limits nested ones."""
         group = self.groups[-1]
         if not group.items or group.sizes[-1] == 0:
             raise self.make_error("nothing stands before this repetition", offset)
@@ -478,7 +478,7 @@ class _Edge(NamedTuple):
 
 
 def check_loops(grammar: Grammar, limits: Limits = Limits()) -> None:
-    """Refuses endless loops, too long or many chains of leftmost references, and too many open alternatives."""
+    """Refuses endless loops, too long or too many chains of leftmost references, and too many open alternatives."""
     nullable = find_nullable_rules(grammar)
     edges: list[list[_Edge]] = []
     for alternatives in grammar.rules:

@@ -155,7 +155,7 @@ def _has_start(node: Node) -> bool:
 
 
 def _without_looks(items: list[Node]) -> Node:
-    """The items, which reach the text's end, without lookaheads: each becomes one automaton with all that follows."""
+    """A node for items that end with the text. Each lookahead becomes one automaton with all that follows it."""
     for index, item in enumerate(items):
         if not _count_looks(item):
             continue

@@ -1,8 +1,8 @@
 """Downloads models for requests, and reports the progress to all requests that wait.
 
-Connection threads start and watch downloads; each runs on a thread `download` of its own. Requests for the same model
-share one download. It stops when no request waits for it, unless a request didn't want to wait (`is_kept`). The part
-that has arrived stays on the disk, and the next download continues it. Files come only from the hub that the server's
+Connection threads start and watch downloads; a thread `download` runs each. Requests for the same model share one
+download. It stops when no request waits for it, unless a request didn't want to wait (`is_kept`). The part that has
+arrived stays on the disk, and the next download continues it. Files come only from the hub that the server's
 environment names: a request names a repository, never a URL.
 
 Not taken: a queue. More than `MAX_RUNNING` downloads at a time are refused.

@@ -1,8 +1,9 @@
 """Checks a model's files before it is loaded. No native library.
 
-Runs on the main thread of the web process, or on `model-load`. A file that passes has a valid header, all its parts,
-and none of the header faults known to end a process that runs libllama. `gguf` reads the header, `header_checks` finds
-faults, this module reports the first. Faults that no header shows can end only the engine's process.
+Runs on the web process's main thread, or on `model-load`. A file that passes has a valid header, all its parts, and
+none of the header faults known to end a process that runs libllama. `gguf` reads headers, `header_checks` and
+`projector_checks` find faults, this module reports the first. Faults that no header shows can end only the engine's
+process.
 """
 
 from __future__ import annotations

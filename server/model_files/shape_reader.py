@@ -1,7 +1,7 @@
 """Reads a model's `Shape` from its header: bytes of weights and numbers per KV cell of each layer, for `memory_plan`.
 
-Pure, except `read_shape`. Runs in the web process, which sends the shape to the engine in `EngineConfig`; for draft
-models in the engine. Names and formulas are those of llama.cpp v0.5.0: llama_hparams, llama_model::create_memory.
+Pure, except `read_shape`. Runs in the web process, which sends the shape in `EngineConfig`; in the engine for draft
+models and missing shapes. Names and formulas are those of llama.cpp v0.5.0: llama_hparams, llama_model::create_memory.
 
 Not taken: a simulated load (`no_alloc`). It is exact, but reads the vocabulary each time, and must be repeated for each
 candidate size.

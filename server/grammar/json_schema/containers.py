@@ -282,7 +282,7 @@ def _make_further_run(
 def _compute_member_counts(
     converter: Converter, shape: Shape, members: list[_Member], further: str | None
 ) -> tuple[int, int | None]:
-    """minProperties (0 if the members ensure it) and maxProperties (else None). Warns of bounds that it can't keep."""
+    """minProperties (0 if the members ensure it) and maxProperties (None if they do). Warns of bounds it can't keep."""
     least, most = shape.find_largest("minProperties"), shape.find_smallest("maxProperties")
     if least <= sum(member.is_required for member in members):
         least = 0
