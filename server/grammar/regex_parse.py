@@ -1,4 +1,4 @@
-"""Parses regular expressions into a small tree: the syntax that ECMA-262 and Python's `re` share.
+"""Parses regular expressions into a small tree: mostly the syntax that ECMA-262 and Python's `re` share.
 
 Pure functions on connection threads; imports only the standard library and `automaton`. Where the two differ, the
 narrower meaning holds (`\\d` is ASCII, `.` matches no line end), so that generated text matches in both. Not taken:
@@ -113,7 +113,7 @@ class _Parser:
         return items[0] if len(items) == 1 else ("cat", items)
 
     def parse_quantified(self, node: Node, start: int) -> Node:
-        """The node with its quantifier. A lazy one gives the same node as a greedy one."""
+        """The node with its quantifier. Lazy ones give the same node as greedy ones."""
         where = self.position
         counts = self.parse_quantifier()
         if counts is None:

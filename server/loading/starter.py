@@ -170,7 +170,7 @@ class PreparedModel:
         return Model(engine, self.options, shared.media, place.name or place.path)
 
     def complete(self, model: Model) -> None:
-        """Set the last load's adapters and system prompt, or at first the options' prompt."""
+        """Set the sleeping model's adapters and system prompt again, or else the options' prompt."""
         before = self.before
         prompt = read_prompt_file(self.options.system_prompt_file) if before is None else before.system_prompt
         if prompt not in (None, SystemPrompt()):
