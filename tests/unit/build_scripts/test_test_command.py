@@ -84,8 +84,17 @@ def cannot(script: ModuleType, reason: str) -> Callable[[], str]:
 def test_everything_is_prepared_and_all_tests_run(script, monkeypatch):
     calls = Calls(script, monkeypatch)
     assert script.main([]) == 0
-    assert calls.done == [*STEPS, *CHECKS, "pytest", "pytest"]
-    assert calls.runs == [["tests/unit", "tests/api", "-n", "auto"], ["tests/native", "tests/e2e"]]
+    assert calls.done == [*STEPS, *CHECKS, "pytest", "pytest", "pytest"]
+    quick, shared, alone = calls.runs
+    assert quick == ["tests/unit", "tests/api", "-n", "auto"]
+    browsers = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "e2e").glob("test_browser*.py"))
+    assert shared == ["tests/native", *browsers, "-n", "auto", "--dist", "loadfile"] and len(browsers) > 9
+    folder, ignored = alone
+    assert folder == "tests/e2e"
+    ignores = ignored.removeprefix("--ignore-glob=")
+    assert {path.as_posix() for path in (ROOT / "tests" / "e2e").glob("*.py") if path.match(ignores)} == {
+        str(ROOT / path) for path in browsers
+    }
 
 
 @pytest.mark.parametrize(("codes", "code"), [((0, 5), 0), ((5, 0), 0), ((5, 5), 1), ((0, 1), 1), ((1, 0), 1)])
