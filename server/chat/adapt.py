@@ -35,8 +35,8 @@ def rename_developer(messages: Sequence[Message], probe: Probe | None) -> list[M
 
 
 def place_system(messages: list[Message], probe: Probe) -> list[Message]:
-    """Unless the template renders all system messages: join those at the beginning into one message, if the template
-    renders that, and make user messages of all others, joined with user messages next to them."""
+    """Change the system messages that the template doesn't render. Those at the beginning are joined into one, if the
+    template renders that. Any other becomes a user message, joined with adjacent ones."""
     is_system = [message.get("role") in SYSTEM_ROLES for message in messages]
     n_first = (*is_system, False).index(False)
     is_question = not messages or messages[-1].get("role") == "user"
@@ -123,8 +123,8 @@ def _replace_ids(message: Message, ids: Mapping[str, str]) -> Message:
 
 
 def adapt_reasoning(message: Message, probe: Probe) -> Message:
-    """Put the assistant's reasoning under the key that the template reads. If the template refuses reasoning beside
-    text and calls, the text is appended to the reasoning."""
+    """Put the assistant's reasoning under the key that the template reads. If the template refuses text beside
+    reasoning and calls, the text is appended to the reasoning."""
     if message.get("role") != "assistant":
         return message
     reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) and isinstance(message[key], str)), "")
@@ -139,8 +139,8 @@ def adapt_reasoning(message: Message, probe: Probe) -> Message:
 
 
 def adapt_calls(message: Message, probe: Probe) -> Message:
-    """Make the arguments of tool calls an object or JSON text, and empty content "" or None, whichever the template
-    renders correctly."""
+    """In a message with calls, make arguments an object or JSON text, and empty content "" or None, as the template
+    needs."""
     calls = message.get("tool_calls")
     if not calls:  # an empty list is removed, since some templates only test whether the key exists
         return {key: message[key] for key in message if key != "tool_calls"} if "tool_calls" in message else message

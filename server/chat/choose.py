@@ -23,7 +23,7 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
     """The template from `--chat-template-file`, `--chat-template` or the model's metadata (perhaps with a second one
     for conversations with tools), else ChatML.
 
-    ApiError 500 if the file can't be read, the template can't be compiled, or llama.cpp doesn't know its name.
+    ApiError 500 if the file can't be read, the template can't be compiled, or llama.cpp has no such template.
     """
     source, tool_source = options.chat_template or "", ""
     if options.chat_template_file:

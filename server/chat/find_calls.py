@@ -95,8 +95,7 @@ def find_named(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def _split_around_number(heads: Sequence[str]) -> tuple[str, str]:
-    """The texts before and after the number in the first head; "" and the whole head if it has no number, or if all
-    heads are equal."""
+    """The first head before and after its number; "" and the whole head if it has none, or if all heads are equal."""
     if len(set(heads)) == 1:
         return "", heads[0]
     match = re.search(r"\d+", heads[0])
@@ -163,8 +162,8 @@ def _find_places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
 
 
 def _make_parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
-    """The format of a call that has `gaps` between its name, first key (`key`), string, second key and number, and
-    `tail` after the number."""
+    """The format of a call. `gaps` are the texts between its name, first key (`key`), string, second key and number;
+    `tail` is the text behind."""
     head, to_text, between, to_number = gaps
     before_key = find_common_end(head, between)
     after_value = between[: len(between) - len(before_key)]

@@ -1,8 +1,8 @@
 """Finds the `CallFormat` of a chat template by rendering made-up calls with it.
 
-The words in these calls occur in no template, so the text around the words is the format. It counts only if it writes
-the calls as the template did, except for white space. `named_formats` has formats that can't be found like this. Pure,
-on connection threads.
+The words in these calls occur in no template, so the text around the words is the format. It counts only if calls
+written in it are in the rendered text, white space aside. `named_formats` has formats that can't be found like this.
+Pure, on connection threads.
 
 Not taken: a table of all known models. Users edit templates, and new models appear.
 """
@@ -105,8 +105,8 @@ def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
 
 
 def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
-    """Add the marks of other types of values, if they differ from the two known marks, and the quotes that may be
-    around strings."""
+    """Add the marks of values that are neither string nor number, if any is new, and the quotes that may be around
+    strings."""
     call = replace(call, quotes=next((quotes for quotes in QUOTES if quotes[0] in probe.source), ()))
     marks = list(call.string_mark)
     for value in VALUES if marks else ():
@@ -119,8 +119,8 @@ def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
 
 
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
-    """The rendered text of the assistant's turn with these calls, without its role: usually up to the place where
-    renderings with and without results begin to differ. None if the template refuses the conversation."""
+    """The assistant's turn with these calls as rendered. It begins where an answer without calls differs, and usually
+    ends where a conversation without results differs. None if the template refuses the conversation."""
     text = _render(probe, _make_conversation(calls))
     plain = _render(probe, [USER, PLAIN])
     if text is None or plain is None:
@@ -218,8 +218,8 @@ def move_space(made: CallFormat) -> CallFormat:
 
 
 def move_name_marks(made: CallFormat) -> CallFormat:
-    """If two marks precede a name, the second one becomes `before_name`, and the text before the last mark of
-    `after_call` becomes `after_arguments`."""
+    """If two marks precede a name and text precedes the last mark of `after_call`, the second mark becomes
+    `before_name`, that text `after_arguments`."""
     call = made.call
     at = made.before_call.rfind("<")
     to = max((match.start() for match in MARK.finditer(made.after_call)), default=0)

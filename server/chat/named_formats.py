@@ -2,7 +2,7 @@
 
 Most tables are looked up by a text in the template's source. A format can't be found by rendering if
 - the template doesn't render calls, although its model was trained with a format;
-- the marks of calls and text look like the template's own heads of messages;
+- the marks of calls and text look like beginnings of messages;
 - the template doesn't render the reasoning of messages.
 """
 

@@ -105,8 +105,8 @@ class Probe:
 
     @cached_property
     def reads_later_system(self) -> bool:
-        """Whether the template renders system messages in the middle of a conversation, under each name of that role,
-        and still renders the first one."""
+        """Whether the template renders system messages (of each role that it knows) in the middle of a conversation,
+        and still the first one."""
         first = [{"role": "system", "content": OTHER}] if self.reads_system else []
         return all(
             self._can_show(

@@ -29,7 +29,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-UNMARKED_KEY = "role"  # templates make special tokens of roles; handlers have checked their characters
+UNMARKED_KEY = "role"  # templates make special tokens of roles; handlers have checked roles' characters
 MARKED_VARIABLES = ("tools", "xml_tools", "functions", "documents")
 Message = Mapping[str, Any]
 WHITESPACE = " \t\n\v\f\r"  # libllama's templates trim these characters

@@ -15,19 +15,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 DATES = {"date_string": "%d %b %Y", "current_date": "%Y-%m-%d", "datetime": "%A, %Y-%m-%d"}
-# variables that turn thinking on and off: (value for on, value for off)
+# variables that turn thinking on and off: (value for on, for off)
 SWITCHES: dict[str, tuple[object, object]] = {
     "enable_thinking": (True, False),
     "thinking": (True, False),
     "thinking_mode": ("enabled", "disabled"),
 }
 OFF_SWITCHES: dict[str, object] = {"thinking_budget": 0, "reasoning": False}  # set only to turn thinking off
-ON_BY_DEFAULT = ("enable_thinking", "thinking")  # if the other switches are unset, the model decides
+ON_BY_DEFAULT = ("enable_thinking", "thinking")  # the other switches stay unset by default: the model decides
 EFFORTS = ("reasoning_effort", "reasoning_strength", "thinking_effort")
 ALIASES = {"enable_thinking": (*SWITCHES, *OFF_SWITCHES), "reasoning_effort": EFFORTS}
 # effort -> values of the same meaning
 SAME_EFFORTS = {"minimal": ("minimal", "low"), "xhigh": ("xhigh", "max"), "max": ("max", "xhigh")}
-# effort -> the nearest values, for templates that refuse the effort
+# effort -> the nearest values, for templates that refuse it
 NEAREST_EFFORTS = {
     "minimal": ("low", "medium", "high"),
     "low": ("medium", "high"),

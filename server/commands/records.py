@@ -30,8 +30,8 @@ def verify(call: Call) -> int:
 
 
 def run_again(call: Call) -> int:
-    """Print a line for each answer that differs. Returns the exit code: 0 if none does. RecordError if the record was
-    changed; StartError."""
+    """Print a line for each answer that differs. Returns the exit code: 0 if none differs. RecordError if the record
+    was changed; StartError."""
     verdicts = replay.Verdicts()
     for about, requests in replay.read(Path(call.names[0])):
         config = adapt_to_here(call.settings, replay.config_of(about))

@@ -1,7 +1,7 @@
 """`run NAME`: a chat in the terminal, or one answer for a script, with a server of its own or a running one.
 
 Main thread. A server of its own is a child process that ends with the command, even if that crashes. `docs/models.md`
-lists the words and keys. Way not taken: an engine in this process, whose crash would lose the conversation.
+lists the commands and keys. Way not taken: an engine in this process, whose crash would lose the conversation.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, 
 
 Method = Callable[..., Any]
 
-# Python's names that begin with an underscore: `value.name` is forbidden for them, even for a dictionary's key
+# Python's names that begin with an underscore: forbidden as `value.name`, even if a dictionary has the key
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
 TEXT_METHODS = (
@@ -88,8 +88,8 @@ def get_item(run: Run, owner: Any, key: Any) -> Any:
 
 
 def find_type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
-    """The type's attribute or method `name`, in a tuple of one; None if there is none. A forbidden one is an
-    `Undefined`. Fails for an `Undefined`."""
+    """The type's attribute or method `name`, in a tuple; None if there is none. A forbidden one is an `Undefined`.
+    Raises if `owner` is an `Undefined`."""
     kind = type(owner)
     if kind is Namespace:
         if name in owner.values:
@@ -167,7 +167,7 @@ def _format_map(run: Run, owner: str, mapping: dict[str, Any], /) -> str:
 def join_text(run: Run, separator: str, items: Iterable[Any], /) -> str:
     texts = list(items)
     run.count_items(len(texts))
-    if is_safe(separator):  # takes values of any type, as jinja2's Markup does
+    if is_safe(separator):  # joins values of any type, as jinja2's Markup does
         texts = [escape(to_soft_text(run, text)) for text in texts]
     run.count_text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
     if type(separator) is str and Marked not in set(map(type, texts)):

@@ -53,7 +53,7 @@ class ExpressionParser:
         return nodes.TupleNode(items, offset=offset)
 
     def parse_target(self, use: str = "store", until: str | None = None, namespaces: bool = False) -> Node:
-        """Parse the target of an assignment: a name, a tuple of names, or with `namespaces` an attribute of one."""
+        """Parse the target of an assignment: a name, a tuple of targets, or with `namespaces` `name.attribute`."""
         offset = self.stream.current.offset
         target = self.parse_tuple_or_expression(simple=True, until=until, namespaces=namespaces)
         if not self._make_target(target, use):

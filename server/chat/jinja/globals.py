@@ -17,12 +17,12 @@ from .marked import Marked, mark_if
 from .text import guard, to_text
 from .values import Cycler, Function, Joiner, Namespace
 
-MAX_RANGE = 100_000  # jinja2's sandbox has the same limit
+MAX_RANGE = 100_000  # items; as in jinja2's sandbox
 MAX_TIME_FORMAT = 1000  # characters
 
 
 def import_value(value: Any, limit: int) -> Any:
-    """Copy the caller's data into template values, at most `limit` levels deep."""
+    """Copy the caller's data into template values; TemplateLimitError beyond `limit` levels."""
     kind = type(value)
     if kind in (str, int, float, bool, Marked) or value is None:
         return value

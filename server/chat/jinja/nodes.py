@@ -32,7 +32,7 @@ class Const(Node):
 
 @record
 class Name(Node):
-    """A variable. `use` is load, store or param (set when its scope begins, as a macro's parameter or by `with`)."""
+    """A variable. `use` is load, store or param (a parameter of a macro or call block, or set by `with`)."""
 
     name: str
     use: str = "load"
@@ -145,7 +145,7 @@ class Not(Node):
 
 @record
 class Arithmetic(Node):
-    """`first (operator value)...`, from left to right. It is a list, so that long sums aren't deeply nested."""
+    """`first (operator value)...`, from left to right. A list keeps long sums from nesting deeply."""
 
     first: Node
     operators: list[str]

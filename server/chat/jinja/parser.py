@@ -100,7 +100,7 @@ class _Parser(ExpressionParser):
         self.stream.next()
         return statements
 
-    # the tags; each function is called after the tag's name has been read, with its offset
+    # the tags; each function gets the name's offset, after the name has been read
 
     def _tag_for(self, offset: int) -> Node:
         target = self.parse_target(until="in")

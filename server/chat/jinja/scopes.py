@@ -1,10 +1,10 @@
 """Finds the variable that each name means, by the scoping rules of jinja2, before the template runs.
 
 Pure functions, any thread. A block such as a loop body starts with copies of the outer variables that it assigns. A
-macro is a closure that sees later changes of outer variables. If a block (not an `if`) assigns a variable before
-reading it, the variable isn't looked up in the context, not even by an inner block that runs before the assignment.
-Each block is a `Scope`, each variable a `Slot` in the frame of the enclosing `Function` (the template, a macro, a
-recursive loop). Not taken: dictionaries of names at run time, which are slower.
+macro is a closure that sees later changes of outer variables. A variable that a block assigns before reading it is
+never looked up in the context, not even by an inner block that runs before the assignment. (An `if` is no block.) Each
+block is a `Scope`, each variable a `Slot` in the frame of the enclosing `Function` (the template, a macro, a recursive
+loop). Not taken: dictionaries of names at run time, which are slower.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Slot(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The initial value of a slot when its scope is entered: 'param' (set by the loop or macro itself), 'context' (look
-    up `name`), 'alias' (the value of the outer `slot`) or 'missing'."""
+    """The initial value of a slot when its scope is entered: 'param' (set by loop, macro or `with`), 'context' (look up
+    `name`), 'alias' (the value of the outer `slot`) or 'missing'."""
 
     kind: str
     name: str = ""
@@ -117,7 +117,7 @@ class Scope:
 
 
 def analyze(scope: Scope, members: Iterable[Node]) -> None:
-    """Add the names that these nodes use to `scope`, without those of inner blocks."""
+    """Add to `scope` the names that these nodes use, without those of inner blocks."""
     for node in members:
         _VISITORS.get(type(node), _visit_children)(scope, node)
 

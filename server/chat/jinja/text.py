@@ -31,7 +31,7 @@ JSON_WORDS = {None: "null", True: "true", False: "false"}
 
 @record
 class Weight:
-    """The size of a value: `nodes` values in `depth` levels, `length` characters; and whether any is `marked`."""
+    """The size of a value: `nodes` values in `depth` levels, `length` characters; `marked` if a string is."""
 
     nodes: int = 0
     depth: int = 0

@@ -187,8 +187,8 @@ class _Frame:
         return self.group(make_sequence(first, make_text_literal(form.after_call)), form.after_all)
 
     def remove_opening(self, expression: str) -> str:
-        """The expression without the `opening`, which the prompt has written already. If the format has reasoning, the
-        model may repeat it."""
+        """The expression without the `opening`, with which the prompt ends. If the format has reasoning, the model may
+        repeat the opening."""
         opening = make_literal(self.form.opening)[1:-1]
         items = getattr(expression, "items", (expression,))
         if not opening or not isinstance(items[0], Text) or not items[0][1:].startswith(opening):
@@ -224,7 +224,7 @@ class _Frame:
         return make_factored(ways)
 
     def allow_space_after_marker(self, text: str) -> str:
-        """A text of the format. If white space may follow its first word, that is free, since the token that ends the
+        """A text of the format. If white space may follow its first word, any is allowed, since the token that ends the
         word may contain some."""
         marker = find_first_word(text)
         rest = text[text.index(marker) + len(marker) :]

@@ -84,7 +84,7 @@ class CallTexts:
         self.form = form
         self.builder = Builder()
         reserve_core(self.builder)
-        is_quoteless = isinstance(form.call, QuotelessCall)  # its templates differ in white space
+        is_quoteless = isinstance(form.call, QuotelessCall)  # quoteless templates differ in white space
         self.builder.rules |= {"ws": '""', "gap": '" "?' if is_quoteless else make_literal(" ")}
         self.blank = self.gap = ""
         if is_lazy:
@@ -262,7 +262,7 @@ class CallTexts:
         return marks[index if len(marks) == len(_MARKED_KINDS) else min(index, 1)] + shape.after_mark
 
     def make_python_value(self, kind: str, rule: str) -> str:
-        """Python's True, False or None, if the schema allows all values of this kind; others are written as in JSON."""
+        """Python's True, False or None, if the schema allows all values of this kind; otherwise as in JSON."""
         if kind in _PYTHON and self.builder.rules[rule] in (kind, CORE_RULES[kind][0]):
             return self.builder.define(f"python-{kind}", _PYTHON[kind])
         return rule

@@ -133,8 +133,7 @@ class CallReader(Cursor):
 
     def is_call_cut_off(self, own: str) -> bool:
         """Whether a limit or an abort has ended the answer inside a head with the fixed texts `own`. If the unread text
-        has more marks than these, the head is broken instead: a quote is missing, and marks were read as a part of a
-        string."""
+        has more marks, the head is broken instead: a quote is missing, and marks were read as part of a string."""
         unread = self.text[self.at :]
         return self.is_cut_off and all(unread.count(mark) <= own.count(mark) for mark in self.marks)
 

@@ -1,7 +1,7 @@
 """The position in the text of one answer: what has been read, what is held back, and the events made so far.
 
 Pure; the base of `calls` and `reader`. Methods that read are generators, so that the code for a format goes from top to
-bottom. `yield` waits for more text (`is_end`: there will be none). Text that may be a call is held: the code looks at
+bottom. `yield` waits for more text; after `is_end` there is none. Text that may be a call is held: the code looks at
 the text, which stays unread until it is known to be a call.
 
 Not taken: regular expressions over the whole text so far. They take quadratic time and can't report parts of a call.

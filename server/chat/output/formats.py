@@ -26,7 +26,7 @@ class Tags:
 @record(frozen=True)
 class JsonCall:
     """A JSON object: {"name": "f", "arguments": {...}}. `id_key` is "" if calls have no id. The id comes after the
-    arguments, with `id_first` before the name. `id_is_number`: the id is only the call's number as a string ("0"), so
+    arguments, or before the name if `id_first`. `id_is_number`: the id is only the call's number as a string ("0"), so
     clients get another id."""
 
     name_key: str = "name"
@@ -46,8 +46,8 @@ class NamedCall:
     """The name between two texts, then the arguments as a JSON object.
 
     `before_id` is "" if calls have no id. The id comes after the name (name, `before_id`, id, `after_name`, arguments),
-    or with `id_first` before it (`before_id`, id, `before_name`, name, `after_name`, arguments). If `before_index`
-    isn't "", it and the call's number in digits come before `after_name`. The first call's number is `first_index`.
+    or before it if `id_first` (`before_id`, id, `before_name`, name, `after_name`, arguments). If `before_index` isn't
+    "", it and the call's number in digits come before `after_name`. The first call's number is `first_index`.
     """
 
     before_name: str
@@ -131,12 +131,12 @@ class CallFormat:
     `family` is its name in the documentation and in /props. Each call is between `before_call` and `after_call`; all
     calls of an answer are between `before_all` and `after_all`, with `between` from one call to the next.
     `can_be_many`: an answer may have several calls. `also_before` has further texts that a model may write before a
-    call. `at_start`: calls have no mark of their own, so without such a text they are recognized only at the beginning
-    of the answer (after the reasoning).
+    call. `at_start`: calls have no mark of their own, so without one of these texts they are recognized only at the
+    answer's beginning (after the reasoning).
 
-    `content` has the tags around visible text, for families that have such (Command-R's <|START_RESPONSE|>). `silent`
+    `content` has the tags around visible text, for families that have them (Command-R's <|START_RESPONSE|>). `silent`
     has further texts that are removed from visible text. `opening` is a text with which the prompt ends already, and
-    with which the marks here begin. `is_native` is False for the generic format, which no template shows.
+    with which the format's marks begin. `is_native` is False for the generic format, which no template shows.
     """
 
     family: str

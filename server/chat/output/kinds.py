@@ -95,8 +95,8 @@ def _kind_of(value: object) -> str:
 
 def make_fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
     """The JSON for an argument's plain text. JSON stays, other text becomes a JSON string. If the schema allows
-    strings, JSON strings and JSON of types that it doesn't allow are text too, unless the model has marked them as JSON
-    (`is_json`)."""
+    strings, JSON strings and JSON of types that it doesn't allow become one too, unless the model has marked them as
+    JSON (`is_json`)."""
     value = read_value(text)
     if value is None:
         return json.dumps(text, ensure_ascii=False)

@@ -131,7 +131,7 @@ class Reader(CallReader):
             self.n_unsaid = len(opening)
 
     def read_reasoning_until(self, tags: Tags) -> Generator[None, None, str]:
-        """Read reasoning up to its closing tag, or to the call that ends it. Returns the white space after it."""
+        """Read reasoning to its closing tag, or to the call that ends it. Returns the white space after the tag."""
         close, called = tags.close.strip(), tags.ends_at if self.tools else ""
         self.is_thinking = True
         has_begun = False

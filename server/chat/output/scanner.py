@@ -95,7 +95,7 @@ class Scanner:
 
     def start_call(self, names: Sequence[str]) -> str:
         """Begin to read the arguments of a Python call, after its `(`, as an object. `names`: the names for arguments
-        that are written without one. Returns the beginning of the JSON."""
+        that are written without one. Returns the JSON's beginning."""
         self._names = names
         self._odd_names = sorted((name for name in names if not _WORD.fullmatch(name)), key=len, reverse=True)
         self._stack = [_CALL]
@@ -103,7 +103,7 @@ class Scanner:
         return "{"
 
     def start_object(self) -> str:
-        """Begin to read an object after its `{`. Returns the beginning of the JSON."""
+        """Begin to read an object after its `{`. Returns the JSON's beginning."""
         self._stack = [_OBJECT]
         self._step = self._read_key
         return "{"
@@ -276,7 +276,7 @@ class Scanner:
         return match.end()
 
     def _find_word_end(self, text: str, at: int) -> int:
-        """The end of a word; `at` if the end isn't known yet, or if there is no word."""
+        """The end of a word; `at` if it isn't known yet or there is no word."""
         match = _WORD.match(text, at)
         if match is None or match.end() - at > WORD_MAX:
             self.is_broken = True
@@ -284,7 +284,7 @@ class Scanner:
         return at if match.end() == len(text) else match.end()
 
     def _begin_text(self, text: str, at: int) -> int:
-        """The offset after a string's opening mark; -1 if no string begins here."""
+        """The offset after a string's opening mark; `at` if more text is needed, -1 if no string begins here."""
         mark = text[at] if text[at] in _PLAIN else ""
         if self.quote and text.startswith(self.quote, at):
             mark = self.quote
