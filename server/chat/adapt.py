@@ -1,4 +1,4 @@
-"""Converts the messages of a conversation into the form that a chat template reads. Pure, on connection threads.
+"""Converts the messages of a conversation into the form that a chat template reads. Pure, any thread.
 
 Messages come in OpenAI's form. `Probe` knows which forms the template reads.
 """

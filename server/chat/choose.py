@@ -1,6 +1,6 @@
 """Chooses the chat template: the one from the options, else the model's, else ChatML.
 
-Runs on connection threads; may read a file.
+Runs on any thread; may read a file.
 """
 
 from __future__ import annotations

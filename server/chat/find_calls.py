@@ -1,4 +1,4 @@
-"""Finds given calls in a text, and how they are written, for `find_format`. Pure, on connection threads."""
+"""Finds given calls in a text, and how they are written, for `find_format`. Pure, any thread."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The words in these calls occur in no template, so the text around the words is the format. It counts only if calls
 written in it are in the rendered text, white space aside. `named_formats` has formats that can't be found like this.
-Pure, on connection threads.
+Pure, any thread.
 
 Not taken: a table of all known models. Users edit templates, and new models appear.
 """

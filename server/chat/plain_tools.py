@@ -1,4 +1,4 @@
-"""Simplifies the schemas of tools for templates that fail with the original ones. Pure, on connection threads.
+"""Simplifies the schemas of tools for templates that fail with the original ones. Pure, any thread.
 
 Some templates read `description`, `type` and `parameters` without checking that they exist, or recurse endlessly in a
 schema without a type. OpenAI's API requires none of these fields. Only the schema shown to the model is simplified; the

@@ -3,7 +3,7 @@
 Templates differ in the input they expect: text or a list of parts; the arguments of a call as an object or as JSON
 text; a system message at the beginning or anywhere; reasoning under one key or another. Most answers are found by
 rendering a conversation with words that occur in no template, and looking for these words in the prompt. An answer is
-found when first needed, perhaps by two threads at once, and then kept. Pure, on connection threads.
+found when first needed, perhaps by two threads at once, and then kept. Pure, any thread.
 
 Not taken: only searching the template's source for names. Templates mention roles in prose, and read keys without
 rendering them.

@@ -1,4 +1,4 @@
-"""Writes tools, calls and results as plain text, for templates that don't render them. Pure, on connection threads.
+"""Writes tools, calls and results as plain text, for templates that don't render them. Pure, any thread.
 
 The model must see the whole conversation. A system message lists the tools and explains how to call one. Earlier calls
 become part of the assistant's text, in the form that the model is asked to write. Results become part of the user's

@@ -1,7 +1,7 @@
 """Chat templates: turn messages into the text of a prompt.
 
-Pure, on connection threads. `ChatTemplate` renders Jinja. `BuiltinTemplate` uses a template built into libllama (named
-by `--chat-template`, or with `--no-jinja`). Both return segments (text, whether it came from a user), so that the
+Pure, any thread. `ChatTemplate` renders Jinja. `BuiltinTemplate` uses a template built into libllama (named by
+`--chat-template`, or with `--no-jinja`). Both return segments (text, whether it came from a user), so that the
 tokenizer makes no special tokens of users' text. Not taken: returning one string.
 """
 

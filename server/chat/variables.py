@@ -1,4 +1,4 @@
-"""The variables that templates read besides the messages. Pure except for the date; on connection threads.
+"""The variables that templates read besides the messages. Pure except for the date; any thread.
 
 Templates have different names for the same variable. Requests use `enable_thinking` and `reasoning_effort`; this module
 converts them to the names and values that the template knows. Of the request's `chat_template_kwargs`, only efforts are

@@ -27,7 +27,7 @@ from server.records import record
 
 REVISION = "main"
 NO_PROJECTOR = ".no-mmproj"
-"""A file with this name in a repository's folder: the repository has no projector, so the hub isn't asked again."""
+"""A file of this name says that the folder's repository has no projector, so the hub isn't asked again."""
 MAX_PAGES = 100  # pages of a repository's file list
 N_SHOWN = 8  # names of files in an error
 
@@ -45,8 +45,8 @@ class Hub:
     offline: bool
 
     def find_files(self, file: str | None, target: Path | None) -> list[Wanted]:
-        """The files of the model: `file` or else the best one, with its parts. Asks the hub if the cache doesn't
-        suffice."""
+        """The files of the model: `file`, or the best one, with its parts. Asks the hub if the cache doesn't suffice,
+        unless `offline`."""
         repo, _, quant = self.name.partition(":")
         if len(repo) > MAX_REPO or not REPO.fullmatch(repo):
             raise DownloadError(f"--hf-repo takes user/repo or user/repo:quant, not {self.name[:80]!r}")

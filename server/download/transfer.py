@@ -149,8 +149,8 @@ class Transfer:
             check_space(wanted.target.parent, facts.size - (self.part.size if answer.status == 206 else 0))
 
     def _is_continuation(self, answer: Answer, facts: Facts) -> bool:
-        """Whether a 206 continues the part that has arrived, or a 416 shows it to be complete, in the same version of
-        the file."""
+        """Whether a 206 continues the part that has arrived, or a 416 shows that it is complete, both for the same
+        version."""
         part, before = self.part, self.part.facts
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
         if found is None or facts.sha256 and before.sha256 not in ("", facts.sha256):
@@ -217,7 +217,7 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the data has the size that an earlier answer reported."""
+        """Whether the data has the size that the server reported."""
         return self.size > 0 and self.size == self.facts.size
 
     def resume_headers(self) -> dict[str, str]:

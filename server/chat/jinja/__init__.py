@@ -5,10 +5,10 @@ their `Limits`.
 text users wrote (strings that went through `mark`). Errors are `TemplateError`s. Prompts are the same as those of
 Hugging Face's transformers with jinja2.
 
-Runs on connection threads; may import the standard library and `server.records`. From source to prompt: `lexer` ->
-`stream` -> `expressions`, `parser` (tree of `nodes`) -> `scopes` (which variable a name means) -> `evaluate`, `execute`
-(closures) -> `template`. At run time: `limits`, `values`, `marked` (strings), `text`, `formatting`, `attributes`,
-`operators`, `filters`, `sequences`, `tests`, `globals`.
+Runs on any thread; may import the standard library and `server.records`. From source to prompt: `lexer` -> `stream` ->
+`expressions`, `parser` (tree of `nodes`) -> `scopes` (which variable a name means) -> `evaluate`, `execute` (closures)
+-> `template`. At run time: `limits`, `values`, `marked` (strings), `text`, `formatting`, `attributes`, `operators`,
+`filters`, `sequences`, `tests`, `globals`.
 
 Not taken: jinja2, a dependency whose sandbox must forbid each way from a template to Python's internals.
 """

@@ -1,9 +1,9 @@
 """The attributes, methods and items of values: `value.name` and `value[key]`.
 
-Runs on the thread that renders the template. The tables below are the sandbox: what isn't in a type's table is
-undefined, so a template reaches no other attribute of a Python object. As in jinja2, `value.name` looks first for an
-attribute of the type, `value[key]` first for an item. Methods that change a list or dictionary may be used only if
-`run.mutable`, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of forbidden names.
+Runs on the thread that renders. The tables below are the sandbox: what isn't in a type's table is undefined, so a
+template reaches no other attribute of Python objects. As in jinja2, `value.name` looks first for an attribute of the
+type, `value[key]` first for an item. Methods that change a list or dictionary may be used only if `run.mutable`;
+otherwise they are forbidden, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of forbidden names.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _make_padding_method(name: str) -> Method:
 
 
 def _with_marks(text: str) -> Marked:
-    """The string as `Marked`, whose methods keep the marks of other strings that they insert."""
+    """The string as `Marked`, whose methods keep the marks of strings that they insert."""
     return text if type(text) is Marked else Marked(text, ())
 
 

@@ -42,7 +42,7 @@ class Function:
         self._indices: dict[tuple[int, str], int] = {}
 
     def get_slot(self, level: int, name: str) -> Slot:
-        """The variable `name` of a scope at this level. Scopes side by side share it."""
+        """The variable `name` of a scope at this level. Scopes of one level share it."""
         index = self._indices.setdefault((level, name), FRAME_HEADER + len(self._indices))
         return Slot(self, index)
 

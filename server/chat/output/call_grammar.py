@@ -1,7 +1,7 @@
 """Makes the grammar that forces valid tool calls, from a format, the tools and the tool choice.
 
-Pure functions on connection threads. The last results are cached, since an agent's next request has the same tools.
-This module writes the text around calls, `call_texts` each call.
+Pure functions, any thread. The last results are cached, since an agent's next request has the same tools. This module
+writes the text around calls, `call_texts` each call.
 
 Not taken: one schema with a branch for each tool. Most formats aren't JSON, and a warning should name its tool.
 """
@@ -121,7 +121,8 @@ def _make_constraint(form: CallFormat, text: str, is_required: bool, parallel: b
 
 
 def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The texts that begin calls: those that count anywhere in the visible text, and those only at its beginning."""
+    """The texts that begin calls: those that count anywhere in the visible text, and those that count only at its
+    beginning."""
     call = form.call
     if isinstance(call, ChannelCall):
         addressed = _find_recipient(call)
@@ -149,7 +150,7 @@ def _find_recipient(call: ChannelCall) -> str:
 
 
 def _list_starts(form: CallFormat, name: str) -> list[str]:
-    """The beginnings of an answer that is a call of this tool, in a format whose calls have no mark of their own."""
+    """The beginnings of an answer that is a call of this tool, in formats whose calls have no mark."""
     call = form.call
     before = (form.before_all + form.before_call).strip()
     if isinstance(call, JsonCall):

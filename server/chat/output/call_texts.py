@@ -1,7 +1,7 @@
 """The grammar of single calls: one expression per tool, in the model's format.
 
-Pure, on connection threads. For arguments in JSON, the schema of each tool is converted to a grammar, whose rules get
-the tool's name as a prefix. In other formats, the expression is composed from the schema's properties.
+Pure, any thread. For arguments in JSON, the schema of each tool is converted to a grammar, whose rules get the tool's
+name as a prefix. In other formats, the expression is composed from the schema's properties.
 """
 
 from __future__ import annotations

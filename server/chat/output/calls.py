@@ -114,7 +114,7 @@ class CallReader(Cursor):
         return True
 
     def has_next_call(self, in_group: bool) -> Generator[None, None, bool]:
-        """Whether another call follows. If so, read its head; skip the text after all calls if that follows instead."""
+        """Whether another call follows; if so, read its head. If the text after all calls follows instead, skip it."""
         between = find_first_word(self.form.between)
         self.hold()
         try:
@@ -243,7 +243,7 @@ class CallReader(Cursor):
         return name
 
     def check_arguments(self) -> Steps:
-        """Raises `NoCall` if the next value can't be arguments: neither an object nor null, nor a string with one."""
+        """Raises `NoCall` unless the next value can be arguments: an object or null, perhaps in a string."""
         while True:
             match = _VALUE_START.match(self.text, self.place())
             assert match is not None

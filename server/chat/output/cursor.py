@@ -75,7 +75,7 @@ class Cursor:
             self.extend(Reasoning, text)
 
     def skip_to(self, end: int) -> None:
-        """Skip the text up to `end`, which belongs to the tags of reasoning. It is visible if reasoning is."""
+        """Skip text of reasoning's tags, up to `end`. It is visible if reasoning is."""
         if self.reasoning != "split":
             self.say(self.text[self.at : end])
         self.n_unsaid = 0

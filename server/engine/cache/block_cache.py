@@ -5,8 +5,8 @@ after each block, and a prefix that many texts share is kept once. With a disk c
 too. `open` is called once the model's identity is known and the folder has been scanned.
 
 The cache works only with models whose sequences can share cells and be cut, and not with self-extend or `--exact`. It
-keeps a sequence's tokens before the first image or sound, and before the place of a context shift (cells behind it
-depend on dropped tokens).
+keeps a sequence's tokens up to the first image, sound or place of a context shift (cells behind such a place depend on
+dropped tokens).
 """
 
 from __future__ import annotations

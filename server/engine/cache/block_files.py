@@ -160,8 +160,8 @@ class BlockFiles:
         return self._folder / f"{key}.{parent or 'first'}{SUFFIX}"
 
     def _look(self, path: Path, size: int, removed: list[str]) -> StoredBlock | None:
-        """The block that a file's header describes; None if it has another identity. A damaged file is removed, and the
-        reason is added to `removed`."""
+        """The block that a file's header describes; None if it has another identity or is damaged. A damaged file is
+        removed, and the reason added to `removed`."""
         try:
             header = slot_files.read_header(path)
             key, parent = path.name.removesuffix(SUFFIX).split(".")
@@ -180,8 +180,8 @@ class BlockFiles:
     def _with_parents(
         self, block: StoredBlock, found: dict[str, tuple[float, StoredBlock]], seen: set[str]
     ) -> Iterator[StoredBlock]:
-        """The block and those before it that aren't in `seen`, in order; none if a parent is missing. Their files are
-        then removed, unless they are young."""
+        """The block and those before it that aren't in `seen`, in order. If a parent is missing: none, and their files
+        are removed, unless young."""
         path = [block]
         while path[-1].parent and path[-1].parent not in seen:
             if path[-1].parent not in found:
@@ -210,7 +210,7 @@ class BlockFiles:
             with self._lock:
                 self._n_pending -= len(state)
             self._n_written += len(state)
-            if self._n_written > self._limit // TRIM_PART and self._jobs.empty():  # after removals that wait
+            if self._n_written > self._limit // TRIM_PART and self._jobs.empty():  # waiting removals come first
                 self.trim()
 
     def trim(self) -> None:

@@ -106,7 +106,7 @@ class BlockTree:
         return path, n
 
     def find_missing(self, lora: Lora, tokens: Sequence[int]) -> tuple[Block, int]:
-        """The last of the blocks that hold exactly a beginning of `tokens`, and the index of the next token."""
+        """The last of the whole blocks with which `tokens` begins, and the index of the next token."""
         block, n = self.get_root(lora), 0
         while (following := block.children.get(tuple(tokens[n : n + BLOCK]))) is not None:
             block, n = following, n + len(following.tokens)
