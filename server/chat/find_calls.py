@@ -163,7 +163,7 @@ def _find_places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
 
 def _make_parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
     """The format of a call. `gaps` are the texts between its name, first key (`key`), string, second key and number;
-    `tail` is the text behind."""
+    `tail` is the text behind them."""
     head, to_text, between, to_number = gaps
     before_key = find_common_end(head, between)
     after_value = between[: len(between) - len(before_key)]

@@ -82,8 +82,8 @@ class Template:
             raise self._make_error(error, variables) from error
 
     def _make_error(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
-        """A `TemplateRuntimeError` for a Python exception, with its position. `_run` has no variable for it: its
-        traceback has the frame of `_run`, and this would make a reference cycle."""
+        """A `TemplateRuntimeError` for a Python exception, with its position. `_run` has no variable for it: the
+        error's traceback has `_run`'s frame, and this would make a reference cycle."""
         located = TemplateRuntimeError(_describe_error(error)).with_traceback(error.__traceback__)
         self._locate(located, variables)
         return located
