@@ -1,6 +1,7 @@
-"""Exceptions whose message is one line for the user. `ApiError` becomes an HTTP answer, the others stop a start.
+"""Exceptions whose message is one line for the user. `ApiError` becomes an HTTP answer, the others stop a start or a
+load.
 
-The HTTP edge (`server.web.connection`) writes an `ApiError` in the format that the route's clients expect.
+The HTTP edge (`server.web.connection`) writes an `ApiError` in the format of the route's clients.
 """
 
 from __future__ import annotations
@@ -96,4 +97,4 @@ class PassingError(StartError):
 
 
 FAILED, MISCONFIGURED = 1, 2
-"""Exit codes. FAILED: the same start may succeed later. MISCONFIGURED: options or files have to be changed first."""
+"""Exit codes. FAILED: the same start may succeed later. MISCONFIGURED: options or files must be changed."""

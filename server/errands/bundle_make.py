@@ -114,7 +114,7 @@ def check(bundle: Bundle) -> None:
 
 
 def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
-    """Write program and parts into `folder`, without overwriting. Returns the paths."""
+    """Write program and parts into `folder`, and return the paths. BundleError if one exists."""
     pieces = [(part.name, part.offset, part.size, part.sha256) for part in bundle.parts]
     if bundle.program_size:
         pieces.insert(0, ("llama-srv", 0, bundle.program_size, bundle.program_sha256))
@@ -135,7 +135,7 @@ def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
 
 
 def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
-    """The path of a part as a file in `cache`, for libraries that need one. It is written at the first call."""
+    """The path of a part as a file in `cache`, written at the first call, for libraries that need one."""
     path = cache / "parts" / f"{part.sha256[:16]}-{Path(part.name).name}"
     try:
         if path.stat().st_size == part.size:
@@ -150,7 +150,7 @@ def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
 
 
 def _read_program_size(base: Path) -> int:
-    """The size in bytes of the program in `base`, which may be a bundle."""
+    """The size in bytes of the program in `base`, perhaps a bundle."""
     try:
         with open(base, "rb") as stream:
             start = stream.read(4096)

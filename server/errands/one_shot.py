@@ -36,7 +36,7 @@ class ModelPlace:
 
 
 def place_of(path: str) -> ModelPlace:
-    """The place of the model of `-m path`, which may be a bundle."""
+    """The place of the model of `-m path`, perhaps a bundle. BundleError."""
     bundle = read(Path(path))
     return place_in(bundle) if bundle else ModelPlace(path)
 
@@ -49,7 +49,7 @@ def place_in(bundle: Bundle) -> ModelPlace:
 
 
 def run(options: ErrandOptions, sources: SourceOptions, own: Bundle | None, version: str) -> int | None:
-    """Run the option that replaces serving, and return the exit code. None if no such option is set."""
+    """Run the option that replaces serving, and return 0; None without such an option. BundleError."""
     if options.completion or options.completion_bash:
         from server.options import shells
 

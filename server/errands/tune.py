@@ -54,7 +54,7 @@ def compute_speed(figures: Figures, usual: Figures) -> float:
 
 
 def compute_sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
-    """The speed over several rounds: by the shortest times, or the median of rounds, whichever is less."""
+    """The lesser of two speeds: by the shortest times of all rounds, and the rounds' median."""
     return min(compute_speed(find_shortest(runs), find_shortest(usual)), median(map(compute_speed, runs, usual)))
 
 

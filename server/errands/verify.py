@@ -70,7 +70,7 @@ def bill_sums() -> dict[str, str]:
 
 
 def read_library_sums(libs: Path) -> dict[str, str]:
-    """Checksums by file, for the native libraries."""
+    """Checksums by file, for native libraries. StartError."""
     try:
         files = json.loads((libs / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:

@@ -92,7 +92,7 @@ def attribute(
     wanted: Wanted,
 ) -> dict[str, Any] | None:
     """Attribute an answer to the prompt of a task; None for an empty answer. ApiError 400 if the prompt has files, the
-    computation would be too large or a text isn't found; 501 if the model's memory doesn't support the method."""
+    computation would be too large or a text isn't found; 501 if the model's memory can't do `wanted.method`."""
     try:
         return attribute_by(wanted.method or FAST, model, request, task, answer, texts, wanted)
     except ApiError as error:
@@ -185,8 +185,8 @@ def confirm(nats: list[float], exactly: Callable[[int], float]) -> set[int]:
 def find_pairs(
     spans: Sequence[Span], nats: Sequence[float], of_all: float, weigh: Weigh, weigh_exactly: Weigh
 ) -> list[dict[str, Any]]:
-    """The pairs of spans that weigh over one and a half times as much as both spans alone, the heaviest first. A weight
-    is the number of nats by which the answer's log probability falls; `of_all` is that of all spans together."""
+    """The pairs of spans that weigh over one and a half times the sum of both spans' weights (each at least `FACTOR`),
+    the heaviest first. A weight is the nats by which the answer's log probability falls; `of_all` is that of all."""
     if len(spans) < 2 or of_all < FACTOR or max(nats) * 2 >= of_all:
         return []
     alone = [weigh(*spans[:i], *spans[i + 1 :]) for i in range(len(spans))]
@@ -198,7 +198,7 @@ def find_pairs(
 
 
 def choose_way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, Any]:
-    """How a task removes spans: from the prompt, or with `fast` from the cache if they lie before the prompt's last
+    """How a task removes spans: from the prompt, or with `fast` from the cache where they lie before the last `TAIL`
     tokens."""
     at = len(prompt) - TAIL if method == FAST else 0
     cuts: list[tuple[int, int]] = []

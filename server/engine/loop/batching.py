@@ -24,9 +24,9 @@ STALLS_ALONE = 4
 """Prompts may take this many times `--max-stall-ms` while no generating slot with the same adapters streams."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
-"""A step that reads prompts to their ends may take `STALLS_BEGUN` times its usual limit, if its first prompt came at
-most `BEGUN_S` seconds after the oldest generating slot's, and no generating slot has more than one token. So a group of
-requests begins to generate together."""
+"""While no generating slot has more than one token, a step that reads prompts to their ends may take `STALLS_BEGUN`
+times its usual limit. Its first prompt must have come at most `BEGUN_S` seconds after that of the oldest of these
+slots. So a group of requests begins to generate together."""
 
 TOGETHER_S, ALIKE = 0.1, 1.5
 """Prompts have come together if they arrived within `TOGETHER_S` seconds. `_put_first` may prefer one with at most
@@ -36,7 +36,7 @@ SLOW_S = 0.005
 """Seconds of processor time; a draw that takes longer is slow."""
 
 AS_LONG = 8
-"""In a split cache, prompts may share a step if their lengths differ from the first one's by at most 1 / `AS_LONG`.
+"""In a split cache, prompts may share a step if their lengths differ by at most 1 / `AS_LONG` of the first one's.
 llama.cpp begins a micro-batch where the shorter one ends, so unlike ones would gain little."""
 
 
@@ -63,7 +63,7 @@ class Batching:
         self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
         self._spans: list[Span] = []
         self._ahead = 0  # the oldest prompt's rows minus all others', as `_account` counts them
-        self._depth = 0  # the cells of the latest prompt rows (`_count_cells`)
+        self._depth = 0  # `_count_cells` for the latest prompt rows
         self._has_read: set[tuple] = set()  # sets of adapters with a prompt step since their latest generating step
         self._served: dict[tuple, int] = {}  # the latest step of each set of adapters
         self._is_prompts_turn = True  # background prompts are next, before generating background tasks
@@ -179,7 +179,7 @@ class Batching:
         return self._count_rows_beside(streams, first, n_left) if streams else self._count_rows_alone(n_left)
 
     def _find_neighbours(self, jobs: list[Job]) -> list[Job]:
-        """The first prompt, and some short ones in the slots beside it that came with it and are about as long.
+        """The first prompt; if it is short, also some of its neighbours that came with it and are about as long.
 
         A few more rows cost little in one step. But if a step had all prompts, none would have its first token before
         all are read.
@@ -241,9 +241,9 @@ class Batching:
             self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
     def _count_rows_alone(self, n_left: int) -> int:
-        """Rows of a step without generating slots, for `STALLS_ALONE` times `--max-stall-ms`: all that are left, or
-        whole micro-batches, since fewer rows only cost speed. If engines share the cores, the step keeps to
-        `--max-stall-ms`, because the others' slots may generate."""
+        """Rows of a step without generating slots: all that are left, or whole micro-batches for `STALLS_ALONE` times
+        `--max-stall-ms`. Fewer rows only cost speed. If engines share the cores, the step keeps to `--max-stall-ms`,
+        because the others' slots may generate."""
         config = self._state.config
         if config.max_stall_ms == 0 or config.exact:  # exact: steps of other lengths round differently
             return n_left
@@ -279,7 +279,7 @@ class Batching:
         )
 
     def _count_cells(self, job: Job) -> int:
-        """The cells that a prompt's attention goes over: its own, or in a unified cache those of all slots."""
+        """The cells that a prompt's attention goes over: its own with `_is_one_by_one`, else those of all slots."""
         return job.pos if self._is_one_by_one else sum(len(slot.tokens) for slot in self._state.slots)
 
     def _turn(self, running: list[Slot]) -> list[Slot]:

@@ -1,14 +1,14 @@
 """Moves the generating slots of a split cache next to each other, by exchanging sequences with idle slots.
 
 Engine thread only, between two steps. llama.cpp computes sequences with consecutive numbers in one micro-batch. Each
-gap among them begins another micro-batch, which reads all weights again. So a generating slot at the edge and an idle
-slot in a gap exchange their sequences (`Slot.seq`), which takes microseconds per token.
+gap begins another, which reads all weights again. So a generating slot at the edge exchanges its sequence (`Slot.seq`)
+with an idle slot in a gap, which takes microseconds per token.
 
 A gap may also close by itself, when a task begins or ends. So a move waits until the gaps have cost as much time as the
 move is expected to take. The moves before one step may together take `--max-stall-ms`.
 
-Off with `--exact`, fewer than three slots, or a draft model, which knows sequences by their numbers. Not taken: waiting
-a fixed number of steps.
+Off with `--exact`, fewer than three slots, or a draft model (it knows sequences by their numbers), and after a failed
+exchange. Not taken: waiting a fixed number of steps.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Ranks:
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
         """Add what the gaps cost in a step of generating slots; without gaps, begin again at 0. All micro-batches count
-        the same, because reading the weights is most of their time."""
+        the same, because they mostly read weights."""
         seqs = sorted(span.seq for span in spans)
         n_parts = 1 + sum(after - before > 1 for before, after in zip(seqs, seqs[1:]))
         self._lost_s = self._lost_s + seconds * (n_parts - 1) / n_parts if n_parts > 1 else 0.0
@@ -76,7 +76,7 @@ class Ranks:
 
 
 def find_best_window(seqs: list[int], n_slots: int) -> range:
-    """The range of `len(seqs)` consecutive sequences that contains most of `seqs`."""
+    """The range of `len(seqs)` consecutive sequences that contains the most of `seqs`."""
     n = len(seqs)
     start = max(range(n_slots - n + 1), key=lambda low: sum(low <= seq < low + n for seq in seqs))
     return range(start, start + n)

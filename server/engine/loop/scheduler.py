@@ -385,8 +385,8 @@ class Scheduler:
         """Send the events so far as one frame, unless they can wait. A snapshot is added if slots or queue changed or
         the latest snapshot is old.
 
-        Each frame wakes threads on cores that may be computing. So if only pieces have come, they wait: for
-        `stream_interval_s` (not during a prefill), or for the next snapshot if no running answer is streamed.
+        Each frame wakes threads on cores that may be computing. So pieces alone wait for `stream_interval_s`, except
+        during a prefill. If no running answer is streamed, they wait for the next snapshot.
         """
         state, now = self._state, self._state.clock()
         step_s, self._t_flush = now - self._t_flush, now

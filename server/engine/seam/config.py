@@ -43,8 +43,8 @@ ROWS_PER_LIMIT = 256  # see `step_limit_s`
 
 
 def step_limit_s(limit_s: float, n_rows: int) -> float:
-    """The seconds after which a step of `n_rows` rows counts as hanging: `limit_s`, and again for each `ROWS_PER_LIMIT`
-    rows."""
+    """The seconds after which a step of `n_rows` rows counts as hanging: `limit_s`, plus `limit_s` per
+    `ROWS_PER_LIMIT` rows."""
     return limit_s * (1 + n_rows // ROWS_PER_LIMIT)
 
 
@@ -59,12 +59,12 @@ class EngineConfig:
     shape: Shape | None = None  # from the model's header; None: unknown
     cpu_variant: str | None = None
     n_slots: int = 1
-    n_ctx: int | None = None  # tokens of the KV cache; 0: the model's own, None: what fits if `is_fitted`, else as 0
+    n_ctx: int | None = None  # tokens of the KV cache; 0: the model's own, None: with `is_fitted` what fits, else as 0
     n_ctx_slot: int = 0  # the most tokens of a slot; 0: only the limits of `LlamaBackend._compute_slot_context`
     n_batch: int = 2048  # rows
     n_ubatch: int = 512  # rows
     n_threads: int = -1  # compute threads while slots generate; -1: one for each usable core
-    n_threads_batch: int = -1  # compute threads during prefill; -1: as many
+    n_threads_batch: int = -1  # compute threads during prefill; -1: as `n_threads`
     warmup: bool = True
     max_queue: int = 1024  # tasks
     max_stall_ms: float = 100.0  # how long prompts may hold up generating slots (`loop.batching`); 0: no limit

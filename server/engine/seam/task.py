@@ -430,7 +430,7 @@ class Snapshot:
     n_predicted_tokens: int = 0
     n_timed_tokens: int = 0  # the generated tokens that `predicted_ms` covers: all but the first of each answer
     n_reused_tokens: int = 0  # prompt tokens reused from the cache
-    n_stalls: int = 0  # steps that made generating slots wait for long
+    n_stalls: int = 0  # steps, or work on media, that delayed generating slots
     n_asides: int = 0  # times that a task waited in memory for room in the KV cache
     n_drafts: int = 0
     n_draft_tokens: int = 0
@@ -517,7 +517,7 @@ class Closed:
 
 @record(frozen=True)
 class Starting:
-    """The engine is about to work on task or `Embed` `id`. Sent first, because the engine may die of it."""
+    """The engine is about to work on the task or `Embed` with this `id`, and may die of it."""
 
     id: int
 

@@ -33,7 +33,7 @@ ANNOUNCE_S = 0.05
 """Seconds for which a loading engine tries to take LOADING."""
 
 WAIT_S = 2.0
-"""Seconds that an engine waits for a turn. Then it computes without, because the other engine may hang."""
+"""Seconds that an engine waits for a turn. Then it computes anyway, because the other engine may hang."""
 
 POLL_S = 0.0002  # seconds between two tries to take a lock
 FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)

@@ -70,7 +70,7 @@ class Start:
 class Beat:
     """The engine's heartbeat."""
 
-    n_steps: int  # this and the rest: see `Scheduler.pulse`
+    n_steps: int  # this and the others: see `Scheduler.pulse`
     n_rows: int
     is_busy: bool
 

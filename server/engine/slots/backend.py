@@ -126,7 +126,7 @@ class MediaEmbeddingBackend(Protocol):
 
 class EmbeddingBackend(Protocol):
     """A context that computes embeddings instead of text. With `can_split` an input may be spread over several batches;
-    else a batch with one input may have up to `n_input` rows."""
+    without it, a batch of a single input may have up to `n_input` rows."""
 
     pooling: str
     width: int  # float32 numbers per vector
@@ -162,7 +162,7 @@ class Backend(Protocol):
     """A loaded model with the context of its slots. All methods but `abort` run on the engine's thread.
 
     With `is_split` each slot's sequence has a KV stream of its own. Prefixes are copied, and only slots have sequences.
-    Rows of a batch should come in the order of their sequences, because each gap and each step back begins another
+    Rows of a batch should come in the order of their sequences, because each gap and each decrease begins another
     micro-batch.
 
     Without `is_split` sequences share the cells of one cache. Besides those of the slots, one sequence has the system
@@ -176,7 +176,7 @@ class Backend(Protocol):
     can_share: bool  # sequences can take over a beginning of others
     n_rollback: int  # how many of a batch's last tokens each sequence can drop, once, before the next batch
     is_split: bool
-    window: int  # tokens that sliding windows look back (0: none); llama.cpp may drop what lies before
+    window: int  # tokens that sliding windows look back (0: none); llama.cpp may drop earlier cells
     adapters: tuple[str, ...]  # files, by index
     identity: Identity
     drafter: Drafter | None
@@ -214,8 +214,8 @@ class Backend(Protocol):
         dropped."""
 
     def compute_least_left(self, seq: int) -> int:
-        """The fewest tokens, other than none, to which a sequence can be cut. With sliding windows, cells before may be
-        gone."""
+        """The fewest tokens, other than none, to which a sequence can be cut; 0: any number, as without sliding
+        windows."""
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
         """Give `target` positions [start, end) of `source`; before `start` both must hold the same. `target` shares the
@@ -244,7 +244,7 @@ class Backend(Protocol):
         """A copy of a sequence's state that can be cut into parts; None if model or context don't allow that."""
 
     def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
-        """Fill a sequence from the states of consecutive runs of tokens; False if they don't fit."""
+        """Fill a sequence from the states of its text's consecutive parts; False if they don't fit."""
 
     def take_checkpoint(self, seq: int) -> memoryview:
         """A copy of the part of a sequence's state that `seq_rm` can't cut (recurrent and hybrid models)."""

@@ -29,7 +29,7 @@ class Closable(Protocol):
 
 @record(frozen=True, eq=False)
 class Chunk:
-    """A run of embeddings, computed together. Unless `is_causal` is set, all must be evaluated in one batch."""
+    """Consecutive embeddings, computed together. Unless `is_causal` is set, all must be evaluated in one batch."""
 
     ids: tuple[int, ...]  # placeholders, one per position
     n_tokens: int  # cells of the cache

@@ -1,7 +1,7 @@
 """Prepares the files of tasks and `Embed`s on the thread `media`. Owners take turns.
 
-On a thread of its own, decoding a large image doesn't stall generating slots. All but `Shelf`, and `MediaDesk._run` and
-what it calls, runs on the engine thread.
+On a thread of its own, decoding a large image doesn't stall generating slots. `MediaDesk._run` and what it calls run
+there, all else on the engine thread; `Shelf` serves both.
 
 Not taken: several such threads. Decoding and computing compete for the same cores, and libmtmd's decoder can't be
 interrupted.
@@ -25,7 +25,7 @@ from server.errors import ApiError
 from server.log import get_logger
 from server.records import field, record
 
-MAX_EMBEDDED = 1 << 16  # tokens of an `Embed` with files, which are all held at once; more in a larger context
+MAX_EMBEDDED = 1 << 16  # tokens of an `Embed` with files, all held at once, unless a slot's context is larger
 
 log = get_logger("engine")
 
@@ -71,7 +71,7 @@ class Held:
     n_holders: int = 1
 
     def close(self) -> None:
-        """Give the file back; to be called once for each `take`."""
+        """Give the file back, once for each `take`."""
         self.shelf.give(self)
 
 
@@ -108,7 +108,7 @@ class MediaDesk:
     """Tasks whose files are being prepared, and the layouts of tasks that wait or run.
 
     If several owners wait, a turn is one file. The owner for whom fewest bytes have been decoded is next. `at_work` is
-    the id of the task whose files the media thread has. It is announced before, because a file may crash the engine.
+    the id of the task whose files the media thread has. It is announced first, because a file may crash the engine.
     The next turn begins when the loop has taken the result.
     """
 

@@ -95,7 +95,7 @@ class Pace:
         """Rows for a step of about `limit_ms`, for a prompt with `n_left` rows left behind `depth` tokens. A tile may
         take `patience` times the limit.
 
-        At most twice a tile or the largest recent step, so that a wrong prediction costs only one step.
+        At most two tiles or twice the largest recent step, so that a wrong prediction costs only one step.
         """
         n_most = 2 * max([TILE, *(step.n_rows for step in self._lately)])
         if n_left <= n_most and self.estimate(n_left, depth) <= min(OVERTIME, patience) * limit_ms:
@@ -175,8 +175,8 @@ class Spare:
 
     @property
     def _most_ms(self) -> float:
-        """The longest time that background tasks may add between two of the others' steps: what the limit leaves, but
-        at least as much as such a step takes."""
+        """The longest time that background tasks may add between two of the others' steps: what a generating step
+        leaves of the limit, but at least its own time."""
         return max(min(self.limit_ms, MOST_SAVED_MS) - self.alone_ms, self.alone_ms)
 
     @property

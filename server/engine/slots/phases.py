@@ -31,8 +31,8 @@ MAX_CHARACTER = 4  # bytes
 
 @record(frozen=True)
 class Begin:
-    """How a grammar begins inside a text: in the text of the written `tokens` and the next token, behind its beginning
-    `lead`. Texts that begin with `unless` don't have to fit the grammar."""
+    """How a grammar begins: the text of the written `tokens` and the next token is `lead`, then text of the grammar. A
+    text that begins with `unless` doesn't have to fit the grammar."""
 
     lead: str = ""
     tokens: tuple[int, ...] = ()
@@ -86,7 +86,7 @@ class Phases:
         self.is_waiting = self._has_grammar and (self._is_lazy or self.phase != VISIBLE)
         self._tail = b""  # the end of the text, where a mark may have begun; in BEFORE all of the text
         self._seen = self._triggers.nothing
-        self._recent: list[tuple[int, bytes]] = []  # while waiting
+        self._recent: list[tuple[int, bytes]] = []  # while `is_waiting`
         self._looked: tuple[int, Move] | None = None
         self._n_tokens = self.n_thought = self._n_forced = 0
         self._ends_at = task.ends_thinking
@@ -157,8 +157,8 @@ class Phases:
     # ---- the end of the thinking --------------------------------------------------------------------------------
 
     def end_thinking(self, n_tokens: int) -> int:
-        """Make the thinking end after `n_tokens` tokens of the text, unless an earlier call has set its end. Returns
-        where it ends, -1 if there is no thinking to end."""
+        """Make the thinking end after `n_tokens` tokens of the text, unless its end is set already. Returns where it
+        ends, -1 if there is no thinking to end."""
         if self._ends_at < 0 and self._end_tokens and (self.phase == THINKING or n_tokens > self._n_tokens):
             self._ends_at = n_tokens
             self.forced = self._get_next_forced()
@@ -305,8 +305,8 @@ class Triggers:
         self.nothing = Seen(b"" if self._starts else None, tuple({} for _ in self._patterns))
 
     def find(self, rest: bytes, tail: bytes, seen: Seen) -> tuple[tuple[int, int] | None, Seen]:
-        """The start (negative if before `rest`) and end of the first trigger in `rest`, the last bytes of a token,
-        after a text that ends with `tail`; None if there is none. And the new `Seen`."""
+        """Look for the first trigger in `rest`, the last bytes of a token behind a text that ends with `tail`. Returns
+        its start (negative if before `rest`) and end, else None; and the new `Seen`."""
         found = []
         data = tail + rest
         if any(map(data.__contains__, self._words)):
@@ -347,8 +347,8 @@ class Triggers:
 def _step(
     states: Sequence[tuple[int, ...]], begun: Mapping[int, int], code: int, least: int
 ) -> tuple[dict[int, int], int | None]:
-    """The matches that go on with this character: each row with the earliest start, at `least` or later. And the
-    earliest start of a complete match, else None."""
+    """The matches that go on with this character: for each row the earliest start from `least` on. And the earliest
+    start of a complete match, else None."""
     going: dict[int, int] = {}
     complete = None
     for row, start in begun.items():

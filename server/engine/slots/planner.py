@@ -1,7 +1,7 @@
 """Chooses the rows of the next batch: pure functions from jobs to spans.
 
-A batch has either one row for each generating sequence, or prompt rows. Attention over rows of one kind costs less than
-over a mixture, and in a split cache llama.cpp would cut the mixture into micro-batches (docs/performance.md).
+A batch has either one row for each generating sequence (drafts come later), or prompt rows. Attention over rows of one
+kind costs less than over a mixture, which in a split cache would be cut into micro-batches (docs/performance.md).
 `batching` decides whose turn it is and how many rows there are.
 """
 
@@ -72,7 +72,7 @@ def plan_reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Sp
 
 
 def split(spans: Sequence[Span], n_rows: int) -> tuple[list[Span], list[Span]]:
-    """Cut a batch in two, the first part with at most `n_rows` rows. The order of rows stays."""
+    """Cut a batch in two, the first part with at most `n_rows` rows. Their order stays."""
     first: list[Span] = []
     for i, span in enumerate(spans):
         if len(span) <= n_rows:

@@ -2,8 +2,8 @@
 
 Tasks of a higher `priority` go first. Owners of one priority take turns by deficit round robin: a turn is worth
 `QUANTUM` tokens, and a task costs the tokens of its prompt plus a fixed number for its answer. Tasks of one owner and
-priority go in order of arrival. Every `OLDEST_EVERY`th time the oldest task that isn't in the background goes first, so
-that a low priority doesn't wait for ever.
+priority go in order of arrival. Every `OLDEST_EVERY`th `pop` takes the oldest task that isn't in the background. So a
+task of low priority doesn't wait for ever.
 
 Tasks that can't run now (their slot is busy) are skipped and keep their place.
 
@@ -20,7 +20,7 @@ from server.records import field, record
 
 QUANTUM = 256  # tokens that an owner's turn is worth
 COST_OF_ANSWER = 256  # tokens that a task costs besides its prompt
-OLDEST_EVERY = 8  # once in so many times, the oldest task goes first
+OLDEST_EVERY = 8  # one in so many `pop`s takes the oldest task
 
 
 @record(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class FairQueue:
         return waiting
 
     def find_crowding(self, owner: str) -> Waiting | None:
-        """The latest task of the owner with the most tasks, if `owner` with one more still has fewer; else None."""
+        """The latest task of the owner with the most tasks; None unless `owner` with one more would have fewer."""
         longest = max(self._by_owner.values(), key=len, default={})
         if len(longest) <= len(self._by_owner.get(owner, ())) + 1:
             return None

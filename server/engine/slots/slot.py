@@ -133,7 +133,7 @@ class Slot:
     seq: int  # its sequence in the KV cache
     n_ctx: int  # tokens that it can hold
     tokens: list[int] = field(default_factory=list)  # between two batches: those whose cells the sequence has
-    lora: tuple[tuple[int, float], ...] = ()  # the adapters that these were computed with, as (index, scale)
+    lora: tuple[tuple[int, float], ...] = ()  # the adapters that `tokens` were computed with, as (index, scale)
     positions: GroupAttention | None = None  # with self-extend; else tokens are at positions 0, 1, ...
     is_sharing: bool = False  # some cells may belong to other sequences
     n_shared: int = 0  # tokens at its beginning whose cells may be shared

@@ -199,9 +199,9 @@ class Copy:
         return True
 
     def _resume(self, tokens: Sequence[int]) -> None:
-        """Find the place in `text` at which the copy goes on after the unexpected tokens. If there is none, a single
-        unexpected token is assumed to replace one token; after more no place is known. After `AWAY` tokens the copy
-        ends."""
+        """Find the place in `text` at which the copy goes on after the unexpected tokens. If there is none, one
+        unexpected token is assumed to replace one token; after several, no place is known. After `AWAY` tokens the
+        copy ends."""
         text, at, end = self.text, self._at, len(tokens) - 1
         if end - self._since > AWAY:
             self.text, self.place = (), -1

@@ -3,13 +3,12 @@
 Engine thread, pure arithmetic. Steps are measured by their number of rows (size). A draft gets the length with the most
 expected tokens per second.
 
-The cost of a size that wasn't measured is bounded by that of prompt rows, which are computed in the same way but
-without logits.
+While only sizes below a tile were measured, the cost of larger ones is bounded by that of prompt rows, which are
+computed in the same way but without logits.
 
-Other load on the machine only adds time. So an estimate falls faster than it rises. If the first time of a size is far
-above the expected one, a second one is awaited and the shorter one counts, because a size that looks too expensive
-isn't tried again. All steps get slower as a text grows. The smallest size shows that first, and the others are scaled
-with it.
+Other load on the machine only adds time. So an estimate falls faster than it rises. A size that looks too expensive
+isn't tried again. So if its first time is far above the expected one, a second one is awaited, and the shorter counts.
+All steps get slower as a text grows. The smallest size shows that first, and the others are scaled with it.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ def _list_likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iter
 
 
 def _list_alike(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
-    """Like `_list_likeliest_first`, for drafts that are equally long, as far as each has so many tokens."""
+    """Like `_list_likeliest_first`, for drafts of equal lengths, except that a shorter one is taken whole."""
     if len(chances) < 2:
         return
     for n in range(1, MOST_ALIKE + 1):

@@ -41,8 +41,8 @@ class ModelDrafts:
     """The small model, and the tokens in its KV cache."""
 
     def __init__(self, drafter: Drafter, n_vocab: int, stall_s: float, clock: Callable[[], float]) -> None:
-        """`n_vocab` is the large model's. Reading missing tokens may take `stall_s` seconds per step, 0 for no
-        limit."""
+        """`n_vocab` is the large model's. Reading missing tokens may take `stall_s` seconds per step (0: any
+        time)."""
         self.cost = StepCost()
         self._drafter = drafter
         self._n_vocab = n_vocab

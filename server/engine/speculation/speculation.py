@@ -46,8 +46,8 @@ More would make micro-batches that other sequences wait for."""
 
 
 TRY_EVERY, TRY, SURE_OF = 32, 8, 5.0
-"""A cost that was measured while the machine was busy isn't measured again while drafts look too expensive. So a single
-draft of which `SURE_OF` of `TRY` tokens are expected to prove right is sent every `TRY_EVERY`th time."""
+"""While drafts look too expensive, a cost that was measured on a busy machine isn't measured again. So a single draft
+of which `SURE_OF` of `TRY` tokens will probably prove right is sent every `TRY_EVERY`th time."""
 
 
 class Speculation:
