@@ -101,7 +101,7 @@ class EngineConfig:
     def is_split(self, has_window: bool) -> bool:
         """Whether each slot has a KV stream of its own, which other slots' attention skips.
 
-        By default not with sliding windows (`has_window`), because their cells can't be copied in parts.
+        By default not with a single slot or sliding windows (`has_window`), whose cells can't be copied in parts.
         """
         if self.exact:
             return True
@@ -111,7 +111,7 @@ class EngineConfig:
 
 
 def count_threads(config: EngineConfig) -> tuple[int, int]:
-    """The number of compute threads while slots generate, and during prefill."""
+    """Numbers of threads while slots generate, and during prefill."""
     n_threads = config.n_threads if config.n_threads > 0 else host_cpus.count_usable_cores()
     return n_threads, config.n_threads_batch if config.n_threads_batch > 0 else n_threads
 

@@ -218,7 +218,7 @@ GAVE_WAY = "gave_way"
 
 @record(frozen=True)
 class Tasks:
-    """All tasks of one request. They enter the queue in the same step."""
+    """All tasks of one request. Those without files enter the queue in the same step."""
 
     tasks: tuple[Task, ...]
 
@@ -551,4 +551,4 @@ class Frame:
     """Events since the last frame."""
 
     events: tuple[Event, ...]
-    snapshot: Snapshot | None = None  # None: it isn't due yet
+    snapshot: Snapshot | None = None  # None: not due

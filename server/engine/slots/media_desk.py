@@ -25,7 +25,7 @@ from server.errors import ApiError
 from server.log import get_logger
 from server.records import field, record
 
-MAX_EMBEDDED = 1 << 16  # tokens of an `Embed` with files, all held at once, unless a slot's context is larger
+MAX_EMBEDDED = 1 << 16  # the most tokens of an `Embed` with files (all held at once), unless a slot's context is larger
 
 log = get_logger("engine")
 

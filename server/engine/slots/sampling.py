@@ -67,8 +67,8 @@ def compute_history_length(params: SamplingParams, n_ctx: int) -> int:
 
 
 def _compute_reach(last_n: int, n_ctx: int) -> int:
-    """How many tokens back a penalty looks. -1 is the whole context. So are larger numbers, because C
-    reserves memory for them."""
+    """How many tokens back a penalty looks. -1 is the whole context, which is also the most: C reserves memory
+    for that."""
     return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 
