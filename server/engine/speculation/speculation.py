@@ -157,7 +157,7 @@ class Speculation:
             self._longest_s,
         )
         if len(wants) == 1 and not any(lengths) and wants[0][1].run.drafting.is_worth_a_try(chances[0]):
-            lengths = [TRY]
+            lengths = [min(TRY, len(chances[0]))]
         left = []
         for want, n, (source, _) in zip(wants, lengths, sources):
             span, slot, _ = want

@@ -90,6 +90,14 @@ def test_without_being_asked_for_nothing_is_drafted():
     assert all(len(span) == 1 for batch in d.backend.batches[1:] for span in batch)
 
 
+def test_a_draft_that_is_only_tried_keeps_to_what_the_request_allows():
+    d = driver(spec=SpecConfig(lookup=True, min_gain=1000.0))
+    d.post(POEM, n_predict=400, draft_n_max=6)
+    d.finish()
+    drafts = {span.n_draft for batch in d.backend.batches for span in batch}
+    assert drafts == {0, 6}
+
+
 def test_text_that_repeats_nothing_costs_no_rows():
     d = driver(reply=lambda history: 97 + len(history) * 7 % 26 if len(history) % 2 else letters(history))
     task = d.post(POEM, n_predict=200)
