@@ -1,7 +1,7 @@
-"""Draws a chart of the results as SVG: a row per metric, a bar per server; longer is better.
+"""Draws a chart of the results as SVG: a group of bars per metric, a bar per server; longer is better.
 
 Pure functions. Imports the standard library and this package. Metrics share no scale, so bars are relative within a
-row: the best server's has the full length. Way not taken: a plotting package.
+group: the best server's has the full length. Way not taken: a plotting package.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def svg_of(outcomes: list, peers: list, title: str) -> str:
 
 
 def _make_figure_row(outcome: Outcome, i_metric: int, peers: list) -> tuple | None:
-    """(label, bars as (index of the peer, length from 0 to 1, text)); None if there is no result."""
+    """(label, bars as (index of the peer, length from 0 to 1, text)); None if no server's median is above 0."""
     metric = outcome.workload.metrics[i_metric]
     found = compute_figures(outcome, i_metric, peers[0])
     medians = {peer: value for peer, value in found.medians.items() if value > 0}

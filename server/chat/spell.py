@@ -33,8 +33,7 @@ def explain_calls(format: CallFormat) -> str:
 
 
 def show_tools(messages: Sequence[Message], tools: Sequence[Message], format: CallFormat) -> list[Message]:
-    """Put a system message with the tools at the beginning. If the first message is a system message, its text is
-    appended."""
+    """Put a system message with the tools first. If it replaces a system message, that one's text follows the tools."""
     lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
     has_system = bool(messages) and messages[0].get("role") in SYSTEM_ROLES
     own = read_plain_text(messages[0].get("content")) if has_system else ""

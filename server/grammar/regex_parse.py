@@ -1,8 +1,8 @@
 """Parses regular expressions into a small tree: mostly the syntax that ECMA-262 and Python's `re` share.
 
-Pure functions on connection threads; imports only the standard library and `automaton`. Where the two differ, the
-narrower meaning holds (`\\d` is ASCII, `.` matches no line end), so that generated text matches in both. Not taken:
-Python's `re._parser`, which is private and knows only Python's syntax.
+Pure functions on connection threads; imports only the standard library and `automaton`. Where the two syntaxes differ,
+`\\d`, `\\w`, `\\s`, `\\S` and `.` have the narrower meaning, so that their text matches in both; `\\D`, `\\W` and
+negated classes don't. Not taken: Python's `re._parser`, which is private and knows only Python's syntax.
 
 Nodes are tuples: ("set", charset), ("cat", [nodes]), ("alt", [nodes]), ("rep", node, least, most or None), ("start",),
 ("end",), ("look", is_negative, node). `regex_gbnf` adds ("dfa", automaton).

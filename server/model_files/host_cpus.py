@@ -1,8 +1,8 @@
 """The number of cores that this process may use. Standard library only.
 
-Used by both processes: for the default of `-t`, and to warn if `-t` is larger. The affinity limits the cores, a
-container's quota their time. `count_usable_cores` rounds down: compute threads spin while they wait for each other, so
-a thread without a whole core costs far more than it saves.
+Both processes use it: for numbers of threads, for the warning about too many, and for a step's time limit. The
+affinity limits the cores, a container's quota their time. `count_usable_cores` rounds down: compute threads spin while
+they wait for each other, so a thread without a whole core costs far more than it saves.
 
 Not taken: the number of physical cores. The benefit of hyper-threads depends on the machine; `--tune` measures it.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 JOB_CPU_RATE = 15  # JobObjectCpuRateControlInformation
 RATE_ENABLED, RATE_HARD_CAP = 1, 4
-WHOLE_RATE = 10_000  # the rate of all processors
+WHOLE_RATE = 10_000  # CpuRate for all of the processors' time
 
 
 def count_usable_cores() -> int:
@@ -76,7 +76,7 @@ def find_control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path
 
 def read_windows_affinity() -> int:
     """The number of processors in the affinity mask; 0 if it is unknown, as for several groups of 64."""
-    import ctypes  # here, because other systems have files for this
+    import ctypes  # here, because only Windows needs it
 
     kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
@@ -91,7 +91,7 @@ def read_windows_quotas() -> Iterator[float]:
     """The quota of this process's job (a container), in cores."""
     import ctypes
 
-    info = (ctypes.c_uint32 * 2)()  # flags, and a rate of all processors in ten-thousandths
+    info = (ctypes.c_uint32 * 2)()  # flags, and CpuRate: ten-thousandths of all processors' time
     done = ctypes.WinDLL("kernel32").QueryInformationJobObject(  # type: ignore[attr-defined]
         None, JOB_CPU_RATE, ctypes.byref(info), ctypes.sizeof(info), None
     )

@@ -24,9 +24,9 @@ from server.models.model import Vocab
 MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
 
 # The time that llama.cpp's DRY sampler needs to search the vocabulary. It uses the first BREAKER_BYTES of a breaker.
-# For each token it needs BREAKER_TOKEN_S seconds. For a token at whose end the breaker may begin, it needs
-# BREAKER_TAIL_S more, and BREAKER_BYTE_S for each byte of the breaker. A sample of VOCAB_SAMPLE tokens shows how many
-# such tokens there are. All breakers of a request together may need BREAKERS_S.
+# For each token it needs BREAKER_TOKEN_S seconds. For a token that ends with the breaker's first byte, it needs
+# BREAKER_TAIL_S more, and BREAKER_BYTE_S per byte of the breaker. A sample of VOCAB_SAMPLE tokens shows how many such
+# tokens there are. All breakers of a request together may need BREAKERS_S.
 BREAKER_BYTES, BREAKER_TOKEN_S, BREAKER_TAIL_S, BREAKER_BYTE_S = 40, 50e-9, 15e-6, 0.3e-6
 BREAKERS_S, VOCAB_SAMPLE = 0.3, 1024
 
@@ -104,7 +104,7 @@ def read_penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
 
 
 def read_sampler_names(names: object) -> tuple[str, ...]:
-    """The names in `samplers`, a list or a string of letters, with aliases resolved. ApiError 400."""
+    """The names in `samplers` (a list, a name, or a string of letters), with aliases resolved. ApiError 400."""
     if isinstance(names, str) and names not in SAMPLER_NAMES and names not in SAMPLER_ALIASES:
         names = [SAMPLER_LETTERS.get(letter, letter) for letter in names]
     known = []

@@ -8,7 +8,7 @@ character of a word (`std::regex`), so a long word can overflow an ordinary stac
 - large texts are tokenized one at a time,
 - the memory for tokenizing texts of over `LONG` characters is counted (`server.memory`).
 
-Not taken: cutting texts at any place, which may change the tokens; a process for tokenizing, which would be a third one
+Not taken: tokenizing parts cut at arbitrary places, which may change the tokens; a process for tokenizing, a third one
 to start and watch.
 """
 
@@ -117,8 +117,8 @@ class BoundedVocab:
 
 
 def may_have_long_word(text: str) -> bool:
-    """Whether a word or a run of white space may be longer than `LONG`. Such a one fills a block of half that length;
-    full blocks are found quickly."""
+    """Whether a word or a run of white space may be longer than `LONG`. If the text is cut into blocks of half
+    that length, such a one fills a block; that is found quickly."""
     n = LONG // 2
     blocks = (text[at : at + n] for at in range(0, len(text) - n + 1, n))
     return any(block.isspace() or len(block.split(None, 1)[0]) == n for block in blocks)

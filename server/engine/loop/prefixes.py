@@ -35,8 +35,8 @@ MAX_SAVE_S = 1.0  # seconds for saving one cache, and for saving all of them at 
 PARK_AFTER_ROWS = 64  # rows computed since an idle slot's latest use before its cells are moved to memory
 MIN_PARKED = 64  # cells of its own that an idle slot must have to be moved
 SPARE_PART = 8
-"""A task comes back from memory when its cells (at least its prompt's) and 1 / `SPARE_PART` of the cache have room
-beside older tasks; the oldest needs only its cells."""
+"""A task comes back from memory when its cells (or its whole prompt, if that is more) and 1 / `SPARE_PART` of the cache
+fit beside older tasks; the oldest needs only its cells."""
 LAST_TOKEN = "the last token is evaluated again"
 NOT_ASKED = "cache_prompt is false"
 OTHER_LORA = "computed with other adapters"
@@ -71,8 +71,8 @@ class Prefixes:
         return sum(len(slot.tokens) for slot in slots) - self._shared[1]
 
     def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Any:
-        """The free slot that suits a task best. A task with `probs_from` gets one with a shifted context, else the one
-        with the least of its prompt, so that the slot with the whole text keeps it."""
+        """The free slot that suits a task best. A task with `probs_from` gets one that loses least: with a
+        shifted context, else with the least of its prompt. So the slot with its whole text keeps that."""
         if task.probs_from:
             return min(
                 free, key=lambda slot: (slot.shifted_at is None, count_common_prefix(slot.tokens, prompt), slot.t_used)
@@ -127,7 +127,7 @@ class Prefixes:
         if run.leader.slot.run is run.leader.run and len(run.leader.slot.tokens) < run.leader.n:
             return True
         self._reuse(slot, run)
-        run.leader = self._find_leader(slot, run)  # a new one, if the leader was cancelled
+        run.leader = self._find_leader(slot, run)  # a new one, if another slot is reading more of the prompt
         run.cache_reason = LAST_TOKEN if run.n_cached == run.n_reusable else ""
         if run.task.progress:
             self._state.report_progress(slot)
@@ -254,7 +254,7 @@ class Prefixes:
             prompt_cache.trim(self._state.backend, slot, 0)
             slot.parked = tokens
         else:
-            slot.n_rows_used = math.inf  # memory has no room for it: its cells stay
+            slot.n_rows_used = math.inf  # memory can't hold all of it: its cells stay
 
     def close(self) -> None:
         """The engine ends: write the slots' caches to the disk cache, for about `MAX_SAVE_S`."""

@@ -1,9 +1,9 @@
 """Turns `SamplingParams` into the list of sampler stages that the backend builds in C.
 
 Pure functions. Most stages that would change nothing are left out, so a plain greedy request costs one argmax. The
-rules are those of llama.cpp's server:
+rules follow llama.cpp's server, but not in all cases:
 
-- Logit bias comes first, then the stages of `samplers` in their order, repeated ones repeatedly.
+- Logit bias comes first, then the stages of `samplers` in their order, with repeats. `adaptive_p` always comes last.
 - With a temperature <= 0, the most likely token after bias, penalties and DRY is taken.
 - With mirostat, only bias, penalties and temperature come before it, and it picks the token itself.
 - The grammar isn't a stage. The backend checks the picked token against it, which is much cheaper.
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from server.engine.seam.task import SamplingParams
 from server.records import record
 
-# C computes in 32-bit floats: with these limits, bias and temperature can't make a logit infinite.
+# C computes in 32-bit floats: with these limits, a bias and one temperature stage can't make a logit infinite.
 MAX_BIAS = 1e9
 MIN_TEMPERATURE = 1e-6
 
@@ -67,8 +67,8 @@ def compute_history_length(params: SamplingParams, n_ctx: int) -> int:
 
 
 def _compute_reach(last_n: int, n_ctx: int) -> int:
-    """How many tokens back a penalty looks. -1 is the whole context, which is also the most: C reserves memory
-    for that."""
+    """How many tokens back a penalty looks. -1 means the whole context. More is cut to that, because C reserves memory
+    for it."""
     return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 
