@@ -17,7 +17,7 @@ from server.web.http1.head import Framing, Head, HeadParser
 from server.web.http1.multipart import FormParser
 from server.web.limits import Limits
 
-RECV_BYTES = 256 * 1024
+RECV_BYTES = 64 * 1024  # a larger buffer takes 10 us more to allocate, for each call
 PLAIN_HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 """OpenSSL's names for the error when a client sends plain HTTP instead of TLS."""
 
