@@ -77,8 +77,9 @@ class Share:
 
     def close(self) -> None:
         """Give all bytes back. Later calls of `take` count nothing."""
+        with self._lock:
+            self._is_closed = True
         self.keep(0)
-        self._is_closed = True
 
 
 def return_large_blocks() -> None:

@@ -40,6 +40,25 @@ def test_nothing_is_counted_outside_of_requests_and_behind_their_ends(budget):
     assert budget.n_used == 0
 
 
+def test_bytes_that_another_thread_takes_at_the_end_are_given_back(budget):
+    """The fake lock is where the other thread gets its turn: each time that the lock is free again."""
+
+    class Lock:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            share._lock, mine = threading.Lock(), share._lock
+            share.take(30)
+            share._lock = mine
+
+    share = Share(budget)
+    share.take(20)
+    share._lock = Lock()
+    share.close()
+    assert budget.n_used == 0
+
+
 def test_a_block_gives_back_what_it_held_whatever_happens(budget):
     memory.use(Share(budget))
     with pytest.raises(KeyError), memory.keep_held(50):
