@@ -93,6 +93,23 @@ def test_a_response_can_be_asked_for_and_forgotten(api):
     assert api.post(URL, {"input": "x", "previous_response_id": first["id"]}).status == 404
 
 
+def test_a_response_that_is_dropped_while_it_is_asked_for_is_found_whole_or_not_at_all(api, monkeypatch):
+    """The store drops it as soon as somebody has read it."""
+    store = api.context.stored
+    get_from_store = store.get
+
+    def get_once(id_, key_id):
+        found = get_from_store(id_, key_id)
+        store.delete(id_, key_id)
+        return found
+
+    monkeypatch.setattr(store, "get", get_once)
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+        response = ask(api)
+        answer = api.send(method, f"{URL}/{response['id']}{path}", b"" if method == "POST" else None)
+        assert answer.status in (200, 400, 404), answer
+
+
 def test_what_is_not_to_be_stored_is_not(api):
     first = ask(api, store=False)
     assert first["store"] is False and get(api, first).status == 404

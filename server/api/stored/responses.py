@@ -73,7 +73,8 @@ class ResponseHandlers:
 
     def list_input_items(self, request: Request) -> Response:
         """Lists the items of the response's input, and before them those of all responses that it continues from."""
-        *before, own = find_earlier_records(self._context, request.key_id, self._require(request))
+        self._find(request)
+        *before, own = find_earlier_records(self._context, request.key_id, request.params["id"])
         items = [item for found in before for item in items_of_record(found)]
         return make_json_response(make_page(request, [*items, *own["input"]]))
 
@@ -88,18 +89,17 @@ class ResponseHandlers:
         return RESPONSES.reply(answer, body, chat.warnings)
 
     def _find(self, request: Request) -> dict[str, Any]:
-        id_ = self._require(request)
-        found: dict[str, Any] = self._context.stored.get(id_, request.key_id)
+        """The stored response of the request's id. ApiError 404."""
+        id_ = request.params["id"]
+        found: dict[str, Any] | None = None
+        if id_.startswith("resp_"):
+            found = self._context.stored.get(id_, request.key_id)
+        if found is None:
+            raise ApiError(404, f"there is no response {id_[:80]!r}")
         response = found["response"]
         if response["status"] in (QUEUED, IN_PROGRESS):
             found["response"] = {**response, "status": FAILED, "error": LOST}
         return found
-
-    def _require(self, request: Request) -> str:
-        id_ = request.params["id"]
-        if not id_.startswith("resp_") or self._context.stored.get(id_, request.key_id) is None:
-            raise ApiError(404, f"there is no response {id_[:80]!r}")
-        return id_
 
 
 def make_page(request: Request, items: Sequence[Any], default: int = LIMIT, most: int = MAX_LIMIT) -> dict[str, Any]:
