@@ -19,6 +19,7 @@ from server.model_files.shape import Layer, Shape
 
 __all__ = ["Layer", "Shape", "read_shape", "shape_of"]
 
+TABLE = "token_embd.weight"
 BLOCK = re.compile(r"blk\.(\d+)\.")
 # architectures for which tests have shown that llama.cpp keeps older recurrent states correctly
 GOES_BACK = ("lfm2", "lfm2moe", "qwen35", "qwen35moe")
@@ -72,7 +73,7 @@ def shape_of(parts: Sequence[Gguf], pinned: Iterable[str] = ()) -> Shape:
     n_layers = reader.require_number("block_count")
     groups = _group_tensors(parts, n_layers, _compile_patterns(pinned))
     names = [[tensor.name for tensor in group] for group in groups["layers"]]
-    table = gguf.tensors.get("token_embd.weight")
+    table = next((part.tensors[TABLE] for part in parts if TABLE in part.tensors), None)
     has_cache = arch not in WITHOUT_CACHE
     layers = tuple(
         Layer(_count_bytes(group), *(reader.read_cache(i, names[i]) if has_cache else ()))

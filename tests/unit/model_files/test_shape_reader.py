@@ -45,6 +45,12 @@ def test_an_embedding_model_keeps_nothing(bert_embed_model):
     assert all(layer == Layer(layer.weights) for layer in shape.layers) and shape.n_vocab == 0
 
 
+def test_the_vocabulary_is_counted_in_whichever_part_of_a_split_model_it_is():
+    first, second = header("llama", {}, attention__head_count=4), header("llama", PLAIN)
+    assert shape_of([first, second]) == shape_of([header("llama", PLAIN, attention__head_count=4)])
+    assert shape_of([first, second]).n_vocab == 100
+
+
 def test_weights_by_place():
     shape = shape_of([header("llama", PLAIN, attention__head_count=4)])
     assert (shape.input, shape.output, [layer.weights for layer in shape.layers]) == (1000, 510, [7, 8])
