@@ -107,6 +107,9 @@ class Starter:
             options = with_advice(options, advice)
         return PreparedModel(self, options, known, before, list_worker_places(config.rpc))
 
+    def end_load(self) -> None:
+        self.spare.refill_later()
+
     def tick(self, is_busy: bool) -> None:
         self.spare.tick(is_busy)
 
@@ -180,7 +183,6 @@ class PreparedModel:
         assert model.info is not None
         if model.info.is_generative:
             check_chat_template(self.options.template, model)
-        self.starter.spare.refill_later()
 
     def _plan(self, room: Room) -> memory_plan.Plan | None:
         shape = self.config.shape

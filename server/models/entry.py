@@ -67,6 +67,9 @@ class Starter(Protocol):
     def measure_room(self) -> Room:
         """The host's free memory, and for GPUs what was free before any load."""
 
+    def end_load(self) -> None:
+        """A load has ended, with a model or without."""
+
     def tick(self, is_busy: bool) -> None:
         """Main thread: do postponed work, preferably while no engine `is_busy`."""
 

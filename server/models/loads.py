@@ -105,6 +105,9 @@ class Loads:
         else:
             log.info("%s is loaded, after %.2f s", entry.name, time.monotonic() - started)
             self._succeed(load, model)
+        finally:
+            assert self._starter is not None
+            self._starter.end_load()
 
     def _prepare(self, load: Load) -> tuple[Prepared, Room | None]:
         """Read the model's files and wait for room. Return the prepared model and its room; the room is None if the

@@ -37,6 +37,9 @@ class FakeStarter:
     def measure_room(self):
         return {"memory": self.bytes}
 
+    def end_load(self):
+        pass
+
     def tick(self, is_busy):
         pass
 

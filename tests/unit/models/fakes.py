@@ -81,7 +81,7 @@ class House:
         self.started: list[str] = []
         self.awaited: dict[str, bool] = {}
         self.most = 0
-        self.n_read = self.n_measured = 0
+        self.n_read = self.n_measured = self.n_ended = 0
         self.least: dict[str, int] = {}  # what a model makes do with, where it isn't all of its size
 
     def models(self, **options: object) -> Models:
@@ -92,6 +92,9 @@ class House:
         with self.lock:
             self.n_measured += 1
             return {"memory": self.bytes - sum(self.sizes[engine.name] for engine in self.alive)}
+
+    def end_load(self):
+        self.n_ended += 1
 
     def tick(self, is_busy):
         pass

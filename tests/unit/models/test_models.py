@@ -137,6 +137,24 @@ def test_a_load_that_fails_tells_all_that_wait_why_and_who_comes_later_at_once()
     wait_until(lambda: len(house.alive) == 2, "the end of the engine that failed", PATIENCE)
 
 
+def test_the_starter_is_told_of_the_end_of_each_load_so_that_the_next_one_has_a_spare_process():
+    house = House(a=1, b=1, c=1)
+    models = house.models()
+    house.faults["a"] = StartError("it is broken")
+    with pytest.raises(ApiError, match="it is broken"):
+        models.get("a", FakeRequest())
+    wait_until(lambda: house.n_ended == 1, "the end of a load without an engine", PATIENCE)
+    models.get("b", FakeRequest())
+    wait_until(lambda: house.n_ended == 2, "the end of a load", PATIENCE)
+    house.is_quick = False
+    asked = ask(models, "c")
+    wait_until(lambda: "c" in house.engines, "an engine", PATIENCE)
+    house.engines["c"].load(error="it is too new")
+    with pytest.raises(ApiError, match="it is too new"):
+        asked.result(PATIENCE)
+    wait_until(lambda: house.n_ended == 3, "the end of a load whose engine failed", PATIENCE)
+
+
 def test_an_engine_that_is_killed_while_it_loads_is_started_once_more():
     house = House(is_quick=False, a=1)
     models = house.models()
