@@ -186,8 +186,8 @@ def _install(part: Part, folder: Path, manifest: dict, built: Path) -> None:
     try:
         _run_smoke(part, folder, manifest["load_order"] + [name])
     except Failure:
-        (folder / name).unlink()
-        built.unlink()
+        for path in (folder / name, built, *(folder / link for link in links if link not in manifest["links"])):
+            path.unlink()
         raise
     facts = {"sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size}
     changes = {"links": {**manifest["links"], **links}, "files": {**manifest["files"], name: facts}}

@@ -97,6 +97,7 @@ def test_a_libmtmd_that_does_not_load_is_not_kept(installed, capsys, monkeypatch
     assert code == 1 and "doesn't load" in complaint
     folder = installed.dest / "linux-x64-cpu"
     assert manifest_of(folder)["mtmd"] is None and not (folder / "libmtmd.so").exists()
+    assert not any(path.is_symlink() for path in folder.iterdir()), "links that only the new library needs"
     assert not list((installed.cache / "mtmd").rglob("libmtmd.so"))
     assert (
         fetch_libs.read_folder_state(
@@ -104,6 +105,19 @@ def test_a_libmtmd_that_does_not_load_is_not_kept(installed, capsys, monkeypatch
         )
         == "current"
     )
+
+
+def test_links_that_another_library_needs_stay_when_one_does_not_load(installed, capsys, monkeypatch):
+    assert run(installed, capsys, "--with-mtmd")[0] == 0
+
+    def smoke(part, folder, order):
+        raise common.Failure("the built libggml-rpc.so doesn't load (undefined symbol): update the checkout")
+
+    monkeypatch.setattr(build_parts, "_run_smoke", smoke)
+    assert run(installed, capsys, "--with-rpc")[0] == 1
+    folder = installed.dest / "linux-x64-cpu"
+    assert all((folder / name).is_symlink() for name in manifest_of(folder)["links"])
+    assert manifest_of(folder)["links"] and run(installed, capsys, "--verify")[0] == 0
 
 
 @posix_only
