@@ -230,14 +230,13 @@ def _find_common_faults(gguf: Gguf, architecture: str, tensors: Mapping[str, Ten
             yield f"has the tensor {tensor.name} as {type_name}, which llama.cpp can't compute with"
         elif len(tensor.dims) == 1 and type_name != "f32":
             yield f"has the vector {tensor.name} as {type_name}, which llama.cpp supports only as f32"
-    yield from _find_embedding_faults(gguf, architecture, gguf.metadata.get(TOKENS))
+    table = tensors.get("token_embd.weight")
+    if table is not None:
+        yield from _find_embedding_faults(gguf, architecture, table, gguf.metadata.get(TOKENS))
 
 
-def _find_embedding_faults(gguf: Gguf, architecture: str, tokens: object) -> Iterator[str]:
-    table = gguf.tensors.get("token_embd.weight")
+def _find_embedding_faults(gguf: Gguf, architecture: str, table: Tensor, tokens: object) -> Iterator[str]:
     width = gguf.metadata[f"{architecture}.embedding_length"]
-    if table is None:
-        return
     if table.dims[0] != width:
         yield f"says that embeddings are {width} wide, but token_embd.weight is {table.dims[0]} wide"
     elif isinstance(tokens, Array) and len(table.dims) > 1 and table.dims[1] != tokens.count:

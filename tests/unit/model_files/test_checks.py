@@ -9,8 +9,11 @@ import struct
 import pytest
 
 from server.errors import StartError
+from server.model_files import gguf
 from server.model_files.checks import check_all, check_model_file, check_ranker
+from server.model_files.header_checks import find_model_faults
 from server.model_files.rerankers import QWEN_TEMPLATE, TEMPLATE_KEY, template_of
+from server.records import replace
 from tests.gguf_edit import scalar, take_apart
 from tests.malformed import FAULTS, LEFT_TO_LIBLLAMA
 from tests.tiny_gpt2 import tiny_gpt2
@@ -24,6 +27,14 @@ def refusal(path, option: str = "-m") -> str:
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
     return message
+
+
+def test_embeddings_are_checked_in_whichever_part_of_a_split_model_they_are(tiny_spm_model):
+    first, second = gguf.read(tiny_spm_model), gguf.read(tiny_spm_model)
+    first.tensors = {}
+    table = second.tensors["token_embd.weight"]
+    second.tensors["token_embd.weight"] = replace(table, dims=(table.dims[0], table.dims[1] + 1))
+    assert any("but embeddings for" in fault for fault in find_model_faults([first, second]))
 
 
 @pytest.mark.parametrize(
