@@ -157,6 +157,7 @@ def read_presets(path: str, tell: Callable[[str], None]) -> list[_Preset]:
     presets: list[_Preset] = []
     places: dict[str, str] = {}
     for_all: Mapping[str, Any] = {}
+    are_eager = False
     sections = [section for section in read_sections(path) if section[0] or section[2]]
     for name, place, settings in sorted(sections, key=lambda section: section[0] != FOR_ALL):
         if name in places:
@@ -171,19 +172,19 @@ def read_presets(path: str, tell: Callable[[str], None]) -> list[_Preset]:
         for line in warnings:
             tell(line)
         if name == FOR_ALL:
-            for_all = values
+            for_all, are_eager = values, _is_eager(marked)
         values = {**for_all, **values}
         try:
             parse((), {}, own=values)
         except OptionError as error:  # options that contradict each other
             raise OptionError(f"{place} [{name}]: {error}") from None
-        presets.append(_Preset(name, place, values, _is_eager(marked)))
+        presets.append(_Preset(name, place, values, _is_eager(marked, are_eager)))
     return [preset for preset in presets if preset.name]
 
 
-def _is_eager(settings: Iterable[Setting]) -> bool:
+def _is_eager(settings: Iterable[Setting], default: bool = False) -> bool:
     said = [switch(f"{where}: {key}", "".join(texts)) for key, texts, where in settings if key == EAGER]
-    return bool(said and said[-1])
+    return bool(said[-1]) if said else default
 
 
 def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list[ModelEntry]:

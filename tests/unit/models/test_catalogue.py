@@ -390,6 +390,13 @@ def test_a_section_is_a_model_with_options_of_its_own(models, tmp_path, presets)
     assert [entry.is_eager for entry in found.values()] == [True, False, False]
 
 
+def test_loading_at_start_may_be_said_for_all_models_and_otherwise_for_one(models, tmp_path, presets):
+    put(models, "a.gguf", "b.gguf", "c.gguf")
+    path = presets("[a]\ntemp = 1\n[b]\nload-on-startup = off\n[*]\nload-on-startup = on\n")
+    found = find(tmp_path, "--models-dir", str(models), "--models-preset", path)
+    assert {name: entry.is_eager for name, entry in found.items()} == {"a": True, "b": False, "c": True}
+
+
 def test_one_file_may_have_several_presets(models, tmp_path, presets):
     put(models, "a.gguf")
     file = models / "a.gguf"
