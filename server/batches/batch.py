@@ -36,6 +36,7 @@ OPEN = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
 STAMPS = (IN_PROGRESS, FINALIZING, COMPLETED, FAILED, EXPIRED, CANCELLING, CANCELLED)
 """States whose time a batch shows, for example as `completed_at`."""
 BUSY_S = 1.0  # seconds until the next try if another process has locked the files
+FULL_S = 10.0  # seconds until the next try if a file can't be written
 LATE = "This request could not be executed before the completion window expired."
 
 log = get_logger("batches")
@@ -205,7 +206,8 @@ class Batch:
             self._end(last)
 
     def _end(self, status: str, errors: object = None) -> None:
-        """Change to a final state. Files with answers or errors are registered unless they are empty."""
+        """Change to a final state. Files with answers or errors are registered unless they are empty. OSError if that
+        can't be written; the answers stay, and the batch is open."""
         changes: dict[str, Any] = {"errors": errors, "request_counts": self._get_counts()}
         work, self.work = self.work, None
         if work is not None:
@@ -213,13 +215,13 @@ class Batch:
         names = {"answers": "output_file_id", "errors": "error_file_id"}
         for own, name in names.items():
             id_ = self.own[own]
-            with suppress(OSError):
-                if self._files.make_path(id_).stat().st_size:
-                    filename = f"{self.id}_{'output' if own == 'answers' else 'error'}.jsonl"
-                    self._files.finish(id_, self.key_id, filename, WRITTEN, self.own["age_s"])
-                    changes[name] = id_
-                    continue
-            self._files.drop(id_)
+            path = self._files.make_path(id_)
+            if path.exists() and path.stat().st_size:
+                filename = f"{self.id}_{'output' if own == 'answers' else 'error'}.jsonl"
+                self._files.finish(id_, self.key_id, filename, WRITTEN, self.own["age_s"])
+                changes[name] = id_
+            else:
+                self._files.drop(id_)
         self._files.release(self.about["input_file_id"])
         self._turn(status, **changes)
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from server.batches.asking import Asking
-from server.batches.batch import CANCELLING, OPEN, VALIDATING, Asked, Batch
+from server.batches.batch import CANCELLING, FULL_S, OPEN, VALIDATING, Asked, Batch
 from server.batches.files import Files
 from server.batches.work import Asked as AskedLine
 from server.batches.work import Work
@@ -187,6 +187,7 @@ class Batches:
             step()
         except OSError as error:
             log.error("%s: %s", batch.id, error)
+            batch.t_next = self._now() + FULL_S
             batch.fault = f"the answers can't be written: {error}"
         finally:
             with self._changed:

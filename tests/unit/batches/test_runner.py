@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -36,8 +37,8 @@ def make(tmp_path):
     """`make(...)` makes batches in one folder; the test's end ends them."""
     made: list[Batches] = []
 
-    def open_batches(is_ready=lambda: True, n: int = 1) -> tuple[Batches, Asking]:
-        batches = Batches(tmp_path / "batches", Files(tmp_path / "files", 1 << 20), is_ready, lambda: n)
+    def open_batches(is_ready=lambda: True, n: int = 1, now=time.time) -> tuple[Batches, Asking]:
+        batches = Batches(tmp_path / "batches", Files(tmp_path / "files", 1 << 20), is_ready, lambda: n, now)
         batches._asking = asking = Asking()
         made.append(batches)
         return batches, asking
@@ -110,6 +111,28 @@ def test_a_batch_that_is_told_to_end_while_its_input_is_read_ends(make):
         batches.cancel(batch)
     wait_until(lambda: batch.status == "cancelled", "its end")
     assert asking.keys == [] and batch.as_json()["request_counts"]["total"] == 0
+
+
+def test_answers_stay_while_the_disk_is_full_and_become_a_file_once_there_is_room(make, monkeypatch):
+    hours = [0]
+    batches, asking = make(now=lambda: time.time() + 3600 * hours[0])
+    batch = begin(batches, "a")
+    answers = batches.files.make_path(batch.own["answers"])
+    tries = []
+
+    def refuse(path, data):
+        tries.append(path)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.batches.files.write_whole", refuse)
+        asking.go.set()
+        wait_until(lambda: batch.is_blocked, "the first try")
+        assert len(tries) == 1 and batch.is_open and answers.read_bytes().count(b"\n") == 4
+    hours[0] += 1
+    wait_until(lambda: not batch.is_open, "the next try")
+    assert answers.read_bytes().count(b"\n") == 4 and len(asking.keys) == 4
+    assert batches.files.get(batch.about["output_file_id"], "a")
 
 
 def test_what_ended_long_ago_is_forgotten(make, monkeypatch):
