@@ -25,6 +25,7 @@ from server.records import record
 
 KINDS = ("string", "number", "boolean", "null", "object", "array")
 FREE = "plain"
+LEFT_OUT = "strings of this form can't be written in this format and are left out"
 _WAYS_MAX = 20  # alternatives of the whole object
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _LIKE_JSON = '-0123456789tfnTFN{[" \t\r\n'  # first characters of texts that could be read as a value of another type
@@ -155,12 +156,12 @@ class _MemberConverter(Converter):
         pointers = tuple(part.pointer for part in conjunction)
         shapes = [] if pointers in self.dead else self.document.make_shapes(conjunction)
         found: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        named: list[str] = []
+        named: list[tuple[str, str]] = []  # (text, pointer)
         for shape in shapes:
             if shape.values is not None:
                 for value in shape.values:
                     if can_fit_shape(self.document, value, shape):
-                        self.add_value(value, named, found)
+                        self.add_value(value, shape.pointer, named, found)
                 continue
             for kind in shape.types:
                 if kind == "string" and self.close:
@@ -173,7 +174,12 @@ class _MemberConverter(Converter):
         others = [kind for kind, ways in found.items() if ways]
         is_free = any(shape.is_free() for shape in shapes)
         must_differ = not (self.is_marked or is_free or set(others) <= {"null"})
-        texts: list[str] = [make_literal(text) for text in named if self.is_marked or guess_kind(text) not in others]
+        texts: list[str] = []
+        for word, pointer in named:
+            if self.close not in word and (self.is_marked or guess_kind(word) not in others):
+                texts.append(make_literal(word))
+            else:
+                self.document.loosen(pointer, LEFT_OUT, fatal=False)
         texts += [text for shape in strings if (text := self.make_plain_text(shape, must_differ, key))]
         rules = tuple((kind, self.builder.define(f"{key}-{kind}", make_factored(found[kind]))) for kind in others)
         if not texts and not rules:
@@ -182,13 +188,13 @@ class _MemberConverter(Converter):
         rule = text if text in ("", FREE) else self.builder.define(f"{key}-text", text)
         return Member(key, is_required, rule, rules)
 
-    def add_value(self, value: object, texts: list[str], found: dict[str, list[str]]) -> None:
-        """Adds one value of an enum to `texts` (unless it contains `close`) or, as JSON, to `found`."""
+    def add_value(self, value: object, pointer: str, texts: list[tuple[str, str]], found: dict[str, list[str]]) -> None:
+        """Adds one value of an enum to `texts` or, as JSON, to `found`."""
         if not isinstance(value, str) or not self.close:
             kind = kind_of(value)
             found["number" if kind == "integer" else kind].append(make_value_expression(self.builder, value))
-        elif self.close not in value and all(has_code(ANY, ord(char)) for char in value):
-            texts.append(value)
+        elif all(has_code(ANY, ord(char)) for char in value):
+            texts.append((value, pointer))
 
     def make_plain_text(self, shape: Shape, must_differ: bool, hint: str) -> str | None:
         """The rule or expression of a shape's strings as plain text; None if there are none."""
@@ -214,9 +220,7 @@ class _MemberConverter(Converter):
             other = without(ANY, automaton.collect_characters(_LIKE_JSON))
             dfa = self.intersect_dfas(dfa, Dfa([True, True], [[(other, 1)], [(ANY, 1)]]), 10_000)
         if dfa is None or dfa.is_empty():
-            self.document.loosen(
-                shape.pointer, "strings of this form can't be written in this format and are left out", fatal=False
-            )
+            self.document.loosen(shape.pointer, LEFT_OUT, fatal=False)
             return None
         return print_dfa(self.builder, dfa, f"{hint}-text", self.class_of_text)
 
