@@ -155,6 +155,8 @@ def settle(
         reason = reason or ("every value would have to contain another one of the same schema", min(endless)[0])
     if root is None:
         raise SchemaError(*(reason or ("no value fits this schema", "#")))
+    if endless:
+        raise SchemaError("alternatives without a finite value are nested too deep", min(endless)[0])
     return root, converter
 
 

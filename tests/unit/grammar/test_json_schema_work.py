@@ -125,6 +125,22 @@ def test_one_deadline_holds_for_all_rounds_of_a_conversion(monkeypatch: pytest.M
     assert len(asked) == 1
 
 
+def test_endless_alternatives_that_no_round_has_reached_are_refused():
+    """Each round finds that one more of these objects can have no property, and so no value."""
+
+    def chain(n: int) -> dict:
+        chained = {f"o{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/o{i + 1}"}},
+                             "minProperties": 1, "additionalProperties": False} for i in range(n)}  # fmt: skip
+        endless = {"type": "object", "properties": {"a": {"$ref": f"#/$defs/o{n}"}}, "required": ["a"]}
+        return {"$defs": {**chained, f"o{n}": endless}, "anyOf": [{"$ref": "#/$defs/o0"}, {"type": "integer"}]}
+
+    assert (
+        "object" not in convert(chain(3)).grammar and convert(chain(3)).grammar == convert({"type": "integer"}).grammar
+    )
+    with pytest.raises(SchemaError, match="without a finite value"):
+        convert(chain(20))
+
+
 def test_pointers_that_would_fill_the_memory_are_refused():
     schema = {"$ref": "#/x", "x": {}, "K" * 100_000: [{}] * 10_000}
     with pytest.raises(SchemaError, match="too long"):
