@@ -22,7 +22,7 @@ from server.engine.slots.pace import TILE
 DOWN, UP = 0.3, 0.06  # weight of a new time that is shorter, or longer, than the estimate
 DOUBT = 2  # a first time that exceeds the expected one by this factor must come twice
 MAX_ROWS = 4096  # larger steps count as steps of this many rows
-MAX_WAIT = 1.25  # if a sequence has no draft, the others' drafts may lengthen a step by this factor
+MAX_WAIT = 1.25  # with several sequences, drafts may always lengthen a step by this factor
 FEW_PLAIN = 8  # a step with drafts may take the time of this many steps without drafts, whatever its limit
 MOST_ALIKE = 8  # the most tokens of a draft, where drafts are equally long for all sequences
 MIN_PROMPT_ROWS = 16  # smaller steps of prompt rows aren't measured
